@@ -1,0 +1,79 @@
+"""The errors that users meet. Each is one line: what went wrong, where, and what to do.
+
+NceFxError
++-- InputError       a model, option, shape or data set that was asked for is not right
++-- TraceError       the model cannot be turned into a graph
++-- ChannelError     widths that a model cannot take
++-- BudgetError      a budget that no plan can meet
++-- PlanError        a plan that does not belong to the model
++-- QuantizeError    a quantization that cannot be inserted
++-- TrainingError    training that cannot go on
++-- ArtifactError    files that are missing, damaged, foreign, or in the way
++-- ExportError      a graph that the format cannot say, or that did not verify
++-- PassError        a pass that failed, named with the passes before it
+"""
+
+from __future__ import annotations
+
+import torch.fx
+
+
+class NceFxError(Exception):
+    """Base of all errors that nce-fx raises on purpose; the command line prints them without a traceback."""
+
+
+class InputError(NceFxError):
+    """A model, option, shape or data set that was asked for is not right."""
+
+
+class TraceError(NceFxError):
+    """The model cannot be turned into a graph."""
+
+
+class ChannelError(NceFxError):
+    """Widths that a model cannot take."""
+
+
+class BudgetError(NceFxError):
+    """A budget that no plan can meet."""
+
+
+class PlanError(NceFxError):
+    """A plan that does not belong to the model."""
+
+
+class QuantizeError(NceFxError):
+    """A quantization that cannot be inserted."""
+
+
+class TrainingError(NceFxError):
+    """Training that cannot go on."""
+
+
+class ArtifactError(NceFxError):
+    """Files that are missing, damaged, foreign, or in the way."""
+
+
+class ExportError(NceFxError):
+    """A graph that the format cannot say, or an exported file that did not verify."""
+
+
+class PassError(NceFxError):
+    """A pass that failed, named with the passes before it."""
+
+
+def source_line(node: torch.fx.Node) -> str:
+    """Return the user's own source line of a node as ``file:line``, or an empty string where fx recorded none."""
+    frames = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip().startswith("File ")]
+    own = [frame for frame in frames if "/torch/" not in frame and "/nce_fx/tracing" not in frame]
+    if not own:
+        return ""
+    path, line, *_ = own[-1].removeprefix("File ").split(", ")
+    return f"{path.strip(chr(34))}:{line.removeprefix('line ')}"
+
+
+def where(node: torch.fx.Node) -> str:
+    """Return how messages name a node: its name, target, and the user's own source line when known."""
+    line = source_line(node)
+    target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    return f"{node.name} ({target})" + (f" at {line}" if line else "")

@@ -1,0 +1,125 @@
+"""torch.export's graph, its ops put back into the user's modules where they came from one.
+
+Export writes the mode and the batch size into the graph. Here the batch is made free again, and BatchNorm, dropout and
+their like become the user's modules again, so that training and eval mode both work.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import Dim
+from torch.fx import GraphModule, Node
+
+aten = torch.ops.aten
+
+_RAISED: dict[Any, tuple[type[nn.Module], ...]] = {
+    aten.batch_norm.default: (nn.modules.batchnorm._BatchNorm,),
+    aten.dropout.default: (nn.Dropout,),
+    aten.feature_dropout.default: (nn.Dropout2d,),
+}
+
+
+def export_graph(model: nn.Module, example_inputs: tuple[Any, ...]) -> GraphModule:
+    """Return the exported graph of a model in eval mode, on the model's own parameters.
+
+    Raises:
+        Exception: whatever torch.export raises.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        program = _export(model, example_inputs)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    gm = program.module(check_guards=False)
+    assert isinstance(gm, GraphModule)
+    _share(gm, model)
+    _drop_guards(gm)
+    _raise_modules(gm, model)
+    gm.graph.eliminate_dead_code()
+    gm.recompile()
+    return _plain(gm, type(model).__name__)
+
+
+def _export(model: nn.Module, example_inputs: tuple[Any, ...]) -> Any:
+    """Export with a free batch where the model allows it."""
+    batched = tuple(
+        torch.cat([v, v]) if isinstance(v, torch.Tensor) and v.dim() and v.shape[0] == 1 else v for v in example_inputs
+    )
+    free = tuple({0: Dim.AUTO} if isinstance(v, torch.Tensor) and v.dim() else None for v in batched)
+    # With gradients on, torch's transformer layers take their plain path, not the one that is fused for inference.
+    with torch.enable_grad():
+        try:
+            return torch.export.export(model, batched, dynamic_shapes=free, strict=False)
+        except Exception:
+            return torch.export.export(model, example_inputs, strict=False)
+
+
+def _share(gm: GraphModule, model: nn.Module) -> None:
+    """Let the graph hold the model's own parameters and buffers, not copies."""
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owner, _, leaf = name.rpartition(".")
+        try:
+            holder = gm.get_submodule(owner)
+        except AttributeError:
+            continue
+        if leaf in holder._parameters:
+            holder._parameters[leaf] = parameter
+
+
+def _drop_guards(gm: GraphModule) -> None:
+    for node in list(gm.graph.nodes):
+        guard = node.op == "call_module" and "_guards" in str(node.target)
+        if guard or node.target in (aten._assert_scalar.default, aten._assert_tensor_metadata.default):
+            node.replace_all_uses_with(None)
+            gm.graph.erase_node(node)
+
+
+def _module_path(node: Node) -> str:
+    """Return the path of the innermost module that the node was made in."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [str(path) for path, _ in stack.values()]
+    return paths[-1] if paths else ""
+
+
+def _raise_modules(gm: GraphModule, model: nn.Module) -> None:
+    modules = dict(model.named_modules())
+    for node in list(gm.graph.nodes):
+        kinds = _RAISED.get(node.target)
+        if kinds is None:
+            continue
+        path = _module_path(node)
+        module = modules.get(path)
+        if module is None or not isinstance(module, kinds):
+            if node.target is aten.dropout.default:
+                module, path = nn.Dropout(node.args[1]), f"{node.name}_module"
+            else:
+                continue
+        _place(gm, path, module)
+        with gm.graph.inserting_before(node):
+            raised = gm.graph.call_module(path, (node.args[0],))
+        raised.meta = dict(node.meta)
+        node.replace_all_uses_with(raised)
+        gm.graph.erase_node(node)
+
+
+def _place(gm: GraphModule, path: str, module: nn.Module) -> None:
+    """Put a module where it was in the model."""
+    owner: nn.Module = gm
+    *parents, leaf = path.split(".")
+    for name in parents:
+        if not isinstance(getattr(owner, name, None), nn.Module):
+            owner.add_module(name, nn.Module())
+        owner = getattr(owner, name)
+    owner._modules[leaf] = module
+
+
+def _plain(gm: GraphModule, name: str) -> GraphModule:
+    """Return the same graph as a plain GraphModule: structured inputs and outputs stay with the graph's code."""
+    result = GraphModule(gm, gm.graph, name)
+    result.meta.clear()
+    return result

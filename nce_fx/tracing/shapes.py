@@ -1,0 +1,108 @@
+"""Shapes of every node, by running the graph on tensors without values where that is possible."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Interpreter, Node
+from torch.fx.node import map_aggregate
+from torch.fx.passes.shape_prop import TensorMetadata
+
+aten = torch.ops.aten
+
+_SAME = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.Sigmoid, nn.Hardsigmoid, nn.Identity, nn.Dropout)
+"""Modules whose output has their input's shape; entering them costs time and shows nothing."""
+
+
+def propagate_shapes(gm: GraphModule, example_inputs: tuple[Any, ...]) -> None:
+    """Write fx's ``tensor_meta`` on every node; the module's parameters, buffers and mode stay as they are.
+
+    Raises:
+        Exception: whatever the model raises on these inputs.
+    """
+    with torch.no_grad():
+        try:
+            _Shapes(gm, "meta").run(*_to(example_inputs, "meta"), enable_io_processing=False)
+        except Exception:
+            # Some ops have no shapes without values; the real run then says what is wrong, if something is.
+            _Shapes(gm, None).run(*example_inputs, enable_io_processing=False)
+
+
+def _to(value: Any, device: str | None) -> Any:
+    return map_aggregate(value, lambda v: v.to(device) if isinstance(v, torch.Tensor) and device else v)
+
+
+class _Shapes(Interpreter):
+    def __init__(self, gm: GraphModule, device: str | None) -> None:
+        super().__init__(gm)
+        self.device = device
+
+    def _stand_in(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
+        if tensor is None or self.device is None:
+            return tensor
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=self.device)
+
+    def _shadow(self, module: nn.Module) -> nn.Module:
+        shadow = module.__class__.__new__(module.__class__)
+        shadow.__dict__ = dict(module.__dict__)
+        shadow.__dict__["training"] = False
+        shadow.__dict__["_parameters"] = {k: self._stand_in(v) for k, v in module._parameters.items()}
+        shadow.__dict__["_buffers"] = {k: self._stand_in(v) for k, v in module._buffers.items()}
+        shadow.__dict__["_modules"] = {k: m and self._shadow(m) for k, m in module._modules.items()}
+        if isinstance(module, nn.RNNBase):
+            names = module._flat_weights_names
+            shadow.__dict__["_flat_weights"] = [shadow.__dict__["_parameters"][name] for name in names]
+        return shadow
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        value = super().get_attr(target, args, kwargs)
+        return self._stand_in(value) if isinstance(value, torch.Tensor) else value
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        module = self.fetch_attr(target)
+        if isinstance(module, _SAME) and len(args) == 1:
+            return args[0]
+        if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+            module._check_input_dim(args[0])
+            if args[0].shape[1] != module.num_features:
+                raise RuntimeError(f"{target} expects {module.num_features} channels, got {args[0].shape[1]}")
+            return args[0]
+        return self._shadow(module)(*args, **kwargs)
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target is aten.batch_norm.default and self.device is not None:
+            return args[0]
+        return super().call_function(target, args, kwargs)
+
+    def run_node(self, n: Node) -> Any:
+        result = super().run_node(n)
+        if n.op != "output":
+            meta = map_aggregate(result, lambda v: _metadata(v) if isinstance(v, torch.Tensor) else v)
+            has_tensor = False
+
+            def look(value: Any) -> Any:
+                nonlocal has_tensor
+                has_tensor = has_tensor or isinstance(value, TensorMetadata)
+                return value
+
+            _visit(meta, look)
+            if has_tensor:
+                n.meta["tensor_meta"] = meta
+            elif n.op == "placeholder":
+                n.meta["val"] = result
+            n.meta["type"] = type(result)
+        return result
+
+
+def _visit(value: Any, look: Any) -> None:
+    if isinstance(value, TensorMetadata) or not isinstance(value, list | tuple | dict):
+        look(value)
+        return
+    for item in value.values() if isinstance(value, dict) else value:
+        _visit(item, look)
+
+
+def _metadata(tensor: torch.Tensor) -> TensorMetadata:
+    return TensorMetadata(tensor.shape, tensor.dtype, False, tensor.stride(), None, False, {})

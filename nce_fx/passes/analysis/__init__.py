@@ -1,0 +1,1 @@
+"""Passes that look at the graph and return frozen values."""

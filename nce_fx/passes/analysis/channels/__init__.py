@@ -1,0 +1,223 @@
+"""Which channels must change together: found by running the model on channel ids, proved by running it again."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from torch.fx import GraphModule, Node
+
+from nce_fx.passes.analysis.channels.graph import AxisWidth, ChannelGraph, ChannelGroup, ChannelPart
+from nce_fx.passes.analysis.channels.groups import Group
+from nce_fx.passes.analysis.channels.labels import FIRST_ID, Ids, core, line_of, varies
+from nce_fx.passes.analysis.channels.run import Axis
+from nce_fx.passes.analysis.channels.structure import Structure, enlarged, examine
+from nce_fx.passes.analysis.channels.tie import Tie
+from nce_fx.passes.analysis.channels.value import ChannelTensor
+from nce_fx.passes.transform.repair import Resizing
+
+__all__ = ["AxisWidth", "ChannelGraph", "ChannelGroup", "ChannelPart", "analyze_channels"]
+
+
+def analyze_channels(gm: GraphModule) -> ChannelGraph:
+    """Return the channel groups of a traced graph: which layers must change width together, in which steps, or why not.
+
+    Raises:
+        ChannelError: an op cannot be run on channels at all; the message names the node and the user's source line.
+    """
+    return analysis_of(gm).channels
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The structure of a graph, and the same in public values."""
+
+    structure: Structure
+    channels: ChannelGraph
+
+
+class _Memo:
+    """Keeps the last analysis with the graph it is of, and lets go of it when the graph changes or is copied."""
+
+    def __init__(self, key: Any = None, analysis: Analysis | None = None) -> None:
+        self.key, self.analysis = key, analysis
+
+    def __deepcopy__(self, memo: Any) -> _Memo:
+        return _Memo()
+
+    def __reduce__(self) -> Any:
+        return _Memo, ()
+
+
+def analysis_of(gm: GraphModule) -> Analysis:
+    """Analyze a graph, or return what is known of it where neither code nor shapes have changed since."""
+    key = (gm.code, tuple((name, p.shape) for name, p in gm.named_parameters()))
+    memo = gm.__dict__.get("_channel_analysis")
+    if isinstance(memo, _Memo) and memo.key == key and memo.analysis is not None:
+        return memo.analysis
+    structure, proof = examine(gm)
+    analysis = Analysis(structure, _describe(structure, proof))
+    gm.__dict__["_channel_analysis"] = _Memo(key, analysis)
+    return analysis
+
+
+def _describe(structure: Structure, proof: Resizing) -> ChannelGraph:
+    by_class = np.full(int(structure.classes.max(initial=0)) + 1, -1, dtype=np.int64)
+    widths: list[int] = []
+    grown: list[int] = []
+    copies = enlarged(structure)
+    parts: list[ChannelPart] = []
+    spans: list[range] = []
+    ids = _names(structure)
+    for group, group_id in zip(structure.groups, ids, strict=True):
+        first = len(parts)
+        for part in group.parts:
+            positions = group.positions(part)
+            index = len(parts)
+            by_class[part.classes] = index
+            widths.append(len(part.classes) * positions)
+            grown.append(int(copies[index].sum()) * positions if index in copies else widths[-1])
+            on_axis = group.axis in part.axes
+            parts.append(ChannelPart(group_id, widths[-1], positions, part.pinned is None, on_axis))
+        spans.append(range(first, len(parts)))
+    part_of_id = np.where(np.arange(structure.tie.space.end) >= FIRST_ID, by_class[structure.classes], -1)
+    consumers = _consumers(structure.tie, part_of_id)
+    groups = [
+        _public(g, i, structure.tie.producers, consumers, span)
+        for g, i, span in zip(structure.groups, ids, spans, strict=True)
+    ]
+    axes = _Axes(part_of_id, np.array(widths), np.array(grown))
+    tie = structure.tie
+    parameters: dict[str, tuple[AxisWidth, ...]] = {}
+    for path, tensor in tie.tensors.tensors.items():
+        canonical = tie.tensors.canonical[path]
+        parameters[path] = tuple(
+            axes.width(_met(tie, (canonical, k), size), size, _new_length(proof, (canonical, k), size))
+            for k, size in enumerate(tensor.shape)
+        )
+    for path, normed in tie.tensors.normed.items():
+        parameters[normed.direction_path] = parameters[path]
+        parameters[normed.length_path] = (parameters[path][0], *[AxisWidth(1)] * (len(parameters[path]) - 1))
+    for path in list(parameters):
+        owner, found, name = path.removesuffix(".original").rpartition(".parametrizations.")
+        if found and path.endswith(".original"):
+            parameters[f"{owner}.{name}"] = parameters[path]
+    values: dict[str, tuple[AxisWidth, ...]] = {}
+    for node, old in tie.seen.items():
+        new = proof.env.get(node)
+        if node.op == "get_attr" and node.target in parameters:
+            values[node.name] = parameters[str(node.target)]
+        elif node.op != "output" and isinstance(old, ChannelTensor) and isinstance(new, ChannelTensor):
+            values[node.name] = tuple(
+                _whole_axis(tie, old, k, parameters) or axes.width(_line(old, k), size, new.shape[k])
+                for k, size in enumerate(old.shape)
+            )
+    return ChannelGraph(tuple(groups), tuple(parts), parameters, values)
+
+
+def _whole_axis(
+    tie: Tie, value: ChannelTensor, axis: int, parameters: dict[str, tuple[AxisWidth, ...]]
+) -> AxisWidth | None:
+    """Return the width of the parameter axis that an axis of a moved parameter is; ``None`` for anything else."""
+    if len(value.labels) < 2:
+        return None
+    line = _line(value, axis)
+    owner = int(tie.space.owners(line[:1].numpy())[0])
+    if owner < 0 or tie.space.sizes[owner] != line.numel() or value.shape[axis] != line.numel():
+        return None
+    path, own_axis = tie.space.axes[owner]
+    return parameters[path][own_axis] if own_axis >= 0 else None
+
+
+def _met(tie: Tie, axis: tuple[str, int], size: int) -> Any:
+    """Return the ids that a parameter's axis met, or its own."""
+    line = tie.axis_lines.get(axis)
+    return tie.space.line(axis, size) if line is None and axis in tie.space.base else line
+
+
+def _new_length(proof: Resizing, axis: tuple[str, int], size: int) -> int:
+    gather = proof.edits.gathers.get(axis)
+    return size if gather is None else len(gather.index)
+
+
+def _line(value: ChannelTensor, axis: int) -> Any:
+    for label in value.labels:
+        if varies(label, axis):
+            return line_of(label, axis)
+    return core(value.labels[0]).reshape(-1)[:1]
+
+
+class _Axes:
+    """Finds the affine form of an axis from the parts of its channels and its length in the proof."""
+
+    def __init__(self, part_of_id: Ids, widths: Ids, grown: Ids) -> None:
+        self.part_of_id, self.widths, self.grown = part_of_id, widths, grown
+
+    def width(self, line: Any, size: int, new: int) -> AxisWidth:
+        if line is None or size == new:
+            return AxisWidth(size)
+        owners = self.part_of_id[line.numpy()]
+        if owners[0] >= 0 and (owners == owners[0]).all():
+            found, counts = owners[:1], np.array([len(owners)])
+        else:
+            found, counts = np.unique(owners[owners >= 0], return_counts=True)
+        if line.numel() != size:
+            counts = counts * size
+        terms = tuple((int(p), Fraction(int(c), int(self.widths[p]))) for p, c in zip(found, counts, strict=True))
+        moving = tuple(t for t in terms if self.grown[t[0]] != self.widths[t[0]])
+        fixed = size - sum(f * int(self.widths[p]) for p, f in moving)
+        return AxisWidth(int(fixed), moving)
+
+
+def _names(structure: Structure) -> list[str]:
+    """Return an id for each group: its first producer's path; where two ops share a weight, the axis with it."""
+    names: list[str] = []
+    for group in structure.groups:
+        name = layer_path(structure.tie.producers[group.axis][0])
+        names.append(f"{name}[{group.axis[1]}]" if name in names else name)
+    return names
+
+
+def layer_path(parameter: str) -> str:
+    """Return the path by which people know the owner of a weight: ``layer1.0.conv1`` for ``layer1.0.conv1.weight``."""
+    return re.sub(r"(\.parametrizations\.weight\.original\d?|\.weight)$", "", parameter)
+
+
+def _consumers(tie: Tie, part_of_id: Ids) -> dict[int, dict[str, None]]:
+    """Return for each part the layers that read it."""
+    result: dict[int, dict[str, None]] = {}
+    for path, ids in tie.consumers:
+        parts = part_of_id[ids]
+        found = parts[:1] if (parts == parts[0]).all() else np.unique(parts)
+        for part in found.tolist():
+            result.setdefault(part, {})[layer_path(path)] = None
+    return result
+
+
+def _public(
+    group: Group,
+    group_id: str,
+    producers: dict[Axis, tuple[str, Node]],
+    consumers: dict[int, dict[str, None]],
+    parts: range,
+) -> ChannelGroup:
+    readers: dict[str, None] = {}
+    for part in parts:
+        readers.update(consumers.get(part, {}))
+    step = group.step
+    fixed = group.width - sum(len(p.classes) * p.axes.get(group.axis, 0) for p in group.free)
+    reasons = [part.pinned.reason for part in group.parts if part.pinned]
+    on_axis = [p for p in group.free if group.axis in p.axes]
+    return ChannelGroup(
+        group_id,
+        group.width,
+        step,
+        tuple(dict.fromkeys(layer_path(producers[axis][0]) for axis in group.axes)),
+        tuple(readers),
+        None if on_axis else (reasons[0] if reasons else "none of its channels is free"),
+        tuple(parts),
+        fixed + step * len(on_axis) if on_axis else group.width,
+    )

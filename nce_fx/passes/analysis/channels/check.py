@@ -1,0 +1,429 @@
+"""The second run: the model at new widths, every meeting compared with the first.
+
+A code is ``id + copy * span``. Every value must be its old self with whole slices repeated or left out (``project``):
+that, and equal copies wherever values meet, is what makes widening keep the function and narrowing a removal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch.fx import GraphModule, Node
+
+from nce_fx.passes.analysis.channels.labels import (
+    FIRST_ID,
+    FIXED,
+    Ids,
+    Label,
+    along,
+    compress,
+    constant,
+    core,
+    line_of,
+    ranks,
+    varies,
+)
+from nce_fx.passes.analysis.channels.run import Axis, Run
+from nce_fx.passes.analysis.channels.tie import Tie
+from nce_fx.passes.analysis.channels.value import ChannelTensor
+
+
+class Mismatch(Exception):
+    """Something does not meet at the new widths as it did at the old; carries the ids to blame."""
+
+    def __init__(self, reason: str, *blame: torch.Tensor) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.node: Node | None = None
+        self.blame = np.unique(np.concatenate([np.unique(core(b).numpy()) for b in blame])) if blame else np.empty(0)
+
+
+class Relayout(Exception):
+    """A parameter's axis must take the order in which its channels arrive; the run starts again with it."""
+
+    def __init__(self, axis: Axis, index: Ids, copies: Ids) -> None:
+        super().__init__(f"{axis} follows another order")
+        self.axis, self.index, self.copies = axis, index, copies
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Which old entries an axis of a parameter takes, and by how many copies each is divided."""
+
+    index: Ids
+    copies: Ids
+    divisor: Ids | None
+
+    def equals(self, other: Gather) -> bool:
+        """Whether two uses of one parameter want the same."""
+        pairs = ((self.index, other.index), (self.copies, other.copies), (self.divisor, other.divisor))
+        return all(np.array_equal(a, b) if a is not None and b is not None else a is b for a, b in pairs)
+
+
+@dataclass
+class Edits:
+    """What a resize changes: parameters, attributes of modules, and the graph."""
+
+    gathers: dict[Axis, Gather] = field(default_factory=dict)
+    attributes: dict[tuple[Node, str, str], Any] = field(default_factory=dict)
+    """(node, owner path, name) -> value: a module's attribute, or an argument of a function node."""
+    arguments: dict[Node, tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
+    targets: dict[Node, Any] = field(default_factory=dict)
+    selects: dict[Node, tuple[Node, int, Ids]] = field(default_factory=dict)
+    """A node that becomes ``index_select(source, axis, index)``."""
+    inputs: dict[Node, tuple[int, int, Ids]] = field(default_factory=dict)
+    """A node whose argument at a position is gathered along an axis first."""
+    shapes: dict[Node, Any] = field(default_factory=dict)
+
+
+def match(old: torch.Tensor, new: torch.Tensor, span: int) -> tuple[Ids, Ids]:
+    """Return for each entry of a new line the old entry it repeats, and its copy number.
+
+    Entries are told apart by (id, rank among equals): a flattened channel repeats its id with different values.
+
+    Raises:
+        Mismatch: the new line is not the old one with whole channels repeated or left out.
+    """
+    old_ids, codes = old.numpy(), new.numpy()
+    new_ids, copies = codes % span, codes // span
+    if len(old_ids) == len(new_ids) and not copies.any() and np.array_equal(old_ids, new_ids):
+        return np.arange(len(old_ids)), copies
+    if (old_ids[1:] > old_ids[:-1]).all():
+        found = np.minimum(np.searchsorted(old_ids, new_ids), len(old_ids) - 1)
+        if not np.array_equal(old_ids[found], new_ids):
+            raise Mismatch("channels arrive that were not there", old, new % span)
+        if np.bincount(found + copies * len(old_ids)).max(initial=0) > 1:
+            raise Mismatch("a copy arrives twice", old, new % span)
+        return found, copies
+    old_ranks, new_ranks = ranks(old_ids), ranks(codes)
+    width = int(max(old_ranks.max(initial=0), new_ranks.max(initial=0))) + 1
+    old_keys, new_keys = old_ids * width + old_ranks, new_ids * width + new_ranks
+    order = np.argsort(old_keys)
+    position = np.searchsorted(old_keys[order], new_keys)
+    found = order[np.minimum(position, len(order) - 1)]
+    if not np.array_equal(old_keys[found], new_keys):
+        raise Mismatch("channels arrive that were not there", old, new % span)
+    if width > 1:
+        unique, counts = np.unique(codes, return_counts=True)
+        old_unique, old_counts = np.unique(old_ids, return_counts=True)
+        if not np.array_equal(counts, old_counts[np.searchsorted(old_unique, unique % span)]):
+            raise Mismatch("a channel arrives in part", old, new % span)
+    return found, copies
+
+
+def moving_axes(*labels: Label) -> frozenset[int]:
+    """Return the axes along which any of several labels of one value varies."""
+    return frozenset(axis for label in labels for axis in range(label.dim()) if varies(label, axis))
+
+
+def project(old: Label, new: Label, counts: Ids, moving: frozenset[int] = frozenset()) -> tuple[Ids | None, ...]:
+    """Return for each axis which old slice every new slice repeats; ``None`` for axes that carry no channels.
+
+    ``counts`` says how often each id must be there. Axes in ``moving`` carry channels of another label of the same
+    value, and may change their length for that.
+
+    Raises:
+        Mismatch: the new value is not the old one with whole slices repeated or left out.
+    """
+    span = len(counts)
+    if old.dim() != new.dim():
+        raise Mismatch("another number of axes", old)
+    maps: list[Ids | None] = []
+    expected, ids = core(old), core(new) % span
+    through = _first_place(expected, ids)
+    for axis in range(old.dim()):
+        if not varies(old, axis) and not varies(new, axis):
+            changed = old.shape[axis] != new.shape[axis] and axis not in moving
+            if changed and bool((expected >= FIRST_ID).any()):
+                raise Mismatch(f"axis {axis} has {new.shape[axis]} entries instead of {old.shape[axis]}", old)
+            maps.append(None)
+            continue
+        index, _ = match(line_of(old, axis) if through is None else through[axis], line_of(new, axis), span)
+        maps.append(index)
+        source = expected if expected.shape[axis] == old.shape[axis] else old.narrow(axis, 0, old.shape[axis])
+        if expected.shape[axis] == 1 and old.shape[axis] > 1:
+            expected = expected.expand(*expected.shape[:axis], len(index), *expected.shape[axis + 1 :])
+        else:
+            expected = source.index_select(axis, torch.from_numpy(index))
+    if not bool((expected == ids).all()):
+        raise Mismatch("its channels are in another order", old)
+    moved = [axis for axis, index in enumerate(maps) if index is not None]
+    if moved:
+        sizes = [old.shape[axis] if axis in moved else 1 for axis in range(old.dim())]
+        before = old.as_strided(sizes, old.stride(), old.storage_offset())
+        if prod(new.shape[axis] for axis in moved) != counts[before.numpy()].sum():
+            raise Mismatch("some of its channels are missing", old)
+    return tuple(maps)
+
+
+def _first_place(old: torch.Tensor, new: torch.Tensor) -> list[torch.Tensor] | None:
+    """Return the old lines through the element that stands first in the new value; ``None`` where it stood first."""
+    if old.numel() == 0 or new.numel() == 0 or old.reshape(-1)[0] == new.reshape(-1)[0]:
+        return None
+    places = (old == new.reshape(-1)[0]).nonzero()
+    if len(places) == 0:
+        raise Mismatch("channels arrive that were not there", old)
+    place = places[0].tolist()
+    return [old[tuple(place[:axis])].movedim(0, -1)[tuple(place[axis + 1 :])] for axis in range(old.dim())]
+
+
+def lay_out(line: torch.Tensor, classes: Ids, counts: Ids, mode: int, cuts: frozenset[int]) -> tuple[Ids, Ids]:
+    """Return (old position, copy) for each new position of a producer's axis.
+
+    A copy stands right after what it copies, so that whatever is cut, joined or padded later stays in order. What is
+    copied at once is a run of neighbours of one class (mode 0), such a run cut where the graph cuts it (mode 1), or
+    each channel by itself (mode 2).
+    """
+    ids = line.numpy()
+    begins = np.ones(len(ids), dtype=bool)
+    if mode < 2:
+        begins[1:] = (classes[ids[1:]] != classes[ids[:-1]]) | (ids[1:] != ids[:-1] + 1)
+    if mode == 1 and cuts:
+        begins |= np.isin(ids, np.fromiter(cuts, dtype=np.int64))
+    starts = np.flatnonzero(begins)
+    lengths = np.diff(np.r_[starts, len(ids)])
+    repeat = counts[ids[starts]]
+    runs = np.repeat(np.arange(len(starts)), repeat)
+    copy = np.arange(len(runs)) - np.repeat(np.cumsum(repeat) - repeat, repeat)
+    sizes = lengths[runs]
+    within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.repeat(starts[runs], sizes) + within, np.repeat(copy, sizes)
+
+
+class Check(Run):
+    """Runs the rules at new widths; ``edits`` is what a resize has to do."""
+
+    def __init__(
+        self,
+        gm: GraphModule,
+        tie: Tie,
+        old: Mapping[Node, Any],
+        classes: Ids,
+        counts: Ids,
+        modes: Mapping[Axis, int],
+        orders: Mapping[Axis, tuple[Ids, Ids]],
+    ) -> None:
+        super().__init__(gm, tie.space, tie.tensors)
+        self.first = tie
+        self.old = old
+        self.span = tie.space.end
+        self.classes, self.counts = classes, counts
+        self.modes, self.orders = modes, orders
+        self.cuts = frozenset(int(i) for cut in tie.cuts for i in cut)
+        self.edits = Edits()
+        self.input: Any = None
+        self._layouts: dict[Axis, tuple[Ids, Ids]] = {}
+
+    def ids(self, label: torch.Tensor) -> torch.Tensor:
+        return label % self.span
+
+    def _copies(self, label: torch.Tensor) -> torch.Tensor:
+        return label // self.span
+
+    def _met(self) -> Any:
+        assert self.node is not None
+        meeting = self.first.meetings[self.node, self.step]
+        self.step += 1
+        return meeting
+
+    def number(self, values: tuple[Any, ...], label: Label) -> None:
+        assert self.node is not None
+        before = self.first.answers[self.node, self.asked]
+        self.asked += 1
+        if before != values:
+            raise Mismatch("a number that enters the computation is computed from a width", label % self.span)
+
+    def decide(self, question: Callable[[], Any]) -> Any:
+        assert self.node is not None
+        answer = self.first.answers[self.node, self.asked]
+        self.asked += 1
+        return answer
+
+    def original(self, value: Any) -> Any:
+        return self._met().labels[0]
+
+    def tie(self, a: Label, b: Label) -> None:
+        old_a, old_b = self._met().labels
+        try:
+            moving = moving_axes(old_a, old_b)
+            maps_a, maps_b = project(old_a, a, self.counts, moving), project(old_b, b, self.counts, moving)
+            for axis, (x, y) in enumerate(zip(maps_a, maps_b, strict=True)):
+                if x is not None and y is not None and not np.array_equal(x, y):
+                    raise Mismatch(f"two inputs meet in another order along axis {axis}", old_a, old_b)
+            if a.shape != b.shape:
+                raise Mismatch(f"shapes {tuple(a.shape)} and {tuple(b.shape)} meet", old_a, old_b)
+            both = (core(old_a).max() >= FIRST_ID) & (core(old_b).max() >= FIRST_ID)
+            if both and not bool((self._copies(core(a)) == self._copies(core(b))).all()):
+                raise Mismatch("a copy meets what it is not the copy of", old_a, old_b)
+        except (Mismatch, RuntimeError) as error:
+            self._relayout(old_a, a, old_b)
+            self._relayout(old_b, b, old_a)
+            if isinstance(error, Mismatch):
+                raise
+            raise Mismatch(str(error).splitlines()[0], old_a, old_b) from error
+
+    def _relayout(self, old: Label, new: Label, parameter: Label) -> None:
+        """Where a parameter that no op produces met an activation in another order, give it that order."""
+        for axis in range(old.dim()):
+            if not varies(parameter, axis) or not varies(old, axis):
+                continue
+            line = line_of(parameter, axis)
+            owner = int(self.space.owners(line[:1].numpy())[0])
+            if owner < 0 or self.space.axes[owner] in self.first.producers:
+                continue
+            path_axis, start = self.space.axes[owner], self.space.starts[owner]
+            if line.numel() != self.space.sizes[owner] or path_axis in self.orders:
+                continue
+            index, copies = match(line_of(old, axis), line_of(new, axis), self.span)
+            raise Relayout(path_axis, line.numpy()[index] - start, copies)
+
+    def block(self, label: Label, axis: int) -> None:
+        self._met()
+
+    def uniform(self, label: Label, axis: int) -> None:
+        (old,) = self._met().labels
+        index, _ = match(line_of(old, axis), line_of(label, axis), self.span)
+        counts = np.bincount(index, minlength=old.shape[axis])
+        if counts.min() != counts.max():
+            raise Mismatch("a mean goes over channels that are not copied equally often", old)
+
+    def rigid(self, label: Label, axis: int) -> None:
+        (old,) = self._met().labels
+        if label.shape[axis] != old.shape[axis]:
+            raise Mismatch(f"a sum goes over {label.shape[axis]} channels instead of {old.shape[axis]}", old)
+        project(old, label, self.counts)
+
+    def pin(self, ids: torch.Tensor, reason: str, at: Node | None = None) -> None:
+        pass
+
+    def layout(self, axis: Axis, line: torch.Tensor) -> tuple[Ids, Ids]:
+        """Return (old position, copy) for each new position of an axis whose ids are its own."""
+        if axis in self.orders:
+            return self.orders[axis]
+        if axis not in self._layouts:
+            self._layouts[axis] = lay_out(line, self.classes, self.counts, self.modes.get(axis, 0), self.cuts)
+        return self._layouts[axis]
+
+    def _gather(self, axis: Axis | None, gather: Gather) -> None:
+        if axis is None:
+            return
+        known = self.edits.gathers.get(axis)
+        if known is None:
+            self.edits.gathers[axis] = gather
+        elif not known.equals(gather):
+            line = self.first.axis_lines[axis]
+            raise Mismatch(f"{axis[0]} is used twice and its uses disagree", line)
+
+    def _own_line(self, axis: Axis) -> torch.Tensor:
+        line = self.space.line(axis, self.tensors.tensors[axis[0]].shape[axis[1]])
+        index, copies = self.layout(axis, line)
+        self._gather(axis, Gather(index, copies, None))
+        return line[torch.from_numpy(index)] + torch.from_numpy(copies) * self.span
+
+    def produce(self, weight: ChannelTensor, axis: int) -> torch.Tensor:
+        meeting = self._met()
+        if meeting.axis is not None:
+            return self._own_line(meeting.axis)
+        return line_of(weight.labels[meeting.choice], axis)
+
+    def consume(self, weight: ChannelTensor, axis: int, line: torch.Tensor) -> None:
+        meeting = self._met()
+        (old,) = meeting.labels
+        index, copies = match(old, line, self.span)
+        divisor = np.bincount(index, minlength=old.numel())[index]
+        self._gather(meeting.axis, Gather(index, copies, divisor if (divisor > 1).any() else None))
+
+    def follow(self, parameter: Any, axis: int, line: torch.Tensor) -> None:
+        if not isinstance(parameter, ChannelTensor):
+            return
+        meeting = self._met()
+        (old,) = meeting.labels
+        index, copies = match(old, line, self.span)
+        if meeting.axis is not None and meeting.axis in self.space.base:
+            own = self.layout(meeting.axis, self.space.line(meeting.axis, old.numel()))
+            if not (np.array_equal(own[0], index) and np.array_equal(own[1], copies)):
+                if meeting.axis in self.first.producers or meeting.axis in self.orders:
+                    raise Mismatch(f"{meeting.axis[0]} is used twice and its uses disagree", old)
+                raise Relayout(meeting.axis, index, copies)
+        self._gather(meeting.axis, Gather(index, copies, None))
+
+    def blocks(self, x: ChannelTensor, label: Label, axis: int, size: int) -> tuple[Label, Ids, Ids]:
+        (old,) = self._met().labels
+        line = line_of(label, axis)
+        index, copies = match(line_of(old, axis), line, self.span)
+        if len(index) % size == 0:
+            rows, copy_rows = index.reshape(-1, size), copies.reshape(-1, size)
+            whole = (rows == rows[:, :1] + np.arange(size)).all() and (rows[:, 0] % size == 0).all()
+            if whole and (copy_rows == copy_rows[:, :1]).all():
+                return label, rows[:, 0] // size, copy_rows[:, 0]
+        order = np.lexsort((index % size, copies, index // size))
+        rows, copy_rows = index[order].reshape(-1, size), copies[order].reshape(-1, size)
+        if not ((rows % size == np.arange(size)).all() and (copy_rows == copy_rows[:, :1]).all()):
+            raise Mismatch(f"blocks of {size} channels do not arrive whole", old)
+        if x is not self.input:
+            raise Mismatch(f"blocks of {size} channels arrive in pieces inside a module", old)
+        assert self.node is not None
+        self.edits.inputs[self.node] = (0, axis, order)
+        gathered = compress(label.index_select(axis, torch.from_numpy(order)))
+        return gathered, rows[:, 0] // size, copy_rows[:, 0]
+
+    def grouped(
+        self, weight: ChannelTensor, axis: int, size: int, first: torch.Tensor, blocks: tuple[Ids, Ids]
+    ) -> torch.Tensor:
+        meeting = self._met()
+        (old,) = meeting.labels
+        index = (blocks[0][:, None] * size + np.arange(size)).reshape(-1)
+        copies = np.repeat(blocks[1], size)
+        line: torch.Tensor = old[torch.from_numpy(index)] + torch.from_numpy(copies) * self.span
+        if weight.path is not None:
+            self._gather(meeting.axis, Gather(index, copies, None))
+        else:
+            unmoved = np.array_equal(index, np.arange(old.numel())) and not copies.any()
+            own = self.layout(meeting.axis, old) if meeting.axis is not None else (index, copies) if unmoved else None
+            if own is None or not (np.array_equal(own[0], index) and np.array_equal(own[1], copies)):
+                if meeting.axis is None or meeting.axis in self.orders:
+                    raise Mismatch("a computed weight cannot follow the order of its groups", old)
+                raise Relayout(meeting.axis, index, copies)
+        return line
+
+    def grouped_outputs(
+        self, weight: ChannelTensor, size: int, first: torch.Tensor, blocks: tuple[Ids, Ids]
+    ) -> torch.Tensor:
+        (old,) = self._met().labels
+        index = torch.from_numpy((blocks[0][:, None] * size + np.arange(size)).reshape(-1))
+        line: torch.Tensor = old[index] + torch.from_numpy(np.repeat(blocks[1], size)) * self.span
+        return line
+
+    def cut(self, labels: tuple[Label, ...], rows: bool = False) -> None:
+        pass
+
+    def attribute(self, owner: Any, name: str, value: Any) -> None:
+        assert self.node is not None
+        path = owner.path if isinstance(owner, ChannelTensor) and owner.path is not None else ""
+        self.edits.attributes[self.node, path, name] = value
+
+    def shape_of(self, path: str) -> tuple[int, ...]:
+        shape = list(self.tensors.tensors[path].shape)
+        canonical = self.tensors.canonical[path]
+        for axis, size in enumerate(shape):
+            if (canonical, axis) in self.space.base and "in" not in self.first.roles.get((canonical, axis), ()):
+                shape[axis] = len(self.layout((canonical, axis), self.space.line((canonical, axis), size))[0])
+        return tuple(shape)
+
+    def parameter_labels(self, path: str, shape: tuple[int, ...]) -> tuple[Label, ...]:
+        original = self.tensors.tensors[path].shape
+        labels = []
+        for axis, size in enumerate(original):
+            if "in" in self.first.roles.get((path, axis), ()):
+                # What reads channels is laid out where it reads them.
+                labels.append(along(self.space.line((path, axis), size), axis, shape))
+            elif (path, axis) in self.space.base:
+                labels.append(along(self._own_line((path, axis)), axis, shape))
+            else:
+                labels.append(constant(FIXED, (*shape[:axis], size, *shape[axis + 1 :])))
+        return tuple(labels)

@@ -1,0 +1,157 @@
+"""The values of the channel analysis: axes, parts, groups, and the graph of them.
+
+A *part* is a set of channels that are interchangeable: they live on the same axes in the same way. A *group* is the
+parts that share an axis of some producer. An axis is as long as its fixed positions and its parts make it:
+
+    width(axis) = fixed + sum over parts of (positions per channel x width of the part)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import networkx as nx
+
+from nce_fx.errors import ChannelError
+
+
+@dataclass(frozen=True)
+class AxisWidth:
+    """The length of one axis as an affine function of the widths of parts."""
+
+    fixed: int
+    terms: tuple[tuple[int, Fraction], ...] = ()
+    """Pairs (index of the part, positions of the axis per channel of the part)."""
+
+    def at(self, part_widths: tuple[int, ...]) -> int:
+        """Return the length of the axis at these widths of all parts."""
+        length = self.fixed + sum(factor * part_widths[part] for part, factor in self.terms)
+        return int(length)
+
+
+@dataclass(frozen=True)
+class ChannelPart:
+    """Channels that live on the same axes in the same way."""
+
+    group: str
+    width: int
+    """Positions on the group's axis, or on its own longest one where it lives on other axes only."""
+    step: int
+    """Positions that must be copied together: the block of a grouped conv, a head, a whole normalized axis."""
+    free: bool
+    on_axis: bool = True
+    """Whether the part lies on the group's axis; one that does not follows the group by ratio."""
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Producers whose output channels must change together."""
+
+    id: str
+    width: int
+    step: int
+    """Legal widths are the positive multiples of ``step``, from ``min_width`` on."""
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    pinned: str | None
+    """Why the width cannot change, in words; ``None`` where it can."""
+    parts: tuple[int, ...] = field(default=(), repr=False)
+    """Indices into ``ChannelGraph.parts``."""
+    min_width: int = 1
+
+
+@dataclass(frozen=True)
+class ChannelGraph:
+    """Every channel group of a traced model, and the axes they govern."""
+
+    groups: tuple[ChannelGroup, ...]
+    parts: tuple[ChannelPart, ...] = field(repr=False)
+    parameter_axes: Mapping[str, tuple[AxisWidth, ...]] = field(repr=False)
+    """For each parameter and buffer by its path: the width of each of its axes."""
+    value_axes: Mapping[str, tuple[AxisWidth, ...]] = field(repr=False)
+    """For each graph node whose output is one tensor: the width of each of its axes."""
+
+    def __iter__(self) -> Iterator[ChannelGroup]:
+        return iter(self.groups)
+
+    def __getitem__(self, group_id: str) -> ChannelGroup:
+        for group in self.groups:
+            if group.id == group_id:
+                return group
+        known = ", ".join(group.id for group in self.groups[:8])
+        raise ChannelError(f"no channel group {group_id!r}; the model has {known} ...: see `nce-fx analyze --groups`")
+
+    def group_of(self, path: str) -> ChannelGroup | None:
+        """Return the group that a module or parameter produces into, or ``None``."""
+        return next((group for group in self.groups if path in group.producers), None)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The original width of every group."""
+        return {group.id: group.width for group in self.groups}
+
+    def part_widths(self, widths: Mapping[str, int]) -> tuple[int, ...]:
+        """Return the width of every part when the named groups take these widths and the others stay.
+
+        Raises:
+            ChannelError: an unknown group, a pinned one, or a width that is not legal; the message says which are.
+        """
+        result = [part.width for part in self.parts]
+        for group_id, width in widths.items():
+            group = self[group_id]
+            if width == group.width:
+                continue
+            if group.pinned is not None:
+                raise ChannelError(f"group {group_id} is pinned at {group.width} channels: {group.pinned}")
+            if width < group.min_width or (width - group.width) % group.step:
+                raise ChannelError(
+                    f"group {group_id} cannot be {width} wide: choose a multiple of {group.step}"
+                    f" from {group.min_width} on (it is {group.width})"
+                )
+            share_out(self, group, width, result)
+        return tuple(result)
+
+    def to_networkx(self) -> nx.DiGraph:
+        """Return a graph of groups and layers, with edges producer -> group -> consumer."""
+        graph = nx.DiGraph()
+        for group in self.groups:
+            graph.add_node(group.id, kind="group", width=group.width, step=group.step, pinned=group.pinned)
+            for producer in group.producers:
+                graph.add_edge(("layer", producer), group.id, role="produces")
+            for consumer in group.consumers:
+                graph.add_edge(group.id, ("layer", consumer), role="is consumed by")
+        return graph
+
+
+def share_out(graph: ChannelGraph, group: ChannelGroup, width: int, result: list[int]) -> None:
+    """Give each free part its share of a group's new width, writing into ``result``.
+
+    Largest remainder in units of the group's step: shares are proportional, sum to the width exactly, and leave every
+    part at least one step. Parts away from the group's own axis follow by ratio.
+    """
+    own = [index for index in group.parts if graph.parts[index].free]
+    free = [index for index in own if graph.parts[index].on_axis]
+    fixed = group.width - sum(graph.parts[index].width for index in free)
+    units = (width - fixed) // group.step
+    sizes = [graph.parts[index].width // group.step for index in free]
+    total = sum(sizes)
+    exact = [Fraction(units * size, total) for size in sizes]
+    shares = [max(1, int(value)) for value in exact]
+    by_remainder = sorted(range(len(free)), key=lambda k: (shares[k] - exact[k], k))
+    position = 0
+    while sum(shares) != units:
+        k = by_remainder[position % len(free)]
+        if sum(shares) < units:
+            shares[k] += 1
+        elif shares[k] > 1:
+            shares[k] -= 1
+        position += 1
+    for index, share in zip(free, shares, strict=True):
+        result[index] = share * group.step
+    for index in own:
+        part = graph.parts[index]
+        if not part.on_axis:
+            classes = Fraction(width * part.width, group.width * part.step)
+            result[index] = max(1, round(classes)) * part.step

@@ -1,0 +1,175 @@
+"""From ties to groups: classes of channels copied together, parts of classes that live alike, groups of parts.
+
+class   channels that ties join: a channel with all its partners, a block, a head, a normalized axis
+part    classes with the same number of positions on the same axes
+group   parts that share an axis of some producer
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import lcm
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from nce_fx.errors import where
+from nce_fx.passes.analysis.channels.labels import FIRST_ID, Ids
+from nce_fx.passes.analysis.channels.run import Axis, Pin
+from nce_fx.passes.analysis.channels.tie import Tie
+
+
+@dataclass(frozen=True)
+class Part:
+    """Classes that live on the same axes in the same way."""
+
+    classes: Ids
+    axes: Mapping[Axis, int]
+    """For each producer axis: positions per class."""
+    pinned: Pin | None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parts that share producer axes; ``axis`` is the producer axis whose length is the group's width."""
+
+    axis: Axis
+    width: int
+    axes: tuple[Axis, ...]
+    parts: tuple[Part, ...]
+
+    def positions(self, part: Part) -> int:
+        """Return how many positions one class of a part has: on the group's axis, else on its longest own one."""
+        return part.axes.get(self.axis) or max(part.axes.values())
+
+    @property
+    def free(self) -> tuple[Part, ...]:
+        """The parts whose width can change."""
+        return tuple(part for part in self.parts if part.pinned is None)
+
+    @property
+    def step(self) -> int:
+        """Positions that every change is a multiple of."""
+        own = [part.axes[self.axis] for part in self.free if self.axis in part.axes]
+        return lcm(*own) if own else 1
+
+
+def classes_of(tie: Tie) -> Ids:
+    """Return for each id the number of its class (connected component of the ties)."""
+    count = tie.space.end
+    if not tie.pairs:
+        return np.arange(count)
+    a = np.concatenate([pair[0] for pair in tie.pairs])
+    b = np.concatenate([pair[1] for pair in tie.pairs])
+    graph = coo_array((np.ones(len(a), dtype=np.int8), (a, b)), shape=(count, count))
+    _, labels = connected_components(graph, directed=False)
+    result: Ids = labels.astype(np.int64)
+    return result
+
+
+def pins_by_class(tie: Tie, classes: Ids) -> dict[int, Pin]:
+    """Return the first pin that hits each class, those for axes that both make and read channels included."""
+    pins = list(tie.pins)
+    for axis, roles in tie.roles.items():
+        if "in" in roles and len(roles) > 1:
+            ids = np.concatenate([tie.axis_lines[axis].numpy(), _own(tie, axis)])
+            _, node = tie.producers.get(axis, (axis[0], None))
+            at = f", at {where(node)}" if node is not None else ""
+            reason = f"{axis[0]} both makes and reads them (tied weights: untie them to free it){at}"
+            pins.append(Pin(ids[ids >= FIRST_ID], axis[0], reason))
+    result: dict[int, Pin] = {}
+    for pin in pins:
+        for number in np.unique(classes[pin.ids]):
+            result.setdefault(int(number), pin)
+    return result
+
+
+def _own(tie: Tie, axis: Axis) -> Ids:
+    if axis not in tie.space.base:
+        return np.empty(0, dtype=np.int64)
+    start = tie.space.base[axis]
+    return np.arange(start, start + tie.space.sizes[tie.space.axes.index(axis)])
+
+
+def groups_of(tie: Tie, classes: Ids, pins: Mapping[int, Pin]) -> tuple[Group, ...]:
+    """Return the groups in the order of their first producers."""
+    members: dict[Axis, tuple[Ids, Ids]] = {}
+    for axis in tie.producers:
+        numbers, counts = np.unique(classes[_own(tie, axis)], return_counts=True)
+        members[axis] = (numbers, counts)
+    order = list(tie.producers)
+    # Axes joined through classes: a bipartite graph of axes and classes, whose components are the groups.
+    rows = np.concatenate([np.full(len(members[a][0]), k) for k, a in enumerate(order)]) if order else np.empty(0, int)
+    columns = np.concatenate([members[a][0] for a in order]) if order else np.empty(0, int)
+    size = len(order) + int(classes.max(initial=0)) + 1
+    graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, columns + len(order))), shape=(size, size))
+    _, components = connected_components(graph, directed=False)
+    by_component: dict[int, list[Axis]] = {}
+    for k, axis in enumerate(order):
+        by_component.setdefault(int(components[k]), []).append(axis)
+    readers = _readers(
+        tie, classes, members, {axis: k for k, axes in enumerate(by_component.values()) for axis in axes}
+    )
+    return tuple(_group(axes, members, pins, readers.get(k, {})) for k, axes in enumerate(by_component.values()))
+
+
+def _readers(
+    tie: Tie, classes: Ids, members: Mapping[Axis, tuple[Ids, Ids]], group_of: Mapping[Axis, int]
+) -> dict[int, dict[Axis, tuple[Ids, Ids]]]:
+    """Return for each group the other axes that carry some of its classes, but not all of them equally often.
+
+    What is read apart is a part of its own, or the length of what reads it would not follow from the group's width.
+    """
+    owner = np.full(int(classes.max(initial=0)) + 1, -1, dtype=np.int64)
+    for axis, k in group_of.items():
+        owner[members[axis][0]] = k
+    sizes = np.bincount(owner[owner >= 0], minlength=len(group_of))
+    result: dict[int, dict[Axis, tuple[Ids, Ids]]] = {}
+    for axis, line in tie.axis_lines.items():
+        if axis in members:
+            continue
+        carried = classes[line.numpy()]
+        first = members.get((axis[0], 0))
+        if first is not None and len(first[0]) == len(carried) and np.array_equal(first[0], carried):
+            continue
+        numbers, counts = np.unique(carried, return_counts=True)
+        owners = owner[numbers]
+        for k in np.unique(owners[owners >= 0]).tolist():
+            own = owners == k
+            if own.sum() != sizes[k] or (counts[own] != counts[own][0]).any():
+                result.setdefault(k, {})[axis] = (numbers[own], counts[own])
+    return result
+
+
+def _group(
+    axes: list[Axis],
+    members: Mapping[Axis, tuple[Ids, Ids]],
+    pins: Mapping[int, Pin],
+    readers: Mapping[Axis, tuple[Ids, Ids]],
+) -> Group:
+    lengths = {axis: int(members[axis][1].sum()) for axis in axes}
+    reference = max(axes, key=lambda axis: lengths[axis])
+    alone = len(axes) == 1 and not readers
+    if alone and (members[reference][1] == 1).all() and not any(int(c) in pins for c in members[reference][0]):
+        whole = Part(members[reference][0], {reference: 1}, None)
+        return Group(reference, lengths[reference], (reference,), (whole,))
+    numbers = np.unique(np.concatenate([members[axis][0] for axis in axes]))
+    rows = np.zeros((len(numbers), len(axes) + len(readers) + 1), dtype=np.int64)
+    for k, (carried, counts) in enumerate([*(members[axis] for axis in axes), *readers.values()]):
+        rows[np.searchsorted(numbers, carried), k] = counts
+    distinct = {id(pin): pin for pin in pins.values()}
+    index_of = {key: k + 1 for k, key in enumerate(distinct)}
+    rows[:, -1] = [index_of[id(pins[c])] if c in pins else 0 for c in numbers.tolist()]
+    kinds, first, kind_of = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    by_index = list(distinct.values())
+    made = [
+        Part(
+            numbers[kind_of.reshape(-1) == kind],
+            {axis: int(kinds[kind, k]) for k, axis in enumerate(axes) if kinds[kind, k]},
+            by_index[kinds[kind, -1] - 1] if kinds[kind, -1] else None,
+        )
+        for kind in np.argsort(first)
+    ]
+    return Group(reference, lengths[reference], tuple(axes), tuple(made))

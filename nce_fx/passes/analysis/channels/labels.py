@@ -1,0 +1,119 @@
+"""Labels: integer tensors that say, element by element, which channel an activation's element belongs to.
+
+A label has the true shape of its tensor and stride 0 along every axis that carries no channel, so its memory does not
+depend on image size. Every output channel of every op that owns weights has an id of its own; ``FIXED`` marks elements
+whose number cannot change (the model's input, padding), ``NEUTRAL`` those that carry no channel at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Label = torch.Tensor
+Ids = npt.NDArray[np.int64]
+
+FIXED = 0
+NEUTRAL = 1
+FIRST_ID = 2
+
+
+def constant(value: int, shape: Sequence[int]) -> Label:
+    """Return a label of one id everywhere."""
+    return torch.full((1,) * len(shape), value, dtype=torch.int64).expand(tuple(shape))
+
+
+def along(line: torch.Tensor, axis: int, shape: Sequence[int]) -> Label:
+    """Return a label of this shape whose ids follow ``line`` along one axis and are equal along all others."""
+    sizes = [1] * len(shape)
+    sizes[axis] = line.numel()
+    full = list(shape)
+    full[axis] = line.numel()
+    return line.reshape(sizes).expand(full)
+
+
+def core(label: Label) -> torch.Tensor:
+    """Return the label with every axis along which it is constant by construction cropped to size 1."""
+    if label.numel() == 0:
+        return label
+    sizes = [1 if stride == 0 else size for size, stride in zip(label.shape, label.stride(), strict=True)]
+    return label.as_strided(sizes, label.stride(), label.storage_offset())
+
+
+def compress(label: Label) -> Label:
+    """Return the same label with stride 0 along every axis along which it is constant."""
+    if label.numel() == 0:
+        return label
+    small = core(label)
+    for axis, size in enumerate(small.shape):
+        if size > 1:
+            first = small.narrow(axis, 0, 1)
+            if bool((small == first).all()):
+                small = first
+    return small.expand(label.shape)
+
+
+def varies(label: Label, axis: int) -> bool:
+    """Say whether ids differ along an axis (of a compressed label)."""
+    return label.shape[axis] > 1 and label.stride(axis) != 0
+
+
+def line_of(label: Label, axis: int) -> torch.Tensor:
+    """Return the ids along one axis at the first index of all others."""
+    return label.as_strided((label.shape[axis],), (label.stride(axis),), label.storage_offset())
+
+
+def resized(label: Label, shape: Sequence[int]) -> Label:
+    """Return the label for a tensor whose constant axes have other sizes (pooling, upsampling, convolution rows)."""
+    return core(label).expand(tuple(shape))
+
+
+def reshape(label: Label, shape: Sequence[int]) -> Label:
+    """Reshape a label, touching only the axes that vary.
+
+    Both shapes are cut into the shortest runs of axes with equal products; a run along which nothing varies stays
+    constant whatever its sizes, so only runs that carry channels are laid out in memory.
+    """
+    old = list(label.shape)
+    new = list(shape)
+    if label.numel() == 0:
+        return label.reshape(new)
+    cropped, target = [], []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        begin_i, begin_j = i, j
+        size_i = size_j = 1
+        if i < len(old):
+            size_i, i = old[i], i + 1
+        if j < len(new):
+            size_j, j = new[j], j + 1
+        while size_i != size_j:
+            if size_i < size_j:
+                size_i, i = size_i * old[i], i + 1
+            else:
+                size_j, j = size_j * new[j], j + 1
+        moving = any(varies(label, axis) for axis in range(begin_i, i))
+        cropped += [old[axis] if moving else 1 for axis in range(begin_i, i)]
+        target += [new[axis] if moving else 1 for axis in range(begin_j, j)]
+    small = label.as_strided(cropped, label.stride(), label.storage_offset()).reshape(target)
+    return compress(small).expand(new)
+
+
+def ranks(keys: Ids) -> Ids:
+    """Return for each entry how many equal entries stand before it."""
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    counts = np.diff(np.r_[starts, len(keys)])
+    result = np.empty(len(keys), dtype=np.int64)
+    result[order] = np.arange(len(keys)) - np.repeat(starts, counts)
+    return result
+
+
+def numel(shape: Sequence[int]) -> int:
+    """Return the number of elements of a shape."""
+    return prod(shape)

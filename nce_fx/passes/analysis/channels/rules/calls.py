@@ -1,0 +1,79 @@
+"""What rules share: finding the run among arguments, and the rule of an op that nobody knows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from nce_fx.passes.analysis.channels.labels import FIXED, Label, constant, core
+from nce_fx.passes.analysis.channels.run import Run
+from nce_fx.passes.analysis.channels.value import ChannelTensor
+
+
+def channel_tensors(args: Any) -> list[ChannelTensor]:
+    """Return the channel tensors among arguments, in order, through lists and tuples."""
+    if isinstance(args, ChannelTensor):
+        return [args]
+    if isinstance(args, list | tuple):
+        return [value for arg in args for value in channel_tensors(arg)]
+    return []
+
+
+def find(args: Any) -> ChannelTensor | None:
+    """Return the first channel tensor among arguments."""
+    values = channel_tensors(args)
+    return values[0] if values else None
+
+
+def run_of(args: Any) -> Run:
+    """Return the run that the arguments belong to."""
+    value = find(args)
+    assert value is not None
+    return value.run
+
+
+def label_for(value: ChannelTensor, axis: int) -> Label:
+    """Return the one label of an activation, or of a parameter the label that varies along an axis."""
+    labels = value.labels
+    if len(labels) == 1:
+        return labels[0]
+    axis %= value.dim()
+    return next((label for label in labels if value.run.varies(label, axis)), labels[0])
+
+
+def on_meta(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Run an op on tensors without values, for the shapes of what it returns."""
+
+    def strip(value: Any) -> Any:
+        if isinstance(value, ChannelTensor):
+            return torch.empty(value.shape, dtype=value.dtype, device="meta")
+        if isinstance(value, torch.Tensor):
+            return value.to("meta")
+        if isinstance(value, list | tuple):
+            return type(value)(strip(v) for v in value)
+        return value
+
+    kwargs = {key: strip(value) for key, value in kwargs.items() if key != "device"}
+    return func(*strip(args), **kwargs)
+
+
+def opaque(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str | None = None) -> Any:
+    """Pin every channel that reaches an op nobody knows; what comes out is fixed."""
+    values = channel_tensors([args, list(kwargs.values())])
+    run = values[0].run
+    name = func._schema.name.removeprefix("aten::")
+    why = reason or f"the op {name} has no channel rule, and none is guessed"
+    for value in values:
+        for label in value.labels:
+            run.pin(run.ids(core(label)), why)
+    result = on_meta(func, args, kwargs)
+
+    def wrap(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return run.activation(constant(FIXED, value.shape), value.dtype)
+        if isinstance(value, list | tuple):
+            return type(value)(wrap(v) for v in value)
+        return value
+
+    return wrap(result)

@@ -1,0 +1,141 @@
+"""Elementwise ops tie the channels of their operands, with broadcasting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from nce_fx.passes.analysis.channels.labels import FIRST_ID, FIXED, NEUTRAL, Label, constant, core
+from nce_fx.passes.analysis.channels.rules.calls import channel_tensors
+from nce_fx.passes.analysis.channels.run import Run
+from nce_fx.passes.analysis.channels.value import ChannelTensor
+
+UNTAGGED = frozenset(
+    {"hardswish", "log_sigmoid", "log_sigmoid_forward", "floor_divide", "masked_fill", "where", "_prelu_kernel"}
+)
+"""Elementwise ops that PyTorch does not tag as such in every overload."""
+
+
+def pointwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
+    """Tie every tensor operand to the ones before it; the result carries the finest label."""
+    operands = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)]
+    labelled = channel_tensors(operands)
+    run = labelled[0].run
+    dtype = torch.bool if func._schema.returns and _is_comparison(func) else labelled[0].dtype
+    numbers = tuple(a for a in (*args, *kwargs.values()) if isinstance(a, int | float))
+    if numbers:
+        run.number(numbers, labelled[0].labels[0])
+    if len(operands) == 1:
+        return ChannelTensor(run, labelled[0].shape, labelled[0].labels, dtype)
+    result = labelled[0]
+    for operand in labelled[1:]:
+        result = meet(run, result, operand)
+    for plain in operands:
+        if not isinstance(plain, ChannelTensor):
+            result = meet_constant(run, result, plain)
+    return ChannelTensor(run, result.shape, result.labels, dtype)
+
+
+def quantizer(module: Any, input: ChannelTensor) -> ChannelTensor:
+    """A fake quantizer works on each element; what reads a quantized weight cannot be divided among copies any more."""
+    input.run.computes()
+    return ChannelTensor(input.run, input.shape, input.labels, input.dtype)
+
+
+def _is_comparison(func: Any) -> bool:
+    return func._schema.name.removeprefix("aten::") in {"eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or"}
+
+
+def meet(run: Run, a: ChannelTensor, b: ChannelTensor) -> ChannelTensor:
+    """Let two values meet elementwise and return what carries the channels of the result."""
+    shape = torch.broadcast_shapes(a.shape, b.shape)  # type: ignore[no-untyped-call]
+    one_channel(run, a, shape)
+    one_channel(run, b, shape)
+    labels_a = [label.expand(shape) for label in a.labels]
+    labels_b = [label.expand(shape) for label in b.labels]
+    if len(labels_a) > 1 or len(labels_b) > 1:
+        labels = _meet_parameters(run, labels_a, labels_b)
+    else:
+        labels = (_meet_activations(run, labels_a[0], labels_b[0], _sizes(a, shape), _sizes(b, shape)),)
+    return ChannelTensor(run, labels[0].shape, labels, a.dtype)
+
+
+def _sizes(value: torch.Tensor, shape: torch.Size) -> tuple[int, ...]:
+    return (1,) * (len(shape) - value.dim()) + tuple(value.shape)
+
+
+def one_channel(run: Run, value: ChannelTensor, shape: tuple[int, ...] | torch.Size) -> None:
+    """Pin a producer of one channel whose map is broadcast: a second channel would no longer fit."""
+    offset = len(shape) - value.dim()
+    if any(size == 1 and shape[offset + axis] != 1 for axis, size in enumerate(value.shape)):
+        for label in value.labels:
+            ids = run.ids(core(label)).reshape(-1)
+            owners = run.space.owners(ids.numpy())
+            run.pin(ids[torch.from_numpy(run.space.widths(owners) == 1)], "its one channel is broadcast over others")
+
+
+def _meet_activations(run: Run, a: Label, b: Label, sizes_a: tuple[int, ...], sizes_b: tuple[int, ...]) -> Label:
+    axes_a, axes_b = run.channel_axes(a), run.channel_axes(b)
+    if not axes_a and not axes_b:
+        if sizes_a == sizes_b and _real(run, a) and _real(run, b):
+            run.tie(a, b)
+        return b if bool((run.ids(core(a)) == NEUTRAL).all()) else a
+    if not axes_a or not axes_b:
+        fine, coarse, axes, sizes = (a, b, axes_a, sizes_b) if axes_a else (b, a, axes_b, sizes_a)
+        if bool((run.ids(core(coarse)) == FIXED).any()) and any(sizes[axis] > 1 for axis in axes):
+            run.tie(fine, coarse)
+        return fine
+    if set(axes_a) <= set(axes_b) or set(axes_b) <= set(axes_a):
+        run.tie(a, b)
+        return a if len(axes_a) >= len(axes_b) else b
+    for label in (a, b):
+        run.pin(run.ids(core(label)), "channels along one axis meet channels along another")
+    return a
+
+
+def _real(run: Run, label: Label) -> bool:
+    """Whether a label names channels at all."""
+    return bool((run.ids(core(label)) >= FIRST_ID).all())
+
+
+def _meet_parameters(run: Run, a: list[Label], b: list[Label]) -> tuple[Label, ...]:
+    """Where a value made of parameters is involved, labels meet axis by axis."""
+    if len(a) == 1 or len(b) == 1:
+        activation, parameter = (a[0], b) if len(a) == 1 else (b[0], a)
+        axes = run.channel_axes(activation)
+        if not axes:
+            return tuple(parameter)
+        for axis in axes:
+            for label in parameter:
+                if run.varies(label, axis):
+                    run.tie(activation, label)
+        return (activation,)
+    kept = list(a)
+    for label in b:
+        partner = None
+        for axis in range(label.dim()):
+            if run.varies(label, axis):
+                partner = next((other for other in a if run.varies(other, axis)), None)
+        if partner is None:
+            kept.append(label)
+        else:
+            run.tie(partner, label)
+    return tuple(kept)
+
+
+def meet_constant(run: Run, value: ChannelTensor, plain: torch.Tensor) -> ChannelTensor:
+    """A plain tensor has a length that no resize changes: it pins the channels that it runs along."""
+    shape = torch.broadcast_shapes(value.shape, plain.shape) if plain.dim() else value.shape  # type: ignore[no-untyped-call]
+    one_channel(run, value, shape)
+    labels = tuple(label.expand(shape) for label in value.labels)
+    padded = _sizes(plain, torch.Size(shape))
+    for label in labels:
+        if any(padded[axis] > 1 for axis in run.channel_axes(label)):
+            run.pin(run.ids(core(label)), "it meets a constant of fixed length")
+    return ChannelTensor(run, shape, labels, value.dtype)
+
+
+def neutral(run: Run, shape: tuple[int, ...], dtype: torch.dtype) -> ChannelTensor:
+    """Return a value that carries no channel: zeros, ones, noise of a shape that follows another tensor."""
+    return run.activation(constant(NEUTRAL, shape), dtype)

@@ -1,0 +1,328 @@
+"""Ops that mix elements along an axis: harmless along axes without channels, binding along those with.
+
+A mean over channels stays the same when all are copied equally often; a sum does not, so the channels it goes over
+may be copied as a block beside it (a head of attention) but never within it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from nce_fx.passes.analysis.channels.labels import FIXED, NEUTRAL, Label, along, constant, core, resized
+from nce_fx.passes.analysis.channels.rules.calls import channel_tensors, label_for, on_meta, opaque
+from nce_fx.passes.analysis.channels.rules.elementwise import meet, meet_constant
+from nce_fx.passes.analysis.channels.rules.weighted import made, read
+from nce_fx.passes.analysis.channels.run import Run
+from nce_fx.passes.analysis.channels.value import ChannelTensor
+
+
+def _dims(value: torch.Tensor, dim: Any) -> list[int]:
+    if dim is None or (isinstance(dim, Sequence) and not len(dim)):
+        return list(range(value.dim()))
+    return sorted({d % value.dim() for d in ([dim] if isinstance(dim, int) else dim)})
+
+
+def _reduce(value: ChannelTensor, dims: list[int], keepdim: bool, kind: str) -> ChannelTensor:
+    run = value.run
+    labels = []
+    for label in value.labels:
+        channel = run.channel_axes(label)
+        for axis in dims:
+            if not run.varies(label, axis):
+                continue
+            if axis not in channel:
+                run.tie(label, label.narrow(axis, 0, 1).expand(label.shape))
+            elif kind == "mean":
+                run.uniform(label, axis)
+            elif kind == "largest":
+                run.block(label, axis)
+            else:
+                _sum_over(run, label, axis, kind)
+        if any(axis in dims for axis in channel) and all(axis in dims for axis in channel):
+            # No channel is left: what is beside it may be of any number.
+            label = constant(NEUTRAL, label.shape)
+        for axis in reversed(dims):
+            label = label.narrow(axis, 0, 1)
+            if not keepdim:
+                label = label.squeeze(axis)
+        labels.append(label)
+    return ChannelTensor(run, labels[0].shape, tuple(labels), value.dtype)
+
+
+def _sum_over(run: Run, label: Label, axis: int, what: str) -> None:
+    """A sum over channels: copied as a block beside it where there is an axis beside it, else not at all."""
+    beside = [
+        k for k in range(label.dim()) if k != axis and (run.varies(label, k) or (k > 0 and run.is_single(label, k)))
+    ]
+    if beside:
+        run.rigid(label, axis)
+    else:
+        run.pin(run.ids(core(label)), f"its channels are mixed by {what}")
+
+
+def reduction(kind: str) -> Any:
+    """Return the rule of a reduction ``(value, dim, keepdim)``; kind is mean, largest, or the name of what mixes."""
+
+    def rule(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
+        value = args[0]
+        dim = args[1] if len(args) > 1 else kwargs.get("dim")
+        keepdim = args[2] if len(args) > 2 and isinstance(args[2], bool) else kwargs.get("keepdim", False)
+        return _reduce(value, _dims(value, dim), keepdim, kind)
+
+    return rule
+
+
+def variance(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Variance and deviation: as a mean where they divide by n, mixing where they divide by n - 1."""
+    value = args[0]
+    dim = args[1] if len(args) > 1 else kwargs.get("dim")
+    correction = kwargs.get("correction", 1)
+    kind = "mean" if correction == 0 else "an unbiased variance (use correction=0, which a resize keeps)"
+    result = _reduce(value, _dims(value, dim), kwargs.get("keepdim", False), kind)
+    if func._schema.name.removeprefix("aten::") in {"var_mean", "std_mean"}:
+        return result, ChannelTensor(value.run, result.shape, result.labels, value.dtype)
+    return result
+
+
+def largest(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``max(dim)`` and ``min(dim)`` with indices; without a dim, over everything."""
+    value = args[0]
+    dims = _dims(value, args[1] if len(args) > 1 else None)
+    keepdim = args[2] if len(args) > 2 else kwargs.get("keepdim", False)
+    result = _reduce(value, dims, keepdim, "largest")
+    if len(args) == 1:
+        return result
+    return result, value.run.activation(constant(NEUTRAL, result.shape), torch.int64)
+
+
+def vector_norm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
+    """A norm over channels grows with copies."""
+    value = args[0]
+    dim = args[2] if len(args) > 2 else kwargs.get("dim")
+    keepdim = args[3] if len(args) > 3 else kwargs.get("keepdim", False)
+    return _reduce(value, _dims(value, dim), keepdim, "a norm")
+
+
+def normalize(input: Any, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Any = None) -> ChannelTensor:
+    """Divide by the norm along an axis: its channels may be copied beside it, as a block, but not within it."""
+    value = input
+    axis = dim % value.dim()
+    for label in value.labels:
+        if value.run.varies(label, axis):
+            _sum_over(value.run, label, axis, "a norm")
+    return ChannelTensor(value.run, value.shape, value.labels, value.dtype)
+
+
+def softmax(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
+    """Normalizes along an axis: nothing along axes without channels, rigid along those with."""
+    value = args[0]
+    axis = args[1] % value.dim()
+    for label in value.labels:
+        if value.run.varies(label, axis):
+            _sum_over(value.run, label, axis, "softmax")
+    return ChannelTensor(value.run, value.shape, value.labels, value.dtype)
+
+
+def scan(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Cumulative ops and sorts keep the shape and mix along an axis."""
+    value = args[0]
+    dim = next((a for a in args[1:] if isinstance(a, int) and not isinstance(a, bool)), kwargs.get("dim", -1))
+    axis = dim % value.dim()
+    for label in value.labels:
+        if axis in value.run.channel_axes(label):
+            return opaque(func, args, kwargs, f"its channels are mixed by {func._schema.name.removeprefix('aten::')}")
+    result = ChannelTensor(value.run, value.shape, value.labels, value.dtype)
+    if len(func._schema.returns) == 2:
+        return result, value.run.activation(constant(NEUTRAL, value.shape), torch.int64)
+    return result
+
+
+def spatial(axes: int) -> Any:
+    """Return the rule of pooling and resampling over the last axes: other sizes, the same channels."""
+
+    def rule(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        value = args[0]
+        if not isinstance(value, ChannelTensor):
+            return opaque(func, args, kwargs)
+        run = value.run
+        outputs = on_meta(func, args, kwargs)
+        label = label_for(value, value.dim() - axes - 1)
+        for axis in range(value.dim() - axes, value.dim()):
+            if axis in run.channel_axes(label):
+                return opaque(func, args, kwargs, "its channels are pooled or resampled along their own axis")
+            if run.varies(label, axis):
+                first = label.narrow(axis, 0, 1).expand(label.shape)
+                run.tie(label, first)
+                label = first
+        first_out = outputs[0] if isinstance(outputs, tuple) else outputs
+        result = run.activation(resized(label, first_out.shape), value.dtype)
+        if isinstance(outputs, tuple):
+            return result, run.activation(constant(NEUTRAL, outputs[1].shape), torch.int64)
+        return result
+
+    return rule
+
+
+def local_response_norm(input: Any, *args: Any, **kwargs: Any) -> ChannelTensor:
+    """Sums over neighbouring channels: their number and order are fixed."""
+    input.run.pin(input.run.ids(core(label_for(input, 1))), "its neighbours are summed by local_response_norm")
+    return ChannelTensor(input.run, input.shape, input.labels, input.dtype)
+
+
+def attention(
+    query: Any, key: Any, value: Any, attn_mask: Any = None, *args: Any, scale: Any = None, **kwargs: Any
+) -> ChannelTensor:
+    """(..., heads, length, features): features are contracted between query and key, heads are copied whole."""
+    scores = matmul(query, key.transpose(-2, -1))
+    if isinstance(attn_mask, ChannelTensor):
+        scores = meet(scores.run, scores, attn_mask)
+    elif isinstance(attn_mask, torch.Tensor):
+        scores = meet_constant(scores.run, scores, attn_mask)
+    return matmul(scores, value)
+
+
+def matmul(a: Any, b: Any) -> ChannelTensor:
+    """(..., n, k) x (..., k, m) -> (..., n, m)."""
+    run = (a if isinstance(a, ChannelTensor) else b).run
+    shape = [*torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]]  # type: ignore[no-untyped-call]
+    if not isinstance(a, ChannelTensor) or not isinstance(b, ChannelTensor):
+        return _matmul_constant(run, a, b, shape)
+    for value, axis in ((a, a.dim() - 2), (b, b.dim() - 1)):
+        if len(value.labels) > 1 and sum([run.varies(label, axis) for label in value.labels]) > 1:
+            return _matmul_opaque(run, a, b, shape)
+    if b.is_parameter and len(b.labels) > 1 and not a.is_parameter:
+        read(run, a, a.dim() - 1, b, b.dim() - 2)
+        return run.activation(along(made(run, b, b.dim() - 1, None), len(shape) - 1, shape), a.dtype)
+    if a.is_parameter and len(a.labels) > 1 and not b.is_parameter:
+        read(run, b, b.dim() - 2, a, a.dim() - 1)
+        return run.activation(along(made(run, a, a.dim() - 2, None), len(shape) - 2, shape), b.dtype)
+    left, right = label_for(a, -1), label_for(b, -2)
+    return run.activation(_contract(run, left, right, shape), a.dtype)
+
+
+def _matmul_opaque(run: Run, a: ChannelTensor, b: ChannelTensor, shape: list[int]) -> ChannelTensor:
+    for label in (*a.labels, *b.labels):
+        run.pin(run.ids(core(label)), "several axes of a parameter are folded into one, and multiplied")
+    return run.activation(constant(FIXED, shape), a.dtype)
+
+
+def _contract(run: Run, a: Label, b: Label, shape: list[int]) -> Label:
+    """Contract the last axis of ``a`` with the axis before the last of ``b``, and return the label of the result."""
+    over_a, over_b = run.varies(a, a.dim() - 1), run.varies(b, b.dim() - 2)
+    if over_a:
+        _sum_over(run, a, a.dim() - 1, "a product over them")
+        if not over_b:
+            run.pin(run.ids(core(a)), "its channels are summed with weights that depend on the data")
+    if over_b:
+        _sum_over(run, b, b.dim() - 2, "a product over them")
+        if not over_a:
+            run.pin(run.ids(core(b)), "its channels are summed with weights that depend on the data")
+    left = a.narrow(a.dim() - 1, 0, 1).expand(*a.shape[:-1], shape[-1])
+    right = b.narrow(b.dim() - 2, 0, 1).expand(*b.shape[:-2], shape[-2], b.shape[-1])
+    left, right = left.expand(shape), right.expand(shape)
+    axes_left, axes_right = run.channel_axes(left), run.channel_axes(right)
+    if not axes_left or not axes_right:
+        return left if axes_left or (not axes_right and over_a) else right
+    if set(axes_left) <= set(axes_right) or set(axes_right) <= set(axes_left):
+        run.tie(left, right)
+        return left if len(axes_left) > len(axes_right) else right
+    for label in (left, right):
+        run.pin(run.ids(core(label)), "channels along one axis meet channels along another in a product")
+    return left
+
+
+def _matmul_constant(run: Run, a: Any, b: Any, shape: list[int]) -> ChannelTensor:
+    value, axis = (a, -1) if isinstance(a, ChannelTensor) else (b, -2)
+    label = label_for(value, axis)
+    if run.varies(label, axis % label.dim()):
+        run.pin(run.ids(core(label)), "its channels are summed with a constant of the graph")
+        return run.activation(constant(FIXED, shape), value.dtype)
+    sizes = [1 if stride == 0 else size for size, stride in zip(label.shape, label.stride(), strict=True)]
+    small = label.as_strided(sizes, label.stride(), label.storage_offset())
+    return run.activation(small.expand(shape), value.dtype)
+
+
+def aten_matmul(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
+    """The forms that matmul comes apart into: mm, bmm."""
+    return matmul(args[0], args[1])
+
+
+def add_matmul(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
+    """addmm and baddbmm: a product, then a sum."""
+    product = matmul(args[1], args[2])
+    addend = args[0]
+    if isinstance(addend, ChannelTensor):
+        return meet(product.run, product, addend)
+    return meet_constant(product.run, product, addend) if isinstance(addend, torch.Tensor) else product
+
+
+def dot_vector(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A matrix times a vector."""
+    values = channel_tensors(args)
+    product = matmul(args[0], args[1].unsqueeze(-1))
+    return product.squeeze(-1) if values else product
+
+
+_POOLS = {
+    f"{name}{axes}d": spatial(axes)
+    for axes in (1, 2, 3)
+    for name in (
+        "max_pool",
+        "avg_pool",
+        "_adaptive_avg_pool",
+        "adaptive_avg_pool",
+        "adaptive_max_pool",
+        "upsample_nearest",
+        "_upsample_nearest_exact",
+    )
+}
+
+RULES: dict[str, Any] = {
+    **_POOLS,
+    "max_pool1d_with_indices": spatial(1),
+    "max_pool2d_with_indices": spatial(2),
+    "max_pool3d_with_indices": spatial(3),
+    "upsample_linear1d": spatial(1),
+    "upsample_bilinear2d": spatial(2),
+    "_upsample_bilinear2d_aa": spatial(2),
+    "upsample_bicubic2d": spatial(2),
+    "_upsample_bicubic2d_aa": spatial(2),
+    "upsample_trilinear3d": spatial(3),
+    "grid_sampler": spatial(2),
+    "mean": reduction("mean"),
+    "amax": reduction("largest"),
+    "amin": reduction("largest"),
+    "max": largest,
+    "min": largest,
+    "any": reduction("largest"),
+    "all": reduction("largest"),
+    "argmax": reduction("argmax, an index of channels"),
+    "argmin": reduction("argmin, an index of channels"),
+    "sum": reduction("a sum"),
+    "prod": reduction("a product"),
+    "logsumexp": reduction("logsumexp"),
+    "nansum": reduction("a sum"),
+    "linalg_vector_norm": vector_norm,
+    "norm": vector_norm,
+    "var": variance,
+    "std": variance,
+    "var_mean": variance,
+    "std_mean": variance,
+    "softmax": softmax,
+    "_softmax": softmax,
+    "log_softmax": softmax,
+    "_log_softmax": softmax,
+    "cumsum": scan,
+    "cumprod": scan,
+    "sort": scan,
+    "logcumsumexp": scan,
+    "mm": aten_matmul,
+    "bmm": aten_matmul,
+    "matmul": aten_matmul,
+    "mv": dot_vector,
+    "addmm": add_matmul,
+    "baddbmm": add_matmul,
+}

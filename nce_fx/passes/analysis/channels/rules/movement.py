@@ -1,0 +1,317 @@
+"""Data movement: the op runs on the labels themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from nce_fx.passes.analysis.channels.labels import (
+    FIXED,
+    NEUTRAL,
+    Label,
+    compress,
+    constant,
+    core,
+    numel,
+    reshape,
+    resized,
+    varies,
+)
+from nce_fx.passes.analysis.channels.rules.calls import channel_tensors, label_for, opaque, run_of
+from nce_fx.passes.analysis.channels.rules.elementwise import neutral, one_channel
+from nce_fx.passes.analysis.channels.run import Run
+from nce_fx.passes.analysis.channels.value import ChannelTensor
+
+
+def _like(value: ChannelTensor, labels: tuple[Label, ...]) -> ChannelTensor:
+    return ChannelTensor(value.run, labels[0].shape, labels, value.dtype, exact=value.exact)
+
+
+def same(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
+    """Clones and casts: the same channels."""
+    value = args[0]
+    dtype = kwargs.get("dtype") or value.dtype
+    return ChannelTensor(value.run, value.shape, value.labels, dtype, exact=value.exact)
+
+
+def alike(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
+    """Constants and noise shaped like another tensor: one element for each of its own, copies alike."""
+    value = args[0]
+    return ChannelTensor(value.run, value.shape, value.labels, kwargs.get("dtype") or value.dtype)
+
+
+def moved(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Views that keep strides: run the op on each label."""
+    value = args[0]
+    if not isinstance(value, ChannelTensor):
+        return opaque(func, args, kwargs)
+    results = [func(label, *args[1:], **kwargs) for label in value.labels]
+    if isinstance(results[0], list | tuple):
+        outputs = [_like(value, tuple(r[i] for r in results)) for i in range(len(results[0]))]
+        return type(results[0])(outputs)
+    return _like(value, tuple(results))
+
+
+def split(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Cuts of an axis: as views, and the graph may need other sizes later."""
+    value = args[0]
+    outputs = moved(func, args, kwargs)
+    for output in channel_tensors(outputs):
+        value.run.cut(output.labels)
+    return outputs
+
+
+def copied(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Movement that lays labels out anew: run the op, then find again which axes are constant."""
+    if not isinstance(args[0], ChannelTensor):
+        return opaque(func, args, kwargs)
+    if any(isinstance(a, ChannelTensor) for a in channel_tensors([list(args[1:]), list(kwargs.values())])):
+        return opaque(func, args, kwargs)
+    value = args[0]
+    return _like(value, tuple(compress(func(label, *args[1:], **kwargs)) for label in value.labels))
+
+
+def shifted(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Roll and flip: nothing happens along axes that do not vary."""
+    value = args[0]
+    dims = args[-1] if args else []
+    dims = [dims] if isinstance(dims, int) else dims
+    if len(dims) and all(not value.run.varies(label, d % value.dim()) for label in value.labels for d in dims):
+        return value
+    return copied(func, args, kwargs)
+
+
+def view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Reshape, with -1 worked out."""
+    value, sizes = args[0], list(args[1])
+    total = numel(value.shape)
+    if -1 in sizes:
+        known = numel([s for s in sizes if s != -1])
+        if known == 0 or total % known:
+            raise RuntimeError(f"shape {args[1]} is invalid for input of size {total}")
+        sizes[sizes.index(-1)] = total // known
+    if numel(sizes) != total:
+        raise RuntimeError(f"shape {args[1]} is invalid for input of size {total}")
+    result = _like(value, tuple(reshape(label, sizes) for label in value.labels))
+    value.run.cut(result.labels, rows=True)
+    return result
+
+
+def expand(self: Any, *sizes: Any, **kwargs: Any) -> Any:
+    """Broadcast axes of size 1; a producer of one channel that is spread over others is pinned."""
+    shape = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], Sequence) else sizes
+    run = run_of((self,))
+    offset = len(shape) - self.dim()
+    full = [self.shape[k - offset] if k >= offset and s == -1 else s for k, s in enumerate(shape)]
+    one_channel(run, self, tuple(full))
+    return _like(self, tuple(label.expand(full) for label in self.labels))
+
+
+def cat(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
+    """Join along an axis; axes that are constant in every part stay constant."""
+    parts = list(args[0])
+    dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+    values = channel_tensors(parts)
+    run = values[0].run
+    parts = [p for p in parts if p.dim() == values[0].dim()]
+    axis = dim % values[0].dim()
+    labels = [_part(run, parts, part, axis) for part in parts]
+    shape = list(labels[0].shape)
+    for label in labels[1:]:
+        if [s for k, s in enumerate(label.shape) if k != axis] != [s for k, s in enumerate(shape) if k != axis]:
+            raise RuntimeError("parts of different sizes are joined")
+    shape[axis] = sum(label.shape[axis] for label in labels)
+    if all(isinstance(p, ChannelTensor) and p.is_parameter for p in parts) and len(values) == len(parts):
+        joined = [_join([p.labels[k] for p in values], axis) for k in range(min(len(p.labels) for p in values))]
+        return ChannelTensor(run, shape, tuple(joined), values[0].dtype)
+    return ChannelTensor(run, shape, (_join(labels, axis),), values[0].dtype)
+
+
+def _part(run: Run, parts: list[Any], part: Any, axis: int) -> Label:
+    """Return the one label of a part: of a parameter's, the one that runs where the others have channels."""
+    if not isinstance(part, ChannelTensor):
+        return constant(FIXED, part.shape)
+    if len(part.labels) == 1:
+        return part.labels[0]
+    for other in parts:
+        if isinstance(other, ChannelTensor) and len(other.labels) == 1:
+            for channel_axis in run.channel_axes(other.labels[0]):
+                return label_for(part, channel_axis)
+    return label_for(part, axis)
+
+
+def _join(labels: list[Label], axis: int) -> Label:
+    dims = labels[0].dim()
+    moving = [k == axis or any(varies(label, k) for label in labels) for k in range(dims)]
+    small = []
+    for label in labels:
+        sizes = [label.shape[k] if moving[k] else 1 for k in range(dims)]
+        small.append(label.as_strided(sizes, label.stride(), label.storage_offset()))
+    joined = compress(torch.cat(small, axis))
+    shape = list(labels[0].shape)
+    shape[axis] = joined.shape[axis]
+    return joined.expand(shape)
+
+
+def stack(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
+    """Join along a new axis."""
+    dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+    values = channel_tensors(args[0])
+    axis = dim % (values[0].dim() + 1)
+    parts = [p.unsqueeze(axis) for p in args[0]]
+    return cat(func, (parts, axis), {})
+
+
+def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: Any = None) -> Any:
+    """Padding a constant axis only makes it longer; padding channels adds elements of fixed number."""
+    run = run_of((input,))
+    labels = []
+    shape = list(input.shape)
+    for k in range(len(pad) // 2):
+        shape[-1 - k] += pad[2 * k] + pad[2 * k + 1]
+    for label in input.labels:
+        result = label
+        for k in range(len(pad) // 2):
+            axis = label.dim() - 1 - k
+            if pad[2 * k] == pad[2 * k + 1] == 0 or not run.varies(label, axis):
+                continue
+            if axis not in run.channel_axes(label):
+                # Tokens joined from several producers: padding repeats a token's channels, it adds none.
+                parts = [result.narrow(axis, 0, 1)] * pad[2 * k] + [result]
+                result = torch.cat(parts + [result.narrow(axis, 0, 1)] * pad[2 * k + 1], axis)
+                continue
+            if mode != "constant":
+                run.pin(run.ids(core(label)), f"its channel axis is padded by {mode}")
+            one = [0, 0] * k + [pad[2 * k], pad[2 * k + 1]]
+            result = F.pad(result.contiguous(), one, value=FIXED)
+        labels.append(resized(compress(result), shape))
+    return _like(input, tuple(labels))
+
+
+def constant_pad(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The ATen form of padding."""
+    return pad(args[0], args[1])
+
+
+def edge_pad(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Reflection and replication."""
+    return pad(args[0], args[1], "reflection")
+
+
+def im2col(input: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> ChannelTensor:
+    """(batch, channels, height, width) -> (batch, channels x kernel, places): each channel once per kernel element."""
+    run = run_of((input,))
+    meta = F.unfold(torch.empty(input.shape, device="meta"), kernel_size, dilation, padding, stride)
+    line = core(label_for(input, 1)).reshape(-1)[: input.shape[1]]
+    repeated = line.repeat_interleave(meta.shape[1] // input.shape[1]).reshape(1, -1, 1)
+    return run.activation(repeated.expand(meta.shape), input.dtype)
+
+
+def index(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Indexing by integer tensors that the graph holds; an index that is computed from data is opaque."""
+    value, indices = args[0], args[1]
+    if not isinstance(value, ChannelTensor) or channel_tensors(indices):
+        return opaque(func, args, kwargs)
+    return _like(value, tuple(compress(func(label, indices)) for label in value.labels))
+
+
+def new_shape(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Zeros and ones of a given shape, made by a tensor's method."""
+    return neutral(args[0].run, tuple(args[1]), args[0].dtype)
+
+
+def filled(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Fill in place: no channel is left."""
+    value = args[0]
+    return ChannelTensor(value.run, value.shape, (constant(NEUTRAL, value.shape),), value.dtype)
+
+
+def write(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Copy into a tensor, or a part of one: what reads the whole of it later sees channels that no label shows."""
+    return opaque(func, args, kwargs, "it is written into another tensor, in place")
+
+
+def glu(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The first half of an axis, gated by the second."""
+    value = args[0]
+    dim = args[1] if len(args) > 1 else kwargs.get("dim", -1)
+    axis = dim % value.dim()
+    half = value.shape[axis] // 2
+    first, second = (value.narrow(axis, start, half) for start in (0, half))
+    return first * second
+
+
+RULES: dict[str, Any] = {
+    "glu": glu,
+    "clone": same,
+    "alias": same,
+    "detach": same,
+    "lift_fresh": same,
+    "contiguous": same,
+    "_to_copy": same,
+    "to": same,
+    "tril": alike,
+    "triu": alike,
+    "view": view,
+    "_unsafe_view": view,
+    "reshape": view,
+    "_reshape_alias": view,
+    "permute": moved,
+    "transpose": moved,
+    "t": moved,
+    "expand": moved,
+    "select": moved,
+    "slice": split,
+    "narrow": split,
+    "split": split,
+    "split_with_sizes": split,
+    "chunk": split,
+    "unsafe_chunk": split,
+    "unsafe_split": split,
+    "unbind": split,
+    "unsqueeze": moved,
+    "squeeze": moved,
+    "unfold": moved,
+    "diagonal": moved,
+    "cat": cat,
+    "stack": stack,
+    "roll": shifted,
+    "flip": shifted,
+    "index_select": copied,
+    "repeat": copied,
+    "repeat_interleave": copied,
+    "tile": copied,
+    "rot90": copied,
+    "pixel_shuffle": copied,
+    "pixel_unshuffle": copied,
+    "channel_shuffle": copied,
+    "native_channel_shuffle": copied,
+    "index": index,
+    "constant_pad_nd": constant_pad,
+    "reflection_pad1d": edge_pad,
+    "reflection_pad2d": edge_pad,
+    "reflection_pad3d": edge_pad,
+    "replication_pad1d": edge_pad,
+    "replication_pad2d": edge_pad,
+    "replication_pad3d": edge_pad,
+    "zeros_like": alike,
+    "ones_like": alike,
+    "full_like": alike,
+    "empty_like": alike,
+    "rand_like": alike,
+    "randn_like": alike,
+    "bernoulli": alike,
+    "new_zeros": new_shape,
+    "new_ones": new_shape,
+    "new_full": new_shape,
+    "new_empty": new_shape,
+    "fill": filled,
+    "zero": filled,
+    "copy": write,
+}
+
+MOVEMENT = frozenset({same, moved, split, copied, shifted, view, cat, stack, index})
+"""Rules of ops that change no value: a region of them can become one gather."""

@@ -1,0 +1,316 @@
+"""Ops that own weights: which axis makes channels, which is summed against them, what follows.
+
+Shapes are PyTorch's: a linear weight is (out, in), a convolution's (out, in / groups, ...), a transposed one's
+(in, out / groups, ...).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from nce_fx.passes.analysis.channels.labels import FIXED, Label, along, constant, core, line_of
+from nce_fx.passes.analysis.channels.rules.calls import channel_tensors, label_for, run_of
+from nce_fx.passes.analysis.channels.run import Run
+from nce_fx.passes.analysis.channels.value import ChannelTensor
+
+
+def channel_line(run: Run, label: Label, axis: int) -> torch.Tensor:
+    """Return the ids along an axis; where other axes vary too (joined tokens), every line must be the same."""
+    line = line_of(label, axis)
+    others = [run.varies(label, other) for other in range(label.dim()) if other != axis]
+    if any(others):
+        run.tie(label, along(line, axis, label.shape))
+    return line
+
+
+def read(run: Run, x: ChannelTensor, axis: int, weight: Any, weight_axis: int) -> None:
+    """Sum the channels along an axis of ``x`` against an axis of a weight."""
+    label = label_for(x, axis)
+    if isinstance(weight, ChannelTensor):
+        run.consume(weight, weight_axis, channel_line(run, label, axis))
+    else:
+        run.pin(run.ids(core(label)), "it is read by a weight that is a constant of the graph")
+
+
+def made(run: Run, weight: Any, axis: int, bias: Any) -> torch.Tensor:
+    """Return the ids that an axis of a weight makes; a bias follows them."""
+    if not isinstance(weight, ChannelTensor):
+        return torch.zeros(weight.shape[axis], dtype=torch.int64)
+    line = run.produce(weight, axis)
+    run.follow(bias, 0, line)
+    return line
+
+
+def linear(input: Any, weight: Any, bias: Any = None) -> ChannelTensor:
+    """(..., in) -> (..., out)."""
+    run = run_of((input, weight))
+    if isinstance(input, ChannelTensor):
+        read(run, input, input.dim() - 1, weight, 1)
+    line = made(run, weight, 0, bias)
+    run.attribute(weight, "out_features", line.numel())
+    run.attribute(weight, "in_features", input.shape[-1])
+    return run.activation(along(line, input.dim() - 1, input.shape), input.dtype)
+
+
+def bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> ChannelTensor:
+    """(..., in1), (..., in2) -> (..., out)."""
+    run = run_of((input1, input2, weight))
+    read(run, input1, input1.dim() - 1, weight, 1)
+    read(run, input2, input2.dim() - 1, weight, 2)
+    return run.activation(along(made(run, weight, 0, bias), input1.dim() - 1, input1.shape))
+
+
+def _pair(value: Any, dims: int) -> Sequence[int]:
+    values = [value] * dims if isinstance(value, int) else list(value)
+    return values * dims if len(values) == 1 else values
+
+
+def convolution(dims: int) -> Callable[..., ChannelTensor]:
+    """Return the rule of a convolution over this many axes."""
+
+    def rule(
+        input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+    ) -> ChannelTensor:
+        run = run_of((input, weight))
+        axis = input.dim() - dims - 1
+        rows = []
+        for k, (size, kernel, step, spread) in enumerate(
+            zip(input.shape[axis + 1 :], weight.shape[2:], _pair(stride, dims), _pair(dilation, dims), strict=True)
+        ):
+            if padding == "same":
+                rows.append(size)
+                continue
+            around = 0 if padding == "valid" else 2 * _pair(padding, dims)[k]
+            rows.append((size + around - spread * (kernel - 1) - 1) // step + 1)
+        return _convolve(run, input, weight, bias, groups, axis, rows, (0, 1))
+
+    return rule
+
+
+def transposed_convolution(dims: int) -> Callable[..., ChannelTensor]:
+    """Return the rule of a transposed convolution over this many axes."""
+
+    def rule(
+        input: Any,
+        weight: Any,
+        bias: Any = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        output_padding: Any = 0,
+        groups: int = 1,
+        dilation: Any = 1,
+    ) -> ChannelTensor:
+        run = run_of((input, weight))
+        axis = input.dim() - dims - 1
+        options = (_pair(v, dims) for v in (stride, padding, output_padding, dilation))
+        rows = [
+            (size - 1) * step - 2 * around + spread * (kernel - 1) + extra + 1
+            for size, kernel, step, around, extra, spread in zip(
+                input.shape[axis + 1 :], weight.shape[2:], *options, strict=True
+            )
+        ]
+        return _convolve(run, input, weight, bias, groups, axis, rows, (1, 0))
+
+    return rule
+
+
+def _convolve(
+    run: Run, x: Any, weight: Any, bias: Any, groups: int, axis: int, rows: list[int], weight_axes: tuple[int, int]
+) -> ChannelTensor:
+    out_axis, in_axis = weight_axes
+    shape = [*x.shape[: axis + 1], *rows]
+    if groups == 1 or not isinstance(weight, ChannelTensor):
+        if isinstance(x, ChannelTensor):
+            read(run, x, axis, weight, in_axis)
+        line = made(run, weight, out_axis, bias)
+        count = 1
+    elif out_axis == 0:
+        line, count = _grouped(run, x, weight, groups, axis)
+        run.follow(bias, 0, line)
+    else:
+        return _grouped_transposed(run, x, weight, bias, groups, axis, shape)
+    _set_channels(run, weight, x.shape[axis] if groups == 1 else None, line.numel(), count if groups > 1 else None)
+    if groups > 1:
+        run.attribute(weight, "in_channels", int(count * weight.shape[1]))
+    return run.activation(along(line, axis, shape), x.dtype)
+
+
+def _set_channels(run: Run, weight: Any, inputs: int | None, outputs: int, groups: int | None) -> None:
+    if inputs is not None:
+        run.attribute(weight, "in_channels", inputs)
+    run.attribute(weight, "out_channels", outputs)
+    if groups is not None:
+        run.attribute(weight, "groups", groups)
+
+
+def _grouped(run: Run, x: ChannelTensor, weight: ChannelTensor, groups: int, axis: int) -> tuple[torch.Tensor, int]:
+    """Blocks of input channels and the blocks of output channels they make are copied as one."""
+    sizes = run.original(torch.tensor([x.shape[axis] // groups, weight.shape[0] // groups]))
+    label = label_for(x, axis)
+    channel_line(run, label, axis)
+    label, index, copies = run.blocks(x, label, axis, int(sizes[0]))
+    first = line_of(label, axis)[:: int(sizes[0])]
+    line = run.grouped(weight, 0, int(sizes[1]), first, (index, copies))
+    return line, len(index)
+
+
+def _grouped_transposed(
+    run: Run, x: ChannelTensor, weight: ChannelTensor, bias: Any, groups: int, axis: int, shape: list[int]
+) -> ChannelTensor:
+    """(in, out / groups, ...): the input axis has the blocks, the output axis is shared by all of them.
+
+    Output channels carry their block's first input id where a block makes one, fresh ids of the bias's axis otherwise.
+    """
+    block, per_group = run.original(torch.tensor([weight.shape[0] // groups, weight.shape[1]])).tolist()
+    label = label_for(x, axis)
+    channel_line(run, label, axis)
+    label, index, copies = run.blocks(x, label, axis, block)
+    line = line_of(label, axis)
+    run.follow(weight, 0, line)
+    first = line[::block]
+    out = run.grouped_outputs(weight, per_group, first, (index, copies))
+    run.follow(bias, 0, out)
+    _set_channels(run, weight, line.numel(), out.numel(), len(index))
+    shape[axis] = out.numel()
+    return run.activation(along(out, axis, shape), x.dtype)
+
+
+def batch_norm(
+    input: Any,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    *args: Any,
+    **kwargs: Any,
+) -> ChannelTensor:
+    """Normalize each channel (axis 1); statistics and affine parameters follow."""
+    run = run_of((input, weight, bias))
+    value = input if isinstance(input, ChannelTensor) else weight
+    label = label_for(value, 1)
+    line = channel_line(run, label, 1) if len(value.labels) == 1 else line_of(label, 1)
+    for parameter in (running_mean, running_var, weight, bias):
+        run.follow(parameter, 0, line)
+    run.attribute(weight if isinstance(weight, ChannelTensor) else running_mean, "num_features", line.numel())
+    return ChannelTensor(run, value.shape, value.labels, value.dtype)
+
+
+def aten_batch_norm(
+    input: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, *args: Any
+) -> ChannelTensor:
+    """The same, with ATen's order of arguments."""
+    return batch_norm(input, running_mean, running_var, weight, bias)
+
+
+def instance_norm(
+    input: Any,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    *args: Any,
+    **kwargs: Any,
+) -> ChannelTensor:
+    """Normalize each channel of each example; as BatchNorm for channels, in either order of arguments."""
+    return batch_norm(input, running_mean, running_var, weight, bias)
+
+
+def instance_norm_module(module: Any, input: Any) -> ChannelTensor:
+    """The module, which looks at the number of its channels first."""
+    return batch_norm(input, module.running_mean, module.running_var, module.weight, module.bias)
+
+
+def recurrent(module: Any, input: Any, state: Any = None) -> Any:
+    """LSTM, GRU and RNN: what they read can be of any width; their own width stays, gates and states depend on it."""
+    run = run_of((input, state))
+    if isinstance(input, ChannelTensor):
+        suffixes = ["l0", "l0_reverse"] if module.bidirectional else ["l0"]
+        for suffix in suffixes:
+            read(run, input, input.dim() - 1, getattr(module, f"weight_ih_{suffix}"), 1)
+        run.attribute(module.weight_ih_l0, "input_size", input.shape[-1])
+    for value in channel_tensors(state if isinstance(state, list | tuple) else [state]):
+        run.pin(run.ids(core(value.labels[0])), "it is the state of a recurrent layer")
+    run.computes()
+    directions = 2 if module.bidirectional else 1
+    features = (module.proj_size or module.hidden_size) * directions
+    output = run.activation(constant(FIXED, (*input.shape[:-1], features)), input.dtype)
+    batch = () if input.dim() == 2 else (input.shape[0 if module.batch_first else 1],)
+    layers = module.num_layers * directions
+    hidden = run.activation(constant(FIXED, (layers, *batch, module.proj_size or module.hidden_size)), input.dtype)
+    cell = run.activation(constant(FIXED, (layers, *batch, module.hidden_size)), input.dtype)
+    return output, ((hidden, cell) if module.mode == "LSTM" else hidden)
+
+
+def layer_norm(
+    input: Any, normalized_shape: Sequence[int], weight: Any = None, bias: Any = None, *args: Any, **kwargs: Any
+) -> ChannelTensor:
+    """Normalize over the last axes: their channels are copied as a whole, or the statistics change."""
+    run = run_of((input, weight, bias))
+    count = len(normalized_shape)
+    shape = list(input.shape[-count:])
+    for axis in range(input.dim() - count, input.dim()):
+        label = label_for(input, axis)
+        if not run.varies(label, axis):
+            continue
+        line = channel_line(run, label, axis) if count == 1 else line_of(label, axis)
+        run.uniform(along(line, 0, (line.numel(),)), 0)
+        for parameter in (weight, bias):
+            run.follow(parameter, axis - input.dim() + count, line)
+    run.attribute(weight, "normalized_shape", tuple(shape))
+    return ChannelTensor(run, input.shape, input.labels, input.dtype)
+
+
+def rms_norm(
+    input: Any, normalized_shape: Sequence[int], weight: Any = None, *args: Any, **kwargs: Any
+) -> ChannelTensor:
+    """As LayerNorm for channels: the mean of squares over whole copies is the same mean."""
+    return layer_norm(input, normalized_shape, weight)
+
+
+def group_norm(
+    input: Any, num_groups: int, weight: Any = None, bias: Any = None, *args: Any, **kwargs: Any
+) -> ChannelTensor:
+    """Normalize over blocks of channels: blocks are copied whole, and there are more of them."""
+    run = run_of((input, weight, bias))
+    label = label_for(input, 1)
+    line = channel_line(run, label, 1)
+    if num_groups == 1:
+        run.uniform(along(line, 0, (line.numel(),)), 0)
+        count = 1
+    else:
+        (size,) = run.original(torch.tensor([input.shape[1] // num_groups])).tolist()
+        label, index, _ = run.blocks(input, label, 1, size)
+        line, count = line_of(label, 1), len(index)
+    run.follow(weight, 0, line)
+    run.follow(bias, 0, line)
+    run.attribute(weight, "num_groups", count)
+    run.attribute(weight, "num_channels", line.numel())
+    return run.activation(label, input.dtype)
+
+
+def prelu(input: Any, weight: Any) -> ChannelTensor:
+    """A slope for each channel (axis 1), or one for all."""
+    run = run_of((input, weight))
+    if isinstance(weight, ChannelTensor) and weight.numel() > 1 and isinstance(input, ChannelTensor):
+        axis = 1 if input.dim() > 1 else 0
+        line = channel_line(run, label_for(input, axis), axis)
+        run.follow(weight, 0, line)
+        run.attribute(weight, "num_parameters", line.numel())
+    return ChannelTensor(run, input.shape, input.labels, input.dtype)
+
+
+def embedding(input: Any, weight: Any, *args: Any, **kwargs: Any) -> ChannelTensor:
+    """Look rows of a (vocabulary, features) table up: (...) -> (..., features)."""
+    run = run_of((weight, input))
+    line = made(run, weight, 1, None)
+    run.attribute(weight, "embedding_dim", line.numel())
+    shape = (*input.shape, line.numel())
+    return run.activation(along(line, len(shape) - 1, shape))
+
+
+def aten_embedding(weight: Any, indices: Any, *args: Any) -> ChannelTensor:
+    """The same, with ATen's order of arguments."""
+    return embedding(indices, weight)

@@ -1,0 +1,174 @@
+"""The whole analysis of one graph, kept so that resizing needs no second one: ties, groups, layouts that hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from torch.fx import GraphModule, Node
+
+from nce_fx.errors import ChannelError
+from nce_fx.passes.analysis.channels.check import Mismatch, Relayout
+from nce_fx.passes.analysis.channels.groups import Group, Part, classes_of, groups_of, pins_by_class
+from nce_fx.passes.analysis.channels.labels import FIRST_ID, Ids
+from nce_fx.passes.analysis.channels.run import Axis, Pin
+from nce_fx.passes.analysis.channels.tie import Tie
+from nce_fx.passes.transform.repair import Resizing
+
+_RELAYOUTS = 64
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What is known of a graph's channels."""
+
+    gm: GraphModule
+    tie: Tie
+    classes: Ids
+    groups: tuple[Group, ...]
+    modes: Mapping[Axis, int] = field(default_factory=dict)
+
+    def counts(self, copies: Mapping[int, Ids]) -> Ids:
+        """Return how often each id appears, from the copies of each class of each part (by index in ``parts``)."""
+        by_class = np.ones(int(self.classes.max(initial=0)) + 1, dtype=np.int64)
+        for index, numbers in copies.items():
+            by_class[self.parts[index].classes] = numbers
+        result: Ids = by_class[self.classes]
+        result[:FIRST_ID] = 1
+        return result
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """All parts, group by group."""
+        return tuple(part for group in self.groups for part in group.parts)
+
+    def run(self, counts: Ids) -> Resizing:
+        """Run the graph at new widths and return the run, with its edits.
+
+        Raises:
+            Mismatch: something does not meet as it did.
+        """
+        orders: dict[Axis, tuple[Ids, Ids]] = {}
+        for _ in range(_RELAYOUTS):
+            check = Resizing(self.gm, self.tie, self.tie.seen, self.classes, counts, self.modes, orders)
+            try:
+                check.execute()
+            except Relayout as relayout:
+                orders[relayout.axis] = (relayout.index, relayout.copies)
+                continue
+            return check
+        raise Mismatch("parameters do not settle in one order")
+
+
+def examine(gm: GraphModule) -> tuple[Structure, Resizing]:
+    """Analyze a traced graph and prove the result on one enlargement of every free group at once.
+
+    Raises:
+        ChannelError: an op cannot be run on channels at all; the message names the node.
+    """
+    tie = Tie(gm)
+    try:
+        tie.execute()
+    except Exception as error:
+        at = tie.message()
+        raise ChannelError(f"channels cannot be followed through {at}: {type(error).__name__}: {error}") from error
+    classes = classes_of(tie)
+    structure = Structure(gm, tie, classes, groups_of(tie, classes, pins_by_class(tie, classes)))
+    return prove(structure)
+
+
+def enlarged(structure: Structure, only: Group | None = None) -> dict[int, Ids]:
+    """Return copies that enlarge every free part, each by another share, so that no two changes look alike."""
+    copies: dict[int, Ids] = {}
+    index = 0
+    for k, group in enumerate(structure.groups):
+        for part in group.parts:
+            if part.pinned is None and (only is None or group is only):
+                count = len(part.classes)
+                more = max(1, count * (1 + k % 3) // 4)
+                copies[index] = spread_copies(count, count + more)
+            index += 1
+    return copies
+
+
+def spread_copies(count: int, wanted: int) -> Ids:
+    """Return how often each of ``count`` channels appears when ``wanted`` are there: round robin from the first on."""
+    result: Ids = np.full(count, wanted // count, dtype=np.int64)
+    result[: wanted % count] += 1
+    return result
+
+
+def prove(structure: Structure) -> tuple[Structure, Resizing]:
+    """Enlarge every free group; where no layout of the copies makes that hold, pin what is to blame."""
+    while True:
+        try:
+            return settle(structure, lambda known: known.counts(enlarged(known)))
+        except Mismatch as mismatch:
+            structure = _yield_to(structure, mismatch)
+
+
+def settle(structure: Structure, widths: Callable[[Structure], Ids]) -> tuple[Structure, Resizing]:
+    """Run a graph at new widths, trying other layouts of the copies where the usual one does not hold.
+
+    Raises:
+        Mismatch: none holds.
+    """
+    while True:
+        try:
+            return structure, structure.run(widths(structure))
+        except Mismatch as mismatch:
+            modes = dict(structure.modes)
+            for group in _blamed(structure, mismatch):
+                if _has_runs(group):
+                    modes.update({axis: min(2, modes.get(axis, 0) + 1) for axis in group.axes})
+            if modes == dict(structure.modes):
+                raise
+            structure = replace(structure, modes=modes)
+
+
+def _yield_to(structure: Structure, mismatch: Mismatch) -> Structure:
+    blamed = _blamed(structure, mismatch) or [group for group in structure.groups if group.free]
+    if not blamed:
+        raise ChannelError(f"the model does not run on its own channels: {mismatch.reason}")
+    alone = [group for group in blamed if not _holds(structure, group)] if len(blamed) > 1 else blamed
+    return _pinned(structure, alone or blamed, mismatch)
+
+
+def _blamed(structure: Structure, mismatch: Mismatch) -> list[Group]:
+    ids = mismatch.blame[mismatch.blame >= FIRST_ID].astype(np.int64)
+    numbers = set(np.unique(structure.classes[ids % structure.tie.space.end]).tolist())
+    return [
+        group for group in structure.groups if any(not numbers.isdisjoint(part.classes.tolist()) for part in group.free)
+    ]
+
+
+def _has_runs(group: Group) -> bool:
+    return any(count > 1 for part in group.free for count in part.axes.values())
+
+
+def _holds(structure: Structure, group: Group) -> bool:
+    try:
+        settle(structure, lambda known: known.counts(enlarged(known, group)))
+    except Mismatch:
+        return False
+    return True
+
+
+def _pinned(structure: Structure, groups: list[Group], mismatch: Mismatch) -> Structure:
+    node: Node | None = mismatch.node
+    at = f", at {structure.tie.describe(node)}" if node is not None else ""
+    reason = f"{mismatch.reason}, and no repair of the graph restores it{at}"
+    changed = tuple(
+        replace(
+            group,
+            parts=tuple(
+                part if part.pinned else replace(part, pinned=Pin(part.classes, node.name if node else "", reason))
+                for part in group.parts
+            ),
+        )
+        if group in groups
+        else group
+        for group in structure.groups
+    )
+    return replace(structure, groups=changed)

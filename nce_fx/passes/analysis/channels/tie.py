@@ -1,0 +1,252 @@
+"""The first run: which channels meet, which are pinned, who makes them and who reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.fx import GraphModule, Node
+
+from nce_fx.errors import where
+from nce_fx.passes.analysis.channels.labels import FIRST_ID, FIXED, Ids, Label, along, core, line_of, varies
+from nce_fx.passes.analysis.channels.run import Axis, IdSpace, Pin, Run, Tensors
+from nce_fx.passes.analysis.channels.value import ChannelTensor
+
+
+@dataclass
+class Meeting:
+    """What met at one step of one node in the first run."""
+
+    labels: tuple[Label, ...]
+    axis: Axis | None = None
+    choice: int = 0
+    """Which of a weight's labels runs along its output axis."""
+
+
+class Tie(Run):
+    """The first run: records which ids meet, which are pinned, and who consumes what."""
+
+    def __init__(self, gm: GraphModule) -> None:
+        super().__init__(gm, IdSpace(), Tensors.of(gm))
+        self.pairs: list[tuple[Ids, Ids]] = []
+        self.pins: list[Pin] = []
+        self.meetings: dict[tuple[Node, int], Meeting] = {}
+        self.consumers: list[tuple[str, Ids]] = []
+        self.producers: dict[Axis, tuple[str, Node]] = {}
+        """Axes that make channels: the path of the weight that makes them first, and the node."""
+        self.axis_lines: dict[Axis, torch.Tensor] = {}
+        """For each parameter axis that carries channels: the ids it met (its own where it made them)."""
+        self.roles: dict[Axis, set[str]] = {}
+        self.cuts: list[Ids] = []
+        self.edges: list[tuple[int, int, str]] = []
+        self.seen: dict[Node, Any] = {}
+        self.answers: dict[tuple[Node, int], Any] = {}
+
+    def run_node(self, n: Node) -> Any:
+        """Run a node and keep what it returned as it was then: later nodes may write into it."""
+        result = super().run_node(n)
+        self.seen[n] = torch.fx.node.map_aggregate(result, self._as_it_is)
+        return result
+
+    def _as_it_is(self, value: Any) -> Any:
+        if isinstance(value, ChannelTensor) and value._labels is not None and value.path is None:
+            return ChannelTensor(self, value.shape, value._labels, value.dtype)
+        return value
+
+    def ids(self, label: torch.Tensor) -> torch.Tensor:
+        return label
+
+    def _remember(self, *labels: Label, axis: Axis | None = None, choice: int = 0) -> None:
+        assert self.node is not None
+        self.meetings[self.node, self.step] = Meeting(labels, axis, choice)
+        self.step += 1
+
+    def _join(self, a: torch.Tensor, b: torch.Tensor) -> None:
+        x, y = a.reshape(-1).numpy(), b.reshape(-1).numpy()
+        differ = x != y
+        if not differ.any():
+            return
+        x, y = x[differ], y[differ]
+        assert self.node is not None
+        for left, right in ((x, y), (y, x)):
+            fixed = right == FIXED
+            if fixed.any():
+                self.pin(
+                    torch.from_numpy(left[fixed & (left >= FIRST_ID)]),
+                    "it is joined elementwise with something of fixed length (the model's input, or padding)",
+                )
+        own = (x >= FIRST_ID) & (y >= FIRST_ID)
+        self.pairs.append((x[own], y[own]))
+        if own.any():
+            self.edges.append((int(x[own][0]), int(y[own][0]), self.node.name))
+
+    def tie(self, a: Label, b: Label) -> None:
+        self._remember(a, b)
+        if a.shape != b.shape:
+            a, b = torch.broadcast_tensors(a, b)  # type: ignore[no-untyped-call]
+        sizes, starts_a, starts_b = [], a.stride(), b.stride()
+        for size, left, right in zip(a.shape, starts_a, starts_b, strict=True):
+            sizes.append(1 if left == 0 and right == 0 else size)
+        self._join(
+            a.as_strided(sizes, a.stride(), a.storage_offset()), b.as_strided(sizes, b.stride(), b.storage_offset())
+        )
+
+    def block(self, label: Label, axis: int) -> None:
+        self._remember(label)
+        small = core(label)
+        if small.shape[axis] > 1:
+            self._join(small, small.narrow(axis, 0, 1).expand_as(small))
+
+    def uniform(self, label: Label, axis: int) -> None:
+        self.block(label, axis)
+
+    def rigid(self, label: Label, axis: int) -> None:
+        self.block(label, axis)
+
+    def pin(self, ids: torch.Tensor, reason: str, at: Node | None = None) -> None:
+        at = at or self.node
+        numbers = np.unique(ids.reshape(-1).numpy())
+        numbers = numbers[numbers >= FIRST_ID]
+        if len(numbers):
+            self.pins.append(Pin(numbers, at.name if at else "", f"{reason}, at {where(at)}" if at else reason))
+
+    def _resolve(self, weight: ChannelTensor, axis: int) -> Axis | None:
+        """Return the parameter axis that an axis of a weight is, whole and in order; None for a computed mixture."""
+        if weight.path is not None:
+            return weight.path, axis
+        for label in weight.labels:
+            if varies(label, axis):
+                line = line_of(label, axis)
+                owner = int(self.space.owners(line[:1].numpy())[0])
+                if owner < 0:
+                    return None
+                start, size = self.space.starts[owner], self.space.sizes[owner]
+                if size == line.numel() and bool((line == torch.arange(start, start + size)).all()):
+                    return self.space.axes[owner]
+                return None
+        return None
+
+    def _line(self, weight: ChannelTensor, axis: int) -> torch.Tensor:
+        if weight.path is not None:
+            return self.space.line((weight.path, axis), weight.shape[axis])
+        return line_of(weight.labels[self._choice(weight, axis)], axis)
+
+    def _produces(self, axis: Axis, alias: str | None) -> None:
+        assert self.node is not None
+        self.producers.setdefault(axis, (alias or axis[0], self.node))
+
+    def _produces_in_part(self, line: torch.Tensor) -> None:
+        """Pieces of an axis make channels (query, key and value of one projection): the whole axis is a producer."""
+        for owner in np.unique(self.space.owners(line.numpy())).tolist():
+            if owner >= 0:
+                self._produces(self.space.axes[owner], None)
+
+    def _choice(self, weight: ChannelTensor, axis: int) -> int:
+        if weight.path is not None:
+            return 0
+        return next((k for k, label in enumerate(weight.labels) if varies(label, axis)), 0)
+
+    def produce(self, weight: ChannelTensor, axis: int) -> torch.Tensor:
+        line = self._line(weight, axis)
+        resolved = self._resolve(weight, axis)
+        if resolved is not None:
+            self._produces(resolved, weight.alias)
+            self.axis_lines[resolved] = line
+            self.roles.setdefault(resolved, set()).add("out")
+        else:
+            self._produces_in_part(line)
+        self._remember(line, axis=resolved, choice=self._choice(weight, axis))
+        return line
+
+    def consume(self, weight: ChannelTensor, axis: int, line: torch.Tensor) -> None:
+        resolved = self._resolve(weight, axis) if weight.exact else None
+        self._remember(line, axis=resolved)
+        if resolved is None:
+            self.pin(line, "it is read by a weight that the graph computes")
+            return
+        self._record(resolved, line, "in")
+        self.consumers.append((resolved[0], np.unique(line.numpy())))
+
+    def _record(self, axis: Axis, line: torch.Tensor, role: str) -> None:
+        known = self.axis_lines.get(axis)
+        if known is not None and known.numel() == line.numel():
+            self._join(known, line)
+        else:
+            self.axis_lines[axis] = line
+        self.roles.setdefault(axis, set()).add(role)
+
+    def follow(self, parameter: Any, axis: int, line: torch.Tensor) -> None:
+        if not isinstance(parameter, ChannelTensor):
+            return
+        resolved = self._resolve(parameter, axis)
+        self._remember(line, axis=resolved)
+        if resolved is not None:
+            self._record(resolved, line, "follow")
+            if resolved in self.space.base:
+                self._join(self.space.line(resolved, line.numel()), line)
+        else:
+            self._join(self._line(parameter, axis), line)
+
+    def blocks(self, x: ChannelTensor, label: Label, axis: int, size: int) -> tuple[Label, Ids, Ids]:
+        self._remember(label)
+        line = line_of(label, axis)
+        rows = line.reshape(-1, size)
+        if size > 1:
+            self._join(rows, rows[:, :1].expand_as(rows))
+        count = rows.shape[0]
+        return label, np.arange(count), np.zeros(count, dtype=np.int64)
+
+    def grouped(
+        self, weight: ChannelTensor, axis: int, size: int, first: torch.Tensor, blocks: tuple[Ids, Ids]
+    ) -> torch.Tensor:
+        line = self.produce(weight, axis)
+        rows = line.reshape(-1, size)
+        self._join(rows, first.reshape(-1, 1).expand_as(rows))
+        return line
+
+    def grouped_outputs(
+        self, weight: ChannelTensor, size: int, first: torch.Tensor, blocks: tuple[Ids, Ids]
+    ) -> torch.Tensor:
+        axis = (weight.path or self.message(), -1)
+        line = self.space.line(axis, first.numel() * size)
+        self._produces(axis, weight.alias)
+        self.axis_lines[axis] = line
+        self._remember(line, axis=axis)
+        rows = line.reshape(-1, size)
+        self._join(rows, first.reshape(-1, 1).expand_as(rows))
+        return line
+
+    def cut(self, labels: tuple[Label, ...], rows: bool = False) -> None:
+        for label in labels:
+            small = core(label)
+            moving = [axis for axis in range(small.dim()) if small.shape[axis] > 1]
+            if moving and (not rows or len(moving) > 1):
+                self.cuts.append(small.select(moving[-1], 0).reshape(-1).numpy())
+
+    def number(self, values: tuple[Any, ...], label: Label) -> None:
+        self.answers[self._here(), self.asked] = values
+        self.asked += 1
+
+    def _here(self) -> Node:
+        assert self.node is not None
+        return self.node
+
+    def decide(self, question: Callable[[], Any]) -> Any:
+        answer = question()
+        if self.node is not None:
+            self.answers[self.node, self.asked] = answer
+            self.asked += 1
+        return answer
+
+    def original(self, value: Any) -> Any:
+        self._remember(value)
+        return value
+
+    def attribute(self, owner: Any, name: str, value: Any) -> None:
+        pass
+
+    def parameter_labels(self, path: str, shape: tuple[int, ...]) -> tuple[Label, ...]:
+        return tuple(along(self.space.line((path, axis), size), axis, shape) for axis, size in enumerate(shape))

@@ -1,0 +1,96 @@
+"""ChannelTensor: a tensor without values that knows which channel each of its elements belongs to.
+
+It travels through the user's own graph in the place of activations, parameters and buffers. Ops that own weights, and
+those whose meaning is lost below them, are caught as torch functions; everything else arrives here as ATen ops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nce_fx.passes.analysis.channels.labels import NEUTRAL, Label, constant
+
+if TYPE_CHECKING:
+    from nce_fx.passes.analysis.channels.run import Run
+
+
+class ChannelTensor(torch.Tensor):
+    """An activation (one label) or a parameter (one label for each of its axes, made when first asked for)."""
+
+    run: Run
+    path: str | None
+    """For a parameter: its path, the first one where modules share it."""
+    alias: str | None
+    """For a parameter: the path by which it was reached."""
+    exact: bool
+    """Whether the value is a parameter itself, moved at most: what is done to it can be done to the parameter."""
+    _labels: tuple[Label, ...] | None
+
+    @staticmethod
+    def __new__(
+        cls,
+        run: Run,
+        shape: Sequence[int],
+        labels: tuple[Label, ...] | None,
+        dtype: torch.dtype = torch.float32,
+        path: str | None = None,
+        exact: bool = False,
+        alias: str | None = None,
+    ) -> ChannelTensor:
+        value: ChannelTensor = torch.Tensor._make_wrapper_subclass(
+            cls, tuple(shape), dtype=dtype, device=torch.device("cpu")
+        )
+        value.run = run
+        value.path, value.alias = path, alias
+        value.exact = exact or path is not None
+        value._labels = labels
+        return value
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    @property
+    def labels(self) -> tuple[Label, ...]:
+        """One label for an activation, one per axis for a parameter or what was computed from parameters alone."""
+        if self._labels is None:
+            assert self.path is not None
+            labels = self.run.parameter_labels(self.path, tuple(self.shape))
+            self._labels = labels or (constant(NEUTRAL, ()),)
+        return self._labels
+
+    @labels.setter
+    def labels(self, labels: tuple[Label, ...]) -> None:
+        self._labels = labels
+
+    @property
+    def is_parameter(self) -> bool:
+        """Whether the value comes from parameters alone, so that its axes are labelled one by one."""
+        return self._labels is None or len(self._labels) != 1 or self.path is not None
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return f"ChannelTensor({tuple(self.shape)})"
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        from nce_fx.passes.analysis.channels.rules import FUNCTION_RULES
+        from nce_fx.passes.analysis.channels.rules.calls import run_of
+
+        rule = FUNCTION_RULES.get(func)
+        if rule is not None:
+            run_of([args, list((kwargs or {}).values())]).computes()
+            return rule(*args, **(kwargs or {}))
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        from nce_fx.passes.analysis.channels.rules import dispatch
+
+        return dispatch(func, args, kwargs or {})

@@ -1,0 +1,1 @@
+"""Passes that return a changed graph."""

@@ -1,0 +1,248 @@
+"""Resize: a graph at other channel widths, wider ones keeping the function, narrower ones dropping channels.
+
+A new channel is a copy of an old one. What reads it is divided among the copies, plus noise that sums to zero over
+them: the function stays, and copies receive different gradients, so they part at the first step.
+"""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+from torch.fx.passes.shape_prop import TensorMetadata
+
+from nce_fx.errors import ChannelError, where
+from nce_fx.passes.analysis.channels import ChannelGraph, analysis_of
+from nce_fx.passes.analysis.channels.check import Gather, Mismatch
+from nce_fx.passes.analysis.channels.groups import Group, Part
+from nce_fx.passes.analysis.channels.labels import Ids
+from nce_fx.passes.analysis.channels.run import Tensors
+from nce_fx.passes.analysis.channels.structure import Structure, settle, spread_copies
+from nce_fx.passes.analysis.channels.value import ChannelTensor
+from nce_fx.passes.base import Pass, PassResult
+from nce_fx.passes.transform.repair import Broken, Resizing
+from nce_fx.plan import WidthPlan, model_fingerprint
+
+NOISE = 0.25
+"""Deviation of what parts copies, in units of the weight's own deviation."""
+
+_ARGUMENT = {"groups": 6, "num_groups": 1, "normalized_shape": 1}
+"""Where functions take what modules have as an attribute."""
+
+
+@dataclass(frozen=True)
+class ResizeChannels(Pass):
+    """Give channel groups the widths of a plan."""
+
+    plan: WidthPlan | Mapping[str, int]
+    seed: int = 0
+
+    def apply(self, gm: GraphModule) -> PassResult:
+        """Return the resized graph; the given one where no width changes."""
+        widths = self.plan.widths if isinstance(self.plan, WidthPlan) else self.plan
+        analysis = analysis_of(gm)
+        channels = analysis.channels
+        if isinstance(self.plan, WidthPlan):
+            self.plan.check(gm)
+        changed = {name: width for name, width in widths.items() if channels[name].width != width}
+        if not changed:
+            return PassResult(gm, modified=False)
+        result = _resized(analysis.structure, channels, changed, self.seed)
+        # What `nce_fx.save` writes as plan.json; a graph resized twice has no one plan from the model to it.
+        result.meta["plan"] = None if "plan" in gm.meta else _plan_of(self.plan, channels, gm)
+        return PassResult(result, modified=True)
+
+
+def resize(gm: GraphModule, plan: WidthPlan | Mapping[str, int], *, seed: int = 0) -> GraphModule:
+    """Return a new graph at the given widths (a plan, or ``{group id: width}``); groups not named keep theirs.
+
+    Wider keeps the function in eval mode; narrower equals the original with the dropped channels' contributions zeroed.
+
+    Raises:
+        ChannelError: an unknown or pinned group, or a width that is not legal.
+        PlanError: the plan is for another model.
+    """
+    result = ResizeChannels(plan, seed)(gm)
+    return result.graph_module if result.modified else copy.deepcopy(gm)
+
+
+def _plan_of(plan: WidthPlan | Mapping[str, int], channels: ChannelGraph, gm: GraphModule) -> WidthPlan:
+    if isinstance(plan, WidthPlan):
+        return plan
+    return WidthPlan({**channels.widths, **plan}, channels.widths, model_fingerprint(gm))
+
+
+def kept_channels(gm: GraphModule, widths: Mapping[str, int]) -> dict[tuple[str, int], list[int]]:
+    """Return for each parameter axis that narrowing to these widths shortens the positions that are kept."""
+    analysis = analysis_of(gm)
+    run = _run(analysis.structure, analysis.channels, widths)
+    return {axis: sorted(set(gather.index.tolist())) for axis, gather in run.edits.gathers.items()}
+
+
+def _run(structure: Structure, channels: ChannelGraph, widths: Mapping[str, int]) -> Resizing:
+    part_widths = channels.part_widths(widths)
+    copies: dict[int, Ids] = {}
+    index = 0
+    for group in structure.groups:
+        for part in group.parts:
+            count, wanted = len(part.classes), part_widths[index] // group.positions(part)
+            if wanted > count:
+                copies[index] = spread_copies(count, wanted)
+            elif wanted < count:
+                copies[index] = _most_important(structure, group, part, wanted)
+            index += 1
+    try:
+        _, run = settle(structure, lambda known: known.counts(copies))
+        return run
+    except Mismatch as mismatch:
+        at = f" at {where(mismatch.node)}" if mismatch.node is not None else ""
+        names = ", ".join(f"{name}={width}" for name, width in list(widths.items())[:4])
+        raise ChannelError(f"the model cannot take the widths {names}: {mismatch.reason}{at}") from mismatch
+
+
+def _most_important(structure: Structure, group: Group, part: Part, wanted: int) -> Ids:
+    """Keep the channels whose producers' weights are largest (sum of squares); ties go to the first."""
+    scores = np.zeros(len(part.classes))
+    position = {int(number): k for k, number in enumerate(part.classes)}
+    tie, tensors = structure.tie, Tensors.of(structure.gm).tensors
+    for path, axis in part.axes:
+        tensor = tensors.get(path)
+        if tensor is None or axis < 0:
+            continue
+        rows = tensor.detach().double().movedim(axis, 0).flatten(1).square().sum(1).numpy()
+        numbers = structure.classes[tie.space.line((path, axis), tensor.shape[axis]).numpy()]
+        for number, score in zip(numbers.tolist(), rows.tolist(), strict=True):
+            if number in position:
+                scores[position[number]] += score
+    keep = np.argsort(-scores, kind="stable")[:wanted]
+    result: Ids = np.zeros(len(part.classes), dtype=np.int64)
+    result[keep] = 1
+    return result
+
+
+def _resized(structure: Structure, channels: ChannelGraph, widths: Mapping[str, int], seed: int) -> GraphModule:
+    run = _run(structure, channels, widths)
+    gm, tensors = structure.gm, Tensors.of(structure.gm)
+    memo: dict[int, Any] = {}
+    by_path: dict[str, list[tuple[int, Gather]]] = {}
+    for (path, axis), gather in run.edits.gathers.items():
+        if axis >= 0:
+            by_path.setdefault(path, []).append((axis, gather))
+    for path, gathers in by_path.items():
+        old = tensors.tensors[path]
+        new = _gathered(path, old, gathers, seed)
+        if new is not None and path in tensors.normed:
+            memo.update(tensors.normed[path].parameters_for(new))
+        elif new is not None:
+            memo[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+    result = copy.deepcopy(gm, memo)
+    _edit(result, gm, run)
+    return result
+
+
+def _gathered(path: str, old: torch.Tensor, gathers: list[tuple[int, Gather]], seed: int) -> torch.Tensor | None:
+    new = old.detach()
+    # What is divided goes first: it is done once for all copies of a row, which then are copied whole.
+    for axis, gather in sorted(gathers, key=lambda item: item[1].divisor is None):
+        if len(gather.index) == old.shape[axis] and np.array_equal(gather.index, np.arange(len(gather.index))):
+            continue
+        new = new.index_select(axis, torch.from_numpy(gather.index))
+        if gather.divisor is not None and (gather.divisor > 1).any():
+            _divide(path, new, axis, gather, seed)
+    return None if new is old.detach() or new.data_ptr() == old.data_ptr() else new
+
+
+def _divide(path: str, weight: torch.Tensor, axis: int, gather: Gather, seed: int) -> None:
+    """Divide among copies in place, and part them by noise that sums to zero over the copies of a channel.
+
+    The noise is the product of a random vector over the axis and one over the rest of the weight.
+    """
+    assert gather.divisor is not None
+    shared = np.flatnonzero(gather.divisor > 1)
+    begin, end = int(shared[0]), int(shared[-1]) + 1
+    divisor = gather.divisor[begin:end]
+    generator = np.random.default_rng([zlib.crc32(path.encode()), seed])
+    signs = generator.standard_normal(end - begin) * (divisor > 1)
+    _, channel = np.unique(gather.index[begin:end], return_inverse=True)
+    signs -= (np.bincount(channel, signs) / np.bincount(channel))[channel]
+    rest = [1 if k == axis else size for k, size in enumerate(weight.shape)]
+    shape = [-1 if k == axis else 1 for k in range(weight.dim())]
+    deviation = float(torch.linalg.vector_norm(weight)) / max(1, weight.numel()) ** 0.5 or 1.0
+    part = weight.narrow(axis, begin, end - begin)
+    part.div_(torch.from_numpy(divisor).to(weight.dtype).reshape(shape))
+    part.addcmul_(
+        torch.from_numpy(generator.standard_normal(rest)).to(weight.dtype),
+        torch.from_numpy(signs / divisor).to(weight.dtype).reshape(shape),
+        value=NOISE * deviation,
+    )
+
+
+def _edit(result: GraphModule, gm: GraphModule, run: Resizing) -> None:
+    edits = run.edits
+    nodes = dict(zip(gm.graph.nodes, result.graph.nodes, strict=True))
+    old_nodes = dict(nodes)
+    modules = dict(result.named_modules(remove_duplicate=False))
+    for (node, path, name), value in edits.attributes.items():
+        if node.op == "call_module":
+            owner = modules.get(path.rpartition(".")[0] if path else str(node.target))
+            if owner is not None and hasattr(owner, name):
+                setattr(owner, name, value)
+        elif node.op == "call_function" and name in _ARGUMENT:
+            _set_argument(nodes[node], name, value)
+    for node, (args, kwargs) in edits.arguments.items():
+        new = nodes[node]
+        new.target = edits.targets[node]
+        new.args = torch.fx.node.map_arg(args, lambda n: nodes[n])
+        new.kwargs = torch.fx.node.map_arg(kwargs, lambda n: nodes[n])
+    for node, (position, axis, order) in edits.inputs.items():
+        new = nodes[node]
+        source = new.args[position]
+        assert isinstance(source, Node)
+        new.update_arg(position, _select(result, new, source, axis, order))
+    for node, (source, axis, order) in edits.selects.items():
+        old = nodes[node]
+        selected = _select(result, old, nodes[source], axis, order)
+        selected.meta = dict(old.meta)
+        old.replace_all_uses_with(selected)
+        nodes[node] = selected
+    for node, new in nodes.items():
+        value = run.env.get(node)
+        meta = new.meta.get("tensor_meta")
+        if isinstance(value, ChannelTensor) and isinstance(meta, TensorMetadata):
+            shape = torch.Size(value.shape)
+            new.meta["tensor_meta"] = meta._replace(shape=shape, stride=torch.empty(shape, device="meta").stride())
+    for node in reversed(list(gm.graph.nodes)):
+        # What a gather replaced: nothing but movement, and nobody reads it any more.
+        if isinstance(run.env.get(node), Broken) or node in edits.selects:
+            for new in (old_nodes[node], nodes[node]):
+                if not new.users and new.graph is result.graph and not new._erased:
+                    result.graph.erase_node(new)
+    result.graph.lint()
+    result.recompile()
+
+
+def _set_argument(node: Node, name: str, value: Any) -> None:
+    position = _ARGUMENT[name]
+    if name in node.kwargs or len(node.args) <= position:
+        default = {"groups": 1}.get(name)
+        if name in node.kwargs or value != default:
+            node.update_kwarg(name, value)
+    else:
+        node.update_arg(position, value)
+
+
+def _select(result: GraphModule, before: Node, source: Node, axis: int, order: Ids) -> Node:
+    """Insert a gather of channels; its index moves with the module and is no part of the state."""
+    count = sum(1 for name, _ in result.named_buffers() if name.startswith("channel_order_"))
+    name = f"channel_order_{count}"
+    result.register_buffer(name, torch.from_numpy(order), persistent=False)
+    with result.graph.inserting_before(before):
+        index = result.graph.get_attr(name)
+        return result.graph.call_function(torch.index_select, (source, axis, index))

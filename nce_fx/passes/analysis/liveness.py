@@ -1,0 +1,78 @@
+"""Which values are in memory when: the intervals that peak activation memory is the maximum over.
+
+Views and in-place operations give no new storage; they lengthen the life of the one they look into. Nothing is assumed
+to be fused or computed in place by a backend.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from torch._ops import OpOverload
+from torch.fx import GraphModule, Node
+
+# fmt: off
+_VIEWS = frozenset((
+    "alias", "chunk", "contiguous", "detach", "diagonal", "dropout", "expand", "expand_as", "flatten", "getattr",
+    "getitem", "identity", "movedim", "narrow", "permute", "ravel", "reshape", "select", "slice", "split",
+    "split_with_sizes", "squeeze", "stochastic_depth", "swapaxes", "t", "tensor_split", "transpose", "unbind",
+    "unflatten", "unfold", "unsqueeze", "view", "view_as",
+))
+_IN_PLACE = frozenset(("iadd", "isub", "imul", "itruediv"))
+# fmt: on
+_PLAIN_MODULES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+
+@dataclass(frozen=True)
+class Storage:
+    """The memory of one value: from the step that fills it to the last step that reads it (indices into the graph)."""
+
+    node: Node
+    first: int
+    last: int
+
+
+def storages(gm: GraphModule) -> tuple[Storage, ...]:
+    """Return the storage of every value of a graph, parameters left out, in the order they are filled."""
+    owner: dict[Node, Node] = {}
+    first: dict[Node, int] = {}
+    last: dict[Node, int] = {}
+    for step, node in enumerate(gm.graph.nodes):
+        for read in node.all_input_nodes:
+            if owner.get(read, read) in last:
+                last[owner.get(read, read)] = step
+        if node.op in ("get_attr", "output"):
+            continue
+        if node.all_input_nodes and aliases(gm, node):
+            owner[node] = owner.get(node.all_input_nodes[0], node.all_input_nodes[0])
+        else:
+            first[node] = last[node] = step
+    return tuple(Storage(node, first[node], last[node]) for node in first)
+
+
+def aliases(gm: GraphModule, node: Node) -> bool:
+    """Return whether a node's value lives in the memory of its first input."""
+    if node.op == "call_module" and isinstance(gm.get_submodule(str(node.target)), _PLAIN_MODULES):
+        return True
+    if isinstance(node.target, OpOverload):
+        returns = node.target._schema.returns
+        if returns and returns[0].alias_info is not None:
+            return True
+    return _name(node) in _VIEWS or writes_in_place(gm, node)
+
+
+def writes_in_place(gm: GraphModule, node: Node) -> bool:
+    """Return whether a node overwrites its first input."""
+    if node.op == "call_module":
+        return bool(getattr(gm.get_submodule(str(node.target)), "inplace", False))
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name = _name(node)
+    return name in _IN_PLACE or (name.endswith("_") and not name.endswith("__")) or bool(node.kwargs.get("inplace"))
+
+
+def _name(node: Node) -> str:
+    if isinstance(node.target, OpOverload):
+        return node.target._schema.name.removeprefix("aten::")
+    return node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", ""))

@@ -1,0 +1,50 @@
+"""The traced graph as a networkx graph, for people and for algorithms that know nothing of torch."""
+
+from __future__ import annotations
+
+import networkx as nx
+from torch.fx import GraphModule, Node
+
+from nce_fx.passes.analysis.channels import ChannelGraph, analyze_channels
+from nce_fx.passes.analysis.cost import CostReport, analyze_cost, quantizer_bits
+from nce_fx.passes.analysis.layers import find_layers, shape_of
+from nce_fx.passes.analysis.sensitivity.groups import shares_of
+
+
+def to_networkx(gm: GraphModule, channels: ChannelGraph | None = None, cost: CostReport | None = None) -> nx.DiGraph:
+    """Return a directed graph with a node per fx node and an edge per value that one reads from another.
+
+    Node attributes: ``kind`` (fx's opcode), ``op`` (the layer's operation, else module type or function name),
+    ``layer`` (path in the cost report, or ``None``), ``shape``, ``macs``, ``params``, ``bits`` (that the value was
+    rounded to, or ``None``), ``groups`` (ids of the channel groups on its axes, in order).
+
+    Raises:
+        ChannelError: the graph has no channel analysis.
+    """
+    channels = channels or analyze_channels(gm)
+    cost = cost or analyze_cost(gm, channels)
+    layers = {layer.node: layer for layer in find_layers(gm)}
+    graph = nx.DiGraph()
+    for node in gm.graph.nodes:
+        layer = layers.get(node)
+        path = layer.path if layer else str(node.target) if node.op == "call_module" else None
+        costs = cost.nodes.get(path) if path is not None else None
+        graph.add_node(
+            node.name,
+            kind=node.op,
+            op=layer.op if layer else _operation(gm, node),
+            layer=path if costs else None,
+            shape=shape_of(node),
+            macs=costs.macs if costs else 0,
+            params=costs.params if costs else 0,
+            bits=quantizer_bits(gm, node),
+            groups=tuple(shares_of(channels, channels.value_axes.get(node.name, ()))),
+        )
+        graph.add_edges_from((read.name, node.name) for read in node.all_input_nodes)
+    return graph
+
+
+def _operation(gm: GraphModule, node: Node) -> str:
+    if node.op == "call_module":
+        return type(gm.get_submodule(str(node.target))).__name__
+    return node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", node.target))

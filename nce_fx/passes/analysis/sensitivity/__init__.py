@@ -1,0 +1,16 @@
+"""How much low-precision noise in each layer and each channel group hurts."""
+
+from nce_fx.passes.analysis.sensitivity.analyze import METRICS, Metric, analyze_sensitivity
+from nce_fx.passes.analysis.sensitivity.report import NodeSensitivity, SensitivityReport
+from nce_fx.passes.analysis.sensitivity.rounding import Noise, noise_of, real_noise
+
+__all__ = [
+    "METRICS",
+    "Metric",
+    "NodeSensitivity",
+    "Noise",
+    "SensitivityReport",
+    "analyze_sensitivity",
+    "noise_of",
+    "real_noise",
+]

@@ -1,0 +1,116 @@
+"""One function, one table of metrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.fx import GraphModule
+
+from nce_fx.errors import InputError
+from nce_fx.passes.analysis.channels.graph import ChannelGraph
+from nce_fx.passes.analysis.sensitivity.curvature import hessian
+from nce_fx.passes.analysis.sensitivity.gradient import fisher, gauss_newton
+from nce_fx.passes.analysis.sensitivity.groups import by_group
+from nce_fx.passes.analysis.sensitivity.onebyone import kl, loss
+from nce_fx.passes.analysis.sensitivity.probe import Batch, Loss, Probe
+from nce_fx.passes.analysis.sensitivity.report import NodeSensitivity, SensitivityReport
+from nce_fx.passes.analysis.sensitivity.rounding import Bits, Noise, real_noise
+from nce_fx.passes.analysis.sensitivity.scores import Progress, Scores
+from nce_fx.passes.analysis.sensitivity.weights import sqnr, sqnr_activation
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A way to estimate what noise costs."""
+
+    measure: Callable[[Probe, Sequence[Batch], Progress], Scores]
+    needs_data: bool
+    says: str
+
+
+METRICS: Mapping[str, Metric] = {
+    "sqnr": Metric(sqnr, False, "noise over signal of the weights; no data"),
+    "sqnr_activation": Metric(sqnr_activation, True, "noise over signal of weights and activations; one forward"),
+    "gauss_newton": Metric(gauss_newton, True, "curvature of the output along the rounding error; no labels, one pass"),
+    "fisher": Metric(fisher, True, "squared gradient along the rounding error; labels, one pass"),
+    "hessian": Metric(hessian, True, "curvature (Hutchinson) times squared rounding error"),
+    "kl": Metric(kl, True, "divergence of the output, one tensor rounded at a time; slow"),
+    "loss": Metric(loss, True, "rise of the loss, one tensor rounded at a time; slow"),
+}
+"""Name -> metric, cheapest first."""
+
+WITH_DATA = "gauss_newton"
+"""What is used where data is given and no metric is named."""
+WITHOUT_DATA = "sqnr"
+
+
+def analyze_sensitivity(
+    gm: GraphModule,
+    batches: Iterable[Batch] | None = None,
+    metric: str | None = None,
+    bits: Bits = 2,
+    *,
+    channels: ChannelGraph | None = None,
+    loss: Loss | None = None,
+    noise: Noise | None = None,
+    progress: Progress | None = None,
+) -> SensitivityReport:
+    """Return how much low-precision noise hurts, per layer (weights and activations apart) and per channel group.
+
+    The model is run in eval mode on a copy; its mode, gradients and buffers stay as they are.
+
+    Args:
+        gm: a traced graph.
+        batches: pairs (inputs, target); inputs a tensor or a tuple of them. Not needed by metrics on weights alone.
+        metric: a name in ``METRICS``; by default the gradient metric with data, the weights' own noise without.
+        bits: of weights and activations, 1 to 8; or per layer path, where layers left out stay in float.
+        channels: the channel analysis; made here where not given.
+        loss: ``loss(output, target)``, a mean over the batch; cross entropy of the first output by default.
+        noise: what rounding does to a tensor; the package's own quantizers at ``bits`` by default.
+        progress: called with (steps done, steps in all).
+
+    Raises:
+        InputError: no such metric, no data where it is needed, weights or results that are not finite, or batches
+            that the model or the loss does not take.
+    """
+    given = list(batches or ())
+    name = metric or (WITH_DATA if given else WITHOUT_DATA)
+    if name not in METRICS:
+        raise InputError(f"no sensitivity metric {name!r}: choose one of {', '.join(METRICS)}")
+    if METRICS[name].needs_data and not given:
+        weight_only = ", ".join(other for other, entry in METRICS.items() if not entry.needs_data)
+        raise InputError(f"the {name} metric needs data: give batches, or choose {weight_only}")
+    for number in (bits,) if isinstance(bits, int) else bits.values():
+        if not 1 <= number <= 8:
+            raise InputError(f"{number} bits: choose 1 to 8")
+    if channels is None:
+        from nce_fx.passes.analysis.channels import analyze_channels
+
+        channels = analyze_channels(gm)
+    probe = Probe.of(gm, noise or real_noise(bits), loss)
+    ready = [(probe.on_device(inputs), probe.on_device(target)) for inputs, target in given]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        scores = METRICS[name].measure(probe, ready, progress or _silent)
+    return _report(probe, channels, scores, name, bits)
+
+
+def _report(probe: Probe, channels: ChannelGraph, scores: Scores, metric: str, bits: Bits) -> SensitivityReport:
+    for name, value in (*scores.weight.items(), *scores.activation.items()):
+        if not math.isfinite(value):
+            raise InputError(
+                f"the {metric} sensitivity of {name} is {value}: check the model's weights and the batches"
+            )
+    nodes: dict[str, NodeSensitivity] = {}
+    for layer in probe.layers:
+        read = sum(scores.activation.get(value.name, 0.0) for value in layer.inputs)
+        before = nodes[layer.path].activation if layer.path in nodes else 0.0
+        nodes[layer.path] = NodeSensitivity(scores.weight.get(layer.path, 0.0), before + read)
+    return SensitivityReport(metric, bits, nodes, by_group(channels, scores), scores.forwards)
+
+
+def _silent(done: int, total: int) -> None:
+    pass

@@ -1,0 +1,72 @@
+"""Hutchinson's trace of the Hessian times the size of the rounding error (HAWQ-V2, arXiv 1911.03852).
+
+For a tensor of n elements that rounding moves by d: ``1/2 trace(H) / n x |d|^2``, with ``trace(H) = E[v' H v]`` over
+random signs v. All tensors share every product: with independent signs the blocks between tensors average out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nce_fx.passes.analysis.sensitivity.probe import Batch, Probe, first_tensor
+from nce_fx.passes.analysis.sensitivity.scores import Progress, Scores
+
+PROBES = 4
+"""Random vectors per batch."""
+
+
+def hessian(probe: Probe, batches: Sequence[Batch], progress: Progress) -> Scores:
+    """Average curvature times squared error, of weights and of activations."""
+    generator = torch.Generator().manual_seed(0)
+    names = [
+        (layer.path, path) for layer in {layer.path: layer for layer in probe.layers}.values() for path in layer.weights
+    ]
+    weights = [probe.gm.get_parameter(path) for _, path in names]
+    curvature = [0.0] * (len(names) + len(probe.activations))
+    squared = [
+        float((probe.weights[layer][path] - probe.gm.get_parameter(path)).detach().square().mean())
+        for layer, path in names
+    ]
+    squared += [0.0] * len(probe.activations)
+    samples = 0
+    for done, (inputs, target) in enumerate(batches, 1):
+        with torch.enable_grad():
+            values = probe.forward(inputs, lambda node, value: _tracked(value) if node in probe.activations else value)
+            count = len(first_tensor(values[probe.output]))
+            loss = probe.loss_of(values[probe.output], target) * count
+            tensors = [*weights, *(values[node] for node in probe.activations)]
+            gradients = torch.autograd.grad(loss, tensors, create_graph=True, allow_unused=True)
+        samples += count
+        for index, node in enumerate(probe.activations, len(names)):
+            value = values[node].detach()
+            squared[index] += float((probe.rounded(node, value) - value).square().mean()) * count
+        for _ in range(PROBES):
+            signs = [_signs(tensor, generator) for tensor in tensors]
+            pairs = [(g, v) for g, v in zip(gradients, signs, strict=True) if g is not None and g.requires_grad]
+            products = torch.autograd.grad(
+                [g for g, _ in pairs], tensors, [v for _, v in pairs], retain_graph=True, allow_unused=True
+            )
+            for index, (product, sign) in enumerate(zip(products, signs, strict=True)):
+                if product is not None:
+                    curvature[index] += float((product.detach() * sign).sum()) / PROBES
+        progress(done, len(batches))
+    scores = Scores(forwards=3.0 + 6.0 * PROBES)
+    for index, (layer, _) in enumerate(names):
+        # The mean squared error times the trace is |d|^2 trace / n.
+        rise = 0.5 * max(curvature[index] / samples, 0.0) * squared[index]
+        scores.weight[layer] = scores.weight.get(layer, 0.0) + rise
+    for index, node in enumerate(probe.activations, len(names)):
+        scores.activation[node.name] = 0.5 * max(curvature[index] / samples, 0.0) * squared[index] / samples
+    return scores
+
+
+def _tracked(value: Tensor) -> Tensor:
+    return value if value.requires_grad else value.detach().requires_grad_()
+
+
+def _signs(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    bits = torch.randint(0, 2, tensor.shape, generator=generator)
+    return (bits * 2 - 1).to(tensor.dtype).to(tensor.device)

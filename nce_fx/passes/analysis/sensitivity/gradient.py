@@ -1,0 +1,154 @@
+"""Rounding error times gradient, squared: the second order of the loss, all layers at once from one backward pass.
+
+Rounding moves a tensor by d, and with it the model's output z by about J d. What that costs is 1/2 (J d)' H (J d), with
+H the curvature of the loss at the output. Writing H = E[u u'], it is the mean over random u of
+
+    1/2 (g . d)^2,   g = J' u,
+
+and g is what one backward pass from z with u gives, for every tensor of the graph at once, sample by sample:
+
+    fisher         u = dloss/dz: the empirical Fisher; needs labels, vanishes where the data is fitted exactly
+    gauss_newton   u = sqrt(p) e - p (sqrt(p) . e), p = softmax(z / T), e random signs: E[u u'] = diag(p) - p p', which
+                   is the curvature of the cross entropy, and of the KL divergence of the output; needs no labels
+
+Rounding to 2 bits moves outputs far: where p is nearly 1 the curvature at p says nothing of what lies beyond. T = 2
+lets such samples count; of 1, 2, 4, 8 it ranked layers best against the truth over the networks of the study.
+
+The error of a layer's weights is seen at its output, as what the layer gives with rounded weights minus what it gave.
+First-order terms (g . d itself) are left out: on networks that are trained they are small and mostly noise, and ranked
+layers worse (``benchmarks/sensitivity.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from nce_fx.errors import InputError
+from nce_fx.passes.analysis.layers import source_parameters
+from nce_fx.passes.analysis.sensitivity.probe import Batch, Probe, Values, first_tensor
+from nce_fx.passes.analysis.sensitivity.scores import Progress, Scores
+
+Directions = Callable[[Any, Any], list[Tensor]]
+"""(output, target) -> vectors u at the first tensor of the output, one row a sample."""
+
+TEMPERATURE = 2.0
+"""Of the softmax whose curvature the Gauss-Newton metric takes."""
+DRAWS = 2
+"""Random vectors per batch of the Gauss-Newton metric."""
+
+
+def fisher(probe: Probe, batches: Sequence[Batch], progress: Progress) -> Scores:
+    """The empirical Fisher: half the squared product of each sample's gradient with the rounding error."""
+
+    def slopes(output: Any, target: Any) -> list[Tensor]:
+        at = first_tensor(output)
+        loss = probe.loss_of(output, target)
+        if not loss.requires_grad:
+            raise InputError("the loss does not depend on the model's output: is it detached?")
+        # The loss is a mean over the batch: times its size, row n is the gradient of sample n's own loss.
+        return [torch.autograd.grad(loss * len(at), at, retain_graph=True)[0]]
+
+    return _squared_products(probe, batches, progress, slopes)
+
+
+def gauss_newton(probe: Probe, batches: Sequence[Batch], progress: Progress) -> Scores:
+    """The Gauss-Newton curvature of the output's divergence along the rounding error; without labels."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draws(output: Any, target: Any) -> list[Tensor]:
+        return [_root_of_curvature(first_tensor(output).detach(), generator) for _ in range(DRAWS)]
+
+    return _squared_products(probe, batches, progress, draws)
+
+
+def _root_of_curvature(output: Tensor, generator: torch.Generator) -> Tensor:
+    """A random u with E[u u'] = diag(p) - p p'; of the identity where the output is no vector of classes."""
+    signs = (torch.randint(0, 2, output.shape, generator=generator) * 2 - 1).to(output)
+    if output.dim() < 2 or output.shape[1] == 1:
+        return signs
+    chances = (output / TEMPERATURE).softmax(1)
+    weighted = chances.sqrt() * signs
+    return weighted - chances * weighted.sum(1, keepdim=True)
+
+
+def _squared_products(probe: Probe, batches: Sequence[Batch], progress: Progress, directions: Directions) -> Scores:
+    layers = {layer.node: layer for layer in probe.layers}
+    total: dict[tuple[str, str], float] = {}
+    samples = draws = 0
+    for done, (inputs, target) in enumerate(batches, 1):
+        values, wanted = _tracked(probe, inputs, (*layers, *probe.activations))
+        output = first_tensor(values[probe.output])
+        samples += len(output)
+        with torch.no_grad():
+            errors = {node: _output_error(probe, values, node, layer.path) for node, layer in layers.items()}
+        with torch.enable_grad():
+            vectors = directions(values[probe.output], target)
+        draws = len(vectors)
+        for vector in vectors:
+            gradients = torch.autograd.grad(output, wanted, vector, retain_graph=True, allow_unused=True)
+            found = dict(zip((*layers, *probe.activations), gradients, strict=True))
+            moved: dict[tuple[str, str], Tensor] = {}
+            for node, layer in layers.items():
+                key = ("weight", layer.path)
+                moved[key] = moved.get(key, 0) + _per_sample(found[node], errors[node], len(output))
+            for node in probe.activations:
+                error = probe.rounded(node, values[node]) - values[node].detach()
+                moved["activation", node.name] = _per_sample(found[node], error, len(output))
+            for key, product in moved.items():
+                total[key] = total.get(key, 0.0) + 0.5 * float(product.double().square().sum())
+        progress(done, len(batches))
+    scores = Scores(forwards=2.0 + 2.0 * draws)
+    for (kind, name), value in total.items():
+        (scores.weight if kind == "weight" else scores.activation)[name] = value / (samples * draws)
+    return scores
+
+
+def _tracked(probe: Probe, inputs: Any, wanted: Sequence[Node]) -> tuple[Values, list[Tensor]]:
+    """Run a batch; return every value, and those at the wanted nodes, all part of one autograd graph.
+
+    Raises:
+        InputError: the output does not depend on any of them.
+    """
+    asked = set(wanted)
+
+    def watch(node: Node, value: Any) -> Any:
+        if node in asked and isinstance(value, Tensor) and value.is_floating_point() and not value.requires_grad:
+            return value.detach().requires_grad_()
+        return value
+
+    with torch.enable_grad():
+        values = probe.forward(inputs, watch)
+    if not first_tensor(values[probe.output]).requires_grad:
+        raise InputError("the model's output does not depend on any layer: is it detached?")
+    return values, [first_tensor(values[node]) for node in wanted]
+
+
+def _output_error(probe: Probe, values: Values, node: Node, path: str) -> Tensor:
+    """What a layer gives with rounded weights minus what it gave."""
+    weights = probe.weights[path]
+    chain: set[Node] = set()
+    pending = [read for read in node.all_input_nodes if source_parameters(read)]
+    while pending:
+        current = pending.pop()
+        if current not in chain:
+            chain.add(current)
+            pending.extend(current.all_input_nodes)
+    computed = [member for member in probe.gm.graph.nodes if member in chain] if chain else []
+    fresh = probe.again(values, {}, computed, weights)
+    error: Tensor = first_tensor(probe.run(node, fresh, weights)) - first_tensor(values[node])
+    return error
+
+
+def _per_sample(gradient: Tensor | None, error: Tensor, samples: int) -> Tensor:
+    """Sum everything that belongs to a sample; tensors without a batch axis are shared out evenly."""
+    if gradient is None:
+        return error.new_zeros(samples)
+    product = (gradient * error).detach()
+    if product.dim() and len(product) == samples:
+        return product.flatten(1).sum(1) if product.dim() > 1 else product
+    return (product.sum() / samples).expand(samples)

@@ -1,0 +1,226 @@
+"""A graph made ready to be disturbed: what can be rounded, by what, and running any part of the graph again.
+
+The probe works on a copy in eval mode whose parameters share memory with the model's, so neither the model's mode nor
+its state is touched, whatever happens.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from nce_fx.errors import InputError, where
+from nce_fx.passes.analysis.layers import Layer, find_layers, source_parameters
+from nce_fx.passes.analysis.liveness import writes_in_place
+from nce_fx.passes.analysis.sensitivity.rounding import Noise, Rounding
+
+Batch = tuple[Any, Any]
+Loss = Callable[[Any, Any], Tensor]
+Values = dict[Node, Any]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A copy of a graph, its layers, and how to disturb them."""
+
+    gm: GraphModule
+    noise: Noise
+    loss: Loss
+    _roundings: dict[Node, Rounding] = field(default_factory=dict, repr=False)
+
+    @staticmethod
+    def of(gm: GraphModule, noise: Noise, loss: Loss | None = None) -> Probe:
+        """Copy a graph for disturbing it; its tensors are shared, never written to.
+
+        Raises:
+            InputError: weights that are not finite; the message names the layer.
+        """
+        shared: dict[int, Any] = {id(buffer): buffer for buffer in gm.buffers()}
+        shared |= {id(p): nn.Parameter(p.detach(), p.is_floating_point()) for p in gm.parameters()}
+        probe = Probe(copy.deepcopy(gm, shared).eval(), noise, loss or cross_entropy)
+        for layer in probe.layers:
+            for path in layer.weights:
+                if not bool(torch.isfinite(probe.gm.get_parameter(path)).all()):
+                    raise InputError(
+                        f"layer {layer.path} has weights that are NaN or infinite: load others, or train again"
+                    )
+        return probe
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """Layers that own weights and do work."""
+        return tuple(layer for layer in find_layers(self.gm) if layer.weights and layer.work)
+
+    @cached_property
+    def weights(self) -> Mapping[str, Mapping[str, Tensor]]:
+        """For each layer path: its weights by parameter path, after rounding."""
+        with torch.no_grad():
+            return {
+                layer.path: {
+                    path: self.noise.weight(layer.path, self.gm.get_parameter(path).detach()) for path in layer.weights
+                }
+                for layer in self.layers
+            }
+
+    @cached_property
+    def activations(self) -> tuple[Node, ...]:
+        """The floating values that layers read, each once, in graph order."""
+        read = dict.fromkeys(value for layer in find_layers(self.gm) if layer.work for value in layer.inputs)
+        order = {node: index for index, node in enumerate(self.gm.graph.nodes)}
+        floating = [node for node in read if _is_floating(node) and not source_parameters(node)]
+        return tuple(sorted(floating, key=order.__getitem__))
+
+    @cached_property
+    def readers(self) -> Mapping[Node, tuple[str, ...]]:
+        """For each activation: the paths of the layers that read it."""
+        layers = [layer for layer in find_layers(self.gm) if layer.work]
+        return {node: tuple(x.path for x in layers if node in x.inputs) for node in self.activations}
+
+    def rounded(self, node: Node, value: Tensor) -> Tensor:
+        """Return an activation after rounding; the first value of a node that comes here sets its range."""
+        if node not in self._roundings:
+            self._roundings[node] = self.noise.activation(self.readers[node], value.detach())
+        return self._roundings[node](value.detach())
+
+    def forward(self, inputs: Any, watch: Callable[[Node, Any], Any] | None = None) -> Values:
+        """Run the graph and return every value; ``watch`` may replace a value as soon as it is there.
+
+        Raises:
+            InputError: the graph does not take these inputs.
+        """
+        given = iter(inputs if isinstance(inputs, (tuple, list)) else (inputs,))
+        values: Values = {}
+        for node in self.gm.graph.nodes:
+            try:
+                values[node] = next(given, *node.args) if node.op == "placeholder" else self.run(node, values)
+            except Exception as error:
+                raise InputError(f"the batches do not fit the model: {where(node)}: {_line(error)}") from error
+            if watch is not None:
+                values[node] = watch(node, values[node])
+        return values
+
+    def run(self, node: Node, values: Mapping[Node, Any], weights: Mapping[str, Tensor] | None = None) -> Any:
+        """Run one node on the values before it, with some parameters replaced."""
+        replaced = weights or {}
+        if node.op == "get_attr":
+            path = str(node.target)
+            return replaced[path] if path in replaced else _attribute(self.gm, path)
+        args, kwargs = map_arg((node.args, node.kwargs), lambda argument: values[argument])
+        if writes_in_place(self.gm, node):
+            args = tuple(a.clone() if isinstance(a, Tensor) and i == 0 else a for i, a in enumerate(args))
+        if node.op == "output":
+            return args[0]
+        if node.op == "call_module":
+            module, prefix = self.gm.get_submodule(str(node.target)), f"{node.target}."
+            own = {path.removeprefix(prefix): value for path, value in replaced.items() if path.startswith(prefix)}
+            return functional_call(module, own, args, kwargs) if own else module(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def again(
+        self,
+        values: Mapping[Node, Any],
+        changed: Mapping[Node, Any],
+        stale: Iterable[Node],
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> Values:
+        """Run only ``stale`` nodes (in graph order), on changed values and replaced weights; return all values."""
+        fresh = {**values, **changed}
+        for node in stale:
+            fresh[node] = self.run(node, fresh, weights)
+        return fresh
+
+    def readers_of_weights(self, layer: Layer) -> tuple[Node, ...]:
+        """Everything that has to run again when a layer's weights change: all uses of them and what follows."""
+        start = [
+            node
+            for node in self.gm.graph.nodes
+            if (node.op == "get_attr" and node.target in layer.weights)
+            or (node.op == "call_module" and any(path.startswith(f"{node.target}.") for path in layer.weights))
+        ]
+        return tuple(start) + tuple(node for node in self.after(start) if node not in start)
+
+    def after(self, start: Sequence[Node]) -> tuple[Node, ...]:
+        """Everything that depends on some nodes, in graph order, without them."""
+        reached = set(start)
+        for node in self.gm.graph.nodes:
+            if any(read in reached for read in node.all_input_nodes):
+                reached.add(node)
+        return tuple(node for node in self.gm.graph.nodes if node in reached and node not in start)
+
+    @cached_property
+    def output(self) -> Node:
+        """The node whose value the graph returns."""
+        return self.gm.graph.output_node()
+
+    def loss_of(self, output: Any, target: Any) -> Tensor:
+        """Return the mean loss of a batch; without a target the model's own decision is the target.
+
+        Raises:
+            InputError: the loss cannot take them, or is not finite.
+        """
+        prediction = first_tensor(output)
+        try:
+            value = self.loss(output, prediction.detach().argmax(1) if target is None else target)
+        except Exception as error:
+            shape = tuple(prediction.shape)
+            raise InputError(f"the loss does not fit the model's output {shape}: {_line(error)}") from error
+        if not bool(torch.isfinite(value.detach()).all()):
+            raise InputError("the model's loss is NaN or infinite on these batches: check weights and data")
+        return value
+
+    def on_device(self, value: Any) -> Any:
+        """Move a batch to where the model's parameters are."""
+        device = next((parameter.device for parameter in self.gm.parameters()), torch.device("cpu"))
+        if isinstance(value, Tensor):
+            return value.to(device)
+        return type(value)(self.on_device(item) for item in value) if isinstance(value, (tuple, list)) else value
+
+
+def first_tensor(output: Any) -> Tensor:
+    """Return the first tensor of whatever a model returns.
+
+    Raises:
+        InputError: there is none.
+    """
+    if isinstance(output, Tensor):
+        return output
+    items = list(output.values()) if isinstance(output, Mapping) else output
+    if isinstance(items, (tuple, list)):
+        for item in items:
+            if item is not None:
+                return first_tensor(item)
+    raise InputError(f"the model returns {type(output).__name__}, which holds no tensor to take a loss of")
+
+
+def cross_entropy(output: Any, target: Any) -> Tensor:
+    """The default loss: cross entropy of the first output, classes on axis 1."""
+    return F.cross_entropy(first_tensor(output), target)
+
+
+def _is_floating(node: Node) -> bool:
+    dtype = getattr(node.meta.get("tensor_meta"), "dtype", None)
+    return isinstance(dtype, torch.dtype) and dtype.is_floating_point
+
+
+def _line(error: Exception) -> str:
+    """An error in one line, whatever torch put into it."""
+    return " ".join(str(error).split())
+
+
+def _attribute(gm: GraphModule, path: str) -> Any:
+    value: Any = gm
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value

@@ -1,0 +1,40 @@
+"""The values of the sensitivity analysis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class NodeSensitivity:
+    """What noise in a layer's weights, and in what the layer reads, costs; in the metric's own unit."""
+
+    weight: float
+    activation: float
+
+    @property
+    def total(self) -> float:
+        """Both together."""
+        return self.weight + self.activation
+
+
+@dataclass(frozen=True)
+class SensitivityReport:
+    """Sensitivities per layer path and per channel group id."""
+
+    metric: str
+    bits: int | Mapping[str, int]
+    by_node: Mapping[str, NodeSensitivity]
+    by_group: Mapping[str, float]
+    forwards: float
+    """What the analysis cost, in forward passes over the batches (a backward counts as two)."""
+
+    def ranked(self) -> list[tuple[str, float]]:
+        """Return (layer path, weight and activation together), the most sensitive first."""
+        totals = [(path, node.total) for path, node in self.by_node.items()]
+        return sorted(totals, key=lambda item: (-item[1], item[0]))
+
+    def ranked_groups(self) -> list[tuple[str, float]]:
+        """Return (group id, sensitivity), the most sensitive first."""
+        return sorted(self.by_group.items(), key=lambda item: (-item[1], item[0]))

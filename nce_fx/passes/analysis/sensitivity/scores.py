@@ -1,0 +1,19 @@
+"""What a metric finds, before it is put together per layer and per group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+Progress = Callable[[int, int], None]
+"""Called with (steps done, steps in all)."""
+
+
+@dataclass
+class Scores:
+    """Cost of noise in each layer's weights (by layer path) and in each activation (by node name)."""
+
+    weight: dict[str, float] = field(default_factory=dict)
+    activation: dict[str, float] = field(default_factory=dict)
+    forwards: float = 0.0
+    """Forward passes over the batches that it took; a backward counts as two."""

@@ -1,0 +1,156 @@
+"""A plan of widths: what a rewrite decided, as a value and as JSON that can be read, kept and replayed.
+
+The JSON is checked where it comes in (pydantic) and the same plan is the same bytes wherever it goes out: keys sorted,
+floats as their shortest decimal, two spaces of indent, one newline at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from nce_fx.errors import PlanError
+
+PLAN_VERSION = 1
+
+
+class PlanSchema(BaseModel):
+    """The JSON form of a plan; ``PlanSchema.model_json_schema()`` is its JSON schema."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    version: int
+    model: str
+    widths: dict[str, PositiveInt]
+    original: dict[str, PositiveInt]
+    source: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class WidthPlan:
+    """The width of every channel group of one model."""
+
+    widths: Mapping[str, int]
+    original: Mapping[str, int]
+    """The widths that the model had."""
+    model: str
+    """Fingerprint of the model the plan is for, see ``model_fingerprint``; empty where it was not known."""
+    version: int = PLAN_VERSION
+    source: Mapping[str, Any] = field(default_factory=dict)
+    """Where the plan comes from: metric, data, seed, budget, objective, certified bound, gap; JSON values."""
+
+    @property
+    def changed(self) -> dict[str, int]:
+        """The widths that differ from the original ones."""
+        return {group: width for group, width in self.widths.items() if width != self.original[group]}
+
+    def to_json(self) -> str:
+        """Return the plan as JSON, byte for byte the same for equal plans."""
+        fields = {
+            "version": self.version,
+            "model": self.model,
+            "widths": dict(self.widths),
+            "original": dict(self.original),
+            "source": dict(self.source),
+        }
+        return json.dumps(fields, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> WidthPlan:
+        """Return the plan that a JSON text says.
+
+        Raises:
+            PlanError: no JSON, a field that is missing, unknown or of the wrong type, or another version.
+        """
+        try:
+            fields = json.loads(text)
+        except ValueError as error:
+            raise PlanError(f"the plan is not JSON: {error}") from error
+        version = fields.get("version") if isinstance(fields, dict) else None
+        if isinstance(version, int) and version != PLAN_VERSION:
+            raise PlanError(f"the plan has version {version}, this program reads version {PLAN_VERSION}: plan again")
+        try:
+            checked = PlanSchema.model_validate(fields)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"]) or "the whole"
+            raise PlanError(f"the plan is damaged at {place}: {first['msg']}; plan again") from error
+        if checked.widths.keys() != checked.original.keys():
+            odd = sorted(checked.widths.keys() ^ checked.original.keys())[0]
+            raise PlanError(f"the plan is damaged: {odd} is not in both widths and original; plan again")
+        return WidthPlan(checked.widths, checked.original, checked.model, checked.version, checked.source)
+
+    def check(self, gm: GraphModule) -> None:
+        """Return if the plan is for this model.
+
+        Raises:
+            PlanError: it is for another one; the message names the first difference.
+        """
+        if self.model and self.model == model_fingerprint(gm):
+            return
+        from nce_fx.passes.analysis.channels import analyze_channels
+
+        there = analyze_channels(gm).widths
+        for group, width in self.original.items():
+            if group not in there:
+                raise PlanError(f"the plan is for another model: this one has no channel group {group}")
+            if there[group] != width:
+                raise PlanError(
+                    f"the plan is for another model: group {group} is {there[group]} channels wide here,"
+                    f" {width} in the plan's model"
+                )
+        unknown = next((group for group in there if group not in self.original), None)
+        if unknown is not None:
+            raise PlanError(f"the plan is for another model: it does not know channel group {unknown}")
+        if self.model:
+            raise PlanError(
+                "the plan is for another model: channel groups and widths agree, but an operation or a shape differs"
+                " (another input size, another depth between the layers?)"
+            )
+
+
+def model_fingerprint(gm: GraphModule) -> str:
+    """Return the sha256 of a graph's operations, their arguments and shapes, and the shapes of its parameters.
+
+    Names of nodes and values of weights do not enter: the same architecture traced again has the same fingerprint.
+    """
+    digest = hashlib.sha256()
+    for line in _description(gm):
+        digest.update(line.encode())
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def _description(gm: GraphModule) -> list[str]:
+    index = {node: f"%{position}" for position, node in enumerate(gm.graph.nodes)}
+    lines = []
+    for node in gm.graph.nodes:
+        meta = node.meta.get("tensor_meta")
+        shape = f"{tuple(meta.shape)} {meta.dtype}" if hasattr(meta, "shape") and hasattr(meta, "dtype") else ""
+        args, kwargs = map_arg((node.args, node.kwargs), lambda argument: index[argument])
+        # Objects without a repr of their own print their address, which is no part of the architecture.
+        arguments = re.sub(r" at 0x[0-9a-f]+", "", f"{args!r} {kwargs!r}")
+        lines.append(f"{node.op} {_target(gm, node)} {arguments} {shape}")
+    lines.extend(f"{name} {tuple(value.shape)}" for name, value in gm.named_parameters())
+    return lines
+
+
+def _target(gm: GraphModule, node: Node) -> str:
+    """A name that does not depend on where or when the program runs."""
+    if node.op == "call_module":
+        module = gm.get_submodule(str(node.target))
+        return f"{node.target} {type(module).__name__}({module.extra_repr()})"
+    if isinstance(node.target, str):
+        return node.target
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target)
+    return f"{getattr(node.target, '__module__', '')}.{getattr(node.target, '__qualname__', str(node.target))}"

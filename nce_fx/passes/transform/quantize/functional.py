@@ -1,0 +1,143 @@
+"""Layers as functions on their parameters, and back as modules.
+
+call_module conv(x)  <->  conv2d(x, <weight>, conv.bias, stride, padding, dilation, groups)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import nn
+from torch.fx import GraphModule, Node
+from torch.fx.passes.shape_prop import _extract_tensor_metadata
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+
+from nce_fx.errors import QuantizeError, where
+from nce_fx.quantizers import WeightQuantizer
+from nce_fx.quantizers.base import LayerKind
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "Conv1d": F.conv1d,
+    "Conv2d": F.conv2d,
+    "Conv3d": F.conv3d,
+    "ConvTranspose1d": F.conv_transpose1d,
+    "ConvTranspose2d": F.conv_transpose2d,
+    "ConvTranspose3d": F.conv_transpose3d,
+    "Linear": F.linear,
+}
+"""Name of a module type in `torch.nn` -> the function it calls."""
+
+
+def module_name(module: nn.Module) -> str:
+    """Return which of the types in the table a module is."""
+    return next(name for name in FUNCTIONS if isinstance(module, getattr(nn, name)))
+
+
+def module_weight(gm: GraphModule, path: str) -> tuple[Node, LayerKind]:
+    """Read the weight of a module in front of the insertion point, and tell what it takes to make the module again.
+
+    A weight under `torch.nn.utils.parametrize` (weight_norm and the like) is computed in the graph from the parameters
+    behind it; such a module stays a function for good.
+    """
+    module, graph = gm.get_submodule(path), gm.graph
+    if not is_parametrized(module, "weight"):
+        weight = _read(gm, f"{path}.weight")
+        kind = (module_name(module), getattr(module, "padding_mode", "zeros"), getattr(module, "padding", 0))
+        return weight, LayerKind(*kind)
+    behind = f"{path}.parametrizations.weight"
+    listed = gm.get_submodule(behind)
+    assert isinstance(listed, ParametrizationList)
+    names = ["original"] if listed.is_tensor else [f"original{index}" for index in range(listed.ntensors)]
+    values: tuple[Node, ...] = tuple(_read(gm, f"{behind}.{name}") for name in names)
+    for index in range(len(listed)):
+        values = (graph.create_node("call_module", f"{behind}.{index}", values),)
+    values[0].meta["tensor_meta"] = _extract_tensor_metadata(module.weight.detach())  # type: ignore[operator]
+    return values[0], LayerKind()
+
+
+def _read(gm: GraphModule, path: str) -> Node:
+    node = gm.graph.create_node("get_attr", path, name=path.replace(".", "_"))
+    node.meta["tensor_meta"] = _extract_tensor_metadata(gm.get_parameter(path).detach())
+    return node
+
+
+def as_function(gm: GraphModule, node: Node, weight: Node) -> None:
+    """Turn the call of a module into a call of its function, with ``weight`` in the place of its weight."""
+    path = str(node.target)
+    module = gm.get_submodule(path)
+    data = node.args[0] if node.args else node.kwargs["input"]
+    assert isinstance(data, Node)
+    with gm.graph.inserting_before(node):
+        bias = None
+        if module.bias is not None:
+            bias = _read(gm, f"{path}.bias")
+        rest: tuple[Any, ...] = ()
+        if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+            extra = _output_padding(node, data, module)
+            rest = (module.stride, module.padding, extra, module.groups, module.dilation)
+        elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            padding = module.padding
+            if module.padding_mode != "zeros":
+                sides = tuple(module._reversed_padding_repeated_twice)
+                data = gm.graph.call_function(F.pad, (data, sides), {"mode": module.padding_mode})
+                padding = (0,) * len(module.stride)
+            rest = (module.stride, padding, module.dilation, module.groups)
+    node.op, node.target = "call_function", FUNCTIONS[module_name(module)]
+    node.args, node.kwargs = (data, weight, bias, *rest), {}
+
+
+def as_module(gm: GraphModule, node: Node, weight: Node, quantizer: WeightQuantizer) -> None:
+    """Turn a call made by `as_function` back into the call of a module that owns the same parameters."""
+    path = str(weight.target).rpartition(".")[0]
+    parameter, bias = gm.get_parameter(str(weight.target)), node.args[2]
+    data = node.args[0]
+    settings: list[Any] = list(node.args[3:])
+    assert isinstance(data, Node)
+    options: dict[str, Any] = {"bias": bias is not None, "device": "meta", "dtype": parameter.dtype}
+    shape = tuple(parameter.shape)
+    if quantizer.layer.module == "Linear":
+        module: nn.Module = nn.Linear(shape[1], shape[0], **options)
+    elif "Transpose" in quantizer.layer.module:
+        stride, padding, extra, groups, dilation = settings
+        options |= {"stride": stride, "padding": padding, "output_padding": extra, "dilation": dilation}
+        build = getattr(nn, quantizer.layer.module)
+        module = build(shape[0], shape[1] * groups, shape[2:], groups=groups, **options)
+    else:
+        stride, padding, dilation, groups = settings
+        if quantizer.layer.padding_mode != "zeros":
+            padded, padding = data, quantizer.layer.padding
+            data = padded.args[0]
+            options["padding_mode"] = quantizer.layer.padding_mode
+        options |= {"stride": stride, "padding": padding, "dilation": dilation}
+        build = getattr(nn, quantizer.layer.module)
+        module = build(shape[1] * groups, shape[0], shape[2:], groups=groups, **options)
+    module.weight = parameter
+    if isinstance(bias, Node):
+        module.bias = gm.get_parameter(str(bias.target))
+    module.train(gm.training)
+    for name, child in gm.get_submodule(path).named_children():
+        module.add_module(name, child)
+    owner, _, name = path.rpartition(".")
+    setattr(gm.get_submodule(owner), name, module)
+    node.op, node.target = "call_module", path
+    node.args, node.kwargs = (data,), {}
+
+
+def _output_padding(node: Node, data: Node, module: Any) -> tuple[int, ...]:
+    """What a transposed convolution adds on one side; from the traced shapes where it was asked for a size."""
+    if len(node.args) < 2 and "output_size" not in node.kwargs:
+        return tuple(module.output_padding)
+    metas = [value.meta.get("tensor_meta") for value in (node, data)]
+    if None in metas:
+        raise QuantizeError(f"{where(node)} is asked for an output size: trace the model with example inputs")
+    out, inputs = (tuple(meta.shape)[2:] for meta in metas)  # type: ignore[union-attr]
+    least = (
+        (inputs[i] - 1) * module.stride[i]
+        - 2 * module.padding[i]
+        + module.dilation[i] * (module.kernel_size[i] - 1)
+        + 1
+        for i in range(len(out))
+    )
+    return tuple(size - low for size, low in zip(out, least, strict=True))

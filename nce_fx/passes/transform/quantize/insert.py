@@ -1,0 +1,228 @@
+"""Inserting quantizers as nodes of the graph.
+
+    weight                  activation
+      |                         |
+    <layer>_weight_quant    <node>_activation_quant
+      |                         |
+      +-----> conv <------------+
+
+A layer that was a module becomes the function on its parameters, which keep their names: ``layer1.0.conv1.weight`` is
+read by the module ``layer1.0.conv1.weight_quant``, and the node between them and the convolution is called
+``layer1_0_conv1_weight_quant``. Activation quantizers are modules of the root, named like their node.
+
+A quantizer with an unsigned range clips at zero, so it *replaces* a ReLU before it where nobody else reads that ReLU's
+output (as PACT was published: in the place of ReLU). It keeps the ReLU's name, ``<relu>_activation_quant``, says so in
+its ``replaces``, and saves the memory of one activation. `RemoveQuantizers` puts the ReLU back.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from nce_fx.errors import QuantizeError, where
+from nce_fx.passes.transform.quantize.functional import as_function, module_weight
+from nce_fx.passes.transform.quantize.places import Place, find_places, weight_argument
+from nce_fx.passes.transform.quantize.sign import is_relu, never_negative
+from nce_fx.passes.transform.quantize.spec import QuantSpec
+from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, Quantizer
+from nce_fx.quantizers.base import Replaced
+
+_SHAPE_METHODS = ("size", "dim", "numel", "stride")
+_SHAPE_ATTRIBUTES = ("shape", "ndim", "device", "dtype")
+
+
+def insert_quantizers(gm: GraphModule, spec: QuantSpec) -> GraphModule:
+    """Return a copy of the graph with quantizers where `spec` wants them.
+
+    Raises:
+        QuantizeError: the graph has quantizers already, a weight is not finite, or `spec` does not fit the model.
+    """
+    if any(isinstance(module, Quantizer) for module in gm.modules()):
+        raise QuantizeError("the graph is quantized already: take the quantizers out first, with RemoveQuantizers")
+    result = copy.deepcopy(gm)
+    places = find_places(result, spec)
+    readers: dict[Node, list[Place]] = {}
+    for place in places:
+        readers.setdefault(place.data, []).append(place)
+    # Signs are read off the float graph, before any ReLU is replaced.
+    unsigned = {node: never_negative(result, node) for node in readers}
+    for producer, group in readers.items():
+        _quantize_activation(result, spec, producer, group, unsigned[producer])
+    _quantize_weights(result, spec, places)
+    result.graph.lint()
+    result.delete_all_unused_submodules()
+    result.recompile()
+    return result
+
+
+def _quantize_activation(gm: GraphModule, spec: QuantSpec, producer: Node, group: list[Place], unsigned: bool) -> None:
+    """Quantize one tensor for those who read it: one quantizer for each number of bits they ask for."""
+    layers = {place.node: place.bits.activation for place in group}
+    others = [user for user in producer.users if user not in layers and _reads_quantized(user)]
+    widths = sorted({bits for bits in layers.values() if bits is not None}, reverse=True)
+    for index, bits in enumerate(widths):
+        users = [node for node, asked in layers.items() if asked == bits]
+        if index == 0 and spec.shortcuts == "quantized":
+            users += others
+        alone = len(widths) == 1 and set(users) == set(producer.users)
+        replaced = _replaced(gm, producer) if unsigned and alone else None
+        origin = "graph" if unsigned else "assumed"
+        quantizer = ACTIVATION_QUANTIZERS[spec.activation](bits, not unsigned, origin, replaced)
+        if not _learns(gm, producer):
+            quantizer.fix()
+        name = f"{producer.name}_activation_quant" + (f"_{bits}" if index else "")
+        node = _call_after(gm, producer, name, quantizer)
+        for user in users:
+            user.replace_input_with(producer, node)
+        if replaced is not None:
+            node.replace_input_with(producer, producer.all_input_nodes[0])
+            gm.graph.erase_node(producer)
+
+
+def _learns(gm: GraphModule, node: Node) -> bool:
+    """Whether a value depends on a parameter; the model's input, and what is only moved or scaled of it, does not."""
+    pending, seen = [node], set()
+    while pending:
+        current = pending.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        if current.op == "call_module" and any(True for _ in gm.get_submodule(str(current.target)).parameters()):
+            return True
+        if current.op == "get_attr" and isinstance(computed_value(gm, current), nn.Parameter):
+            return True
+        pending.extend(current.all_input_nodes)
+    return False
+
+
+def _reads_quantized(user: Node) -> bool:
+    """Whether a reader that is no layer takes the quantized tensor: all but the output and questions of shape."""
+    if user.op == "call_method":
+        return user.target not in _SHAPE_METHODS
+    return user.op != "output" and not (user.target is getattr and user.args[1] in _SHAPE_ATTRIBUTES)
+
+
+def _replaced(gm: GraphModule, relu: Node) -> Replaced | None:
+    """Return how to bring back a ReLU that a quantizer can stand for, or ``None``."""
+    if not is_relu(gm, relu) or len(relu.all_input_nodes) != 1 or not isinstance(relu.args[0], Node):
+        return None
+    module = gm.get_submodule(str(relu.target)) if relu.op == "call_module" else None
+    in_place = bool(getattr(module, "inplace", False))
+    spelled = relu.target if isinstance(relu.target, str) else getattr(relu.target, "__name__", "")
+    writes = in_place or "relu_" in spelled or True in relu.args or True in relu.kwargs.values()
+    if writes and len(relu.all_input_nodes[0].users) > 1:
+        return None  # whoever else reads its input reads what the ReLU made of it
+    return Replaced(relu.name, relu.op, relu.target, tuple(relu.args[1:]), dict(relu.kwargs), in_place)
+
+
+def _call_after(gm: GraphModule, source: Node, name: str, module: Quantizer) -> Node:
+    """Register a quantizer of activations and call it on ``source``, directly after it."""
+    gm.add_module(name, _alike(module, gm, next(gm.parameters(), None)))
+    placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    with gm.graph.inserting_after(placeholders[-1] if source.op == "placeholder" else source):
+        node = gm.graph.create_node("call_module", name, (source,), name=name)
+    return _described(node, source)
+
+
+def _quantize_weights(gm: GraphModule, spec: QuantSpec, places: tuple[Place, ...]) -> None:
+    """Put quantizers between layers and their weights; the uses of one weight share one, at the most bits asked for."""
+    bits: dict[Any, int] = {}
+    for place in places:
+        if place.bits.weight is not None:
+            key = _weight_key(place)
+            bits[key] = max(bits.get(key, 0), place.bits.weight)
+    nodes: dict[Any, Node] = {}
+    for place in places:
+        if place.bits.weight is None:
+            continue
+        key, node = _weight_key(place), place.node
+        if key not in nodes:
+            nodes[key] = _weight_node(gm, spec, place, bits[key])
+        if node.op == "call_module":
+            as_function(gm, node, nodes[key])
+        else:
+            node.replace_input_with(weight_argument(node), nodes[key])
+
+
+def _weight_key(place: Place) -> Any:
+    """What two uses of one weight have in common: the parameter's path, or the node that computes it."""
+    if place.node.op == "call_module":
+        return f"{place.path}.weight"
+    weight = weight_argument(place.node)
+    return str(weight.target) if weight.op == "get_attr" else weight
+
+
+def _weight_node(gm: GraphModule, spec: QuantSpec, place: Place, bits: int) -> Node:
+    """Read a weight and quantize it, directly before the layer that uses it first."""
+    node = place.node
+    axis = 1 if "transpose" in place.layer.op else 0
+    quantizer = WEIGHT_QUANTIZERS[spec.weight](bits, axis)
+    with gm.graph.inserting_before(node):
+        if node.op == "call_module":
+            weight, quantizer.layer = module_weight(gm, str(node.target))
+        else:
+            weight = weight_argument(node)
+        value = computed_value(gm, weight)
+        if not bool(value.isfinite().all()):
+            raise QuantizeError(
+                f"{place.path}: its weight has values that are not finite: quantize a model whose weights are numbers"
+            )
+        quantizer.start(value)
+        target = _free_target(gm, place)
+        owner, _, name = target.rpartition(".")
+        gm.get_submodule(owner).add_module(name, _alike(quantizer, gm, value))
+        created = gm.graph.create_node("call_module", target, (weight,), name=target.replace(".", "_"))
+    return _described(created, weight, node)
+
+
+def _free_target(gm: GraphModule, place: Place) -> str:
+    """Where a weight quantizer lives: ``<layer>.weight_quant``, or ``<parameter>_quant`` of a raw parameter."""
+    raw = place.node.op != "call_module" and not place.layer.weights[0].endswith(".weight")
+    target = f"{place.path}_quant" if raw else f"{place.path}.weight_quant"
+    taken = {name for name, _ in gm.named_modules()}
+    others = (f"{target}_{count}" for count in range(1, len(taken) + 2))
+    return target if target not in taken else next(other for other in others if other not in taken)
+
+
+def computed_value(gm: GraphModule, node: Node) -> Tensor:
+    """Return the value of a node that depends on no input: a weight, or what the graph makes of one.
+
+    Raises:
+        QuantizeError: the value depends on an input of the model.
+    """
+    if node.op == "get_attr":
+        value: Any = gm
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        return value  # type: ignore[no-any-return]
+    if node.op == "placeholder":
+        raise QuantizeError(f"{where(node)} is an input of the model, not a weight")
+    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda source: computed_value(gm, source))
+    with torch.no_grad():
+        if node.op == "call_module":
+            return gm.get_submodule(str(node.target))(*args, **kwargs)  # type: ignore[no-any-return]
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)  # type: ignore[no-any-return]
+        return node.target(*args, **kwargs)  # type: ignore[no-any-return, operator]
+
+
+def _alike(quantizer: Quantizer, gm: GraphModule, parameter: Tensor | None) -> Quantizer:
+    """Bring a quantizer to the model's device and mode, and to its precision where that is double."""
+    quantizer.train(gm.training)
+    if parameter is None:
+        return quantizer
+    dtype = parameter.dtype if parameter.dtype == torch.float64 else torch.float32
+    return quantizer.to(device=parameter.device, dtype=dtype)
+
+
+def _described(node: Node, source: Node, layer: Node | None = None) -> Node:
+    """Carry over what fx knows of a value that has the shape of its source."""
+    if "tensor_meta" in source.meta:
+        node.meta["tensor_meta"] = source.meta["tensor_meta"]
+    node.stack_trace = (layer or source).stack_trace
+    return node

@@ -1,0 +1,182 @@
+"""Where quantizers go: the layers, what each one reads, and which of them are first, last, or on a shortcut."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+from torch.nn.utils.parametrize import is_parametrized
+
+from nce_fx.passes.analysis.layers import Layer, find_layers
+from nce_fx.passes.transform.quantize.spec import LayerBits, QuantSpec
+
+aten = torch.ops.aten
+
+MODULES = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Linear,
+)
+_ADDITIONS = {
+    operator.add,
+    operator.iadd,
+    torch.add,
+    "add",
+    "add_",
+    aten.add.Tensor,
+    aten.add_.Tensor,
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """One use of a layer that can be quantized: a convolution or a linear layer with a weight of its own."""
+
+    layer: Layer
+    end: bool
+    """It is a first or a last layer."""
+    shortcut: bool
+    """It is a 1x1 convolution on a shortcut."""
+    bits: LayerBits
+
+    @property
+    def path(self) -> str:
+        """The layer's name."""
+        return self.layer.path
+
+    @property
+    def node(self) -> Node:
+        """The node that multiplies."""
+        return self.layer.node
+
+    @property
+    def data(self) -> Node:
+        """The activation it reads."""
+        return self.layer.inputs[0]
+
+
+def has_weight(layer: Layer) -> bool:
+    """Whether a layer multiplies with a weight (which a parametrized module computes) or looks one up."""
+    return bool(layer.weights) or any(work.weighted for work in layer.work)
+
+
+def quantizable(gm: GraphModule, layer: Layer) -> bool:
+    """Whether a layer is a convolution or linear layer whose weight is its own, and whose code is torch's."""
+    if not layer.op.startswith(("conv", "linear")) or not has_weight(layer):
+        return False
+    if layer.node.op != "call_module":
+        return True
+    module = gm.get_submodule(str(layer.node.target))
+    own = isinstance(module._parameters.get("weight"), nn.Parameter) or is_parametrized(module, "weight")
+    return own and not is_parametrized(module, "bias") and any(type(module).forward is kind.forward for kind in MODULES)
+
+
+def weight_argument(node: Node) -> Node:
+    """Return the node that is the weight of a functional layer."""
+    weight = node.args[1] if len(node.args) > 1 else node.kwargs["weight"]
+    assert isinstance(weight, Node)
+    return weight
+
+
+def find_places(gm: GraphModule, spec: QuantSpec) -> tuple[Place, ...]:
+    """Return every layer that can be quantized, with its bits, in execution order."""
+    layers = [layer for layer in find_layers(gm) if has_weight(layer)]
+    owners = {layer.node for layer in layers}
+    before, after = _below(gm, owners), _above(gm, owners)
+    places = []
+    for layer in layers:
+        if not quantizable(gm, layer):
+            continue
+        end = not before[layer.inputs[0]] or not after[layer.node]
+        shortcut = is_shortcut(gm, layer, owners)
+        bits = spec.bits_for(layer.path, end=end, shortcut=shortcut)
+        places.append(Place(layer, end, shortcut, bits))
+    spec.check_overrides(place.path for place in places)
+    return tuple(places)
+
+
+def _below(gm: GraphModule, owners: set[Node]) -> Mapping[Node, bool]:
+    """For every node: does a layer lie between the model's inputs and its value."""
+    found: dict[Node, bool] = {}
+    for node in gm.graph.nodes:
+        found[node] = node in owners or any(found[source] for source in node.all_input_nodes)
+    return found
+
+
+def _above(gm: GraphModule, owners: set[Node]) -> Mapping[Node, bool]:
+    """For every node: does a layer lie between its value and the model's outputs."""
+    found: dict[Node, bool] = {}
+    for node in reversed(gm.graph.nodes):
+        found[node] = any(user in owners or found[user] for user in node.users)
+    return found
+
+
+def is_shortcut(gm: GraphModule, layer: Layer, owners: set[Node]) -> bool:
+    """Whether a layer is a 1x1 convolution on a shortcut, as `QuantSpec` defines it."""
+    kernel = _weight_shape(gm, layer)[2:]
+    if not layer.op.startswith("conv") or any(size != 1 for size in kernel):
+        return False
+    branch, join = layer.node, _only_user(layer.node)
+    while join is not None and not _adds(join):
+        if join in owners or len(_activations(join)) != 1:
+            return False
+        branch, join = join, _only_user(join)
+    if join is None:
+        return False
+    fork = layer.inputs[0]
+    while len(fork.users) < 2:
+        sources = _activations(fork)
+        if fork in owners or len(sources) != 1:
+            return False
+        fork = sources[0]
+    others = [source for source in _activations(join) if source is not branch]
+    return any(_layers_between(fork, other, owners) >= 2 for other in others)
+
+
+def _weight_shape(gm: GraphModule, layer: Layer) -> tuple[int, ...]:
+    if layer.node.op == "call_module":
+        return tuple(gm.get_submodule(layer.path).weight.shape)  # type: ignore[arg-type]
+    meta = weight_argument(layer.node).meta.get("tensor_meta")
+    return tuple(meta.shape) if meta is not None else tuple(gm.get_parameter(layer.weights[0]).shape)
+
+
+def _only_user(node: Node) -> Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _activations(node: Node) -> list[Node]:
+    return [source for source in node.all_input_nodes if source.op != "get_attr"]
+
+
+def _adds(node: Node) -> bool:
+    return node.op in ("call_function", "call_method") and node.target in _ADDITIONS and len(_activations(node)) == 2
+
+
+def _layers_between(start: Node, end: Node, owners: set[Node]) -> int:
+    """Count the layers on the paths from ``start`` to ``end``; 0 where there is no path."""
+    above: set[Node] = set()
+    pending: list[Any] = [end]
+    while pending:
+        node = pending.pop()
+        if node not in above:
+            above.add(node)
+            pending.extend(node.all_input_nodes if node is not start else ())
+    if start not in above:
+        return 0
+    below: set[Node] = set()
+    pending = [start]
+    while pending:
+        node = pending.pop()
+        if node not in below:
+            below.add(node)
+            pending.extend(user for user in node.users if user in above)
+    return len(below & owners)

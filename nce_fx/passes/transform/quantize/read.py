@@ -1,0 +1,128 @@
+"""What a quantized graph says about itself: bits of every layer, and weights as integers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from nce_fx.passes.analysis.layers import Layer, find_layers
+from nce_fx.passes.transform.quantize.insert import computed_value
+from nce_fx.passes.transform.quantize.places import has_weight
+from nce_fx.quantizers import ActivationQuantizer, Quantizer, WeightQuantizer
+
+
+@dataclass(frozen=True)
+class IntegerWeight:
+    """One layer's weight as whole numbers: ``(integers + offset) * scale``."""
+
+    integers: Tensor
+    """int8, the shape of the weight; from -2^(b-1) to 2^(b-1) - 1."""
+    scale: Tensor
+    """The distance between two levels; 0-dimensional, or shaped to broadcast over the weight."""
+    offset: Tensor
+    """Minus the zero point; 1/2 where zero lies half-way between two levels. Shaped as ``scale``."""
+    bits: int
+    dtype: object
+    """The dtype of the weight in the graph."""
+
+    def dequantize(self) -> Tensor:
+        """Return the weight as the graph computes with it, bit for bit."""
+        levels = (self.integers.to(self.scale.dtype) + self.offset) * self.scale
+        return levels.to(self.dtype)  # type: ignore[call-overload, no-any-return]
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """One row of `describe`."""
+
+    layer: str
+    op: str
+    weight_bits: int | None
+    """``None``: float."""
+    activation_bits: int | None
+    weight_quantizer: str
+    """As printed; empty where there is none."""
+    activation_quantizer: str
+
+
+def integer_weights(gm: GraphModule) -> Mapping[str, IntegerWeight]:
+    """Return the quantized weights of a graph, by layer name."""
+    found = {}
+    for layer in find_layers(gm):
+        node = _weight_quantizer_node(gm, layer.node)
+        if node is None or (path := _path(layer, node)) in found:
+            continue
+        quantizer = gm.get_submodule(str(node.target))
+        assert isinstance(quantizer, WeightQuantizer)
+        assert isinstance(node.args[0], Node)
+        weight = computed_value(gm, node.args[0]).detach()
+        values, scale, offset = quantizer.integers(weight)
+        found[path] = IntegerWeight(values, scale, offset, quantizer.bits, weight.dtype)
+    return found
+
+
+def describe(gm: GraphModule) -> tuple[QuantizedLayer, ...]:
+    """Return one row for every layer with a weight, in execution order, those left in float included."""
+    rows: dict[str, QuantizedLayer] = {}
+    for layer in find_layers(gm):
+        node = _weight_quantizer_node(gm, layer.node)
+        if not has_weight(layer) or (path := _path(layer, node)) in rows:
+            continue
+        weight = _quantizer(gm, node)
+        activation = _quantizer(gm, _activation_quantizer_node(gm, layer))
+        rows[path] = QuantizedLayer(
+            path,
+            layer.op,
+            weight.bits if weight else None,
+            activation.bits if activation else None,
+            str(weight or ""),
+            str(activation or ""),
+        )
+    return tuple(rows.values())
+
+
+def weight_bits_of(gm: GraphModule) -> Mapping[str, int]:
+    """Return the weight bits of every layer whose weight is quantized, by layer name."""
+    return {row.layer: row.weight_bits for row in describe(gm) if row.weight_bits}
+
+
+def activation_bits_of(gm: GraphModule) -> Mapping[str, int]:
+    """Return the bits of the activation that each layer reads, where it is quantized, by layer name."""
+    return {row.layer: row.activation_bits for row in describe(gm) if row.activation_bits}
+
+
+def _path(layer: Layer, quantizer: Node | None) -> str:
+    """The layer's name before it was quantized: where its weight is computed in the graph, the quantizer knows it."""
+    return (str(quantizer.target).rpartition(".weight_quant")[0] or layer.path) if quantizer else layer.path
+
+
+def _quantizer(gm: GraphModule, node: Node | None) -> Quantizer | None:
+    if node is None:
+        return None
+    module = gm.get_submodule(str(node.target))
+    assert isinstance(module, Quantizer)
+    return module
+
+
+def _weight_quantizer_node(gm: GraphModule, layer: Node) -> Node | None:
+    if layer.op == "call_module" or (len(layer.args) < 2 and "weight" not in layer.kwargs):
+        return None
+    weight = layer.args[1] if len(layer.args) > 1 else layer.kwargs["weight"]
+    return weight if isinstance(weight, Node) and _is(gm, weight, WeightQuantizer) else None
+
+
+def _activation_quantizer_node(gm: GraphModule, layer: Layer) -> Node | None:
+    if not layer.inputs:
+        return None
+    data = layer.inputs[0]
+    if data.target is F.pad and isinstance(data.args[0], Node):
+        data = data.args[0]
+    return data if _is(gm, data, ActivationQuantizer) else None
+
+
+def _is(gm: GraphModule, node: Node, kind: type[Quantizer]) -> bool:
+    return node.op == "call_module" and isinstance(gm.get_submodule(str(node.target)), kind)

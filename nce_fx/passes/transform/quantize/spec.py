@@ -1,0 +1,119 @@
+"""What to quantize with, and to how many bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+from nce_fx.errors import QuantizeError
+from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
+
+SHORTCUTS = ("quantized", "float")
+_FLOAT = 32
+
+
+class LayerBits(NamedTuple):
+    """Bits of a layer's weight and of the activation it reads; ``None`` is float."""
+
+    weight: int | None
+    activation: int | None
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """Quantizers by name and bits by place.
+
+    Args:
+        weight: a name in `nce_fx.quantizers.WEIGHT_QUANTIZERS`.
+        activation: a name in `nce_fx.quantizers.ACTIVATION_QUANTIZERS`.
+        weight_bits: 1 to 8; ``None`` or 32 leaves weights in float.
+        activation_bits: likewise, of the tensors that quantized layers read.
+        first_last_bits: likewise, weights and activations of the first layers (no other layer lies between them and the
+            model's input) and the last ones (none between them and its output). Published 2-bit results have them at 8
+            or in float; 8 by default.
+        shortcuts: "quantized": a tensor that a quantized layer reads is quantized for all who read it, identity
+            shortcuts and concatenations included, and the 1x1 convolutions on shortcuts are layers like all others.
+            "float" (published as full-precision shortcuts): only layers read quantized tensors, additions and
+            concatenations read the float ones, and the 1x1 convolutions on shortcuts stay in float. A shortcut
+            convolution has kernel size 1, is the only layer on its branch, and is added to another branch that starts
+            at the same tensor and has at least two layers. The output and layers left in float always read float.
+        overrides: name pattern (as in the shell: ``layer1.*``) of layers -> bits of both, "float", or a mapping with
+            ``weight_bits`` and/or ``activation_bits``. Goes before all above; of several matches the last counts.
+
+    Raises:
+        QuantizeError: an unknown name, or bits out of range.
+    """
+
+    weight: str = "sawb"
+    activation: str = "pact"
+    weight_bits: int | None = 2
+    activation_bits: int | None = 2
+    first_last_bits: int | None = 8
+    shortcuts: str = "quantized"
+    overrides: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        _known("weight", self.weight, WEIGHT_QUANTIZERS)
+        _known("activation", self.activation, ACTIVATION_QUANTIZERS)
+        _known("shortcuts", self.shortcuts, SHORTCUTS)
+        for name in ("weight_bits", "activation_bits", "first_last_bits"):
+            object.__setattr__(self, name, checked_bits(getattr(self, name), name))
+        for pattern, value in self.overrides.items():
+            _override(pattern, value, LayerBits(None, None))
+
+    def bits_for(self, path: str, *, end: bool = False, shortcut: bool = False) -> LayerBits:
+        """Return the bits of one layer; ``end``: it is a first or last one, ``shortcut``: it is on a shortcut."""
+        bits = LayerBits(self.weight_bits, self.activation_bits)
+        if end:
+            bits = LayerBits(self.first_last_bits, self.first_last_bits)
+        elif shortcut and self.shortcuts == "float":
+            bits = LayerBits(None, None)
+        for pattern, value in self.overrides.items():
+            if fnmatchcase(path, pattern):
+                bits = _override(pattern, value, bits)
+        return bits
+
+    def check_overrides(self, paths: Iterable[str]) -> None:
+        """Refuse patterns that match no layer.
+
+        Raises:
+            QuantizeError: names the pattern and some layers.
+        """
+        paths = list(paths)
+        for pattern in self.overrides:
+            if not any(fnmatchcase(path, pattern) for path in paths):
+                some = ", ".join(paths[:4]) + (" ..." if len(paths) > 4 else "")
+                raise QuantizeError(f"override {pattern!r} matches no layer; the layers are {some or 'none'}")
+
+
+def checked_bits(bits: Any, name: str) -> int | None:
+    """Return bits from 1 to 8, or ``None`` for float.
+
+    Raises:
+        QuantizeError: anything else.
+    """
+    if bits is None or bits == _FLOAT or bits == "float":
+        return None
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
+        raise QuantizeError(f"{name} is {bits!r}: give 1 to 8 bits, or 32 for float")
+    return bits
+
+
+def _known(what: str, name: Any, known: Iterable[str]) -> None:
+    if name not in (names := list(known)):
+        raise QuantizeError(f"{what} is {name!r}: choose one of {', '.join(names)}")
+
+
+def _override(pattern: str, value: Any, bits: LayerBits) -> LayerBits:
+    if not isinstance(value, Mapping):
+        both = checked_bits(value, f"override {pattern!r}")
+        return LayerBits(both, both)
+    unknown = set(value) - {"weight_bits", "activation_bits"}
+    if unknown:
+        raise QuantizeError(f"override {pattern!r} has {sorted(unknown)}: use weight_bits and activation_bits")
+    changed = {
+        name.removesuffix("_bits"): checked_bits(v, f"override {pattern!r}, {name}") for name, v in value.items()
+    }
+    return bits._replace(**changed)

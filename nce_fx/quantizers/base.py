@@ -1,0 +1,235 @@
+"""What every quantizer is: a module that rounds a tensor to a few levels, and can say the same in integers.
+
+The levels of a quantizer are ``(q + offset) * scale`` for whole ``q`` from ``low`` to ``high``, at most ``2**bits`` of
+them. The forward pass computes exactly this expression, so integers give the same floating-point numbers, bit for bit.
+
+    unsigned activations   q in 0 .. 2^b - 1             offset 0     levels 0, s, 2s ...
+    signed, 2 bits and up  q in -2^(b-1) .. 2^(b-1) - 1  offset 0     zero is a level, which zero padding needs
+    centred, or 1 bit      q in -2^(b-1) .. 2^(b-1) - 1  offset 1/2   symmetric and without a zero: -a, -a/3, a/3, a
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nce_fx.errors import QuantizeError
+
+FLOOR = 1e-8
+"""The least scale; a weight or activation that is zero everywhere stays finite."""
+
+
+class Grid(NamedTuple):
+    """The whole numbers a quantizer rounds to, and where zero lies between them."""
+
+    low: int
+    high: int
+    offset: float = 0.0
+
+    @property
+    def reach(self) -> float:
+        """The largest level in units of the scale."""
+        return max(self.high + self.offset, -self.low - self.offset)
+
+
+class Integers(NamedTuple):
+    """A quantized tensor as whole numbers: ``(values + offset) * scale``."""
+
+    values: Tensor
+    """uint8 for unsigned grids, int8 otherwise; the shape of the tensor."""
+    scale: Tensor
+    """Of the working dtype; 0-dimensional, or one number a channel and shaped to broadcast."""
+    offset: Tensor
+    """Like ``scale``; minus the zero point."""
+
+    def dequantize(self) -> Tensor:
+        """Return the levels, in the dtype of the scale."""
+        return (self.values.to(self.scale.dtype) + self.offset) * self.scale
+
+
+class LayerKind(NamedTuple):
+    """What a layer with a quantized weight was as a module."""
+
+    module: str = ""
+    """Name of the type in `torch.nn`; empty where the layer was a function all along."""
+    padding_mode: str = "zeros"
+    padding: Any = 0
+
+
+class Replaced(NamedTuple):
+    """A ReLU that an activation quantizer stands for, with what it takes to put it back into the graph."""
+
+    name: str
+    op: str
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    in_place: bool
+
+
+def unsigned_grid(bits: int) -> Grid:
+    """0 .. 2^b - 1."""
+    return Grid(0, 2**bits - 1)
+
+
+def centred_grid(bits: int) -> Grid:
+    """All 2^b levels, symmetric about zero, which is not one of them."""
+    return Grid(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1, 0.5)
+
+
+def signed_grid(bits: int) -> Grid:
+    """Two's complement; with one bit, where that would be a minus one and a zero, the two signs."""
+    return centred_grid(1) if bits == 1 else Grid(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
+def working(x: Tensor) -> Tensor:
+    """Return ``x`` in a dtype wide enough to tell 256 levels apart: half precisions become float32."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def whole(x: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+    """Return the nearest ``q`` of the grid for every element, as floating-point numbers; ties go to the even ``q``."""
+    steps = x / scale
+    if grid.offset:
+        steps = steps.sub_(grid.offset)
+    return steps.clamp_(grid.low, grid.high).round_()
+
+
+def level(q: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+    """Turn whole numbers into levels, in place."""
+    return (q.add_(grid.offset) if grid.offset else q).mul_(scale)
+
+
+def as_integers(q: Tensor, scale: Tensor, grid: Grid) -> Integers:
+    """Pack whole numbers that are still of a floating-point dtype."""
+    kind = torch.uint8 if grid.low == 0 else torch.int8
+    scale = scale.detach().to(q.dtype)
+    return Integers(q.to(kind), scale, torch.full_like(scale, grid.offset))
+
+
+class Quantizer(nn.Module):
+    """Base of all quantizers: a fake quantization in ``forward``, and ``integers`` that says the same in integers."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        if not isinstance(bits, int) or isinstance(bits, bool) or not 1 <= bits <= 8:
+            raise QuantizeError(f"{type(self).__name__} takes 1 to 8 bits, not {bits!r}")
+        self.bits = bits
+
+    def integers(self, x: Tensor) -> Integers:
+        """Return ``x`` quantized to integers; ``integers(x).dequantize()`` equals ``self(x)`` bit for bit."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """The bits; subclasses add what they know of their range."""
+        return f"bits={self.bits}"
+
+
+class WeightQuantizer(Quantizer):
+    """A quantizer of weights. It remembers what kind of module its layer was, so that it can become one again."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__(bits)
+        self._layer = LayerKind()
+
+    @property
+    def layer(self) -> LayerKind:
+        """What the layer was before it became a function."""
+        return self._layer
+
+    @layer.setter
+    def layer(self, kind: LayerKind) -> None:
+        self._layer = kind
+
+    def start(self, weight: Tensor) -> None:
+        """Take a first look at the weight; nothing to do where all follows from it in every forward pass."""
+
+
+class ActivationQuantizer(Quantizer):
+    """A quantizer of activations: one scale a tensor, over an unsigned or a signed range.
+
+    Whether the range is signed is state: ``is_signed`` is a buffer (so that it is saved and loaded), and ``origin``
+    says in the printed module how it was found: from the graph ("graph": what comes out of a ReLU), from the
+    calibration data ("data": whether a negative value was seen), or not at all ("assumed": the safe choice, signed).
+
+    A quantizer whose range is unsigned clips at zero, as a ReLU does. Put in the place of a ReLU, it says so in
+    ``replaces``.
+    """
+
+    is_signed: Tensor
+
+    def __init__(
+        self, bits: int, signed: bool = True, origin: str = "assumed", replaces: Replaced | None = None
+    ) -> None:
+        super().__init__(bits)
+        self.register_buffer("is_signed", torch.tensor(signed))
+        self.grid = self.grid_for(signed)
+        self.origin = origin
+        self.replaces = replaces
+        self._least = float("inf")
+        self._estimates: list[tuple[float, float]] = []
+
+    def grid_for(self, signed: bool) -> Grid:
+        """Return the whole numbers of a signed or unsigned range."""
+        return signed_grid(self.bits) if signed else unsigned_grid(self.bits)
+
+    @property
+    def signed(self) -> bool:
+        """Whether negative values are kept."""
+        return self.grid.low < 0
+
+    def set_signed(self, signed: bool, origin: str) -> None:
+        """Choose the range, and note how it was found."""
+        self.is_signed.fill_(signed)
+        self.grid = self.grid_for(signed)
+        self.origin = origin
+
+    def fix(self) -> None:
+        """Stop learning: what was a parameter becomes a buffer of the same name. For the model's own input, whose range
+        is a fact about the data, and whose gradient nothing else needs."""
+        for name, parameter in list(self.named_parameters(recurse=False)):
+            delattr(self, name)
+            self.register_buffer(name, parameter.detach())
+
+    def estimate(self, x: Tensor, grid: Grid) -> float:
+        """Return the range that suits one batch, in the quantizer's own unit (a clip, a step)."""
+        raise NotImplementedError
+
+    def adopt(self, estimate: float) -> None:
+        """Start from an estimate."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Look at one calibration batch."""
+        x = working(x.detach())
+        self._least = min(self._least, float(x.min()))
+        pair = (self.grid_for(False), self.grid_for(True))
+        known = self.origin == "graph"
+        self._estimates.append(
+            tuple(self.estimate(x, grid) if not known or grid == self.grid else 0.0 for grid in pair)  # type: ignore[arg-type]
+        )
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """End the calibration: adopt the mean of the batches' estimates. Without batches nothing changes."""
+        if not self._estimates:
+            return
+        if self.origin != "graph":
+            self.set_signed(self._least < 0, "data")
+        index = int(self.signed)
+        self.adopt(max(sum(pair[index] for pair in self._estimates) / len(self._estimates), FLOOR))
+        self._least, self._estimates = float("inf"), []
+
+    def extra_repr(self) -> str:
+        """Bits, range, how it was found, and what the quantizer stands for."""
+        text = f"bits={self.bits}, {'signed' if self.signed else 'unsigned'} ({self.origin})"
+        return f"{text}, replaces {self.replaces.name}" if self.replaces else text
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        signed = bool(self.is_signed)
+        if signed != self.signed:
+            self.set_signed(signed, "loaded")

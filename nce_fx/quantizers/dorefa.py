@@ -1,0 +1,89 @@
+"""DoReFa-Net: weights through tanh, activations on [0, 1] (Zhou et al. 2016, arXiv 1606.06160).
+
+    weights       w' = tanh(w) / (2 max|tanh(w)|) + 1/2,   y = 2 * round(n w') / n - 1,   n = 2^b - 1
+                  one bit: y = sign(w) * E|w|
+    activations   y = round(n clip(x, 0, 1)) / n
+
+Gradient: rounding counts as the identity; the rest is differentiated as it stands, tanh and the maximum included. With
+one bit the gradient goes straight through to w. Activations pass where 0 <= x < 1. A signed range (not in the paper)
+is [-1, 1 - 2^(1-b)], or {-1, 1} at one bit. Nothing is learned or calibrated but the sign of the range.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nce_fx.quantizers.base import (
+    FLOOR,
+    ActivationQuantizer,
+    Grid,
+    Integers,
+    WeightQuantizer,
+    as_integers,
+    centred_grid,
+    whole,
+    working,
+)
+from nce_fx.quantizers.rounding import Nearest, PassRound, clip_round
+
+
+class DorefaWeight(WeightQuantizer):
+    """Weights: (any shape) -> (the same shape), on levels from -1 to 1."""
+
+    def __init__(self, bits: int, channel_axis: int = 0) -> None:
+        super().__init__(bits)
+        self.grid = centred_grid(bits)
+
+    def scale(self, weight: Tensor) -> Tensor:
+        """Return the distance between two levels; 0-dimensional, without a gradient."""
+        weight = working(weight.detach())
+        if self.bits == 1:
+            return 2 * weight.abs().mean().clamp(min=FLOOR)
+        return torch.full((), 1 / self.grid.reach, dtype=weight.dtype, device=weight.device)
+
+    def _position(self, weight: Tensor) -> Tensor:
+        """Where a weight lies on the grid, before rounding: from ``low`` to ``high``."""
+        squeezed = torch.tanh(weight)
+        return squeezed * (self.grid.reach / squeezed.abs().amax().clamp(min=FLOOR)) - self.grid.offset
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Quantize, with DoReFa's gradient."""
+        scale = self.scale(weight)
+        if self.bits == 1:
+            return PassRound.apply(weight, scale, self.grid)  # type: ignore[no-any-return, no-untyped-call]
+        q = Nearest.apply(self._position(working(weight)))  # type: ignore[no-untyped-call]
+        return ((q + self.grid.offset) * scale).to(weight.dtype)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def integers(self, weight: Tensor) -> Integers:
+        """Return the weight in integers; the offset is 1/2."""
+        scale = self.scale(weight)
+        if self.bits == 1:
+            return as_integers(whole(working(weight), scale, self.grid), scale, self.grid)
+        return as_integers(self._position(working(weight)).round_(), scale, self.grid)
+
+
+class DorefaActivation(ActivationQuantizer):
+    """Activations: (any shape) -> (the same shape), on levels from 0 (or -1) to 1."""
+
+    def scale(self, x: Tensor) -> Tensor:
+        """Return the distance between two levels; 0-dimensional."""
+        return torch.full((), 1 / self.grid.reach, dtype=working(x).dtype, device=x.device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize, with the clipped straight-through gradient."""
+        return clip_round(x, self.scale(x), 1.0, self.grid)
+
+    @torch.no_grad()
+    def integers(self, x: Tensor) -> Integers:
+        """Return ``x`` in integers; the offset is 0, or 1/2 for one signed bit."""
+        scale = self.scale(x)
+        return as_integers(whole(working(x), scale, self.grid), scale, self.grid)
+
+    def estimate(self, x: Tensor, grid: Grid) -> float:
+        """Return 1: the range is fixed."""
+        return 1.0
+
+    def adopt(self, estimate: float) -> None:
+        """Nothing to set."""

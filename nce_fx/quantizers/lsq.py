@@ -1,0 +1,103 @@
+"""LSQ: the step is learned (Esser et al. 2020, arXiv 1902.08153).
+
+    y = round(clip(v / s, -Qn, Qp)) * s
+
+Unsigned activations: Qn = 0, Qp = 2^b - 1; signed: Qn = 2^(b-1), Qp = 2^(b-1) - 1. One bit signed is not in the paper
+(it would have the levels -s and 0): there the levels are -s/2 and s/2.
+
+Gradient: dL/dv passes where -Qn < v / s < Qp. Of the step, each element gives round(v / s) - v / s inside, -Qn or Qp
+outside, and the sum is multiplied by 1 / sqrt(N * Qp), N the number of weights, or of features of one sample. The step
+starts at 2 * E|v| / sqrt(Qp). It is kept positive.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from nce_fx.quantizers.base import (
+    FLOOR,
+    ActivationQuantizer,
+    Grid,
+    Integers,
+    Replaced,
+    WeightQuantizer,
+    as_integers,
+    signed_grid,
+    whole,
+    working,
+)
+from nce_fx.quantizers.rounding import StepRound
+
+_MEAN = 0.7978845608
+"""E|v| of a standard normal: what an activation is taken for without data, as BatchNorm makes it."""
+
+
+def first_step(mean: float, grid: Grid) -> float:
+    """Return 2 * E|v| / sqrt(Qp)."""
+    return max(2 * mean / math.sqrt(max(grid.high, 1)), FLOOR)
+
+
+def _share(count: int, grid: Grid) -> float:
+    return 1 / math.sqrt(count * max(grid.high, 1))
+
+
+class LsqWeight(WeightQuantizer):
+    """Weights: (any shape) -> (the same shape), one learned step a tensor."""
+
+    def __init__(self, bits: int, channel_axis: int = 0) -> None:
+        super().__init__(bits)
+        self.grid = signed_grid(bits)
+        self.step = nn.Parameter(torch.tensor(1.0))
+
+    @torch.no_grad()
+    def start(self, weight: Tensor) -> None:
+        """Start the step from the weight."""
+        self.step.fill_(first_step(float(working(weight).abs().mean()), self.grid))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Quantize, with LSQ's gradients."""
+        step = self.step.clamp(min=FLOOR)
+        return StepRound.apply(weight, step, self.grid, _share(weight.numel(), self.grid), True)  # type: ignore[no-any-return, no-untyped-call]
+
+    @torch.no_grad()
+    def integers(self, weight: Tensor) -> Integers:
+        """Return the weight in integers; the offset is 0, or 1/2 for one bit."""
+        step = self.step.clamp(min=FLOOR)
+        return as_integers(whole(working(weight), step, self.grid), step, self.grid)
+
+
+class LsqActivation(ActivationQuantizer):
+    """Activations: (N, any shape) -> (the same shape), one learned step a tensor. Calibration starts the step."""
+
+    def __init__(
+        self, bits: int, signed: bool = True, origin: str = "assumed", replaces: Replaced | None = None
+    ) -> None:
+        super().__init__(bits, signed, origin, replaces)
+        mean = _MEAN if signed else _MEAN / 2
+        self.step = nn.Parameter(torch.tensor(first_step(mean, self.grid)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize, with LSQ's gradients."""
+        step = self.step.clamp(min=FLOOR)
+        return StepRound.apply(x, step, self.grid, _share(x[0].numel(), self.grid), False)  # type: ignore[no-any-return, no-untyped-call]
+
+    @torch.no_grad()
+    def integers(self, x: Tensor) -> Integers:
+        """Return ``x`` in integers; the offset is 0, or 1/2 for one signed bit."""
+        step = self.step.clamp(min=FLOOR)
+        return as_integers(whole(working(x), step, self.grid), step, self.grid)
+
+    def estimate(self, x: Tensor, grid: Grid) -> float:
+        """Return the paper's first step for one batch."""
+        return first_step(float(x.abs().mean()), grid)
+
+    def adopt(self, estimate: float) -> None:
+        """Set the step."""
+        self.step.fill_(estimate)
+
+    def extra_repr(self) -> str:
+        """As every activation quantizer, and the step."""
+        return f"{super().extra_repr()}, step={float(self.step.detach()):.4g}"

@@ -1,0 +1,136 @@
+"""Min-max: the range is what is there; nothing is clipped, nothing is learned (as in Krishnamoorthi 2018,
+arXiv 1806.08342, section 2.1).
+
+    lo = min(x, 0), hi = max(x, 0),   s = (hi - lo) / (2^b - 1),   z = round(-lo / s)
+    y = (clip(round(x / s) + z, 0, 2^b - 1) - z) * s
+
+Weights have one range per output channel, taken anew in every forward pass; activations one per tensor, over all
+calibration batches (without calibration: 0 to 8, or -8 to 8). Zero is always a level. One bit cannot afford that: there
+the two levels are lo and hi themselves, for weights without the zero in the minimum and maximum.
+
+Gradient: straight through to weights (all lie inside the range); activations pass inside the calibrated range.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nce_fx.quantizers.base import FLOOR, ActivationQuantizer, Grid, Integers, Replaced, WeightQuantizer, whole, working
+from nce_fx.quantizers.rounding import RangeRound, clip_round
+
+RANGE = 8.0
+"""How far an activation is taken to reach without calibration."""
+
+
+class MinMaxWeight(WeightQuantizer):
+    """Weights: (any shape) -> (the same shape), one scale and zero point per index of ``channel_axis``."""
+
+    def __init__(self, bits: int, channel_axis: int = 0) -> None:
+        super().__init__(bits)
+        self.channel_axis = channel_axis
+        self.low, self.high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+
+    def ranges(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scale and offset, both shaped to broadcast over the weight."""
+        weight = working(weight.detach())
+        others = [axis for axis in range(weight.dim()) if axis != self.channel_axis % weight.dim()]
+        least = weight.amin(others, keepdim=True) if others else weight
+        greatest = weight.amax(others, keepdim=True) if others else weight
+        if self.bits == 1:
+            scale = (greatest - least).clamp(min=FLOOR)
+            return scale, least / scale - self.low
+        least, greatest = least.clamp(max=0), greatest.clamp(min=0)
+        scale = ((greatest - least) / (2**self.bits - 1)).clamp(min=FLOOR)
+        return scale, (least / scale).round() - self.low
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Quantize; the gradient goes straight through."""
+        scale, offset = self.ranges(weight)
+        return RangeRound.apply(weight, scale, offset, self.low, self.high)  # type: ignore[no-any-return, no-untyped-call]
+
+    @torch.no_grad()
+    def integers(self, weight: Tensor) -> Integers:
+        """Return the weight in integers (int8); the offset is minus the zero point."""
+        scale, offset = self.ranges(weight)
+        q = (working(weight) / scale - offset).round_().clamp_(self.low, self.high)
+        return Integers(q.to(torch.int8), scale, offset)
+
+    def extra_repr(self) -> str:
+        """The bits, and which axis has a range of its own per index."""
+        return f"{super().extra_repr()}, channel_axis={self.channel_axis}"
+
+
+class MinMaxActivation(ActivationQuantizer):
+    """Activations: (any shape) -> (the same shape), one range a tensor, fixed after calibration."""
+
+    step: Tensor
+    zero: Tensor
+
+    def __init__(
+        self, bits: int, signed: bool = True, origin: str = "assumed", replaces: Replaced | None = None
+    ) -> None:
+        super().__init__(bits, signed, origin, replaces)
+        self.register_buffer("step", torch.tensor(1.0))
+        self.register_buffer("zero", torch.tensor(0))
+        self._greatest = float("-inf")
+        self._fix(-RANGE if signed else 0.0, RANGE)
+
+    def _fix(self, least: float, greatest: float) -> None:
+        least, greatest, top = min(least, 0.0), max(greatest, 0.0), 2**self.bits - 1
+        step = max((greatest - least) / top, FLOOR)
+        self.step.fill_(step)
+        if self.bits > 1 or least == 0.0:
+            self.zero.fill_(min(max(round(-least / step), 0), top))
+        self._from_buffers()
+
+    def _from_buffers(self) -> None:
+        if bool(self.is_signed):
+            self.grid = super().grid_for(True) if self.bits == 1 else self._shifted()
+        else:
+            self.grid = super().grid_for(False)
+
+    def _shifted(self) -> Grid:
+        zero = int(self.zero)
+        return Grid(-zero, 2**self.bits - 1 - zero)
+
+    @property
+    def signed(self) -> bool:
+        """Whether negative values are kept."""
+        return bool(self.is_signed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize, with the clipped straight-through gradient."""
+        return clip_round(x, self.step, 1.0, self.grid)
+
+    @torch.no_grad()
+    def integers(self, x: Tensor) -> Integers:
+        """Return ``x`` in integers (uint8); the offset is minus the zero point."""
+        q = whole(working(x), self.step, self.grid) - self.grid.low
+        step = self.step.to(q.dtype)
+        return Integers(q.to(torch.uint8), step, torch.full_like(step, self.grid.low + self.grid.offset))
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Look at one calibration batch."""
+        x = working(x.detach())
+        self._least, self._greatest = min(self._least, float(x.min())), max(self._greatest, float(x.max()))
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """End the calibration: the range is from the least to the greatest value seen."""
+        if self._greatest < self._least:
+            return
+        if self.origin != "graph":
+            self.set_signed(self._least < 0, "data")
+        self._fix(self._least if self.signed else 0.0, self._greatest)
+        self._least, self._greatest = float("inf"), float("-inf")
+
+    def extra_repr(self) -> str:
+        """As every activation quantizer, and the range."""
+        low, high = ((end + self.grid.offset) * float(self.step) for end in self.grid[:2])
+        return f"{super().extra_repr()}, range={low:.4g}..{high:.4g}"
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._from_buffers()

@@ -1,0 +1,199 @@
+"""Rounding with a straight-through gradient, written out so that a training step saves and computes little.
+
+Plain autograd would keep four copies of every activation (divided, clipped, rounded, scaled). Here the forward pass
+works in place, and keeps its own output, which the next layer keeps anyway, and one byte an element. Inside
+`nce_fx.quantizers.saving.compact_saving` the output is kept as integers, by the next layer too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from nce_fx.quantizers.base import FLOOR, Grid, level, whole, working
+from nce_fx.quantizers.saving import Packed, pack, packs_activations, register
+
+
+def clip_round(x: Tensor, extent: Tensor, steps: float, grid: Grid) -> Tensor:
+    """Quantize with the scale ``extent / steps``, which may be learned.
+
+        y = (q + offset) * scale,   q = round(clip(x / scale - offset, low, high))
+
+    Gradients: dy/dx is 1 from the lowest level up to, and without, the highest, else 0. dy/dextent is y / extent where
+    x is clipped, else 0: of an unsigned range whose highest level is the extent, PACT's "1 where x >= clip".
+
+    Shapes: x any; extent 0-dimensional; y as x.
+    """
+    function = _ClipRoundTraced if torch.compiler.is_compiling() else _ClipRound
+    return function.apply(x, extent, steps, grid)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _below(high: int, dtype: torch.dtype) -> float:
+    """The largest number of ``dtype`` below the top of the grid: the range is closed below and open above."""
+    return high * (1 - torch.finfo(dtype).eps / 2)
+
+
+class _ClipRound(Function):
+    """Eager mode: keep y, and which elements lie inside the range.
+
+    A CPU multiplies by numbers much faster than it selects by booleans, so there the mask is ones and zeros in two
+    bytes an element; one byte elsewhere, and where memory was asked for.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, extent: Tensor, steps: float, grid: Grid) -> Tensor:
+        """Quantize."""
+        scale = extent.clamp(min=FLOOR * steps) / steps
+        place = working(x) / scale
+        if grid.offset:
+            place = place.sub_(grid.offset)
+        q = place.clamp(grid.low, _below(grid.high, place.dtype))
+        packed = None
+        if any(ctx.needs_input_grad[:2]):
+            fast = x.device.type == "cpu" and not packs_activations()
+            inside = place.eq_(q).to(torch.bfloat16) if fast else place.eq(q)
+            q.round_()
+            packed = pack(q, scale, grid.offset, x.dtype, grid.low) if packs_activations() else None
+            y = level(q, scale, grid).to(x.dtype)
+            ctx.steps, ctx.packed = steps, packed and (packed.offset, packed.work, packed.dtype)
+            ctx.save_for_backward(packed.values if packed else y, inside, scale)
+            return register(y, packed)
+        return level(q.round_(), scale, grid).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        """Pass inside the range; what is clipped pulls on the scale."""
+        y, inside, scale = ctx.saved_tensors
+        passed = inside.to(grad.dtype).mul_(grad)
+        if not ctx.needs_input_grad[1]:
+            return passed, None, None, None
+        if ctx.packed:
+            y = Packed(y, scale, *ctx.packed).unpack()
+        pull = _dot(grad - passed, y) / (scale * ctx.steps)
+        return passed, pull, None, None
+
+
+class _ClipRoundTraced(Function):
+    """Under a compiler: keep x, from which it can fuse all else into the neighbours; it may choose to keep less."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, extent: Tensor, steps: float, grid: Grid) -> Tensor:
+        """Quantize."""
+        ctx.steps, ctx.grid = steps, grid
+        ctx.save_for_backward(x, extent)
+        scale = extent.clamp(min=FLOOR * steps) / steps
+        return level(whole(working(x), scale, grid), scale, grid).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        """As in eager mode."""
+        x, extent = ctx.saved_tensors
+        grid, scale = ctx.grid, extent.clamp(min=FLOOR * ctx.steps) / ctx.steps
+        place = working(x) / scale - grid.offset
+        inside = (place >= grid.low) & (place < grid.high)
+        passed = torch.where(inside, grad, 0.0)
+        ends = torch.where(inside, 0.0, place.clamp(grid.low, grid.high) + grid.offset)
+        return passed, (grad * ends).sum() / ctx.steps, None, None
+
+
+class StepRound(Function):
+    """LSQ: the same forward pass as `clip_round`, and a gradient to the step from the rounding, too.
+
+    Gradients: dy/dx is 1 strictly inside the range, else 0. dy/dscale is q + offset - x / scale inside and q + offset
+    outside, summed and multiplied by ``share`` (the published 1 / sqrt(N * Qp)).
+
+    Shapes: x any; scale 0-dimensional; y as x. Keeps x: the rounding error of each element is part of the gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, grid: Grid, share: float, weight: bool) -> Tensor:
+        """Keep x."""
+        ctx.grid, ctx.share = grid, share
+        ctx.save_for_backward(x, scale)
+        return _rounded(x, scale, grid, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        """Split the gradient into what passes and what is clipped."""
+        x, scale = ctx.saved_tensors
+        grid = ctx.grid
+        steps = working(x) / scale
+        if grid.offset:
+            steps = steps.sub_(grid.offset)
+        wide = grad.to(steps.dtype)
+        passed = torch.ops.aten.hardtanh_backward(wide, steps, grid.low, grid.high)
+        levels = steps.clamp(grid.low, grid.high).round_()
+        pull = _dot(passed, levels - steps)
+        if grid.offset:
+            levels.add_(grid.offset)
+        pull = (pull + _dot(wide - passed, levels)) * ctx.share
+        return passed.to(grad.dtype), pull.to(scale.dtype), None, None, None
+
+
+class PassRound(Function):
+    """Weights: the same forward pass, and the gradient goes straight through, everywhere. Keeps nothing.
+
+    Shapes: w any; scale 0-dimensional or broadcastable, without a gradient; offset as the grid's; y as w.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+        """Round."""
+        return _rounded(w, scale, grid, weight=True)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """The identity."""
+        return grad, None, None
+
+
+class RangeRound(Function):
+    """Weights with a zero point: y = (clip(round(w / scale - offset)) + offset) * scale, straight through.
+
+    Shapes: w any; scale and offset broadcast over w, without a gradient; y as w.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, scale: Tensor, offset: Tensor, low: int, high: int) -> Tensor:
+        """Round."""
+        q = (working(w) / scale).sub_(offset).round_().clamp_(low, high)
+        packed = pack(q, scale, offset, w.dtype, low)
+        return register(q.add_(offset).mul_(scale).to(w.dtype), packed)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        """The identity."""
+        return grad, None, None, None, None
+
+
+class Nearest(Function):
+    """round(x), to even at ties, with the gradient of the identity."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Round."""
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        """The identity."""
+        return grad
+
+
+def _rounded(x: Tensor, scale: Tensor, grid: Grid, weight: bool) -> Tensor:
+    q = whole(working(x), scale, grid)
+    packed = pack(q, scale, grid.offset, x.dtype, grid.low) if weight or packs_activations() else None
+    return register(level(q, scale, grid).to(x.dtype), packed)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of products. Eager mode has a kernel for it; a compiler fuses the plain form into what comes before."""
+    if torch.compiler.is_compiling() or a.device.type != "cpu" or a.dtype not in (torch.float32, torch.float64):
+        return (a * b).sum(dtype=torch.promote_types(a.dtype, torch.float32))
+    return torch.dot(a.reshape(-1), b.reshape(-1))

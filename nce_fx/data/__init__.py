@@ -1,0 +1,57 @@
+"""Data to train, calibrate and evaluate on, by name: one source a file, one table of them."""
+
+from __future__ import annotations
+
+from nce_fx.callables import nearest
+from nce_fx.data.cifar10 import cifar10
+from nce_fx.data.digits import digits
+from nce_fx.data.image_folder import image_folder
+from nce_fx.data.loaders import Data
+from nce_fx.data.own import own_data
+from nce_fx.errors import InputError
+
+SOURCES = {
+    "digits": "scikit-learn's 1,797 grey 8x8 images",
+    "cifar10:DIR": "CIFAR-10 from a folder, through torchvision",
+    "imagefolder:DIR": "train/CLASS/* and val/CLASS/* images, through torchvision",
+    "package.module:callable": "a callable that gives (train, test)",
+    "path/to/file.py:callable": "the same, from a file",
+}
+"""What ``load_data`` takes, and what each is."""
+
+
+def load_data(
+    spec: str,
+    *,
+    seed: int = 0,
+    batch_size: int = 64,
+    augment: bool | None = None,
+    strict: bool = False,
+    size: int = 224,
+) -> Data:
+    """Return the data that ``spec`` names; see ``SOURCES``.
+
+    Args:
+        spec: ``digits``, ``cifar10:DIR``, ``imagefolder:DIR``, ``package.module:callable`` or ``file.py:callable``.
+        seed: the default seed of the data's loaders. It never changes which images are in which split.
+        batch_size: the default batch size of the data's loaders.
+        augment: whether training sees augmented images; by default as is usual for the data (digits: no).
+        strict: an image that cannot be read is an error, not a warning; for ``imagefolder``.
+        size: height and width of the images; for ``imagefolder``.
+
+    Raises:
+        InputError: no such data, a folder or package that is missing, a callable that fails: one line that says which.
+    """
+    name, colon, rest = spec.partition(":")
+    if name == "digits" and not colon:
+        return digits(seed, batch_size, augment)
+    if name == "cifar10":
+        return cifar10(rest, seed, batch_size, augment)
+    if name == "imagefolder":
+        return image_folder(rest, seed, batch_size, augment, strict=strict, size=size)
+    if colon:
+        return own_data(spec, seed, batch_size, augment)
+    raise InputError(f"no data {spec!r}: there are {', '.join(SOURCES)}{nearest(spec, SOURCES)}")
+
+
+__all__ = ["SOURCES", "Data", "load_data"]

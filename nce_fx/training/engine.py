@@ -1,0 +1,145 @@
+"""The device and the processes that training runs on: accelerate starts them, and these few functions are all we ask.
+
+One process is the case that needs nothing. Under ``torchrun`` every process holds the whole model and a share of every
+batch. Other passes use two of these functions: ``shard`` to take a share of a list of batches, and ``all_reduce_mean``
+to put the shares' results together, the same on every process::
+
+    mine = shard(batches)
+    scores = {name: mean_score(name, mine) for name in names}
+    scores = all_reduce_mean(scores, count=len(mine))      # the mean over all batches
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nce_fx.errors import TrainingError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where this process computes, which one it is, and how many there are."""
+
+    device: torch.device
+    rank: int = 0
+    processes: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """True in the one process that writes files and draws the progress bar."""
+        return self.rank == 0
+
+
+def start_engine() -> Engine:
+    """Join the other processes that ``torchrun`` started, if it did, and choose the device: a GPU where there is one.
+
+    Gloo between processes on CPUs, NCCL between GPUs. May be called any number of times.
+    """
+    from accelerate import PartialState
+
+    launched = "LOCAL_RANK" in os.environ
+    fresh = launched and not dist.is_initialized()
+    state = PartialState(cpu=launched and not torch.cuda.is_available())
+    if fresh and dist.is_initialized():
+        atexit.register(_leave)
+    return Engine(state.device, state.process_index, state.num_processes)
+
+
+def shard(batches: Sequence[T]) -> Sequence[T]:
+    """Return this process's share of a list of batches: all of them where there is one process."""
+    engine = start_engine()
+    return batches[engine.rank :: engine.processes]
+
+
+def all_reduce_sum(values: Tensor) -> Tensor:
+    """Return the sum of a tensor over all processes; without gradient. Called by every process, in the same order."""
+    if not dist.is_initialized():
+        return values
+    total = values.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+def sum_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replace the gradients by their sums over all processes: in one piece, so always in one order, bit for bit.
+
+    (DistributedDataParallel overlaps this with the backward pass, but lays its buckets out anew after the first step,
+    so that a resumed run would round differently.)
+    """
+    if not dist.is_initialized():
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    for kind in dict.fromkeys(gradient.dtype for gradient in gradients):
+        group = [gradient for gradient in gradients if gradient.dtype == kind]
+        flat = torch.cat([gradient.reshape(-1) for gradient in group])
+        dist.all_reduce(flat)
+        totals = torch.split(flat, [gradient.numel() for gradient in group])
+        for gradient, total in zip(group, totals, strict=True):
+            gradient.copy_(total.view_as(gradient))
+
+
+def agree_on(values: Mapping[str, Any]) -> None:
+    """Check that all processes hold the same values: models that differ would be averaged into nonsense.
+
+    Raises:
+        TrainingError: a process holds something else.
+    """
+    if not dist.is_initialized():
+        return
+    texts: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(texts, json.dumps(values, sort_keys=True))
+    for rank, text in enumerate(texts):
+        if text != texts[0]:
+            theirs, ours = json.loads(text), json.loads(texts[0])
+            name = next(key for key in ours if theirs[key] != ours[key])
+            raise TrainingError(
+                f"process {rank} and process 0 differ ({name}): give every process the same, by the same seed"
+            )
+
+
+def all_reduce_mean(values: Mapping[str, float], count: float) -> dict[str, float]:
+    """Return the mean over all processes of named means, each process's weighted with how much it saw.
+
+    Args:
+        values: this process's means; every process has the same names in the same order.
+        count: how many batches (or samples) this process's means are over; 0 leaves its values out.
+    """
+    if not dist.is_initialized():
+        return dict(values)
+    mine = torch.tensor([*(value * count if count else 0.0 for value in values.values()), count], dtype=torch.float64)
+    total = all_reduce_sum(mine.to(start_engine().device)).tolist()
+    return dict(zip(values, (value / total[-1] for value in total[:-1]), strict=True))
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Return a batch with its tensors on a device; tuples, lists and mappings keep their form."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch
+
+
+def call(model: Any, inputs: Any) -> Any:
+    """Return a model's output for the inputs of a batch: one tensor, a tuple of arguments, or a mapping of them."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

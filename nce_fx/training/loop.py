@@ -1,0 +1,205 @@
+"""The training loop: from a model, data and a recipe to a trained model, resumable at every step.
+
+A step is: the batch of this position; the loss on this process's share of it; sums over the processes; a check that the
+loss is finite; gradients, summed over the processes; the update. Everything random in it follows from the recipe's
+seed and the position, so what a checkpoint holds is enough to end with the very same weights.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from nce_fx.errors import TrainingError
+from nce_fx.training.batch_statistics import WholeBatchStatistics
+from nce_fx.training.batches import Data, batch_length, batches_of
+from nce_fx.training.checkpoint import last_good
+from nce_fx.training.determinism import deterministic, seed_step
+from nce_fx.training.engine import Engine, all_reduce_sum, call, start_engine, sum_gradients, to_device
+from nce_fx.training.evaluation import accuracy_of
+from nce_fx.training.interruption import interruptions
+from nce_fx.training.log import Log, open_log
+from nce_fx.training.loss import count_correct, logits_of, training_loss
+from nce_fx.training.progress import Progress, reporting
+from nce_fx.training.recipe import Recipe, bits_at, learning_rate_at
+from nce_fx.training.result import EpochRecord, StepReport, TrainResult
+from nce_fx.training.run import Keeper, Run, prepare
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def train(
+    model: M,
+    data: Data,
+    recipe: Recipe,
+    *,
+    teacher: nn.Module | None = None,
+    directory: str | Path | None = None,
+    plan: str | None = None,
+    progress: Progress = False,
+    checkpoint_seconds: float = 60.0,
+) -> TrainResult[M]:
+    """Train a copy of a model and return it with its accuracy on the test split.
+
+    With a directory the run leaves ``log.csv``, ``steps.csv`` and checkpoints there, and the same call made again goes
+    on from the last checkpoint: after Ctrl-C, a kill, or a full disk. Ends with the same weights, bit for bit, as a run
+    that was never stopped. Started by ``torchrun``, the processes share every batch and all return the result.
+
+    Args:
+        model: a GraphModule or any module that returns class scores; never changed.
+        data: its ``loader`` gives the batches of the train and test splits.
+        recipe: how to train.
+        teacher: the float model to learn from as well as from the classes; never changed.
+        directory: where checkpoints and logs go; None for none.
+        plan: JSON to keep in the checkpoints, such as the plan that the model was made by.
+        progress: True for a bar on stderr where that is a terminal, or a function called after every step.
+        checkpoint_seconds: the time from one checkpoint to the next; one is also saved at the end and at Ctrl-C.
+
+    Raises:
+        TrainingError: the loss is not finite, nothing can be trained, a file cannot be written, or the user stopped.
+        ArtifactError: the directory holds the checkpoint of another run, or only damaged ones.
+    """
+    engine = start_engine()
+    folder = None if directory is None else Path(directory)
+    run = prepare(model, data, recipe, teacher, engine, folder, plan)
+    keeper = Keeper(run, checkpoint_seconds)
+    with (
+        torch.enable_grad(),
+        deterministic(engine.device),
+        interruptions(folder is not None) as asked_to_stop,
+        open_log(folder if engine.is_main else None, run.position.history, run.done) as log,
+        reporting(progress if engine.is_main else False) as report,
+    ):
+        keeper.save_first()
+        while run.position.epoch < recipe.epochs:
+            _train_epoch(run, keeper, log, report, asked_to_stop)
+        log.flush()
+        keeper.save()
+        history = tuple(run.position.history)
+        tested = history[-1].test_accuracy if history else None
+        accuracy = tested if tested is not None else accuracy_of(run.model, data, recipe.batch_size, engine)
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    return TrainResult(run.model.train(model.training).to(device), accuracy, history)
+
+
+def _train_epoch(
+    run: Run, keeper: Keeper, log: Log, report: Callable[[StepReport], None], asked_to_stop: Callable[[], bool]
+) -> None:
+    """Train from the position to the end of its epoch, and evaluate."""
+    recipe, position, engine = run.recipe, run.position, run.engine
+    epoch, started, before = position.epoch, time.monotonic(), position.seconds
+    run.model.train()
+    run.stages.enter(recipe, epoch)
+    seed_step(recipe.seed, epoch, -1, engine)
+    loader = run.data.loader("train", batch_size=recipe.batch_size, seed=recipe.seed, epoch=epoch, shuffle=True)
+    batches = batches_of(loader, engine, position.step)
+    for step in range(position.step, run.steps_per_epoch):
+        batch_seed = seed_step(recipe.seed, epoch, step, engine)
+        rate = learning_rate_at(recipe, run.done, run.steps_per_epoch)
+        batch = next(batches, None)
+        if batch is None:
+            raise TrainingError(
+                f"epoch {epoch + 1} has {step} batches: the loader said that an epoch has {run.steps_per_epoch}"
+            )
+        loss, correct, samples, stop = _step(run, batch, rate, batch_seed, asked_to_stop())
+        position.step += 1
+        position.loss += loss
+        position.correct += correct
+        position.samples += samples
+        position.seconds = before + time.monotonic() - started
+        log.step(run.done, epoch + 1, rate, loss / samples, correct / samples)
+        report(_report(run, keeper))
+        if stop and position.step < run.steps_per_epoch:
+            log.flush()
+            raise TrainingError(f"stopped after step {run.done}: {keeper.save()}; run the same again to go on")
+        if keeper.is_due():
+            log.flush()
+            keeper.save()
+    tested = None
+    last = epoch + 1 == recipe.epochs
+    if last or (recipe.evaluate_every and (epoch + 1) % recipe.evaluate_every == 0):
+        tested = accuracy_of(run.model, run.data, recipe.batch_size, engine)
+    position.history.append(
+        EpochRecord(
+            epoch=epoch + 1,
+            steps=run.done,
+            learning_rate=learning_rate_at(recipe, run.done - 1, run.steps_per_epoch),
+            bits=bits_at(recipe, epoch),
+            loss=position.loss / position.samples,
+            accuracy=position.correct / position.samples,
+            test_accuracy=tested,
+            seconds=before + time.monotonic() - started,
+        )
+    )
+    log.epoch(position.history)
+    position.epoch, position.step, position.seconds = epoch + 1, 0, 0.0
+    position.loss = position.correct = position.samples = 0.0
+
+
+def _step(run: Run, batch: Any, rate: float, seed: int, stop: bool) -> list[float]:
+    """Do one step; return the sums over all processes of loss, correct samples, samples, and requests to stop."""
+    engine, recipe = run.engine, run.recipe
+    inputs, target = to_device(batch, engine.device)
+    size = batch_length(batch)
+    run.optimizer.zero_grad(set_to_none=True)
+    # A last batch of another size is not worth a compilation of its own.
+    full = size * engine.processes == recipe.batch_size
+    student, teacher = (run.compiled_model, run.compiled_teacher) if full else (run.model, run.teacher)
+    with _forward(engine, recipe):
+        scores = logits_of(call(student, inputs))
+        taught = None
+        if teacher is not None:
+            with torch.no_grad():
+                taught = logits_of(call(teacher, inputs))
+    loss = training_loss(scores, target, recipe, taught)
+    sums = torch.stack([loss.detach().double() * size, count_correct(scores.detach(), target).double()])
+    sums = all_reduce_sum(torch.cat([sums, sums.new_tensor([size, float(stop)])]))
+    totals: list[float] = sums.tolist()
+    if not math.isfinite(totals[0]):
+        raise TrainingError(
+            f"the loss is {totals[0]} at step {run.position.step + 1} of epoch {run.position.epoch + 1} "
+            f"(batch seed {seed}): {last_good(run.directory)}; lower the learning rate (now {rate:.3g}), or set "
+            "clip_gradient"
+        )
+    (loss * (size / totals[2])).backward()  # type: ignore[no-untyped-call]
+    sum_gradients(run.model.parameters())
+    if recipe.clip_gradient is not None:
+        nn.utils.clip_grad_norm_(run.model.parameters(), recipe.clip_gradient)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    run.optimizer.step()
+    return totals
+
+
+@contextmanager
+def _forward(engine: Engine, recipe: Recipe) -> Iterator[None]:
+    """What surrounds a forward pass in training: the precision, and the statistics of the whole batch."""
+    with torch.autocast(engine.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+        if engine.processes == 1:
+            yield
+            return
+        with WholeBatchStatistics():
+            yield
+
+
+def _report(run: Run, keeper: Keeper) -> StepReport:
+    position, total = run.position, run.recipe.epochs * run.steps_per_epoch
+    pace = (time.monotonic() - keeper.started) / max(1, run.done - keeper.first_step)
+    tested = [record.test_accuracy for record in position.history if record.test_accuracy is not None]
+    return StepReport(
+        epoch=position.epoch + 1,
+        epochs=run.recipe.epochs,
+        step=run.done,
+        steps=total,
+        loss=position.loss / position.samples,
+        accuracy=position.correct / position.samples,
+        test_accuracy=tested[-1] if tested else None,
+        seconds_left=pace * (total - run.done),
+    )

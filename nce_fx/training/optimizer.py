@@ -1,0 +1,59 @@
+"""Stochastic gradient descent with Nesterov momentum, and which parameters decay."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nce_fx.errors import TrainingError
+from nce_fx.quantizers.base import Quantizer
+from nce_fx.training.recipe import Recipe
+
+
+def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
+    """Return the optimizer over every parameter that requires a gradient, in three groups.
+
+    - quantizers' own parameters (clip values, step sizes): ``clip_decay``, 0 by default;
+    - what has one axis or none (biases, the scales of normalization): no decay;
+    - weights: ``weight_decay``.
+
+    Raises:
+        TrainingError: no parameter requires a gradient.
+    """
+    quantizers = quantizer_parameters(model)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not trained:
+        raise TrainingError("the model has no parameter that requires a gradient: there is nothing to train")
+    decays: dict[float, list[Tensor]] = {}
+    for name, parameter in trained.items():
+        decay = recipe.clip_decay if name in quantizers else recipe.weight_decay if parameter.ndim > 1 else 0.0
+        decays.setdefault(decay, []).append(parameter)
+    groups = [{"params": parameters, "weight_decay": decay} for decay, parameters in decays.items()]
+    return torch.optim.SGD(groups, recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.nesterov)
+
+
+def quantizer_parameters(model: nn.Module) -> frozenset[str]:
+    """Return the names of the parameters that belong to quantizers."""
+    return frozenset(
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        if isinstance(module, Quantizer)
+        for name, _ in module.named_parameters(recurse=False)
+    )
+
+
+def momenta(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
+    """Return the optimizer's whole state by parameter name; empty before the first step."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        buffer = optimizer.state[parameter].get("momentum_buffer") if parameter in optimizer.state else None
+        if buffer is not None:
+            found[name] = buffer
+    return found
+
+
+def restore_momenta(model: nn.Module, optimizer: torch.optim.SGD, values: dict[str, Tensor]) -> None:
+    """Put back what ``momenta`` returned."""
+    for name, parameter in model.named_parameters():
+        if name in values:
+            optimizer.state[parameter]["momentum_buffer"] = values[name].to(parameter.device, copy=True)

@@ -1,0 +1,44 @@
+"""The progress bar of a training run: on a terminal's stderr, where it was asked for, and nowhere else."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from nce_fx.training.result import StepReport
+
+Progress = bool | Callable[[StepReport], None] | None
+
+
+@contextmanager
+def reporting(progress: Progress) -> Iterator[Callable[[StepReport], None]]:
+    """Give a function to call after every step: the user's own, one that draws a bar, or one that does nothing."""
+    if callable(progress):
+        yield progress
+    elif progress and sys.stderr.isatty():
+        with _bar() as draw:
+            yield draw
+    else:
+        yield lambda report: None
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[StepReport], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"))
+    with Progress(*columns, console=Console(stderr=True), refresh_per_second=5) as bar:
+        task = bar.add_task("retrain", total=None, said="")
+        yield lambda report: bar.update(task, total=report.steps, completed=report.step, said=describe(report))
+
+
+def describe(report: StepReport) -> str:
+    """Return one line on where training is."""
+    minutes, seconds = divmod(round(report.seconds_left), 60)
+    tested = "" if report.test_accuracy is None else f"  test {report.test_accuracy:.2%}"
+    return (
+        f"epoch {report.epoch}/{report.epochs}  loss {report.loss:.4f}  accuracy {report.accuracy:.2%}{tested}  "
+        f"{minutes}:{seconds:02d} left"
+    )

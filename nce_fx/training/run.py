@@ -1,0 +1,213 @@
+"""One training run: what is trained, on what, how, where it is, and its checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nce_fx.errors import ArtifactError, InputError, TrainingError
+from nce_fx.training.batches import Data
+from nce_fx.training.checkpoint import Checkpoint, digest, last_good, latest_checkpoint, save_checkpoint
+from nce_fx.training.engine import Engine, agree_on
+from nce_fx.training.optimizer import build_optimizer, momenta, restore_momenta
+from nce_fx.training.recipe import Recipe
+from nce_fx.training.result import EpochRecord
+from nce_fx.training.stages import Stages, stages_of
+
+
+@dataclass
+class Position:
+    """What changes while training runs, beside the tensors."""
+
+    epoch: int = 0
+    step: int = 0
+    """Steps done in this epoch."""
+    loss: float = 0.0
+    """Sums over the samples of this epoch so far."""
+    correct: float = 0.0
+    samples: float = 0.0
+    seconds: float = 0.0
+    history: list[EpochRecord] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: what is trained, on what, how, and where it is."""
+
+    model: Any
+    teacher: nn.Module | None
+    compiled_model: Callable[..., Any]
+    """The models as they are called for full batches: compiled, or just themselves."""
+    compiled_teacher: Callable[..., Any] | None
+    optimizer: torch.optim.SGD
+    stages: Stages
+    data: Data
+    recipe: Recipe
+    engine: Engine
+    steps_per_epoch: int
+    directory: Path | None
+    identity: dict[str, Any]
+    plan: str | None
+    position: Position
+
+    @property
+    def done(self) -> int:
+        """Steps done since the start."""
+        return self.position.epoch * self.steps_per_epoch + self.position.step
+
+
+def prepare(
+    original: nn.Module,
+    data: Data,
+    recipe: Recipe,
+    teacher: nn.Module | None,
+    engine: Engine,
+    directory: Path | None,
+    plan: str | None,
+) -> Run:
+    """Copy the models to the device, and go to the last checkpoint where there is one.
+
+    Raises:
+        TrainingError: there is nothing to train, or the processes were not given the same.
+        ArtifactError: the directory holds the checkpoint of another run, or only damaged ones.
+    """
+    steps = len(data.loader("train", batch_size=recipe.batch_size, seed=recipe.seed, epoch=0, shuffle=True))
+    if not steps:
+        raise TrainingError("the train split has no batches: it has no samples, or fewer than one batch")
+    identity = {
+        "data": getattr(data, "name", type(data).__name__),
+        "batches in an epoch": steps,
+        "starting weights": digest(_state_of(original))[:16],
+        "teacher's weights": digest(_state_of(teacher))[:16] if teacher is not None else None,
+    }
+    identity |= {f"recipe.{name}": value for name, value in recipe.to_dict().items()}
+    model = copy.deepcopy(original).to(engine.device).train()
+    if teacher is not None:
+        teacher = copy.deepcopy(teacher).to(engine.device).eval().requires_grad_(False)
+    optimizer = build_optimizer(model, recipe)
+    stages = stages_of(model, recipe)
+    position = Position()
+    found = latest_checkpoint(directory) if directory is not None else None
+    if found is not None:
+        _check_same_run(found, identity, directory)
+        history = [EpochRecord(**record) for record in found.state["position"]["history"]]
+        position = Position(**{**found.state["position"], "history": history})
+    # The bits first: the weights of a checkpoint are those of its stage.
+    stages.enter(recipe, position.epoch)
+    if found is not None:
+        _restore(found, model, optimizer)
+    agree_on(identity | {"position": asdict(position)})
+    return Run(
+        model,
+        teacher,
+        _compiled(model, recipe, engine),
+        _compiled(teacher, recipe, engine) if teacher is not None else None,
+        optimizer,
+        stages,
+        data,
+        recipe,
+        engine,
+        steps,
+        directory,
+        identity,
+        plan,
+        position,
+    )
+
+
+class Keeper:
+    """Saves a run's checkpoints in the main process, and knows when the next is due."""
+
+    def __init__(self, run: Run, seconds: float) -> None:
+        self.run, self.seconds = run, seconds
+        self.started = self.saved = time.monotonic()
+        self.first_step = run.done
+
+    def is_due(self) -> bool:
+        """True where the last checkpoint is old enough."""
+        return self.run.directory is not None and time.monotonic() - self.saved >= self.seconds
+
+    def save_first(self) -> None:
+        """Save the start of a run, so that there is always a checkpoint to go back to."""
+        if self.run.done == 0:
+            self.save()
+
+    def save(self) -> str:
+        """Save the run as it is now; return where, in words.
+
+        Raises:
+            TrainingError: a weight is not finite any more, or the file cannot be written; earlier ones are kept.
+        """
+        run = self.run
+        if run.directory is None:
+            return "nothing was saved"
+        if run.engine.is_main:
+            momentum = momenta(run.model, run.optimizer)
+            _check_finite({**dict(run.model.named_parameters()), **momentum}, run)
+            tensors = {f"model/{name}": tensor for name, tensor in _state_of(run.model).items()}
+            tensors |= {f"momentum/{name}": tensor for name, tensor in momentum.items()}
+            state = {"run": run.identity, "position": asdict(run.position), "plan": run.plan}
+            save_checkpoint(run.directory, Checkpoint(run.done, tensors, state))
+        self.saved = time.monotonic()
+        return f"saved in {run.directory}"
+
+
+def _compiled(model: nn.Module, recipe: Recipe, engine: Engine) -> Callable[..., Any]:
+    if not recipe.compile:
+        return model
+    if engine.processes > 1:
+        raise InputError("recipe: compile is for one process: statistics of the whole batch cannot be compiled yet")
+    # On CPUs the compiler's change to channels-last layouts corrupts the heap in the backward pass of narrow
+    # convolutions (torch 2.13; see pytorch issue 181618), and gains nothing there.
+    options: dict[str, Any] | None = {"layout_optimization": False} if engine.device.type == "cpu" else None
+    return torch.compile(model, options=options)
+
+
+def _check_same_run(checkpoint: Checkpoint, identity: dict[str, Any], directory: Path | None) -> None:
+    theirs = checkpoint.state["run"]
+    for name, value in identity.items():
+        if theirs.get(name) != value:
+            raise ArtifactError(
+                f"{directory} holds a checkpoint of another run ({name}: {theirs.get(name)!r} there, {value!r} here); "
+                "choose another directory, or remove the checkpoints in it"
+            )
+
+
+def _restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.SGD) -> None:
+    """Put the weights, the statistics and the momenta back to a checkpoint."""
+    groups: dict[str, dict[str, Tensor]] = {"model": {}, "momentum": {}}
+    for name, tensor in checkpoint.tensors.items():
+        group, _, rest = name.partition("/")
+        groups[group][rest] = tensor
+    model.load_state_dict(groups["model"])
+    restore_momenta(model, optimizer, groups["momentum"])
+
+
+def _check_finite(tensors: dict[str, Tensor], run: Run) -> None:
+    # A gradient may overflow in a step whose loss was finite: what it broke must not replace a good checkpoint.
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise TrainingError(
+                f"{name} has values that are not finite after step {run.done}: {last_good(run.directory)}; "
+                "lower the learning rate, or set clip_gradient"
+            )
+
+
+def _state_of(model: nn.Module) -> dict[str, Tensor]:
+    """A model's parameters and buffers by name.
+
+    Raises:
+        TrainingError: a module keeps state that is not a tensor, which a checkpoint could not hold.
+    """
+    state = model.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise TrainingError(f"{name} in the model's state is a {type(value).__name__}: only tensors can be saved")
+    return state

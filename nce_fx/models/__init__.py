@@ -1,0 +1,40 @@
+"""The built-in networks: one architecture a file, one table of them.
+
+Every builder takes ``num_classes`` and ``in_channels``; the small ResNets also ``width``. A new one is a file beside
+these and a line in each table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import nn
+
+from nce_fx.models.mobilenet_v2 import mobilenet_v2
+from nce_fx.models.resnet import resnet18, resnet50
+from nce_fx.models.resnet_cifar import resnet8, resnet20, resnet56
+from nce_fx.models.vgg import vgg16_bn
+
+MODELS: Mapping[str, Callable[..., nn.Module]] = {
+    "resnet8": resnet8,
+    "resnet20": resnet20,
+    "resnet56": resnet56,
+    "resnet18": resnet18,
+    "resnet50": resnet50,
+    "mobilenet_v2": mobilenet_v2,
+    "vgg16_bn": vgg16_bn,
+}
+"""Name -> builder."""
+
+INPUT_SHAPES: Mapping[str, tuple[int, int, int]] = {
+    "resnet8": (3, 32, 32),
+    "resnet20": (3, 32, 32),
+    "resnet56": (3, 32, 32),
+    "resnet18": (3, 224, 224),
+    "resnet50": (3, 224, 224),
+    "mobilenet_v2": (3, 224, 224),
+    "vgg16_bn": (3, 224, 224),
+}
+"""Name -> (channels, height, width) of one image with the builder's default arguments."""
+
+__all__ = ["INPUT_SHAPES", "MODELS"]

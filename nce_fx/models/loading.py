@@ -1,0 +1,168 @@
+"""Models and weights that a user names, checked before anything is done with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from nce_fx.callables import load_callable, nearest, one_line
+from nce_fx.errors import ArtifactError, InputError, NceFxError
+from nce_fx.models import MODELS
+
+
+def load_model(spec: str, model_args: Mapping[str, Any] | None = None) -> nn.Module:
+    """Return the model that ``spec`` names, built with ``model_args``.
+
+    Args:
+        spec: a name of ``MODELS``, ``package.module:callable`` or ``path/to/file.py:callable``. The callable returns an
+            ``nn.Module``, or is one that was built already.
+        model_args: keyword arguments of the builder.
+
+    Raises:
+        InputError: no such model, a builder that raises or returns something else, or weights that are not finite.
+    """
+    arguments = dict(model_args or {})
+    if ":" not in spec and spec not in MODELS:
+        names = ", ".join(MODELS)
+        raise InputError(
+            f"no model {spec!r}: there are {names}, package.module:callable and path/to/file.py:callable"
+            f"{nearest(spec, MODELS)}"
+        )
+    builder = MODELS[spec] if spec in MODELS else load_callable(spec, "model")
+    if isinstance(builder, nn.Module):
+        if arguments:
+            raise InputError(f"model {spec!r}: is a model that was built already and takes no arguments")
+        model: Any = builder
+    else:
+        if spec in MODELS:
+            _check_arguments(spec, arguments)
+        try:
+            model = builder(**arguments)
+        except NceFxError:
+            raise
+        except Exception as error:
+            given = f" with {_as_json(arguments)}" if arguments else ""
+            raise InputError(f"model {spec!r}: building it{given} raised {one_line(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model {spec!r}: the callable returns a {type(model).__name__}, not a torch.nn.Module")
+    check_finite(model.state_dict(), f"model {spec!r}")
+    return model
+
+
+def arguments_for(
+    spec: str, model_args: Mapping[str, Any] | None, input_shape: tuple[int, ...], classes: int
+) -> dict[str, Any]:
+    """Return ``model_args`` with what the data settles filled in: a built-in model's input channels and classes.
+
+    What the user gave stays; a model of the user's own gets nothing added.
+    """
+    if spec not in MODELS:
+        return dict(model_args or {})
+    return {"num_classes": classes, "in_channels": input_shape[0], **(model_args or {})}
+
+
+def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
+    """Load a safetensors file into ``model``, in place, and return it; nothing is loaded unless all of it fits.
+
+    The file may leave out BatchNorm's ``num_batches_tracked`` and all but one name of a shared parameter.
+
+    Raises:
+        ArtifactError: the file is missing or is not a safetensors file.
+        InputError: keys are missing, unexpected or of the wrong shape, or a value is not finite.
+    """
+    path = Path(path).expanduser()
+    weights = _read(path)
+    state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    shared = {_identity(state[name]) for name in weights if name in state}
+    missing = [
+        name
+        for name, value in state.items()
+        if name not in weights and not name.endswith("num_batches_tracked") and _identity(value) not in shared
+    ]
+    unexpected = [name for name in weights if name not in state]
+    misshaped = [
+        f"{name} is {_shape(value)} and should be {_shape(state[name])}"
+        for name, value in weights.items()
+        if name in state and value.shape != state[name].shape
+    ]
+    problems = [
+        _some("missing", missing) + (nearest(missing[0], unexpected) if missing else ""),
+        _some("unexpected", unexpected),
+        _some("wrong shape", misshaped),
+    ]
+    if any(problems):
+        raise InputError(f"weights {path} do not fit the model: {'; '.join(filter(None, problems))}")
+    check_finite(weights, f"weights {path}")
+    model.load_state_dict(weights, strict=False)
+    return model
+
+
+def check_finite(tensors: Mapping[str, Any], what: str) -> None:
+    """Check that floating-point tensors hold no NaN and no infinity.
+
+    Raises:
+        InputError: one does; the message names the first and says how many there are.
+    """
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor) or is_lazy(value) or value.is_meta or not value.dtype.is_floating_point:
+            continue
+        if not torch.isfinite(value).all():
+            nans, infinities = int(value.isnan().sum()), int(value.isinf().sum())
+            raise InputError(
+                f"{what}: {name} holds {nans} NaN and {infinities} infinite of {value.numel()} values: "
+                "these weights cannot be used"
+            )
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise ArtifactError(f"weights {path}: there is no such file")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        hint = "" if path.suffix == ".safetensors" else "; save them with safetensors.torch.save_file"
+        raise ArtifactError(f"weights {path}: not a readable safetensors file ({one_line(error)}){hint}") from error
+
+
+def _check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
+    known = signature(MODELS[name]).parameters
+    for argument, value in arguments.items():
+        if argument not in known:
+            raise InputError(
+                f"model {name!r}: takes no {argument!r}; it takes {', '.join(known)}{nearest(argument, known)}"
+            )
+        if isinstance(known[argument].default, int) and not (type(value) is int and value >= 1):
+            raise InputError(f"model {name!r}: {argument} is {value!r}; it must be a whole number of 1 or more")
+
+
+def _identity(tensor: Tensor) -> object:
+    """Equal for two names of one parameter. A tensor without storage (on the meta device) is only itself."""
+    if tensor.is_meta or is_lazy(tensor) or not tensor.numel():
+        return id(tensor)
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a scalar"
+
+
+def _some(label: str, names: list[str]) -> str:
+    """``label: a, b, c and 4 more``; an empty string for no names."""
+    if not names:
+        return ""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{label}: {', '.join(names[:3])}{more}"
+
+
+def _as_json(arguments: Mapping[str, Any]) -> str:
+    return json.dumps(arguments, default=repr)

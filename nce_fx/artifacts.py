@@ -1,0 +1,265 @@
+"""Networks on disk: a folder of JSON and safetensors from which the user's own model code rebuilds them, bit for bit.
+
+    plan.json            the widths, replayable with `nce-fx apply`
+    model.safetensors    parameters and buffers, quantizers' included
+    report.json          what was done, how to rebuild, and the SHA-256 of the other files
+    graph.txt            the rewritten graph, for people
+    report.html          the report as a page, for people
+    float.safetensors    the float network that the result is held against (`nce-fx rewrite` writes it)
+
+A graph says how it was made in ``gm.meta``, which the passes carry along: ``gm.meta["plan"]`` is the `WidthPlan` that
+resized it, ``gm.meta["spec"]`` the `QuantSpec` that quantized it, ``gm.meta["folded"]`` into which graph, "float" or
+"quantized", BatchNorm was folded.
+Nothing here is pickle: a file can be wrong, but it cannot run code.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from nce_fx.errors import ArtifactError, NceFxError
+from nce_fx.folders import replaced
+from nce_fx.passes.transform.fold import FoldBatchNorm
+from nce_fx.passes.transform.quantize import QuantSpec, quantize
+from nce_fx.passes.transform.resize import resize
+from nce_fx.plan import WidthPlan, model_fingerprint
+from nce_fx.report.page import page
+from nce_fx.report.records import Comparison, Manifest, ModelReference, Retraining, RewriteReport
+from nce_fx.signature import example_of, signature_of
+from nce_fx.tensorfile import fit_problem, pack, unpack
+from nce_fx.tracing import trace
+from nce_fx.version import __version__
+
+VERSION = 1
+PLAN, WEIGHTS, FLOAT, REPORT, GRAPH, PAGE = (
+    "plan.json",
+    "model.safetensors",
+    "float.safetensors",
+    "report.json",
+    "graph.txt",
+    "report.html",
+)
+CHECKPOINTS = "training"
+"""The folder inside a result where retraining keeps its checkpoints and logs."""
+OURS = frozenset({PLAN, WEIGHTS, FLOAT, REPORT, GRAPH, PAGE, CHECKPOINTS})
+
+
+def save(
+    gm: GraphModule,
+    directory: str | Path,
+    *,
+    force: bool = False,
+    report: RewriteReport | None = None,
+    retraining: Retraining | None = None,
+    comparison: Comparison | None = None,
+    model: ModelReference | None = None,
+    float_model: nn.Module | None = None,
+    keep_checkpoints: bool = False,
+) -> None:
+    """Write a rewritten network to a folder, all of it or nothing.
+
+    Args:
+        gm: a graph that `trace`, `resize` or `quantize` made.
+        directory: the folder; created where it is not there.
+        force: replace a result that the folder already holds. Files that are not ours stay.
+        report: what the compiler decided, `RewriteResult.report`.
+        retraining: how the network is to be retrained, or was.
+        comparison: what came of training, `nce_fx.comparison.compare`.
+        model: how the command line names the model.
+        float_model: the network before, kept beside for distillation and comparison.
+        keep_checkpoints: leave the checkpoints of an earlier training in place.
+
+    Raises:
+        ArtifactError: the folder holds a result, cannot be written, or the graph was not resized first and once.
+    """
+    directory = Path(directory)
+    if not force:
+        check_free(directory)
+    spec, plan = gm.meta.get("spec"), gm.meta.get("plan", WidthPlan({}, {}, ""))
+    if plan is None:
+        raise ArtifactError("the graph was resized twice, or not first: resize the traced graph, once, with one plan")
+    if not plan.model:
+        plan = WidthPlan({}, {}, model_fingerprint(gm))
+    files: dict[str, bytes] = {PLAN: plan.to_json().encode(), WEIGHTS: pack(gm.state_dict()), GRAPH: _text(gm)}
+    if float_model is not None:
+        files[FLOAT] = pack(float_model.state_dict())
+    manifest = Manifest(
+        format="nce-fx",
+        version=VERSION,
+        nce_fx=__version__,
+        model=model,
+        inputs=signature_of(gm),
+        training=gm.training,
+        quantization=asdict(spec) if spec is not None else None,
+        folded=gm.meta.get("folded"),
+        files={name: _digest(content) for name, content in files.items()},
+        rewrite=report,
+        retraining=retraining,
+        comparison=comparison,
+    )
+    files[REPORT] = manifest.to_json().encode()
+    files[PAGE] = page(manifest).encode()
+    ours = OURS - {CHECKPOINTS} if keep_checkpoints else OURS
+    with replaced(directory, ours) as fresh:
+        for name, content in files.items():
+            (fresh / name).write_bytes(content)
+
+
+def load(directory: str | Path, model: nn.Module) -> GraphModule:
+    """Rebuild a saved network from the user's own model; its outputs equal the saved one's, bit for bit.
+
+    Args:
+        directory: a folder that `save` wrote.
+        model: the network before it was rewritten, with any weights; it is not changed.
+
+    Raises:
+        ArtifactError: files are missing, damaged, foreign or of a newer version.
+        PlanError: the plan is for another model.
+    """
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    plan = read_plan(directory, manifest)
+    state = read_weights(directory, manifest)
+    # Modules that a plan leaves alone may be shared with the traced model: load into a copy.
+    gm = trace(copy.deepcopy(model).train(manifest.training), example_of(manifest.inputs))
+    plan.check(gm)
+    if plan.changed:
+        gm = resize(gm, plan)
+    if manifest.folded == "float":
+        gm = FoldBatchNorm()(gm).graph_module
+    if manifest.quantization is not None:
+        gm = quantize(gm, _spec(manifest.quantization, directory))
+    if manifest.folded == "quantized":
+        gm = FoldBatchNorm()(gm).graph_module
+    _load_state(gm, state, directory / WEIGHTS)
+    return gm.train(manifest.training)
+
+
+def load_float(directory: str | Path, model: nn.Module) -> nn.Module:
+    """Return a copy of the model with the float weights that a result folder keeps.
+
+    Raises:
+        ArtifactError: the folder has none, or they do not fit the model.
+    """
+    directory = Path(directory)
+    restored = copy.deepcopy(model)
+    _load_state(restored, read_weights(directory, read_manifest(directory), FLOAT), directory / FLOAT)
+    return restored
+
+
+def check_free(directory: str | Path, names: Iterable[str] = OURS) -> None:
+    """Raise where a folder holds a result already, one of these names.
+
+    Raises:
+        ArtifactError: says which folder, and what to do.
+    """
+    directory = Path(directory)
+    if directory.exists() and not directory.is_dir():
+        raise ArtifactError(f"{directory} is a file, not a folder: choose another --out")
+    held = sorted(name for name in names if (directory / name).exists())
+    if held:
+        raise ArtifactError(f"{directory} already holds a result ({held[0]}): choose another folder, or --force")
+
+
+def read_manifest(directory: str | Path) -> Manifest:
+    """Read and check `report.json`.
+
+    Raises:
+        ArtifactError: it is missing, damaged, foreign or of a newer version.
+    """
+    path = Path(directory) / REPORT
+    try:
+        content = json.loads(_read(path))
+    except ValueError as error:
+        raise ArtifactError(f"{path} is damaged, it is not JSON: write the result again") from error
+    if not isinstance(content, dict) or content.get("format") != "nce-fx":
+        raise ArtifactError(f"{path} is not nce-fx's: give a folder that `nce-fx rewrite` or `nce_fx.save` wrote")
+    version = content.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise ArtifactError(f"{path} has version {version}, this nce-fx reads up to {VERSION}: install a newer nce-fx")
+    try:
+        manifest = Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(f"{path} is damaged at {place or 'its top'}: {first['msg']}") from error
+    if manifest.seal() != manifest.digest:
+        raise ArtifactError(f"{path} is damaged, its digest does not match: write the result again")
+    return manifest
+
+
+def read_plan(directory: str | Path, manifest: Manifest) -> WidthPlan:
+    """Read and check `plan.json`.
+
+    Raises:
+        ArtifactError: it is missing or damaged.
+    """
+    path = Path(directory) / PLAN
+    try:
+        return WidthPlan.from_json(_checked(path, manifest).decode())
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{path} is damaged, it is not text: write the result again") from error
+
+
+def read_weights(directory: str | Path, manifest: Manifest, name: str = WEIGHTS) -> dict[str, Tensor]:
+    """Read and check a safetensors file of a result.
+
+    Raises:
+        ArtifactError: it is missing or damaged.
+    """
+    path = Path(directory) / name
+    return unpack(_checked(path, manifest), path)
+
+
+def _load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    problem = fit_problem(model, state)
+    if problem is not None:
+        raise ArtifactError(f"{path} does not fit the model: {problem}")
+    with torch.no_grad():
+        model.load_state_dict(dict(state))
+
+
+def _spec(fields: Mapping[str, Any], directory: Path) -> QuantSpec:
+    try:
+        return QuantSpec(**fields)
+    except (TypeError, NceFxError) as error:
+        raise ArtifactError(f"{directory / REPORT} holds a quantization this nce-fx does not know: {error}") from error
+
+
+def _text(gm: GraphModule) -> bytes:
+    return f"{gm.graph}\n\n{gm.code.strip()}\n".encode()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"{path} is not there: give a folder that `nce-fx rewrite` or `nce_fx.save` wrote"
+        ) from error
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _checked(path: Path, manifest: Manifest) -> bytes:
+    content = _read(path)
+    if path.name not in manifest.files:
+        raise ArtifactError(f"{path} is not listed in {REPORT}: the files are not of one result")
+    if _digest(content) != manifest.files[path.name]:
+        raise ArtifactError(f"{path} is damaged or from another result, its SHA-256 is not the one in {REPORT}")
+    return content

@@ -1,0 +1,90 @@
+"""Result folders that are whole or not there: written beside, then swapped into place in one step.
+
+A crash or a full disk at any moment leaves the old folder or the new one. Files in the old folder that are not ours
+are carried over, never deleted.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nce_fx.errors import ArtifactError
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+@contextmanager
+def replaced(target: Path, ours: Collection[str]) -> Iterator[Path]:
+    """Give a new folder beside ``target`` to write into, and put it in the target's place when the block ends.
+
+    Args:
+        target: the folder to create or replace.
+        ours: names that the new folder takes over; anything else in the old folder moves to the new one.
+
+    Raises:
+        ArtifactError: the folder cannot be written; the old one is as it was.
+    """
+    target = Path(os.path.abspath(target))
+    if target.exists() and not target.is_dir():
+        raise ArtifactError(f"{target} is a file, not a folder: choose another --out")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".new", dir=target.parent))
+    except OSError as error:
+        raise ArtifactError(f"cannot write beside {target}: {error.strerror or error}") from error
+    try:
+        yield fresh
+        _settle(fresh)
+        fresh.chmod(0o777 & ~_umask())
+        if target.exists():
+            _exchange(fresh, target)
+            # From here on `fresh` is the old folder.
+            for entry in sorted(fresh.iterdir()):
+                if entry.name not in ours and not (target / entry.name).exists():
+                    entry.rename(target / entry.name)
+        else:
+            fresh.rename(target)
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot write {target}: {error.strerror or error}; free space or choose another"
+        ) from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _settle(folder: Path) -> None:
+    """Have the system write every file to the disk, so that the swap cannot overtake the data."""
+    for path in [*folder.rglob("*"), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Swap two folders: in one step where the system can (Linux), else in two renames."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        rename = None
+    paths = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other))
+    if rename is not None and rename(*paths, _RENAME_EXCHANGE) == 0:
+        return
+    aside = one.with_suffix(".old")
+    other.rename(aside)
+    one.rename(other)
+    aside.rename(one)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

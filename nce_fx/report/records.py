@@ -1,0 +1,149 @@
+"""The records of a rewrite, validated by pydantic: what `report.json` holds and what `--json` prints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Record(BaseModel):
+    """Base of all records: frozen, no unknown fields, no NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class CostRecord(Record):
+    """What one network costs for one example."""
+
+    macs: int
+    params: int
+    bit_ops: int
+    """Multiply-accumulates times weight bits times activation bits."""
+    weight_bytes: int
+    """The weights at the bits they have."""
+
+
+class GroupRecord(Record):
+    """One channel group: its layers, its width before and after, and how much quantization noise in it hurts."""
+
+    id: str
+    producers: tuple[str, ...]
+    before: int
+    after: int
+    step: int
+    pinned: str | None
+    sensitivity: float | None
+
+
+class LayerRecord(Record):
+    """How much quantizing one layer's weights and output hurts, in units of the metric."""
+
+    name: str
+    weight: float
+    activation: float
+
+
+class RewriteReport(Record):
+    """What the compiler found and decided."""
+
+    traced: str
+    metric: str
+    bits: int
+    budget: dict[str, Any]
+    """Each constraint as it was asked for: a ratio of the original, or a number."""
+    original: CostRecord
+    """The widths as they were, quantized the same way: what the plan is held against."""
+    rewritten: CostRecord
+    float_weight_bytes: int
+    groups: tuple[GroupRecord, ...]
+    layers: tuple[LayerRecord, ...]
+
+    @property
+    def widened(self) -> int:
+        """How many groups the plan made wider."""
+        return sum(group.after > group.before for group in self.groups)
+
+    @property
+    def narrowed(self) -> int:
+        """How many groups the plan made narrower."""
+        return sum(group.after < group.before for group in self.groups)
+
+
+class ResultRow(Record):
+    """One network of the last table."""
+
+    network: str
+    accuracy: float | None
+    """On the test data, in [0, 1]."""
+    macs: int
+    params: int
+    bit_ops: int
+    weight_bytes: int
+    epochs: int
+    seconds: float
+
+
+class Comparison(Record):
+    """Networks trained with one recipe on one data set."""
+
+    data: str
+    epochs: int
+    seed: int
+    recipe: dict[str, Any]
+    rows: tuple[ResultRow, ...]
+
+    def row(self, network: str) -> ResultRow | None:
+        """Return the row of a network by its name, or ``None`` where it was not trained."""
+        return next((row for row in self.rows if row.network == network), None)
+
+
+class Retraining(Record):
+    """How a result is to be retrained, written before it starts, so that `nce-fx retrain` can go on with it."""
+
+    data: str
+    recipe: dict[str, Any]
+    float_epochs: int
+    uniform: bool = True
+    """Whether the uniform rival is trained too."""
+
+
+class ModelReference(Record):
+    """How the command line names a model, so that a folder can say what it was made from."""
+
+    reference: str
+    args: dict[str, Any]
+
+
+class Manifest(Record):
+    """`report.json`: how to rebuild the network of a result folder, what was done, and what came of it."""
+
+    format: Literal["nce-fx"]
+    version: int
+    nce_fx: str
+    model: ModelReference | None
+    inputs: list[Any]
+    """The signature of the inputs, see `nce_fx.signature`."""
+    training: bool
+    quantization: dict[str, Any] | None
+    folded: Literal["float", "quantized"] | None = None
+    """Whether BatchNorm was folded, and into which graph."""
+    files: dict[str, str]
+    """SHA-256 of every other file that the network is rebuilt from."""
+    rewrite: RewriteReport | None
+    retraining: Retraining | None
+    comparison: Comparison | None
+    """What came of retraining; ``None`` where there was none, or where it has not finished."""
+    digest: str = ""
+
+    def seal(self) -> str:
+        """Return the SHA-256 of everything but the digest itself."""
+        content = self.model_dump(mode="json", exclude={"digest"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """Return the text of `report.json`, its digest filled in."""
+        content = self.model_copy(update={"digest": self.seal()}).model_dump(mode="json")
+        return json.dumps(content, indent=2, sort_keys=True) + "\n"

@@ -1,0 +1,203 @@
+"""The tables that people read: sensitivity, plan, cost and the comparison, as rich renderables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+from torch.fx import GraphModule, Node
+
+from nce_fx.quantizers import Quantizer
+from nce_fx.report.records import Comparison, GroupRecord, RewriteReport
+
+if TYPE_CHECKING:
+    from nce_fx.passes.analysis.channels import ChannelGraph
+    from nce_fx.passes.analysis.cost import CostReport
+    from nce_fx.passes.analysis.sensitivity import SensitivityReport
+    from nce_fx.sweep import SweepPoint
+
+
+def thousands(number: float) -> str:
+    """Return a count with separators: 1,234,567."""
+    return f"{round(number):,}"
+
+
+def size(count: float) -> str:
+    """Return a number of bytes as people say it: 512 B, 24.3 kB, 1.2 MB."""
+    for unit, scale in (("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{round(count)} B"
+
+
+def percent(share: float | None) -> str:
+    """Return an accuracy in [0, 1] as a percentage, or a dash where there is none."""
+    return "-" if share is None else f"{100 * share:.2f} %"
+
+
+def named(group: GroupRecord, most: int = 2) -> str:
+    """Return a group's layers by name, the first few and how many more."""
+    shown = ", ".join(group.producers[:most]) or group.id
+    more = len(group.producers) - most
+    return f"{shown} +{more}" if more > 0 else shown
+
+
+def sensitivity_table(report: RewriteReport) -> Table:
+    """Return the layers, most sensitive first, with a bar each."""
+    table = Table(title=f"Sensitivity to {report.bits} bits ({report.metric})", title_justify="left")
+    table.add_column("layer")
+    table.add_column("weights", justify="right")
+    table.add_column("activations", justify="right")
+    table.add_column("together")
+    layers = sorted(report.layers, key=lambda layer: (-(layer.weight + layer.activation), layer.name))
+    most = max((layer.weight + layer.activation for layer in layers), default=0.0)
+    for layer in layers:
+        total = layer.weight + layer.activation
+        table.add_row(layer.name, f"{layer.weight:.3g}", f"{layer.activation:.3g}", _bar(total, most))
+    return table
+
+
+def plan_table(report: RewriteReport) -> Table:
+    """Return the groups with their widths before and after."""
+    table = Table(title="Plan: channels before -> after", title_justify="left")
+    table.add_column("group")
+    table.add_column("layers")
+    table.add_column("sensitivity", justify="right")
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right")
+    table.add_column("ratio", justify="right")
+    for group in report.groups:
+        style = "green" if group.after > group.before else "yellow" if group.after < group.before else "dim"
+        ratio = "pinned" if group.pinned else f"{group.after / group.before:.2f}x" if group.before else "-"
+        score = "-" if group.sensitivity is None else f"{group.sensitivity:.3g}"
+        after = Text(str(group.after), style=style)
+        table.add_row(group.id, named(group), score, str(group.before), after, Text(ratio, style=style))
+    return table
+
+
+def cost_table(report: RewriteReport) -> Table:
+    """Return what the network costs before and after, with the budget."""
+    table = Table(title="Cost for one example, both quantized", title_justify="left")
+    for column in ("", "before", "after", "ratio", "budget"):
+        table.add_column(column, justify="left" if not column else "right")
+    names = {"macs": "MACs", "params": "parameters", "bit_ops": "bit operations", "weight_bytes": "weight bytes"}
+    for field, name in names.items():
+        before, after = getattr(report.original, field), getattr(report.rewritten, field)
+        ratio = f"{after / before:.4f}x" if before else "-"
+        table.add_row(name, thousands(before), thousands(after), ratio, budget_text(report.budget.get(field)))
+    return table
+
+
+def budget_text(limit: object) -> str:
+    """Return one constraint as people write it: ``1.0x`` for a ratio, a number, or a dash for none."""
+    if limit is None:
+        return "-"
+    if isinstance(limit, float):
+        return f"{limit:g}x"
+    return thousands(limit) if isinstance(limit, int) else str(limit)
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Return the last table: every trained network with its accuracy and cost."""
+    title = f"{comparison.data}: {comparison.epochs} epochs each, seed {comparison.seed}"
+    table = Table(title=title, title_justify="left")
+    for column in ("network", "accuracy", "MACs", "parameters", "bit operations", "weights"):
+        table.add_column(column, justify="left" if column == "network" else "right")
+    for row in comparison.rows:
+        table.add_row(*_cells(comparison, row.network))
+    return table
+
+
+def comparison_markdown(comparison: Comparison) -> str:
+    """Return the last table in Markdown."""
+    lines = ["| network | accuracy | MACs | parameters | bit operations | weights |", "|---|--:|--:|--:|--:|--:|"]
+    lines += ["| " + " | ".join(_cells(comparison, row.network)) + " |" for row in comparison.rows]
+    return "\n".join(lines)
+
+
+def group_table(groups: Iterable[GroupRecord], consumers: Mapping[str, tuple[str, ...]]) -> Table:
+    """Return every group of a network with its layers, and the reason of those that are pinned."""
+    table = Table(title="Channel groups", title_justify="left", show_lines=True)
+    for column in ("group", "width", "step", "producers", "consumers", "pinned, and why"):
+        table.add_column(column, justify="right" if column in ("width", "step") else "left", overflow="fold")
+    for group in groups:
+        names = ", ".join(group.producers), ", ".join(consumers[group.id])
+        table.add_row(group.id, str(group.before), str(group.step), *names, group.pinned or "")
+    return table
+
+
+def layer_table(cost: CostReport, channels: ChannelGraph, sensitivity: SensitivityReport) -> Table:
+    """Return every layer in the order they run, with its channel group, cost and sensitivity."""
+    table = Table(title=f"Layers; sensitivity by {sensitivity.metric}", title_justify="left")
+    for column in ("layer", "op", "group", "MACs", "parameters", "weights hurt", "activations hurt"):
+        table.add_column(column, justify="left" if column in ("layer", "op", "group") else "right", overflow="fold")
+    for name, node in cost.nodes.items():
+        group, hurt = channels.group_of(name), sensitivity.by_node.get(name)
+        table.add_row(
+            name,
+            node.op,
+            "" if group is None else group.id + (" (pinned)" if group.pinned else ""),
+            thousands(node.macs),
+            thousands(node.params),
+            "" if hurt is None else f"{hurt.weight:.3g}",
+            "" if hurt is None else f"{hurt.activation:.3g}",
+        )
+    table.add_section()
+    table.add_row("total", "", "", thousands(cost.total.macs), thousands(cost.total.params), "", "")
+    return table
+
+
+def sweep_table(points: Sequence[SweepPoint]) -> Table:
+    """Return the plans along a range of budgets."""
+    table = Table(title="Plans along the budget; noise 1 is that of the original widths", title_justify="left")
+    for column in ("budget", "MACs", "parameters", "noise", "no plan below"):
+        table.add_column(column, justify="right")
+    for point in points:
+        costs = thousands(point.macs), thousands(point.params)
+        table.add_row(f"{point.budget:g}x", *costs, f"{point.noise:.4f}", f"{point.bound:.4f}")
+    return table
+
+
+def graph_table(gm: GraphModule) -> Table:
+    """Return the nodes of a graph in the order they run, quantizers marked."""
+    table = Table(title="The rewritten graph", title_justify="left")
+    for column in ("node", "what", "from", "shape"):
+        table.add_column(column, overflow="fold")
+    for node in gm.graph.nodes:
+        style = "cyan" if node.name.endswith("_quant") else ""
+        inputs = ", ".join(source.name for source in node.all_input_nodes)
+        table.add_row(Text(node.name, style=style), _what(gm, node), inputs, _shape(node))
+    return table
+
+
+def _what(gm: GraphModule, node: Node) -> str:
+    if node.op == "call_module":
+        module = gm.get_submodule(str(node.target))
+        bits = f", {module.bits} bit" if isinstance(module, Quantizer) else ""
+        return type(module).__name__ + bits
+    if node.op == "get_attr":
+        return "parameter"
+    return node.op if node.op in ("placeholder", "output") else getattr(node.target, "__name__", str(node.target))
+
+
+def _shape(node: Node) -> str:
+    shape = getattr(node.meta.get("tensor_meta"), "shape", None)
+    return "" if shape is None else "x".join(str(size) for size in shape)
+
+
+def _cells(comparison: Comparison, network: str) -> tuple[str, ...]:
+    row = next(row for row in comparison.rows if row.network == network)
+    return (
+        row.network,
+        percent(row.accuracy),
+        thousands(row.macs),
+        thousands(row.params),
+        thousands(row.bit_ops),
+        size(row.weight_bytes),
+    )
+
+
+def _bar(value: float, most: float, width: int = 24) -> str:
+    return "█" * max(1 if value > 0 else 0, round(width * value / most)) if most > 0 else ""

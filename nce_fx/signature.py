@@ -1,0 +1,86 @@
+"""What a graph takes, as JSON: the shape and type of every input tensor, in the structure the model wants them in.
+
+{"tensor": [1, 3, 32, 32], "dtype": "float32"}    a tensor
+{"list": [...]}, {"tuple": [...]}, {"dict": {...}}  containers
+{"value": 0.5}                                     a number, a string, or null
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+from torch.fx.passes.shape_prop import TensorMetadata
+
+from nce_fx.errors import ArtifactError
+
+
+def signature(inputs: tuple[Any, ...]) -> list[Any] | None:
+    """Return the signature of inputs, or ``None`` where JSON cannot hold it; `nce_fx.trace` keeps it with the graph."""
+    try:
+        return [describe(value) for value in inputs]
+    except ArtifactError:
+        return None
+
+
+def signature_of(gm: GraphModule) -> list[Any]:
+    """Return the signature of a graph's inputs: as it was traced, or as its placeholders say.
+
+    Raises:
+        ArtifactError: an input has no recorded shape, or is of a type that cannot be kept.
+    """
+    if gm.meta.get("inputs") is not None:
+        return list(gm.meta["inputs"])
+    inputs = []
+    for node in gm.graph.find_nodes(op="placeholder"):
+        if node.meta.get("tensor_meta") is None:
+            raise ArtifactError(f"input {node.name} has no shape to keep: trace with tensors, numbers and containers")
+        inputs.append(describe(node.meta["tensor_meta"]))
+    return inputs
+
+
+def describe(value: Any) -> dict[str, Any]:
+    """Return the signature of one input: a tensor, fx's metadata of one, a container of them, or a plain value.
+
+    Raises:
+        ArtifactError: a value that JSON cannot hold.
+    """
+    if isinstance(value, (torch.Tensor, TensorMetadata)):
+        return {"tensor": [int(size) for size in value.shape], "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, dict):
+        return {"dict": {str(key): describe(item) for key, item in value.items()}}
+    if isinstance(value, list):
+        return {"list": [describe(item) for item in value]}
+    if isinstance(value, tuple):
+        return {"tuple": [describe(item) for item in value]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return {"value": value}
+    raise ArtifactError(f"an input of type {type(value).__name__} cannot be kept: use tensors, numbers and containers")
+
+
+def example_of(signature: list[Any]) -> tuple[Any, ...]:
+    """Return inputs of a signature: zeros of the right shapes and types.
+
+    Raises:
+        ArtifactError: not a signature.
+    """
+    try:
+        return tuple(_example(item) for item in signature)
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ArtifactError(f"not the signature of a model's inputs: {signature!r}"[:300]) from error
+
+
+def _example(item: dict[str, Any]) -> Any:
+    if "tensor" in item:
+        dtype = getattr(torch, item["dtype"])
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(item["dtype"])
+        return torch.zeros(item["tensor"], dtype=dtype)
+    if "dict" in item:
+        return {key: _example(value) for key, value in item["dict"].items()}
+    if "list" in item:
+        return [_example(value) for value in item["list"]]
+    if "tuple" in item:
+        return tuple(_example(value) for value in item["tuple"])
+    return item["value"]

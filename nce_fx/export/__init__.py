@@ -1,0 +1,15 @@
+"""Out of PyTorch: quantized networks as ONNX files that are checked before anyone relies on them.
+
+levels.py       the quantizers as plain numbers, and markers in their places
+formats.py      int2, qcdq, qonnx: what each writes for a quantized weight or activation
+onnx_graph.py   graph -> ONNX model, with the names of the user's model
+verify.py       the file against PyTorch
+packed.py       weights alone, four to a byte
+"""
+
+from __future__ import annotations
+
+from nce_fx.export.export import OnnxExport, export_onnx
+from nce_fx.export.packed import save_packed
+
+__all__ = ["OnnxExport", "export_onnx", "save_packed"]

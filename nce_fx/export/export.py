@@ -1,0 +1,147 @@
+"""A quantized graph as an ONNX file, written whole and checked, or not at all."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from onnx import ModelProto
+from torch import Tensor
+from torch.fx import GraphModule
+
+from nce_fx.errors import ArtifactError, ExportError
+from nce_fx.export.files import replaced_file
+from nce_fx.export.formats import FORMATS, Format
+from nce_fx.export.levels import Marked, mark
+from nce_fx.export.onnx_graph import to_onnx
+from nce_fx.export.verify import Agreement, verify
+from nce_fx.passes.transform.fold import FoldBatchNorm
+from nce_fx.plan import WidthPlan
+from nce_fx.signature import example_of, signature_of
+from nce_fx.version import __version__
+
+
+@dataclass(frozen=True)
+class OnnxExport:
+    """What was written, and how it compares."""
+
+    path: Path
+    format: str
+    size: int
+    """Bytes."""
+    batch: int | None
+    """Samples in a batch; ``None``: any number."""
+    agreement: Mapping[str, Agreement]
+    """By optimization level of onnxruntime."""
+
+
+def export_onnx(
+    gm: GraphModule,
+    path: str | Path,
+    *,
+    format: str = "int2",
+    fold_bn: bool = False,
+    batch: int | None = None,
+    inputs: tuple[Any, ...] | None = None,
+) -> OnnxExport:
+    """Write a quantized graph as an ONNX file that computes what the graph computes in evaluation mode.
+
+    The file is run in onnxruntime and compared with PyTorch before it takes its name; see `nce_fx.export.verify`.
+
+    Args:
+        gm: a graph that `quantize` made, in float32. It is not changed.
+        path: the file; one of that name is replaced once the new one has been checked.
+        format: "int2": weights packed to their bits, exact at every optimization level of onnxruntime. "qcdq": int8
+            containers, which onnxruntime computes with in integers. "qonnx": Quant nodes, for FPGA flows; onnxruntime
+            does not run these.
+        fold_bn: fold BatchNorm into the scales of the weights first, see `FoldBatchNorm`.
+        batch: samples in a batch. By default any number, or the traced one where the graph fixes it.
+        inputs: what to compare on; random numbers of the traced shapes by default.
+
+    Raises:
+        ExportError: an unknown format, a graph that ONNX cannot say, or a file that computes something else. Nothing
+            is written then.
+    """
+    path = Path(path)
+    if format not in FORMATS:
+        raise ExportError(f"format is {format!r}: choose one of {', '.join(FORMATS)}")
+    if batch is not None and batch < 1:
+        raise ExportError(f"batch is {batch}: give a number of samples, or leave it out for any number")
+    if path.is_dir() or not path.parent.is_dir():
+        raise ExportError(f"{path} cannot be written: it is a folder, or its folder is not there")
+    form = FORMATS[format]
+    gm = copy.deepcopy(gm).cpu().eval()
+    gm = FoldBatchNorm()(gm).graph_module if fold_bn else gm
+    marked = mark(gm)
+    model, batch = _model(gm, marked, form, batch)
+    _put_metadata(model, gm, marked, format, batch)
+    checked = inputs if inputs is not None else example(gm, batch or 2)
+    with replaced_file(path) as fresh:
+        content = model.SerializeToString()
+        fresh.write_bytes(content)
+        agreement = verify(gm, model, fresh.read_bytes(), checked, exact_when_optimized=form.exact_when_optimized)
+    return OnnxExport(path, format, len(content), batch, agreement)
+
+
+def example(gm: GraphModule, batch: int | None = None) -> tuple[Any, ...]:
+    """Return random inputs of the traced shapes, always the same; ``batch`` replaces the size of the first axis.
+
+    Raises:
+        ExportError: the graph does not say what it takes.
+    """
+    try:
+        inputs = example_of(signature_of(gm))
+    except ArtifactError as error:
+        raise ExportError(str(error)) from error
+    if not all(isinstance(value, Tensor) for value in inputs):
+        raise ExportError("the model takes something that is no tensor: ONNX needs a model of tensors alone")
+    source = torch.Generator().manual_seed(0)
+    return tuple(_random(value, batch, source) for value in inputs)
+
+
+def _random(value: Tensor, batch: int | None, source: torch.Generator) -> Tensor:
+    shape = list(value.shape)
+    if batch is not None and shape:
+        shape[0] = batch
+    if value.is_floating_point():
+        return torch.randn(shape, generator=source).to(value.dtype)
+    return torch.randint(2, shape, generator=source).to(value.dtype)
+
+
+def _model(gm: GraphModule, marked: Marked, form: Format, batch: int | None) -> tuple[ModelProto, int | None]:
+    """Return the ONNX model and its batch, of any size where the graph permits."""
+    if batch is not None:
+        return to_onnx(marked, example(gm, batch), form, dynamic=False), batch
+    traced = example(gm)
+    if any(value.dim() == 0 or value.shape[0] != traced[0].shape[0] for value in traced):
+        return to_onnx(marked, traced, form, dynamic=False), None
+    try:
+        return to_onnx(marked, example(gm, 2), form, dynamic=True), None
+    except ExportError:
+        # A graph that torch.export traced has the batch as a number in its reshapes.
+        return to_onnx(marked, traced, form, dynamic=False), traced[0].shape[0]
+
+
+def _put_metadata(model: ModelProto, gm: GraphModule, marked: Marked, name: str, batch: int | None) -> None:
+    """Say in the file where it comes from: values are JSON where they are not words."""
+    model.producer_name, model.producer_version = "nce-fx", __version__
+    spec, plan = gm.meta.get("spec"), gm.meta.get("plan")
+    entries = {
+        "format": name,
+        "version": __version__,
+        "batch": "any" if batch is None else str(batch),
+        "weight_bits": json.dumps({path: weight.bits for path, weight in marked.weights.items()}),
+        "activation_bits": json.dumps({path: levels.bits for path, levels in marked.activations.items()}),
+    }
+    if spec is not None:
+        entries |= {"weight_quantizer": spec.weight, "activation_quantizer": spec.activation}
+    if isinstance(plan, WidthPlan):
+        entries |= {"plan_sha256": hashlib.sha256(plan.to_json().encode()).hexdigest(), "model_sha256": plan.model}
+    for key, value in entries.items():
+        model.metadata_props.add(key=f"nce_fx.{key}", value=value)

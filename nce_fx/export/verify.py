@@ -1,0 +1,226 @@
+"""Running an exported file against PyTorch before anyone relies on it.
+
+Two programs that add in another order differ in the last bits of a sum. Where such a sum lies on the border between two
+levels, they round it to different ones, both rightly, and the outputs differ by far more than the last bits. So outputs
+that are not equal are compared once more, with PyTorch following onnxruntime over each border: every quantizer's result
+must be PyTorch's own, or the neighbouring level of a value that lies on the border between the two; from there on
+PyTorch goes on with onnxruntime's level. What is left over is an error, however small the effect on the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+from torch.utils._pytree import tree_leaves
+
+from nce_fx.errors import ExportError
+from nce_fx.export.formats import QONNX_DOMAIN
+from nce_fx.quantizers import ActivationQuantizer
+
+TOLERANCE = 1e-5
+"""Largest difference of outputs, relative to the largest output."""
+
+BORDER = 1e-5
+"""How far from the border of two levels a value may lie to count as on it, relative to the largest value."""
+
+LEVELS: Mapping[str, Any] = {
+    "disabled": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+"""Optimization levels of onnxruntime that a file is run at."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How close onnxruntime comes to PyTorch at one optimization level."""
+
+    difference: float
+    """Largest difference of outputs, relative to the largest output."""
+    on_border: int
+    """Activations that lie on the border of two levels and were rounded to the other one."""
+
+
+def verify(
+    gm: GraphModule, model: ModelProto, content: bytes, inputs: tuple[Any, ...], *, exact_when_optimized: bool = True
+) -> dict[str, Agreement]:
+    """Return how close the file comes to the graph, at every level of `LEVELS`.
+
+    Args:
+        gm: the quantized graph, in evaluation mode.
+        model: what the file says.
+        content: the bytes of the file.
+        inputs: what to run both on.
+        exact_when_optimized: False where onnxruntime's optimizations go on to compute in integers; then at levels above
+            "disabled" the outputs must be finite and of the right shapes, and no more.
+
+    Raises:
+        ExportError: the file does not load, or its outputs differ.
+    """
+    with torch.no_grad():
+        expected = [value.cpu().numpy() for value in tree_leaves(gm(*inputs)) if isinstance(value, Tensor)]
+    agreements = {}
+    for name, level in LEVELS.items():
+        got = _run(content if not _foreign(model) else runnable(model).SerializeToString(), inputs, level)
+        difference = _difference(got, expected, name)
+        on_border = 0
+        if difference > TOLERANCE and (exact_when_optimized or name == "disabled"):
+            difference, on_border = _followed(gm, model, inputs, level, name)
+        agreements[name] = Agreement(difference, on_border)
+    return agreements
+
+
+def runnable(model: ModelProto) -> ModelProto:
+    """Return a copy whose Quant nodes onnxruntime can run: QONNX's definition of them, as a function in the file."""
+    result = ModelProto()
+    result.CopyFrom(model)
+    opset = next(entry.version for entry in model.opset_import if not entry.domain)
+    signed = helper.make_node("Constant", [], ["signed_int"])
+    signed.attribute.append(helper.make_attribute_ref("value_int", AttributeProto.INT))
+    signed.attribute[0].ref_attr_name = "signed"
+    two = helper.make_node("Constant", [], ["two"], value_float=2.0)
+    one = helper.make_node("Constant", [], ["one"], value_float=1.0)
+    steps: list[tuple[str, list[str], str, dict[str, Any]]] = [
+        ("Cast", ["signed_int"], "signed_float", {"to": TensorProto.FLOAT}),
+        ("Sub", ["bits", "signed_float"], "exponent", {}),
+        ("Pow", ["two", "exponent"], "reach", {}),
+        ("Sub", ["reach", "one"], "high", {}),
+        ("Mul", ["reach", "signed_float"], "reach_below", {}),
+        ("Neg", ["reach_below"], "low", {}),
+        ("Div", ["x", "scale"], "steps", {}),
+        ("Add", ["steps", "zero_point"], "place", {}),
+        ("Max", ["place", "low"], "above", {}),
+        ("Min", ["above", "high"], "inside", {}),
+        ("Round", ["inside"], "whole", {}),
+        ("Sub", ["whole", "zero_point"], "level", {}),
+        ("Mul", ["level", "scale"], "y", {}),
+    ]
+    nodes: list[NodeProto] = [signed, two, one]
+    nodes += [helper.make_node(op, inputs, [output], **attributes) for op, inputs, output, attributes in steps]
+    result.functions.append(
+        helper.make_function(
+            QONNX_DOMAIN,
+            "Quant",
+            ["x", "scale", "zero_point", "bits"],
+            ["y"],
+            nodes,
+            [helper.make_opsetid("", opset)],
+            attributes=["signed", "narrow", "rounding_mode"],
+        )
+    )
+    return result
+
+
+def _foreign(model: ModelProto) -> bool:
+    return any(entry.domain == QONNX_DOMAIN for entry in model.opset_import)
+
+
+def _run(content: bytes, inputs: tuple[Any, ...], level: Any) -> list[Any]:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = level
+    options.log_severity_level = 4
+    options.intra_op_num_threads = torch.get_num_threads()
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        tensors = [value.cpu().numpy() for value in inputs if isinstance(value, Tensor)]
+        names = [value.name for value in session.get_inputs()]
+        return list(session.run(None, dict(zip(names, tensors, strict=True))))
+    except Exception as error:
+        # onnxruntime has no common class of errors.
+        raise ExportError(f"onnxruntime refuses the exported file: {' '.join(str(error).split())[:300]}") from error
+
+
+def _difference(got: list[Any], expected: list[Any], level: str) -> float:
+    """Return the largest relative difference of outputs.
+
+    Raises:
+        ExportError: outputs of other shapes, or not finite where PyTorch's are.
+    """
+    worst = 0.0
+    for index, (mine, theirs) in enumerate(zip(got, expected, strict=False)):
+        if len(got) < len(expected) or mine.shape != theirs.shape or mine.dtype != theirs.dtype:
+            raise ExportError(
+                f"output {index} of the exported file has shape {mine.shape} in onnxruntime, {theirs.shape} in PyTorch"
+            )
+        if not theirs.size or theirs.dtype.kind != "f":
+            worst = max(worst, float(not np.array_equal(mine, theirs)))
+            continue
+        error = np.abs(mine.astype(np.float64) - theirs).max()
+        if not np.isfinite(error):
+            raise ExportError(f"output {index} of the exported file is not finite, optimization level {level!r}")
+        worst = max(worst, float(error / max(np.abs(theirs).max(), np.finfo(np.float32).tiny)))
+    return worst
+
+
+def _followed(gm: GraphModule, model: ModelProto, inputs: tuple[Any, ...], level: Any, name: str) -> tuple[float, int]:
+    """Compare again, with PyTorch following onnxruntime where a value lies on the border of two levels.
+
+    Raises:
+        ExportError: a quantizer's result is neither, or the outputs differ all the same.
+    """
+    quantizers = [
+        node.target
+        for node in gm.graph.find_nodes(op="call_module")
+        if isinstance(gm.get_submodule(str(node.target)), ActivationQuantizer)
+    ]
+    observed = runnable(model) if _foreign(model) else ModelProto.FromString(model.SerializeToString())
+    outputs = len(observed.graph.output)
+    there = {value for node in observed.graph.node for value in node.output} - {v.name for v in observed.graph.output}
+    watched = [target for target in quantizers if target in there]
+    for target in watched:
+        observed.graph.output.append(helper.make_tensor_value_info(target, TensorProto.FLOAT, None))
+    results = _run(observed.SerializeToString(), inputs, level)
+    follower = _Follower(gm, dict(zip(watched, results[outputs:], strict=True)))
+    try:
+        with torch.no_grad():
+            expected = [value.numpy() for value in tree_leaves(follower.run(*inputs)) if isinstance(value, Tensor)]
+    except ExportError as error:
+        # fx adds its own lines to what is raised inside an interpreter.
+        raise ExportError(str(error).splitlines()[0]) from None
+    difference = _difference(results[:outputs], expected, name)
+    if difference > TOLERANCE:
+        raise ExportError(
+            f"the exported file's outputs differ from PyTorch's by {difference:.1e} of the largest, more than"
+            f" {TOLERANCE:.0e}, at optimization level {name!r}"
+        )
+    return difference, follower.on_border
+
+
+class _Follower(Interpreter):
+    """Runs a graph with the quantized activations of another program, having checked each."""
+
+    def __init__(self, gm: GraphModule, activations: Mapping[str, Any]) -> None:
+        super().__init__(gm)
+        self.activations = activations
+        self.on_border = 0
+
+    def run_node(self, n: Node) -> Any:
+        result = super().run_node(n)
+        if n.op != "call_module" or str(n.target) not in self.activations:
+            return result
+        theirs = torch.from_numpy(np.array(self.activations[str(n.target)])).to(result.device)
+        other = (theirs - result).abs() > 1e-6 * result.abs().amax()
+        count = int(other.sum())
+        if count:
+            self._check(n, self.fetch_args_kwargs_from_env(n)[0][0], result, theirs, other)
+            self.on_border += count
+        return theirs
+
+    def _check(self, node: Node, x: Tensor, mine: Tensor, theirs: Tensor, other: Tensor) -> None:
+        quantizer = self.fetch_attr(str(node.target))
+        scale = float(quantizer.integers(x[:1]).scale)
+        border = (mine + theirs)[other] / 2
+        near = (x[other] - border).abs() <= BORDER * max(float(x.abs().amax()), scale)
+        neighbours = (mine - theirs)[other].abs() <= 1.01 * scale
+        if not bool((near & neighbours).all()):
+            wrong = int((~(near & neighbours)).sum())
+            raise ExportError(
+                f"the exported file computes {wrong} of {mine.numel()} values of {node.name} otherwise than PyTorch"
+            )

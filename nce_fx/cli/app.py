@@ -1,0 +1,86 @@
+"""The commands, and what becomes of an error: one line on stderr and exit 1, never a traceback for a user's mistake.
+
+Exit codes: 0 done, 1 something was not right, 2 usage, 130 stopped with Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from nce_fx.cli.analyze import analyze
+from nce_fx.cli.apply import apply
+from nce_fx.cli.export import export
+from nce_fx.cli.models import models
+from nce_fx.cli.passes import passes
+from nce_fx.cli.retrain import retrain
+from nce_fx.cli.rewrite import rewrite
+from nce_fx.version import __version__
+
+
+class Commands(TyperGroup):
+    """The group of commands; it puts the errors that users meet into one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command.
+
+        Raises:
+            typer.Exit: with 1 where something was not right, 130 where it was stopped.
+        """
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _complain("stopped")
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            _complain(f"{error.filename or 'a file'}: {error.strerror or error}")
+            raise typer.Exit(1) from error
+        except Exception as error:
+            # Not imported here: errors.py knows torch.fx nodes, and `--help` and usage errors must not wait for torch.
+            errors = sys.modules.get("nce_fx.errors")
+            if errors is None or not isinstance(error, errors.NceFxError):
+                raise
+            _complain(str(error))
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(
+    cls=Commands,
+    name="nce-fx",
+    help="A compiler that makes neural networks survive 2 bits: it moves channels to the layers that suffer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _command in (rewrite, analyze, apply, retrain, export, models, passes):
+    app.command()(_command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"nce-fx {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
+    """A compiler that makes neural networks survive 2 bits: it moves channels to the layers that suffer."""
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def _complain(message: str) -> None:
+    print(f"nce-fx: {' '.join(message.split())}", file=sys.stderr)

@@ -1,0 +1,79 @@
+"""`nce-fx export`: the network of a result folder as an ONNX file, or its weights alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nce_fx.cli import options
+
+
+def export(
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A folder that `nce-fx rewrite` wrote.", show_default=False)
+    ],
+    onnx: Annotated[
+        Path | None, typer.Option("--onnx", metavar="FILE.onnx", help="Write the network as ONNX.", show_default=False)
+    ] = None,
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="int2|qcdq|qonnx",
+            help="int2: packed weights, exact; qcdq: int8 containers, fast in onnxruntime; qonnx: for FPGA flows.",
+        ),
+    ] = "int2",
+    fold_bn: Annotated[bool, typer.Option("--fold-bn", help="Fold BatchNorm into the scales of the weights.")] = False,
+    batch: Annotated[
+        int | None, typer.Option("--batch", metavar="N", help="Samples in a batch; any number by default.")
+    ] = None,
+    packed: Annotated[
+        Path | None,
+        typer.Option("--packed", metavar="FILE.safetensors", help="Write the weights alone, four to a byte."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="The model again, where it is not built in: a folder does not run code by itself.",
+        ),
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Write the network in DIR for use without PyTorch; the file is compared with PyTorch before it is kept."""
+    from dataclasses import asdict
+
+    from nce_fx import artifacts
+    from nce_fx.cli.reference import build_model
+    from nce_fx.cli.resume import model_of
+    from nce_fx.cli.terminal import Terminal
+    from nce_fx.errors import InputError
+    from nce_fx.export import export_onnx, save_packed
+
+    terminal = Terminal.of(as_json)
+    if onnx is None and packed is None:
+        raise InputError("nothing to write: add --onnx FILE.onnx, or --packed FILE.safetensors")
+    manifest = artifacts.read_manifest(directory)
+    args = manifest.model.args if manifest.model is not None else {}
+    gm = artifacts.load(directory, build_model(model_of(directory, model, manifest), args, seed=0))
+    content: dict[str, object] = {"directory": str(directory)}
+    if packed is not None:
+        save_packed(gm, packed)
+        content["packed"] = {"path": str(packed), "size": packed.stat().st_size}
+        terminal.note(f"written to {packed}: {packed.stat().st_size:,} bytes")
+    if onnx is not None:
+        with terminal.steps() as steps:
+            steps(f"export, and compare with PyTorch ({format})")
+            written = export_onnx(gm, onnx, format=format, fold_bn=fold_bn, batch=batch)
+        content["onnx"] = asdict(written) | {"path": str(written.path)}
+        size = "any size" if written.batch is None else str(written.batch)
+        terminal.note(f"written to {onnx}: {written.size:,} bytes, batch of {size}")
+        for level, agreement in written.agreement.items():
+            terminal.note(
+                f"onnxruntime, optimizations {level}: {agreement.difference:.1e} of the largest output from PyTorch"
+                + (f", {agreement.on_border} values on the border of two levels" if agreement.on_border else "")
+            )
+    terminal.finish(content)

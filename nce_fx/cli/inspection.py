@@ -1,0 +1,153 @@
+"""What `nce-fx analyze` does: trace, analyze, and show what was asked for."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.fx import GraphModule
+
+from nce_fx.cli.job import calibration
+from nce_fx.cli.reference import build_model, check_bits, example_input, parse_args
+from nce_fx.cli.terminal import Terminal
+from nce_fx.data import load_data
+from nce_fx.models.loading import arguments_for
+from nce_fx.passes.analysis.channels import ChannelGraph, analyze_channels
+from nce_fx.passes.transform.quantize import QuantSpec
+from nce_fx.report import tables
+from nce_fx.report.records import GroupRecord
+from nce_fx.report.why import Explanation, explain
+from nce_fx.rewrite import analyze
+from nce_fx.tracing import trace
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The options of `nce-fx analyze`, by their names."""
+
+    model: str
+    input_shape: str | None
+    weights: Path | None
+    data: str | None
+    bits: int
+    sensitivity: str | None
+    groups: bool
+    why: str | None
+    seed: int
+    as_json: bool
+    model_args: str | None
+
+
+def run(job: Inspection) -> None:
+    """Show what was asked for.
+
+    Raises:
+        NceFxError: anything that was not right, in one line.
+    """
+    terminal = Terminal.of(job.as_json)
+    spec = QuantSpec(weight_bits=check_bits(job.bits), activation_bits=job.bits)
+    args = parse_args(job.model_args)
+    data = None if job.data is None else load_data(job.data, seed=job.seed)
+    if data is not None:
+        args = arguments_for(job.model, args, data.input_shape, data.classes)
+    model = build_model(job.model, args, seed=job.seed, weights=job.weights)
+    example = example_input(job.model, job.input_shape, data, args)
+
+    if job.groups or job.why is not None:
+        gm = trace(model, (example,))
+        channels = analyze_channels(gm)
+        content: dict[str, Any] = {"traced": _traced(gm)}
+        if job.groups:
+            content["groups"] = _show_groups(gm, channels, terminal)
+        if job.why is not None:
+            content["why"] = _show_why(explain(gm, channels, job.why), terminal)
+        terminal.finish(content)
+        return
+
+    if data is None:
+        terminal.note("no --data: sensitivity comes from the weights alone")
+    with terminal.steps() as steps:
+        found = analyze(
+            model,
+            (example,),
+            batches=calibration(data, job.seed),
+            spec=spec,
+            metric=job.sensitivity,
+            observe=steps,
+            progress=steps.advance,
+        )
+    terminal.show(f"{job.model}: traced by {_traced(found.graph_module)}")
+    terminal.show(tables.layer_table(found.cost, found.channels, found.sensitivity))
+    terminal.finish(
+        {
+            "traced": _traced(found.graph_module),
+            "metric": found.sensitivity.metric,
+            "total": asdict(found.cost.total),
+            "layers": {name: asdict(node) for name, node in found.cost.nodes.items()},
+            "sensitivity": {
+                "by_node": {
+                    name: {"weight": float(node.weight), "activation": float(node.activation)}
+                    for name, node in found.sensitivity.by_node.items()
+                },
+                "by_group": {name: float(score) for name, score in found.sensitivity.by_group.items()},
+            },
+        }
+    )
+
+
+def _show_groups(gm: GraphModule, channels: ChannelGraph, terminal: Terminal) -> list[dict[str, Any]]:
+    """Show every group; what is pinned says why with the user's source line."""
+    records = [
+        GroupRecord(
+            id=group.id,
+            producers=group.producers,
+            before=group.width,
+            after=group.width,
+            step=group.step,
+            pinned=group.pinned,
+            sensitivity=None,
+        )
+        for group in channels
+    ]
+    consumers = {group.id: group.consumers for group in channels}
+    pinned = sum(record.pinned is not None for record in records)
+    terminal.show(f"traced by {_traced(gm)}: {len(records)} groups, {pinned} of them pinned")
+    terminal.show(tables.group_table(records, consumers))
+    return [
+        {"id": r.id, "width": r.before, "step": r.step, "producers": list(r.producers)}
+        | {"consumers": list(consumers[r.id]), "pinned": r.pinned}
+        for r in records
+    ]
+
+
+def _show_why(found: Explanation, terminal: Terminal) -> dict[str, Any]:
+    """Show what is known of one layer."""
+    terminal.results.print(found.name, style="bold", markup=False)
+    group = found.produces
+    if group is None:
+        terminal.results.print("  produces no channels of its own", markup=False)
+    else:
+        state = f"pinned: {group.pinned}" if group.pinned else f"free, in multiples of {group.step}"
+        terminal.results.print(f"  produces into group {group.id}, {group.width} wide, {state}", markup=False)
+        if group.consumers:
+            terminal.results.print(f"  consumed by {', '.join(group.consumers)}", markup=False)
+    for each in found.consumes:
+        terminal.results.print(f"  consumes group {each.id}, {each.width} wide", markup=False)
+    for tie in found.ties:
+        terminal.results.print(f"  tied to {tie.producer}", markup=False)
+        for node, line in tie.chain:
+            terminal.results.print(f"    {node}" + (f"   {line}" if line else ""), markup=False)
+    return {
+        "name": found.name,
+        "group": None if group is None else group.id,
+        "width": None if group is None else group.width,
+        "step": None if group is None else group.step,
+        "pinned": None if group is None else group.pinned,
+        "consumes": [each.id for each in found.consumes],
+        "ties": [{"producer": tie.producer, "chain": [list(step) for step in tie.chain]} for tie in found.ties],
+    }
+
+
+def _traced(gm: GraphModule) -> str:
+    return str(gm.meta.get("traced", "fx"))

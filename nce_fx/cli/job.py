@@ -1,0 +1,258 @@
+"""The main job of the command line, in reading order: float network, rewrite, folder, retraining, comparison."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.fx import GraphModule
+
+from nce_fx import artifacts
+from nce_fx.cli.reference import build_model, check_bits, example_input, parse_args
+from nce_fx.cli.terminal import Terminal
+from nce_fx.comparison import Trained, compare
+from nce_fx.data import Data, load_data
+from nce_fx.errors import InputError, TrainingError
+from nce_fx.folders import replaced
+from nce_fx.models import MODELS
+from nce_fx.models.loading import arguments_for
+from nce_fx.passes.planning import Budget
+from nce_fx.passes.transform.quantize import QuantSpec, quantize
+from nce_fx.plan import WidthPlan
+from nce_fx.report import tables
+from nce_fx.report.front import front_svg
+from nce_fx.report.records import Comparison, ModelReference, Retraining, RewriteReport
+from nce_fx.rewrite import RewriteResult, analyze, rewrite
+from nce_fx.sweep import ratios_of, sweep
+from nce_fx.training import Recipe, evaluate, train
+
+CALIBRATION_BATCHES, CALIBRATION_SIZE = 8, 64
+"""How much training data the sensitivity and the quantizers' first ranges come from."""
+
+SWEEP = ("sweep.csv", "sweep.svg")
+
+
+@dataclass(frozen=True)
+class Job:
+    """The options of `nce-fx rewrite`, by their names."""
+
+    model: str
+    input_shape: str | None
+    weights: Path | None
+    data: str | None
+    bits: int
+    max_macs: str
+    max_params: str
+    sensitivity: str | None
+    retrain: int
+    sweep: str | None
+    seed: int
+    out: Path
+    dry_run: bool
+    as_json: bool
+    model_args: str | None
+    force: bool
+
+
+def run(job: Job) -> None:
+    """Do the job.
+
+    Raises:
+        NceFxError: anything that was not right, in one line; no half-written folder is left.
+    """
+    terminal = Terminal.of(job.as_json)
+    # Everything that can be wrong with the options is found before anything takes long.
+    spec = QuantSpec(weight_bits=check_bits(job.bits), activation_bits=job.bits)
+    budget = Budget(macs=job.max_macs, params=job.max_params)
+    args = parse_args(job.model_args)
+    if job.retrain < 0 or (job.retrain and job.data is None):
+        raise InputError(f"--retrain {job.retrain}: epochs are 0 or more, and need --data to train on")
+    if not job.dry_run and not job.force:
+        artifacts.check_free(job.out, artifacts.OURS if job.sweep is None else SWEEP)
+    data = None if job.data is None else load_data(job.data, seed=job.seed)
+    if data is not None:
+        args = arguments_for(job.model, args, data.input_shape, data.classes)
+    model = build_model(job.model, args, seed=job.seed, weights=job.weights)
+    example = example_input(job.model, job.input_shape, data, args)
+    recipe = Recipe(epochs=job.retrain, seed=job.seed)
+
+    ratios = None if job.sweep is None else ratios_of(job.sweep)
+    model, float_epochs = float_network(job, model, data, terminal)
+    batches = calibration(data, job.seed)
+    if ratios is not None:
+        run_sweep(job, model, (example,), batches, spec, ratios, terminal)
+        return
+    with terminal.steps() as steps:
+        result = rewrite(
+            model,
+            (example,),
+            batches=batches,
+            budget=budget,
+            spec=spec,
+            metric=job.sensitivity,
+            seed=job.seed,
+            source={} if data is None else {"data": data.name},
+            observe=steps,
+            progress=steps.advance,
+        )
+    present(result.report, result.graph_module, terminal)
+    if job.dry_run:
+        terminal.finish(content(result.plan, result.report, None, None))
+        return
+
+    about: dict[str, Any] = {
+        "report": result.report,
+        "model": ModelReference(reference=job.model, args=args),
+        "float_model": result.original,
+    }
+    comparison = None
+    if data is not None and job.retrain:
+        about["retraining"] = Retraining(data=str(job.data), recipe=recipe.to_dict(), float_epochs=float_epochs)
+    artifacts.save(result.graph_module, job.out, force=job.force, **about)
+    if data is not None and job.retrain:
+        trained = retrain_both(result, spec, data, recipe, float_epochs, job.out, terminal)
+        comparison = trained.comparison
+        network = trained.networks[rewritten_name(spec)]
+        artifacts.save(network, job.out, force=True, keep_checkpoints=True, comparison=comparison, **about)
+    terminal.note(f"written to {job.out}: {', '.join(sorted(path.name for path in job.out.iterdir()))}")
+    terminal.finish(content(result.plan, result.report, comparison, job.out))
+
+
+def float_network(job: Job, model: nn.Module, data: Data | None, terminal: Terminal) -> tuple[nn.Module, int]:
+    """Return the float network and the epochs it was trained here: none but for a built-in one without weights."""
+    if data is None:
+        terminal.note("no --data: sensitivity comes from the weights alone")
+    untrained = job.weights is None and job.model in MODELS
+    if untrained and data is not None and job.retrain:
+        with terminal.training(f"float {job.model}") as progress:
+            result = train(model, data, Recipe(epochs=job.retrain, seed=job.seed), progress=progress)
+        terminal.show(f"float {job.model} on {data.name}: {tables.percent(result.accuracy)} after {job.retrain} epochs")
+        return result.model.eval(), job.retrain
+    if untrained:
+        terminal.note(
+            f"{job.model} has random weights: give --weights, or --data and --retrain, for a plan with meaning"
+        )
+    elif data is not None:
+        accuracy = evaluate(model, data)
+        terminal.show(f"float {job.model} on {data.name}: {tables.percent(accuracy)}")
+        if accuracy < 2 / data.classes:
+            terminal.note(f"the float network is at chance on {data.name}: give --weights that were trained on it")
+    return model, 0
+
+
+def run_sweep(
+    job: Job,
+    model: nn.Module,
+    example: tuple[Any, ...],
+    batches: list[Any] | None,
+    spec: QuantSpec,
+    ratios: tuple[float, ...],
+    terminal: Terminal,
+) -> None:
+    """Plan along a range of budgets, show the points, and write them as CSV and as a picture."""
+    with terminal.steps() as steps:
+        analyses = analyze(
+            model,
+            example,
+            batches=batches,
+            spec=spec,
+            metric=job.sensitivity,
+            observe=steps,
+            progress=steps.advance,
+        )
+        steps(f"plan {len(ratios)} budgets")
+        found = sweep(analyses, ratios)
+    for ratio, reason in found.refused:
+        terminal.note(f"{ratio:g}x has no plan: {reason}")
+    terminal.show(tables.sweep_table(found.points))
+    if not job.dry_run:
+        title = f"{job.model}: predicted {spec.weight_bits}-bit noise, original widths = 1"
+        with replaced(job.out, SWEEP) as fresh:
+            (fresh / SWEEP[0]).write_text(found.to_csv())
+            (fresh / SWEEP[1]).write_text(front_svg(found.points, title))
+        terminal.note(f"written to {job.out}: {', '.join(SWEEP)}")
+    points = [asdict(point) for point in found.points]
+    terminal.finish({"out": None if job.dry_run else str(job.out), "sweep": points})
+
+
+def calibration(data: Data | None, seed: int) -> list[Any] | None:
+    """Return the batches that sensitivity and the quantizers' first ranges come from."""
+    return None if data is None else list(data.batches(CALIBRATION_BATCHES, CALIBRATION_SIZE, seed))
+
+
+def retrain_both(
+    result: RewriteResult,
+    spec: QuantSpec,
+    data: Data,
+    recipe: Recipe,
+    float_epochs: int,
+    out: Path,
+    terminal: Terminal,
+) -> Trained:
+    """Train the uniform and the rewritten network alike, and show the last table."""
+    uniform = quantize(result.original, spec, calibration(data, recipe.seed))
+    networks = {uniform_name(spec): uniform, rewritten_name(spec): result.graph_module}
+    return retrain_networks(result.original, networks, data, recipe, float_epochs, out, terminal)
+
+
+def retrain_networks(
+    float_network: GraphModule,
+    networks: dict[str, GraphModule],
+    data: Data,
+    recipe: Recipe,
+    float_epochs: int,
+    out: Path,
+    terminal: Terminal,
+) -> Trained:
+    """Train networks alike with checkpoints in the result folder, and show the last table."""
+    can_teach = evaluate(float_network, data) >= 2 / data.classes
+    if not can_teach:
+        terminal.note(f"the float network is at chance on {data.name}: it cannot teach, nothing is distilled from it")
+    try:
+        trained = compare(
+            float_network,
+            networks,
+            data,
+            recipe,
+            distill=can_teach,
+            float_epochs=float_epochs,
+            directory=out / artifacts.CHECKPOINTS,
+            watch=terminal.training,
+        )
+    except TrainingError as error:
+        raise TrainingError(f"{error}; the command that goes on: nce-fx retrain {out}") from error
+    terminal.show(tables.comparison_table(trained.comparison))
+    return trained
+
+
+def rewritten_name(spec: QuantSpec) -> str:
+    """Return how tables name the rewritten network: ``NCE 2-bit``."""
+    return f"NCE {spec.weight_bits}-bit"
+
+
+def uniform_name(spec: QuantSpec) -> str:
+    """Return how tables name the network at its own widths: ``uniform 2-bit``."""
+    return f"uniform {spec.weight_bits}-bit"
+
+
+def present(report: RewriteReport, gm: GraphModule, terminal: Terminal) -> None:
+    """Show what the compiler found and decided, and the graph it made."""
+    terminal.show(tables.sensitivity_table(report))
+    terminal.show(tables.plan_table(report))
+    terminal.show(tables.cost_table(report))
+    terminal.show(tables.graph_table(gm))
+
+
+def content(
+    plan: WidthPlan, report: RewriteReport | None, comparison: Comparison | None, out: Path | None
+) -> dict[str, Any]:
+    """Return the one JSON object of `--json`."""
+    return {
+        "out": None if out is None else str(out),
+        "plan": json.loads(plan.to_json()),
+        "rewrite": None if report is None else report.model_dump(mode="json"),
+        "comparison": None if comparison is None else comparison.model_dump(mode="json"),
+    }

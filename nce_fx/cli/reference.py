@@ -1,0 +1,99 @@
+"""What a user gives as text on the command line, made real: arguments, shapes, bits, an example input."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nce_fx.data import Data
+from nce_fx.errors import InputError
+from nce_fx.models import INPUT_SHAPES, MODELS
+from nce_fx.models.loading import load_model, load_weights
+
+
+def build_model(reference: str, args: Mapping[str, Any], *, seed: int, weights: Path | None = None) -> nn.Module:
+    """Build the model that a reference names, in eval mode; the same seed gives the same random weights.
+
+    Raises:
+        InputError: the model cannot be found or built, or the weights do not fit.
+        ArtifactError: the weights cannot be read.
+    """
+    torch.manual_seed(seed)
+    model = load_model(reference, args)
+    if weights is not None:
+        load_weights(model, weights)
+    return model.eval()
+
+
+def example_input(reference: str, shape: str | None, data: Data | None, args: Mapping[str, Any]) -> Tensor:
+    """Return one example batch: of the shape given, the data's, or the built-in model's own.
+
+    Raises:
+        InputError: no shape is known, it does not parse, or it is not the data's.
+    """
+    own = tuple(data.input_shape) if data is not None else INPUT_SHAPES.get(reference)
+    if shape is not None:
+        sizes = parse_shape(shape)
+        if data is not None and sizes[1:] != own:
+            raise InputError(
+                f"--input {shape} is not what {data.name} gives: 1x{shown(data.input_shape)}; leave it out"
+            )
+    elif own is not None:
+        channels = args.get("in_channels", own[0]) if data is None else own[0]
+        sizes = (1, int(channels), *own[1:])
+    else:
+        raise InputError(f"the input of {reference} is not known: give its shape, such as --input 1x3x224x224")
+    return torch.randn(sizes, generator=torch.Generator().manual_seed(0))
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """Return the sizes of a shape such as ``1x3x224x224``.
+
+    Raises:
+        InputError: not a shape.
+    """
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", text):
+        raise InputError(f"--input {text} is not a shape: write batch x channels x height x width, such as 1x3x224x224")
+    return tuple(int(size) for size in text.split("x"))
+
+
+def parse_args(text: str | None) -> dict[str, Any]:
+    """Return the arguments of ``--model-args``.
+
+    Raises:
+        InputError: not a JSON object.
+    """
+    try:
+        args = json.loads(text or "{}")
+    except ValueError as error:
+        raise InputError(f"--model-args is not JSON ({error}): write such as '{{\"num_classes\": 10}}'") from error
+    if not isinstance(args, dict):
+        raise InputError("--model-args is not a JSON object: write such as '{\"num_classes\": 10}'")
+    return args
+
+
+def check_bits(bits: int) -> int:
+    """Return the bits.
+
+    Raises:
+        InputError: outside 1 to 8.
+    """
+    if not 1 <= bits <= 8:
+        raise InputError(f"--bits {bits} is outside 1 to 8: give 2, or another number of bits from 1 to 8")
+    return bits
+
+
+def is_code(reference: str) -> bool:
+    """Return whether a reference names code to import, not something built in."""
+    return ":" in reference and reference not in MODELS and not reference.startswith(("cifar10:", "imagefolder:"))
+
+
+def shown(shape: tuple[int, ...]) -> str:
+    """Return a shape as it is written: ``3x224x224``."""
+    return "x".join(str(size) for size in shape)

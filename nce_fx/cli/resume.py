@@ -1,0 +1,124 @@
+"""Retraining a result folder: what it says of itself, what the user adds, and the training of `nce_fx.comparison`."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nce_fx import artifacts
+from nce_fx.cli.job import calibration, content, retrain_networks, rewritten_name, uniform_name
+from nce_fx.cli.reference import build_model, is_code
+from nce_fx.cli.terminal import Terminal
+from nce_fx.data import load_data
+from nce_fx.errors import InputError
+from nce_fx.passes.transform.quantize import quantize
+from nce_fx.report.records import Manifest, Retraining
+from nce_fx.signature import example_of
+from nce_fx.tracing import trace
+from nce_fx.training import Recipe
+from nce_fx.training.engine import all_reduce_sum, start_engine
+
+
+@dataclass(frozen=True)
+class Resume:
+    """The options of `nce-fx retrain`, by their names."""
+
+    directory: Path
+    data: str | None
+    epochs: int | None
+    seed: int | None
+    model: str | None
+    uniform: bool
+    force: bool
+    as_json: bool
+
+
+def run(job: Resume) -> None:
+    """Train the network of the folder, and put what came of it there.
+
+    Raises:
+        NceFxError: anything that was not right, in one line; the folder is then as it was, its checkpoints kept.
+    """
+    terminal = Terminal.of(job.as_json)
+    manifest = artifacts.read_manifest(job.directory)
+    if manifest.comparison is not None and not job.force:
+        raise InputError(
+            f"{job.directory} is trained ({manifest.comparison.epochs} epochs): --force trains again from its weights"
+        )
+    retraining = asked_for(job, manifest)
+    recipe = Recipe.from_dict(retraining.recipe)
+    data = load_data(retraining.data, seed=recipe.seed)
+    args = manifest.model.args if manifest.model is not None else {}
+    model = build_model(model_of(job.directory, job.model, manifest), args, seed=recipe.seed)
+    rewritten = artifacts.load(job.directory, model)
+    float_network = trace(artifacts.load_float(job.directory, model).eval(), example_of(manifest.inputs))
+    spec = rewritten.meta["spec"]
+    networks = {rewritten_name(spec): rewritten}
+    if retraining.uniform:
+        batches = calibration(data, recipe.seed)
+        networks = {uniform_name(spec): quantize(float_network, spec, batches), **networks}
+
+    about: dict[str, Any] = {
+        "report": manifest.rewrite,
+        "model": manifest.model,
+        "float_model": float_network,
+        "retraining": retraining,
+    }
+    if terminal.is_main and retraining != manifest.retraining:
+        # Another recipe than the checkpoints': they belong to a training that is given up.
+        shutil.rmtree(job.directory / artifacts.CHECKPOINTS, ignore_errors=True)
+    if terminal.is_main:
+        artifacts.save(rewritten, job.directory, force=True, keep_checkpoints=True, **about)
+    # Under torchrun nobody looks for checkpoints before they are as they should be.
+    all_reduce_sum(torch.zeros(1, device=start_engine().device))
+    trained = retrain_networks(float_network, networks, data, recipe, retraining.float_epochs, job.directory, terminal)
+    if terminal.is_main:
+        artifacts.save(
+            trained.networks[rewritten_name(spec)],
+            job.directory,
+            force=True,
+            keep_checkpoints=True,
+            comparison=trained.comparison,
+            **about,
+        )
+    terminal.note(f"written to {job.directory}")
+    terminal.finish(content(rewritten.meta["plan"], manifest.rewrite, trained.comparison, job.directory))
+
+
+def asked_for(job: Resume, manifest: Manifest) -> Retraining:
+    """Return how to retrain: as the folder says, but for what the user says.
+
+    Raises:
+        InputError: neither says which data or how many epochs, or the data in the folder is code.
+    """
+    before = manifest.retraining
+    if before is not None and job.data is None and is_code(before.data):
+        raise InputError(
+            f"{job.directory} was trained on {before.data}: a folder runs no code, add --data {before.data}"
+        )
+    data = job.data or (before.data if before is not None else None)
+    epochs = job.epochs if job.epochs is not None else before.recipe.get("epochs") if before is not None else None
+    if data is None or epochs is None:
+        raise InputError(f"{job.directory} has not been trained before: say --data and --epochs")
+    recipe = Recipe.from_dict(before.recipe) if before is not None else Recipe()
+    recipe = replace(recipe, epochs=epochs, seed=recipe.seed if job.seed is None else job.seed)
+    float_epochs = before.float_epochs if before is not None else 0
+    return Retraining(data=data, recipe=recipe.to_dict(), float_epochs=float_epochs, uniform=job.uniform)
+
+
+def model_of(directory: Path, given: str | None, manifest: Manifest) -> str:
+    """Return the model's reference: the folder's where it is built in, else the user's.
+
+    Raises:
+        InputError: the folder names no model, or code, and the user does not.
+    """
+    named = manifest.model.reference if manifest.model is not None else ""
+    if not (given or named):
+        raise InputError(f"{directory} does not say what model it was made from: add --model")
+    if given is None and is_code(named):
+        raise InputError(f"{directory} was made from {named}: a folder runs no code by itself, add --model {named}")
+    return given or named

@@ -1,0 +1,43 @@
+"""`nce-fx retrain`: train the network of a result folder, or go on where its training was stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nce_fx.cli import options
+
+
+def retrain(
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A folder that `nce-fx rewrite` wrote.", show_default=False)
+    ],
+    data: options.Data = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option("--epochs", metavar="N", help="Epochs; those of the training that was stopped by default."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Seed; that of the training that was stopped by default.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="The model again, where it is not built in: a folder does not run code by itself.",
+        ),
+    ] = None,
+    uniform: Annotated[bool, typer.Option("--uniform/--no-uniform", help="Train the uniform rival as well.")] = True,
+    force: Annotated[
+        bool, typer.Option("--force", help="Train again from the weights in DIR, though it is trained.")
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Retrain the network in DIR, distilled from its float network; a run that was stopped goes on."""
+    given = dict(locals())
+    from nce_fx.cli.resume import Resume, run
+
+    run(Resume(**given))

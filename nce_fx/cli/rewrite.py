@@ -1,0 +1,57 @@
+"""`nce-fx rewrite`: the main job, from a model to a folder with its 2-bit rewrite, retrained where asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nce_fx.cli import options
+
+
+def rewrite(
+    model: options.Model,
+    input_shape: options.Input = None,
+    weights: options.Weights = None,
+    data: options.Data = None,
+    bits: options.Bits = 2,
+    max_macs: Annotated[
+        str,
+        typer.Option(
+            "--max-macs", metavar="1.0x|NUMBER", help="Most multiply-accumulates: a ratio of the original, or a number."
+        ),
+    ] = "1.0x",
+    max_params: Annotated[
+        str,
+        typer.Option(
+            "--max-params", metavar="1.0x|NUMBER", help="Most parameters: a ratio of the original, or a number."
+        ),
+    ] = "1.0x",
+    sensitivity: options.Metric = None,
+    retrain: Annotated[
+        int, typer.Option("--retrain", metavar="EPOCHS", help="Epochs of retraining; the uniform rival gets as many.")
+    ] = 0,
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            "--sweep",
+            metavar="0.6x..2.0x",
+            help="Plan along a range of budgets, draw the Pareto front, rewrite nothing.",
+        ),
+    ] = None,
+    seed: options.Seed = 0,
+    out: options.Out = Path("nce-fx-out"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    as_json: options.Json = False,
+    model_args: options.ModelArgs = None,
+    force: options.Force = False,
+) -> None:
+    """Rewrite MODEL: wider where few bits hurt, narrower where they do not, at no more MACs and parameters.
+
+    A built-in model without --weights is first trained on --data, for as many epochs as --retrain says.
+    """
+    given = dict(locals())
+    from nce_fx.cli.job import Job, run
+
+    run(Job(**given))

@@ -1,0 +1,134 @@
+"""What a run shows: results on stdout, everything else on stderr, and a bar for every step that takes long."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from nce_fx.training.result import StepReport
+
+_WIDE = 120
+"""Columns of tables where the output is a file or a pipe."""
+
+
+def _console(file: Any) -> Console:
+    return Console(file=file, width=None if file.isatty() else _WIDE, highlight=False, soft_wrap=False)
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """Where a run writes. With ``as_json`` stdout gets one JSON object and nothing else."""
+
+    as_json: bool
+    results: Console
+    notes: Console
+    said: list[str] = field(default_factory=list)
+    """Every note so far; `--json` repeats them."""
+
+    @classmethod
+    def of(cls, as_json: bool) -> Terminal:
+        """Return the terminal of this run; only the first of several processes under torchrun speaks."""
+        notes = _console(sys.stderr)
+        notes.quiet = os.environ.get("RANK", "0") != "0"
+        results = notes if as_json or notes.quiet else _console(sys.stdout)
+        return cls(as_json, results, notes)
+
+    @property
+    def is_main(self) -> bool:
+        """True in the one process that writes."""
+        return not self.notes.quiet
+
+    def show(self, renderable: RenderableType) -> None:
+        """Print a table or a text of the result."""
+        self.results.print(renderable)
+        self.results.print()
+
+    def note(self, text: str) -> None:
+        """Say something beside the result."""
+        self.said.append(text)
+        self.notes.print(text, style="dim", markup=False)
+
+    def finish(self, content: dict[str, Any]) -> None:
+        """Print the one JSON object, where it was asked for."""
+        if self.as_json and self.is_main:
+            print(json.dumps(content | {"notes": self.said}, indent=2, allow_nan=False), file=sys.stdout, flush=True)
+
+    @contextmanager
+    def steps(self) -> Iterator[Steps]:
+        """Show named steps as they come, each with a spinner, its batches where it has some, and its time."""
+        bars = Progress(
+            SpinnerColumn(finished_text="✓"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self.notes,
+        )
+        with bars:
+            steps = Steps(bars)
+            yield steps
+            steps.done()
+
+    @contextmanager
+    def training(self, name: str) -> Iterator[Callable[[StepReport], None]]:
+        """Show one training run: epoch, loss, accuracy, time left."""
+        bars = Progress(
+            TextColumn("{task.description:<24}"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(),
+            console=self.notes,
+        )
+        with bars:
+            task = bars.add_task(name, total=None, state="")
+
+            def advance(at: StepReport) -> None:
+                test = "" if at.test_accuracy is None else f", test {at.test_accuracy:.1%}"
+                state = f"epoch {at.epoch}/{at.epochs}, loss {at.loss:.3f}, train {at.accuracy:.1%}{test}"
+                bars.update(task, total=at.steps, completed=at.step, state=state)
+
+            yield advance
+
+
+class Steps:
+    """The steps of one run; call it with the name of each as it starts."""
+
+    def __init__(self, bars: Progress) -> None:
+        self.bars = bars
+        self.current: Any = None
+
+    def __call__(self, name: str) -> None:
+        """Start a step, and end the one before."""
+        self.done()
+        self.current = self.bars.add_task(name, total=None)
+
+    def done(self) -> None:
+        """End the step that runs."""
+        if self.current is not None:
+            task = next(task for task in self.bars.tasks if task.id == self.current)
+            total = task.total if task.total is not None else 1
+            self.bars.update(self.current, total=total, completed=total)
+            self.current = None
+
+    def advance(self, done: int, total: int) -> None:
+        """Move the bar of the step that runs."""
+        if self.current is not None:
+            self.bars.update(self.current, total=total, completed=done)

@@ -1,0 +1,93 @@
+"""The rewritten network beside its rivals: float, uniform low precision at the original widths, and NCE.
+
+Uniform and rewritten are trained alike: the same data, recipe, epochs and teacher (the float network). What differs is
+where the channels are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch.fx import GraphModule
+
+from nce_fx.data import Data
+from nce_fx.report.records import Comparison, ResultRow
+from nce_fx.rewrite import cost_record
+from nce_fx.training import Recipe, StepReport, evaluate, train
+
+Watch = Callable[[str], AbstractContextManager[Callable[[StepReport], None] | None]]
+"""Given the name of a run, a context in which its progress is shown."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The comparison, and the networks it is about, by the names of its rows."""
+
+    comparison: Comparison
+    networks: Mapping[str, GraphModule]
+
+
+def compare(
+    float_network: GraphModule,
+    networks: Mapping[str, GraphModule],
+    data: Data,
+    recipe: Recipe,
+    *,
+    distill: bool = True,
+    float_epochs: int = 0,
+    directory: str | Path | None = None,
+    watch: Watch | None = None,
+) -> Trained:
+    """Train quantized networks alike, distilled from the float network, and hold them side by side.
+
+    Args:
+        float_network: the trained network at its own widths; not trained here.
+        networks: what to train, by name, such as ``{"uniform 2-bit": ..., "NCE 2-bit": ...}``; they are not changed.
+        data: trained on its train split, measured on its test split.
+        recipe: how each is trained.
+        distill: learn from the float network too, not from the classes alone.
+        float_epochs: how long the float network was trained, for the record.
+        directory: checkpoints and logs go to a folder here for each network; a run that was stopped goes on from them.
+        watch: shows progress.
+
+    Raises:
+        TrainingError: training cannot go on; the message says where it stopped.
+    """
+    watch = watch or (lambda name: nullcontext())
+    teacher = float_network if distill else None
+    rows = [_row("float", float_network, evaluate(float_network, data), float_epochs, 0.0)]
+    trained = {}
+    for name, network in networks.items():
+        started = time.monotonic()
+        folder = None if directory is None else Path(directory) / folder_of(name)
+        with watch(name) as progress:
+            result = train(network, data, recipe, teacher=teacher, directory=folder, progress=progress or False)
+        trained[name] = result.graph_module
+        rows.append(_row(name, result.graph_module, result.accuracy, recipe.epochs, time.monotonic() - started))
+    comparison = Comparison(
+        data=data.name, epochs=recipe.epochs, seed=recipe.seed, recipe=recipe.to_dict(), rows=tuple(rows)
+    )
+    return Trained(comparison, trained)
+
+
+def folder_of(network: str) -> str:
+    """Return the name of a network's folder: ``NCE 2-bit`` is ``nce-2-bit``."""
+    return "-".join(network.lower().split())
+
+
+def _row(network: str, gm: GraphModule, accuracy: float, epochs: int, seconds: float) -> ResultRow:
+    cost = cost_record(gm)
+    return ResultRow(
+        network=network,
+        accuracy=accuracy,
+        macs=cost.macs,
+        params=cost.params,
+        bit_ops=cost.bit_ops,
+        weight_bytes=cost.weight_bytes,
+        epochs=epochs,
+        seconds=round(seconds, 3),
+    )

@@ -1,0 +1,244 @@
+"""The compiler, in reading order.
+
+    trace -> analyze (channels, cost, sensitivity) -> plan (budget) -> resize -> quantize
+
+`rewrite` is these six lines. `analyze` and `build` are its halves, for those who plan many times or replay a plan.
+Retraining what comes out is `nce_fx.training`; training it beside its rivals is `nce_fx.comparison`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+from torch.fx import GraphModule
+
+from nce_fx.models.loading import check_finite
+from nce_fx.passes.analysis.channels import ChannelGraph, analyze_channels
+from nce_fx.passes.analysis.cost import CostReport, analyze_cost
+from nce_fx.passes.analysis.sensitivity import SensitivityReport, analyze_sensitivity
+from nce_fx.passes.base import Pipeline
+from nce_fx.passes.planning import Budget, plan_widths
+from nce_fx.passes.transform.quantize import InsertQuantizers, QuantSpec, quantize
+from nce_fx.passes.transform.quantize.places import find_places
+from nce_fx.passes.transform.resize import ResizeChannels
+from nce_fx.plan import WidthPlan
+from nce_fx.report.records import CostRecord, GroupRecord, LayerRecord, RewriteReport
+from nce_fx.tracing import trace
+
+Batches = Sequence[tuple[Any, Any]]
+Observer = Callable[[str], None]
+"""Called with the name of each step as it starts."""
+Progress = Callable[[int, int], None]
+"""Called with (done, in all)."""
+
+
+@dataclass(frozen=True)
+class Analyses:
+    """A traced network and everything the planner wants to know about it."""
+
+    graph_module: GraphModule
+    channels: ChannelGraph
+    cost: CostReport
+    sensitivity: SensitivityReport
+
+
+@dataclass(frozen=True)
+class RewriteResult:
+    """The rewritten network, the plan that made it, and what the compiler found and decided."""
+
+    graph_module: GraphModule
+    plan: WidthPlan
+    report: RewriteReport
+    original: GraphModule
+    """The network as traced: float, at its own widths."""
+
+
+def rewrite(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...],
+    *,
+    batches: Batches | None = None,
+    budget: Budget | None = None,
+    spec: QuantSpec | None = None,
+    metric: str | None = None,
+    min_width: float = 0.25,
+    max_width: float = 2.0,
+    round_to: int = 1,
+    freeze: Iterable[str] = (),
+    only: Iterable[str] = (),
+    seed: int = 0,
+    source: Mapping[str, Any] | None = None,
+    observe: Observer | None = None,
+    progress: Progress | None = None,
+) -> RewriteResult:
+    """Rewrite a model: wider where low precision hurts, narrower where it does not, quantized, within the budget.
+
+    Args:
+        model: any `nn.Module`; it is not changed.
+        example_inputs: a tuple of inputs, as `model` takes them.
+        batches: pairs (inputs, target) from real data; they tell where quantization hurts and how far activations
+            reach. Without them the weights alone must tell.
+        budget: what the rewritten network may cost; no more MACs and no more parameters than `model` by default.
+        spec: bits and quantizers; 2-bit weights and activations by default.
+        metric: the sensitivity metric; by default one by gradient with batches, from the weights without.
+        min_width: the least width of a group, as a ratio of its own.
+        max_width: the greatest width of a group, as a ratio of its own.
+        round_to: widths come in multiples of this.
+        freeze: name patterns of groups that keep their width.
+        only: name patterns of the only groups that may change.
+        seed: of everything random.
+        source: what else the plan shall say of where it comes from, such as the name of the data.
+        observe: called with the name of each step as it starts.
+        progress: called with (done, in all) while sensitivity is measured, the one step that can take long.
+
+    Raises:
+        NceFxError: any step that cannot be done, in one line.
+    """
+    spec = spec or QuantSpec()
+    analyses = analyze(
+        model, example_inputs, batches=batches, spec=spec, metric=metric, observe=observe, progress=progress
+    )
+    plan = plan_analyzed(
+        analyses,
+        budget or Budget(macs=1.0, params=1.0),
+        min_width=min_width,
+        max_width=max_width,
+        round_to=round_to,
+        freeze=freeze,
+        only=only,
+        source={"seed": seed, **(source or {})},
+        observe=observe,
+    )
+    rewritten = build(analyses.graph_module, plan, spec=spec, batches=batches, seed=seed, observe=observe)
+    uniform = quantize(analyses.graph_module, spec)
+    report = describe(analyses, plan, spec, uniform, rewritten)
+    return RewriteResult(rewritten, plan, report, analyses.graph_module)
+
+
+def analyze(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...],
+    *,
+    batches: Batches | None = None,
+    spec: QuantSpec | None = None,
+    metric: str | None = None,
+    observe: Observer | None = None,
+    progress: Progress | None = None,
+) -> Analyses:
+    """Trace a model and analyze its channels, its cost and its sensitivity.
+
+    Raises:
+        InputError: the weights or the sensitivities are not finite.
+        NceFxError: any step that cannot be done, in one line.
+    """
+    say, spec = observe or _silent, spec or QuantSpec()
+    check_finite(model.state_dict(), type(model).__name__)
+    say("trace")
+    gm = trace(model, example_inputs)
+    say("analyze channels")
+    channels = analyze_channels(gm)
+    say("analyze cost")
+    bits = layer_bits(gm, spec)
+    cost = analyze_cost(gm, channels, weight_bits=bits, activation_bits=bits)
+    say("analyze sensitivity")
+    sensitivity = analyze_sensitivity(gm, batches, metric, bits, channels=channels, progress=progress)
+    return Analyses(gm, channels, cost, sensitivity)
+
+
+def layer_bits(gm: GraphModule, spec: QuantSpec) -> dict[str, int]:
+    """Return the bits that each layer's weights will have; layers that stay in float are left out.
+
+    Sensitivity is asked at these bits: a first layer that stays at 8 does not suffer as one at 2 would.
+    """
+    return {place.path: place.bits.weight for place in find_places(gm, spec) if place.bits.weight is not None}
+
+
+def plan_analyzed(
+    analyses: Analyses,
+    budget: Budget,
+    *,
+    source: Mapping[str, Any] | None = None,
+    observe: Observer | None = None,
+    **limits: Any,
+) -> WidthPlan:
+    """Plan the widths of an analyzed network; ``limits`` are those of `plan_widths`, ``source`` is added to the plan's.
+
+    Raises:
+        BudgetError: no plan meets the budget; the message says what the least is.
+    """
+    (observe or _silent)("plan")
+    plan = plan_widths(analyses.channels, analyses.cost, analyses.sensitivity, budget, **limits)
+    return replace(plan, source={**plan.source, **(source or {})})
+
+
+def build(
+    gm: GraphModule,
+    plan: WidthPlan,
+    *,
+    spec: QuantSpec | None = None,
+    batches: Batches | None = None,
+    seed: int = 0,
+    observe: Observer | None = None,
+) -> GraphModule:
+    """Resize a traced network to a plan and insert its quantizers.
+
+    Raises:
+        PlanError: the plan is for another network; the message names the first difference.
+    """
+    say = observe or _silent
+    plan.check(gm)
+    say("resize and quantize")
+    compiler = Pipeline((ResizeChannels(plan, seed=seed), InsertQuantizers(spec or QuantSpec(), batches)))
+    result = compiler(gm).graph_module
+    # Also where the plan changes nothing, and no pass had a reason to say it.
+    result.meta["plan"] = plan
+    return result
+
+
+def describe(
+    analyses: Analyses, plan: WidthPlan, spec: QuantSpec, uniform: GraphModule, rewritten: GraphModule
+) -> RewriteReport:
+    """Return what the compiler found and decided, as a record."""
+    sensitivity = analyses.sensitivity
+    float_cost = analyze_cost(analyses.graph_module, analyses.channels, weight_bits=32, activation_bits=32)
+    return RewriteReport(
+        traced=str(analyses.graph_module.meta.get("traced", "fx")),
+        metric=sensitivity.metric,
+        bits=spec.weight_bits or 32,
+        budget=dict(plan.source.get("budget", {})),
+        original=cost_record(uniform),
+        rewritten=cost_record(rewritten),
+        float_weight_bytes=int(float_cost.total.weight_bytes),
+        groups=tuple(
+            GroupRecord(
+                id=group.id,
+                producers=group.producers,
+                before=group.width,
+                after=plan.widths.get(group.id, group.width),
+                step=group.step,
+                pinned=group.pinned,
+                sensitivity=sensitivity.by_group.get(group.id),
+            )
+            for group in analyses.channels
+        ),
+        layers=tuple(
+            LayerRecord(name=name, weight=float(node.weight), activation=float(node.activation))
+            for name, node in sensitivity.by_node.items()
+        ),
+    )
+
+
+def cost_record(gm: GraphModule) -> CostRecord:
+    """Return what a network costs as it is, at the bits of its own quantizers."""
+    # At its own widths no axis needs a group, so the channels need no analysis.
+    total = analyze_cost(gm, ChannelGraph((), (), {}, {})).total
+    return CostRecord(
+        macs=int(total.macs), params=int(total.params), bit_ops=int(total.bit_ops), weight_bytes=int(total.weight_bytes)
+    )
+
+
+def _silent(stage: str) -> None:
+    pass

@@ -1,0 +1,57 @@
+"""What laws are tried on: a model traced once for each dtype, and random legal widths of its groups."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+import nce_fx
+from nce_fx.passes.analysis.channels import ChannelGraph, ChannelGroup
+from tests.observing import to_dtype
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A model traced in one dtype, with its analysis."""
+
+    gm: GraphModule
+    inputs: tuple[Any, ...]
+    channels: ChannelGraph
+
+
+_TRACED: WeakKeyDictionary[nn.Module, dict[torch.dtype, Traced]] = WeakKeyDictionary()
+
+
+def traced(model: nn.Module, inputs: tuple[Any, ...], dtype: torch.dtype = torch.float64) -> Traced:
+    """Trace and analyze a model once for each dtype."""
+    known = _TRACED.setdefault(model, {})
+    if dtype not in known:
+        own, own_inputs = copy.deepcopy(model).to(dtype).eval(), to_dtype(inputs, dtype)
+        gm = nce_fx.trace(own, own_inputs)
+        known[dtype] = Traced(gm, own_inputs, nce_fx.analyze_channels(gm))
+    return known[dtype]
+
+
+def wider(channels: ChannelGraph, seed: int) -> dict[str, int]:
+    """Return random legal wider widths, up to twice the width, for about half of the unpinned groups."""
+    return _drawn(channels, seed, lambda group: range(1, max(1, group.width // group.step) + 1))
+
+
+def narrower(channels: ChannelGraph, seed: int) -> dict[str, int]:
+    """Return random legal narrower widths for about half of the unpinned groups that can be narrower."""
+    return _drawn(channels, seed, lambda group: range(-((group.width - group.min_width) // group.step), 0))
+
+
+def _drawn(channels: ChannelGraph, seed: int, steps: Callable[[ChannelGroup], range]) -> dict[str, int]:
+    rng = random.Random(seed)
+    choices = {g.id: (g.width, g.step, steps(g)) for g in channels.groups if g.pinned is None and len(steps(g))}
+    chosen = [name for name in choices if rng.random() < 0.5] or list(choices)[:1]
+    return {name: choices[name][0] + rng.choice(choices[name][2]) * choices[name][1] for name in chosen}

@@ -1,0 +1,262 @@
+"""The laws of the compiler, each one function that holds for any model: see the README's "What is guaranteed".
+
+Every law takes a model in eval mode and its example inputs, and raises AssertionError with the numbers where it fails.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_flatten
+
+import nce_fx
+from nce_fx.errors import BudgetError
+from nce_fx.passes.analysis.channels import ChannelGraph
+from nce_fx.passes.transform.resize import kept_channels
+from tests.drawing import narrower, traced, wider
+from tests.observing import (
+    counted,
+    difference,
+    in_training,
+    layers,
+    loss_of,
+    materialize,
+    producing_nodes,
+    reading_axes,
+    run,
+    watched,
+)
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+
+def widening_keeps_the_function(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> None:
+    """Law 1: in float64 and float32, and 1x is the identity bit for bit."""
+    for dtype, tolerance in TOLERANCE.items():
+        t = traced(model, inputs, dtype)
+        before = run(t.gm, t.inputs)
+        faithful = difference(run(copy.deepcopy(model).to(dtype).eval(), t.inputs), before)
+        assert faithful <= tolerance, f"the traced graph differs from the model by {faithful:.2e}"
+        widths = wider(t.channels, seed)
+        off = difference(before, run(nce_fx.resize(t.gm, widths, seed=seed), t.inputs))
+        assert off <= tolerance, f"{dtype}: off by {off:.2e} at {widths}"
+    same = nce_fx.resize(t.gm, t.channels.widths)
+    for x, y in zip(before, run(same, t.inputs), strict=True):
+        assert torch.equal(x, y), "1x is not the identity"
+    for (name, x), y in zip(t.gm.state_dict().items(), same.state_dict().values(), strict=True):
+        assert torch.equal(x, y), f"1x changed {name}"
+
+
+def new_channels_live(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> None:
+    """Law 2: after one training step every new channel has received gradient, and copies have left each other.
+
+    Copies are recognized by what they put out; one whose parent is dead in the original (no gradient, or nothing but
+    zeros) cannot live.
+    """
+    t = traced(model, inputs)
+    widths = wider(t.channels, seed)
+    producers = [p for g in t.channels.groups if widths.get(g.id, g.width) > g.width for p in g.producers]
+    wide = nce_fx.resize(t.gm, widths, seed=seed)
+    axes = producing_nodes(t.gm, producers)
+    old, new = watched(t.gm, t.inputs, axes), watched(wide, t.inputs, axes)
+    reference = watched(in_training(t.gm, dropout=False), t.inputs, axes)
+    torch.autograd.backward(loss_of(reference.outputs))
+    trained = in_training(wide, dropout=False)
+    seen = watched(trained, t.inputs, axes)
+    torch.autograd.backward(loss_of(seen.outputs))
+    moved = [p for p in trained.parameters() if p.grad is not None]
+    nn.utils.clip_grad_norm_(moved, 1.0)
+    torch.optim.SGD(moved, lr=0.1).step()
+    after = (watched(trained, t.inputs, axes), watched(trained.eval(), t.inputs, axes))
+    for name in axes:
+        parents = _parents(old.channels(name), new.channels(name))
+        expected, got = reference.gradients(name).abs().amax(1), seen.gradients(name).abs().amax(1)
+        spoken = torch.minimum(old.channels(name).abs().amax(1), reference.channels(name).abs().amax(1))
+        alive = (expected > 1e-9 * expected.max()) & (spoken > 0)
+        outputs = torch.cat([watch.channels(name) for watch in after], 1)
+        for channel, parent in enumerate(parents):
+            if not alive[parent]:
+                continue
+            assert got[channel] > 0, f"{name}: channel {channel}, copy of {parent}, has no gradient at {widths}"
+            twins = [k for k in range(channel) if parents[k] == parent and torch.equal(outputs[k], outputs[channel])]
+            assert not twins, f"{name}: copies {twins[0]} and {channel} of {parent} stay equal at {widths}"
+
+
+def _parents(old: torch.Tensor, new: torch.Tensor) -> list[int]:
+    distance = torch.cdist(new, old, p=float("inf"), compute_mode="donot_use_mm_for_euclid_dist")
+    least, parent = distance.min(1)
+    worst = float(least.max())
+    assert worst <= 1e-9 * max(1.0, float(old.abs().max())), f"a new channel is no copy of any: {worst:.2e} off"
+    return [int(p) for p in parent]
+
+
+def narrowing_is_removal(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> None:
+    """Law 3: the narrowed model equals the original with zeros where weights read the dropped channels."""
+    t = traced(model, inputs)
+    widths = narrower(t.channels, seed)
+    if not widths:
+        return
+    narrow = nce_fx.resize(t.gm, widths, seed=seed)
+    masked = copy.deepcopy(t.gm)
+    materialize(masked)
+    tensors = dict([*masked.named_parameters(remove_duplicate=False), *masked.named_buffers(remove_duplicate=False)])
+    reading = reading_axes(masked)
+    with torch.no_grad():
+        for (name, axis), kept in kept_channels(t.gm, widths).items():
+            path = re.sub(r"\.parametrizations\.weight\.\w+$", ".weight", name)
+            if (path, axis) in reading and len(kept) < tensors[path].shape[axis]:
+                dropped = sorted(set(range(tensors[path].shape[axis])) - set(kept))
+                tensors[path].index_fill_(axis, torch.tensor(dropped, dtype=torch.long), 0.0)
+    off = difference(run(masked, t.inputs), run(narrow, t.inputs))
+    assert off <= TOLERANCE[torch.float64], f"off by {off:.2e} at {widths}"
+    smaller = sum(p.numel() for p in narrow.parameters())
+    assert smaller < sum(p.numel() for p in t.gm.parameters()), f"nothing became smaller at {widths}"
+
+
+def the_output_is_the_users(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> None:
+    """Law 4: shapes, types, structure, names, state, both modes, gradients; the input model is untouched."""
+    t = traced(model, inputs, torch.float32)
+    state = {name: tensor.clone() for name, tensor in t.gm.state_dict().items()}
+    code, before = t.gm.code, t.gm(*t.inputs)
+    widths = wider(t.channels, seed)
+    for changed in (widths, narrower(t.channels, seed + 1)):
+        wide = nce_fx.resize(t.gm, changed, seed=seed)
+        after = wide(*t.inputs)
+        (old, old_spec), (new, new_spec) = tree_flatten(before), tree_flatten(after)
+        assert old_spec == new_spec, f"the structure {old_spec} became {new_spec}"
+        assert [(x.shape, x.dtype) for x in old] == [(x.shape, x.dtype) for x in new], "shapes or types changed"
+        assert [n for n, _ in wide.named_parameters()] == [n for n, _ in t.gm.named_parameters()], "names changed"
+        assert list(wide.state_dict()) == list(state), "the names in the state changed"
+        other = nce_fx.resize(t.gm, changed, seed=seed + 1)
+        other.load_state_dict(wide.state_dict(), strict=True)
+        for x, y in zip(new, tree_flatten(other(*t.inputs))[0], strict=True):
+            assert torch.equal(x, y), "the state does not carry over to a model of the same widths"
+        in_training(wide)(*t.inputs)
+    assert t.gm.code == code, "resize changed the code of its input"
+    for name, tensor in t.gm.state_dict().items():
+        assert torch.equal(state[name], tensor), f"resize changed {name} of its input"
+    _gradients_reach_all(t.gm, nce_fx.resize(t.gm, widths, seed=seed), t.inputs)
+
+
+def _gradients_reach_all(gm: GraphModule, wide: GraphModule, inputs: tuple[Any, ...]) -> None:
+    old, new = copy.deepcopy(gm), copy.deepcopy(wide)
+    for each in (old, new):
+        torch.autograd.backward(loss_of(each(*inputs)))
+    now = dict(new.named_parameters())
+    for name, parameter in old.named_parameters():
+        if parameter.grad is not None and float(parameter.grad.abs().max()) > 1e-5:
+            gradient = now[name].grad
+            assert gradient is not None, f"no gradient reaches {name} any more"
+            assert float(gradient.abs().max()) > 0, f"no gradient reaches {name} any more"
+
+
+def nothing_is_silent(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> None:
+    """Law 5: every convolution and linear is in exactly one group; pinned ones say where and why.
+
+    A weight that makes channels along both its axes (tied weights) is in two, pinned both. The output itself has no
+    line in the user's source that fx knows of.
+    """
+    t = traced(model, inputs)
+    parameters = dict(t.gm.named_parameters(remove_duplicate=False))
+    for node, paths in layers(t.gm).items():
+        weights = {id(parameters[f"{path}.weight"]) for path in paths if f"{path}.weight" in parameters}
+        tied = {name.removesuffix(".weight") for name, p in parameters.items() if id(p) in weights}
+        computed = {
+            name for name in parameters for path in paths if name.startswith(f"{path}.parametrizations.weight.")
+        }
+        names = paths | tied | computed
+        groups = [g for g in t.channels.groups if names & set(g.producers)]
+        once = len(groups) == 1 or (groups and all(g.pinned for g in groups))
+        assert once, f"{node} ({', '.join(sorted(names))}) is in {len(groups)} groups: {[g.id for g in groups]}"
+    ids = [g.id for g in t.channels.groups]
+    assert len(set(ids)) == len(ids), f"two groups have one id: {sorted(i for i in ids if ids.count(i) > 1)}"
+    lines = [node.name for node in t.gm.graph.nodes]
+    for group in t.channels.groups:
+        if group.pinned is not None:
+            assert any(name in group.pinned for name in lines), f"{group.id}: no node is named in {group.pinned!r}"
+            if t.gm.meta.get("traced") == "fx" and "(output)" not in group.pinned:
+                assert ".py:" in group.pinned, f"{group.id}: no source line in {group.pinned!r}"
+
+
+def cost_is_exact(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> None:
+    """Law 6: the cost at any widths is what PyTorch counts on the model resized to them."""
+    t = traced(model, inputs, torch.float32)
+    cost = nce_fx.analyze_cost(t.gm, t.channels)
+    assert (cost.macs, cost.params) == counted(t.gm, t.inputs), "the original is not counted right"
+    for widths in (
+        wider(t.channels, seed),
+        narrower(t.channels, seed),
+        {**wider(t.channels, seed + 1), **narrower(t.channels, seed + 2)},
+    ):
+        at, resized = cost.at(widths), nce_fx.resize(t.gm, widths)
+        assert (at.macs, at.params) == counted(resized, t.inputs), f"at {widths}"
+
+
+@dataclass(frozen=True)
+class _Sensitivity:
+    """Made up, but fixed: a number for each name."""
+
+    by_group: dict[str, float]
+    metric: str = "made up"
+
+    @staticmethod
+    def of(channels: ChannelGraph, seed: int) -> _Sensitivity:
+        return _Sensitivity({g.id: 0.1 + zlib.crc32(f"{g.id}{seed}".encode()) / 2**32 for g in channels.groups})
+
+
+def the_budget_holds(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> None:
+    """Law 7: a plan costs no more than its budget, as counted on the resized model; or it is refused in words."""
+    t = traced(model, inputs, torch.float32)
+    cost = nce_fx.analyze_cost(t.gm, t.channels)
+    macs, parameters = counted(t.gm, t.inputs)
+    for ratio in ({"macs": 1.0, "params": 1.0}, {"params": 1.3, "macs": 0.8}, {"macs": 0.01}):
+        refusal = ""
+        try:
+            plan = nce_fx.plan_widths(t.channels, cost, _Sensitivity.of(t.channels, seed), nce_fx.Budget(**ratio))
+        except BudgetError as error:
+            refusal = str(error)
+        if refusal:
+            assert min(ratio.values()) < 1, f"the original itself is within {ratio}, yet: {refusal}"
+            assert len(refusal.split()) > 4, f"refused without words: {refusal}"
+            continue
+        counts = counted(nce_fx.resize(t.gm, plan), t.inputs)
+        assert counts[0] <= macs * ratio.get("macs", 1e9), f"{counts[0]} MACs of {macs} at {ratio}: {plan.changed}"
+        assert counts[1] <= parameters * ratio.get("params", 1e9), f"{counts[1]} of {parameters} at {ratio}"
+
+
+def the_same_again(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> None:
+    """Law 8: the same plan byte for byte, and the same weights, from two runs that share nothing."""
+    plans, states = [], []
+    for _ in range(2):
+        gm = nce_fx.trace(copy.deepcopy(model), inputs)
+        channels = nce_fx.analyze_channels(gm)
+        sensitivity = nce_fx.analyze_sensitivity(gm, None, channels=channels)
+        cost = nce_fx.analyze_cost(gm, channels)
+        plan = nce_fx.plan_widths(channels, cost, sensitivity, nce_fx.Budget(macs=1.2, params=1.2))
+        plans.append(plan.to_json())
+        states.append(nce_fx.resize(gm, plan, seed=seed).state_dict())
+    assert plans[0] == plans[1], "two runs gave two plans"
+    assert list(states[0]) == list(states[1]), "two runs gave other names"
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]), f"two runs gave two {name}"
+
+
+LAWS: Mapping[str, Callable[..., None]] = {
+    "1_widening_keeps_the_function": widening_keeps_the_function,
+    "2_new_channels_live": new_channels_live,
+    "3_narrowing_is_removal": narrowing_is_removal,
+    "4_the_output_is_the_users": the_output_is_the_users,
+    "5_nothing_is_silent": nothing_is_silent,
+    "6_cost_is_exact": cost_is_exact,
+    "7_the_budget_holds": the_budget_holds,
+    "8_the_same_again": the_same_again,
+}
+"""Number and name of the law -> the function that states it."""

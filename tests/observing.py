@@ -1,0 +1,251 @@
+"""What the laws look at: outputs of any structure, layers of a graph found without the analysis, operations counted."""
+
+from __future__ import annotations
+
+import copy
+import operator
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.fx import GraphModule, Interpreter, Node
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils.flop_counter import FlopCounterMode
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVOLUTION_CALLS = {F.conv1d, F.conv2d, F.conv3d, *(getattr(torch.ops.aten, f"conv{n}d").default for n in (1, 2, 3))}
+_LINEAR_CALLS = {F.linear, torch.ops.aten.linear.default}
+_PRODUCTS = {operator.matmul, torch.matmul, torch.mm, torch.ops.aten.matmul.default, "matmul", "mm"}
+
+
+def to_dtype(value: Any, dtype: torch.dtype) -> Any:
+    """Return a structure with its floating point tensors in another type."""
+    return tree_map(lambda t: t.to(dtype) if isinstance(t, torch.Tensor) and t.is_floating_point() else t, value)
+
+
+def run(model: nn.Module, inputs: tuple[Any, ...]) -> list[Any]:
+    """Return the leaves of the model's outputs, without gradients."""
+    with torch.no_grad():
+        return tree_flatten(model(*inputs))[0]
+
+
+def difference(a: list[Any], b: list[Any]) -> float:
+    """Return the largest difference as a share of the largest output."""
+    assert len(a) == len(b), f"{len(a)} outputs became {len(b)}"
+    worst, largest = 0.0, 0.0
+    for x, y in zip(a, b, strict=True):
+        assert x.shape == y.shape, f"an output of shape {tuple(x.shape)} became {tuple(y.shape)}"
+        assert bool(x.isfinite().all()), "the original's output is not finite: the zoo model proves nothing"
+        assert bool(y.isfinite().all()), "the output is not finite"
+        if x.numel():
+            worst = max(worst, float((x.double() - y.double()).abs().max()))
+            largest = max(largest, float(x.double().abs().max()))
+    assert largest > 0, "all outputs are zero: nothing was compared"
+    return worst / largest
+
+
+def counted(gm: nn.Module, inputs: tuple[Any, ...]) -> tuple[int, int]:
+    """Return multiply-accumulates by PyTorch's own counter, and the parameters; fused kernels are taken apart."""
+    with (
+        warnings.catch_warnings(action="ignore"),
+        FlopCounterMode(display=False, custom_mapping={torch.ops.aten._trilinear: _bilinear_flops}) as counter,
+        sdpa_kernel(SDPBackend.MATH),
+        torch.backends.mkldnn.flags(enabled=False),
+        torch.enable_grad(),
+    ):
+        gm(*inputs)
+    return counter.get_total_flops() // 2, sum(p.numel() for p in gm.parameters())
+
+
+def _bilinear_flops(x: Any, weight: Any, y: Any, *_: Any, **__: Any) -> int:
+    """What PyTorch's counter does not know: every row meets the whole weight."""
+    return int(2 * x[0] * torch.Size(weight).numel())
+
+
+def loss_of(outputs: Any) -> torch.Tensor:
+    """Return the mean squared distance of all outputs from fixed random targets."""
+    generator = torch.Generator().manual_seed(7)
+    loss = torch.zeros((), dtype=torch.float64)
+    for leaf in tree_flatten(outputs)[0]:
+        if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
+            target = torch.randn(leaf.shape, generator=generator, dtype=torch.float64)
+            loss = loss + (leaf.double() - target).square().mean()
+    return loss
+
+
+def weight_node(node: Node) -> tuple[Node | None, str]:
+    """Return the weight argument of a functional layer and the layer's kind, or nothing where it is none."""
+    if node.op not in ("call_function", "call_method"):
+        return None, ""
+    if node.target in _CONVOLUTION_CALLS:
+        kind = "convolution"
+    elif node.target in _LINEAR_CALLS:
+        kind = "linear"
+    elif node.target in _PRODUCTS:
+        kind = "product"
+    else:
+        return None, ""
+    weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
+    return (weight if isinstance(weight, Node) else None), kind
+
+
+def ancestors(node: Node | None) -> Iterator[str]:
+    """Yield the paths of the parameters that a value is computed from; none where an input takes part."""
+    pending, seen, paths = [node] if node is not None else [], set(), []
+    while pending:
+        current = pending.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        if current.op in ("placeholder", "call_module"):
+            return
+        if current.op == "get_attr":
+            paths.append(str(current.target))
+        pending.extend(current.all_input_nodes)
+    yield from paths
+
+
+def groups_argument(node: Node) -> int:
+    value = node.kwargs.get("groups", node.args[6] if len(node.args) > 6 else 1)
+    return value if isinstance(value, int) else 1
+
+
+def layers(gm: GraphModule) -> dict[str, set[str]]:
+    """Return every convolution and linear layer by its node, with the module or the parameters that hold its weight."""
+    found: dict[str, set[str]] = {}
+    for node in gm.graph.nodes:
+        if node.op == "call_module":
+            module = gm.get_submodule(str(node.target))
+            if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)):
+                found[node.name] = {str(node.target)}
+        weight, kind = weight_node(node)
+        if kind in ("convolution", "linear"):
+            paths = {path.removesuffix(".weight") for path in ancestors(weight)}
+            if paths:
+                found[node.name] = paths
+    return found
+
+
+def reading_axes(gm: GraphModule) -> set[tuple[str, int]]:
+    """Return the parameter axes that are summed against input channels, found from the graph alone."""
+    result: set[tuple[str, int]] = set()
+    for node in gm.graph.nodes:
+        if node.op == "call_module":
+            module, path = gm.get_submodule(str(node.target)), f"{node.target}.weight"
+            if isinstance(module, CONVOLUTIONS) and module.groups == 1:
+                result.add((path, 1))
+            elif isinstance(module, TRANSPOSED) and module.groups == 1:
+                result.add((path, 0))
+            elif isinstance(module, nn.Linear):
+                result.add((path, 1))
+            elif isinstance(module, nn.RNNBase):
+                result.update(
+                    (f"{node.target}.{n}", 1) for n, _ in module.named_parameters() if n.startswith("weight_")
+                )
+        weight, kind = weight_node(node)
+        if weight is None or (kind == "convolution" and groups_argument(node) != 1):
+            continue
+        dims = len(weight.meta["tensor_meta"].shape)
+        axis = dims - 2 if kind == "product" else 1
+        length = weight.meta["tensor_meta"].shape[axis]
+        for path in ancestors(weight):
+            shape = _tensor(gm, path).shape
+            if len(shape) == dims and shape[axis] == length:
+                result.add((path, axis))
+            elif len(shape) == 2 and kind == "linear" and shape[0] == length:
+                result.add((path, 0))
+    result.update(_einsum_axes(gm))
+    first = {id(_tensor(gm, path)): path for path, _ in sorted(result, reverse=True)}
+    return result | {(first[id(_tensor(gm, path))], axis) for path, axis in result}
+
+
+def materialize(gm: GraphModule) -> None:
+    """Turn parametrized weights into plain ones, in place.
+
+    Copies of a parametrized module share the class that was made for it, and removal would take its ``weight`` away.
+    """
+    for module in gm.modules():
+        if parametrize.is_parametrized(module, "weight"):
+            shared = type(module)
+            module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
+            parametrize.remove_parametrizations(module, "weight")
+
+
+def _einsum_axes(gm: GraphModule) -> Iterator[tuple[str, int]]:
+    for node in gm.graph.nodes:
+        if node.target is torch.einsum:
+            inputs, _, result = str(node.args[0]).replace(" ", "").partition("->")
+            for letters, operand in zip(inputs.split(","), node.args[1:], strict=True):
+                if isinstance(operand, Node) and operand.op == "get_attr":
+                    yield from ((str(operand.target), k) for k, letter in enumerate(letters) if letter not in result)
+
+
+def _tensor(gm: GraphModule, path: str) -> torch.Tensor:
+    owner, _, name = path.rpartition(".")
+    tensor = getattr(gm.get_submodule(owner), name)
+    assert isinstance(tensor, torch.Tensor)
+    return tensor
+
+
+def producing_nodes(gm: GraphModule, producers: Iterable[str]) -> dict[str, int]:
+    """Return the names of the nodes that use these producers, with the axis of their output channels."""
+    wanted, result = set(producers), {}
+    for node in gm.graph.nodes:
+        if node.op == "call_module" and str(node.target) in wanted:
+            module = gm.get_submodule(str(node.target))
+            if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
+                result[node.name] = 1
+            elif isinstance(module, (nn.Linear, nn.Embedding)):
+                result[node.name] = -1
+        weight, kind = weight_node(node)
+        if weight is not None and weight.op == "get_attr" and str(weight.target).removesuffix(".weight") in wanted:
+            result[node.name] = 1 if kind == "convolution" else -1
+    return result
+
+
+class Watch(Interpreter):
+    """Runs a graph and keeps the values of some nodes, channels first, with their gradients after ``backward``."""
+
+    def __init__(self, gm: GraphModule, axes: dict[str, int]) -> None:
+        super().__init__(gm)
+        self.axes = axes
+        self.values: dict[str, torch.Tensor] = {}
+        self.outputs: Any = None
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        if n.name in self.axes:
+            if value.requires_grad:
+                value.retain_grad()
+            self.values[n.name] = value
+        return value
+
+    def channels(self, name: str) -> torch.Tensor:
+        return self.values[name].detach().movedim(self.axes[name], 0).flatten(1)
+
+    def gradients(self, name: str) -> torch.Tensor:
+        value = self.values[name]
+        gradient = value.grad if value.grad is not None else torch.zeros_like(value)
+        return gradient.movedim(self.axes[name], 0).flatten(1)
+
+
+def watched(gm: GraphModule, inputs: tuple[Any, ...], axes: dict[str, int]) -> Watch:
+    """Run the graph once and return what was seen."""
+    watch = Watch(gm, axes)
+    watch.outputs = watch.run(*inputs)
+    return watch
+
+
+def in_training(gm: GraphModule, dropout: bool = True) -> GraphModule:
+    """Return a copy in training mode; dropout draws by the element, so it cannot be the same at other widths."""
+    result = copy.deepcopy(gm).train()
+    for module in result.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.train(dropout)
+    return result

@@ -1,0 +1,116 @@
+"""What the laws over whole models do not show: ways of tracing, what is said of a pin, errors in words."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import nce_fx
+from nce_fx.errors import ChannelError, TraceError
+from nce_fx.models import MODELS
+
+
+def image(channels: int = 3) -> torch.Tensor:
+    return torch.randn(2, channels, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Branching(nn.Module):
+    """Control flow on values' sizes inside a helper, which symbolic tracing cannot follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.drop = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Dropout(0.5)
+        self.b = nn.Linear(6, 4)
+
+    def forward(self, x):
+        x = self.norm(self.a(x))
+        for _ in range(x.shape[-1] // 3):
+            x = F.relu(x)
+        return self.b(self.drop(x.mean((2, 3))))
+
+
+class Sorted(nn.Module):
+    """Channels in the order of their values: nothing that copies keep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x):
+        return self.b(torch.sort(self.a(x), dim=1).values)
+
+
+def test_trace_says_how_and_keeps_the_names_of_parameters():
+    model = Branching().eval()
+    gm = nce_fx.trace(model, (image(),))
+    assert gm.meta["traced"] == "export"
+    assert {name for name, _ in gm.named_parameters()} == {name for name, _ in model.named_parameters()}
+    assert nce_fx.trace(MODELS["resnet8"]().eval(), (image(),)).meta["traced"] == "fx"
+
+
+def test_an_exported_graph_follows_the_mode_and_takes_any_batch():
+    gm = nce_fx.trace(Branching().eval(), (image(),))
+    wide = nce_fx.resize(gm, {"a": 9})
+    assert torch.allclose(wide(image()), gm(image()), atol=1e-5)
+    assert gm(torch.cat([image()] * 3)).shape == (6, 4)
+    before = wide.get_buffer("norm.running_mean").clone()
+    wide.train()(image())
+    assert not torch.equal(wide.get_buffer("norm.running_mean"), before)
+
+
+def test_what_mixes_channels_is_pinned_with_the_op_and_the_line():
+    gm = nce_fx.trace(Sorted().eval(), (image(),))
+    reason = nce_fx.analyze_channels(gm)["a"].pinned
+    assert reason is not None
+    assert "sort" in reason
+    assert "test_channels.py:" in reason
+
+
+def test_a_quantized_graph_can_be_analyzed_and_costed_but_not_resized():
+    gm = nce_fx.trace(MODELS["resnet8"]().eval(), (image(),))
+    quantized = nce_fx.quantize(gm)
+    assert all(group.pinned for group in nce_fx.analyze_channels(quantized))
+    assert nce_fx.analyze_cost(quantized).total.macs == nce_fx.analyze_cost(gm).total.macs
+    with pytest.raises(ChannelError, match="pinned at"):
+        nce_fx.resize(quantized, {"conv1": 8})
+
+
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [
+        ({"conv9": 8}, "no channel group 'conv9'"),
+        ({"fc": 12}, "fc is pinned at 10"),
+        ({"conv1": 0}, "cannot be 0 wide"),
+    ],
+)
+def test_widths_that_cannot_be_are_refused_in_words(widths, message):
+    gm = nce_fx.trace(MODELS["resnet8"]().eval(), (image(),))
+    with pytest.raises(ChannelError, match=message):
+        nce_fx.resize(gm, widths)
+
+
+def test_an_input_that_does_not_fit_is_named():
+    with pytest.raises(TraceError, match="does not take the example input \\(2x1x8x8\\)"):
+        nce_fx.trace(MODELS["resnet8"]().eval(), (image(1),))
+
+
+def test_resizing_again_and_back():
+    gm = nce_fx.trace(MODELS["resnet8"]().eval().double(), (image().double(),))
+    wide = nce_fx.resize(nce_fx.resize(gm, {"conv1": 6}), {"conv1": 7, "layer1.0.conv1": 9})
+    assert torch.allclose(wide(image().double()), gm(image().double()), rtol=0, atol=1e-12)
+    assert nce_fx.analyze_channels(wide)["conv1"].width == 7
+
+
+def test_dropout_follows_the_mode():
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(8, 8)
+
+        def forward(self, x):
+            return F.dropout(self.fc(x), 0.5, self.training)
+
+    gm = nce_fx.trace(Dropping().eval(), (torch.randn(2, 8),))
+    x = torch.randn(64, 8)
+    assert torch.equal(gm(x), gm(x))
+    assert (gm.train()(x) == 0).any()

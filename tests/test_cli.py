@@ -1,0 +1,371 @@
+"""The command line as users meet it: what goes where, the exit codes, one line for everything that is wrong."""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from typer.testing import CliRunner
+
+from nce_fx import artifacts
+from nce_fx.cli import app
+from nce_fx.models import MODELS
+
+USER_MODELS = """
+import torch
+from torch import nn
+
+def tiny(classes=10, channels=1):
+    return nn.Sequential(nn.Conv2d(channels, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, classes))
+
+def raises():
+    raise RuntimeError("no such depth\\nsecond line")
+
+def not_a_module():
+    return 3
+
+def with_nan():
+    model = tiny()
+    model[2].weight.data[0, 0, 0, 0] = float("nan")
+    return model
+
+def huge():
+    model = tiny()
+    model[6].weight.data.fill_(3e38)
+    return model
+
+NUMBER = 3
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_models.py").write_text(USER_MODELS)
+    return tmp_path
+
+
+def call(*args):
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def refused(*args):
+    """Run a command that must be refused: exit 1, nothing on stdout, and one line on stderr, which is returned."""
+    result = call(*args)
+    assert result.exit_code == 1, (result.output, result.exception)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("nce-fx: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in result.output
+    assert lines[0] == result.stderr.splitlines()[-1]
+    return lines[0]
+
+
+def listing(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if "__pycache__" not in path.parts)
+
+
+BAD = {
+    "unknown model": (["no_such_net"], "no model 'no_such_net'"),
+    "misspelt model": (["resnet88"], "did you mean 'resnet8'"),
+    "module that is not there": (["no_such_package.nets:tiny"], "no_such_package"),
+    "callable that is not there": (["own_models:tinny"], "did you mean 'tiny'"),
+    "file that is not there": (["nets/none.py:tiny"], "nets/none.py"),
+    "not a callable": (["own_models:NUMBER"], "NUMBER"),
+    "factory that raises": (["own_models:raises", "--input", "1x1x8x8"], "no such depth"),
+    "factory of something else": (["own_models:not_a_module", "--input", "1x1x8x8"], "not a torch.nn.Module"),
+    "no input shape": (["own_models:tiny"], "--input"),
+    "input of the wrong shape": (["own_models:tiny", "--input", "1x3x8x8"], "1, 3, 8, 8"),
+    "input that is no shape": (["resnet8", "--input", "1x3x"], "not a shape"),
+    "input that is not the data's": (["resnet8", "--data", "digits", "--input", "1x3x8x8"], "leave it out"),
+    "data that is not there": (["resnet8", "--data", "digitz"], "digitz"),
+    "folder of data that is not there": (["resnet8", "--data", "imagefolder:nowhere"], "nowhere"),
+    "CIFAR folder that is not there": (["resnet8", "--data", "cifar10:nowhere"], "nowhere"),
+    "data callable that is not there": (["resnet8", "--data", "own_models:no_data"], "no_data"),
+    "weights that are not there": (["resnet8", "--weights", "none.safetensors"], "none.safetensors"),
+    "budget that cannot be met": (["resnet8", "--max-macs", "0.001x"], "least"),
+    "parameters that cannot be met": (["resnet8", "--max-params", "20"], "least"),
+    "budget that is no number": (["resnet8", "--max-macs", "much"], "much"),
+    "no bits": (["resnet8", "--bits", "0"], "1 to 8"),
+    "too many bits": (["resnet8", "--bits", "9"], "1 to 8"),
+    "NaN in the weights": (["own_models:with_nan", "--input", "1x1x8x8"], "2.weight"),
+    "arguments that are not JSON": (["resnet8", "--model-args", "{width: 4}"], "not JSON"),
+    "arguments that are no object": (["resnet8", "--model-args", "[4]"], "not a JSON object"),
+    "arguments that the model does not take": (["resnet8", "--model-args", '{"depth": 4}'], "depth"),
+    "unknown metric": (["resnet8", "--sensitivity", "guess"], "guess"),
+    "retraining without data": (["resnet8", "--retrain", "1"], "--data"),
+    "negative epochs": (["resnet8", "--data", "digits", "--retrain", "-1"], "--retrain -1"),
+}
+
+
+@pytest.mark.parametrize(("args", "says"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_line_and_writes_nothing(here, args, says):
+    before = listing(here)
+    assert says in refused("rewrite", *args, "--out", "result")
+    assert listing(here) == before
+
+
+def test_weights_that_do_not_fit_name_the_keys(here):
+    state = {name: value.clone() for name, value in MODELS["resnet8"]().state_dict().items()}
+    state["fc.weight"] = torch.zeros(3, 3)
+    state["head.bias"] = state.pop("fc.bias")
+    save_file(state, here / "other.safetensors")
+    line = refused("rewrite", "resnet8", "--weights", "other.safetensors", "--out", "result")
+    assert all(key in line for key in ("fc.weight", "fc.bias", "head.bias"))
+    assert not (here / "result").exists()
+
+
+def test_truncated_and_foreign_weights_are_refused(here):
+    save_file(MODELS["resnet8"]().state_dict(), here / "cut.safetensors")
+    whole = (here / "cut.safetensors").read_bytes()
+    (here / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    torch.save(MODELS["resnet8"]().state_dict(), here / "pickle.pt")
+    for name in ("cut.safetensors", "pickle.pt"):
+        assert name in refused("rewrite", "resnet8", "--weights", name, "--out", "result")
+
+
+def test_nan_in_a_weights_file_is_refused(here):
+    state = {name: value.clone() for name, value in MODELS["resnet8"]().state_dict().items()}
+    state["conv1.weight"][0, 0, 0, 0] = float("nan")
+    save_file(state, here / "nan.safetensors")
+    assert "conv1.weight" in refused("rewrite", "resnet8", "--weights", "nan.safetensors", "--out", "result")
+
+
+def test_a_sensitivity_that_is_not_finite_is_refused(here):
+    line = refused("rewrite", "own_models:huge", "--data", "digits", "--out", "result")
+    assert "NaN" in line or "finite" in line
+    assert not (here / "result").exists()
+
+
+def test_a_folder_with_a_result_is_refused_unless_forced(here):
+    assert call("rewrite", "resnet8", "--out", "result").exit_code == 0
+    (here / "result" / "mine.txt").write_text("keep me")
+    first = (here / "result" / "plan.json").read_bytes()
+    line = refused("rewrite", "resnet8", "--out", "result", "--max-macs", "0.8x")
+    assert "result" in line
+    assert "--force" in line
+    assert (here / "result" / "plan.json").read_bytes() == first
+    assert call("rewrite", "resnet8", "--out", "result", "--max-macs", "0.8x", "--force").exit_code == 0
+    assert (here / "result" / "plan.json").read_bytes() != first
+    assert (here / "result" / "mine.txt").read_text() == "keep me"
+
+
+def test_an_out_that_is_a_file_is_refused(here):
+    (here / "result").write_text("a file")
+    assert "is a file" in refused("rewrite", "resnet8", "--out", "result")
+    assert (here / "result").read_text() == "a file"
+
+
+def test_a_folder_that_cannot_be_written_is_refused(here):
+    (here / "file").write_text("")
+    assert "file" in refused("rewrite", "resnet8", "--out", "file/result")
+
+
+def test_without_data_it_says_where_sensitivity_comes_from(here):
+    result = call("rewrite", "resnet8", "--out", "result")
+    assert result.exit_code == 0
+    assert "from the weights alone" in result.stderr
+    assert listing(here / "result") == sorted(
+        ["float.safetensors", "graph.txt", "model.safetensors", "plan.json", "report.html", "report.json"]
+    )
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(here):
+    before = listing(here)
+    result = call("rewrite", "resnet8", "--dry-run", "--out", "result")
+    assert result.exit_code == 0
+    assert "channels before -> after" in result.stdout
+    assert listing(here) == before
+
+
+def test_json_is_one_object_and_nothing_else(here):
+    result = call("rewrite", "resnet8", "--dry-run", "--json")
+    content = json.loads(result.stdout)
+    assert content["out"] is None
+    assert content["rewrite"]["rewritten"]["macs"] <= content["rewrite"]["original"]["macs"]
+    assert content["rewrite"]["rewritten"]["params"] <= content["rewrite"]["original"]["params"]
+    assert content["plan"]["widths"].keys() == content["plan"]["original"].keys()
+    assert "channels before -> after" in result.stderr
+
+
+def test_the_main_job_end_to_end(here):
+    """One epoch, so that it is quick; the accuracy means nothing, everything else is as in the demo."""
+    args = ["rewrite", "resnet8", "--data", "digits", "--retrain", "1", "--json"]
+    result = call(*args, "--out", "one")
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["comparison"]["rows"]
+    assert [row["network"] for row in rows] == ["float", "uniform 2-bit", "NCE 2-bit"]
+    float_row, uniform, rewritten = rows
+    assert rewritten["macs"] <= uniform["macs"] == float_row["macs"]
+    assert rewritten["params"] <= uniform["params"]
+    assert uniform["weight_bytes"] < float_row["weight_bytes"] / 4
+    assert all(0 <= row["accuracy"] <= 1 for row in rows)
+    assert call(*args, "--out", "two").exit_code == 0
+    assert (here / "one" / "plan.json").read_bytes() == (here / "two" / "plan.json").read_bytes()
+    assert load_file(here / "one" / "model.safetensors").keys() == load_file(here / "two" / "model.safetensors").keys()
+    for name, value in load_file(here / "one" / "model.safetensors").items():
+        assert torch.equal(value, load_file(here / "two" / "model.safetensors")[name]), name
+
+
+def test_apply_replays_a_plan_to_the_same_weights(here):
+    torch.manual_seed(0)
+    save_file(MODELS["resnet8"](in_channels=1).state_dict(), here / "float.safetensors")
+    given = ["--weights", "float.safetensors", "--data", "digits", "--seed", "3"]
+    assert call("rewrite", "resnet8", *given, "--out", "one").exit_code == 0
+    result = call("apply", "resnet8", "one/plan.json", *given, "--out", "two")
+    assert result.exit_code == 0, result.output
+    assert (here / "one" / "plan.json").read_bytes() == (here / "two" / "plan.json").read_bytes()
+    assert (here / "one" / "model.safetensors").read_bytes() == (here / "two" / "model.safetensors").read_bytes()
+
+
+def test_apply_refuses_a_plan_for_another_model(here):
+    assert call("rewrite", "resnet8", "--out", "one").exit_code == 0
+    wider = '{"width": 6}'
+    line = refused("apply", "resnet8", "one/plan.json", "--model-args", wider, "--out", "two")
+    assert "another model" in line
+    assert "another model" in refused("apply", "resnet20", "one/plan.json", "--out", "two")
+    (here / "plan.json").write_text("{")
+    assert "not JSON" in refused("apply", "resnet8", "plan.json", "--out", "two")
+    assert "none.json" in refused("apply", "resnet8", "none.json", "--out", "two")
+    assert not (here / "two").exists()
+
+
+def test_a_model_from_a_file_and_from_a_module(here):
+    for reference in ("own_models:tiny", "own_models.py:tiny"):
+        result = call("rewrite", reference, "--input", "1x2x8x8", "--model-args", '{"channels": 2}', "--dry-run")
+        assert result.exit_code == 0, result.output
+
+
+def test_retrain_a_result_that_was_not_trained(here):
+    assert call("rewrite", "resnet8", "--data", "digits", "--out", "result").exit_code == 0
+    assert "--epochs" in refused("retrain", "result")
+    result = call("retrain", "result", "--data", "digits", "--epochs", "1", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["comparison"]["epochs"] == 1
+    assert "cannot teach" in result.stderr
+    assert "is trained" in refused("retrain", "result")
+    assert call("retrain", "result", "--force", "--no-uniform", "--json").exit_code == 0
+
+
+def test_retrain_runs_no_code_that_only_the_folder_names(here):
+    assert call("rewrite", "own_models:tiny", "--data", "digits", "--out", "result").exit_code == 0
+    assert "--model own_models:tiny" in refused("retrain", "result", "--data", "digits", "--epochs", "1")
+    again = ["--data", "digits", "--epochs", "1", "--no-uniform", "--model", "own_models:tiny"]
+    assert call("retrain", "result", *again).exit_code == 0
+
+
+def test_retrain_refuses_what_is_not_a_result(here):
+    assert "none" in refused("retrain", "none")
+    (here / "folder").mkdir()
+    (here / "folder" / "report.json").write_text('{"version": 1}')
+    assert "not nce-fx's" in refused("retrain", "folder")
+
+
+@pytest.mark.slow
+def test_two_processes_retrain_one_folder(here):
+    assert call("rewrite", "resnet8", "--data", "digits", "--retrain", "1", "--out", "result").exit_code == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "nce_fx", "retrain"]
+    done = subprocess.run(
+        [*command, "result", "--force", "--epochs", "2", "--json"], capture_output=True, env=quiet_environment()
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["comparison"]["epochs"] == 2
+    comparison = artifacts.read_manifest(here / "result").comparison
+    assert comparison is not None
+    assert comparison.epochs == 2
+
+
+def test_ctrl_c_stops_in_words_and_retrain_goes_on(here):
+    """Stopped with Ctrl-C while it retrains; then resumed to the weights of a run that was never stopped."""
+    command = ["rewrite", "resnet8", "--data", "digits", "--retrain", "3"]
+
+    def press_ctrl_c():
+        # Only where training listens: anywhere else it would stop the tests.
+        while signal.getsignal(signal.SIGINT) is signal.default_int_handler or not list(
+            (here / "stopped" / "training").glob("nce-2-bit/*")
+        ):
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press_ctrl_c, daemon=True).start()
+    message = refused(*command, "--out", "stopped")
+    assert "stopped after step" in message
+    assert message.endswith("nce-fx retrain stopped")
+    assert artifacts.read_manifest(here / "stopped").comparison is None
+    assert call("retrain", "stopped").exit_code == 0
+    assert call(*command, "--out", "whole").exit_code == 0
+    one, two = (load_file(here / name / "model.safetensors") for name in ("stopped", "whole"))
+    assert all(torch.equal(one[name], two[name]) for name in two)
+
+
+def test_ctrl_c_before_there_is_anything_to_save(here, monkeypatch):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module("nce_fx.rewrite"), "plan_widths", stop)
+    result = call("rewrite", "resnet8", "--out", "result")
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == "nce-fx: stopped"
+    assert listing(here) == ["own_models.py"]
+
+
+def test_models_and_passes_list_what_there_is():
+    assert {row["name"] for row in json.loads(call("models", "--json").stdout)["models"]} == MODELS.keys()
+    found = {row["name"]: row for row in json.loads(call("passes", "--json").stdout)["passes"]}
+    assert {"resize-channels", "insert-quantizers", "pipeline"} <= found.keys()
+    assert "plan" in found["resize-channels"]["options"]
+    assert "resnet20" in call("models").stdout
+    assert "resize-channels" in call("passes").stdout
+
+
+def test_analyze_shows_layers_groups_and_why():
+    layers = json.loads(call("analyze", "resnet8", "--json").stdout)
+    assert layers["total"]["macs"] == sum(layer["macs"] for layer in layers["layers"].values())
+    assert layers["sensitivity"]["by_node"].keys() <= layers["layers"].keys()
+    content = json.loads(call("analyze", "resnet8", "--groups", "--why", "layer1.0.conv2", "--json").stdout)
+    stem = next(group for group in content["groups"] if "conv1" in group["producers"])
+    assert stem["id"] == content["why"]["group"]
+    assert "layer1.0.conv2" in stem["producers"]
+    chain = next(tie["chain"] for tie in content["why"]["ties"] if tie["producer"] == "conv1")
+    assert any("add" in name for name, _ in chain)
+    pinned = next(group for group in content["groups"] if "fc" in group["producers"])
+    assert pinned["pinned"]
+    assert "layer1.0.conv2" in call("analyze", "resnet8", "--why", "layer1.0.conv2").stdout
+    assert "did you mean 'layer1.0.conv2'" in refused("analyze", "resnet8", "--why", "layer1.0.conv22")
+
+
+def test_usage_errors_exit_2():
+    assert call("rewrite").exit_code == 2
+    assert call("rewrite", "resnet8", "--no-such-option").exit_code == 2
+    assert call("widen", "resnet8").exit_code == 2
+
+
+def quiet_environment():
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def test_a_real_process_prints_one_line_and_exits_1(tmp_path):
+    command = [sys.executable, "-m", "nce_fx", "rewrite", "no_such_net"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=quiet_environment())
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_was_built_is_not_changed():
+    """`nn.Module` from the outside: analyze does not touch weights or mode."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    from nce_fx.rewrite import rewrite
+
+    rewrite(model, (torch.randn(1, 1, 8, 8),))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

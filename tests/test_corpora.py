@@ -1,0 +1,56 @@
+"""The laws on networks that people use: a few of torchvision's where it is installed, and the built-in ones.
+
+All of torchvision, timm and transformers run by ``python -m benchmarks.coverage``; see docs/coverage.md.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+from torch import nn
+
+import nce_fx
+from nce_fx.models import INPUT_SHAPES, MODELS
+from tests.drawing import wider
+from tests.observing import counted, difference, layers, run
+from tests.zoo.model import image, randomize
+
+# Small nets that between them shuffle, concatenate, gate, group, split, and attend.
+TORCHVISION = ["shufflenet_v2_x0_5", "mobilenet_v3_small", "squeezenet1_1", "regnet_y_400mf", "densenet121", "swin_t"]
+SIDE = 64
+
+
+def holds(model: nn.Module, x: torch.Tensor, free: float) -> None:
+    """Check laws 1, 5 and 6 on one plan in float64, and the share of layers that can be widened."""
+    model, x = model.double().eval(), x.double()
+    gm = nce_fx.trace(model, (x,))
+    channels = nce_fx.analyze_channels(gm)
+    producers = {name: group for group in channels.groups for name in group.producers}
+    found = layers(gm)
+    assert set(found) <= set(producers), f"in no group: {set(found) - set(producers)}"
+    widths = wider(channels, 0)
+    wide = nce_fx.resize(gm, widths)
+    assert difference(run(model, (x,)), run(wide, (x,))) <= 1e-9
+    at = nce_fx.analyze_cost(gm, channels).at(widths)
+    assert (at.macs, at.params) == counted(wide, (x,))
+    unpinned = [name for name in found if producers[name].pinned is None]
+    assert len(unpinned) >= free * (len(found) - 1), f"{len(unpinned)} of {len(found)} layers can be widened"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="torchvision is not installed")
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvision(name):
+    from torchvision import models
+
+    torch.manual_seed(0)
+    holds(randomize(models.get_model(name, weights=None)), image(size=SIDE), free=1.0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_built_in(name):
+    torch.manual_seed(0)
+    channels, side, _ = INPUT_SHAPES[name]
+    model = MODELS[name](num_classes=10)
+    holds(randomize(model), image(channels, min(side, SIDE)), free=1.0)

@@ -1,0 +1,91 @@
+"""The laws over random networks: 100 of them with a fixed seed, or as many others as NCE_FX_EXAMPLES says.
+
+A failure prints its program: paste it into ``tests/generator/regressions.py``, where it stays.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, given, note, settings
+from torch import nn
+
+import nce_fx
+from tests.drawing import traced, wider
+from tests.generator import KINDS, Op, Program, network, programs
+from tests.generator.program import CHANNELS, SIDE, Generated
+from tests.generator.regressions import REGRESSIONS
+from tests.laws import LAWS
+from tests.observing import difference, run
+from tests.zoo.model import image
+
+INPUTS = (image(CHANNELS, SIDE),)
+EXAMPLES = os.environ.get("NCE_FX_EXAMPLES")
+PLANS = 3
+OTHERS = ("2", "3", "4", "5", "6", "7")
+"""The laws checked besides the first."""
+
+
+def widening_keeps_the_function(model: nn.Module) -> None:
+    """Law 1 at three plans, in float64: float32 says little of a network that nobody designed."""
+    t = traced(model, INPUTS)
+    before = run(t.gm, t.inputs)
+    faithful = difference(run(model, t.inputs), before)
+    assert faithful <= 1e-9, f"the traced graph differs from the model by {faithful:.1e}"
+    for seed in range(PLANS):
+        widths = wider(t.channels, seed)
+        off = difference(before, run(nce_fx.resize(t.gm, widths, seed=seed), t.inputs))
+        assert off <= 1e-9, f"off by {off:.1e} at {widths}"
+
+
+def leaves_out_channels(program: Program) -> bool:
+    """Whether channels are left out: where only a norm reads them, nothing tells their copies apart."""
+    return any(op.kind == "reorder" and op.variant >= 2 for op in program.ops)
+
+
+def obeys_the_laws(program: Program) -> None:
+    """Build the network of a program and hold it to every law that one network can break."""
+    model = network(program)
+    widening_keeps_the_function(model)
+    for name, law in LAWS.items():
+        if name.startswith(OTHERS) and not (name.startswith("2") and leaves_out_channels(program)):
+            law(model, INPUTS)
+
+
+@pytest.mark.slow
+@settings(
+    max_examples=int(EXAMPLES or 100),
+    derandomize=EXAMPLES is None,
+    database=None,
+    deadline=None,
+    print_blob=False,
+    suppress_health_check=list(HealthCheck),
+)
+@given(programs())
+def test_random_networks(program):
+    note(f"paste this: {program!r}")
+    obeys_the_laws(program)
+
+
+@pytest.mark.parametrize("name", REGRESSIONS)
+def test_what_broke_once(name):
+    obeys_the_laws(REGRESSIONS[name])
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_every_operation_is_built(kind):
+    """No operation is dead: each is applied in some program, and tracing it keeps what it computes."""
+    before = {"image": (), "tokens": (Op("to_tokens"),), "vector": (Op("to_vector"),)}[KINDS[kind].takes]
+    also = {
+        "merge": (Op("strided"),),
+        "modulate": (Op("to_vector"),),
+        "option_a": (Op("conv", size=3),),
+    }.get(kind, (Op("conv", size=2),))
+    applied = 0
+    for variant in range(4):
+        model = network(Program((*before, *also, Op(kind, of=int(kind == "merge"), variant=variant))))
+        assert isinstance(model, Generated)
+        applied += len(model.steps) == len(before) + len(also) + 1
+        assert difference(run(model, INPUTS), run(nce_fx.trace(model, INPUTS), INPUTS)) == 0
+    assert applied > 0

@@ -1,0 +1,132 @@
+"""What others rely on: the public names, the links at the root, the commands that the README shows, a quick help."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nce_fx
+
+ROOT = Path(__file__).parent.parent
+NAMES = [
+    "Budget",
+    "ChannelGraph",
+    "ChannelGroup",
+    "CostReport",
+    "QuantSpec",
+    "RewriteResult",
+    "SensitivityReport",
+    "WidthPlan",
+    "__version__",
+    "analyze_channels",
+    "analyze_cost",
+    "analyze_sensitivity",
+    "export_onnx",
+    "integer_weights",
+    "load",
+    "plan_widths",
+    "quantize",
+    "resize",
+    "rewrite",
+    "save",
+    "to_networkx",
+    "trace",
+]
+
+
+def test_public_names_are_these_and_no_others():
+    assert sorted(nce_fx.__all__) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_public_name_is_there_and_documented(name):
+    value = getattr(nce_fx, name)
+    assert name == "__version__" or value.__doc__
+
+
+def test_rewrite_stays_the_function_when_its_module_is_imported():
+    script = (
+        "import nce_fx.rewrite, nce_fx.artifacts\n"
+        "from nce_fx.rewrite import rewrite\n"
+        "assert nce_fx.rewrite is rewrite and callable(rewrite)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(AttributeError, match="no attribute 'widen'"):
+        _ = nce_fx.widen
+
+
+@pytest.mark.parametrize("link", ["passes", "models"])
+def test_links_at_the_root_resolve(link):
+    path = ROOT / link
+    if not path.is_symlink():
+        pytest.skip("downloaded without links; nothing in the package depends on them")
+    assert path.resolve() == (ROOT / "nce_fx" / link).resolve()
+    assert any(path.iterdir())
+
+
+def test_help_does_not_import_torch():
+    script = "import sys; from nce_fx.cli import app; import nce_fx; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("args", [["--help"], ["rewrite", "--help"], ["--version"], ["rewrite"], ["no-such-command"]])
+def test_help_and_usage_answer_without_torch(args):
+    script = (
+        "import sys\nfrom nce_fx.cli import app\n"
+        f"try: app({args!r})\nexcept SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False, capture_output=True).returncode == 0
+
+
+def commands_of(text):
+    blocks = re.findall(r"```(?:sh|bash|console)?\n(.*?)```", text, re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return sorted({line.removeprefix("$ ").strip() for line in lines if line.removeprefix("$ ").startswith("nce-fx ")})
+
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_readme_starts_with_the_two_commands():
+    shown = README.index("make demo"), README.index("make test")
+    assert max(shown) < 2000
+    for command in (
+        'pip install -c constraints.txt -e ".[demo,test]"',
+        "nce-fx rewrite resnet8 --data digits --retrain 30",
+    ):
+        assert command in README
+
+
+@pytest.mark.parametrize("command", commands_of(README))
+def test_readme_commands_have_options_that_exist(command):
+    import shlex
+
+    import typer.main
+
+    from nce_fx.cli import app
+
+    words = shlex.split(command, comments=True)[1:]
+    known: Any = typer.main.get_command(app)
+    if words and not words[0].startswith("-"):
+        assert words[0] in known.commands, f"README shows {command!r}"
+        known = known.commands[words[0]]
+    options = {name for parameter in known.params for name in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
+    for word in words:
+        if word.startswith("--"):
+            assert word.split("=")[0] in options, f"README shows {command!r}"
+
+
+def test_readme_python_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    script = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+    names: dict[str, object] = {}
+    exec(compile(script, "README.md", "exec"), names)
+    assert "_weight_quant" in capsys.readouterr().out
+    assert (tmp_path / "result" / "plan.json").exists()

@@ -1,0 +1,79 @@
+"""The laws of quantization over every pattern of the zoo, as it is and resized."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+import nce_fx
+from nce_fx.passes.transform.quantize import QuantSpec, RemoveQuantizers, describe, integer_weights, quantize
+from nce_fx.quantizers import Quantizer
+from tests.zoo import ZOO
+
+UNQUANTIZED = {"embedding", "lstm", "gru", "rnn", "lstmcell", "grucell", "matmul", "einsum", "attention", "bilinear"}
+
+
+def tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value] if value.is_floating_point() else []
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
+    return [tensor for each in values for tensor in tensors(each)]
+
+
+def run(gm: GraphModule, inputs: tuple[Any, ...]) -> list[Tensor]:
+    torch.manual_seed(0)
+    return tensors(gm(*copy.deepcopy(inputs)))
+
+
+def without_gradient(gm: GraphModule, inputs: tuple[Any, ...]) -> set[str]:
+    gm = copy.deepcopy(gm)
+    torch.autograd.backward([out.sin().sum() for out in run(gm, inputs)])
+    return {name for name, parameter in gm.named_parameters() if parameter.grad is None}
+
+
+def check(gm: GraphModule, inputs: tuple[Any, ...], spec: QuantSpec) -> None:
+    code = gm.code
+    quantized = quantize(gm, spec, [(inputs, None)])
+    levels: dict[str, tuple[int, int]] = {}
+    for name, module in quantized.named_modules():
+        if isinstance(module, Quantizer):
+            module.register_forward_hook(
+                lambda m, _, out, name=name: levels.update({name: (len(out.unique()), 2**m.bits)})
+            )
+    assert all(bool(out.isfinite().all()) for out in run(quantized, inputs))
+    assert levels
+    assert all(count <= allowed for count, allowed in levels.values()), levels
+    assert without_gradient(quantized, inputs) <= without_gradient(gm, inputs)
+    for row in describe(quantized):
+        wanted = row.op not in UNQUANTIZED
+        assert (row.weight_bits is not None) == (row.activation_bits is not None) == wanted, row
+    integers = integer_weights(quantized)
+    assert set(integers) == {row.layer for row in describe(quantized) if row.weight_bits}
+    back = RemoveQuantizers()(quantized).graph_module
+    assert all(torch.equal(a, b) for a, b in zip(run(back, inputs), run(gm, inputs), strict=True))
+    assert set(back.state_dict()) == set(gm.state_dict())
+    assert gm.code == code
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_zoo(name):
+    model = ZOO[name]
+    check(nce_fx.trace(model.make(), model.inputs), model.inputs, QuantSpec())
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+@pytest.mark.parametrize(
+    "name", ["residual_add", "dense_cascade", "depthwise_residual", "squeeze_excite_conv", "u_net"]
+)
+def test_resized(name, factor):
+    model = ZOO[name]
+    gm = nce_fx.trace(model.make(), model.inputs)
+    groups = [group for group in nce_fx.analyze_channels(gm).groups if group.pinned is None]
+    widths = {group.id: max(1, int(group.width * factor) // group.step) * group.step for group in groups}
+    assert any(widths[group.id] != group.width for group in groups)
+    check(nce_fx.resize(gm, widths), model.inputs, QuantSpec("lsq", "lsq", 3, 3))

@@ -1,0 +1,158 @@
+"""The compiler as a whole: within budget, deterministic, equal to its parts composed by hand, honest in its report."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import nce_fx
+from nce_fx.errors import BudgetError, InputError, NceFxError, PlanError, TraceError
+from nce_fx.models import MODELS
+from nce_fx.rewrite import analyze, build
+
+
+def example(size=16):
+    return (torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)),)
+
+
+def batches(count=2, size=16):
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(8, 3, size, size, generator=generator), torch.randint(10, (8,), generator=generator))
+        for _ in range(count)
+    ]
+
+
+def net(name="resnet8"):
+    torch.manual_seed(0)
+    return MODELS[name]().eval()
+
+
+def counted(gm, inputs):
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        gm(*inputs)
+    return counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("ratio", [0.8, 1.0, 1.5])
+def test_the_budget_holds_on_the_network_itself(ratio):
+    budget = nce_fx.Budget(macs=ratio, params=ratio)
+    result = nce_fx.rewrite(net(), example(), batches=batches(), budget=budget)
+    resized = nce_fx.resize(result.original, result.plan)
+    assert counted(resized, example()) <= ratio * counted(result.original, example())
+    params = [sum(p.numel() for p in gm.parameters()) for gm in (resized, result.original)]
+    assert params[0] <= ratio * params[1]
+    assert result.report.rewritten.macs == counted(resized, example())
+
+
+def test_the_rewritten_network_has_visible_two_bit_quantizers():
+    result = nce_fx.rewrite(net(), example(), batches=batches())
+    names = [node.name for node in result.graph_module.graph.nodes]
+    assert sum(name.endswith("_weight_quant") for name in names) == sum(
+        isinstance(module, nn.Conv2d | nn.Linear) for module in net().modules()
+    )
+    assert any(name.endswith("_activation_quant") for name in names)
+    assert result.graph_module(*example()).shape == (1, 10)
+
+
+def test_rewriting_twice_gives_the_same_plan_and_weights():
+    one, two = (nce_fx.rewrite(net(), example(), batches=batches(), seed=4) for _ in range(2))
+    assert one.plan.to_json() == two.plan.to_json()
+    assert one.report == two.report
+    state = two.graph_module.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in one.graph_module.state_dict().items())
+
+
+def test_the_whole_is_the_parts_composed():
+    from nce_fx.passes.base import Pipeline
+    from nce_fx.passes.transform.quantize import InsertQuantizers
+    from nce_fx.passes.transform.resize import ResizeChannels
+
+    result = nce_fx.rewrite(net(), example(), batches=batches())
+    gm = nce_fx.trace(net(), example())
+    spec = nce_fx.QuantSpec()
+    byhand = nce_fx.quantize(nce_fx.resize(gm, result.plan), spec, batches())
+    piped = Pipeline((ResizeChannels(result.plan), InsertQuantizers(spec, batches())))(gm).graph_module
+    expected = result.graph_module(*example())
+    assert torch.equal(byhand.eval()(*example()), expected)
+    assert torch.equal(piped.eval()(*example()), expected)
+
+
+def test_the_model_is_not_changed():
+    model = net().train()
+    before = copy.deepcopy(model.state_dict())
+    nce_fx.rewrite(model, example(), batches=batches())
+    assert model.training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_report_says_what_the_plan_does():
+    result = nce_fx.rewrite(net(), example(), batches=batches(), freeze=("layer2*",))
+    report = result.report
+    assert {group.id: group.after for group in report.groups if group.pinned is None}.items() <= {
+        **{group.id: group.before for group in report.groups},
+        **result.plan.widths,
+    }.items()
+    assert report.metric == "fisher"
+    assert report.bits == 2
+    assert report.widened + report.narrowed <= len(report.groups)
+    assert {layer.name for layer in report.layers} >= {"conv1", "layer1.0.conv1", "fc"}
+    assert nce_fx.rewrite(net(), example()).report.metric == "sqnr"
+
+
+def test_steps_are_observed_in_order():
+    seen: list[str] = []
+    nce_fx.rewrite(net(), example(), observe=seen.append)
+    assert seen == [
+        "trace",
+        "analyze channels",
+        "analyze cost",
+        "analyze sensitivity",
+        "plan",
+        "resize and quantize",
+    ]
+
+
+def test_a_plan_for_another_network_is_refused():
+    plan = nce_fx.rewrite(net(), example()).plan
+    with pytest.raises(PlanError, match="another model"):
+        build(nce_fx.trace(net("resnet20"), example()), plan)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"budget": nce_fx.Budget(macs=0.001)}, BudgetError, "least"),
+        ({"metric": "guess"}, NceFxError, "guess"),
+        ({"example_inputs": (torch.randn(1, 5, 16, 16),)}, TraceError, "5, 16, 16"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(change, error, match):
+    arguments = {"example_inputs": example(), **change}
+    with pytest.raises(error, match=match) as raised:
+        nce_fx.rewrite(net(), **arguments)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_weights_that_are_not_finite_are_refused():
+    model = net()
+    model.layer1[0].conv1.weight.data[0, 0, 0, 0] = float("inf")
+    with pytest.raises(InputError, match=r"layer1\.0\.conv1\.weight"):
+        nce_fx.rewrite(model, example())
+
+
+def test_sensitivities_that_are_not_finite_are_refused():
+    model = net()
+    model.fc.weight.data.fill_(3e38)
+    with pytest.raises(NceFxError, match=r"NaN|finite"):
+        nce_fx.rewrite(model, example(), batches=batches())
+
+
+def test_analyses_are_frozen():
+    analyses = analyze(net(), example())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        analyses.cost = None  # type: ignore[misc, assignment]

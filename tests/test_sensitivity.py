@@ -1,0 +1,330 @@
+"""Sensitivities: against hand computation, against the plain way of doing it, and without a trace left on the model."""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+import nce_fx
+from nce_fx.errors import InputError
+from nce_fx.models import MODELS
+from nce_fx.passes.analysis.channels import analyze_channels
+from nce_fx.passes.analysis.channels.graph import ChannelGraph
+from nce_fx.passes.analysis.sensitivity import METRICS, Noise, analyze_sensitivity, gradient, real_noise
+
+
+def coarse(value: Tensor) -> Tensor:
+    """A plain uniform rounding, easy to say again by hand."""
+    return (value * 4).round() / 4
+
+
+COARSE = Noise(lambda path, weight: coarse(weight), lambda readers, sample: coarse)
+
+
+class Block(nn.Module):
+    """A residual block with everything in place, the way it is often written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm, self.relu, self.head = nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.relu(self.first(x))
+        y = self.norm(self.second(x))
+        y += x
+        return self.head(F.relu(y, inplace=True).mean((2, 3)))
+
+
+def traced(model: nn.Module, *shape: int) -> GraphModule:
+    return nce_fx.trace(model.eval(), (torch.randn(2, *shape),))
+
+
+def drawn(*shape: int, count: int = 2, classes: int = 4) -> list[tuple[Any, Any]]:
+    generator = torch.Generator().manual_seed(3)
+    return [
+        (torch.randn(6, *shape, generator=generator), torch.randint(0, classes, (6,), generator=generator))
+        for _ in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def block():
+    torch.manual_seed(0)
+    return traced(Block(), 3, 6, 6)
+
+
+def plain_loss(gm: GraphModule, batches: list[tuple[Any, Any]]) -> float:
+    with torch.no_grad():
+        return float(torch.stack([F.cross_entropy(gm(x), y) for x, y in batches]).mean())
+
+
+def test_loss_is_the_loss_with_one_weight_rounded(block):
+    batches = drawn(3, 6, 6)
+    report = analyze_sensitivity(block, batches, "loss", noise=COARSE)
+    for path in ("first", "second", "head"):
+        rounded = copy.deepcopy(block)
+        weight = rounded.get_submodule(path).weight
+        weight.data = coarse(weight.data)
+        rise = plain_loss(rounded, batches) - plain_loss(block, batches)
+        assert report.by_node[path].weight == pytest.approx(rise, abs=1e-6)
+
+
+def test_loss_is_the_loss_with_one_activation_rounded(block):
+    batches = drawn(3, 6, 6)
+    report = analyze_sensitivity(block, batches, "loss", noise=COARSE)
+    rounded = copy.deepcopy(block)
+    node = next(node for node in rounded.graph.nodes if node.target == "second").args[0]
+    with rounded.graph.inserting_after(node):
+        rounding = rounded.graph.call_function(coarse, (node,))
+    node.replace_all_uses_with(rounding, delete_user_cb=lambda user: user is not rounding)
+    rounded.recompile()
+    rise = plain_loss(rounded, batches) - plain_loss(block, batches)
+    assert report.by_node["second"].activation == pytest.approx(rise, abs=1e-6)
+    assert abs(rise) > 1e-4
+
+
+def test_kl_is_never_negative_and_zero_without_noise(block):
+    batches = drawn(3, 6, 6)
+    report = analyze_sensitivity(block, [(x, None) for x, _ in batches], "kl", noise=COARSE)
+    assert all(node.weight > 0 for node in report.by_node.values())
+    nothing = Noise(lambda path, weight: weight, lambda readers, sample: lambda value: value)
+    for metric in METRICS:
+        silent = analyze_sensitivity(block, batches, metric, noise=nothing)
+        assert all(abs(node.total) < 1e-9 for node in silent.by_node.values()), metric
+
+
+def test_sqnr_is_noise_over_signal(block):
+    report = analyze_sensitivity(block, None, "sqnr", noise=COARSE)
+    weight = block.second.weight.detach()
+    assert report.by_node["second"].weight == pytest.approx(
+        float((coarse(weight) - weight).square().sum() / weight.square().sum()), rel=1e-5
+    )
+    assert report.by_node["second"].activation == 0
+    with_data = analyze_sensitivity(block, drawn(3, 6, 6), "sqnr_activation", noise=COARSE)
+    assert with_data.by_node["second"].weight == report.by_node["second"].weight
+    images = torch.cat([x for x, _ in drawn(3, 6, 6)])
+    assert with_data.by_node["first"].activation == pytest.approx(
+        float((coarse(images) - images).square().sum() / images.square().sum()), rel=1e-5
+    )
+
+
+def squared(output: Tensor, target: Tensor) -> Tensor:
+    return 0.5 * (output - target).square().sum(1).mean()
+
+
+def test_fisher_is_the_squared_product_written_out():
+    """One linear layer and a squared loss: the gradient of sample n along the weight's error d is (y - t) . (x d')."""
+    torch.manual_seed(0)
+    gm = traced(nn.Sequential(nn.Linear(5, 3)), 5)
+    x, target = torch.randn(7, 5), torch.randn(7, 3)
+    report = analyze_sensitivity(gm, [(x, target)], "fisher", noise=COARSE, loss=squared)
+    weight, bias = gm.get_parameter("0.weight").detach(), gm.get_parameter("0.bias").detach()
+    slope = x @ weight.t() + bias - target
+    along = (slope * (x @ (coarse(weight) - weight).t())).sum(1)
+    assert report.by_node["0"].weight == pytest.approx(float(0.5 * along.square().mean()), rel=1e-4)
+    read = (slope @ weight * (coarse(x) - x)).sum(1)
+    assert report.by_node["0"].activation == pytest.approx(float(0.5 * read.square().mean()), rel=1e-4)
+
+
+def test_gauss_newton_is_the_curvature_of_the_divergence(monkeypatch):
+    """For a linear layer the output's error is exact, and 1/2 dz' (diag p - p p') dz what KL is to second order."""
+    torch.manual_seed(0)
+    gm = traced(nn.Sequential(nn.Linear(5, 3)), 5)
+    x = torch.randn(4000, 5)
+    monkeypatch.setattr(gradient, "TEMPERATURE", 1.0)
+    weight, bias = gm.get_parameter("0.weight").detach(), gm.get_parameter("0.bias").detach()
+    chances = (x @ weight.t() + bias).softmax(1)
+    tilt = 0.01 * torch.arange(15).view(3, 5)
+    tilted = Noise(lambda path, weight: weight + tilt, lambda readers, sample: coarse)
+    error = x @ tilt.t()
+    exact = 0.5 * ((chances * error.square()).sum(1) - (chances * error).sum(1).square()).mean()
+    report = analyze_sensitivity(gm, [(x, None)], "gauss_newton", noise=tilted)
+    assert report.by_node["0"].weight == pytest.approx(float(exact), rel=0.05)
+    divergence = analyze_sensitivity(gm, [(x, None)], "kl", noise=tilted)
+    assert report.by_node["0"].weight == pytest.approx(divergence.by_node["0"].weight, rel=0.1)
+
+
+def test_hessian_is_exact_where_the_hessian_is_diagonal():
+    """y = w x elementwise by a 1x1 depthwise conv, squared loss: H is diagonal, and signs square to one."""
+    torch.manual_seed(0)
+    gm = traced(nn.Sequential(nn.Conv2d(4, 4, 1, groups=4, bias=False), nn.Flatten()), 4, 1, 1)
+    x = torch.randn(9, 4, 1, 1)
+    target = torch.randn(9, 4)
+    report = analyze_sensitivity(gm, [(x, target)], "hessian", noise=COARSE, loss=squared)
+    weight = gm.get_parameter("0.weight").detach().flatten()
+    trace = float(x.flatten(1).square().mean(0).sum())
+    expected = 0.5 * trace / 4 * float((coarse(weight) - weight).square().sum())
+    # Not to the last digit: the signs of the input, the other tensor that is disturbed, average out only slowly.
+    assert report.by_node["0"].weight == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_model_is_left_as_it_was_and_the_result_repeats(metric):
+    torch.manual_seed(0)
+    gm = nce_fx.trace(MODELS["resnet8"]().train(), (torch.randn(2, 3, 16, 16),))
+    before = {name: value.clone() for name, value in gm.state_dict().items()}
+    batches = drawn(3, 16, 16, count=1)
+    channels = analyze_channels(gm)
+    state = torch.get_rng_state()
+    first = analyze_sensitivity(gm, batches, metric, channels=channels)
+    assert torch.equal(state, torch.get_rng_state())
+    assert first == analyze_sensitivity(gm, batches, metric, channels=channels)
+    assert gm.training
+    assert all(module.training for module in gm.modules())
+    assert all(torch.equal(value, before[name]) for name, value in gm.state_dict().items())
+    assert all(parameter.grad is None for parameter in gm.parameters())
+    assert set(first.by_group) == {group.id for group in channels}
+    assert first.ranked() == sorted(first.ranked(), key=lambda item: (-item[1], item[0]))
+    # A frozen model is measured all the same.
+    for parameter in gm.parameters():
+        parameter.requires_grad_(False)
+    frozen = analyze_sensitivity(gm, batches, metric, channels=channels)
+    for path, node in frozen.by_node.items():
+        assert node.total == pytest.approx(first.by_node[path].total, rel=1e-3, abs=1e-7)
+
+
+class Operations(TorchDispatchMode):
+    """Counts as FlopCounterMode does, without its hooks on modules, which do not go with ``autograd.grad``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total: int = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result)
+        return result
+
+
+def operations(work: Callable[[], object]) -> int:
+    with Operations() as counter:
+        work()
+    total: int = counter.total
+    return total
+
+
+def test_what_the_metrics_cost():
+    """The gradient metric: at most three plain steps whatever the depth. One at a time: under half of L forwards."""
+    gm = nce_fx.trace(MODELS["resnet20"]().eval(), (torch.randn(1, 3, 16, 16),))
+    channels, batches = analyze_channels(gm), drawn(3, 16, 16, count=1)
+
+    def step() -> None:
+        for inputs, target in batches:
+            torch.autograd.backward(F.cross_entropy(gm(inputs), target))
+
+    plain, forward = operations(step), operations(lambda: gm(batches[0][0]))
+    for metric in ("fisher", "gauss_newton"):
+        run = partial(analyze_sensitivity, gm, batches, metric, channels=channels)
+        assert operations(run) <= 3 * plain
+    report = analyze_sensitivity(gm, batches, "loss", channels=channels)
+    count = sum(1 + (node.activation != 0) for node in report.by_node.values())
+    spent = operations(lambda: analyze_sensitivity(gm, batches, "loss", channels=channels))
+    assert spent <= 0.55 * count * forward
+    assert report.forwards == pytest.approx(spent / forward, rel=0.3)
+
+
+class Mixed(nn.Module):
+    """A shared layer, a raw parameter, a lookup, and recurrence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.shared = nn.Embedding(10, 6), nn.Linear(6, 6)
+        self.kernel, self.recurrent = nn.Parameter(torch.randn(4, 6)), nn.GRU(6, 6, batch_first=True)
+
+    def forward(self, tokens):
+        x = self.recurrent(self.table(tokens))[0]
+        return F.linear(self.shared(torch.relu(self.shared(x))), self.kernel).mean(1)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_raw_parameters_shared_and_recurrent_layers(metric):
+    torch.manual_seed(0)
+    gm = nce_fx.trace(Mixed(), (torch.randint(0, 10, (2, 5)),))
+    batches = [(torch.randint(0, 10, (6, 5)), torch.randint(0, 4, (6,)))]
+    nothing_known = ChannelGraph((), (), {}, {})
+    report = analyze_sensitivity(gm, batches, metric, noise=COARSE, channels=nothing_known)
+    assert {"shared", "kernel", "recurrent"} <= set(report.by_node)
+    if metric in ("sqnr", "sqnr_activation", "kl"):  # the others may be zero or below where rounding happens to help
+        assert report.by_node["kernel"].weight > 0
+        assert report.by_node["shared"].weight > 0
+
+
+def test_groups_gather_their_producers_and_what_carries_them():
+    class Concat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right, self.out = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 2, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x):
+            return self.out(torch.cat([self.left(x), self.right(x)], 1)).mean((2, 3))
+
+    torch.manual_seed(0)
+    gm = traced(Concat(), 3, 4, 4)
+    report = analyze_sensitivity(gm, drawn(3, 4, 4), "sqnr_activation", noise=COARSE)
+    carried = report.by_node["out"].activation
+    assert carried > 0
+    assert report.by_group["left"] == pytest.approx(report.by_node["left"].weight + 0.75 * carried)
+    assert report.by_group["right"] == pytest.approx(report.by_node["right"].weight + 0.25 * carried)
+
+
+def test_bits_matter_and_may_differ_per_layer(block):
+    batches = drawn(3, 6, 6)
+    two, four = (analyze_sensitivity(block, batches, "kl", bits) for bits in (2, 4))
+    assert sum(node.total for node in two.by_node.values()) > 2 * sum(node.total for node in four.by_node.values())
+    mixed = analyze_sensitivity(block, batches, "kl", {"second": 2})
+    assert mixed.by_node["second"].weight == pytest.approx(two.by_node["second"].weight)
+    assert mixed.by_node["first"].weight == 0
+
+
+def test_the_real_noise_has_few_levels(block):
+    noise = real_noise(2)
+    assert len(set(noise.weight("second", block.second.weight.detach()).flatten().tolist())) == 4
+    sample = torch.randn(100).relu()
+    assert len(set(noise.activation(("second",), sample)(sample).tolist())) == 4
+
+
+def test_defaults(block):
+    assert analyze_sensitivity(block).metric == "sqnr"
+    assert METRICS[analyze_sensitivity(block, drawn(3, 6, 6)).metric].needs_data
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_progress_counts_to_the_end(block, metric):
+    seen: list[tuple[int, int]] = []
+    analyze_sensitivity(block, drawn(3, 6, 6), metric, progress=lambda done, total: seen.append((done, total)))
+    assert [done for done, _ in seen] == list(range(1, len(seen) + 1))
+    assert seen[-1][0] == seen[-1][1]
+
+
+def test_what_cannot_be_measured_is_refused_in_one_line(block):
+    batches = drawn(3, 6, 6)
+    bad = copy.deepcopy(block)
+    bad.get_parameter("second.weight").data[0, 0, 0, 0] = float("nan")
+    cases: list[tuple[str, dict[str, Any]]] = [
+        ("no sensitivity metric 'guess': choose one of sqnr", {"batches": batches, "metric": "guess"}),
+        ("the loss metric needs data: give batches, or choose sqnr", {"batches": None, "metric": "loss"}),
+        ("9 bits: choose 1 to 8", {"batches": batches, "bits": 9}),
+        ("the batches do not fit the model: .*first", {"batches": [(torch.randn(2, 5, 6, 6), torch.zeros(2).long())]}),
+        ("the loss does not fit", {"batches": [(torch.randn(2, 3, 6, 6), torch.zeros(3).long())], "metric": "fisher"}),
+        (
+            "NaN or infinite on these batches",
+            {"batches": [(torch.full((2, 3, 6, 6), torch.inf), torch.zeros(2).long())], "metric": "loss"},
+        ),
+        ("the gauss_newton sensitivity of first is nan", {"batches": [(torch.full((2, 3, 6, 6), torch.inf), None)]}),
+    ]
+    for message, options in cases:
+        with pytest.raises(InputError, match=message) as caught:
+            analyze_sensitivity(block, **options)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="layer second has weights that are NaN"):
+        analyze_sensitivity(bad, batches)

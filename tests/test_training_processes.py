@@ -1,0 +1,70 @@
+"""Two processes under torchrun train as one process with twice the batch does."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests import two_processes
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    directory = tmp_path_factory.mktemp("one")
+    return two_processes.runs(directory), directory
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], Path]:
+    directory = tmp_path_factory.mktemp("two")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, "-m", "tests.two_processes", directory], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [json.loads((directory / f"process-{rank}.json").read_text()) for rank in range(2)], directory
+
+
+def losses(directory: Path) -> list[float]:
+    return [float(row["loss"]) for row in csv.DictReader((directory / "steps.csv").open())]
+
+
+@pytest.mark.parametrize("run", ["float", "sawb", "lsq"])
+def test_losses_are_those_of_one_process(one, two, run):
+    expected, found = losses(one[1] / run), losses(two[1] / run)
+    assert len(expected) == 12
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert found != expected, "two processes add in another order: equal bits would mean that only one ran"
+
+
+def test_both_processes_return_the_same(one, two):
+    first, second = two[0]
+    assert first["processes"] == 2
+    assert {key: first[key] for key in one[0]} == {key: second[key] for key in one[0]}
+    assert first["accuracy"] == one[0]["accuracy"]
+    assert first["evaluated"] == one[0]["evaluated"]
+
+
+def test_a_resumed_run_ends_with_the_same_bits(two):
+    assert two[0][0]["resumed"] == two[0][0]["weights"]
+
+
+def test_sharded_scores_are_those_of_one_process(one, two):
+    assert two[0][0]["score"] == pytest.approx(one[0]["score"], rel=1e-12)
+
+
+def test_what_cannot_be_shared_is_said(two):
+    for process in two[0]:
+        weights, batch = process["refusals"]
+        assert (
+            weights
+            == "process 1 and process 0 differ (starting weights): give every process the same, by the same seed"
+        )
+        assert batch.startswith("a batch of 1 is too small for 2 processes")

@@ -1,0 +1,112 @@
+"""What `test_training_processes.py` runs: ``torchrun --nproc-per-node 2 -m tests.two_processes DIR``."""
+
+import copy
+import json
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from nce_fx.errors import TrainingError
+from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
+from nce_fx.training import Recipe, evaluate, train
+from nce_fx.training.checkpoint import digest, latest_checkpoint
+from nce_fx.training.engine import all_reduce_mean, shard, start_engine
+from tests.training_runs import Blobs, FunctionalNorm, net
+
+RECIPE = Recipe(epochs=3, batch_size=32, clip_gradient=5.0)
+
+
+class QuantizedConv(nn.Conv2d):
+    """A convolution with its two quantizers, 2 bits each."""
+
+    def __init__(self, kinds: tuple[str, str], inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 3)
+        self.weight_quant = WEIGHT_QUANTIZERS[kinds[0]](2)
+        self.weight_quant.start(self.weight)
+        self.activation_quant = ACTIVATION_QUANTIZERS[kinds[1]](2)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        weight: torch.Tensor = self.weight_quant(self.weight)
+        return nn.functional.conv2d(self.activation_quant(input), weight, self.bias)
+
+
+def quantized(kinds: tuple[str, str]) -> nn.Module:
+    """A 2-bit net in float64: there no sum over processes rounds to another level."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = [QuantizedConv(kinds, 1, 8), nn.BatchNorm2d(8), nn.ReLU(), QuantizedConv(kinds, 8, 8)]
+    return nn.Sequential(*layers, FunctionalNorm(8), nn.ReLU(), nn.Flatten(), nn.Linear(32, 4)).double()
+
+
+class Unplugged(Blobs):
+    """Fails when the third epoch begins, in every process."""
+
+    class Error(Exception):
+        """Of this data alone."""
+
+    def loader(self, split: str, *, batch_size: int, seed: int, epoch: int, shuffle: bool) -> DataLoader[Any]:
+        if epoch == 2:
+            raise self.Error
+        return super().loader(split, batch_size=batch_size, seed=seed, epoch=epoch, shuffle=shuffle)
+
+
+def runs(directory: Path) -> dict[str, Any]:
+    """Train the same as one process does, and say what came of it. The last batch of an epoch has an odd size."""
+    data, exact = Blobs(train=105), Blobs(train=105)
+    exact.to_double()
+    result = train(net(dropout=0.0), data, RECIPE, teacher=net(1), directory=directory / "float")
+    for kinds in (("sawb", "pact"), ("lsq", "lsq")):
+        train(quantized(kinds), exact, RECIPE, directory=directory / kinds[0])
+    model = net(dropout=0.0)
+    batches = list(data.loader("train", batch_size=15, seed=0, epoch=0, shuffle=True))
+    mine = shard(batches)
+    losses = [nn.functional.cross_entropy(model.eval()(x), y).item() for x, y in mine]
+    return {
+        "accuracy": result.accuracy,
+        "weights": digest(result.model.state_dict()),
+        "evaluated": evaluate(result.model, data, 7),
+        "score": all_reduce_mean({"loss": sum(losses) / len(losses)}, count=len(losses))["loss"],
+    }
+
+
+def resumed(directory: Path) -> str:
+    """The weights of the first run of ``runs``, stopped in the third epoch and resumed."""
+    model = net(dropout=0.0)
+    with suppress(Unplugged.Error):
+        train(model, Unplugged(train=105), RECIPE, teacher=net(1), directory=directory / "cut", checkpoint_seconds=0)
+    kept = latest_checkpoint(directory / "cut")
+    assert kept is not None
+    assert kept.steps == 8
+    end = train(model, Blobs(train=105), RECIPE, teacher=net(1), directory=directory / "cut")
+    return digest(end.model.state_dict())
+
+
+def refusals() -> list[str]:
+    """What is said where processes start with different weights, and where a batch is too small for them."""
+    said = []
+    other = copy.deepcopy(net())
+    with torch.no_grad():
+        next(other.parameters()).add_(start_engine().rank)
+    for model, data in ((other, Blobs()), (net(), Blobs(train=33))):
+        try:
+            train(model, data, RECIPE)
+        except TrainingError as error:
+            said.append(str(error))
+    return said
+
+
+def main() -> None:
+    """Run everything; each process writes what it found."""
+    torch.set_num_threads(1)
+    directory = Path(sys.argv[1])
+    engine = start_engine()
+    found = runs(directory) | {"resumed": resumed(directory), "processes": engine.processes}
+    (directory / f"process-{engine.rank}.json").write_text(json.dumps(found | {"refusals": refusals()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+"""Attention: heads are copied whole, the token axis is not a channel, tables follow their heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.zoo.model import OUTPUT, ZooModel, image, noise, together
+
+HEADS, DEPTH, WIDTH = 2, 3, 6
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block around any attention of width 6."""
+
+    def __init__(self, attention: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.norm1, self.attn, self.norm2 = nn.LayerNorm(WIDTH), attention(), nn.LayerNorm(WIDTH)
+        self.up, self.down = nn.Linear(WIDTH, 8), nn.Linear(8, WIDTH)
+
+    def forward(self, x):
+        x = x + self.attn(self.norm1(x))
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+class TokenModel(nn.Module):
+    """Linear embedding, one block, mean over tokens, classifier."""
+
+    def __init__(self, attention: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.embed, self.block, self.norm, self.out = (
+            nn.Linear(5, WIDTH),
+            Block(attention),
+            nn.LayerNorm(WIDTH),
+            nn.Linear(WIDTH, 3),
+        )
+
+    def forward(self, x):
+        return self.out(self.norm(self.block(self.embed(x))).mean(1))
+
+
+class FusedUnbind(nn.Module):
+    """timm's form: qkv in one linear, reshape to [3, B, heads, N, depth], unbind, matrix products."""
+
+    def __init__(self, norm: Callable[[int], nn.Module] = nn.Identity) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.q_norm, self.k_norm = norm(DEPTH), norm(DEPTH)
+
+    def forward(self, x):
+        batch, tokens, width = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, HEADS, DEPTH).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        q, k = self.q_norm(q), self.k_norm(k)
+        scores = (q * DEPTH**-0.5) @ k.transpose(-2, -1)
+        return self.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, tokens, width))
+
+
+class Separate(nn.Module):
+    """Three linears, view and transpose, scaled_dot_product_attention; the width written as -1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.proj = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def forward(self, x):
+        batch, tokens, _ = x.shape
+        q, k, v = (layer(x).view(batch, tokens, HEADS, DEPTH).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).reshape(batch, tokens, -1))
+
+
+class ByEinsum(nn.Module):
+    """The same in einsum, fused by chunk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH, bias=False), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        batch, tokens, _ = x.shape
+        q, k, v = (piece.view(batch, tokens, HEADS, DEPTH) for piece in self.qkv(x).chunk(3, dim=-1))
+        scores = torch.einsum("bihd,bjhd->bhij", q, k) * DEPTH**-0.5
+        return self.proj(torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), v).reshape(batch, tokens, WIDTH))
+
+
+class SingleHead(nn.Module):
+    """Non-local attention: one head over all channels; the value may change, query and key are contracted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.proj = (
+            nn.Linear(WIDTH, 4),
+            nn.Linear(WIDTH, 4),
+            nn.Linear(WIDTH, 5),
+            nn.Linear(5, WIDTH),
+        )
+
+    def forward(self, x):
+        scores = torch.bmm(self.q(x), self.k(x).transpose(1, 2)) * 0.5
+        return self.proj(torch.bmm(scores.softmax(-1), self.v(x)))
+
+
+class Module(nn.Module):
+    """nn.MultiheadAttention, called for its output alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mha = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+
+    def forward(self, x):
+        return self.mha(x, x, x, need_weights=False)[0]
+
+
+class GroupedQuery(nn.Module):
+    """Four query heads read two key-value heads, each repeated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.kv, self.proj = nn.Linear(WIDTH, 8), nn.Linear(WIDTH, 8), nn.Linear(8, WIDTH)
+
+    def forward(self, x):
+        batch, tokens, _ = x.shape
+        q = self.q(x).view(batch, tokens, 4, 2).transpose(1, 2)
+        k, v = self.kv(x).view(batch, tokens, 2, 2, 2).permute(2, 0, 3, 1, 4).unbind(0)
+        k, v = k.repeat_interleave(2, dim=1), v.repeat_interleave(2, dim=1)
+        x = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.proj(x.transpose(1, 2).reshape(batch, tokens, 8))
+
+
+class Rotary(nn.Module):
+    """Queries and keys turned by position: halves of each head negated and swapped, cosines as buffers."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.proj = (
+            nn.Linear(WIDTH, 8),
+            nn.Linear(WIDTH, 8),
+            nn.Linear(WIDTH, 8),
+            nn.Linear(8, WIDTH),
+        )
+        angle = torch.outer(torch.arange(4.0), torch.tensor([1.0, 0.1]))
+        self.register_buffer("cos", torch.cat([angle, angle], 1).cos())
+        self.register_buffer("sin", torch.cat([angle, angle], 1).sin())
+
+    def forward(self, x):
+        batch, tokens, _ = x.shape
+        q, k, v = (layer(x).view(batch, tokens, HEADS, 4).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        x = F.scaled_dot_product_attention(self.turn(q), self.turn(k), v)
+        return self.proj(x.transpose(1, 2).reshape(batch, tokens, -1))
+
+    def turn(self, x: torch.Tensor) -> torch.Tensor:
+        first, second = x.chunk(2, dim=-1)
+        return x * self.cos + torch.cat([-second, first], -1) * self.sin
+
+
+class RelativeTable(nn.Module):
+    """Swin's bias: a table [positions, heads] looked up and added to the scores of cosine attention."""
+
+    index: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj, self.table = (
+            nn.Linear(WIDTH, 3 * WIDTH),
+            nn.Linear(WIDTH, WIDTH),
+            nn.Parameter(torch.zeros(7, HEADS)),
+        )
+        self.scale = nn.Parameter(torch.ones(HEADS, 1, 1))
+        self.register_buffer("index", torch.arange(4)[:, None] - torch.arange(4)[None] + 3)
+
+    def forward(self, x):
+        batch, tokens, _ = x.shape
+        q, k, v = self.qkv(x).reshape(batch, tokens, 3, HEADS, DEPTH).permute(2, 0, 3, 1, 4).unbind(0)
+        bias = self.table[self.index.view(-1)].view(tokens, tokens, -1).permute(2, 0, 1).contiguous()
+        scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * self.scale + bias.unsqueeze(0)
+        return self.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, tokens, WIDTH))
+
+
+class LinearAttention(nn.Module):
+    """EfficientViT's: keys times values first, an extra channel of ones that holds the sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.proj = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def forward(self, x):
+        batch, tokens, _ = x.shape
+        q, k, v = (layer(x).view(batch, tokens, HEADS, DEPTH).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        q, k = F.relu(q), F.relu(k)
+        mixed = q @ (k.transpose(-2, -1) @ F.pad(v, (0, 1), value=1.0))
+        x = mixed[..., :-1] / (mixed[..., -1:] + 1e-3)
+        return self.proj(x.transpose(1, 2).reshape(batch, tokens, -1))
+
+
+class CrossAttention(nn.Module):
+    """Decoder queries, learned, read an image's tokens; the mask hides some."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.queries = nn.Conv2d(3, WIDTH, 4, 4), nn.Parameter(torch.zeros(3, WIDTH))
+        self.mha, self.norm, self.out = (
+            nn.MultiheadAttention(WIDTH, HEADS, batch_first=True),
+            nn.LayerNorm(WIDTH),
+            nn.Linear(WIDTH, 2),
+        )
+
+    def forward(self, x):
+        memory = self.patch(x).flatten(2).transpose(1, 2)
+        queries = self.queries.unsqueeze(0).expand(x.shape[0], -1, -1)
+        found, _ = self.mha(queries, memory, memory, need_weights=False)
+        return self.out(self.norm(queries + found))
+
+
+def _model(attention: Callable[[], nn.Module], *free: str) -> ZooModel:
+    names = tuple(f"block.attn.{name}" for name in free)
+    trunk: tuple[str, ...] = ("embed", "block.down")
+    if names and names[-1].endswith("proj"):
+        trunk = (*trunk, names[-1])
+    return ZooModel(
+        lambda: TokenModel(attention),
+        (noise(2, 4, 5),),
+        ("embed", *names, "block.up", "block.down"),
+        {"out": OUTPUT},
+        together(*trunk),
+    )
+
+
+MODELS = {
+    "attention_fused_unbind": _model(FusedUnbind, "qkv", "proj"),
+    "attention_qk_norm": _model(lambda: FusedUnbind(norm=nn.LayerNorm), "qkv", "proj"),
+    "attention_qk_rms_norm": _model(lambda: FusedUnbind(norm=nn.RMSNorm), "qkv", "proj"),
+    "attention_separate": _model(Separate, "q", "k", "v", "proj"),
+    "attention_einsum": _model(ByEinsum, "qkv", "proj"),
+    "attention_single_head": _model(SingleHead, "v", "proj"),
+    "attention_module": _model(Module, "mha.in_proj_weight", "mha.out_proj"),
+    "attention_grouped_query": _model(GroupedQuery, "q", "kv", "proj"),
+    "attention_rotary": _model(Rotary, "q", "k", "v", "proj"),
+    "attention_relative_table": _model(RelativeTable, "qkv", "proj"),
+    "attention_linear": _model(LinearAttention, "q", "k", "v", "proj"),
+    "cross_attention": ZooModel(
+        CrossAttention, (image(),), ("patch", "mha.in_proj_weight", "mha.out_proj"), {"out": OUTPUT}
+    ),
+}

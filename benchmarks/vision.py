@@ -1,0 +1,165 @@
+"""Public vision models as a test corpus: how to build each one small, and how to give it weights that hide nothing.
+
+Importing this module defines the two operators that torchvision's wheel misses on a CPU build of torch, then
+torchvision imports as usual. Nothing is downloaded: every model starts from random weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from benchmarks.families import TIMM, TRANSFORMERS, transformers_model
+
+_library = torch.library.Library("torchvision", "FRAGMENT")
+for _name in ("nms", "qnms"):
+    if not hasattr(torch.ops.torchvision, _name):
+        _library.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+CORPORA = ("torchvision", "timm", "transformers")
+
+_SIDE = {"inception_v3": 96, "inception_v3 with auxiliary heads": 299, "maxvit_t": 224, "alexnet": 96}
+"""Torchvision classifiers that do not take images of 64 x 64."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model of a corpus."""
+
+    corpus: str
+    name: str
+    build: Callable[[], nn.Module]
+    inputs: Callable[[], tuple[Any, ...]]
+    training: bool = False
+    """Trace in training mode: auxiliary heads exist only there. Compared in eval mode all the same."""
+
+
+def noise(*shape: int) -> torch.Tensor:
+    """Return the same random tensor on every call."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def corpus(name: str) -> Iterator[Entry]:
+    """Yield the models of a corpus by its name (see ``CORPORA``)."""
+    return {"torchvision": torchvision_models, "timm": timm_models, "transformers": transformers_models}[name]()
+
+
+def torchvision_models() -> Iterator[Entry]:
+    """Yield every model that torchvision builds: classification, segmentation, video, detection, optical flow."""
+    from torchvision import models
+
+    for name in models.list_models(models):
+        side = _SIDE.get(name, 64)
+        options = {"image_size": side} if name.startswith("vit_") else {}
+        if name in ("googlenet", "inception_v3"):
+            options = {"init_weights": False}
+            with_heads = f"{name} with auxiliary heads"
+            larger = _SIDE.get(with_heads, 64)
+            yield _torchvision(with_heads, (2, 3, larger, larger), training=True, **options)
+            options = {**options, "aux_logits": False}
+        yield _torchvision(name, (2, 3, side, side), **options)
+    for name in models.list_models(models.segmentation):
+        yield _torchvision(name, (2, 3, 64, 64), weights_backbone=None, aux_loss=None if "lraspp" in name else True)
+    for name in models.list_models(models.video):
+        side = 224 if name.startswith(("mvit", "s3d")) else 64
+        clip = (1, 3, 16, side, side)
+        yield _torchvision(name, clip)
+    for name in models.list_models(models.detection):
+        side = 320 if "320" in name else 300 if "300" in name else 128
+        yield _detection(name, side)
+    for name in models.list_models(models.optical_flow):
+        yield _torchvision(name, (1, 3, 128, 128), (1, 3, 128, 128))
+
+
+def _torchvision(name: str, *shapes: tuple[int, ...], training: bool = False, **options: Any) -> Entry:
+    from torchvision import models
+
+    given = {key: value for key, value in options.items() if value is not None or key == "weights_backbone"}
+    return Entry(
+        "torchvision",
+        name,
+        lambda: models.get_model(name.split()[0], weights=None, **given),
+        lambda: tuple(noise(*shape) for shape in shapes),
+        training,
+    )
+
+
+def _detection(name: str, side: int) -> Entry:
+    from torchvision import models
+
+    return Entry(
+        "torchvision",
+        name,
+        lambda: models.get_model(name, weights=None, weights_backbone=None),
+        lambda: ([noise(3, side, side).sigmoid()],),
+    )
+
+
+def timm_models() -> Iterator[Entry]:
+    """Yield a small model of every module of timm."""
+    import timm
+
+    for name, (side, options) in TIMM.items():
+        yield Entry(
+            "timm",
+            name,
+            lambda name=name, options=options: timm.create_model(name, **options),
+            lambda side=side: (noise(2, 3, side, side),),
+        )
+
+
+def transformers_models() -> Iterator[Entry]:
+    """Yield one image classifier per family of transformers, with a small random configuration."""
+    for family in TRANSFORMERS:
+        yield Entry(
+            "transformers", family, lambda family=family: transformers_model(family), lambda: (noise(2, 3, 64, 64),)
+        )
+
+
+def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Draw every parameter and running statistic anew, in place: zero heads and tiny layer scales hide errors.
+
+    Weights of two or more axes keep the scale of activations through a ReLU; scales stay away from zero; running
+    statistics are then set by ``calibrate``.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            drawn = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+            if parameter.dim() > 1:
+                parameter.copy_(drawn * (2 / max(1, parameter.numel() // parameter.shape[0])) ** 0.5)
+            elif name.endswith("bias"):
+                parameter.copy_(0.2 * drawn)
+            else:
+                parameter.copy_(drawn.sign() * (0.5 + drawn.abs()))
+    return model
+
+
+def calibrate(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> None:
+    """Set every BatchNorm's running statistics by one forward, then jitter them: activations stay at unit scale."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    was_training = model.training
+    model.eval()
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model(*inputs)
+    generator = torch.Generator().manual_seed(seed)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        mean, variance = norm.running_mean, norm.running_var
+        if mean is None or variance is None:
+            continue
+        variance.clamp_(min=1e-2)
+        mean.add_(0.2 * variance.sqrt() * torch.randn(mean.shape, generator=generator).to(mean.dtype))
+        variance.mul_(0.5 + torch.rand(variance.shape, generator=generator).to(variance.dtype))
+    model.train(was_training)

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import nce_fx
 from nce_fx.errors import BudgetError, InputError, NceFxError, PlanError, TraceError
 from nce_fx.models import MODELS
+from nce_fx.passes.analysis.sensitivity.analyze import WITH_DATA, WITHOUT_DATA
 from nce_fx.rewrite import analyze, build
 
 
@@ -97,11 +98,11 @@ def test_the_report_says_what_the_plan_does():
         **{group.id: group.before for group in report.groups},
         **result.plan.widths,
     }.items()
-    assert report.metric == "fisher"
+    assert report.metric == WITH_DATA
     assert report.bits == 2
     assert report.widened + report.narrowed <= len(report.groups)
     assert {layer.name for layer in report.layers} >= {"conv1", "layer1.0.conv1", "fc"}
-    assert nce_fx.rewrite(net(), example()).report.metric == "sqnr"
+    assert nce_fx.rewrite(net(), example()).report.metric == WITHOUT_DATA
 
 
 def test_steps_are_observed_in_order():

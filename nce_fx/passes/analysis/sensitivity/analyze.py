@@ -102,7 +102,8 @@ def _report(probe: Probe, channels: ChannelGraph, scores: Scores, metric: str, b
     for name, value in (*scores.weight.items(), *scores.activation.items()):
         if not math.isfinite(value):
             raise InputError(
-                f"the {metric} sensitivity of {name} is {value}: check the model's weights and the batches"
+                f"the {metric} sensitivity of {name} is not finite ({value}): look for weights or inputs so large that"
+                " activations overflow, or choose another metric"
             )
     nodes: dict[str, NodeSensitivity] = {}
     for layer in probe.layers:

@@ -58,8 +58,8 @@ def widening_keeps_the_function(model: nn.Module, inputs: tuple[Any, ...], seed:
 def new_channels_live(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> None:
     """Law 2: after one training step every new channel has received gradient, and copies have left each other.
 
-    Copies are recognized by what they put out; one whose parent is dead in the original (no gradient, or nothing but
-    zeros) cannot live.
+    Copies are recognized by what they put out; one whose parent is dead in the original (nothing but zeros, or no
+    gradient that moves the loss by more than it is rounded) cannot live.
     """
     t = traced(model, inputs)
     widths = wider(t.channels, seed)
@@ -68,7 +68,8 @@ def new_channels_live(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) 
     axes = producing_nodes(t.gm, producers)
     old, new = watched(t.gm, t.inputs, axes), watched(wide, t.inputs, axes)
     reference = watched(in_training(t.gm, dropout=False), t.inputs, axes)
-    torch.autograd.backward(loss_of(reference.outputs))
+    loss = loss_of(reference.outputs)
+    torch.autograd.backward(loss)
     trained = in_training(wide, dropout=False)
     seen = watched(trained, t.inputs, axes)
     torch.autograd.backward(loss_of(seen.outputs))
@@ -80,7 +81,7 @@ def new_channels_live(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) 
         parents = _parents(old.channels(name), new.channels(name))
         expected, got = reference.gradients(name).abs().amax(1), seen.gradients(name).abs().amax(1)
         spoken = torch.minimum(old.channels(name).abs().amax(1), reference.channels(name).abs().amax(1))
-        alive = (expected > 1e-9 * expected.max()) & (spoken > 0)
+        alive = (expected > 1e-9 * expected.max()) & (expected * spoken > 1e-12 * float(loss.detach()))
         outputs = torch.cat([watch.channels(name) for watch in after], 1)
         for channel, parent in enumerate(parents):
             if not alive[parent]:

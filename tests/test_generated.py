@@ -20,7 +20,7 @@ from tests.laws import LAWS
 from tests.observing import difference, run
 from tests.zoo.model import image
 
-INPUTS = (image(CHANNELS, SIDE),)
+INPUTS = (image(CHANNELS, SIDE).double(),)
 EXAMPLES = os.environ.get("NCE_FX_EXAMPLES")
 PLANS = 3
 OTHERS = ("2", "3", "4", "5", "6", "7")

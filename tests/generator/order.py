@@ -47,7 +47,7 @@ def add(op: Op, shape: Shape, other: Shape) -> nn.Module:
 def multiply(op: Op, shape: Shape, other: Shape) -> nn.Module:
     ways = (
         lambda s, x, y: x * y.sigmoid(),
-        lambda s, x, y: torch.where(y > 0, x, 0.5 * x),
+        lambda s, x, y: torch.where(y > 0.1, x, 0.5 * x),
         lambda s, x, y: torch.lerp(x, y, 0.25),
         lambda s, x, y: torch.stack([x, y], 0).sum(0) if op.size % 2 else torch.stack([x, y], 2).amax(2),
     )

@@ -117,6 +117,7 @@ class Resizing(Check):
         self.edits.inputs.pop(n, None)
         result = getattr(self, n.op)(target, args, kwargs)
         self._verify(self.old[n], result)
+        _same_axes(self.old[n], result, self.proven.get(n))
         return result
 
     def _verify(self, old: Any, new: Any) -> None:
@@ -176,6 +177,21 @@ class Resizing(Check):
         index = np.array(wanted, dtype=np.int64)
         self.edits.selects[n] = (source, axis, index)
         return self.activation(compress(label.index_select(axis, torch.from_numpy(index))), new_source.dtype)
+
+
+def _same_axes(old: Any, new: Any, proven: Any) -> None:
+    """Let only those axes change that changed in the proof: of two readings of a literal size, always the same one.
+
+    Raises:
+        Mismatch: another axis changed.
+    """
+    if isinstance(proven, ChannelTensor) and isinstance(old, ChannelTensor) and isinstance(new, ChannelTensor):
+        for axis, sizes in enumerate(zip(old.shape, new.shape, proven.shape, strict=True)):
+            if sizes[0] != sizes[1] and sizes[0] == sizes[2]:
+                raise Mismatch(f"axis {axis} has {sizes[1]} entries instead of {sizes[0]}", *old.labels)
+    elif isinstance(proven, list | tuple) and isinstance(old, list | tuple) and isinstance(new, list | tuple):
+        for before, after, shown in zip(old, new, proven, strict=True):
+            _same_axes(before, after, shown)
 
 
 def _give_up(n: Node, broken: Broken) -> Broken:

@@ -207,13 +207,14 @@ class Check(Run):
         counts: Ids,
         modes: Mapping[Axis, int],
         orders: Mapping[Axis, tuple[Ids, Ids]],
+        proven: Mapping[Node, Any],
     ) -> None:
         super().__init__(gm, tie.space, tie.tensors)
         self.first = tie
         self.old = old
         self.span = tie.space.end
         self.classes, self.counts = classes, counts
-        self.modes, self.orders = modes, orders
+        self.modes, self.orders, self.proven = modes, orders, proven
         self.cuts = frozenset(int(i) for cut in tie.cuts for i in cut)
         self.edits = Edits()
         self.input: Any = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from torch.fx import GraphModule, Node
@@ -28,6 +29,8 @@ class Structure:
     classes: Ids
     groups: tuple[Group, ...]
     modes: Mapping[Axis, int] = field(default_factory=dict)
+    proven: Mapping[Node, Any] = field(default_factory=dict)
+    """What every node returned when all free groups were enlarged at once: a resize may change no other axes."""
 
     def counts(self, copies: Mapping[int, Ids]) -> Ids:
         """Return how often each id appears, from the copies of each class of each part (by index in ``parts``)."""
@@ -51,7 +54,7 @@ class Structure:
         """
         orders: dict[Axis, tuple[Ids, Ids]] = {}
         for _ in range(_RELAYOUTS):
-            check = Resizing(self.gm, self.tie, self.tie.seen, self.classes, counts, self.modes, orders)
+            check = Resizing(self.gm, self.tie, self.tie.seen, self.classes, counts, self.modes, orders, self.proven)
             try:
                 check.execute()
             except Relayout as relayout:
@@ -103,7 +106,8 @@ def prove(structure: Structure) -> tuple[Structure, Resizing]:
     """Enlarge every free group; where no layout of the copies makes that hold, pin what is to blame."""
     while True:
         try:
-            return settle(structure, lambda known: known.counts(enlarged(known)))
+            proved, proof = settle(structure, lambda known: known.counts(enlarged(known)))
+            return replace(proved, proven=proof.env), proof
         except Mismatch as mismatch:
             structure = _yield_to(structure, mismatch)
 

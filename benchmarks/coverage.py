@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=["*"], help="names to run, with * and ?; in this order")
     parser.add_argument("--again", action="store_true", help="also run what has a result")
     parser.add_argument("--failed", action="store_true", help="also run what failed or timed out")
-    parser.add_argument("--timeout", type=float, default=120.0, help="seconds a model may take")
+    parser.add_argument("--timeout", type=float, default=300.0, help="seconds a model may take")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="write docs/coverage.md from the results, run nothing")
     options = parser.parse_args()
@@ -47,6 +47,7 @@ def main() -> None:
         write_table(results)
         return
     for name in options.corpus or vision.CORPORA:
+        vision.load(name)
         for entry in entries(name, options.only):
             key = f"{entry.corpus}/{entry.name}"
             known = results.get(key)

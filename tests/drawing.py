@@ -40,6 +40,11 @@ def traced(model: nn.Module, inputs: tuple[Any, ...], dtype: torch.dtype = torch
     return known[dtype]
 
 
+def keep(model: nn.Module, dtype: torch.dtype, known: Traced) -> None:
+    """Let the laws take this trace of a model, where another one would take long or much memory."""
+    _TRACED.setdefault(model, {})[dtype] = known
+
+
 def wider(channels: ChannelGraph, seed: int) -> dict[str, int]:
     """Return random legal wider widths, up to twice the width, for about half of the unpinned groups."""
     return _drawn(channels, seed, lambda group: range(1, max(1, group.width // group.step) + 1))

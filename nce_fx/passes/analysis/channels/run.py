@@ -327,7 +327,7 @@ class Run(Interpreter, ABC):
         """Pin what the model returns: its shape is the user's."""
         assert self.node is not None
         node = self.node
-        for source in node.all_input_nodes:
+        for source in makers(node):
             # The message names what makes the output, and where.
             self.node, self.step, self.asked = node, 0, 0
             torch.fx.node.map_aggregate(self.env[source], partial(self._pin_output, source))
@@ -349,3 +349,12 @@ class Run(Interpreter, ABC):
         placeholders = [n for n in self.graph.nodes if n.op == "placeholder"]
         with torch.no_grad():
             self.run(*[None] * len(placeholders), enable_io_processing=False)
+
+
+def makers(node: Node) -> list[Node]:
+    """Return the nodes whose values an output holds, through the named tuples that they are put into."""
+    found: dict[Node, None] = {}
+    for source in node.all_input_nodes:
+        structure = isinstance(source.target, type) and issubclass(source.target, tuple)
+        found.update(dict.fromkeys(makers(source) if structure else [source]))
+    return list(found)

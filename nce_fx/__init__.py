@@ -14,6 +14,7 @@ from nce_fx.version import __version__
 
 if TYPE_CHECKING:
     from nce_fx.artifacts import load, save
+    from nce_fx.custom import channel_rule
     from nce_fx.export import export_onnx
     from nce_fx.passes.analysis.channels import ChannelGraph, ChannelGroup, analyze_channels
     from nce_fx.passes.analysis.cost import CostReport, analyze_cost
@@ -31,6 +32,7 @@ _HOME = {
     "analyze_channels": "nce_fx.passes.analysis.channels",
     "ChannelGraph": "nce_fx.passes.analysis.channels",
     "ChannelGroup": "nce_fx.passes.analysis.channels",
+    "channel_rule": "nce_fx.custom",
     "analyze_cost": "nce_fx.passes.analysis.cost",
     "CostReport": "nce_fx.passes.analysis.cost",
     "analyze_sensitivity": "nce_fx.passes.analysis.sensitivity",
@@ -88,6 +90,7 @@ __all__ = [
     "analyze_channels",
     "analyze_cost",
     "analyze_sensitivity",
+    "channel_rule",
     "export_onnx",
     "integer_weights",
     "load",

@@ -24,6 +24,7 @@ NAMES = [
     "analyze_channels",
     "analyze_cost",
     "analyze_sensitivity",
+    "channel_rule",
     "export_onnx",
     "integer_weights",
     "load",

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx import GraphModule, Node, Proxy
 
+from nce_fx.custom import rule_of_module
 from nce_fx.tracing.attention import can_open, open_attention
 
 _LEAVES = 64
@@ -50,6 +51,7 @@ class Tracer(fx.Tracer):
         return (
             module_qualified_name in self.leaves
             or super().is_leaf_module(m, module_qualified_name)
+            or rule_of_module(type(m)) is not None
             or _depends_on_mode(m)
         )
 

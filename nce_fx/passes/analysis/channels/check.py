@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.fx import GraphModule, Node
 
+from nce_fx.custom import rule_of
 from nce_fx.passes.analysis.channels.labels import (
     FIRST_ID,
     FIXED,
@@ -405,6 +406,10 @@ class Check(Run):
 
     def attribute(self, owner: Any, name: str, value: Any) -> None:
         assert self.node is not None
+        if rule_of(self.node.target) is not None and name in ("groups", "num_groups", "normalized_shape"):
+            if value != self.first.attributes[self.node, name]:
+                raise Mismatch(f"{name} would change: which argument of {self.message()} has it is unknown")
+            return
         path = owner.path if isinstance(owner, ChannelTensor) and owner.path is not None else ""
         self.edits.attributes[self.node, path, name] = value
 

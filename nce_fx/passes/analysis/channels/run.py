@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
+from torch.fx.passes.shape_prop import TensorMetadata
 
-from nce_fx.errors import where
+from nce_fx.custom import missing, rule_of, rule_of_module
+from nce_fx.errors import ChannelError, where
 from nce_fx.passes.analysis.channels.labels import (
     FIRST_ID,
     FIXED,
@@ -295,8 +297,57 @@ class Run(Interpreter, ABC):
         shadow = self._shadows.get(target)
         if shadow is None:
             shadow = self._shadows[target] = self._shadow(self.fetch_attr(target), target)
+        own = rule_of_module(type(shadow))
+        if own is not None:
+            return self._by_rule(own, (shadow, *args), kwargs)
         rule = module_rule(shadow)
         return shadow(*args, **kwargs) if rule is None else rule(shadow, *args, **kwargs)
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Call a function on channel tensors, or the user's own rule for it."""
+        own = rule_of(target)
+        return super().call_function(target, args, kwargs) if own is None else self._by_rule(own, args, kwargs)
+
+    def _by_rule(self, rule: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Apply a user's rule; what it stands for computes, whatever the rule does, and returns what was traced."""
+        self.computes()
+        result = rule(*args, **kwargs)
+        assert self.node is not None
+        meta = self.node.meta.get("tensor_meta")
+        shape = self.original(getattr(result, "shape", None))
+        if isinstance(meta, TensorMetadata) and shape != meta.shape:
+            raise ChannelError(
+                f"the channel rule of {self.message()} returns shape {shape and tuple(shape)}, "
+                f"but what it stands for returned {tuple(meta.shape)}"
+            )
+        return result
+
+    def unknown(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any], why: str = "") -> Any:
+        """Pin everything that reaches a node that cannot be run on channels; return fixed values of the traced shapes.
+
+        Raises:
+            ChannelError: what it returned when it was traced is not known.
+        """
+        self.step = self.asked = 0
+        self.computes()
+        module = self.fetch_attr(str(node.target)) if node.op == "call_module" else None
+        reason = f"{missing(module or node.target)}; it cannot be run on channels: {why}"
+
+        def hold(value: Any) -> Any:
+            if isinstance(value, ChannelTensor):
+                for label in value.labels:
+                    self.number(tuple(value.shape), label)
+                    self.pin(self.ids(core(label)), reason)
+            return value
+
+        torch.fx.node.map_aggregate((args, kwargs), hold)
+        for path, layer in module.named_modules(prefix=str(node.target)) if module is not None else ():
+            if isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear)) and f"{path}.weight" in self.tensors.tensors:
+                transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
+                self.pin(self.produce(self.parameter(f"{path}.weight"), int(transposed)), reason)
+        if "tensor_meta" not in node.meta:
+            raise ChannelError(f"channels cannot be followed through {where(node)}: {why}")
+        return self._given(node.meta["tensor_meta"])
 
     def _shadow(self, module: nn.Module, path: str) -> nn.Module:
         kind = plain_class(module)

@@ -73,6 +73,8 @@ def examine(gm: GraphModule) -> tuple[Structure, Resizing]:
     tie = Tie(gm)
     try:
         tie.execute()
+    except ChannelError:
+        raise
     except Exception as error:
         at = tie.message()
         raise ChannelError(f"channels cannot be followed through {at}: {type(error).__name__}: {error}") from error

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch.fx import GraphModule, Node
 
-from nce_fx.errors import where
+from nce_fx.callables import one_line
+from nce_fx.errors import ChannelError, where
 from nce_fx.passes.analysis.channels.labels import FIRST_ID, FIXED, Ids, Label, along, core, line_of, varies
 from nce_fx.passes.analysis.channels.run import Axis, IdSpace, Pin, Run, Tensors
 from nce_fx.passes.analysis.channels.value import ChannelTensor
@@ -43,11 +44,22 @@ class Tie(Run):
         self.cuts: list[Ids] = []
         self.edges: list[tuple[int, int, str]] = []
         self.seen: dict[Node, Any] = {}
+        self.attributes: dict[tuple[Node, str], Any] = {}
+        self.unknown_nodes: set[Node] = set()
+        """What could not be run on channels: all that reaches it is pinned."""
         self.answers: dict[tuple[Node, int], Any] = {}
 
     def run_node(self, n: Node) -> Any:
         """Run a node and keep what it returned as it was then: later nodes may write into it."""
-        result = super().run_node(n)
+        try:
+            result = super().run_node(n)
+        except ChannelError:
+            raise
+        except Exception as error:
+            if n.op not in ("call_function", "call_method", "call_module"):
+                raise
+            self.unknown_nodes.add(n)
+            result = self.unknown(n, *self.fetch_args_kwargs_from_env(n), one_line(error))
         self.seen[n] = torch.fx.node.map_aggregate(result, self._as_it_is)
         return result
 
@@ -246,7 +258,7 @@ class Tie(Run):
         return value
 
     def attribute(self, owner: Any, name: str, value: Any) -> None:
-        pass
+        self.attributes[self._here(), name] = value
 
     def parameter_labels(self, path: str, shape: tuple[int, ...]) -> tuple[Label, ...]:
         return tuple(along(self.space.line((path, axis), size), axis, shape) for axis, size in enumerate(shape))

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nce_fx.custom import rule_of
 from nce_fx.passes.analysis.channels.rules import elementwise, mixing, movement, weighted
 from nce_fx.passes.analysis.channels.rules.calls import opaque, run_of
 from nce_fx.passes.analysis.channels.value import ChannelTensor
@@ -91,6 +92,10 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     in_place = name.endswith("_") and not name.endswith("__")
     name = name.removesuffix("_") if in_place else name
     rule = ATEN_RULES.get(name)
+    own = rule_of(func) if rule is None else None
+    if own is not None:
+        run_of([args, list(kwargs.values())]).computes()
+        return own(*args, **kwargs)
     if rule is None:
         rule = elementwise.pointwise if torch.Tag.pointwise in func.tags or name in elementwise.UNTAGGED else opaque
     if rule not in movement.MOVEMENT:

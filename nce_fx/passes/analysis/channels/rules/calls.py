@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from nce_fx.custom import missing
 from nce_fx.passes.analysis.channels.labels import FIXED, Label, constant, core
 from nce_fx.passes.analysis.channels.run import Run
 from nce_fx.passes.analysis.channels.value import ChannelTensor
@@ -62,8 +63,7 @@ def opaque(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str
     """Pin every channel that reaches an op nobody knows; what comes out is fixed."""
     values = channel_tensors([args, list(kwargs.values())])
     run = values[0].run
-    name = func._schema.name.removeprefix("aten::")
-    why = reason or f"the op {name} has no channel rule, and none is guessed"
+    why = reason or missing(func)
     for value in values:
         for label in value.labels:
             run.pin(run.ids(core(label)), why)

@@ -18,6 +18,7 @@ from torch.fx import GraphModule
 from nce_fx.models.loading import check_finite
 from nce_fx.passes.analysis.channels import ChannelGraph, analyze_channels
 from nce_fx.passes.analysis.cost import CostReport, analyze_cost
+from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.analysis.sensitivity import SensitivityReport, analyze_sensitivity
 from nce_fx.passes.base import Pipeline
 from nce_fx.passes.planning import Budget, plan_widths
@@ -64,6 +65,7 @@ def rewrite(
     budget: Budget | None = None,
     spec: QuantSpec | None = None,
     metric: str | None = None,
+    hardware: HardwareTable | None = None,
     min_width: float = 0.25,
     max_width: float = 2.0,
     round_to: int = 1,
@@ -84,6 +86,7 @@ def rewrite(
         budget: what the rewritten network may cost; no more MACs and no more parameters than `model` by default.
         spec: bits and quantizers; 2-bit weights and activations by default.
         metric: the sensitivity metric; by default one by gradient with batches, from the weights without.
+        hardware: the user's own cost of layers, which ``Budget(custom=...)`` limits.
         min_width: the least width of a group, as a ratio of its own.
         max_width: the greatest width of a group, as a ratio of its own.
         round_to: widths come in multiples of this.
@@ -99,7 +102,14 @@ def rewrite(
     """
     spec = spec or QuantSpec()
     analyses = analyze(
-        model, example_inputs, batches=batches, spec=spec, metric=metric, observe=observe, progress=progress
+        model,
+        example_inputs,
+        batches=batches,
+        spec=spec,
+        metric=metric,
+        hardware=hardware,
+        observe=observe,
+        progress=progress,
     )
     plan = plan_analyzed(
         analyses,
@@ -125,6 +135,7 @@ def analyze(
     batches: Batches | None = None,
     spec: QuantSpec | None = None,
     metric: str | None = None,
+    hardware: HardwareTable | None = None,
     observe: Observer | None = None,
     progress: Progress | None = None,
 ) -> Analyses:
@@ -142,7 +153,7 @@ def analyze(
     channels = analyze_channels(gm)
     say("analyze cost")
     bits = layer_bits(gm, spec)
-    cost = analyze_cost(gm, channels, weight_bits=bits, activation_bits=bits)
+    cost = analyze_cost(gm, channels, weight_bits=bits, activation_bits=bits, hardware=hardware)
     say("analyze sensitivity")
     sensitivity = analyze_sensitivity(gm, batches, metric, bits, channels=channels, progress=progress)
     return Analyses(gm, channels, cost, sensitivity)

@@ -103,6 +103,15 @@ BAD = {
     "unknown metric": (["resnet8", "--sensitivity", "guess"], "guess"),
     "retraining without data": (["resnet8", "--retrain", "1"], "--data"),
     "negative epochs": (["resnet8", "--data", "digits", "--retrain", "-1"], "--retrain -1"),
+    "unknown quantizer": (["resnet8", "--weight-quantizer", "guess"], "sawb"),
+    "override that is none": (["resnet8", "--override", "fc"], "PATTERN=BITS"),
+    "override of no layer": (["resnet8", "--override", "nowhere.*=4"], "matches no layer"),
+    "recipe without such a field": (["resnet8", "--recipe", '{"lr": 1}'], "lr"),
+    "recipe out of range": (["resnet8", "--recipe", '{"momentum": 2}'], "momentum"),
+    "table without a limit": (["resnet8", "--hardware", "table.csv"], "table.csv"),
+    "limit without a table": (["resnet8", "--max-custom", "0.9x"], "--hardware"),
+    "pattern of no layer": (["resnet8", "--only", "nowhere*"], "nowhere*"),
+    "widths that exclude all": (["resnet8", "--min-width", "3", "--max-width", "2"], "3"),
 }
 
 
@@ -184,6 +193,36 @@ def test_dry_run_prints_the_plan_and_writes_nothing(here):
     assert result.exit_code == 0
     assert "channels before -> after" in result.stdout
     assert listing(here) == before
+
+
+def test_limits_and_quantizers_reach_the_plan_and_the_graph(here):
+    quantizers = ["--weight-quantizer", "lsq", "--activation-quantizer", "lsq", "--override", "layer2.*=4"]
+    widths = ["--freeze", "layer1.*", "--round-to", "4", "--max-width", "1.5", "--max-bit-ops", "0.9x"]
+    result = call("rewrite", "resnet20", *quantizers, *widths, "--out", "one", "--json")
+    assert result.exit_code == 0, result.output
+    content = json.loads(result.stdout)
+    original = content["plan"]["original"]
+    changed = {group: width for group, width in content["plan"]["widths"].items() if width != original[group]}
+    assert changed
+    assert not any(group.startswith("layer1.") for group in changed)
+    assert all(width % 4 == 0 and width <= 1.5 * original[group] for group, width in changed.items())
+    assert content["rewrite"]["rewritten"]["bit_ops"] <= 0.9 * content["rewrite"]["original"]["bit_ops"]
+    quantization = json.loads((here / "one" / "report.json").read_text())["quantization"]
+    assert (quantization["weight"], quantization["activation"]) == ("lsq", "lsq")
+    assert quantization["overrides"] == {"layer2.*": 4}
+    assert call("apply", "resnet20", "one/plan.json", *quantizers, "--out", "two").exit_code == 0
+    assert (here / "one" / "model.safetensors").read_bytes() == (here / "two" / "model.safetensors").read_bytes()
+
+
+def test_a_budget_on_the_users_own_hardware(here):
+    sizes = [(op, c_in, c_out) for op in ("conv2d", "linear") for c_in in (1, 64) for c_out in (4, 64)]
+    rows = [f"{op},{c_in},{c_out},8,8,{bits},{c_in * c_out}" for op, c_in, c_out in sizes for bits in (2, 8)]
+    (here / "table.csv").write_text("\n".join(["op,c_in,c_out,h,w,bits,cost", *rows]))
+    hardware = ["--hardware", "table.csv", "--max-custom", "0.8x"]
+    result = call("rewrite", "resnet8", *hardware, "--dry-run", "--json")
+    assert result.exit_code == 0, result.output
+    source = json.loads(result.stdout)["plan"]["source"]
+    assert source["cost"]["custom"] <= source["limits"]["custom"]
 
 
 def test_json_is_one_object_and_nothing_else(here):

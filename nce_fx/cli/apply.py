@@ -19,6 +19,11 @@ def apply(
     weights: options.Weights = None,
     data: options.Data = None,
     bits: options.Bits = 2,
+    weight_quantizer: options.WeightQuantizer = "sawb",
+    activation_quantizer: options.ActivationQuantizer = "pact",
+    first_last_bits: options.FirstLastBits = 8,
+    shortcuts: options.Shortcuts = "quantized",
+    override: options.Override = None,
     seed: options.Seed = 0,
     out: options.Out = Path("nce-fx-out"),
     as_json: options.Json = False,
@@ -28,19 +33,18 @@ def apply(
     """Resize MODEL to a plan and quantize it; the same model, weights, data and seed give the same weights."""
     from nce_fx import artifacts
     from nce_fx.cli.job import calibration, content
-    from nce_fx.cli.reference import build_model, check_bits, example_input, parse_args
+    from nce_fx.cli.reference import build_model, example_input, parse_args, quant_spec
     from nce_fx.cli.terminal import Terminal
     from nce_fx.data import load_data
     from nce_fx.errors import ArtifactError
     from nce_fx.models.loading import arguments_for
-    from nce_fx.passes.transform.quantize import QuantSpec
     from nce_fx.plan import WidthPlan
     from nce_fx.report.records import ModelReference
     from nce_fx.rewrite import build
     from nce_fx.tracing import trace
 
     terminal = Terminal.of(as_json)
-    spec = QuantSpec(weight_bits=check_bits(bits), activation_bits=bits)
+    spec = quant_spec(bits, weight_quantizer, activation_quantizer, first_last_bits, shortcuts, override)
     args = parse_args(model_args)
     if not force:
         artifacts.check_free(out)

@@ -9,12 +9,11 @@ from typing import Any
 from torch.fx import GraphModule
 
 from nce_fx.cli.job import calibration
-from nce_fx.cli.reference import build_model, check_bits, example_input, parse_args
+from nce_fx.cli.reference import build_model, example_input, parse_args, quant_spec
 from nce_fx.cli.terminal import Terminal
 from nce_fx.data import load_data
 from nce_fx.models.loading import arguments_for
 from nce_fx.passes.analysis.channels import ChannelGraph, analyze_channels
-from nce_fx.passes.transform.quantize import QuantSpec
 from nce_fx.report import tables
 from nce_fx.report.records import GroupRecord
 from nce_fx.report.why import Explanation, explain
@@ -46,7 +45,7 @@ def run(job: Inspection) -> None:
         NceFxError: anything that was not right, in one line.
     """
     terminal = Terminal.of(job.as_json)
-    spec = QuantSpec(weight_bits=check_bits(job.bits), activation_bits=job.bits)
+    spec = quant_spec(job.bits)
     args = parse_args(job.model_args)
     data = None if job.data is None else load_data(job.data, seed=job.seed)
     if data is not None:

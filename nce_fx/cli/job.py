@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from nce_fx import artifacts
-from nce_fx.cli.reference import build_model, check_bits, example_input, parse_args
+from nce_fx.cli.reference import build_model, example_input, parse_args, quant_spec
 from nce_fx.cli.terminal import Terminal
 from nce_fx.comparison import Trained, compare
 from nce_fx.data import Data, load_data
@@ -19,6 +19,8 @@ from nce_fx.errors import InputError, TrainingError
 from nce_fx.folders import replaced
 from nce_fx.models import MODELS
 from nce_fx.models.loading import arguments_for
+from nce_fx.passes.analysis.costmodel import QUANTITIES
+from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.planning import Budget
 from nce_fx.passes.transform.quantize import QuantSpec, quantize
 from nce_fx.plan import WidthPlan
@@ -43,11 +45,27 @@ class Job:
     input_shape: str | None
     weights: Path | None
     data: str | None
-    bits: int
     max_macs: str
     max_params: str
+    max_bit_ops: str | None
+    max_weight_bytes: str | None
+    max_activation_bytes: str | None
+    hardware: Path | None
+    max_custom: str | None
+    min_width: float
+    max_width: float
+    round_to: int
+    freeze: list[str] | None
+    only: list[str] | None
+    bits: int
+    weight_quantizer: str
+    activation_quantizer: str
+    first_last_bits: int
+    shortcuts: str
+    override: list[str] | None
     sensitivity: str | None
     retrain: int
+    recipe: str | None
     sweep: str | None
     seed: int
     out: Path
@@ -55,6 +73,21 @@ class Job:
     as_json: bool
     model_args: str | None
     force: bool
+
+    @property
+    def budget(self) -> Budget:
+        """The upper limits.
+
+        Raises:
+            BudgetError: one that is no limit.
+        """
+        return Budget(**{name: getattr(self, f"max_{name}") for name in QUANTITIES})
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """What the planner may do with widths."""
+        ranges = {"min_width": self.min_width, "max_width": self.max_width, "round_to": self.round_to}
+        return {**ranges, "freeze": self.freeze or (), "only": self.only or ()}
 
 
 def run(job: Job) -> None:
@@ -65,11 +98,16 @@ def run(job: Job) -> None:
     """
     terminal = Terminal.of(job.as_json)
     # Everything that can be wrong with the options is found before anything takes long.
-    spec = QuantSpec(weight_bits=check_bits(job.bits), activation_bits=job.bits)
-    budget = Budget(macs=job.max_macs, params=job.max_params)
-    args = parse_args(job.model_args)
     if job.retrain < 0 or (job.retrain and job.data is None):
         raise InputError(f"--retrain {job.retrain}: epochs are 0 or more, and need --data to train on")
+    spec = quant_spec(
+        job.bits, job.weight_quantizer, job.activation_quantizer, job.first_last_bits, job.shortcuts, job.override
+    )
+    budget, hardware = job.budget, None if job.hardware is None else HardwareTable.read(job.hardware)
+    if (hardware is None) != (job.max_custom is None):
+        raise InputError("--hardware is the table and --max-custom its limit: give both or neither")
+    args = parse_args(job.model_args)
+    recipe = Recipe.from_dict({**parse_args(job.recipe, "--recipe"), "epochs": job.retrain, "seed": job.seed})
     if not job.dry_run and not job.force:
         artifacts.check_free(job.out, artifacts.OURS if job.sweep is None else SWEEP)
     data = None if job.data is None else load_data(job.data, seed=job.seed)
@@ -77,13 +115,12 @@ def run(job: Job) -> None:
         args = arguments_for(job.model, args, data.input_shape, data.classes)
     model = build_model(job.model, args, seed=job.seed, weights=job.weights)
     example = example_input(job.model, job.input_shape, data, args)
-    recipe = Recipe(epochs=job.retrain, seed=job.seed)
 
     ratios = None if job.sweep is None else ratios_of(job.sweep)
-    model, float_epochs = float_network(job, model, data, terminal)
+    model, float_epochs = float_network(job, model, data, recipe, terminal)
     batches = calibration(data, job.seed)
     if ratios is not None:
-        run_sweep(job, model, (example,), batches, spec, ratios, terminal)
+        run_sweep(job, model, (example,), batches, spec, hardware, ratios, terminal)
         return
     with terminal.steps() as steps:
         result = rewrite(
@@ -93,6 +130,8 @@ def run(job: Job) -> None:
             budget=budget,
             spec=spec,
             metric=job.sensitivity,
+            hardware=hardware,
+            **job.limits,
             seed=job.seed,
             source={} if data is None else {"data": data.name},
             observe=steps,
@@ -121,14 +160,17 @@ def run(job: Job) -> None:
     terminal.finish(content(result.plan, result.report, comparison, job.out))
 
 
-def float_network(job: Job, model: nn.Module, data: Data | None, terminal: Terminal) -> tuple[nn.Module, int]:
+def float_network(
+    job: Job, model: nn.Module, data: Data | None, recipe: Recipe, terminal: Terminal
+) -> tuple[nn.Module, int]:
     """Return the float network and the epochs it was trained here: none but for a built-in one without weights."""
     if data is None:
         terminal.note("no --data: sensitivity comes from the weights alone")
     untrained = job.weights is None and job.model in MODELS
     if untrained and data is not None and job.retrain:
         with terminal.training(f"float {job.model}") as progress:
-            result = train(model, data, Recipe(epochs=job.retrain, seed=job.seed), progress=progress)
+            # Progressive bits are for quantizers; the rest of the recipe trains the float network too.
+            result = train(model, data, replace(recipe, bits=()), progress=progress)
         terminal.show(f"float {job.model} on {data.name}: {tables.percent(result.accuracy)} after {job.retrain} epochs")
         return result.model.eval(), job.retrain
     if untrained:
@@ -149,6 +191,7 @@ def run_sweep(
     example: tuple[Any, ...],
     batches: list[Any] | None,
     spec: QuantSpec,
+    hardware: HardwareTable | None,
     ratios: tuple[float, ...],
     terminal: Terminal,
 ) -> None:
@@ -160,11 +203,12 @@ def run_sweep(
             batches=batches,
             spec=spec,
             metric=job.sensitivity,
+            hardware=hardware,
             observe=steps,
             progress=steps.advance,
         )
         steps(f"plan {len(ratios)} budgets")
-        found = sweep(analyses, ratios)
+        found = sweep(analyses, ratios, **job.limits)
     for ratio, reason in found.refused:
         terminal.note(f"{ratio:g}x has no plan: {reason}")
     terminal.show(tables.sweep_table(found.points))

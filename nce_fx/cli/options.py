@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,7 +34,107 @@ Data = Annotated[
     str | None,
     typer.Option("--data", metavar="DATA", help="digits, cifar10:DIR, imagefolder:DIR, or package.module:callable."),
 ]
-Bits = Annotated[int, typer.Option("--bits", help="Bits of weights and activations, 1 to 8.")]
+_QUANTIZERS, _BUDGET, _WIDTHS, _TRAINING = "Quantizers", "Budget", "Widths", "Training"
+
+Bits = Annotated[
+    int, typer.Option("--bits", help="Bits of weights and activations, 1 to 8.", rich_help_panel=_QUANTIZERS)
+]
+WeightQuantizer = Annotated[
+    str,
+    typer.Option(
+        "--weight-quantizer", metavar="NAME", help="sawb, lsq, dorefa or minmax.", rich_help_panel=_QUANTIZERS
+    ),
+]
+ActivationQuantizer = Annotated[
+    str,
+    typer.Option(
+        "--activation-quantizer", metavar="NAME", help="pact, lsq, dorefa or minmax.", rich_help_panel=_QUANTIZERS
+    ),
+]
+FirstLastBits = Annotated[
+    int,
+    typer.Option(
+        "--first-last-bits", help="Bits of the first and last layers; 32 is float.", rich_help_panel=_QUANTIZERS
+    ),
+]
+Shortcuts = Annotated[
+    str,
+    typer.Option(
+        "--shortcuts",
+        metavar="quantized|float",
+        help="Whether additions read quantized tensors, and 1x1 shortcut convolutions are quantized.",
+        rich_help_panel=_QUANTIZERS,
+    ),
+]
+Override = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--override",
+        metavar="PATTERN=BITS",
+        help="Bits of the layers whose names match, such as 'layer1.*=4' or 'fc=float'; may be repeated.",
+        rich_help_panel=_QUANTIZERS,
+    ),
+]
+
+
+def most(name: str, what: str) -> Any:
+    """Return the option of one upper limit."""
+    return typer.Option(
+        f"--max-{name}", metavar="1.0x|NUMBER", help=f"Most {what}: a ratio or a number.", rich_help_panel=_BUDGET
+    )
+
+
+MaxMacs = Annotated[str, most("macs", "multiply-accumulates")]
+MaxParams = Annotated[str, most("params", "parameters")]
+MaxBitOps = Annotated[str | None, most("bit-ops", "bit operations")]
+MaxWeightBytes = Annotated[str | None, most("weight-bytes", "bytes of quantized weights")]
+MaxActivationBytes = Annotated[str | None, most("activation-bytes", "bytes of activations alive at once")]
+MaxCustom = Annotated[str | None, most("custom", "of what --hardware measures")]
+Hardware = Annotated[
+    Path | None,
+    typer.Option(
+        "--hardware",
+        metavar="TABLE.csv",
+        help="Your own cost of layers: op, c_in, c_out, h, w, bits, cost; CSV or JSON.",
+        rich_help_panel=_BUDGET,
+    ),
+]
+MinWidth = Annotated[
+    float, typer.Option("--min-width", help="Least width of a group, of its own.", rich_help_panel=_WIDTHS)
+]
+MaxWidth = Annotated[
+    float, typer.Option("--max-width", help="Greatest width of a group, of its own.", rich_help_panel=_WIDTHS)
+]
+RoundTo = Annotated[
+    int, typer.Option("--round-to", help="Widths that change become multiples of this.", rich_help_panel=_WIDTHS)
+]
+Freeze = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--freeze",
+        metavar="PATTERN",
+        help="Layers that keep their width, such as 'layer1.*'; may be repeated.",
+        rich_help_panel=_WIDTHS,
+    ),
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only",
+        metavar="PATTERN",
+        help="The only layers whose width may change; may be repeated.",
+        rich_help_panel=_WIDTHS,
+    ),
+]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="JSON",
+        help='Fields of the training recipe, such as \'{"learning_rate": 0.1, "bits": [8, 4, 2]}\'.',
+        rich_help_panel=_TRAINING,
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the result.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace a result that the folder already holds.")]

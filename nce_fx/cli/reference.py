@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from nce_fx.data import Data
 from nce_fx.errors import InputError
 from nce_fx.models import INPUT_SHAPES, MODELS
 from nce_fx.models.loading import load_model, load_weights
+from nce_fx.passes.transform.quantize import QuantSpec
 
 
 def build_model(reference: str, args: Mapping[str, Any], *, seed: int, weights: Path | None = None) -> nn.Module:
@@ -63,30 +64,45 @@ def parse_shape(text: str) -> tuple[int, ...]:
     return tuple(int(size) for size in text.split("x"))
 
 
-def parse_args(text: str | None) -> dict[str, Any]:
-    """Return the arguments of ``--model-args``.
+def parse_args(text: str | None, option: str = "--model-args") -> dict[str, Any]:
+    """Return the fields of an option that is a JSON object.
 
     Raises:
         InputError: not a JSON object.
     """
+    example = "'{\"num_classes\": 10}'" if option == "--model-args" else "'{\"learning_rate\": 0.1}'"
     try:
         args = json.loads(text or "{}")
     except ValueError as error:
-        raise InputError(f"--model-args is not JSON ({error}): write such as '{{\"num_classes\": 10}}'") from error
+        raise InputError(f"{option} is not JSON ({error}): write such as {example}") from error
     if not isinstance(args, dict):
-        raise InputError("--model-args is not a JSON object: write such as '{\"num_classes\": 10}'")
+        raise InputError(f"{option} is not a JSON object: write such as {example}")
     return args
 
 
-def check_bits(bits: int) -> int:
-    """Return the bits.
+def quant_spec(
+    bits: int,
+    weight: str = "sawb",
+    activation: str = "pact",
+    first_last_bits: int = 8,
+    shortcuts: str = "quantized",
+    override: Sequence[str] | None = None,
+) -> QuantSpec:
+    """Return the quantizers that the options name.
 
     Raises:
-        InputError: outside 1 to 8.
+        InputError: bits outside 1 to 8, or an override that is not PATTERN=BITS.
+        QuantizeError: an unknown name, or bits out of range elsewhere.
     """
     if not 1 <= bits <= 8:
         raise InputError(f"--bits {bits} is outside 1 to 8: give 2, or another number of bits from 1 to 8")
-    return bits
+    overrides: dict[str, int | str] = {}
+    for text in override or ():
+        pattern, found, value = text.rpartition("=")
+        if not found or not (value.isdigit() or value == "float"):
+            raise InputError(f"--override {text} is not PATTERN=BITS: write such as 'layer1.*=4' or 'fc=float'")
+        overrides[pattern] = int(value) if value.isdigit() else value
+    return QuantSpec(weight, activation, bits, bits, first_last_bits, shortcuts, overrides)
 
 
 def is_code(reference: str) -> bool:

@@ -15,23 +15,29 @@ def rewrite(
     input_shape: options.Input = None,
     weights: options.Weights = None,
     data: options.Data = None,
+    max_macs: options.MaxMacs = "1.0x",
+    max_params: options.MaxParams = "1.0x",
+    max_bit_ops: options.MaxBitOps = None,
+    max_weight_bytes: options.MaxWeightBytes = None,
+    max_activation_bytes: options.MaxActivationBytes = None,
+    hardware: options.Hardware = None,
+    max_custom: options.MaxCustom = None,
+    min_width: options.MinWidth = 0.25,
+    max_width: options.MaxWidth = 2.0,
+    round_to: options.RoundTo = 1,
+    freeze: options.Freeze = None,
+    only: options.Only = None,
     bits: options.Bits = 2,
-    max_macs: Annotated[
-        str,
-        typer.Option(
-            "--max-macs", metavar="1.0x|NUMBER", help="Most multiply-accumulates: a ratio of the original, or a number."
-        ),
-    ] = "1.0x",
-    max_params: Annotated[
-        str,
-        typer.Option(
-            "--max-params", metavar="1.0x|NUMBER", help="Most parameters: a ratio of the original, or a number."
-        ),
-    ] = "1.0x",
+    weight_quantizer: options.WeightQuantizer = "sawb",
+    activation_quantizer: options.ActivationQuantizer = "pact",
+    first_last_bits: options.FirstLastBits = 8,
+    shortcuts: options.Shortcuts = "quantized",
+    override: options.Override = None,
     sensitivity: options.Metric = None,
     retrain: Annotated[
         int, typer.Option("--retrain", metavar="EPOCHS", help="Epochs of retraining; the uniform rival gets as many.")
     ] = 0,
+    recipe: options.Recipe = None,
     sweep: Annotated[
         str | None,
         typer.Option(

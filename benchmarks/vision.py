@@ -153,7 +153,7 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
             elif name.endswith("bias"):
                 parameter.copy_(0.2 * drawn)
             else:
-                parameter.copy_(drawn.sign() * (0.5 + drawn.abs()))
+                parameter.copy_(drawn.sign() * (0.3 + 0.5 * drawn.abs()))
     return model
 
 

@@ -68,25 +68,34 @@ def train(
     """
     engine = start_engine()
     folder = None if directory is None else Path(directory)
-    run = prepare(model, data, recipe, teacher, engine, folder, plan)
+    run = fit(prepare(model, data, recipe, teacher, engine, folder, plan), progress, checkpoint_seconds)
+    history = tuple(run.position.history)
+    tested = history[-1].test_accuracy if history else None
+    if tested is None:
+        with deterministic(engine.device):
+            tested = accuracy_of(run.model, data, recipe.batch_size, engine)
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    return TrainResult(run.model.train(model.training).to(device), tested, history)
+
+
+def fit(run: Run, progress: Progress = False, checkpoint_seconds: float = 60.0) -> Run:
+    """Train what was prepared to its last epoch; return the run at its end."""
+    engine, recipe = run.engine, run.recipe
     keeper = Keeper(run, checkpoint_seconds)
     with (
         torch.enable_grad(),
         deterministic(engine.device),
-        interruptions(folder is not None) as asked_to_stop,
-        open_log(folder if engine.is_main else None, run.position.history, run.done) as log,
+        interruptions(run.directory is not None) as asked_to_stop,
+        open_log(run.directory if engine.is_main else None, run.position.history, run.done) as log,
         reporting(progress if engine.is_main else False) as report,
     ):
         keeper.save_first()
         while run.position.epoch < recipe.epochs:
             _train_epoch(run, keeper, log, report, asked_to_stop)
+            keeper.run = run = run.companion.after_epoch(run)
         log.flush()
         keeper.save()
-        history = tuple(run.position.history)
-        tested = history[-1].test_accuracy if history else None
-        accuracy = tested if tested is not None else accuracy_of(run.model, data, recipe.batch_size, engine)
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    return TrainResult(run.model.train(model.training).to(device), accuracy, history)
+    return run
 
 
 def _train_epoch(
@@ -100,6 +109,7 @@ def _train_epoch(
     seed_step(recipe.seed, epoch, -1, engine)
     loader = run.data.loader("train", batch_size=recipe.batch_size, seed=recipe.seed, epoch=epoch, shuffle=True)
     batches = batches_of(loader, engine, position.step)
+    run.companion.before_epoch(run)
     for step in range(position.step, run.steps_per_epoch):
         batch_seed = seed_step(recipe.seed, epoch, step, engine)
         rate = learning_rate_at(recipe, run.done, run.steps_per_epoch)
@@ -108,7 +118,9 @@ def _train_epoch(
             raise TrainingError(
                 f"epoch {epoch + 1} has {step} batches: the loader said that an epoch has {run.steps_per_epoch}"
             )
+        run.companion.before_step(run)
         loss, correct, samples, stop = _step(run, batch, rate, batch_seed, asked_to_stop())
+        run.companion.after_step(run)
         position.step += 1
         position.loss += loss
         position.correct += correct
@@ -152,7 +164,7 @@ def _step(run: Run, batch: Any, rate: float, seed: int, stop: bool) -> list[floa
     # A last batch of another size is not worth a compilation of its own.
     full = size * engine.processes == recipe.batch_size
     student, teacher = (run.compiled_model, run.compiled_teacher) if full else (run.model, run.teacher)
-    with _forward(engine, recipe):
+    with forward_pass(engine, recipe):
         scores = logits_of(call(student, inputs))
         taught = None
         if teacher is not None:
@@ -179,7 +191,7 @@ def _step(run: Run, batch: Any, rate: float, seed: int, stop: bool) -> list[floa
 
 
 @contextmanager
-def _forward(engine: Engine, recipe: Recipe) -> Iterator[None]:
+def forward_pass(engine: Engine, recipe: Recipe) -> Iterator[None]:
     """What surrounds a forward pass in training: the precision, and the statistics of the whole batch."""
     with torch.autocast(engine.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
         if engine.processes == 1:

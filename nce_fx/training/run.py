@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from nce_fx.errors import ArtifactError, InputError, TrainingError
 from nce_fx.training.batches import Data
 from nce_fx.training.checkpoint import Checkpoint, digest, last_good, latest_checkpoint, save_checkpoint
+from nce_fx.training.companion import Companion
 from nce_fx.training.engine import Engine, agree_on
 from nce_fx.training.optimizer import build_optimizer, momenta, restore_momenta
 from nce_fx.training.recipe import Recipe
@@ -56,6 +57,7 @@ class Run:
     identity: dict[str, Any]
     plan: str | None
     position: Position
+    companion: Companion
 
     @property
     def done(self) -> int:
@@ -71,6 +73,7 @@ def prepare(
     engine: Engine,
     directory: Path | None,
     plan: str | None,
+    companion: Companion | None = None,
 ) -> Run:
     """Copy the models to the device, and go to the last checkpoint where there is one.
 
@@ -88,21 +91,25 @@ def prepare(
         "teacher's weights": digest(_state_of(teacher))[:16] if teacher is not None else None,
     }
     identity |= {f"recipe.{name}": value for name, value in recipe.to_dict().items()}
-    model = copy.deepcopy(original).to(engine.device).train()
+    companion = companion or Companion()
+    identity |= companion.identity()
+    found = latest_checkpoint(directory) if directory is not None else None
+    if found is not None:
+        _check_same_run(found, identity, directory)
+    model = companion.structure(original, found.state.get("companion", {}) if found is not None else {})
+    model = model.to(engine.device).train()
     if teacher is not None:
         teacher = copy.deepcopy(teacher).to(engine.device).eval().requires_grad_(False)
     optimizer = build_optimizer(model, recipe)
     stages = stages_of(model, recipe)
     position = Position()
-    found = latest_checkpoint(directory) if directory is not None else None
     if found is not None:
-        _check_same_run(found, identity, directory)
         history = [EpochRecord(**record) for record in found.state["position"]["history"]]
         position = Position(**{**found.state["position"], "history": history})
     # The bits first: the weights of a checkpoint are those of its stage.
     stages.enter(recipe, position.epoch)
     if found is not None:
-        _restore(found, model, optimizer)
+        companion.restore(model, _restore(found, model, optimizer))
     agree_on(identity | {"position": asdict(position)})
     return Run(
         model,
@@ -119,6 +126,7 @@ def prepare(
         identity,
         plan,
         position,
+        companion,
     )
 
 
@@ -153,7 +161,9 @@ class Keeper:
             _check_finite({**dict(run.model.named_parameters()), **momentum}, run)
             tensors = {f"model/{name}": tensor for name, tensor in _state_of(run.model).items()}
             tensors |= {f"momentum/{name}": tensor for name, tensor in momentum.items()}
+            tensors |= {f"companion/{name}": tensor for name, tensor in run.companion.tensors().items()}
             state = {"run": run.identity, "position": asdict(run.position), "plan": run.plan}
+            state["companion"] = run.companion.state()
             save_checkpoint(run.directory, Checkpoint(run.done, tensors, state))
         self.saved = time.monotonic()
         return f"saved in {run.directory}"
@@ -180,14 +190,15 @@ def _check_same_run(checkpoint: Checkpoint, identity: dict[str, Any], directory:
             )
 
 
-def _restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.SGD) -> None:
-    """Put the weights, the statistics and the momenta back to a checkpoint."""
-    groups: dict[str, dict[str, Tensor]] = {"model": {}, "momentum": {}}
+def _restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
+    """Put the weights, the statistics and the momenta back to a checkpoint; return the companion's tensors."""
+    groups: dict[str, dict[str, Tensor]] = {"model": {}, "momentum": {}, "companion": {}}
     for name, tensor in checkpoint.tensors.items():
         group, _, rest = name.partition("/")
         groups[group][rest] = tensor
     model.load_state_dict(groups["model"])
     restore_momenta(model, optimizer, groups["momentum"])
+    return groups["companion"]
 
 
 def _check_finite(tensors: dict[str, Tensor], run: Run) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.fx import GraphModule, Node
@@ -21,9 +22,9 @@ from torch.fx.passes.shape_prop import TensorMetadata
 from nce_fx.errors import ChannelError, where
 from nce_fx.passes.analysis.channels import ChannelGraph, analysis_of
 from nce_fx.passes.analysis.channels.check import Gather, Mismatch
-from nce_fx.passes.analysis.channels.groups import Group, Part
+from nce_fx.passes.analysis.channels.groups import Part
 from nce_fx.passes.analysis.channels.labels import Ids
-from nce_fx.passes.analysis.channels.run import Tensors
+from nce_fx.passes.analysis.channels.run import Axis, Tensors
 from nce_fx.passes.analysis.channels.structure import Structure, settle, spread_copies
 from nce_fx.passes.analysis.channels.value import ChannelTensor
 from nce_fx.passes.base import Pass, PassResult
@@ -79,11 +80,15 @@ def _plan_of(plan: WidthPlan | Mapping[str, int], channels: ChannelGraph, gm: Gr
     return WidthPlan({**channels.widths, **plan}, channels.widths, model_fingerprint(gm))
 
 
+def gathers_of(gm: GraphModule, widths: Mapping[str, int]) -> dict[Axis, Gather]:
+    """Return for each parameter axis that `resize` to these widths changes the old position of every new one."""
+    analysis = analysis_of(gm)
+    return dict(_run(analysis.structure, analysis.channels, widths).edits.gathers)
+
+
 def kept_channels(gm: GraphModule, widths: Mapping[str, int]) -> dict[tuple[str, int], list[int]]:
     """Return for each parameter axis that narrowing to these widths shortens the positions that are kept."""
-    analysis = analysis_of(gm)
-    run = _run(analysis.structure, analysis.channels, widths)
-    return {axis: sorted(set(gather.index.tolist())) for axis, gather in run.edits.gathers.items()}
+    return {axis: sorted(set(gather.index.tolist())) for axis, gather in gathers_of(gm, widths).items()}
 
 
 def _run(structure: Structure, channels: ChannelGraph, widths: Mapping[str, int]) -> Resizing:
@@ -96,7 +101,7 @@ def _run(structure: Structure, channels: ChannelGraph, widths: Mapping[str, int]
             if wanted > count:
                 copies[index] = spread_copies(count, wanted)
             elif wanted < count:
-                copies[index] = _most_important(structure, group, part, wanted)
+                copies[index] = _most_important(structure, part, wanted)
             index += 1
     try:
         _, run = settle(structure, lambda known: known.counts(copies))
@@ -107,8 +112,8 @@ def _run(structure: Structure, channels: ChannelGraph, widths: Mapping[str, int]
         raise ChannelError(f"the model cannot take the widths {names}: {mismatch.reason}{at}") from mismatch
 
 
-def _most_important(structure: Structure, group: Group, part: Part, wanted: int) -> Ids:
-    """Keep the channels whose producers' weights are largest (sum of squares); ties go to the first."""
+def importance(structure: Structure, part: Part) -> npt.NDArray[np.float64]:
+    """Return for each class of a part the sum of squares of the weights that produce it."""
     scores = np.zeros(len(part.classes))
     position = {int(number): k for k, number in enumerate(part.classes)}
     tie, tensors = structure.tie, Tensors.of(structure.gm).tensors
@@ -116,12 +121,17 @@ def _most_important(structure: Structure, group: Group, part: Part, wanted: int)
         tensor = tensors.get(path)
         if tensor is None or axis < 0:
             continue
-        rows = tensor.detach().double().movedim(axis, 0).flatten(1).square().sum(1).numpy()
+        rows = tensor.detach().double().movedim(axis, 0).flatten(1).square().sum(1).cpu().numpy()
         numbers = structure.classes[tie.space.line((path, axis), tensor.shape[axis]).numpy()]
         for number, score in zip(numbers.tolist(), rows.tolist(), strict=True):
             if number in position:
                 scores[position[number]] += score
-    keep = np.argsort(-scores, kind="stable")[:wanted]
+    return scores
+
+
+def _most_important(structure: Structure, part: Part, wanted: int) -> Ids:
+    """Keep the channels whose producers' weights are largest; ties go to the first."""
+    keep = np.argsort(-importance(structure, part), kind="stable")[:wanted]
     result: Ids = np.zeros(len(part.classes), dtype=np.int64)
     result[keep] = 1
     return result

@@ -1,0 +1,61 @@
+"""Width choices as visible nodes of the graph: put in for a search, and taken out again.
+
+<group>_width_draw ----+-----------------------+
+                       |                       |
+conv -> bn_width_norm -+-> relu -> <layer>_width_choice -> layer
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch.fx import GraphModule
+
+from nce_fx.passes.analysis.channels.run import Axis
+from nce_fx.passes.base import Pass, PassResult
+from nce_fx.passes.transform.widths.insert import insert_width_choices, remove_width_choices
+from nce_fx.passes.transform.widths.modules import WIDTH_MODULES, WidthChoice, WidthDraw, WidthNorm
+from nce_fx.passes.transform.widths.places import Order, carried_order, channel_order
+
+
+@dataclass(frozen=True)
+class InsertWidthChoices(Pass):
+    """Let the layers of a graph choose among widths of what they read; candidates by group, the widest last."""
+
+    candidates: Mapping[str, tuple[int, ...]]
+    order: Order | None = field(default=None, compare=False)
+
+    def apply(self, gm: GraphModule) -> PassResult:
+        """Return the graph with width choices.
+
+        Raises:
+            ChannelError: a width that a group cannot take, or one whose widest is not the graph's own.
+        """
+        if not self.candidates:
+            return PassResult(gm, modified=False)
+        return PassResult(insert_width_choices(gm, self.candidates, self.order), modified=True)
+
+
+@dataclass(frozen=True)
+class RemoveWidthChoices(Pass):
+    """The way back: the plain network at the widest candidates."""
+
+    def apply(self, gm: GraphModule) -> PassResult:
+        """Return the plain graph."""
+        if not any(isinstance(module, WIDTH_MODULES) for module in gm.modules()):
+            return PassResult(gm, modified=False)
+        return PassResult(remove_width_choices(gm), modified=True)
+
+
+__all__ = [
+    "Axis",
+    "InsertWidthChoices",
+    "Order",
+    "RemoveWidthChoices",
+    "WidthChoice",
+    "WidthDraw",
+    "WidthNorm",
+    "carried_order",
+    "channel_order",
+]

@@ -1,0 +1,139 @@
+"""Inserting width choices into a plain graph, and taking them out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from nce_fx.errors import ChannelError
+from nce_fx.passes.analysis.channels import analysis_of
+from nce_fx.passes.analysis.layers import find_layers
+from nce_fx.passes.transform.widths.modules import WIDTH_MODULES, WidthChoice, WidthDraw, WidthNorm
+from nce_fx.passes.transform.widths.places import Order, Places, channel_order, find_places, plain_float
+
+
+def insert_width_choices(
+    gm: GraphModule, candidates: Mapping[str, tuple[int, ...]], order: Order | None = None
+) -> GraphModule:
+    """Return a copy of a plain graph in which layers choose among widths of what they read.
+
+    Args:
+        gm: a graph at the widest candidate of every group, float or quantized; it is not changed.
+        candidates: the legal widths of each group that has a choice, in rising order.
+        order: in which order channels go; by default the one in which `resize` narrows.
+
+    Raises:
+        ChannelError: a width that a group cannot take, or one whose widest is not the graph's own.
+    """
+    channels = analysis_of(plain_float(gm)).channels
+    for group, widths in candidates.items():
+        if not widths or widths[-1] != channels[group].width or list(widths) != sorted(set(widths)):
+            raise ChannelError(
+                f"group {group} cannot choose among {widths}: give rising widths that end with its own,"
+                f" {channels[group].width}"
+            )
+    places = find_places(gm, candidates, channel_order(gm) if order is None else order)
+    for group, reason in places.refused.items():
+        raise ChannelError(f"group {group} cannot choose its width: {reason}; leave it out")
+    result = copy.deepcopy(gm)
+    draws = _draws(result, candidates)
+    _choices(result, places, draws)
+    _norms(result, places, draws, candidates)
+    result.graph.lint()
+    result.recompile()
+    return result
+
+
+def remove_width_choices(gm: GraphModule) -> GraphModule:
+    """Return a copy of the graph without width choices: the plain network at the widest candidates."""
+    result = copy.deepcopy(gm)
+    for node in reversed(list(result.graph.nodes)):
+        module = result.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, WidthChoice):
+            node.replace_all_uses_with(node.args[0])
+            result.graph.erase_node(node)
+        elif isinstance(module, WidthNorm):
+            node.args = (node.args[0],)
+            node._rename(node.name.removesuffix("_width_norm"))
+        elif isinstance(module, WidthDraw) and not node.users:
+            result.graph.erase_node(node)
+    for path, module in list(result.named_modules()):
+        owner, _, leaf = path.rpartition(".")
+        if isinstance(module, WidthNorm):
+            setattr(result.get_submodule(owner), leaf, module.plain())
+        elif isinstance(module, WIDTH_MODULES):
+            delattr(result.get_submodule(owner), leaf)
+    result.graph.lint()
+    result.recompile()
+    return result
+
+
+def _draws(gm: GraphModule, candidates: Mapping[str, tuple[int, ...]]) -> dict[str, Node]:
+    like = next(gm.parameters())
+    last = [node for node in gm.graph.nodes if node.op == "placeholder"][-1]
+    draws = {}
+    for group, widths in candidates.items():
+        name = _free(gm, f"{group}_width_draw")
+        gm.add_module(name, WidthDraw(group, widths).to(like.device).train(gm.training))
+        with gm.graph.inserting_after(last):
+            last = draws[group] = gm.graph.create_node("call_module", name, (), name=name)
+    return draws
+
+
+def _choices(gm: GraphModule, places: Places, draws: Mapping[str, Node]) -> None:
+    uses: dict[str, int] = {}
+    made: dict[tuple[Node, tuple[str, ...]], list[tuple[torch.Tensor, Node]]] = {}
+    for layer in find_layers(gm):
+        use = (layer.path, uses.setdefault(layer.path, 0))
+        uses[layer.path] += 1
+        for index, source in enumerate(layer.inputs):
+            reading = places.readers.get((use, index))
+            if reading is None:
+                continue
+            known = made.setdefault((source, reading.groups), [])
+            choice = next((node for member, node in known if torch.equal(member, reading.member)), None)
+            if choice is None:
+                name = _free(gm, f"{layer.path}_width_choice")
+                gm.add_module(name, WidthChoice(reading.member).to(next(gm.parameters()).device).train(gm.training))
+                with gm.graph.inserting_before(layer.node):
+                    arguments = (source, *(draws[group] for group in reading.groups))
+                    choice = gm.graph.create_node("call_module", name, arguments, name=name)
+                if "tensor_meta" in source.meta:
+                    choice.meta["tensor_meta"] = source.meta["tensor_meta"]
+                known.append((reading.member, choice))
+            layer.node.replace_input_with(source, choice)
+
+
+def _norms(
+    gm: GraphModule, places: Places, draws: Mapping[str, Node], candidates: Mapping[str, tuple[int, ...]]
+) -> None:
+    nodes: dict[str, list[Node]] = {}
+    for node in gm.graph.nodes:
+        if node.op == "call_module" and node.target in places.norms:
+            nodes.setdefault(str(node.target), []).append(node)
+    for path, uses in nodes.items():
+        group = places.norms[path].groups[0]
+        norm = gm.get_submodule(path)
+        assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        owner, _, leaf = path.rpartition(".")
+        new = WidthNorm(norm, places.norms[path].member.to(norm.weight.device), len(candidates[group]))
+        new.training = norm.training
+        setattr(gm.get_submodule(owner), leaf, new)
+        for node in uses:
+            node.args = (node.all_input_nodes[0], draws[group])
+            node.kwargs = {}
+            node._rename(f"{node.name}_width_norm")
+
+
+def _free(gm: GraphModule, wanted: str) -> str:
+    """A name that is no module's and no node's yet."""
+    name = "".join(letter if letter.isalnum() else "_" for letter in wanted)
+    taken = {node.name for node in gm.graph.nodes} | {path for path, _ in gm.named_modules()}
+    count, result = 1, name
+    while result in taken:
+        result, count = f"{name}_{count}", count + 1
+    return result

@@ -1,0 +1,145 @@
+"""The nodes of a network whose widths are being chosen: a draw a group, a norm a BatchNorm, a choice a reader.
+
+A draw gives the shares p of a group's candidates, from narrow to wide; at most two of them are not zero. With C_j the
+channels of candidate j, in the order of their importance, what reads the group reads
+
+    y = sum over j of p_j * x[:C_j], padded with zeros to the widest
+      = x * m,     m_c = sum of p_j over the candidates that have channel c
+
+so the widest candidate is computed once. With one candidate p = (1) and everything is the plain network, bit for bit.
+With p one-hot it is the network in which the other channels have been removed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EVERY_CANDIDATE = -1
+"""In ``WidthChoice.member``: an element that every candidate has."""
+
+
+class WidthDraw(nn.Module):
+    """The preferences of one group's candidates, and the shares drawn from them: () -> (candidates,).
+
+    In training: Gumbel-softmax over two candidates, drawn without replacement (TAS, Dong and Yang 2019):
+
+        l = (log_softmax(alpha) + noise[0]) / tau,   two largest of l + noise[1],   softmax of l over those two
+
+    In evaluation: the preferred candidate alone. ``noise`` and ``tau`` are set by whoever runs the search, so that all
+    readers of a group, and all processes, share one draw.
+    """
+
+    noise: Tensor
+
+    def __init__(self, group: str, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.group, self.widths = group, widths
+        self.alpha = nn.Parameter(torch.zeros(len(widths)))
+        self.register_buffer("noise", torch.zeros(2, len(widths)), persistent=False)
+        self.tau = 1.0
+
+    def preference(self) -> Tensor:
+        """Return the softmax of the preferences, in float64."""
+        return self.alpha.double().softmax(0)
+
+    def preferred(self) -> int:
+        """Return the index of the preferred candidate."""
+        return int(self.alpha.argmax())
+
+    def forward(self) -> Tensor:
+        """Return the share of every candidate; they sum to 1."""
+        if not self.training:
+            return F.one_hot(self.alpha.argmax(), len(self.widths)).to(self.alpha.dtype)
+        logits = (self.alpha.log_softmax(0) + self.noise[0]) / self.tau
+        drawn = (logits.detach() + self.noise[1]).topk(min(2, len(self.widths))).indices
+        return torch.zeros_like(logits).scatter(0, drawn, logits[drawn].softmax(0))
+
+    def extra_repr(self) -> str:
+        """The group and its candidates."""
+        return f"{self.group}, widths={self.widths}"
+
+
+class WidthChoice(nn.Module):
+    """What one layer reads of the groups whose channels it sums: (any shape), draws -> (the same shape)."""
+
+    member: Tensor
+    """For each element, up to broadcasting: the narrowest candidate that has it, counted over all draws in turn."""
+
+    def __init__(self, member: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("member", member)
+
+    def forward(self, x: Tensor, *draws: Tensor) -> Tensor:
+        """Return ``x`` times the share of the candidates that have each channel."""
+        shares = [p.flip(0).cumsum(0).flip(0) for p in draws]
+        # The last entry, which EVERY_CANDIDATE looks up, is 1.
+        table = torch.cat([*shares, shares[0].new_ones(1)])
+        return x * table[self.member].to(x.dtype)
+
+
+class WidthNorm(nn.Module):
+    """BatchNorm with a scale and a shift for each candidate: (N, C, ...), draw -> (N, C, ...).
+
+    Statistics are of single channels, so all candidates share them. A channel's scale is the mean over the candidates
+    that have it, weighted with their shares; the widest's where no drawn one does.
+    """
+
+    member: Tensor
+
+    def __init__(self, norm: nn.modules.batchnorm._BatchNorm, member: Tensor, candidates: int) -> None:
+        super().__init__()
+        self.candidates = candidates
+        # Of one axis, like the scales and shifts they are, so that no weight decay applies to them.
+        self.weight = nn.Parameter(norm.weight.detach().repeat(candidates))
+        self.bias = nn.Parameter(norm.bias.detach().repeat(candidates))
+        norm.weight, norm.bias = None, None  # type: ignore[assignment]
+        self.norm = norm
+        self.register_buffer("member", member)
+        has = torch.arange(candidates)[:, None] >= member
+        self.register_buffer("has", has.to(self.weight), persistent=False)
+
+    has: Tensor
+
+    def rows(self, name: str) -> Tensor:
+        """Return ``weight`` or ``bias`` as (candidates, C)."""
+        values: Tensor = getattr(self, name)
+        return values.view(self.candidates, -1)
+
+    def forward(self, x: Tensor, draw: Tensor) -> Tensor:
+        """Normalize, scale and shift."""
+        norm = self.norm
+        training = norm.training or norm.running_mean is None
+        momentum = norm.momentum if norm.momentum is not None else 0.0
+        if norm.training and norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+            if norm.momentum is None:
+                momentum = 1.0 / float(norm.num_batches_tracked)
+        weight, bias = self._affine(draw)
+        return F.batch_norm(x, norm.running_mean, norm.running_var, weight, bias, training, momentum, norm.eps)
+
+    def _affine(self, draw: Tensor) -> tuple[Tensor, Tensor]:
+        if self.candidates == 1:
+            return self.weight, self.bias
+        parts = draw.to(self.has.dtype)[:, None] * self.has
+        alone = parts.detach()
+        total = alone.sum(0)
+        # Where only one drawn candidate has a channel its scale does not depend on the shares; dividing by a share that
+        # may be 1e-20 would make that zero gradient one of rounding errors.
+        parts = torch.where(total > 0.999, parts, alone / total.clamp(min=1e-30))
+        nobody = torch.zeros_like(parts)
+        nobody[-1] = (total == 0).to(parts.dtype)
+        parts = parts + nobody
+        return (parts * self.rows("weight")).sum(0), (parts * self.rows("bias")).sum(0)
+
+    def plain(self) -> nn.Module:
+        """Return the BatchNorm of the widest candidate."""
+        self.norm.weight = nn.Parameter(self.rows("weight")[-1].detach().clone())
+        self.norm.bias = nn.Parameter(self.rows("bias")[-1].detach().clone())
+        return self.norm
+
+
+WIDTH_MODULES: tuple[Any, ...] = (WidthDraw, WidthChoice, WidthNorm)

@@ -1,0 +1,229 @@
+"""Where a graph's widths can be chosen: which values are read with which group's channels, and in which order they go.
+
+Read off the channel analysis of the plain float graph; layers are named by path and use, which quantizing keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from nce_fx.passes.analysis.channels import Analysis, ChannelGroup, analysis_of
+from nce_fx.passes.analysis.channels.groups import Group
+from nce_fx.passes.analysis.channels.labels import FIRST_ID, Ids, core
+from nce_fx.passes.analysis.channels.run import Axis
+from nce_fx.passes.analysis.channels.value import ChannelTensor
+from nce_fx.passes.analysis.layers import find_layers
+from nce_fx.passes.transform.quantize import RemoveQuantizers
+from nce_fx.passes.transform.resize import importance
+from nce_fx.passes.transform.widths.modules import EVERY_CANDIDATE
+
+Use = tuple[str, int]
+"""A module's or layer's path, and which of its uses."""
+Order = Mapping[Axis, Ids]
+"""For each producer axis: the rank of every position's channel in its part, 0 for the one that goes last."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one use of a layer or of a BatchNorm reads: (groups in the order of their draws, member of each element)."""
+
+    groups: tuple[str, ...]
+    member: Tensor
+
+
+@dataclass(frozen=True)
+class Places:
+    """Everything `InsertWidthChoices` needs to know of a graph."""
+
+    readers: Mapping[tuple[Use, int], Reading] = field(default_factory=dict)
+    """By use of a layer, and index among its inputs."""
+    norms: Mapping[str, Reading] = field(default_factory=dict)
+    """BatchNorm modules all of whose uses normalize the channels of one group."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Groups whose widths cannot be chosen here, and why."""
+
+
+def plain_float(gm: GraphModule) -> GraphModule:
+    """Return the graph without quantizers."""
+    return RemoveQuantizers()(gm).graph_module
+
+
+def channel_order(gm: GraphModule) -> dict[Axis, Ids]:
+    """Return the order in which channels go as `resize` narrows: the largest weights stay longest."""
+    analysis = analysis_of(plain_float(gm))
+    result: dict[Axis, Ids] = {}
+    for group in analysis.structure.groups:
+        for part in group.parts:
+            scores = importance(analysis.structure, part)
+            _write(result, analysis, part.classes, list(part.axes), np.argsort(-scores, kind="stable"))
+    return result
+
+
+def carried_order(gm: GraphModule, order: Order, gathers: Mapping[Axis, Ids]) -> dict[Axis, Ids]:
+    """Return the order for a graph that was resized by these gathers: channels as before, then their copies.
+
+    Args:
+        gm: the graph after the resize.
+        order: that of the graph before.
+        gathers: for each axis that changed, the old position of every new one.
+    """
+    analysis = analysis_of(plain_float(gm))
+    result: dict[Axis, Ids] = {}
+    for group in analysis.structure.groups:
+        for part in group.parts:
+            known = [axis for axis in part.axes if axis in order]
+            ranks = np.arange(len(part.classes))
+            if known:
+                index = gathers.get(known[0], np.arange(len(order[known[0]])))
+                numbers = _classes_on(analysis, known[0])
+                first = np.array([int(np.flatnonzero(numbers == number)[0]) for number in part.classes])
+                old = order[known[0]][index[first]]
+                copies = np.array([int((old[:k] == rank).sum()) for k, rank in enumerate(old.tolist())])
+                ranks = np.lexsort((old, copies))
+            _write(result, analysis, part.classes, list(part.axes), ranks)
+    return result
+
+
+def find_places(gm: GraphModule, candidates: Mapping[str, tuple[int, ...]], order: Order) -> Places:
+    """Return where the candidates of each group come in.
+
+    Args:
+        gm: a plain graph, float or quantized, at the widest candidate of each group.
+        candidates: legal widths in rising order, by group.
+        order: in which order channels go.
+    """
+    flat = plain_float(gm)
+    analysis = analysis_of(flat)
+    table, offsets = _members(analysis, candidates, order)
+    tie = analysis.structure.tie
+    consumed = {path for path, _ in tie.consumers}
+    readers: dict[tuple[Use, int], Reading] = {}
+    covered: set[str] = set()
+    uses: dict[str, int] = {}
+    for layer in find_layers(flat):
+        use = (layer.path, uses.setdefault(layer.path, 0))
+        uses[layer.path] += 1
+        mine = {tie.tensors.canonical.get(path, path) for path in layer.weights} & consumed
+        if not mine:
+            continue
+        for index, node in enumerate(layer.inputs):
+            reading = _reading(analysis, node, table, offsets, candidates)
+            if reading is not None:
+                readers[use, index] = reading
+                covered |= mine
+    refused = {}
+    for path, ids in tie.consumers:
+        if path in covered:
+            continue
+        for group in analysis.channels:
+            if group.id in candidates and _part_of(analysis, group).intersection(analysis.structure.classes[ids]):
+                refused[group.id] = f"{path} reads it in a way that the search cannot follow"
+    return Places(readers, _norms(flat, analysis, table, offsets, candidates), refused)
+
+
+def _write(result: dict[Axis, Ids], analysis: Analysis, classes: Ids, axes: list[Axis], order: Ids) -> None:
+    """Note the rank of each class of a part, given in order, at its positions on every producer axis."""
+    ranks = np.empty(len(classes), dtype=np.int64)
+    ranks[order] = np.arange(len(classes))
+    by_class = np.full(int(analysis.structure.classes.max(initial=0)) + 1, -1, dtype=np.int64)
+    by_class[classes] = ranks
+    for axis in axes:
+        here = by_class[_classes_on(analysis, axis)]
+        line = result.setdefault(axis, np.zeros(len(here), dtype=np.int64))
+        line[here >= 0] = here[here >= 0]
+
+
+def _classes_on(analysis: Analysis, axis: Axis) -> Ids:
+    space = analysis.structure.tie.space
+    start = space.base[axis]
+    return analysis.structure.classes[start : start + space.sizes[space.axes.index(axis)]]
+
+
+def _members(analysis: Analysis, candidates: Mapping[str, tuple[int, ...]], order: Order) -> tuple[Ids, dict[int, str]]:
+    """Return for each class the narrowest candidate that has it, and the group of each class that has a choice."""
+    structure, channels = analysis.structure, analysis.channels
+    member = np.full(int(structure.classes.max(initial=0)) + 1, EVERY_CANDIDATE, dtype=np.int64)
+    owner: dict[int, str] = {}
+    for group, public in zip(structure.groups, channels, strict=True):
+        widths = candidates.get(public.id)
+        if widths is None:
+            continue
+        counts = kept_of_parts(analysis, group, public, widths)
+        for part, kept in zip(group.parts, counts, strict=True):
+            if part.pinned is not None:
+                continue
+            known = next((axis for axis in part.axes if axis in order), None)
+            ranks = np.arange(len(part.classes))
+            if known is not None:
+                numbers = _classes_on(analysis, known)
+                first = np.array([int(np.flatnonzero(numbers == number)[0]) for number in part.classes])
+                ranks = order[known][first]
+            member[part.classes] = np.searchsorted(kept, ranks, side="right")
+            owner.update(dict.fromkeys(part.classes.tolist(), public.id))
+    return member, owner
+
+
+def kept_of_parts(analysis: Analysis, group: Group, public: ChannelGroup, widths: tuple[int, ...]) -> list[Ids]:
+    """Return for each part of a group how many of its classes each candidate has; never falling from narrow to wide."""
+    shares = [analysis.channels.part_widths({public.id: width}) for width in widths]
+    result = []
+    for part, index in zip(group.parts, public.parts, strict=True):
+        counts = np.array([share[index] // group.positions(part) for share in shares], dtype=np.int64)
+        # Shares of several parts are rounded: what a wide candidate lacks, a narrower one must not have.
+        result.append(np.minimum.accumulate(counts[::-1])[::-1])
+    return result
+
+
+def _part_of(analysis: Analysis, public: ChannelGroup) -> set[int]:
+    index = [group.id for group in analysis.channels].index(public.id)
+    return {int(number) for part in analysis.structure.groups[index].parts for number in part.classes}
+
+
+def _reading(
+    analysis: Analysis, node: Node, table: Ids, owner: dict[int, str], candidates: Mapping[str, tuple[int, ...]]
+) -> Reading | None:
+    """Return what the elements of a value belong to; ``None`` where no channel of it has a choice."""
+    value = analysis.structure.tie.seen.get(node)
+    if not isinstance(value, ChannelTensor) or len(value.labels) != 1:
+        return None
+    ids = core(value.labels[0])
+    flat = ids.reshape(-1).numpy()
+    numbers = analysis.structure.classes[flat]
+    owners = [owner.get(number) if i >= FIRST_ID else None for i, number in zip(flat, numbers.tolist(), strict=True)]
+    groups = tuple(dict.fromkeys(name for name in owners if name is not None))
+    if not groups:
+        return None
+    starts = dict(zip(groups, np.cumsum([0, *(len(candidates[name]) for name in groups)]).tolist(), strict=False))
+    member = [
+        EVERY_CANDIDATE if name is None else starts[name] + int(table[number])
+        for name, number in zip(owners, numbers.tolist(), strict=True)
+    ]
+    return Reading(groups, torch.tensor(member).reshape(ids.shape))
+
+
+def _norms(
+    gm: GraphModule, analysis: Analysis, table: Ids, owner: dict[int, str], candidates: Mapping[str, tuple[int, ...]]
+) -> dict[str, Reading]:
+    found: dict[str, Reading | None] = {}
+    for node in gm.graph.nodes:
+        if node.op != "call_module":
+            continue
+        module = gm.get_submodule(str(node.target))
+        if not isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)) or not module.affine:
+            continue
+        reading = _reading(analysis, node.all_input_nodes[0], table, owner, candidates)
+        if reading is None or len(reading.groups) != 1 or reading.member.numel() != module.num_features:
+            found[str(node.target)] = None
+            continue
+        # A part that is pinned is in every candidate.
+        alike = Reading(reading.groups, reading.member.reshape(-1).clamp(min=0))
+        before = found.get(str(node.target), alike)
+        same = before is not None and before.groups == alike.groups and torch.equal(before.member, alike.member)
+        found[str(node.target)] = alike if same else None
+    return {path: reading for path, reading in found.items() if reading is not None}

@@ -1,0 +1,11 @@
+"""The search that expands: channel widths learned by gradient on the quantized network (NCE on top of TAS).
+
+result = search(gm, data, SearchRecipe(epochs=60), budget=Budget(macs=1.0, params=1.0), spec=QuantSpec())
+result.plan, result.log, result.seconds
+"""
+
+from nce_fx.search.history import Expansion, SearchEpoch, SearchLog
+from nce_fx.search.recipe import SearchRecipe
+from nce_fx.search.search import SearchResult, search
+
+__all__ = ["Expansion", "SearchEpoch", "SearchLog", "SearchRecipe", "SearchResult", "search"]

@@ -1,0 +1,119 @@
+"""The search, in reading order: candidates, a network that chooses among them, two losses in turn, a plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch.fx import GraphModule
+
+from nce_fx.data.loaders import Data
+from nce_fx.errors import InputError
+from nce_fx.passes.analysis.channels import analyze_channels
+from nce_fx.passes.analysis.cost import analyze_cost
+from nce_fx.passes.planning import Budget
+from nce_fx.passes.transform.quantize import QuantSpec, quantize
+from nce_fx.passes.transform.widths import InsertWidthChoices, channel_order
+from nce_fx.plan import WidthPlan
+from nce_fx.search.candidates import first_candidates
+from nce_fx.search.companion import WidthSearch
+from nce_fx.search.halves import halves
+from nce_fx.search.history import SearchLog
+from nce_fx.search.outcome import plan_from
+from nce_fx.search.recipe import SearchRecipe
+from nce_fx.training.checkpoint import write_whole
+from nce_fx.training.engine import start_engine
+from nce_fx.training.loop import fit
+from nce_fx.training.progress import Progress
+from nce_fx.training.run import prepare
+
+CALIBRATION_BATCHES, CALIBRATION_SIZE = 8, 64
+"""How much training data the quantizers' first ranges come from."""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The widths that were found, and how."""
+
+    plan: WidthPlan
+    log: SearchLog
+    seconds: float
+    """Of training, over all of its interruptions."""
+    network: GraphModule
+    """The network that was searched, with its width choices."""
+
+
+def search(
+    gm: GraphModule,
+    data: Data,
+    recipe: SearchRecipe | None = None,
+    *,
+    budget: Budget | None = None,
+    spec: QuantSpec | None = None,
+    directory: str | Path | None = None,
+    progress: Progress = False,
+    checkpoint_seconds: float = 60.0,
+) -> SearchResult:
+    """Learn the width of every channel group by gradient, and return a plan that keeps every budget.
+
+    With a directory the search leaves its logs, its picture, its checkpoints and ``plan.json`` there, and the same call
+    made again goes on from the last checkpoint, to the same plan. Under ``torchrun`` the processes share every batch.
+
+    Args:
+        gm: a traced float network, at its original widths; trained, or with the weights the search shall start from.
+        data: its training split is halved, between weights and widths.
+        recipe: how to search.
+        budget: upper limits; no more MACs and no more parameters than ``gm`` by default.
+        spec: how the network will be quantized, which it is while it is searched; None searches in float.
+        directory: where to write; None for nowhere.
+        progress: True for a bar on stderr where that is a terminal, or a function called after every step.
+        checkpoint_seconds: the time from one checkpoint to the next.
+
+    Raises:
+        InputError: no group of the network has a width to choose.
+        BudgetError: no widths keep the budget.
+        TrainingError: the search cannot go on, or was stopped.
+        ArtifactError: the directory holds the checkpoint of another run.
+    """
+    recipe, budget = recipe or SearchRecipe(), budget or Budget(macs=1.0, params=1.0)
+    channels = analyze_channels(gm)
+    bits = None if spec is None else _layer_bits(gm, spec)
+    cost = analyze_cost(gm, channels, weight_bits=bits, activation_bits=bits)
+    start = first_candidates(channels, recipe)
+    if not start.candidates:
+        raise InputError("no group of the network has widths to choose from: see `nce-fx analyze MODEL --groups`")
+    least = min(widths[0] / channels[group].width for group, widths in start.candidates.items())
+    bounds = {"least": min(least, recipe.ratios[0]), "most": recipe.max_ratio if recipe.expand else 1.0}
+    # Before anything takes long: a budget that no plan can meet.
+    plan_from(cost, {group: widths[0] for group, widths in start.candidates.items()}, budget, source={}, **bounds)
+
+    for_weights, for_widths = halves(data, recipe.seed)
+    quantized = spec if recipe.quantized else None
+    plain = gm if quantized is None else quantize(gm, quantized, data.batches(CALIBRATION_BATCHES, CALIBRATION_SIZE))
+    order = channel_order(gm)
+    network = InsertWidthChoices(start.candidates, order)(plain).graph_module
+    companion = WidthSearch(for_widths, cost, start.candidates, order, recipe, budget, quantized)
+    folder = None if directory is None else Path(directory)
+    engine = start_engine()
+    run = prepare(network, for_weights, recipe.training(), None, engine, folder, None, companion)
+    run = fit(run, progress, checkpoint_seconds)
+
+    log = SearchLog(tuple(companion.epochs), tuple(companion.expansions), start.left)
+    source = {
+        "data": data.name,
+        "seed": recipe.seed,
+        "search": recipe.to_dict(),
+        "expansions": len(log.expansions),
+    }
+    plan = plan_from(cost, log.epochs[-1].widths, budget, source=source, **bounds)
+    if folder is not None and engine.is_main:
+        log.write(folder, channels.widths)
+        write_whole(folder / "plan.json", plan.to_json().encode())
+    seconds = sum(record.seconds for record in run.position.history)
+    return SearchResult(plan, log, seconds, run.model)
+
+
+def _layer_bits(gm: GraphModule, spec: QuantSpec) -> dict[str, int]:
+    from nce_fx.rewrite import layer_bits
+
+    return layer_bits(gm, spec)

@@ -1,0 +1,324 @@
+"""The search: width choices in the graph, expected costs, expansions, the plan, and runs that are stopped."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+import nce_fx
+from nce_fx.data.loaders import BatchDataset, Data
+from nce_fx.errors import BudgetError, ChannelError, InputError
+from nce_fx.models import MODELS
+from nce_fx.passes.transform.resize import gathers_of
+from nce_fx.passes.transform.widths import (
+    InsertWidthChoices,
+    RemoveWidthChoices,
+    WidthChoice,
+    WidthDraw,
+    WidthNorm,
+    channel_order,
+)
+from nce_fx.search import SearchRecipe, search
+from nce_fx.search.candidates import first_candidates
+from nce_fx.search.expansion import grow, of_kind
+from nce_fx.search.expected_cost import expected_cost
+from nce_fx.search.halves import halves
+from nce_fx.search.loss import costs_of
+from nce_fx.search.outcome import plan_from
+from nce_fx.search.recipe import tau_at, width_rate
+
+
+class Images(BatchDataset):
+    """Noise with a bright quarter that says the class."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.y = torch.randint(0, 4, (count,), generator=generator)
+        self.x = torch.randn(count, 1, 6, 6, generator=generator)
+        for k, label in enumerate(self.y.tolist()):
+            self.x[k, :, 3 * (label // 2) : 3 * (label // 2) + 3, 3 * (label % 2) : 3 * (label % 2) + 3] += 1.0
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitems__(self, indices):
+        return self.x[indices], self.y[indices]
+
+
+def quarters(train: int = 96) -> Data:
+    return Data("quarters", Images(train, 0), Images(32, 1), (1, 6, 6), 4)
+
+
+class Residual(nn.Module):
+    """Convolutions with BatchNorm, a residual addition, a grouped and a concatenated one, a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.inner, self.inner_norm = nn.Conv2d(4, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.deep, self.deep_norm = nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.BatchNorm2d(6)
+        self.back, self.back_norm = nn.Conv2d(6, 4, 1, bias=False), nn.BatchNorm2d(4)
+        self.side = nn.Conv2d(4, 3, 1)
+        self.mixed_norm = nn.BatchNorm2d(7)
+        self.last = nn.Conv2d(7, 5, 3)
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.stem(x)).relu()
+        y = self.inner_norm(self.inner(x)).relu()
+        y = self.deep_norm(self.deep(y)).relu()
+        x = (x + self.back_norm(self.back(y))).relu()
+        x = torch.cat([x, self.side(x)], 1)
+        x = self.last(self.mixed_norm(x).sigmoid()).relu()
+        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def traced(dtype: torch.dtype = torch.float32) -> GraphModule:
+    torch.manual_seed(0)
+    model = Residual()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for value in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
+                assert value is not None
+                value.uniform_(0.5, 1.5)
+    return nce_fx.trace(model.to(dtype).eval(), (torch.randn(1, 1, 6, 6, dtype=dtype),))
+
+
+def free(gm: GraphModule) -> dict[str, int]:
+    return {group.id: group.width for group in nce_fx.analyze_channels(gm) if group.pinned is None}
+
+
+SPECS = pytest.mark.parametrize("spec", [None, nce_fx.QuantSpec(), nce_fx.QuantSpec("lsq", "lsq", shortcuts="float")])
+
+
+@SPECS
+@pytest.mark.parametrize("training", [False, True])
+def test_with_one_candidate_it_is_the_plain_network(spec, training):
+    gm, x = traced(), torch.randn(5, 1, 6, 6)
+    plain = (gm if spec is None else nce_fx.quantize(gm, spec, [x])).train(training)
+    searched = InsertWidthChoices({group: (width,) for group, width in free(gm).items()})(plain).graph_module
+    assert {WidthChoice, WidthDraw, WidthNorm} <= {type(module) for module in searched.modules()}
+    first, second = copy.deepcopy(plain), copy.deepcopy(searched)
+    assert torch.equal(first(x), second(x))
+    for network in (first, second):
+        network(x).square().sum().backward()
+    mine = dict(second.named_parameters())
+    for name, parameter in first.named_parameters():
+        if parameter.grad is not None:
+            grad = mine[name].grad
+            assert grad is not None
+            assert torch.equal(parameter.grad, grad), name
+
+
+@SPECS
+def test_removing_the_choices_returns_the_plain_network(spec):
+    gm, x = traced(), torch.randn(5, 1, 6, 6)
+    plain = gm if spec is None else nce_fx.quantize(gm, spec, [x])
+    candidates = {group: tuple(sorted({max(1, width // 2), width})) for group, width in free(gm).items()}
+    back = RemoveWidthChoices()(InsertWidthChoices(candidates)(plain)).graph_module
+    assert back.code == plain.code
+    assert [node.name for node in back.graph.nodes] == [node.name for node in plain.graph.nodes]
+    assert back.state_dict().keys() == plain.state_dict().keys()
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in back.state_dict().items())
+    assert torch.equal(back(x), plain(x))
+
+
+def test_a_sure_preference_computes_the_network_resized_to_it():
+    gm, x = traced(torch.float64), torch.randn(5, 1, 6, 6, dtype=torch.float64)
+    widths = free(gm)
+    candidates = {group: tuple(sorted({1 + width // 3, 2 + width // 3, width})) for group, width in widths.items()}
+    searched = InsertWidthChoices(candidates)(gm).graph_module.eval()
+    draws = of_kind(searched, WidthDraw).values()
+    for pick in range(3):
+        for draw in draws:
+            draw.alpha.data.zero_()
+            draw.alpha.data[min(pick, len(draw.widths) - 1)] = 1.0
+        chosen = {draw.group: draw.widths[draw.preferred()] for draw in draws}
+        expected = nce_fx.resize(gm, chosen)
+        torch.testing.assert_close(searched(x), expected(x), rtol=1e-9, atol=1e-9)
+
+
+def test_draws_are_of_two_candidates_and_shared():
+    draw = WidthDraw("a", (2, 4, 6, 8)).train()
+    seen = set()
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        draw.noise.copy_(-(-torch.rand(2, 4, generator=generator).log()).log())
+        shares = draw()
+        assert int((shares > 0).sum()) == 2
+        assert shares.sum().item() == pytest.approx(1.0)
+        seen.add(tuple((shares > 0).tolist()))
+    assert len(seen) == 6
+    searched = InsertWidthChoices({group: tuple({1, width}) for group, width in free(traced()).items()})(traced())
+    users = {n.target: len(n.users) for n in searched.graph_module.graph.nodes if str(n.target).endswith("width_draw")}
+    assert users["stem_width_draw"] == 5  # two norms, the inner layer, the side layer, the layer behind the cat
+
+
+def test_a_choice_that_cannot_be_is_refused():
+    with pytest.raises(ChannelError, match="rising widths that end with its own, 4"):
+        InsertWidthChoices({"stem": (2, 3)})(traced())
+
+
+def small() -> tuple[GraphModule, dict[str, tuple[int, ...]]]:
+    gm = traced()
+    return gm, {group: tuple(sorted({1, 1 + width // 2, width})) for group, width in free(gm).items()}
+
+
+@pytest.mark.parametrize("quantity", ["macs", "params", "bit_ops"])
+def test_the_expected_cost_is_the_mean_over_all_networks(quantity):
+    gm, candidates = small()
+    candidates = dict(list(candidates.items())[:4])
+    cost = nce_fx.analyze_cost(gm)
+    generator = torch.Generator().manual_seed(0)
+    shares = [torch.rand(len(w), generator=generator, dtype=torch.float64).softmax(0) for w in candidates.values()]
+    mean = expected_cost(cost.model, candidates, quantity)
+    total = 0.0
+    for picks in itertools.product(*(range(len(widths)) for widths in candidates.values())):
+        widths = {group: candidates[group][pick] for group, pick in zip(candidates, picks, strict=True)}
+        exact = getattr(cost.at(widths).total, quantity)
+        assert mean.at(picks) == pytest.approx(exact, rel=1e-12)
+        probability = 1.0
+        for share, pick in zip(shares, picks, strict=True):
+            probability *= float(share[pick])
+        total += probability * exact
+    assert float(mean(shares)) == pytest.approx(total, rel=1e-9)
+
+
+def test_the_gradient_of_the_cost_loss_is_right():
+    gm, candidates = small()
+    cost = nce_fx.analyze_cost(gm)
+    alphas = [torch.randn(len(w), dtype=torch.float64, requires_grad=True) for w in candidates.values()]
+
+    def loss(*values):
+        costs = costs_of(cost.model, candidates, nce_fx.Budget(macs=0.3, params=0.3), SearchRecipe(epochs=9))
+        return costs.loss([value.softmax(0) for value in values], [len(w) - 1 for w in candidates.values()])
+
+    assert torch.autograd.gradcheck(loss, alphas)
+
+
+def test_the_band_loss_pushes_towards_the_budget():
+    gm, candidates = small()
+    cost = nce_fx.analyze_cost(gm)
+    shares = [torch.full((len(w),), 1 / len(w), dtype=torch.float64) for w in candidates.values()]
+    widest, narrowest = [len(w) - 1 for w in candidates.values()], [0] * len(candidates)
+    costs = costs_of(cost.model, candidates, nce_fx.Budget(macs=0.5), SearchRecipe(epochs=9, lambda_flop=3.0))
+    log = float(costs.limited[0].cost(shares).log())
+    over, under = costs.loss(shares, widest), costs.loss(shares, narrowest)
+    assert over is not None
+    assert under is not None
+    assert float(over) == pytest.approx(3 * log)
+    assert float(under) == pytest.approx(-3 * log)
+    assert (
+        costs_of(cost.model, candidates, nce_fx.Budget(macs=1.0), SearchRecipe(epochs=9)).loss(shares, widest) is None
+    )
+    assert costs.over(widest) == "macs"
+
+
+@SPECS
+def test_expanding_keeps_the_float_function_and_carries_what_was_learned(spec):
+    gm, x = traced(), torch.randn(5, 1, 6, 6)
+    plain = gm if spec is None else nce_fx.quantize(gm, spec, [x])
+    candidates = first_candidates(nce_fx.analyze_channels(gm), SearchRecipe(epochs=9)).candidates
+    network = InsertWidthChoices(candidates, channel_order(gm))(plain).graph_module
+    for draw in of_kind(network, WidthDraw).values():
+        draw.alpha.data.normal_()
+    for norm in of_kind(network, WidthNorm).values():
+        norm.weight.data.uniform_(0.5, 1.5)
+    momenta = {name: torch.randn_like(p) for name, p in network.named_parameters() if "alpha" not in name}
+    wider = {**candidates, "stem": (*candidates["stem"], 7), "inner": (*candidates["inner"], 8)}
+    grown = grow(network, wider, channel_order(gm), momenta, spec, 0)
+    before = {draw.group: draw for draw in of_kind(network, WidthDraw).values()}
+    for draw in of_kind(grown.network, WidthDraw).values():
+        old = before[draw.group].alpha
+        assert torch.equal(draw.alpha[: len(old)], old)
+        assert draw.alpha[-1] == old[-1]
+    if spec is None:
+        flat = RemoveWidthChoices()(network).graph_module.eval()
+        wide = RemoveWidthChoices()(grown.network).graph_module.eval()
+        torch.testing.assert_close(wide(x), flat(x), rtol=1e-4, atol=1e-4)
+    shapes = {name: parameter.shape for name, parameter in grown.network.named_parameters()}
+    assert set(grown.momenta) == set(momenta)
+    assert all(value.shape == shapes[name] for name, value in grown.momenta.items())
+    copied = gathers_of(gm, {"stem": 7, "inner": 8})["stem.weight", 0].index
+    times = torch.bincount(torch.from_numpy(copied))[copied]
+    torch.testing.assert_close(
+        grown.momenta["stem.weight"], momenta["stem.weight"][copied] / times[:, None, None, None]
+    )
+
+
+RECIPE = SearchRecipe(epochs=4, warmup_epochs=1, batch_size=24, threshold=0.3, seed=3)
+
+
+def test_the_search_finds_a_plan_within_the_budget(tmp_path):
+    gm, data = traced(), quarters()
+    budget = nce_fx.Budget(macs=0.9, params=1.0)
+    result = search(gm, data, RECIPE, budget=budget, spec=nce_fx.QuantSpec(), directory=tmp_path)
+    result.plan.check(gm)
+    cost = nce_fx.analyze_cost(gm)
+    spent = cost.at(result.plan.widths).total
+    assert spent.macs <= 0.9 * cost.total.macs
+    assert spent.params <= cost.total.params
+    assert len(result.log.epochs) == 4
+    assert result.log.left["head"].startswith("it makes an output")
+    assert nce_fx.WidthPlan.from_json((tmp_path / "plan.json").read_text()) == result.plan
+    assert (tmp_path / "widths.svg").read_text().count("<polyline") == len(result.log.epochs[0].widths)
+    again = search(gm, data, RECIPE, budget=budget, spec=nce_fx.QuantSpec())
+    assert again.plan.to_json() == result.plan.to_json()
+
+
+def test_it_expands_and_without_expansion_nothing_grows():
+    gm, data = traced(), quarters()
+    eager = SearchRecipe(epochs=5, warmup_epochs=1, batch_size=24, threshold=0.05, ratios=(0.5, 1.0))
+    wide = search(gm, data, eager, budget=nce_fx.Budget(macs=1.5, params=1.5))
+    assert wide.log.expansions
+    first = wide.log.expansions[0]
+    assert first.after > first.before
+    assert first.preference > 0.05
+    assert wide.log.epochs[-1].widest[first.group] >= first.after
+    no_expand = SearchRecipe(epochs=3, warmup_epochs=1, batch_size=24, threshold=0.05, expand=False)
+    tas = search(gm, data, no_expand, budget=nce_fx.Budget(macs=1.5, params=1.5))
+    assert not tas.log.expansions
+    assert all(tas.plan.widths[group] <= width for group, width in tas.plan.original.items())
+
+
+def test_what_cannot_be_searched_is_said():
+    with pytest.raises(InputError, match="threshold is 2"):
+        SearchRecipe(threshold=2)
+    with pytest.raises(InputError, match="warmup_epochs"):
+        SearchRecipe(epochs=3, warmup_epochs=3)
+    with pytest.raises(InputError, match="no group"):
+        search(nce_fx.trace(nn.Linear(3, 4), (torch.randn(1, 3),)), quarters(), RECIPE)
+    with pytest.raises(BudgetError):
+        search(traced(), quarters(), RECIPE, budget=nce_fx.Budget(macs=0.0001))
+
+
+def test_halves_share_no_sample_and_leave_none_out():
+    data = quarters(25)
+    weights, widths = halves(data, 0)
+    assert (len(weights.train), len(widths.train)) == (12, 13)
+    values = [x[:, 0, 0, 0] for half in (weights, widths) for x, _ in half.loader("train", batch_size=5)]
+    assert torch.equal(torch.cat(values).sort().values, data.train.x[:, 0, 0, 0].sort().values)  # type: ignore[union-attr]
+
+
+def test_schedules():
+    recipe = SearchRecipe(epochs=20)
+    assert tau_at(recipe, 0.0) == 5.0
+    assert tau_at(recipe, 1.0) == pytest.approx(0.1)
+    assert width_rate(recipe, 58_800) == pytest.approx(1e-3)
+    assert width_rate(recipe, 10) == 0.05
+
+
+def test_the_plan_follows_the_preferences_and_is_deterministic():
+    gm = nce_fx.trace(MODELS["resnet8"](in_channels=1).eval(), (torch.randn(1, 1, 8, 8),))
+    cost = nce_fx.analyze_cost(gm)
+    preferred = {g.id: g.width for g in nce_fx.analyze_channels(gm) if g.pinned is None}
+    preferred |= {"layer1.0.conv1": 8, "layer3.0.conv1": 8}
+    budget = nce_fx.Budget(macs=1.0, params=1.0)
+    plans = [plan_from(cost, preferred, budget, least=0.3, most=2.0, source={}) for _ in range(2)]
+    assert plans[0].to_json() == plans[1].to_json()
+    assert plans[0].widths["layer1.0.conv1"] > 4
+    assert plans[0].widths["layer3.0.conv1"] < 16
+    assert cost.at(plans[0].widths).macs <= cost.macs

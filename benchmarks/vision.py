@@ -158,25 +158,24 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def calibrate(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> None:
-    """Set every BatchNorm's running statistics by one forward, then jitter them: activations stay at unit scale."""
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    if not norms:
-        return
-    momenta = [norm.momentum for norm in norms]
-    was_training = model.training
-    model.eval()
-    for norm in norms:
-        norm.train()
-        norm.momentum = 1.0
-    with torch.no_grad():
-        model(*inputs)
+    """Set every BatchNorm's running statistics near those of what reaches it, in order: activations keep their scale.
+
+    They are jittered as they are set, so that what comes after sees the values that it will see.
+    """
     generator = torch.Generator().manual_seed(seed)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-        mean, variance = norm.running_mean, norm.running_var
-        if mean is None or variance is None:
-            continue
-        variance.clamp_(min=1e-2)
-        mean.add_(0.2 * variance.sqrt() * torch.randn(mean.shape, generator=generator).to(mean.dtype))
-        variance.mul_(0.5 + torch.rand(variance.shape, generator=generator).to(variance.dtype))
+
+    def settle(norm: nn.Module, args: tuple[Any, ...]) -> None:
+        channels = args[0].movedim(1, 0).flatten(1)
+        mean, variance = channels.mean(1), channels.var(1, correction=0).clamp(min=1e-2)
+        shift, spread = torch.randn(mean.shape, generator=generator), torch.rand(mean.shape, generator=generator)
+        norm.get_buffer("running_mean").copy_(mean + 0.2 * variance.sqrt() * shift)
+        norm.get_buffer("running_var").copy_(variance * (0.5 + spread))
+
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    hooks = [norm.register_forward_pre_hook(settle) for norm in norms]
+    was_training = model.training
+    with torch.no_grad():
+        model.eval()(*inputs)
+    for hook in hooks:
+        hook.remove()
     model.train(was_training)

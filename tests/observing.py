@@ -243,9 +243,9 @@ def watched(gm: GraphModule, inputs: tuple[Any, ...], axes: dict[str, int]) -> W
 
 
 def in_training(gm: GraphModule, dropout: bool = True) -> GraphModule:
-    """Return a copy in training mode; dropout draws by the element, so it cannot be the same at other widths."""
+    """Return a copy in training mode; dropout and stochastic depth draw anew in every run, so they can be left out."""
     result = copy.deepcopy(gm).train()
     for module in result.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
+        if not (module._modules or module._parameters or module._buffers):
             module.train(dropout)
     return result

@@ -14,7 +14,9 @@ from nce_fx.passes.analysis.cost import analyze_cost
 from nce_fx.passes.planning import Budget
 from nce_fx.passes.transform.quantize import QuantSpec, quantize
 from nce_fx.passes.transform.widths import InsertWidthChoices, channel_order
+from nce_fx.passes.transform.widths.places import find_places
 from nce_fx.plan import WidthPlan
+from nce_fx.rewrite import layer_bits
 from nce_fx.search.candidates import first_candidates
 from nce_fx.search.companion import WidthSearch
 from nce_fx.search.halves import halves
@@ -77,9 +79,12 @@ def search(
     """
     recipe, budget = recipe or SearchRecipe(), budget or Budget(macs=1.0, params=1.0)
     channels = analyze_channels(gm)
-    bits = None if spec is None else _layer_bits(gm, spec)
+    bits = None if spec is None else layer_bits(gm, spec)
     cost = analyze_cost(gm, channels, weight_bits=bits, activation_bits=bits)
-    start = first_candidates(channels, recipe)
+    start, order = first_candidates(channels, recipe), channel_order(gm)
+    for group, reason in find_places(gm, start.candidates, order).refused.items():
+        del start.candidates[group]
+        start.left[group] = reason
     if not start.candidates:
         raise InputError("no group of the network has widths to choose from: see `nce-fx analyze MODEL --groups`")
     least = min(widths[0] / channels[group].width for group, widths in start.candidates.items())
@@ -90,7 +95,6 @@ def search(
     for_weights, for_widths = halves(data, recipe.seed)
     quantized = spec if recipe.quantized else None
     plain = gm if quantized is None else quantize(gm, quantized, data.batches(CALIBRATION_BATCHES, CALIBRATION_SIZE))
-    order = channel_order(gm)
     network = InsertWidthChoices(start.candidates, order)(plain).graph_module
     companion = WidthSearch(for_widths, cost, start.candidates, order, recipe, budget, quantized)
     folder = None if directory is None else Path(directory)
@@ -112,8 +116,3 @@ def search(
     seconds = sum(record.seconds for record in run.position.history)
     return SearchResult(plan, log, seconds, run.model)
 
-
-def _layer_bits(gm: GraphModule, spec: QuantSpec) -> dict[str, int]:
-    from nce_fx.rewrite import layer_bits
-
-    return layer_bits(gm, spec)

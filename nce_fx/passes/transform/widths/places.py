@@ -109,7 +109,9 @@ def find_places(gm: GraphModule, candidates: Mapping[str, tuple[int, ...]], orde
     for layer in find_layers(flat):
         use = (layer.path, uses.setdefault(layer.path, 0))
         uses[layer.path] += 1
-        mine = {tie.tensors.canonical.get(path, path) for path in layer.weights} & consumed
+        # A weight that weight normalization computes is consumed by the path it would have as a parameter.
+        paths = (*layer.weights, f"{layer.path}.weight")
+        mine = {tie.tensors.canonical.get(path, path) for path in paths} & consumed
         if not mine:
             continue
         for index, node in enumerate(layer.inputs):

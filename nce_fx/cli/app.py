@@ -18,6 +18,7 @@ from nce_fx.cli.models import models
 from nce_fx.cli.passes import passes
 from nce_fx.cli.retrain import retrain
 from nce_fx.cli.rewrite import rewrite
+from nce_fx.cli.search import search
 from nce_fx.version import __version__
 
 
@@ -58,7 +59,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (rewrite, analyze, apply, retrain, export, models, passes):
+for _command in (rewrite, search, analyze, apply, retrain, export, models, passes):
     app.command()(_command)
 
 

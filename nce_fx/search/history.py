@@ -9,8 +9,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
+from nce_fx.plan import WidthPlan
 from nce_fx.report.lines import Line, lines_svg
 from nce_fx.training.checkpoint import write_whole
+
+FILES = ("plan.json", "widths.csv", "expansions.csv", "widths.svg", "log.csv", "steps.csv")
+"""What a search leaves in its folder, beside checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,20 @@ def widths_svg(log: SearchLog, original: Mapping[str, int]) -> str:
         for group in (log.epochs[-1].widths if log.epochs else ())
     ]
     return lines_svg(lines, "Mean width of each group, original = 1; dots: a wider candidate was added", "epoch")
+
+
+def search_table(log: SearchLog, plan: WidthPlan) -> Table:
+    """Return the groups with their widths: original, preferred, planned; and what became of their candidates."""
+    table = Table(title="Search: channels before -> after", title_justify="left")
+    for name in ("group", "before", "preferred", "after", "candidates"):
+        table.add_column(name, justify="left" if name in ("group", "candidates") else "right")
+    last = log.epochs[-1]
+    for group, before in plan.original.items():
+        grown = [str(e.after) for e in log.expansions if e.group == group]
+        said = log.left.get(group) or ("expanded to " + ", ".join(grown) if grown else "as at the start")
+        preferred = str(last.widths[group]) if group in last.widths else "-"
+        table.add_row(group, str(before), preferred, str(plan.widths[group]), said)
+    return table
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> bytes:

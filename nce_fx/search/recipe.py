@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from nce_fx.errors import InputError
@@ -99,6 +100,18 @@ class SearchRecipe:
             evaluate_every=0,
             seed=self.seed,
         )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SearchRecipe:
+        """Return the recipe that ``to_dict`` wrote.
+
+        Raises:
+            InputError: a field that a recipe does not have, or a value out of range.
+        """
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise InputError(f"search recipe: no such field: {', '.join(unknown)}")
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as JSON values."""

@@ -115,4 +115,3 @@ def search(
         write_whole(folder / "plan.json", plan.to_json().encode())
     seconds = sum(record.seconds for record in run.position.history)
     return SearchResult(plan, log, seconds, run.model)
-

@@ -119,7 +119,7 @@ def _train_epoch(
                 f"epoch {epoch + 1} has {step} batches: the loader said that an epoch has {run.steps_per_epoch}"
             )
         run.companion.before_step(run)
-        loss, correct, samples, stop = _step(run, batch, rate, batch_seed, asked_to_stop())
+        loss, correct, samples, stop = train_step(run, batch, rate, batch_seed, asked_to_stop())
         run.companion.after_step(run)
         position.step += 1
         position.loss += loss
@@ -155,7 +155,7 @@ def _train_epoch(
     position.loss = position.correct = position.samples = 0.0
 
 
-def _step(run: Run, batch: Any, rate: float, seed: int, stop: bool) -> list[float]:
+def train_step(run: Run, batch: Any, rate: float, seed: int, stop: bool) -> list[float]:
     """Do one step; return the sums over all processes of loss, correct samples, samples, and requests to stop."""
     engine, recipe = run.engine, run.recipe
     inputs, target = to_device(batch, engine.device)

@@ -1,4 +1,4 @@
-"""What a step of the search costs, as a ratio to a plain quantized training step of the network at its widest candidates.
+"""What a step of the search costs, as a ratio to a plain quantized training step at the widest candidates.
 
     python -m benchmarks.search_step
 

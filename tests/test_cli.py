@@ -283,6 +283,21 @@ def test_a_model_from_a_file_and_from_a_module(here):
         assert result.exit_code == 0, result.output
 
 
+def test_search_writes_a_plan_that_apply_takes(here):
+    args = ["search", "resnet8", "--data", "digits", "--epochs", "2", "--recipe", '{"warmup_epochs": 1}', "--json"]
+    result = call(*args, "--out", "found")
+    assert result.exit_code == 0, result.output
+    content = json.loads(result.stdout)
+    assert content["plan"]["source"]["metric"] == "search"
+    assert "channels before -> after" in result.stderr
+    assert {"plan.json", "widths.svg", "expansions.csv"} <= {path.name for path in (here / "found").iterdir()}
+    assert "--force" in refused(*args, "--out", "found")
+    assert call("apply", "resnet8", "found/plan.json", "--data", "digits", "--out", "applied").exit_code == 0
+    assert json.loads((here / "applied" / "plan.json").read_text()) == content["plan"]
+    assert "--data" in refused("search", "resnet8", "--out", "other")
+    assert "no such field: taus" in refused("search", "resnet8", "--recipe", '{"taus": 1}', "--out", "other")
+
+
 def test_retrain_a_result_that_was_not_trained(here):
     assert call("rewrite", "resnet8", "--data", "digits", "--out", "result").exit_code == 0
     assert "--epochs" in refused("retrain", "result")

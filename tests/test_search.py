@@ -1,7 +1,12 @@
 """The search: width choices in the graph, expected costs, expansions, the plan, and runs that are stopped."""
 
 import copy
+import csv
 import itertools
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +14,6 @@ from torch import nn
 from torch.fx import GraphModule
 
 import nce_fx
-from nce_fx.data.loaders import BatchDataset, Data
 from nce_fx.errors import BudgetError, ChannelError, InputError
 from nce_fx.models import MODELS
 from nce_fx.passes.transform.resize import gathers_of
@@ -29,62 +33,8 @@ from nce_fx.search.halves import halves
 from nce_fx.search.loss import costs_of
 from nce_fx.search.outcome import plan_from
 from nce_fx.search.recipe import tau_at, width_rate
-
-
-class Images(BatchDataset):
-    """Noise with a bright quarter that says the class."""
-
-    def __init__(self, count: int, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self.y = torch.randint(0, 4, (count,), generator=generator)
-        self.x = torch.randn(count, 1, 6, 6, generator=generator)
-        for k, label in enumerate(self.y.tolist()):
-            self.x[k, :, 3 * (label // 2) : 3 * (label // 2) + 3, 3 * (label % 2) : 3 * (label % 2) + 3] += 1.0
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-    def __getitems__(self, indices):
-        return self.x[indices], self.y[indices]
-
-
-def quarters(train: int = 96) -> Data:
-    return Data("quarters", Images(train, 0), Images(32, 1), (1, 6, 6), 4)
-
-
-class Residual(nn.Module):
-    """Convolutions with BatchNorm, a residual addition, a grouped and a concatenated one, a classifier."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.norm = nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
-        self.inner, self.inner_norm = nn.Conv2d(4, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
-        self.deep, self.deep_norm = nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.BatchNorm2d(6)
-        self.back, self.back_norm = nn.Conv2d(6, 4, 1, bias=False), nn.BatchNorm2d(4)
-        self.side = nn.Conv2d(4, 3, 1)
-        self.mixed_norm = nn.BatchNorm2d(7)
-        self.last = nn.Conv2d(7, 5, 3)
-        self.head = nn.Linear(5, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.norm(self.stem(x)).relu()
-        y = self.inner_norm(self.inner(x)).relu()
-        y = self.deep_norm(self.deep(y)).relu()
-        x = (x + self.back_norm(self.back(y))).relu()
-        x = torch.cat([x, self.side(x)], 1)
-        x = self.last(self.mixed_norm(x).sigmoid()).relu()
-        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
-
-
-def traced(dtype: torch.dtype = torch.float32) -> GraphModule:
-    torch.manual_seed(0)
-    model = Residual()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for value in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
-                assert value is not None
-                value.uniform_(0.5, 1.5)
-    return nce_fx.trace(model.to(dtype).eval(), (torch.randn(1, 1, 6, 6, dtype=dtype),))
+from nce_fx.training.checkpoint import digest, latest_checkpoint
+from tests.search_runs import quarters, run, traced
 
 
 def free(gm: GraphModule) -> dict[str, int]:
@@ -322,3 +272,56 @@ def test_the_plan_follows_the_preferences_and_is_deterministic():
     assert plans[0].widths["layer1.0.conv1"] > 4
     assert plans[0].widths["layer3.0.conv1"] < 16
     assert cost.at(plans[0].widths).macs <= cost.macs
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.glob("*.csv") if path.name != "log.csv"} | {
+        "plan.json": (directory / "plan.json").read_bytes(),
+        "widths.svg": (directory / "widths.svg").read_bytes(),
+    }
+
+
+def weights(directory: Path) -> str:
+    kept = latest_checkpoint(directory)
+    assert kept is not None
+    return digest(kept.tensors)
+
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("whole")
+    result = run(directory, nce_fx.QuantSpec())
+    assert {e.epoch for e in result.log.expansions} >= {2, 3}
+    return directory
+
+
+def test_a_search_that_was_killed_ends_with_the_same_plan(whole, tmp_path):
+    child = subprocess.Popen([sys.executable, "-m", "tests.search_runs", tmp_path], cwd=ROOT)
+    # There is a checkpoint after every one of 30 steps, and the first expansion after the twelfth.
+    while child.poll() is None and not any(int(path.stem[-9:]) > 13 for path in tmp_path.glob("checkpoint-*")):
+        time.sleep(0.002)
+    child.kill()
+    child.wait()
+    before = latest_checkpoint(tmp_path)
+    assert before is not None
+    assert 13 < before.steps < 30
+    assert before.state["companion"]["expansions"]
+    run(tmp_path, nce_fx.QuantSpec())
+    assert files(tmp_path) == files(whole)
+    assert weights(tmp_path) == weights(whole)
+
+
+def test_two_processes_search_as_one_does(whole, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "tests.search_runs", tmp_path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    mine, one = (list(csv.DictReader((d / "widths.csv").open())) for d in (tmp_path, whole))
+    assert [(row["epoch"], row["group"]) for row in mine] == [(row["epoch"], row["group"]) for row in one]
+    for a, b in zip(mine, one, strict=True):
+        assert float(a["mean"]) == pytest.approx(float(b["mean"]), abs=0.05)
+    expanded = [row for row in csv.DictReader((tmp_path / "expansions.csv").open()) if row["what"] == "expanded"]
+    assert expanded == [row for row in csv.DictReader((whole / "expansions.csv").open()) if row["what"] == "expanded"]

@@ -1,0 +1,170 @@
+"""Make the evidence: python -m benchmarks.evidence [STUDY ...] [--only ROW,...] [--seeds N] [--ablation NAME] [--table]
+
+A study is a file in benchmarks/recipes/ (by its name) or a path to such a file; without one, those of docs/results.md
+are run. Every run becomes a line of evidence.csv (ablations.csv with --ablation) as soon as it is done; what is there is
+not run again, what was stopped goes on. In the end docs/results.md and its pictures are written from the tables; with
+--table nothing else is done. The device is a GPU where there is one.
+
+    python -m benchmarks.evidence                                         # everything that is missing
+    python -m benchmarks.evidence digits-resnet20 --only uniform,nce-plan --seeds 10
+    python -m benchmarks.evidence cifar10-resnet20 --data cifar10:DIR
+    torchrun --nproc-per-node 8 -m benchmarks.evidence imagenet-resnet18 --data imagefolder:DIR
+    python -m benchmarks.evidence digits-resnet20 --ablation threshold --seeds 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from benchmarks.evidence import records
+from benchmarks.evidence.ablations import ABLATIONS, Variant
+from benchmarks.evidence.records import Run, Widths
+from benchmarks.evidence.report import write_report
+from benchmarks.evidence.rows import ROWS, Bench, run_row
+from benchmarks.evidence.study import DEFAULT, Study, load_study
+from nce_fx.data import Data, load_data
+from nce_fx.errors import NceFxError
+from nce_fx.training.engine import start_engine
+from nce_fx.version import __version__
+
+ROOT = Path(__file__).parent.parent.parent
+WORK = ROOT / ".evidence"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run what is missing, then write the report."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.evidence", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("studies", nargs="*", metavar="STUDY")
+    parser.add_argument("--data", help="the data instead of the study's own, such as cifar10:DIR")
+    parser.add_argument("--only", help=f"rows, with commas between: {', '.join(ROWS)}")
+    parser.add_argument("--seeds", help="how many seeds from 0, or one range such as 3-5; by default the study's number")
+    parser.add_argument("--ablation", choices=ABLATIONS, help="run the variants of an ablation instead")
+    parser.add_argument("--epochs", type=int, help="train and search for so long instead: for a first try")
+    parser.add_argument("--table", action="store_true", help="only write docs/results.md")
+    parser.add_argument("--results", type=Path, default=records.RESULTS, help="the folder of the tables")
+    parser.add_argument("--report", type=Path, default=ROOT / "docs" / "results.md", help="the report to write")
+    parser.add_argument("--work", type=Path, default=WORK, help="the folder of the checkpoints")
+    parser.add_argument("--threads", type=int, default=1, help="of a CPU")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    try:
+        if not options.table:
+            run(options)
+        if start_engine().is_main:
+            write_report(options.results, options.report)
+    except NceFxError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run every row of every study that is not in the table: seed by seed, so that whole comparisons end early."""
+    table = options.results / ("ablations.csv" if options.ablation else "evidence.csv")
+    for name in options.studies or DEFAULT:
+        study = named(name, options)
+        data = load_data(study.data, size=study.size)
+        for seed in seeds_of(options.seeds, study.seeds):
+            for variant in variants_of(options):
+                record = (study.network, data_name(data), variant.name if options.ablation else variant.row, seed)
+                if record not in records.keys(table):
+                    made = "python -m benchmarks.evidence " + command_of(name, variant, seed, options)
+                    run_one(study, data, variant, record, made, table, options.work)
+
+
+def run_one(
+    study: Study, data: Data, variant: Variant, key: tuple[str, str, str, int], made: str, table: Path, work: Path
+) -> None:
+    """Run one row and write its lines."""
+    changed = study.with_changes(variant.changes)
+    seed = key[3]
+    bench = Bench(changed, data, seed, work / f"{changed.name}-{changed.digest()}" / str(seed))
+    outcome = run_row(bench, variant.row)
+    engine = start_engine()
+    if not engine.is_main:
+        return
+    run = Run(
+        *key,
+        accuracy=round(outcome.accuracy, 6),
+        macs=outcome.macs,
+        params=outcome.params,
+        search_seconds=outcome.search_seconds,
+        train_seconds=outcome.train_seconds,
+        device=engine.device.type,
+        command=made,
+        version=f"{version()}.{changed.digest()}",
+    )
+    before = bench.channels.widths
+    widths = " ".join(f"{group}={before[group]}>{width}" for group, width in sorted(outcome.widths.items()))
+    records.add(table.with_name("widths.csv"), Widths(*key, widths=widths))
+    records.add(table, run)
+    print(
+        f"{run.network} {run.data} seed {seed} {run.row}: {100 * run.accuracy:.2f} %"
+        f"  {run.macs:,} MACs  {run.params:,} parameters  {run.search_seconds} + {run.train_seconds} s",
+        flush=True,
+    )
+
+
+def named(name: str, options: argparse.Namespace) -> Study:
+    """Return a study with what the command line changes."""
+    study = load_study(name)
+    changes: dict[str, object] = {}
+    if options.data:
+        changes["data"] = options.data
+    if options.epochs:
+        epochs = {"epochs": options.epochs}
+        warmup = {"warmup_epochs": min(options.epochs - 1, study.searching(0).warmup_epochs)}
+        changes |= {"float_recipe": epochs, "retrain": epochs, "search": {**epochs, **warmup}}
+    return study.with_changes(changes)
+
+
+def variants_of(options: argparse.Namespace) -> Iterator[Variant]:
+    """Return the rows to run, or the variants of the ablation.
+
+    Raises:
+        SystemExit: an unknown row.
+    """
+    wanted = options.only.split(",") if options.only else None
+    unknown = sorted(set(wanted or ()) - set(ROWS))
+    if unknown:
+        raise SystemExit(f"error: no row {unknown[0]!r}: there are {', '.join(ROWS)}")
+    every = ABLATIONS[options.ablation] if options.ablation else [Variant(row, "", {}) for row in ROWS]
+    return (variant for variant in every if wanted is None or variant.row in wanted)
+
+
+def seeds_of(text: str | None, number: int) -> range:
+    """Return the seeds that ``--seeds`` asks for."""
+    first, dash, last = (text or str(number)).partition("-")
+    return range(int(first), int(last) + 1) if dash else range(int(first))
+
+
+def command_of(name: str, variant: Variant, seed: int, options: argparse.Namespace) -> str:
+    """Return the arguments that make one line again."""
+    parts = [name, f"--only {variant.row}", f"--seeds {seed}-{seed}"]
+    parts += [f"--{flag} {getattr(options, flag)}" for flag in ("ablation", "epochs") if getattr(options, flag)]
+    # A folder is the user's own business.
+    parts += [f"--data {options.data.partition(':')[0]}:DIR"] if options.data else []
+    return " ".join(parts)
+
+
+def data_name(data: Data) -> str:
+    """Return how tables name the data."""
+    return data.name.rpartition(":")[2]
+
+
+def version() -> str:
+    """Return the version, with the commit where there is one."""
+    found = subprocess.run(
+        ["git", "describe", "--always", "--dirty=-changed", "--exclude=*"], cwd=ROOT, capture_output=True, text=True
+    )
+    return f"{__version__}+g{found.stdout.strip()}" if found.returncode == 0 else f"{__version__}+"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,120 @@
+"""A study: one network on one data set, and how everything in it is trained. A study is a JSON file in recipes/."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+import nce_fx
+from nce_fx.errors import InputError
+from nce_fx.search import SearchRecipe
+from nce_fx.training import Recipe
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+DEFAULT = ("digits-resnet8", "digits-resnet20", "digits-mobilenet", "glyphs-resnet8", "glyphs-mobilenet")
+"""What `python -m benchmarks.evidence` runs when no study is named."""
+
+
+class Study(BaseModel):
+    """Everything that the rows of one network and data set share."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    about: str
+    """Where the settings come from, for people."""
+    network: str
+    """How tables name the network."""
+    model: str
+    """A built-in name or ``module:callable``; it takes ``num_classes`` and ``in_channels`` from the data."""
+    model_args: dict[str, Any] = {}
+    data: str
+    """As for ``--data``; ``cifar10`` and ``imagefolder`` need a folder, which the command line gives."""
+    size: int = 224
+    """Height and width of the images of an image folder."""
+    seeds: int
+    float_recipe: dict[str, Any]
+    """Of the float network that is the teacher and the start: fields of ``nce_fx.training.Recipe``."""
+    retrain: dict[str, Any]
+    """Of every 2-bit network, likewise."""
+    search: dict[str, Any] = {}
+    """Fields of ``nce_fx.search.SearchRecipe``."""
+    spec: dict[str, Any] = {}
+    """Fields of ``nce_fx.QuantSpec``; 2 bits, first and last layer at 8, by default."""
+    start: Literal["float", "scratch"] = "float"
+    """What every 2-bit network starts from: the trained float network, resized, or the untrained one."""
+    distill: bool = True
+    budget: float = 1.0
+    """MACs and parameters that a plan may cost, as a ratio of the uniform network's."""
+    metric: str | None = None
+    """Of nce-plan's sensitivity; the compiler's default where none is named."""
+    calibration: tuple[int, int] = (8, 64)
+    """Batches, and images in each, that sensitivities and the quantizers' first ranges come from."""
+
+    def float_training(self, seed: int) -> Recipe:
+        """Return how the float network is trained."""
+        return Recipe.from_dict({**self.float_recipe, "seed": seed})
+
+    def retraining(self, seed: int) -> Recipe:
+        """Return how each 2-bit network is trained."""
+        return Recipe.from_dict({**self.retrain, "seed": seed})
+
+    def searching(self, seed: int, **changes: Any) -> SearchRecipe:
+        """Return how widths are searched."""
+        return SearchRecipe.from_dict({**self.search, "seed": seed, **changes})
+
+    def quantizing(self) -> nce_fx.QuantSpec:
+        """Return how networks are quantized."""
+        return nce_fx.QuantSpec(**self.spec)
+
+    def digest(self) -> str:
+        """Return eight digits that change when anything that decides a result changes."""
+        return _digest(self.model_dump(mode="json", exclude={"about", "seeds", "name"}))
+
+    def float_digest(self) -> str:
+        """Return eight digits that change when anything that decides the float network changes."""
+        return _digest(self.model_dump(mode="json", include={"model", "model_args", "data", "size", "float_recipe"}))
+
+    def with_changes(self, changes: Mapping[str, Any]) -> Study:
+        """Return the study with fields replaced; a mapping is merged into the mapping that is there.
+
+        Raises:
+            InputError: no such field, or a value it cannot have.
+        """
+        fields = self.model_dump()
+        for name, value in changes.items():
+            fields[name] = {**fields[name], **value} if isinstance(value, Mapping) else value
+        return _checked(fields, self.name)
+
+
+def load_study(name: str) -> Study:
+    """Return the study of a recipe file, by its name in recipes/ or by its path.
+
+    Raises:
+        InputError: no such file, or it does not hold a study.
+    """
+    path = Path(name) if name.endswith(".json") else RECIPES / f"{name}.json"
+    if not path.is_file():
+        known = ", ".join(sorted(found.stem for found in RECIPES.glob("*.json")))
+        raise InputError(f"no study {name!r}: there are {known}, and paths to JSON files")
+    return _checked({"name": path.stem, **json.loads(path.read_text())}, name)
+
+
+def _digest(fields: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _checked(fields: dict[str, Any], name: str) -> Study:
+    try:
+        study = Study.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"study {name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    # What can be wrong is found before anything is trained.
+    study.float_training(0), study.retraining(0), study.searching(0), study.quantizing()
+    return study

@@ -11,6 +11,7 @@ machine with the same release of torch. Nothing is downloaded; about ten seconds
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -25,6 +26,9 @@ TRAIN_IMAGES, TEST_IMAGES = 20_000, 4_000
 TRAIN_SEED, TEST_SEED = 1, 2
 CHUNK = 500
 """Images drawn at once: what fits the cache, and part of the definition, for each chunk has its own seed."""
+
+Between = Callable[..., Tensor]
+"""(low, high, *shape) -> numbers drawn evenly, (N, *shape)."""
 
 STROKES = {
     "A": ((-0.8, 1, 0, -1), (0, -1, 0.8, 1), (-0.5, 0.3, 0.5, 0.3)),
@@ -114,7 +118,7 @@ def _draw(labels: Tensor, asked: Difficulty, generator: Generator) -> Tensor:
     return image.clamp(0, 1).view(n, 3, SIDE, SIDE)
 
 
-def _posed(labels: Tensor, asked: Difficulty, between) -> Tensor:
+def _posed(labels: Tensor, asked: Difficulty, between: Between) -> Tensor:
     """Return the strokes of letters in pixels, (N, S, 4): a letter with fewer strokes repeats its last one."""
     most = max(map(len, STROKES.values()))
     table = torch.tensor([[*strokes, *[strokes[-1]] * (most - len(strokes))] for strokes in STROKES.values()])
@@ -130,7 +134,7 @@ def _posed(labels: Tensor, asked: Difficulty, between) -> Tensor:
     return (points @ matrix.view(-1, 2, 2).transpose(1, 2) + centre).view(len(labels), most, 4)
 
 
-def _apart(colours: Tensor, contrast: float, between) -> Tensor:
+def _apart(colours: Tensor, contrast: float, between: Between) -> Tensor:
     """Return one colour (N, 3) for each image: of three drawn, the first that is far from both of the background's."""
     drawn = between(0, 1, 3, 3)
     distance = torch.cdist(drawn, colours).amin(2)

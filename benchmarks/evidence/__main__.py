@@ -1,9 +1,9 @@
 """Make the evidence: python -m benchmarks.evidence [STUDY ...] [--only ROW,...] [--seeds N] [--ablation NAME] [--table]
 
 A study is a file in benchmarks/recipes/ (by its name) or a path to such a file; without one, those of docs/results.md
-are run. Every run becomes a line of evidence.csv (ablations.csv with --ablation) as soon as it is done; what is there is
-not run again, what was stopped goes on. In the end docs/results.md and its pictures are written from the tables; with
---table nothing else is done. The device is a GPU where there is one.
+are run. Every run becomes a line of evidence.csv (ablations.csv with --ablation) as soon as it is done; what is there
+is not run again, what was stopped goes on. In the end docs/results.md and its pictures are written from the tables;
+with --table nothing else is done. The device is a GPU where there is one.
 
     python -m benchmarks.evidence                                         # everything that is missing
     python -m benchmarks.evidence digits-resnet20 --only uniform,nce-plan --seeds 10
@@ -29,7 +29,7 @@ from benchmarks.evidence.report import write_report
 from benchmarks.evidence.rows import ROWS, Bench, run_row
 from benchmarks.evidence.study import DEFAULT, Study, load_study
 from nce_fx.data import Data, load_data
-from nce_fx.errors import NceFxError
+from nce_fx.errors import InputError, NceFxError
 from nce_fx.training.engine import start_engine
 from nce_fx.version import __version__
 
@@ -45,7 +45,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("studies", nargs="*", metavar="STUDY")
     parser.add_argument("--data", help="the data instead of the study's own, such as cifar10:DIR")
     parser.add_argument("--only", help=f"rows, with commas between: {', '.join(ROWS)}")
-    parser.add_argument("--seeds", help="how many seeds from 0, or one range such as 3-5; by default the study's number")
+    parser.add_argument(
+        "--seeds", help="how many seeds from 0, or one range such as 3-5; by default the study's number"
+    )
     parser.add_argument("--ablation", choices=ABLATIONS, help="run the variants of an ablation instead")
     parser.add_argument("--epochs", type=int, help="train and search for so long instead: for a first try")
     parser.add_argument("--table", action="store_true", help="only write docs/results.md")
@@ -73,9 +75,25 @@ def run(options: argparse.Namespace) -> None:
         for seed in seeds_of(options.seeds, study.seeds):
             for variant in variants_of(options):
                 record = (study.network, data_name(data), variant.name if options.ablation else variant.row, seed)
-                if record not in records.keys(table):
+                digest = study.with_changes(variant.changes).digest()
+                if not is_done(table, record, digest):
                     made = "python -m benchmarks.evidence " + command_of(name, variant, seed, options)
                     run_one(study, data, variant, record, made, table, options.work)
+
+
+def is_done(table: Path, record: tuple[str, str, str, int], digest: str) -> bool:
+    """Return whether a table has a run.
+
+    Raises:
+        InputError: it has, by another recipe: the two must not be mixed.
+    """
+    found = next((run for run in records.read(table, Run) if records.key(run) == record), None)
+    if found is not None and not found.version.endswith(digest):
+        raise InputError(
+            f"{table.name} has {', '.join(map(str, record))} by another recipe ({found.version}, not {digest}):"
+            " remove the lines of that network and data, or put the recipe back"
+        )
+    return found is not None
 
 
 def run_one(
@@ -101,7 +119,7 @@ def run_one(
         version=f"{version()}.{changed.digest()}",
     )
     before = bench.channels.widths
-    widths = " ".join(f"{group}={before[group]}>{width}" for group, width in sorted(outcome.widths.items()))
+    widths = " ".join(f"{group}={before[group]}>{width}" for group, width in outcome.widths.items())
     records.add(table.with_name("widths.csv"), Widths(*key, widths=widths))
     records.add(table, run)
     print(

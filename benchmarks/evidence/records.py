@@ -86,12 +86,13 @@ def add(path: Path, record: T) -> None:
     """Put a record into a table, in the place of one with the same key; other processes may do so at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path):
-        others = [other for other in read(path, type(record)) if key(other) != key(record)]
+        others: list[T] = [other for other in read(path, type(record)) if key(other) != key(record)]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([field.name for field in fields(record)])
         # In file order, so that a new line is one line of difference.
-        writer.writerows(astuple(each) for each in [*others, record])
+        writer.writerows(astuple(each) for each in others)
+        writer.writerow(astuple(record))
         fresh = path.with_suffix(".new")
         with fresh.open("w") as file:
             file.write(text.getvalue())
@@ -100,15 +101,8 @@ def add(path: Path, record: T) -> None:
         fresh.replace(path)
 
 
-def keys(path: Path) -> set[tuple[str, str, str, int]]:
-    """Return the keys of the runs that are done."""
-    return {key(run) for run in read(path, Run)}
-
-
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     with (path.parent / f".{path.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-

@@ -10,6 +10,8 @@ setup: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt torch
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[demo,test]"
+	# By itself, it would pull the CUDA build of torch; the tests take its models.
+	$(BIN)/pip install --quiet -c constraints.txt --no-deps torchvision
 	touch $@
 
 demo: setup

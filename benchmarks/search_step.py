@@ -24,7 +24,7 @@ import nce_fx
 from benchmarks.training_step import in_turns, ratios, show
 from nce_fx.data.loaders import BatchDataset, Data
 from nce_fx.models import MODELS
-from nce_fx.passes.transform.widths import InsertWidthChoices, channel_order
+from nce_fx.passes.transform.widths import InsertWidthChoices, Mixing, channel_order
 from nce_fx.search import SearchRecipe
 from nce_fx.search.companion import WidthSearch
 from nce_fx.search.search import first_candidates
@@ -34,6 +34,10 @@ from nce_fx.training.run import prepare
 
 NETWORKS = {"resnet20": (32, 32), "resnet8": (64, 8), "mobilenet_v2": (16, 32)}
 """Name -> batch size, image size."""
+
+MIXINGS: tuple[Mixing, ...] = ("zeros", "interpolate")
+PAGE = Path(__file__).parent.parent / "docs" / "search.md"
+BEGIN, END = "<!-- search step table -->\n", "<!-- end of search step table -->"
 
 
 class Noise(BatchDataset):
@@ -49,7 +53,7 @@ class Noise(BatchDataset):
         return self.x[indices], self.y[indices]
 
 
-def steps_of(name: str, batch: int, size: int) -> dict[str, Callable[[], None]]:
+def steps_of(name: str, batch: int, size: int, mixing: Mixing) -> dict[str, Callable[[], None]]:
     """Return a plain quantized step and a search step of the same network at the same batch."""
     torch.manual_seed(0)
     noise = Noise(4 * batch, size)
@@ -57,12 +61,12 @@ def steps_of(name: str, batch: int, size: int) -> dict[str, Callable[[], None]]:
     gm = nce_fx.trace(MODELS[name](num_classes=10).train(), (torch.randn(1, 3, size, size),))
     free = [group for group in nce_fx.analyze_channels(gm) if group.pinned is None]
     wide = nce_fx.resize(gm, {g.id: g.width + max(1, g.width // 4 // g.step) * g.step for g in free})
-    recipe = SearchRecipe(epochs=2, warmup_epochs=0, batch_size=batch)
+    recipe = SearchRecipe(epochs=2, warmup_epochs=0, batch_size=batch, mixing=mixing)
     channels, cost, spec = nce_fx.analyze_channels(wide), nce_fx.analyze_cost(wide), nce_fx.QuantSpec()
     plain = nce_fx.quantize(wide, spec, data.batches(1, batch))
     candidates, order = first_candidates(channels, recipe).candidates, channel_order(wide)
     companion = WidthSearch(data, cost, candidates, order, recipe, nce_fx.Budget(macs=0.7, params=0.7), spec)
-    network = InsertWidthChoices(candidates, order)(plain).graph_module
+    network = InsertWidthChoices(candidates, order, mixing)(plain).graph_module
     engine = start_engine()
     alone = prepare(plain, data, recipe.training(), None, engine, None, None)
     both = prepare(network, data, recipe.training(), None, engine, None, None, companion)
@@ -92,11 +96,27 @@ def main() -> None:
     found: dict[str, Any] = {"machine": {"processor": platform.machine(), "torch": torch.__version__, "threads": 1}}
     for name in given.networks:
         batch, size = NETWORKS[name]
-        steps = steps_of(name, batch, size)
-        found[name] = {"batch": batch, "size": size, **ratios(in_turns(steps, given.rounds), "plain")["search"]}
-        show(f"{name}, batch {batch}x3x{size}x{size}", {"search step, ratio to plain": found[name]})
+        mixed = {}
+        for mixing in MIXINGS:
+            steps = steps_of(name, batch, size, mixing)
+            mixed[mixing] = ratios(in_turns(steps, given.rounds), "plain")["search"]
+        found[name] = {"batch": batch, "size": size, **mixed}
+        show(f"{name}, batch {batch}x3x{size}x{size}: search step, ratio to plain", mixed)
     given.out.write_text(json.dumps(found, indent=2) + "\n")
-    print(f"\nwrote {given.out}")
+    write_table(found)
+    print(f"\nwrote {given.out} and the table in {PAGE}")
+
+
+def write_table(found: dict[str, Any]) -> None:
+    """Put the figures into docs/search.md."""
+    rows = ["| network | batch | padded with zeros | interpolated |", "|---|---|--:|--:|"]
+    for name in NETWORKS:
+        if name in found:
+            own = found[name]
+            ratio = [f"{own[mixing]['ratio']:.2f}" for mixing in MIXINGS]
+            rows.append(f"| {name} | {own['batch']}x3x{own['size']}x{own['size']} | {ratio[0]} | {ratio[1]} |")
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    PAGE.write_text(before + BEGIN + "\n".join(rows) + "\n" + END + rest.partition(END)[2])
 
 
 if __name__ == "__main__":

@@ -68,6 +68,10 @@ def traced(dtype: torch.dtype = torch.float32) -> GraphModule:
     return nce_fx.trace(model.to(dtype).eval(), (torch.randn(1, 1, 6, 6, dtype=dtype),))
 
 
+def free(gm: GraphModule) -> dict[str, int]:
+    return {group.id: group.width for group in nce_fx.analyze_channels(gm) if group.pinned is None}
+
+
 EXPANDING = SearchRecipe(epochs=5, warmup_epochs=1, batch_size=8, threshold=0.2, ratios=(0.5, 0.75, 1.0), seed=3)
 BUDGET = nce_fx.Budget(macs=1.5, params=1.5)
 

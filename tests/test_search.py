@@ -1,6 +1,5 @@
 """The search: width choices in the graph, expected costs, expansions, the plan, and runs that are stopped."""
 
-import copy
 import csv
 import itertools
 import subprocess
@@ -14,13 +13,12 @@ from torch import nn
 from torch.fx import GraphModule
 
 import nce_fx
-from nce_fx.errors import BudgetError, ChannelError, InputError
+from nce_fx.errors import BudgetError, InputError
 from nce_fx.models import MODELS
 from nce_fx.passes.transform.resize import gathers_of
 from nce_fx.passes.transform.widths import (
     InsertWidthChoices,
     RemoveWidthChoices,
-    WidthChoice,
     WidthDraw,
     WidthNorm,
     channel_order,
@@ -34,82 +32,9 @@ from nce_fx.search.loss import costs_of
 from nce_fx.search.outcome import plan_from
 from nce_fx.search.recipe import tau_at, width_rate
 from nce_fx.training.checkpoint import digest, latest_checkpoint
-from tests.search_runs import quarters, run, traced
-
-
-def free(gm: GraphModule) -> dict[str, int]:
-    return {group.id: group.width for group in nce_fx.analyze_channels(gm) if group.pinned is None}
-
+from tests.search_runs import free, quarters, run, traced
 
 SPECS = pytest.mark.parametrize("spec", [None, nce_fx.QuantSpec(), nce_fx.QuantSpec("lsq", "lsq", shortcuts="float")])
-
-
-@SPECS
-@pytest.mark.parametrize("training", [False, True])
-def test_with_one_candidate_it_is_the_plain_network(spec, training):
-    gm, x = traced(), torch.randn(5, 1, 6, 6)
-    plain = (gm if spec is None else nce_fx.quantize(gm, spec, [x])).train(training)
-    searched = InsertWidthChoices({group: (width,) for group, width in free(gm).items()})(plain).graph_module
-    assert {WidthChoice, WidthDraw, WidthNorm} <= {type(module) for module in searched.modules()}
-    first, second = copy.deepcopy(plain), copy.deepcopy(searched)
-    assert torch.equal(first(x), second(x))
-    for network in (first, second):
-        network(x).square().sum().backward()
-    mine = dict(second.named_parameters())
-    for name, parameter in first.named_parameters():
-        if parameter.grad is not None:
-            grad = mine[name].grad
-            assert grad is not None
-            assert torch.equal(parameter.grad, grad), name
-
-
-@SPECS
-def test_removing_the_choices_returns_the_plain_network(spec):
-    gm, x = traced(), torch.randn(5, 1, 6, 6)
-    plain = gm if spec is None else nce_fx.quantize(gm, spec, [x])
-    candidates = {group: tuple(sorted({max(1, width // 2), width})) for group, width in free(gm).items()}
-    back = RemoveWidthChoices()(InsertWidthChoices(candidates)(plain)).graph_module
-    assert back.code == plain.code
-    assert [node.name for node in back.graph.nodes] == [node.name for node in plain.graph.nodes]
-    assert back.state_dict().keys() == plain.state_dict().keys()
-    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in back.state_dict().items())
-    assert torch.equal(back(x), plain(x))
-
-
-def test_a_sure_preference_computes_the_network_resized_to_it():
-    gm, x = traced(torch.float64), torch.randn(5, 1, 6, 6, dtype=torch.float64)
-    widths = free(gm)
-    candidates = {group: tuple(sorted({1 + width // 3, 2 + width // 3, width})) for group, width in widths.items()}
-    searched = InsertWidthChoices(candidates)(gm).graph_module.eval()
-    draws = of_kind(searched, WidthDraw).values()
-    for pick in range(3):
-        for draw in draws:
-            draw.alpha.data.zero_()
-            draw.alpha.data[min(pick, len(draw.widths) - 1)] = 1.0
-        chosen = {draw.group: draw.widths[draw.preferred()] for draw in draws}
-        expected = nce_fx.resize(gm, chosen)
-        torch.testing.assert_close(searched(x), expected(x), rtol=1e-9, atol=1e-9)
-
-
-def test_draws_are_of_two_candidates_and_shared():
-    draw = WidthDraw("a", (2, 4, 6, 8)).train()
-    seen = set()
-    for seed in range(40):
-        generator = torch.Generator().manual_seed(seed)
-        draw.noise.copy_(-(-torch.rand(2, 4, generator=generator).log()).log())
-        shares = draw()
-        assert int((shares > 0).sum()) == 2
-        assert shares.sum().item() == pytest.approx(1.0)
-        seen.add(tuple((shares > 0).tolist()))
-    assert len(seen) == 6
-    searched = InsertWidthChoices({group: tuple({1, width}) for group, width in free(traced()).items()})(traced())
-    users = {n.target: len(n.users) for n in searched.graph_module.graph.nodes if str(n.target).endswith("width_draw")}
-    assert users["stem_width_draw"] == 5  # two norms, the inner layer, the side layer, the layer behind the cat
-
-
-def test_a_choice_that_cannot_be_is_refused():
-    with pytest.raises(ChannelError, match="rising widths that end with its own, 4"):
-        InsertWidthChoices({"stem": (2, 3)})(traced())
 
 
 def small() -> tuple[GraphModule, dict[str, tuple[int, ...]]]:

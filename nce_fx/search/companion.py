@@ -24,7 +24,7 @@ from nce_fx.passes.planning import Budget
 from nce_fx.passes.transform.quantize import QuantSpec
 from nce_fx.passes.transform.widths import Order, WidthDraw
 from nce_fx.search.candidates import wider_candidate
-from nce_fx.search.expansion import extended, grow, of_kind
+from nce_fx.search.expansion import Grown, extended, grow, of_kind
 from nce_fx.search.history import Expansion, SearchEpoch
 from nce_fx.search.loss import Costs, costs_of
 from nce_fx.search.recipe import BETAS, SearchRecipe, tau_at, width_rate
@@ -67,6 +67,8 @@ class WidthSearch(Companion):
         self.memory: dict[str, Tensor] = {}
         """What Adam remembers, by group and name; taken up when the optimizer is made."""
         self.batches: Iterator[Any] = iter(())
+        self.found: tuple[GraphModule | None, list[WidthDraw]] = (None, [])
+        """The network whose draws were looked up last, and they."""
 
     def identity(self) -> dict[str, Any]:
         """Return the search's own choices."""
@@ -85,8 +87,7 @@ class WidthSearch(Companion):
         self.sums = list(state.get("sums", (0.0, 0.0)))
         for epoch in sorted({expansion.epoch for expansion in self.expansions}):
             self._adopt([expansion for expansion in self.expansions if expansion.epoch == epoch])
-            grown = grow(network, self.candidates, self.order, {}, self.spec, seed_at(self.recipe.seed, epoch))
-            network, self.order = grown.network, grown.order
+            network = self._grown(network, {}, epoch).network
         return network
 
     def state(self) -> dict[str, Any]:
@@ -193,12 +194,17 @@ class WidthSearch(Companion):
         self.memory, self.optimizer = self.tensors(), None
         self.expansions += chosen
         self._adopt(chosen)
-        seed = seed_at(self.recipe.seed, run.position.epoch)
-        grown = grow(run.model, self.candidates, self.order, momenta(run.model, run.optimizer), self.spec, seed)
-        self.order = grown.order
+        grown = self._grown(run.model, momenta(run.model, run.optimizer), run.position.epoch)
         optimizer = build_optimizer(grown.network, run.recipe)
         restore_momenta(grown.network, optimizer, grown.momenta)
         return replace(run, model=grown.network, compiled_model=grown.network, optimizer=optimizer)
+
+    def _grown(self, network: GraphModule, momenta: Mapping[str, Tensor], epoch: int) -> Grown:
+        """Return the network with the candidates as they now are."""
+        seed = seed_at(self.recipe.seed, epoch)
+        grown = grow(network, self.candidates, self.order, momenta, self.spec, seed, self.recipe.mixing)
+        self.order = grown.order
+        return grown
 
     def _expanding(
         self, run: Run, picks: list[int], shares: list[list[float]]
@@ -237,8 +243,10 @@ class WidthSearch(Companion):
 
     def _draws(self, model: GraphModule) -> list[WidthDraw]:
         """Return the draws in the order of the groups."""
-        by_group = {draw.group: draw for draw in of_kind(model, WidthDraw).values()}
-        return [by_group[group] for group in self.candidates]
+        if self.found[0] is not model:
+            by_group = {draw.group: draw for draw in of_kind(model, WidthDraw).values()}
+            self.found = model, [by_group[group] for group in self.candidates]
+        return self.found[1]
 
     def _preferences(self, run: Run) -> list[Tensor]:
         return [draw.alpha for draw in self._draws(run.model)]

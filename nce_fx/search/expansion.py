@@ -26,6 +26,7 @@ from nce_fx.passes.transform.quantize import QuantSpec, quantize
 from nce_fx.passes.transform.resize import gathers_of, resize
 from nce_fx.passes.transform.widths import (
     InsertWidthChoices,
+    Mixing,
     Order,
     RemoveWidthChoices,
     WidthDraw,
@@ -54,6 +55,7 @@ def grow(
     momenta: Mapping[str, Tensor],
     spec: QuantSpec | None,
     seed: int,
+    mixing: Mixing = "zeros",
 ) -> Grown:
     """Return the network with these candidates: for each group those it had, and at most one wider.
 
@@ -64,6 +66,7 @@ def grow(
         momenta: of the parameters of ``network``, by name.
         spec: how it is quantized, or ``None``.
         seed: of the noise that parts copies.
+        mixing: as the network was made with.
     """
     device = next(network.parameters()).device
     old = copy.deepcopy(network).cpu()
@@ -77,7 +80,7 @@ def grow(
         wide = quantize(wide, spec)
         _restore_quantizers(wide, plain)
     order = carried_order(wide, order, {axis: gather.index for axis, gather in gathers.items()})
-    result = InsertWidthChoices(candidates, order)(wide).graph_module
+    result = InsertWidthChoices(candidates, order, mixing)(wide).graph_module
     for draw in of_kind(result, WidthDraw).values():
         draw.alpha.data.copy_(extended(draws[draw.group].alpha.detach(), len(draw.widths)))
         draw.alpha.requires_grad_(False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from nce_fx.errors import InputError
 from nce_fx.training.recipe import Recipe
@@ -25,7 +25,7 @@ class SearchRecipe:
     """Passes over the half of the training data that the weights learn from; each weight step has a width step."""
     expand: bool = True
     """Whether a group's widest candidate gets a wider one where it is preferred; off, widths only shrink: TAS."""
-    threshold: float = 0.35
+    threshold: float = 0.5
     """Preference (softmax) of a group's widest candidate from which a wider one is added."""
     lambda_flop: float = 2.0
     """Weight of the loss on what computation costs: MACs, bit operations."""
@@ -47,6 +47,8 @@ class SearchRecipe:
     """Of Adam on the preferences. None: TAS's 1e-3 over its 58,800 steps, as much more as the steps are fewer, at most
     0.05, so that preferences can travel as far."""
     width_weight_decay: float = 1e-3
+    mixing: Literal["zeros", "interpolate"] = "zeros"
+    """What becomes of the narrower of two drawn candidates: padded with zeros, or interpolated as published."""
     batch_size: int = 64
     """Samples in one step over all processes together, on weights and on widths alike."""
     learning_rate: float = 0.05
@@ -79,6 +81,7 @@ class SearchRecipe:
             "tau_start": (0 < self.tau_start < math.inf, "positive"),
             "tau_end": (0 < self.tau_end <= self.tau_start, "in (0, tau_start]"),
             "width_learning_rate": (rate is None or 0 < rate < math.inf, "positive, or None"),
+            "mixing": (self.mixing in ("zeros", "interpolate"), "'zeros' or 'interpolate'"),
             "width_weight_decay": (0 <= self.width_weight_decay < math.inf, "0 or more"),
         }
         for name, (holds, allowed) in checks.items():

@@ -95,7 +95,7 @@ def search(
     for_weights, for_widths = halves(data, recipe.seed)
     quantized = spec if recipe.quantized else None
     plain = gm if quantized is None else quantize(gm, quantized, data.batches(CALIBRATION_BATCHES, CALIBRATION_SIZE))
-    network = InsertWidthChoices(start.candidates, order)(plain).graph_module
+    network = InsertWidthChoices(start.candidates, order, recipe.mixing)(plain).graph_module
     companion = WidthSearch(for_widths, cost, start.candidates, order, recipe, budget, quantized)
     folder = None if directory is None else Path(directory)
     engine = start_engine()

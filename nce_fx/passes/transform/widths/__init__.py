@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 
 from nce_fx.passes.analysis.channels.run import Axis
 from nce_fx.passes.base import Pass, PassResult
-from nce_fx.passes.transform.widths.insert import insert_width_choices, remove_width_choices
+from nce_fx.passes.transform.widths.insert import Mixing, insert_width_choices, remove_width_choices
 from nce_fx.passes.transform.widths.modules import WIDTH_MODULES, WidthChoice, WidthDraw, WidthNorm
 from nce_fx.passes.transform.widths.places import Order, carried_order, channel_order
 
@@ -25,6 +25,7 @@ class InsertWidthChoices(Pass):
 
     candidates: Mapping[str, tuple[int, ...]]
     order: Order | None = field(default=None, compare=False)
+    mixing: Mixing = "zeros"
 
     def apply(self, gm: GraphModule) -> PassResult:
         """Return the graph with width choices.
@@ -34,7 +35,7 @@ class InsertWidthChoices(Pass):
         """
         if not self.candidates:
             return PassResult(gm, modified=False)
-        return PassResult(insert_width_choices(gm, self.candidates, self.order), modified=True)
+        return PassResult(insert_width_choices(gm, self.candidates, self.order, self.mixing), modified=True)
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class RemoveWidthChoices(Pass):
 __all__ = [
     "Axis",
     "InsertWidthChoices",
+    "Mixing",
     "Order",
     "RemoveWidthChoices",
     "WidthChoice",

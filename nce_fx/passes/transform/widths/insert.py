@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import nn
@@ -12,12 +13,18 @@ from torch.fx import GraphModule, Node
 from nce_fx.errors import ChannelError
 from nce_fx.passes.analysis.channels import analysis_of
 from nce_fx.passes.analysis.layers import find_layers
+from nce_fx.passes.transform.widths.interpolation import WidthInterpolation
 from nce_fx.passes.transform.widths.modules import WIDTH_MODULES, WidthChoice, WidthDraw, WidthNorm
-from nce_fx.passes.transform.widths.places import Order, Places, channel_order, find_places, plain_float
+from nce_fx.passes.transform.widths.places import Order, Places, Reading, channel_order, find_places, plain_float
+
+Mixing = Literal["zeros", "interpolate"]
 
 
 def insert_width_choices(
-    gm: GraphModule, candidates: Mapping[str, tuple[int, ...]], order: Order | None = None
+    gm: GraphModule,
+    candidates: Mapping[str, tuple[int, ...]],
+    order: Order | None = None,
+    mixing: Mixing = "zeros",
 ) -> GraphModule:
     """Return a copy of a plain graph in which layers choose among widths of what they read.
 
@@ -25,6 +32,8 @@ def insert_width_choices(
         gm: a graph at the widest candidate of every group, float or quantized; it is not changed.
         candidates: the legal widths of each group that has a choice, in rising order.
         order: in which order channels go; by default the one in which `resize` narrows.
+        mixing: what becomes of the narrower of two drawn candidates: "zeros" pads it, "interpolate" stretches it;
+            values with channels on several axes are always padded.
 
     Raises:
         ChannelError: a width that a group cannot take, or one whose widest is not the graph's own.
@@ -41,7 +50,7 @@ def insert_width_choices(
         raise ChannelError(f"group {group} cannot choose its width: {reason}; leave it out")
     result = copy.deepcopy(gm)
     draws = _draws(result, candidates)
-    _choices(result, places, draws)
+    _choices(result, places, draws, mixing)
     _norms(result, places, draws, candidates)
     result.graph.lint()
     result.recompile()
@@ -53,7 +62,7 @@ def remove_width_choices(gm: GraphModule) -> GraphModule:
     result = copy.deepcopy(gm)
     for node in reversed(list(result.graph.nodes)):
         module = result.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, WidthChoice):
+        if isinstance(module, (WidthChoice, WidthInterpolation)):
             node.replace_all_uses_with(node.args[0])
             result.graph.erase_node(node)
         elif isinstance(module, WidthNorm):
@@ -84,7 +93,7 @@ def _draws(gm: GraphModule, candidates: Mapping[str, tuple[int, ...]]) -> dict[s
     return draws
 
 
-def _choices(gm: GraphModule, places: Places, draws: Mapping[str, Node]) -> None:
+def _choices(gm: GraphModule, places: Places, draws: Mapping[str, Node], mixing: Mixing) -> None:
     uses: dict[str, int] = {}
     made: dict[tuple[Node, tuple[str, ...]], list[tuple[torch.Tensor, Node]]] = {}
     for layer in find_layers(gm):
@@ -98,7 +107,9 @@ def _choices(gm: GraphModule, places: Places, draws: Mapping[str, Node]) -> None
             choice = next((node for member, node in known if torch.equal(member, reading.member)), None)
             if choice is None:
                 name = _free(gm, f"{layer.path}_width_choice")
-                gm.add_module(name, WidthChoice(reading.member).to(next(gm.parameters()).device).train(gm.training))
+                stretched = mixing == "interpolate" and reading.axis is not None
+                module = _interpolation(reading) if stretched else WidthChoice(reading.member)
+                gm.add_module(name, module.to(next(gm.parameters()).device).train(gm.training))
                 with gm.graph.inserting_before(layer.node):
                     arguments = (source, *(draws[group] for group in reading.groups))
                     choice = gm.graph.create_node("call_module", name, arguments, name=name)
@@ -106,6 +117,11 @@ def _choices(gm: GraphModule, places: Places, draws: Mapping[str, Node]) -> None
                     choice.meta["tensor_meta"] = source.meta["tensor_meta"]
                 known.append((reading.member, choice))
             layer.node.replace_input_with(source, choice)
+
+
+def _interpolation(reading: Reading) -> WidthInterpolation:
+    assert reading.axis is not None
+    return WidthInterpolation(reading.axis, reading.member.numel(), reading.blocks)
 
 
 def _norms(

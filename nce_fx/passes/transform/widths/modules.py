@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nce_fx.passes.transform.widths.interpolation import WidthInterpolation
+
 EVERY_CANDIDATE = -1
 """In ``WidthChoice.member``: an element that every candidate has."""
 
@@ -126,14 +128,15 @@ class WidthNorm(nn.Module):
             return self.weight, self.bias
         parts = draw.to(self.has.dtype)[:, None] * self.has
         alone = parts.detach()
+        # Whoever nobody drew takes the widest's: 1e-30 is lost beside any share that is drawn.
+        alone = torch.cat([alone[:-1], alone[-1:] + 1e-30])
         total = alone.sum(0)
         # Where only one drawn candidate has a channel its scale does not depend on the shares; dividing by a share that
         # may be 1e-20 would make that zero gradient one of rounding errors.
-        parts = torch.where(total > 0.999, parts, alone / total.clamp(min=1e-30))
-        nobody = torch.zeros_like(parts)
-        nobody[-1] = (total == 0).to(parts.dtype)
-        parts = parts + nobody
-        return (parts * self.rows("weight")).sum(0), (parts * self.rows("bias")).sum(0)
+        parts = torch.where(total > 0.999, parts, alone / total)
+        both = torch.stack([self.rows("weight"), self.rows("bias")])
+        weight, bias = (parts * both).sum(1).unbind()
+        return weight, bias
 
     def plain(self) -> nn.Module:
         """Return the BatchNorm of the widest candidate."""
@@ -142,4 +145,4 @@ class WidthNorm(nn.Module):
         return self.norm
 
 
-WIDTH_MODULES: tuple[Any, ...] = (WidthDraw, WidthChoice, WidthNorm)
+WIDTH_MODULES: tuple[Any, ...] = (WidthDraw, WidthChoice, WidthInterpolation, WidthNorm)

@@ -5,8 +5,9 @@ Read off the channel analysis of the plain float graph; layers are named by path
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from nce_fx.passes.analysis.channels.value import ChannelTensor
 from nce_fx.passes.analysis.layers import find_layers
 from nce_fx.passes.transform.quantize import RemoveQuantizers
 from nce_fx.passes.transform.resize import importance
+from nce_fx.passes.transform.widths.interpolation import Block
 from nce_fx.passes.transform.widths.modules import EVERY_CANDIDATE
 
 Use = tuple[str, int]
@@ -35,6 +37,9 @@ class Reading:
 
     groups: tuple[str, ...]
     member: Tensor
+    axis: int | None = None
+    """The one axis, from the end, that its channels lie on; ``None`` where they lie on several."""
+    blocks: tuple[Block, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ def find_places(gm: GraphModule, candidates: Mapping[str, tuple[int, ...]], orde
     """
     flat = plain_float(gm)
     analysis = analysis_of(flat)
-    table, offsets = _members(analysis, candidates, order)
+    table, owner, parts = _members(analysis, candidates, order)
     tie = analysis.structure.tie
     consumed = {path for path, _ in tie.consumers}
     readers: dict[tuple[Use, int], Reading] = {}
@@ -115,7 +120,7 @@ def find_places(gm: GraphModule, candidates: Mapping[str, tuple[int, ...]], orde
         if not mine:
             continue
         for index, node in enumerate(layer.inputs):
-            reading = _reading(analysis, node, table, offsets, candidates)
+            reading = _reading(analysis, node, table, owner, candidates, parts)
             if reading is not None:
                 readers[use, index] = reading
                 covered |= mine
@@ -126,7 +131,7 @@ def find_places(gm: GraphModule, candidates: Mapping[str, tuple[int, ...]], orde
         for group in analysis.channels:
             if group.id in candidates and _part_of(analysis, group).intersection(analysis.structure.classes[ids]):
                 refused[group.id] = f"{path} reads it in a way that the search cannot follow"
-    return Places(readers, _norms(flat, analysis, table, offsets, candidates), refused)
+    return Places(readers, _norms(flat, analysis, table, owner, candidates), refused)
 
 
 def _write(result: dict[Axis, Ids], analysis: Analysis, classes: Ids, axes: list[Axis], order: Ids) -> None:
@@ -147,11 +152,22 @@ def _classes_on(analysis: Analysis, axis: Axis) -> Ids:
     return analysis.structure.classes[start : start + space.sizes[space.axes.index(axis)]]
 
 
-def _members(analysis: Analysis, candidates: Mapping[str, tuple[int, ...]], order: Order) -> tuple[Ids, dict[int, str]]:
-    """Return for each class the narrowest candidate that has it, and the group of each class that has a choice."""
+class _Ordered(NamedTuple):
+    """The classes of a part in the order in which they go, and how many of them each candidate has."""
+
+    group: str
+    classes: Ids
+    kept: Ids
+
+
+def _members(
+    analysis: Analysis, candidates: Mapping[str, tuple[int, ...]], order: Order
+) -> tuple[Ids, dict[int, str], list[_Ordered]]:
+    """Return the narrowest candidate that has each class, the group of each that has a choice, and the parts."""
     structure, channels = analysis.structure, analysis.channels
     member = np.full(int(structure.classes.max(initial=0)) + 1, EVERY_CANDIDATE, dtype=np.int64)
     owner: dict[int, str] = {}
+    parts: list[_Ordered] = []
     for group, public in zip(structure.groups, channels, strict=True):
         widths = candidates.get(public.id)
         if widths is None:
@@ -168,7 +184,8 @@ def _members(analysis: Analysis, candidates: Mapping[str, tuple[int, ...]], orde
                 ranks = order[known][first]
             member[part.classes] = np.searchsorted(kept, ranks, side="right")
             owner.update(dict.fromkeys(part.classes.tolist(), public.id))
-    return member, owner
+            parts.append(_Ordered(public.id, part.classes[np.argsort(ranks, kind="stable")], kept))
+    return member, owner, parts
 
 
 def kept_of_parts(analysis: Analysis, group: Group, public: ChannelGroup, widths: tuple[int, ...]) -> list[Ids]:
@@ -188,7 +205,12 @@ def _part_of(analysis: Analysis, public: ChannelGroup) -> set[int]:
 
 
 def _reading(
-    analysis: Analysis, node: Node, table: Ids, owner: dict[int, str], candidates: Mapping[str, tuple[int, ...]]
+    analysis: Analysis,
+    node: Node,
+    table: Ids,
+    owner: dict[int, str],
+    candidates: Mapping[str, tuple[int, ...]],
+    parts: Sequence[_Ordered] = (),
 ) -> Reading | None:
     """Return what the elements of a value belong to; ``None`` where no channel of it has a choice."""
     value = analysis.structure.tie.seen.get(node)
@@ -206,7 +228,19 @@ def _reading(
         EVERY_CANDIDATE if name is None else starts[name] + int(table[number])
         for name, number in zip(owners, numbers.tolist(), strict=True)
     ]
-    return Reading(groups, torch.tensor(member).reshape(ids.shape))
+    long = [axis for axis, size in enumerate(ids.shape) if size > 1]
+    axis = long[0] - ids.dim() if len(long) == 1 else ids.dim() * -1 if not long else None
+    blocks = []
+    for part in parts:
+        if part.group in groups:
+            places = [np.flatnonzero(numbers == number) for number in part.classes]
+            if len({len(place) for place in places}) > 1:
+                axis = None
+            elif places[0].size:
+                positions = torch.from_numpy(np.stack(places))
+                blocks.append(Block(groups.index(part.group), positions, torch.from_numpy(part.kept.copy())))
+    usable = axis is not None
+    return Reading(groups, torch.tensor(member).reshape(ids.shape), axis, tuple(blocks) if usable else ())
 
 
 def _norms(

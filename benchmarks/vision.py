@@ -72,6 +72,7 @@ def torchvision_models() -> Iterator[Entry]:
 
     for name in models.list_models(models):
         side = _SIDE.get(name, 64)
+        side = 56 if name == "vit_h_14" else side
         options = {"image_size": side} if name.startswith("vit_") else {}
         if name in ("googlenet", "inception_v3"):
             options = {"init_weights": False}
@@ -89,6 +90,7 @@ def torchvision_models() -> Iterator[Entry]:
     for name in models.list_models(models.detection):
         side = 320 if "320" in name else 300 if "300" in name else 128
         yield _detection(name, side)
+        yield _detection(name, side, parts=True)
     for name in models.list_models(models.optical_flow):
         yield _torchvision(name, (1, 3, 128, 128), (1, 3, 128, 128))
 
@@ -106,15 +108,38 @@ def _torchvision(name: str, *shapes: tuple[int, ...], training: bool = False, **
     )
 
 
-def _detection(name: str, side: int) -> Entry:
+def _detection(name: str, side: int, parts: bool = False) -> Entry:
     from torchvision import models
 
-    return Entry(
-        "torchvision",
-        name,
-        lambda: models.get_model(name, weights=None, weights_backbone=None),
-        lambda: ([noise(3, side, side).sigmoid()],),
-    )
+    def build() -> nn.Module:
+        model: nn.Module = models.get_model(name, weights=None, weights_backbone=None)
+        return DetectionLayers(model) if parts else model
+
+    if parts:
+        return Entry("torchvision", f"{name}, backbone and heads", build, lambda: (noise(2, 3, side, side),))
+    return Entry("torchvision", name, build, lambda: ([noise(3, side, side).sigmoid()],))
+
+
+class DetectionLayers(nn.Module):
+    """Every layer of a detector, without what picks boxes by their values: crops are of a fixed place here."""
+
+    def __init__(self, detector: Any) -> None:
+        super().__init__()
+        self.backbone = detector.backbone
+        self.head = detector.head if hasattr(detector, "head") else detector.rpn.head
+        self.regions = getattr(detector, "roi_heads", None)
+
+    def forward(self, images: torch.Tensor) -> Any:
+        features = list(self.backbone(images).values())
+        found = [self.head(features)]
+        if self.regions is not None:
+            crops = features[0][:, :, :7, :7]
+            found.append(self.regions.box_predictor(self.regions.box_head(crops)))
+            for kind in ("mask", "keypoint"):
+                if getattr(self.regions, f"{kind}_head", None) is not None:
+                    head, predictor = (getattr(self.regions, f"{kind}_{part}") for part in ("head", "predictor"))
+                    found.append(predictor(head(features[0][:, :, :14, :14])))
+        return found
 
 
 def timm_models() -> Iterator[Entry]:

@@ -29,6 +29,34 @@ class Branching(nn.Module):
         return self.b(self.drop(x.mean((2, 3))))
 
 
+class NormAndActivation(nn.BatchNorm2d):
+    """A norm with an activation inside, as timm writes it."""
+
+    def forward(self, x):
+        return F.silu(super().forward(x))
+
+
+class BranchingToo(Branching):
+    """The same, with such a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = NormAndActivation(6)
+
+
+class Writing(nn.Module):
+    """Adds in place to a part of a value, and nobody reads what the addition returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x):
+        y = self.a(x)
+        y[:, :, 1:].add_(self.b(x)[:, :, 1:])
+        return self.c(y)
+
+
 class Sorted(nn.Module):
     """Channels in the order of their values: nothing that copies keep."""
 
@@ -56,6 +84,15 @@ def test_an_exported_graph_follows_the_mode_and_takes_any_batch():
     before = wide.get_buffer("norm.running_mean").clone()
     wide.train()(image())
     assert not torch.equal(wide.get_buffer("norm.running_mean"), before)
+
+
+@pytest.mark.parametrize("kind", [BranchingToo, Writing])
+def test_a_graph_does_no_more_and_no_less_than_its_model(kind):
+    model = kind().eval().double()
+    x = (image().double(),)
+    gm = nce_fx.trace(model, x)
+    assert torch.allclose(gm(*x), model(*x), rtol=0, atol=1e-12)
+    assert torch.allclose(nce_fx.resize(gm, {"a": 9})(*x), model(*x), rtol=0, atol=1e-12)
 
 
 def test_what_mixes_channels_is_pinned_with_the_op_and_the_line():

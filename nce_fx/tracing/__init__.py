@@ -56,7 +56,10 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...]) -> GraphModule:
     try:
         gm, leaves = symbolic_graph(model, len(example_inputs), enter=False), ""
     except UntraceableError as error:
-        raise TraceError(f"{type(model).__name__} cannot be traced; {'; '.join(failures)}; {error}") from error
+        parts = ", ".join(name for name, _ in model.named_children())
+        advice = f"trace a part of it, or say what it leaves to values by nce_fx.channel_rule; its parts are: {parts}"
+        reasons = "; ".join([*failures, f"fx with leaves: {error}"])
+        raise TraceError(f"{type(model).__name__} cannot be traced as one graph: {advice}. {reasons}") from error
     leaves = ", ".join(gm.meta.get("leaves", ()))
     return _with_shapes(gm, model, example_inputs, f"fx with leaves: {leaves}")
 

@@ -22,6 +22,9 @@ _RAISED: dict[Any, tuple[type[nn.Module], ...]] = {
 }
 
 
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
 def export_graph(model: nn.Module, example_inputs: tuple[Any, ...]) -> GraphModule:
     """Return the exported graph of a model in eval mode, on the model's own parameters.
 
@@ -93,8 +96,8 @@ def _raise_modules(gm: GraphModule, model: nn.Module) -> None:
         if kinds is None:
             continue
         path = _module_path(node)
-        module = modules.get(path)
-        if module is None or not isinstance(module, kinds):
+        module = _itself(modules.get(path), kinds)
+        if module is None:
             if node.target is aten.dropout.default:
                 module, path = nn.Dropout(node.args[1]), f"{node.name}_module"
             else:
@@ -105,6 +108,24 @@ def _raise_modules(gm: GraphModule, model: nn.Module) -> None:
         raised.meta = dict(node.meta)
         node.replace_all_uses_with(raised)
         gm.graph.erase_node(node)
+
+
+def _itself(module: nn.Module | None, kinds: tuple[type[nn.Module], ...]) -> nn.Module | None:
+    """Return the module where it does what its op does and no more.
+
+    A BatchNorm with an activation inside gives a plain one on the same parameters and statistics: the activation is a
+    node of its own already.
+    """
+    kind = next((kind for kind in kinds if isinstance(module, kind)), None)
+    if module is None or kind is None or type(module).forward is kind.forward:
+        return module if kind is not None else None
+    plain = next((each for each in type(module).__mro__ if each in _BATCH_NORMS), None)
+    if plain is None:
+        return None
+    result = plain.__new__(plain)
+    result.__dict__ = dict(module.__dict__)
+    result._modules = {}
+    return result
 
 
 def _place(gm: GraphModule, path: str, module: nn.Module) -> None:

@@ -114,12 +114,21 @@ def symbolic_graph(model: nn.Module, inputs: int, *, enter: bool = True) -> Grap
             continue
         _drop_defaults(graph, len(defaults))
         gm = GraphModule(tracer.root, graph, type(model).__name__)
-        gm.graph.eliminate_dead_code()
+        gm.graph.eliminate_dead_code(lambda node: node.is_impure() or _writes(node))
         gm.recompile()
         gm.meta["leaves"] = tuple(sorted(leaves))
         _dropout_modules(gm, model.training)
         return gm
     raise UntraceableError("too many modules cannot be entered")
+
+
+def _writes(node: Node) -> bool:
+    """Whether a node changes one of its inputs in place, so that it does something though nobody reads its result."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if node.op == "call_method":
+        return (name.endswith("_") and not name.startswith("__")) or name in ("__setitem__", "__iadd__", "__imul__")
+    in_place = name == "setitem" or name.endswith("_") or bool(node.kwargs.get("inplace") or node.kwargs.get("out"))
+    return node.op == "call_function" and in_place
 
 
 def _defaults(model: nn.Module, inputs: int) -> dict[str, Any]:

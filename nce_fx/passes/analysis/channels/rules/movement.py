@@ -234,6 +234,10 @@ def write(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return opaque(func, args, kwargs, "it is written into another tensor, in place")
 
 
+def asserted(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """A claim about types and devices: nothing happens to channels."""
+
+
 def glu(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The first half of an axis, gated by the second."""
     value = args[0]
@@ -311,6 +315,7 @@ RULES: dict[str, Any] = {
     "fill": filled,
     "zero": filled,
     "copy": write,
+    "_assert_tensor_metadata": asserted,
 }
 
 MOVEMENT = frozenset({same, moved, split, copied, shifted, view, cat, stack, index})

@@ -56,7 +56,6 @@ class FoldBatchNorm(Pass):
         if not folded:
             return PassResult(gm, modified=False)
         result.graph.lint()
-        result.delete_all_unused_submodules()
         result.recompile()
         # When, and from which graph, so that `nce_fx.load` folds at the same place.
         result.meta.setdefault("plan", WidthPlan({}, {}, model_fingerprint(gm)))
@@ -152,6 +151,9 @@ def _fold(gm: GraphModule, layer: Layer, normalization: _Normalization) -> bool:
     _set_bias(gm, node, owner, leaf, nn.Parameter(shift.to(weight.dtype)))
     normalization.node.replace_all_uses_with(node)
     gm.graph.erase_node(normalization.node)
+    called = normalization.node.target
+    if normalization.node.op == "call_module" and not any(other.target == called for other in gm.graph.nodes):
+        gm.delete_submodule(str(called))
     return True
 
 

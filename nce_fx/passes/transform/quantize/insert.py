@@ -55,7 +55,6 @@ def insert_quantizers(gm: GraphModule, spec: QuantSpec) -> GraphModule:
         _quantize_activation(result, spec, producer, group, unsigned[producer])
     _quantize_weights(result, spec, places)
     result.graph.lint()
-    result.delete_all_unused_submodules()
     result.recompile()
     return result
 

@@ -1,12 +1,13 @@
 """Rounding with a straight-through gradient, written out so that a training step saves and computes little.
 
 Plain autograd would keep four copies of every activation (divided, clipped, rounded, scaled). Here the forward pass
-works in place, and keeps its own output, which the next layer keeps anyway, and one byte an element. Inside
-`nce_fx.quantizers.saving.compact_saving` the output is kept as integers, by the next layer too.
+works in place, and keeps its input alone; or, where memory is dearer, its output, which the next layer keeps anyway,
+and one byte an element. In `nce_fx.quantizers.saving.compact_saving` weights are kept as integers, by their layer too.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -28,34 +29,28 @@ def clip_round(x: Tensor, extent: Tensor, steps: float, grid: Grid) -> Tensor:
 
     Shapes: x any; extent 0-dimensional; y as x.
     """
-    function = _ClipRoundTraced if torch.compiler.is_compiling() else _ClipRound
+    function: type[Function] = _ClipRound
+    if torch.compiler.is_compiling():
+        function = _ClipRoundTraced
+    elif x.device.type == "cpu" and not packs_activations():
+        function = _ClipRoundKeeping
     return function.apply(x, extent, steps, grid)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _below(high: int, dtype: torch.dtype) -> float:
-    """The largest number of ``dtype`` below the top of the grid: the range is closed below and open above."""
-    return high * (1 - torch.finfo(dtype).eps / 2)
-
-
 class _ClipRound(Function):
-    """Eager mode: keep y, and which elements lie inside the range.
-
-    A CPU multiplies by numbers much faster than it selects by booleans, so there the mask is ones and zeros in two
-    bytes an element; one byte elsewhere, and where memory was asked for.
-    """
+    """Least memory: keep y, which the next layer keeps anyway, and one byte an element: is it inside the range."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, extent: Tensor, steps: float, grid: Grid) -> Tensor:
         """Quantize."""
-        scale = extent.clamp(min=FLOOR * steps) / steps
+        scale = _scale(extent, steps)
         place = working(x) / scale
         if grid.offset:
             place = place.sub_(grid.offset)
         q = place.clamp(grid.low, _below(grid.high, place.dtype))
         packed = None
         if any(ctx.needs_input_grad[:2]):
-            fast = x.device.type == "cpu" and not packs_activations()
-            inside = place.eq_(q).to(torch.bfloat16) if fast else place.eq(q)
+            inside = place.eq(q)
             q.round_()
             packed = pack(q, scale, grid.offset, x.dtype, grid.low) if packs_activations() else None
             y = level(q, scale, grid).to(x.dtype)
@@ -78,6 +73,51 @@ class _ClipRound(Function):
         return passed, pull, None, None
 
 
+class _ClipRoundKeeping(Function):
+    """Least time on a CPU: keep x, so that torch's own kernels find what is clipped, in one pass over it each."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, extent: Tensor, steps: float, grid: Grid) -> Tensor:
+        """Quantize."""
+        ctx.steps, ctx.grid = steps, grid
+        ctx.save_for_backward(x, extent)
+        scale = _scale(extent, steps)
+        return level(whole(working(x), scale, grid), scale, grid).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        """Pass inside the range; what is clipped pulls on the extent."""
+        x, extent = ctx.saved_tensors
+        reach = max(float(extent), FLOOR * ctx.steps)
+        lower, upper = (reach * ((end + ctx.grid.offset) / ctx.steps) for end in ctx.grid[:2])
+        # torch's bounds are both open, ours is closed below.
+        below, above = (_before(bound, x.dtype) for bound in (lower, upper))
+        passed = torch.ops.aten.hardtanh_backward(grad, x, below, upper)
+        if not ctx.needs_input_grad[1]:
+            return passed, None, None, None
+        if ctx.grid.low + ctx.grid.offset == 0:
+            # Below the range the level is zero and pulls on nothing.
+            pull = torch.ops.aten.threshold_backward(grad, x, above).sum(dtype=extent.dtype)
+            return passed, pull * (upper / reach), None, None
+        pull = _dot(grad - passed, x.clamp(lower, upper)) / reach
+        return passed, pull.to(extent.dtype), None, None
+
+
+def _scale(extent: Tensor, steps: float) -> Tensor:
+    return extent.clamp(min=FLOOR * steps) / steps
+
+
+def _below(high: int, dtype: torch.dtype) -> float:
+    """The largest number of ``dtype`` below the top of the grid: the range is closed below and open above."""
+    return high * (1 - torch.finfo(dtype).eps / 2)
+
+
+def _before(bound: float, dtype: torch.dtype) -> float:
+    """The largest number of ``dtype`` below a bound."""
+    return float(torch.nextafter(torch.tensor(bound, dtype=dtype), torch.tensor(-math.inf, dtype=dtype)))
+
+
 class _ClipRoundTraced(Function):
     """Under a compiler: keep x, from which it can fuse all else into the neighbours; it may choose to keep less."""
 
@@ -86,14 +126,14 @@ class _ClipRoundTraced(Function):
         """Quantize."""
         ctx.steps, ctx.grid = steps, grid
         ctx.save_for_backward(x, extent)
-        scale = extent.clamp(min=FLOOR * steps) / steps
+        scale = _scale(extent, steps)
         return level(whole(working(x), scale, grid), scale, grid).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         """As in eager mode."""
         x, extent = ctx.saved_tensors
-        grid, scale = ctx.grid, extent.clamp(min=FLOOR * ctx.steps) / ctx.steps
+        grid, scale = ctx.grid, _scale(extent, ctx.steps)
         place = working(x) / scale - grid.offset
         inside = (place >= grid.low) & (place < grid.high)
         passed = torch.where(inside, grad, 0.0)

@@ -121,7 +121,7 @@ def _detection(name: str, side: int, parts: bool = False) -> Entry:
 
 
 class DetectionLayers(nn.Module):
-    """Every layer of a detector, without what picks boxes by their values: crops are of a fixed place here."""
+    """Every layer of a detector, without what picks boxes by their values: crops are of the whole image here."""
 
     def __init__(self, detector: Any) -> None:
         super().__init__()
@@ -133,12 +133,12 @@ class DetectionLayers(nn.Module):
         features = list(self.backbone(images).values())
         found = [self.head(features)]
         if self.regions is not None:
-            crops = features[0][:, :, :7, :7]
-            found.append(self.regions.box_predictor(self.regions.box_head(crops)))
+            crops = [nn.functional.adaptive_avg_pool2d(features[0], side) for side in (7, 14)]
+            found.append(self.regions.box_predictor(self.regions.box_head(crops[0])))
             for kind in ("mask", "keypoint"):
                 if getattr(self.regions, f"{kind}_head", None) is not None:
                     head, predictor = (getattr(self.regions, f"{kind}_{part}") for part in ("head", "predictor"))
-                    found.append(predictor(head(features[0][:, :, :14, :14])))
+                    found.append(predictor(head(crops[1])))
         return found
 
 

@@ -194,6 +194,7 @@ class WidthSearch(Companion):
         self.memory, self.optimizer = self.tensors(), None
         self.expansions += chosen
         self._adopt(chosen)
+        run.optimizer.zero_grad(set_to_none=True)
         grown = self._grown(run.model, momenta(run.model, run.optimizer), run.position.epoch)
         optimizer = build_optimizer(grown.network, run.recipe)
         restore_momenta(grown.network, optimizer, grown.momenta)

@@ -10,7 +10,6 @@ same gathers as the weights:
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -21,7 +20,6 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from nce_fx.passes.analysis.channels.check import Gather
-from nce_fx.passes.analysis.channels.run import Axis
 from nce_fx.passes.transform.quantize import QuantSpec, quantize
 from nce_fx.passes.transform.resize import gathers_of, resize
 from nce_fx.passes.transform.widths import (
@@ -69,37 +67,36 @@ def grow(
         mixing: as the network was made with.
     """
     device = next(network.parameters()).device
-    old = copy.deepcopy(network).cpu()
-    draws = {draw.group: draw for draw in of_kind(old, WidthDraw).values()}
+    draws = {draw.group: draw for draw in of_kind(network, WidthDraw).values()}
+    rows = {path: _rows(norm) for path, norm in of_kind(network, WidthNorm).items()}
     wider = {group: widths[-1] for group, widths in candidates.items() if widths[-1] != draws[group].widths[-1]}
-    plain = RemoveWidthChoices()(old).graph_module
-    flat = plain_float(plain)
-    gathers = gathers_of(flat, wider)
-    wide = resize(flat, wider, seed=seed)
+    # One name for all that it becomes, so that a large network is not held at every stage.
+    result = RemoveWidthChoices()(network).graph_module.cpu()
+    ranges = {path: quantizer.state_dict() for path, quantizer in of_kind(result, Quantizer).items()}
+    result = plain_float(result)
+    gathers = gathers_of(result, wider)
+    result = resize(result, wider, seed=seed)
     if spec is not None:
-        wide = quantize(wide, spec)
-        _restore_quantizers(wide, plain)
-    order = carried_order(wide, order, {axis: gather.index for axis, gather in gathers.items()})
-    result = InsertWidthChoices(candidates, order, mixing)(wide).graph_module
+        result = quantize(result, spec)
+        _restore_quantizers(result, ranges)
+    order = carried_order(result, order, {axis: gather.index for axis, gather in gathers.items()})
+    result = InsertWidthChoices(candidates, order, mixing)(result).graph_module
     for draw in of_kind(result, WidthDraw).values():
-        draw.alpha.data.copy_(extended(draws[draw.group].alpha.detach(), len(draw.widths)))
+        draw.alpha.data.copy_(extended(draws[draw.group].alpha.detach().cpu(), len(draw.widths)))
         draw.alpha.requires_grad_(False)
         draw.tau = draws[draw.group].tau
-    for path, norm in of_kind(result, WidthNorm).items():
-        before = old.get_submodule(path)
-        assert isinstance(before, WidthNorm)
-        for name in ("weight", "bias"):
-            rows = _along(before.rows(name).detach(), 1, gathers.get((f"{path}.{name}", 0)))
-            norm.rows(name).data[: len(rows)] = rows
-    carried = {}
     norms = of_kind(result, WidthNorm)
+    for path, norm in norms.items():
+        for name, before in rows[path].items():
+            own = _along(before, 1, gathers.get((f"{path}.{name}", 0)))
+            norm.rows(name).data[: len(own)] = own
+    carried = {}
     for name, parameter in result.named_parameters():
         if name not in momenta:
             continue
-        owner = name.rpartition(".")[0]
-        value = momenta[name].cpu()
+        owner, value = name.rpartition(".")[0], momenta[name].cpu()
         if owner in norms:
-            value = _carried(value.view(-1, _length(old, owner)), {1: gathers.get((name, 0))})
+            value = _carried(value.view(-1, rows[owner]["weight"].shape[1]), {1: gathers.get((name, 0))})
             value = extended(value, norms[owner].candidates).reshape(-1)
         else:
             value = _carried(value, {axis: gathers.get((name, axis)) for axis in range(value.dim())})
@@ -118,10 +115,9 @@ def extended(values: Tensor, length: int) -> Tensor:
     return torch.cat([values, values[-1:].expand(length - len(values), *values.shape[1:])])
 
 
-def _length(network: GraphModule, path: str) -> int:
-    norm = network.get_submodule(path)
-    assert isinstance(norm, WidthNorm)
-    return norm.member.numel()
+def _rows(norm: WidthNorm) -> dict[str, Tensor]:
+    """The scales and shifts of every candidate."""
+    return {name: norm.rows(name).detach().cpu() for name in ("weight", "bias")}
 
 
 def _along(value: Tensor, axis: int, gather: Gather | None) -> Tensor:
@@ -141,14 +137,9 @@ def _carried(momentum: Tensor, gathers: Mapping[int, Gather | None]) -> Tensor:
     return momentum
 
 
-def _restore_quantizers(wide: GraphModule, plain: GraphModule) -> None:
+def _restore_quantizers(network: GraphModule, ranges: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Give the quantizers of a network what they had learned before it was resized."""
-    before = of_kind(plain, Quantizer)
-    for path, quantizer in of_kind(wide, Quantizer).items():
-        state = before[path].state_dict() if path in before else {}
-        mine = quantizer.state_dict()
+    for path, quantizer in of_kind(network, Quantizer).items():
+        state, mine = ranges.get(path, {}), quantizer.state_dict()
         if state and all(name in mine and mine[name].shape == value.shape for name, value in state.items()):
             quantizer.load_state_dict(state)
-
-
-__all__ = ["Axis", "Grown", "extended", "grow", "of_kind"]

@@ -1,7 +1,7 @@
 """Accuracy at 2 bits, held against brevitas: one graph, one recipe, and only the quantizers are exchanged.
 
     python -m benchmarks.brevitas_accuracy               trains what is missing, a row of the CSV at a time
-    python -m benchmarks.brevitas_accuracy --table       prints the table of what is there
+    python -m benchmarks.brevitas_accuracy --table       prints the table of what is there, and puts it into the page
 
 Digits, the split of ``nce_fx.data``. For every network and seed a float network is trained; from its weights, and
 distilled from it, each quantized network is trained for as many epochs. First and last layer have 8 bits, shortcuts are
@@ -40,6 +40,8 @@ from nce_fx.quantizers import ActivationQuantizer, WeightQuantizer
 from nce_fx.training import Recipe, train
 
 RESULTS = Path(__file__).parent / "results" / "brevitas_accuracy.csv"
+PAGE = Path(__file__).parent.parent / "docs" / "training.md"
+BEGIN, END = "<!-- brevitas table -->\n", "<!-- end of brevitas table -->"
 COLUMNS = ("network", "quantizers", "by", "seed", "epochs", "accuracy", "seconds")
 NETWORKS = ("resnet8", "resnet20")
 SPECS = {
@@ -170,7 +172,7 @@ def main() -> None:
     options.add_argument("--seeds", type=int, default=5)
     options.add_argument("--networks", nargs="+", default=NETWORKS)
     options.add_argument("--out", type=Path, default=RESULTS)
-    options.add_argument("--table", action="store_true", help="print the table of what is there, and nothing else")
+    options.add_argument("--table", action="store_true", help="train nothing: the table of what is there")
     given = options.parse_args()
     torch.set_num_threads(1)
     if not given.table:
@@ -188,7 +190,10 @@ def main() -> None:
                     seconds = round(time.process_time() - begin, 1)
                     append(given.out, (network, name, by, seed, given.epochs, accuracy, seconds))
                     print(f"{network} {name} {by} seed {seed}: {accuracy:.2%} in {seconds} s", file=sys.stderr)
-    print(table(read(given.out)))
+    text = table(read(given.out))
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}{text}\n{END}{rest.partition(END)[2]}")
+    print(text)
 
 
 if __name__ == "__main__":

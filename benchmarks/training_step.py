@@ -194,6 +194,24 @@ def peak(model: nn.Module, x: Tensor, y: Tensor, saving: Saving) -> int:
     return lasting + most
 
 
+PAGE = Path(__file__).parent.parent / "docs" / "training.md"
+BEGIN, END = "<!-- training step table -->\n", "<!-- end of training step table -->"
+
+
+def write_table(found: Mapping[str, Any]) -> None:
+    """Put the ratios into the page."""
+    kinds = ("eager", "compiled", "memory")
+    names = dict.fromkeys(name for kind in kinds for name in found.get(kind, {}))
+    lines = ["| quantizers | time, eager | time, compiled | peak memory |", "|---|--:|--:|--:|"]
+    for name in names:
+        cells = [found.get(kind, {}).get(name) for kind in kinds]
+        lines.append(
+            f"| {name} | {' | '.join('' if cell is None else format(cell['ratio'], '.3f') for cell in cells)} |"
+        )
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}{chr(10).join(lines)}\n{END}{rest.partition(END)[2]}")
+
+
 def show(title: str, rows: Mapping[str, Mapping[str, float]]) -> None:
     """Print one table."""
     print(f"\n{title}")
@@ -226,7 +244,8 @@ def main() -> None:
         show("time of a step, torch.compile, ratio to compiled float", found["compiled"])
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(found, indent=2) + "\n")
-    print(f"\nwrote {given.out}")
+    write_table(found)
+    print(f"\nwrote {given.out} and {PAGE}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Result folders that are whole or not there: written beside, then swapped into place in one step.
 
 A crash or a full disk at any moment leaves the old folder or the new one. Files in the old folder that are not ours
-are carried over, never deleted.
+are in the new one too: linked before the swap, so that no moment is without them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def replaced(target: Path, ours: Collection[str]) -> Iterator[Path]:
 
     Args:
         target: the folder to create or replace.
-        ours: names that the new folder takes over; anything else in the old folder moves to the new one.
+        ours: names that the new folder takes over; anything else in the old folder is in the new one as well.
 
     Raises:
         ArtifactError: the folder cannot be written; the old one is as it was.
@@ -44,11 +44,8 @@ def replaced(target: Path, ours: Collection[str]) -> Iterator[Path]:
         _settle(fresh)
         fresh.chmod(0o777 & ~_umask())
         if target.exists():
-            _exchange(fresh, target)
-            # From here on `fresh` is the old folder.
-            for entry in sorted(fresh.iterdir()):
-                if entry.name not in ours and not (target / entry.name).exists():
-                    entry.rename(target / entry.name)
+            _keep_others(target, fresh, ours)
+            _exchange(fresh, target)  # from here on `fresh` is the old folder
         else:
             fresh.rename(target)
     except OSError as error:
@@ -67,6 +64,24 @@ def _settle(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def _keep_others(old: Path, fresh: Path, ours: Collection[str]) -> None:
+    """Link what is not ours into the new folder; folders are made anew, and files copied where links cannot be."""
+    for entry in old.iterdir():
+        if entry.name in ours or (fresh / entry.name).exists():
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.copytree(entry, fresh / entry.name, symlinks=True, copy_function=_link)
+        else:
+            _link(entry, fresh / entry.name)
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
 
 
 def _exchange(one: Path, other: Path) -> None:

@@ -1,4 +1,4 @@
-"""`nce-fx export`: the network of a result folder as an ONNX file, or its weights alone."""
+"""`nce-fx export`: the network of a result folder as an ONNX file, as a torch.export archive, or its weights alone."""
 
 from __future__ import annotations
 
@@ -29,9 +29,15 @@ def export(
     batch: Annotated[
         int | None, typer.Option("--batch", metavar="N", help="Samples in a batch; any number by default.")
     ] = None,
+    pt2: Annotated[
+        Path | None,
+        typer.Option("--pt2", metavar="FILE.pt2", help="Write a torch.export archive.", show_default=False),
+    ] = None,
     packed: Annotated[
         Path | None,
-        typer.Option("--packed", metavar="FILE.safetensors", help="Write the weights alone, four to a byte."),
+        typer.Option(
+            "--packed", metavar="FILE.safetensors", help="Write the weights alone, four to a byte.", show_default=False
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -43,7 +49,7 @@ def export(
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Write the network in DIR for use without PyTorch; the file is compared with PyTorch before it is kept."""
+    """Write the network in DIR for use without its code; the file is compared with PyTorch before it is kept."""
     from dataclasses import asdict
 
     from nce_fx import artifacts
@@ -51,11 +57,11 @@ def export(
     from nce_fx.cli.resume import model_of
     from nce_fx.cli.terminal import Terminal
     from nce_fx.errors import InputError
-    from nce_fx.export import export_onnx, save_packed
+    from nce_fx.export import export_onnx, export_pt2, save_packed
 
     terminal = Terminal.of(as_json)
-    if onnx is None and packed is None:
-        raise InputError("nothing to write: add --onnx FILE.onnx, or --packed FILE.safetensors")
+    if onnx is None and pt2 is None and packed is None:
+        raise InputError("nothing to write: add --onnx FILE.onnx, --pt2 FILE.pt2 or --packed FILE.safetensors")
     manifest = artifacts.read_manifest(directory)
     args = manifest.model.args if manifest.model is not None else {}
     gm = artifacts.load(directory, build_model(model_of(directory, model, manifest), args, seed=0))
@@ -64,16 +70,25 @@ def export(
         save_packed(gm, packed)
         content["packed"] = {"path": str(packed), "size": packed.stat().st_size}
         terminal.note(f"written to {packed}: {packed.stat().st_size:,} bytes")
+    if pt2 is not None:
+        with terminal.steps() as steps:
+            steps("torch.export, and compare")
+            archive = export_pt2(gm, pt2, batch=batch)
+        content["pt2"] = asdict(archive) | {"path": str(archive.path)}
+        terminal.note(f"written to {pt2}: {archive.size:,} bytes, batch of {_size(archive.batch)}, equal bit for bit")
     if onnx is not None:
         with terminal.steps() as steps:
             steps(f"export, and compare with PyTorch ({format})")
             written = export_onnx(gm, onnx, format=format, fold_bn=fold_bn, batch=batch)
         content["onnx"] = asdict(written) | {"path": str(written.path)}
-        size = "any size" if written.batch is None else str(written.batch)
-        terminal.note(f"written to {onnx}: {written.size:,} bytes, batch of {size}")
+        terminal.note(f"written to {onnx}: {written.size:,} bytes, batch of {_size(written.batch)}")
         for level, agreement in written.agreement.items():
             terminal.note(
                 f"onnxruntime, optimizations {level}: {agreement.difference:.1e} of the largest output from PyTorch"
                 + (f", {agreement.on_border} values on the border of two levels" if agreement.on_border else "")
             )
     terminal.finish(content)
+
+
+def _size(batch: int | None) -> str:
+    return "any size" if batch is None else str(batch)

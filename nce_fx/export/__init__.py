@@ -5,11 +5,14 @@ formats.py      int2, qcdq, qonnx: what each writes for a quantized weight or ac
 onnx_graph.py   graph -> ONNX model, with the names of the user's model
 verify.py       the file against PyTorch
 packed.py       weights alone, four to a byte
+pt2.py          a torch.export archive, for PyTorch without the model's code
+program.py      what both ways start from
 """
 
 from __future__ import annotations
 
 from nce_fx.export.export import OnnxExport, export_onnx
 from nce_fx.export.packed import save_packed
+from nce_fx.export.pt2 import Pt2Export, export_pt2, load_pt2
 
-__all__ = ["OnnxExport", "export_onnx", "save_packed"]
+__all__ = ["OnnxExport", "Pt2Export", "export_onnx", "export_pt2", "load_pt2", "save_packed"]

@@ -10,20 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from onnx import ModelProto
-from torch import Tensor
 from torch.fx import GraphModule
 
-from nce_fx.errors import ArtifactError, ExportError
+from nce_fx.errors import ExportError
 from nce_fx.export.files import replaced_file
 from nce_fx.export.formats import FORMATS, Format
 from nce_fx.export.levels import Marked, mark
 from nce_fx.export.onnx_graph import to_onnx
+from nce_fx.export.program import example, share_a_batch
 from nce_fx.export.verify import Agreement, verify
 from nce_fx.passes.transform.fold import FoldBatchNorm
 from nce_fx.plan import WidthPlan
-from nce_fx.signature import example_of, signature_of
 from nce_fx.version import __version__
 
 
@@ -89,37 +87,12 @@ def export_onnx(
     return OnnxExport(path, format, len(content), batch, agreement)
 
 
-def example(gm: GraphModule, batch: int | None = None) -> tuple[Any, ...]:
-    """Return random inputs of the traced shapes, always the same; ``batch`` replaces the size of the first axis.
-
-    Raises:
-        ExportError: the graph does not say what it takes.
-    """
-    try:
-        inputs = example_of(signature_of(gm))
-    except ArtifactError as error:
-        raise ExportError(str(error)) from error
-    if not all(isinstance(value, Tensor) for value in inputs):
-        raise ExportError("the model takes something that is no tensor: ONNX needs a model of tensors alone")
-    source = torch.Generator().manual_seed(0)
-    return tuple(_random(value, batch, source) for value in inputs)
-
-
-def _random(value: Tensor, batch: int | None, source: torch.Generator) -> Tensor:
-    shape = list(value.shape)
-    if batch is not None and shape:
-        shape[0] = batch
-    if value.is_floating_point():
-        return torch.randn(shape, generator=source).to(value.dtype)
-    return torch.randint(2, shape, generator=source).to(value.dtype)
-
-
 def _model(gm: GraphModule, marked: Marked, form: Format, batch: int | None) -> tuple[ModelProto, int | None]:
     """Return the ONNX model and its batch, of any size where the graph permits."""
     if batch is not None:
         return to_onnx(marked, example(gm, batch), form, dynamic=False), batch
     traced = example(gm)
-    if any(value.dim() == 0 or value.shape[0] != traced[0].shape[0] for value in traced):
+    if not share_a_batch(traced):
         return to_onnx(marked, traced, form, dynamic=False), None
     try:
         return to_onnx(marked, example(gm, 2), form, dynamic=True), None
@@ -129,11 +102,15 @@ def _model(gm: GraphModule, marked: Marked, form: Format, batch: int | None) -> 
 
 
 def _put_metadata(model: ModelProto, gm: GraphModule, marked: Marked, name: str, batch: int | None) -> None:
-    """Say in the file where it comes from: values are JSON where they are not words."""
     model.producer_name, model.producer_version = "nce-fx", __version__
+    for key, value in (provenance(gm, marked, batch) | {"format": name}).items():
+        model.metadata_props.add(key=f"nce_fx.{key}", value=value)
+
+
+def provenance(gm: GraphModule, marked: Marked, batch: int | None) -> dict[str, str]:
+    """Return what an exported file says of where it comes from; values are JSON where they are not words."""
     spec, plan = gm.meta.get("spec"), gm.meta.get("plan")
     entries = {
-        "format": name,
         "version": __version__,
         "batch": "any" if batch is None else str(batch),
         "weight_bits": json.dumps({path: weight.bits for path, weight in marked.weights.items()}),
@@ -143,5 +120,4 @@ def _put_metadata(model: ModelProto, gm: GraphModule, marked: Marked, name: str,
         entries |= {"weight_quantizer": spec.weight, "activation_quantizer": spec.activation}
     if isinstance(plan, WidthPlan):
         entries |= {"plan_sha256": hashlib.sha256(plan.to_json().encode()).hexdigest(), "model_sha256": plan.model}
-    for key, value in entries.items():
-        model.metadata_props.add(key=f"nce_fx.{key}", value=value)
+    return entries

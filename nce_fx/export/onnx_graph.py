@@ -16,6 +16,7 @@ from onnx import ModelProto, NodeProto, helper
 from nce_fx.errors import ExportError
 from nce_fx.export.formats import Format
 from nce_fx.export.levels import DOMAIN, WEIGHT, Marked
+from nce_fx.export.program import program, reason
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -32,16 +33,14 @@ def to_onnx(marked: Marked, inputs: tuple[Any, ...], form: Format, *, dynamic: b
     Raises:
         ExportError: PyTorch's exporter cannot say the graph in ONNX, or not with a batch of any size.
     """
-    batch = torch.export.Dim("batch")
-    shapes = tuple({0: batch} if isinstance(value, torch.Tensor) else None for value in inputs) if dynamic else None
     try:
         with _quiet(), torch.no_grad():
-            program = torch.export.export(marked.graph_module, inputs, dynamic_shapes=shapes, strict=False)
-            exported: Any = torch.onnx.export(program, dynamo=True, opset_version=form.opset, verbose=False)
+            traced = program(marked.graph_module, inputs, dynamic=dynamic)
+            exported: Any = torch.onnx.export(traced, dynamo=True, opset_version=form.opset, verbose=False)
             model: ModelProto = exported.model_proto
     except Exception as error:
         # The exporter raises whatever it stumbles over, often several lines around one reason.
-        raise ExportError(f"the graph cannot be written as ONNX: {_reason(error)}") from error
+        raise ExportError(f"the graph cannot be written as ONNX: {reason(error)}") from error
     del model.functions[:]
     _put_formats(model, marked, form)
     _put_names(model)
@@ -65,14 +64,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost cause, in one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
 
 
 def _put_formats(model: ModelProto, marked: Marked, form: Format) -> None:

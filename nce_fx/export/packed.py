@@ -9,13 +9,16 @@ For every layer with a quantized weight, by its name:
 
     weight = (integers + offset) * scale
 
-The file's metadata has one entry, ``nce_fx``, JSON: the version of this layout, and for every layer the shape of its
-weight and how many bits an integer takes in the file. docs/deploy.md has a reader in NumPy.
+The file's metadata has one entry, ``nce_fx``, JSON: the version of this layout, for every layer the shape of its weight
+and how many bits an integer takes in the file, and the SHA-256 of all of this and of the numbers. docs/deploy.md has a
+reader in NumPy.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +51,19 @@ def save_packed(gm: GraphModule, path: str | Path) -> Path:
         layers[name] = {"shape": list(integers.shape), "bits": width}
     if not layers:
         raise ExportError("the graph has no quantized weight to pack: quantize it first")
-    about = json.dumps({"version": VERSION, "layers": layers}, sort_keys=True)
-    content = safetensors.numpy.save(tensors, metadata={"nce_fx": about})
+    about: dict[str, Any] = {"version": VERSION, "layers": layers}
+    content = safetensors.numpy.save(tensors)
+    start = 8 + int.from_bytes(content[:8], "little")
+    about["sha256"] = seal(json.loads(content[8:start]), about, content[start:])
+    content = safetensors.numpy.save(tensors, metadata={"nce_fx": json.dumps(about, sort_keys=True)})
     with replaced_file(path) as fresh:
         fresh.write_bytes(content)
     return path
+
+
+def seal(header: Mapping[str, Any], about: Mapping[str, Any], numbers: bytes) -> str:
+    """Return the SHA-256 of what a file says of its tensors, of its layers, and of the bytes of the tensors."""
+    return hashlib.sha256(json.dumps([header, about], sort_keys=True).encode() + numbers).hexdigest()
 
 
 def pack_bits(values: np.ndarray[Any, Any], width: int) -> np.ndarray[Any, Any]:

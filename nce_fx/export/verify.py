@@ -33,9 +33,11 @@ BORDER = 1e-5
 
 LEVELS: Mapping[str, Any] = {
     "disabled": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
-"""Optimization levels of onnxruntime that a file is run at."""
+"""Optimization levels of onnxruntime that a file is run at; what "layout" adds is in "all"."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def verify(
         difference = _difference(got, expected, name)
         on_border = 0
         if difference > TOLERANCE and (exact_when_optimized or name == "disabled"):
-            difference, on_border = _followed(gm, model, inputs, level, name)
+            difference, on_border = follow(gm, model, inputs, name)
         agreements[name] = Agreement(difference, on_border)
     return agreements
 
@@ -159,8 +161,14 @@ def _difference(got: list[Any], expected: list[Any], level: str) -> float:
     return worst
 
 
-def _followed(gm: GraphModule, model: ModelProto, inputs: tuple[Any, ...], level: Any, name: str) -> tuple[float, int]:
-    """Compare again, with PyTorch following onnxruntime where a value lies on the border of two levels.
+def follow(gm: GraphModule, model: ModelProto, inputs: tuple[Any, ...], level: str) -> tuple[float, int]:
+    """Return the difference of outputs where PyTorch follows onnxruntime over borders, and how many values that were.
+
+    Args:
+        gm: the quantized graph, in evaluation mode.
+        model: what the file says.
+        inputs: what to run both on.
+        level: an optimization level of `LEVELS`.
 
     Raises:
         ExportError: a quantizer's result is neither, or the outputs differ all the same.
@@ -176,7 +184,7 @@ def _followed(gm: GraphModule, model: ModelProto, inputs: tuple[Any, ...], level
     watched = [target for target in quantizers if target in there]
     for target in watched:
         observed.graph.output.append(helper.make_tensor_value_info(target, TensorProto.FLOAT, None))
-    results = _run(observed.SerializeToString(), inputs, level)
+    results = _run(observed.SerializeToString(), inputs, LEVELS[level])
     follower = _Follower(gm, dict(zip(watched, results[outputs:], strict=True)))
     try:
         with torch.no_grad():
@@ -184,11 +192,11 @@ def _followed(gm: GraphModule, model: ModelProto, inputs: tuple[Any, ...], level
     except ExportError as error:
         # fx adds its own lines to what is raised inside an interpreter.
         raise ExportError(str(error).splitlines()[0]) from None
-    difference = _difference(results[:outputs], expected, name)
+    difference = _difference(results[:outputs], expected, level)
     if difference > TOLERANCE:
         raise ExportError(
             f"the exported file's outputs differ from PyTorch's by {difference:.1e} of the largest, more than"
-            f" {TOLERANCE:.0e}, at optimization level {name!r}"
+            f" {TOLERANCE:.0e}, at optimization level {level!r}"
         )
     return difference, follower.on_border
 

@@ -29,6 +29,8 @@ def load_model(spec: str, model_args: Mapping[str, Any] | None = None) -> nn.Mod
         InputError: no such model, a builder that raises or returns something else, or weights that are not finite.
     """
     arguments = dict(model_args or {})
+    if spec.endswith(".onnx"):
+        raise InputError(f"model {spec!r}: ONNX files are not read (docs/deploy.md says why); give the PyTorch model")
     if ":" not in spec and spec not in MODELS:
         names = ", ".join(MODELS)
         raise InputError(

@@ -2,7 +2,8 @@
 
 The file holds every tensor of the run (``model/NAME`` and ``momentum/NAME``) and, as JSON in its header under
 ``nce_fx``, everything else: whose run it is, the position, the sums and the history so far, the plan, and the SHA-256
-of the tensors. Nothing in it is executed when it is read. Random states need no place: see ``determinism``.
+of the tensors and of all of this. Nothing in it is executed when it is read. Random states need no place: see
+``determinism``.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
     """
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in checkpoint.tensors.items()}
     header = {"format": FORMAT, "steps": checkpoint.steps, "sha256": digest(tensors), **checkpoint.state}
+    header["seal"] = _seal(header)
     path = directory / f"checkpoint-{checkpoint.steps:09d}.safetensors"
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -98,11 +100,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise ArtifactError(f"checkpoint {path} is truncated or damaged ({error})") from error
     try:
         state = json.loads(header or "")
-        if state.pop("format") != FORMAT:
+        if state["format"] != FORMAT:
             raise ValueError
+        seal = state.pop("seal")
+        intact = seal == _seal(state)
+        del state["format"]
         steps, sha256 = state.pop("steps"), state.pop("sha256")
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ArtifactError(f"{path} is no training checkpoint of this version of nce-fx") from error
+    if not intact:
+        raise ArtifactError(f"checkpoint {path} is damaged: what it says of the run is not what was saved")
     if digest(tensors) != sha256:
         raise ArtifactError(f"checkpoint {path} is damaged: its tensors are not the ones that were saved")
     return Checkpoint(steps, tensors, state)
@@ -122,6 +129,10 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
+
+
+def _seal(header: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
 
 
 def write_whole(path: Path, content: bytes) -> None:

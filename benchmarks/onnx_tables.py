@@ -1,0 +1,80 @@
+"""Write the tables of docs/deploy.md from the results of the other commands: `python -m benchmarks.onnx_tables`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.coverage import load
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "deploy.md"
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    """Write every table that has results."""
+    put("formats table", formats_table(load(RESULTS / "onnx_formats.json")))
+    put("speed table", speed_table(load(RESULTS / "onnx_speed.json")))
+    put("qonnx table", qonnx_table(load(RESULTS / "onnx_qonnx.json")))
+
+
+def put(name: str, lines: Iterable[str]) -> None:
+    """Replace what stands between the two marks of a name."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, mark, rest = DOCUMENT.read_text().partition(begin)
+    _, closing, after = rest.partition(end)
+    if not mark or not closing:
+        raise SystemExit(f"{DOCUMENT} has no place for the {name}: add {begin} and {end}")
+    DOCUMENT.write_text(f"{before}{begin}\n" + "\n".join(lines) + f"\n{end}{after}")
+
+
+def formats_table(rows: dict[str, dict[str, Any]]) -> Iterable[str]:
+    """Yield a row for every network, quantizer and format that was measured."""
+    heads = ("network", "quantizers", "format", "difference", "images", "arg-max", "PyTorch itself", "size")
+    yield f"| {' | '.join(heads)} |"
+    yield "|---|---|---|--:|--:|--:|--:|--:|"
+    for key, row in rows.items():
+        network, pair, name = key.split("/")
+        if "levels" not in row:
+            yield f"| {network} | {pair} | {name} | {row['trouble']} | | | | |"
+            continue
+        levels = row["levels"]
+        followed = [entry.get("trouble") or entry["followed"] for entry in levels.values() if len(entry) > 3]
+        trouble = next((entry for entry in followed if isinstance(entry, str)), None)
+        # What onnxruntime computes in integers is another number on purpose; its worst is in the columns beside.
+        left = trouble or f"{max(followed):.0e}"
+        worst = max(entry["images"] for entry in levels.values())
+        arg_max = max(entry["arg_max"] for entry in levels.values())
+        itself = row["pytorch_itself"]
+        size = f"{row['size'] / 1e6:,.2f} MB, 1/{row['float_size'] / row['size']:.1f}"
+        yield (
+            f"| {network} | {pair} | {name} | {left} | {worst} | {arg_max} |"
+            f" {itself['images']}, {itself['arg_max']} | {size} |"
+        )
+
+
+def speed_table(rows: dict[str, dict[str, Any]]) -> Iterable[str]:
+    """Yield a row for every network and file that was timed."""
+    yield "| network | file | size | time against the float file | how it computes |"
+    yield "|---|---|--:|--:|---|"
+    for key, row in rows.items():
+        network, name = key.split("/")
+        size = f"{row['size'] / 1e6:,.2f} MB, 1/{row['float_size'] / row['size']:.1f}"
+        yield f"| {network} | {name} | {size} | {row['ratio']:.2f} | {row['operators']} |"
+
+
+def qonnx_table(rows: dict[str, dict[str, Any]]) -> Iterable[str]:
+    """Yield a row for every network that the qonnx package read."""
+    yield "| network | quantizers | difference | MACs, qonnx / ours | bit operations, qonnx / ours |"
+    yield "|---|---|--:|--:|--:|"
+    for key, row in rows.items():
+        network, pair = key.split("/")
+        yield (
+            f"| {network} | {pair} | {row['difference']:.0e} | {row['qonnx_macs']:,} / {row['macs']:,} |"
+            f" {row['qonnx_bit_ops']:,} / {row['bit_ops']:,} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""A kill at any moment, and a disk that is full at any byte, leave the old folder or the new one."""
+
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from nce_fx.errors import NceFxError
+from nce_fx.export.files import replaced_file
+from nce_fx.folders import replaced
+
+OURS = {"plan.json", "model.safetensors"}
+OLD = {"plan.json": b"old plan", "model.safetensors": b"old" * 999, "notes.txt": b"mine", "mine/log.csv": b"epoch"}
+NEW = OLD | {"plan.json": b"new plan", "model.safetensors": b"new" * 3333}
+EVENTS = ("open", "os.", "shutil.", "tempfile.", "ctypes.")
+
+
+def write(folder: Path, files):
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def read(folder: Path):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def replace(folder: Path):
+    with replaced(folder, OURS) as fresh:
+        write(fresh, {name: NEW[name] for name in OURS})
+
+
+def killed_at(moment: int, folder: Path) -> bool:
+    """Replace a folder in a process that is killed at its n-th call of the system; return whether it was."""
+    child = os.fork()
+    if child == 0:
+        count = 0
+
+        def hook(event, arguments):
+            nonlocal count
+            if event.startswith(EVENTS):
+                count += 1
+                if count == moment:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(hook)
+        replace(folder)
+        os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def test_a_kill_at_any_moment_leaves_the_old_folder_or_the_new_one(tmp_path):
+    seen, moment = set(), 0
+    while True:
+        moment += 1
+        folder = tmp_path / str(moment) / "result"
+        write(folder, OLD)
+        killed = killed_at(moment, folder)
+        found = read(folder)
+        assert found in (OLD, NEW), f"killed at {moment}: {sorted(found)}"
+        seen.add(found == NEW)
+        if not killed:
+            break
+    assert seen == {False, True}
+    assert moment > 30
+    assert found == NEW
+
+
+@pytest.mark.parametrize("limit", [0, 5, 100, 9000])
+def test_a_full_disk_leaves_the_old_folder_and_the_old_file(tmp_path, limit):
+    folder, single = tmp_path / "result", tmp_path / "model.onnx"
+    write(folder, OLD)
+    single.write_bytes(b"old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # What the system says where a file would grow over the limit is an error of writing, as of a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(NceFxError, match="cannot"):
+            replace(folder)
+        with pytest.raises(NceFxError, match="cannot"), replaced_file(single) as fresh:
+            fresh.write_bytes(NEW["model.safetensors"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert read(folder) == OLD
+    assert single.read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "result"]

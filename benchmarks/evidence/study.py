@@ -106,9 +106,9 @@ def load_study(name: str) -> Study:
 
 
 def _digest(fields: Mapping[str, Any]) -> str:
-    kind, _, rest = fields["data"].partition(":")
+    kind = fields["data"].partition(":")[0]
     # Where a user keeps a data set decides nothing.
-    fields = {**fields, "data": kind if kind in ("cifar10", "imagefolder") else f"{kind}:{rest}"}
+    fields = {**fields, "data": kind} if kind in ("cifar10", "imagefolder") else fields
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
 
 

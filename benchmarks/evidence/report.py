@@ -36,7 +36,7 @@ CPU, elapsed seconds on a GPU; *search* is what finding the widths took once the
 | nce-plan | sensitivity and solver, no search (`nce-fx rewrite`) |
 | nce-search | widths learned on the quantized network, expanding (`nce-fx search`) |
 | multiplier | one factor for all groups, the greatest that the budget allows; at 1.0x it is 1: uniform's own run |
-| random | random ratios from 1/2 to 2, times the greatest factor that the budget allows |
+| random | random ratios from 1/2 to 2, scaled and filled up until the budget is spent |
 | no-expand | the search without expansion |
 | float-search | the search on the float network, quantized afterwards |
 """

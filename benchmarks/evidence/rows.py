@@ -182,10 +182,24 @@ def multiplier(bench: Bench) -> Plan:
 
 
 def random_plan(bench: Bench) -> Plan:
-    """Ratios drawn evenly on a logarithmic scale from 1/2 to 2, times the greatest factor that the budget allows."""
-    groups = free_groups(bench)
-    drawn = np.exp2(np.random.default_rng(bench.seed).uniform(-1, 1, len(groups)))
-    return fill(bench, dict(zip(groups, drawn.tolist(), strict=True)))
+    """Ratios drawn evenly on a logarithmic scale from 1/2 to 2, times the greatest factor that the budget allows.
+
+    What is left of the budget is spent too, a step at a time on groups in random order: a control that costs less than
+    it may would be none.
+    """
+    steps, before = free_groups(bench), bench.channels.widths
+    generator = np.random.default_rng(bench.seed)
+    drawn = np.exp2(generator.uniform(-1, 1, len(steps)))
+    widths = dict(fill(bench, dict(zip(steps, drawn.tolist(), strict=True))))
+    growing = generator.permutation(list(steps)).tolist()
+    while growing:
+        name = growing[0]
+        wider = {**widths, name: widths[name] + steps[name]}
+        if bench.fits(wider) and wider[name] <= 2 * before[name]:
+            widths, growing = wider, [*growing[1:], name]
+        else:
+            growing = growing[1:]
+    return widths
 
 
 def searched(bench: Bench, name: str, **changes: Any) -> Plan:

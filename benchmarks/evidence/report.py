@@ -55,15 +55,15 @@ def write_report(results: Path, report: Path) -> None:
     text = [HEAD]
     pairs = list(dict.fromkeys((run.network, run.data) for run in runs))
     tables = {pair: summaries([run for run in runs if (run.network, run.data) == pair]) for pair in pairs}
-    text.append(claims(tables))
+    of = {pair: _study_of(studies, [run for run in runs if (run.network, run.data) == pair]) for pair in pairs}
+    text.append(claims(tables, {pair: study.seeds for pair, study in of.items() if study is not None}))
     for pair in pairs:
         network, data = pair
         here = tables[pair]
         text.append(f"## {network} on {data}\n")
         mine = [run for run in runs if (run.network, run.data) == pair]
         changed = _ablated(ablations, [run for run in mine if run.row == REFERENCE], pair)
-        study = next((s for s in studies if all(run.version.endswith(s.digest()) for run in mine)), None)
-        text.append(settings(study, mine) + table(here) + missing(study, mine))
+        text.append(settings(of[pair], mine) + table(here) + missing(of[pair], mine))
         name = re.sub("[^a-z0-9]+", "-", f"{network}-{data}".lower())
         (pictures / f"{name}-accuracy.svg").write_text(
             accuracy_picture(f"{network} on {data}: accuracy, %", [*here, *changed.get("budget", [])])
@@ -78,6 +78,16 @@ def write_report(results: Path, report: Path) -> None:
         for ablation, found in changed.items():
             text.append(f"### Ablation: {ablation}\n\n{RIVALS}\n")
             text.append(table(found))
+    there = {study.name for study in of.values() if study is not None}
+    lines = [
+        f"- `python -m benchmarks.evidence {study.name}`"
+        + (f", with `--data {study.data}`" if study.data.endswith(":DIR") else "")
+        + f": {study.network}. {study.about}"
+        for study in studies
+        if study.name not in there
+    ]
+    if lines:
+        text.append("## Studies ready to run, of which no run is in the tables\n\n" + "\n".join(lines) + "\n")
     report.write_text("\n".join(text))
 
 
@@ -103,8 +113,8 @@ def table(rows: Sequence[Summary]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def claims(tables: dict[tuple[str, str], list[Summary]]) -> str:
-    """Return what is claimed, and for every network and data set whether it holds."""
+def claims(tables: dict[tuple[str, str], list[Summary]], seeds: dict[tuple[str, str], int]) -> str:
+    """Return what is claimed, and for every network and data set whether it holds over the seeds it asks for."""
     lines = [
         "## What is claimed, and what holds\n",
         f"NCE (search or plan) beats uniform 2-bit by at least {GAIN:g} point at p < {CERTAIN:g}, and every control in"
@@ -119,14 +129,17 @@ def claims(tables: dict[tuple[str, str], list[Summary]]) -> str:
         if ours is None or REFERENCE not in by_row:
             continue
         control = max((by_row[row] for row in CONTROLS if row in by_row), key=lambda row: row.mean, default=None)
-        holds = ours.difference >= GAIN and ours.p < CERTAIN
+        wanted = seeds.get((network, data), ours.pairs)
+        # A verdict before all seeds are in would be one that was waited for.
+        gain = _yes(ours.difference >= GAIN and ours.p < CERTAIN)
+        verdict = gain if ours.pairs >= wanted else f"open: {ours.pairs} of {wanted} seeds"
         both = [by_row[row] for row in OURS if row in by_row]
         apart = share = "not run"
         if len(both) == 2:
             plan, search = both
             apart, share = _signed(plan.mean - search.mean), f"{plan.search_seconds / search.search_seconds:.3f}"
         lines.append(
-            f"| {network}, {data} | {ours.row} | {_signed(ours.difference)} | {_p(ours.p)} | {_yes(holds)}"
+            f"| {network}, {data} | {ours.row} | {_signed(ours.difference)} | {_p(ours.p)} | {verdict}"
             f" | {control.row if control else 'not run'}"
             f" | {_yes(ours.mean > control.mean) if control else ''} | {apart} | {share} |"
         )
@@ -175,6 +188,11 @@ def missing(study: Study | None, runs: Sequence[Run]) -> str:
         f"\nNot run yet, of {study.seeds} seeds: {', '.join(parts)}."
         f" `python -m benchmarks.evidence {study.name}` goes on.\n"
     )
+
+
+def _study_of(studies: Sequence[Study], runs: Sequence[Run]) -> Study | None:
+    """Return the study that made these runs, by its digest."""
+    return next((s for s in studies if all(run.version.endswith(s.digest()) for run in runs)), None)
 
 
 def _ablated(runs: Sequence[Run], plain: Sequence[Run], pair: tuple[str, str]) -> dict[str, list[Summary]]:

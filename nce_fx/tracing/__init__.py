@@ -91,8 +91,8 @@ def _hides_weights(gm: GraphModule) -> bool:
     """Whether a function outside torch, which the tracer did not enter, is given parameters."""
 
     def foreign(node: Node) -> bool:
-        module = getattr(node.target, "__module__", None) or ""
-        return node.op == "call_function" and not module.startswith(("torch.", "_operator", "builtins", "math"))
+        package = module_of(node).partition(".")[0]
+        return node.op == "call_function" and package not in ("torch", "_operator", "builtins", "math")
 
     return any(
         foreign(node) and module_of(node) and any(a.op == "get_attr" for a in node.all_input_nodes)

@@ -18,5 +18,43 @@ REGRESSIONS: dict[str, Program] = {
     ),
     "groups_of_a_literal_number_grew_unevenly": Program((Op("groups_apart"),)),
     "the_output_depended_on_the_input_alone": Program((Op("add"), Op("multiply", of=2)), "raw"),
+    "a_piece_grew_that_the_proof_left_alone": Program(
+        (Op("norm", of=1, size=2, variant=3), Op("squeeze_excite"), Op("conv", of=3, other=1, variant=3), Op("chunk"))
+    ),
+    "a_piece_lost_all_its_channels": Program(
+        (
+            Op("squeeze_excite"),
+            Op("strided", of=1, variant=2),
+            Op("squeeze_excite", other=1, size=3, variant=2),
+            Op("conv", of=3, other=1, variant=3),
+            Op("chunk"),
+        )
+    ),
+    "a_weight_normed_convolution_was_in_no_group": Program(
+        (Op("functional", other=4, variant=3), Op("functional", other=5)), "tuple"
+    ),
+    "a_layer_norm_of_one_channel_did_not_follow": Program(
+        (
+            Op("conv", of=3, other=1, size=1, variant=3),
+            Op("option_a", other=5, size=3, variant=1),
+            Op("mask", size=3, variant=2),
+            Op("grouped", size=1, variant=3),
+            Op("squeeze_excite", other=3, size=3, variant=3),
+            Op("reorder", of=2, size=3, variant=1),
+            Op("norm", other=1, size=1, variant=3),
+        ),
+        "tuple",
+    ),
+    "pixels_of_a_channel_were_shuffled_among_themselves": Program(
+        (
+            Op("squeeze_excite", other=2, variant=3),
+            Op("transposed", other=2, size=1),
+            Op("pixels", size=1, variant=1),
+            Op("functional", of=3, other=4, size=3),
+            Op("again", of=1, other=3, size=2),
+            Op("dropout", of=1, other=1, size=1, variant=3),
+            Op("shuffle", of=3, other=3, size=2),
+        )
+    ),
 }
 """What broke -> the program."""

@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 
 from nce_fx.passes.analysis.channels.graph import AxisWidth, ChannelGraph, ChannelGroup, ChannelPart
 from nce_fx.passes.analysis.channels.groups import Group
-from nce_fx.passes.analysis.channels.labels import FIRST_ID, Ids, core, line_of, varies
+from nce_fx.passes.analysis.channels.labels import FIRST_ID, Ids, bare, core, line_of, varies
 from nce_fx.passes.analysis.channels.run import Axis
 from nce_fx.passes.analysis.channels.structure import Structure, enlarged, examine
 from nce_fx.passes.analysis.channels.tie import Tie
@@ -146,8 +146,8 @@ def _new_length(proof: Resizing, axis: tuple[str, int], size: int) -> int:
 def _line(value: ChannelTensor, axis: int) -> Any:
     for label in value.labels:
         if varies(label, axis):
-            return line_of(label, axis)
-    return core(value.labels[0]).reshape(-1)[:1]
+            return bare(line_of(label, axis))
+    return bare(core(value.labels[0]).reshape(-1)[:1])
 
 
 class _Axes:

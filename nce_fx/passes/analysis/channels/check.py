@@ -22,10 +22,12 @@ from nce_fx.passes.analysis.channels.labels import (
     Ids,
     Label,
     along,
+    bare,
     compress,
     constant,
     core,
     line_of,
+    placed,
     ranks,
     varies,
 )
@@ -41,7 +43,9 @@ class Mismatch(Exception):
         super().__init__(reason)
         self.reason = reason
         self.node: Node | None = None
-        self.blame = np.unique(np.concatenate([np.unique(core(b).numpy()) for b in blame])) if blame else np.empty(0)
+        self.blame = (
+            np.unique(np.concatenate([np.unique(bare(core(b).numpy())) for b in blame])) if blame else np.empty(0)
+        )
 
 
 class Relayout(Exception):
@@ -91,15 +95,27 @@ def match(old: torch.Tensor, new: torch.Tensor, span: int) -> tuple[Ids, Ids]:
         Mismatch: the new line is not the old one with whole channels repeated or left out.
     """
     old_ids, codes = old.numpy(), new.numpy()
-    new_ids, copies = codes % span, codes // span
+    copies = bare(codes) // span
+    if placed(old_ids) and placed(codes):
+        known, codes = np.unique(old_ids), codes - copies * span
+        new_ids = np.minimum(np.searchsorted(known, codes), len(known) - 1)
+        if not np.array_equal(known[new_ids], codes):
+            raise Mismatch("channels arrive that were not there", old, bare(new) % span)
+        old_ids = np.searchsorted(known, old_ids)
+        base = len(known)
+        codes = new_ids + copies * base
+    else:
+        # A producer of one channel has no line that places could tell apart: the order of equals is all there is.
+        old_ids, codes = bare(old_ids), bare(codes)
+        new_ids, base = codes % span, span
     if len(old_ids) == len(new_ids) and not copies.any() and np.array_equal(old_ids, new_ids):
         return np.arange(len(old_ids)), copies
     if (old_ids[1:] > old_ids[:-1]).all():
         found = np.minimum(np.searchsorted(old_ids, new_ids), len(old_ids) - 1)
         if not np.array_equal(old_ids[found], new_ids):
-            raise Mismatch("channels arrive that were not there", old, new % span)
+            raise Mismatch("channels arrive that were not there", old, bare(new) % span)
         if np.bincount(found + copies * len(old_ids)).max(initial=0) > 1:
-            raise Mismatch("a copy arrives twice", old, new % span)
+            raise Mismatch("a copy arrives twice", old, bare(new) % span)
         return found, copies
     old_ranks, new_ranks = ranks(old_ids), ranks(codes)
     width = int(max(old_ranks.max(initial=0), new_ranks.max(initial=0))) + 1
@@ -108,12 +124,12 @@ def match(old: torch.Tensor, new: torch.Tensor, span: int) -> tuple[Ids, Ids]:
     position = np.searchsorted(old_keys[order], new_keys)
     found = order[np.minimum(position, len(order) - 1)]
     if not np.array_equal(old_keys[found], new_keys):
-        raise Mismatch("channels arrive that were not there", old, new % span)
+        raise Mismatch("channels arrive that were not there", old, bare(new) % span)
     if width > 1:
         unique, counts = np.unique(codes, return_counts=True)
         old_unique, old_counts = np.unique(old_ids, return_counts=True)
-        if not np.array_equal(counts, old_counts[np.searchsorted(old_unique, unique % span)]):
-            raise Mismatch("a channel arrives in part", old, new % span)
+        if not np.array_equal(counts, old_counts[np.searchsorted(old_unique, unique % base)]):
+            raise Mismatch("a channel arrives in part", old, bare(new) % span)
     return found, copies
 
 
@@ -135,7 +151,9 @@ def project(old: Label, new: Label, counts: Ids, moving: frozenset[int] = frozen
     if old.dim() != new.dim():
         raise Mismatch("another number of axes", old)
     maps: list[Ids | None] = []
-    expected, ids = core(old), core(new) % span
+    expected, ids = core(old), _without_copies(core(new), span)
+    if not (placed(expected) and placed(ids)):
+        expected, ids = bare(expected), bare(ids)
     through = _first_place(expected, ids)
     for axis in range(old.dim()):
         if not varies(old, axis) and not varies(new, axis):
@@ -146,20 +164,24 @@ def project(old: Label, new: Label, counts: Ids, moving: frozenset[int] = frozen
             continue
         index, _ = match(line_of(old, axis) if through is None else through[axis], line_of(new, axis), span)
         maps.append(index)
-        source = expected if expected.shape[axis] == old.shape[axis] else old.narrow(axis, 0, old.shape[axis])
         if expected.shape[axis] == 1 and old.shape[axis] > 1:
             expected = expected.expand(*expected.shape[:axis], len(index), *expected.shape[axis + 1 :])
         else:
-            expected = source.index_select(axis, torch.from_numpy(index))
+            expected = expected.index_select(axis, torch.from_numpy(index))
     if not bool((expected == ids).all()):
         raise Mismatch("its channels are in another order", old)
     moved = [axis for axis, index in enumerate(maps) if index is not None]
     if moved:
         sizes = [old.shape[axis] if axis in moved else 1 for axis in range(old.dim())]
         before = old.as_strided(sizes, old.stride(), old.storage_offset())
-        if prod(new.shape[axis] for axis in moved) != counts[before.numpy()].sum():
+        if prod(new.shape[axis] for axis in moved) != counts[bare(before.numpy())].sum():
             raise Mismatch("some of its channels are missing", old)
     return tuple(maps)
+
+
+def _without_copies(new: torch.Tensor, span: int) -> torch.Tensor:
+    """Return which channel, and at which place, each entry is."""
+    return new - torch.div(bare(new), span, rounding_mode="floor") * span
 
 
 def _first_place(old: torch.Tensor, new: torch.Tensor) -> list[torch.Tensor] | None:
@@ -180,7 +202,7 @@ def lay_out(line: torch.Tensor, classes: Ids, counts: Ids, mode: int, cuts: froz
     copied at once is a run of neighbours of one class (mode 0), such a run cut where the graph cuts it (mode 1), or
     each channel by itself (mode 2).
     """
-    ids = line.numpy()
+    ids = bare(line.numpy())
     begins = np.ones(len(ids), dtype=bool)
     if mode < 2:
         begins[1:] = (classes[ids[1:]] != classes[ids[:-1]]) | (ids[1:] != ids[:-1] + 1)
@@ -222,10 +244,10 @@ class Check(Run):
         self._layouts: dict[Axis, tuple[Ids, Ids]] = {}
 
     def ids(self, label: torch.Tensor) -> torch.Tensor:
-        return label % self.span
+        return bare(label) % self.span
 
     def _copies(self, label: torch.Tensor) -> torch.Tensor:
-        return label // self.span
+        return bare(label) // self.span
 
     def _met(self) -> Any:
         assert self.node is not None
@@ -238,7 +260,7 @@ class Check(Run):
         before = self.first.answers[self.node, self.asked]
         self.asked += 1
         if before != values:
-            raise Mismatch("a number that enters the computation is computed from a width", label % self.span)
+            raise Mismatch("a number that enters the computation is computed from a width", bare(label) % self.span)
 
     def decide(self, question: Callable[[], Any]) -> Any:
         assert self.node is not None
@@ -274,7 +296,7 @@ class Check(Run):
         for axis in range(old.dim()):
             if not varies(parameter, axis) or not varies(old, axis):
                 continue
-            line = line_of(parameter, axis)
+            line = bare(line_of(parameter, axis))
             owner = int(self.space.owners(line[:1].numpy())[0])
             if owner < 0 or self.space.axes[owner] in self.first.producers:
                 continue
@@ -381,7 +403,7 @@ class Check(Run):
         (old,) = meeting.labels
         index = (blocks[0][:, None] * size + np.arange(size)).reshape(-1)
         copies = np.repeat(blocks[1], size)
-        line: torch.Tensor = old[torch.from_numpy(index)] + torch.from_numpy(copies) * self.span
+        line: torch.Tensor = bare(old)[torch.from_numpy(index)] + torch.from_numpy(copies) * self.span
         if weight.path is not None:
             self._gather(meeting.axis, Gather(index, copies, None))
         else:

@@ -127,10 +127,11 @@ def _readers(
         owner[members[axis][0]] = k
     sizes = np.bincount(owner[owner >= 0], minlength=len(group_of))
     result: dict[int, dict[Axis, tuple[Ids, Ids]]] = {}
-    for axis, line in tie.axis_lines.items():
-        if axis in members:
-            continue
-        carried = classes[line.numpy()]
+    lines = {axis: line.numpy() for axis, line in tie.axis_lines.items() if axis not in members}
+    # A piece cut out of an axis counts as read: at least one of its channels must stay.
+    lines.update({("a piece", k): ids for k, ids in enumerate(tie.pieces.values())})
+    for axis, line in lines.items():
+        carried = classes[line]
         first = members.get((axis[0], 0))
         if first is not None and len(first[0]) == len(carried) and np.array_equal(first[0], carried):
             continue

@@ -3,12 +3,16 @@
 A label has the true shape of its tensor and stride 0 along every axis that carries no channel, so its memory does not
 depend on image size. Every output channel of every op that owns weights has an id of its own; ``FIXED`` marks elements
 whose number cannot change (the model's input, padding), ``NEUTRAL`` those that carry no channel at all.
+
+Folding space into channels repeats an id with other values. The low bits of an entry are the id (and, at new widths,
+its copy), the high bits say which of the values it is, so that no later reordering can take one for another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +24,26 @@ Ids = npt.NDArray[np.int64]
 FIXED = 0
 NEUTRAL = 1
 FIRST_ID = 2
+
+_PLACE = 40
+"""Bits of an entry that hold the id and the copy; the place stands above them."""
+_PLACES = 2 ** (62 - _PLACE)
+
+
+def bare(label: Any) -> Any:
+    """Return ids and copies without the places, of a label or an array."""
+    return label & (2**_PLACE - 1)
+
+
+def placed(label: Any) -> bool:
+    """Say whether any entry of an array of ids has a place."""
+    return bool((label >> _PLACE).any())
+
+
+def at_places(label: torch.Tensor, places: torch.Tensor, count: int) -> torch.Tensor:
+    """Return a label whose entries are at these places (of so many) within where they were before."""
+    before = label >> _PLACE
+    return bare(label) + (((before * count + places) % _PLACES) << _PLACE)
 
 
 def constant(value: int, shape: Sequence[int]) -> Label:
@@ -99,8 +123,19 @@ def reshape(label: Label, shape: Sequence[int]) -> Label:
         moving = any(varies(label, axis) for axis in range(begin_i, i))
         cropped += [old[axis] if moving else 1 for axis in range(begin_i, i)]
         target += [new[axis] if moving else 1 for axis in range(begin_j, j)]
-    small = label.as_strided(cropped, label.stride(), label.storage_offset()).reshape(target)
-    return compress(small).expand(new)
+    small = label.as_strided(cropped, label.stride(), label.storage_offset())
+    if prod(target) and list(small.shape) != target:
+        small = _folded(label, small)
+    return compress(small.reshape(target)).expand(new)
+
+
+def _folded(label: Label, small: torch.Tensor) -> torch.Tensor:
+    """Tell apart the elements of axes without channels that a reshape lays out along with channels."""
+    still = [axis for axis in range(label.dim()) if small.shape[axis] > 1 and not varies(label, axis)]
+    if not still:
+        return small
+    sizes = [small.shape[axis] if axis in still else 1 for axis in range(label.dim())]
+    return at_places(small, torch.arange(prod(sizes)).reshape(sizes), prod(sizes))
 
 
 def ranks(keys: Ids) -> Ids:

@@ -211,6 +211,16 @@ class Run(Interpreter, ABC):
         """Say whether ids differ along an axis of a label."""
         return bool(self.decide(lambda: varies(label, axis)))
 
+    def carries(self, label: Label, axis: int) -> bool:
+        """Say whether an axis has channels: several, or the one of a producer of one channel."""
+        return bool(self.decide(lambda: varies(label, axis) or self._only(label, axis)))
+
+    def _only(self, label: Label, axis: int) -> bool:
+        if label.shape[axis] != 1 or not label.numel():
+            return False
+        owners = self.space.owners(self.ids(core(label)).reshape(-1).numpy())
+        return bool((self.space.widths(owners) == 1).all())
+
     def is_single(self, label: Label, axis: int) -> bool:
         """Say whether an axis has one entry."""
         return bool(self.decide(lambda: label.shape[axis] == 1))

@@ -84,15 +84,18 @@ def examine(gm: GraphModule) -> tuple[Structure, Resizing]:
 
 
 def enlarged(structure: Structure, only: Group | None = None) -> dict[int, Ids]:
-    """Return copies that enlarge every free part, each by another share, so that no two changes look alike."""
+    """Return copies that enlarge every free part: each channel at least doubled, and each part by another share.
+
+    So every axis that can change does, no two changes look alike, and copies are uneven wherever they can be.
+    """
     copies: dict[int, Ids] = {}
     index = 0
     for k, group in enumerate(structure.groups):
-        for part in group.parts:
+        for place, part in enumerate(group.parts):
             if part.pinned is None and (only is None or group is only):
                 count = len(part.classes)
-                more = max(1, count * (1 + k % 3) // 4)
-                copies[index] = spread_copies(count, count + more)
+                uneven = max(1, count * (1 + (k + place) % 3) // 4) if count > 1 else 0
+                copies[index] = spread_copies(count, 2 * count + uneven)
             index += 1
     return copies
 
@@ -138,7 +141,30 @@ def _yield_to(structure: Structure, mismatch: Mismatch) -> Structure:
     if not blamed:
         raise ChannelError(f"the model does not run on its own channels: {mismatch.reason}")
     alone = [group for group in blamed if not _holds(structure, group)] if len(blamed) > 1 else blamed
-    return _pinned(structure, alone or blamed, mismatch)
+    return _in_step(structure, alone or blamed) or _pinned(structure, alone or blamed, mismatch)
+
+
+def _in_step(structure: Structure, groups: list[Group]) -> Structure | None:
+    """Tie parts of a group that have equally many classes, one by one: a view may want them equally long."""
+    classes = structure.classes.copy()
+    for group in groups:
+        by_count: dict[int, list[Part]] = {}
+        for part in group.free:
+            by_count.setdefault(len(part.classes), []).append(part)
+        for first, *others in by_count.values():
+            for other in others:
+                number = np.arange(int(classes.max()) + 1)
+                number[other.classes] = first.classes
+                classes = number[classes]
+    if np.array_equal(classes, structure.classes):
+        return None
+    pins = pins_by_class(structure.tie, classes)
+    for part in structure.parts:
+        if part.pinned is not None:
+            pins.update(
+                dict.fromkeys(np.unique(classes[np.isin(structure.classes, part.classes)]).tolist(), part.pinned)
+            )
+    return replace(structure, classes=classes, groups=groups_of(structure.tie, classes, pins))
 
 
 def _blamed(structure: Structure, mismatch: Mismatch) -> list[Group]:

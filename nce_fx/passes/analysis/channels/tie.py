@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 
 from nce_fx.callables import one_line
 from nce_fx.errors import ChannelError, where
-from nce_fx.passes.analysis.channels.labels import FIRST_ID, FIXED, Ids, Label, along, core, line_of, varies
+from nce_fx.passes.analysis.channels.labels import FIRST_ID, FIXED, Ids, Label, along, bare, core, line_of, varies
 from nce_fx.passes.analysis.channels.run import Axis, IdSpace, Pin, Run, Tensors
 from nce_fx.passes.analysis.channels.value import ChannelTensor
 
@@ -42,6 +42,8 @@ class Tie(Run):
         """For each parameter axis that carries channels: the ids it met (its own where it made them)."""
         self.roles: dict[Axis, set[str]] = {}
         self.cuts: list[Ids] = []
+        self.pieces: dict[tuple[int, int, int], Ids] = {}
+        """The ids of every piece that was cut out of an axis, by the first, the last and their number."""
         self.edges: list[tuple[int, int, str]] = []
         self.seen: dict[Node, Any] = {}
         self.attributes: dict[tuple[Node, str], Any] = {}
@@ -69,7 +71,8 @@ class Tie(Run):
         return value
 
     def ids(self, label: torch.Tensor) -> torch.Tensor:
-        return label
+        ids: torch.Tensor = bare(label)
+        return ids
 
     def _remember(self, *labels: Label, axis: Axis | None = None, choice: int = 0) -> None:
         assert self.node is not None
@@ -77,7 +80,7 @@ class Tie(Run):
         self.step += 1
 
     def _join(self, a: torch.Tensor, b: torch.Tensor) -> None:
-        x, y = a.reshape(-1).numpy(), b.reshape(-1).numpy()
+        x, y = bare(a.reshape(-1).numpy()), bare(b.reshape(-1).numpy())
         differ = x != y
         if not differ.any():
             return
@@ -120,7 +123,7 @@ class Tie(Run):
 
     def pin(self, ids: torch.Tensor, reason: str, at: Node | None = None) -> None:
         at = at or self.node
-        numbers = np.unique(ids.reshape(-1).numpy())
+        numbers = np.unique(bare(ids.reshape(-1).numpy()))
         numbers = numbers[numbers >= FIRST_ID]
         if len(numbers):
             self.pins.append(Pin(numbers, at.name if at else "", f"{reason}, at {where(at)}" if at else reason))
@@ -131,7 +134,7 @@ class Tie(Run):
             return weight.path, axis
         for label in weight.labels:
             if varies(label, axis):
-                line = line_of(label, axis)
+                line = bare(line_of(label, axis))
                 owner = int(self.space.owners(line[:1].numpy())[0])
                 if owner < 0:
                     return None
@@ -144,7 +147,8 @@ class Tie(Run):
     def _line(self, weight: ChannelTensor, axis: int) -> torch.Tensor:
         if weight.path is not None:
             return self.space.line((weight.path, axis), weight.shape[axis])
-        return line_of(weight.labels[self._choice(weight, axis)], axis)
+        line: torch.Tensor = bare(line_of(weight.labels[self._choice(weight, axis)], axis))
+        return line
 
     def _produces(self, axis: Axis, alias: str | None) -> None:
         assert self.node is not None
@@ -180,9 +184,10 @@ class Tie(Run):
             self.pin(line, "it is read by a weight that the graph computes")
             return
         self._record(resolved, line, "in")
-        self.consumers.append((resolved[0], np.unique(line.numpy())))
+        self.consumers.append((resolved[0], np.unique(bare(line.numpy()))))
 
     def _record(self, axis: Axis, line: torch.Tensor, role: str) -> None:
+        line = bare(line)
         known = self.axis_lines.get(axis)
         if known is not None and known.numel() == line.numel():
             self._join(known, line)
@@ -234,9 +239,14 @@ class Tie(Run):
     def cut(self, labels: tuple[Label, ...], rows: bool = False) -> None:
         for label in labels:
             small = core(label)
+            if not rows:
+                ids = np.unique(bare(small.numpy()))
+                ids = ids[ids >= FIRST_ID]
+                if len(ids):
+                    self.pieces[int(ids[0]), int(ids[-1]), len(ids)] = ids
             moving = [axis for axis in range(small.dim()) if small.shape[axis] > 1]
             if moving and (not rows or len(moving) > 1):
-                self.cuts.append(small.select(moving[-1], 0).reshape(-1).numpy())
+                self.cuts.append(bare(small.select(moving[-1], 0).reshape(-1).numpy()))
 
     def number(self, values: tuple[Any, ...], label: Label) -> None:
         self.answers[self._here(), self.asked] = values

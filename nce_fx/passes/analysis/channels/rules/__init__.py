@@ -83,6 +83,7 @@ def module_rule(module: nn.Module) -> Any:
 ATEN_RULES: dict[str, Any] = {
     **movement.RULES,
     **mixing.RULES,
+    "_weight_norm": elementwise.weight_norm,
 }
 
 

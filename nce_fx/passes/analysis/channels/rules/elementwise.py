@@ -124,6 +124,11 @@ def _meet_parameters(run: Run, a: list[Label], b: list[Label]) -> tuple[Label, .
     return tuple(kept)
 
 
+def weight_norm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
+    """A weight's rows made unit long and scaled: the scale follows the rows."""
+    return meet(args[0].run, args[0], args[1])
+
+
 def meet_constant(run: Run, value: ChannelTensor, plain: torch.Tensor) -> ChannelTensor:
     """A plain tensor has a length that no resize changes: it pins the channels that it runs along."""
     shape = torch.broadcast_shapes(value.shape, plain.shape) if plain.dim() else value.shape  # type: ignore[no-untyped-call]

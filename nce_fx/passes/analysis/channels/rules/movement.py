@@ -12,6 +12,7 @@ from nce_fx.passes.analysis.channels.labels import (
     FIXED,
     NEUTRAL,
     Label,
+    at_places,
     compress,
     constant,
     core,
@@ -201,12 +202,27 @@ def edge_pad(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return pad(args[0], args[1], "reflection")
 
 
+def space_to_depth(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Pixel unshuffle: each channel once per pixel of a block, and these are told apart."""
+    value, factor = args[0], args[1]
+    if not isinstance(value, ChannelTensor):
+        return opaque(func, args, kwargs)
+    *batch, channels, height, width = value.shape
+    blocks = (*batch, channels, height // factor, factor, width // factor, factor)
+    order = [*range(len(batch) + 1), -3, -1, -4, -2]
+    order = [k % len(blocks) for k in order]
+    shape = (*batch, channels * factor**2, height // factor, width // factor)
+    labels = (reshape(reshape(label, blocks).permute(order), shape) for label in value.labels)
+    return _like(value, tuple(labels))
+
+
 def im2col(input: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> ChannelTensor:
     """(batch, channels, height, width) -> (batch, channels x kernel, places): each channel once per kernel element."""
     run = run_of((input,))
     meta = F.unfold(torch.empty(input.shape, device="meta"), kernel_size, dilation, padding, stride)
     line = core(label_for(input, 1)).reshape(-1)[: input.shape[1]]
-    repeated = line.repeat_interleave(meta.shape[1] // input.shape[1]).reshape(1, -1, 1)
+    places = meta.shape[1] // input.shape[1]
+    repeated = at_places(line[:, None], torch.arange(places)[None], places).reshape(1, -1, 1)
     return run.activation(repeated.expand(meta.shape), input.dtype)
 
 
@@ -290,7 +306,7 @@ RULES: dict[str, Any] = {
     "tile": copied,
     "rot90": copied,
     "pixel_shuffle": copied,
-    "pixel_unshuffle": copied,
+    "pixel_unshuffle": space_to_depth,
     "channel_shuffle": copied,
     "native_channel_shuffle": copied,
     "index": index,
@@ -318,5 +334,5 @@ RULES: dict[str, Any] = {
     "_assert_tensor_metadata": asserted,
 }
 
-MOVEMENT = frozenset({same, moved, split, copied, shifted, view, cat, stack, index})
+MOVEMENT = frozenset({same, moved, split, copied, shifted, view, cat, stack, index, space_to_depth})
 """Rules of ops that change no value: a region of them can become one gather."""

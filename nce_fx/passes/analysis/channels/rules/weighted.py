@@ -253,7 +253,7 @@ def layer_norm(
     shape = list(input.shape[-count:])
     for axis in range(input.dim() - count, input.dim()):
         label = label_for(input, axis)
-        if not run.varies(label, axis):
+        if not run.carries(label, axis):
             continue
         line = channel_line(run, label, axis) if count == 1 else line_of(label, axis)
         run.uniform(along(line, 0, (line.numel(),)), 0)

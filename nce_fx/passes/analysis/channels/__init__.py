@@ -122,9 +122,9 @@ def _whole_axis(
     tie: Tie, value: ChannelTensor, axis: int, parameters: dict[str, tuple[AxisWidth, ...]]
 ) -> AxisWidth | None:
     """Return the width of the parameter axis that an axis of a moved parameter is; ``None`` for anything else."""
-    if len(value.labels) < 2:
-        return None
     line = _line(value, axis)
+    if len(value.labels) < 2 or not line.numel():
+        return None
     owner = int(tie.space.owners(line[:1].numpy())[0])
     if owner < 0 or tie.space.sizes[owner] != line.numel() or value.shape[axis] != line.numel():
         return None
@@ -157,7 +157,7 @@ class _Axes:
         self.part_of_id, self.widths, self.grown = part_of_id, widths, grown
 
     def width(self, line: Any, size: int, new: int) -> AxisWidth:
-        if line is None or size == new:
+        if line is None or size == new or not line.numel():
             return AxisWidth(size)
         owners = self.part_of_id[line.numpy()]
         if owners[0] >= 0 and (owners == owners[0]).all():

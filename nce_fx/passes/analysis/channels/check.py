@@ -244,10 +244,12 @@ class Check(Run):
         self._layouts: dict[Axis, tuple[Ids, Ids]] = {}
 
     def ids(self, label: torch.Tensor) -> torch.Tensor:
-        return bare(label) % self.span
+        ids: torch.Tensor = bare(label) % self.span
+        return ids
 
     def _copies(self, label: torch.Tensor) -> torch.Tensor:
-        return bare(label) // self.span
+        copies: torch.Tensor = bare(label) // self.span
+        return copies
 
     def _met(self) -> Any:
         assert self.node is not None
@@ -311,10 +313,22 @@ class Check(Run):
 
     def uniform(self, label: Label, axis: int) -> None:
         (old,) = self._met().labels
-        index, _ = match(line_of(old, axis), line_of(label, axis), self.span)
-        counts = np.bincount(index, minlength=old.shape[axis])
+        # Of a parameter, other axes carry the channels of its other labels.
+        index = project(old, label, self.counts, frozenset(range(old.dim())))[axis]
+        counts = np.bincount(index, minlength=old.shape[axis]) if index is not None else np.ones(1)
         if counts.min() != counts.max():
             raise Mismatch("a mean goes over channels that are not copied equally often", old)
+
+    def _share(self, label: Label, axis: int, meet: Callable[[], None]) -> None:
+        assert self.node is not None
+        here = self.node, self.step
+        (old,) = self._met().labels
+        if here not in self.first.apart:
+            self._aside(here[1], meet)
+            return
+        index = project(old, label, self.counts)[axis]
+        if index is not None and not np.array_equal(index, np.arange(old.shape[axis])):
+            raise Mismatch(f"a parameter of {old.shape[axis]} entries is shared by all heads", old)
 
     def rigid(self, label: Label, axis: int) -> None:
         (old,) = self._met().labels

@@ -43,7 +43,8 @@ def placed(label: Any) -> bool:
 def at_places(label: torch.Tensor, places: torch.Tensor, count: int) -> torch.Tensor:
     """Return a label whose entries are at these places (of so many) within where they were before."""
     before = label >> _PLACE
-    return bare(label) + (((before * count + places) % _PLACES) << _PLACE)
+    result: torch.Tensor = bare(label) + ((before * count + places) % _PLACES << _PLACE)
+    return result
 
 
 def constant(value: int, shape: Sequence[int]) -> Label:

@@ -34,6 +34,9 @@ from nce_fx.passes.analysis.channels.value import ChannelTensor
 
 Axis = tuple[str, int]
 
+_ASIDE = 1000
+"""More steps than one node has."""
+
 
 @dataclass(frozen=True)
 class Pin:
@@ -139,6 +142,24 @@ class Run(Interpreter, ABC):
     @abstractmethod
     def rigid(self, label: Label, axis: int) -> None:
         """Demand that the channels along an axis are copied together and never meet a copy (a sum goes over them)."""
+
+    def share(self, label: Label, axis: int, meet: Callable[[], None]) -> None:
+        """A parameter meets the channels along an axis: as ``meet`` says, or as one that all heads share."""
+        if any(other != axis for other in self.channel_axes(label)):
+            self._share(label, axis, meet)
+        else:
+            meet()
+
+    @abstractmethod
+    def _share(self, label: Label, axis: int, meet: Callable[[], None]) -> None:
+        """The same where channels run along other axes too."""
+
+    def _aside(self, step: int, meet: Callable[[], None]) -> None:
+        """Let something meet with steps of its own, so that it may happen later in the first run."""
+        before = self.step, self.asked
+        self.step = self.asked = _ASIDE * (step + 1)
+        meet()
+        self.step, self.asked = before
 
     @abstractmethod
     def pin(self, ids: torch.Tensor, reason: str, at: Node | None = None) -> None:

@@ -73,6 +73,8 @@ def examine(gm: GraphModule) -> tuple[Structure, Resizing]:
     tie = Tie(gm)
     try:
         tie.execute()
+        if tie.shared:
+            tie.settle_shared(classes_of(tie))
     except ChannelError:
         raise
     except Exception as error:

@@ -50,6 +50,9 @@ class Tie(Run):
         self.unknown_nodes: set[Node] = set()
         """What could not be run on channels: all that reaches it is pinned."""
         self.answers: dict[tuple[Node, int], Any] = {}
+        self.shared: list[tuple[Node, int, Label, int, Callable[[], None]]] = []
+        self.apart: set[tuple[Node, int]] = set()
+        """The steps at which a parameter is shared by heads, which stay apart."""
 
     def run_node(self, n: Node) -> Any:
         """Run a node and keep what it returned as it was then: later nodes may write into it."""
@@ -114,6 +117,34 @@ class Tie(Run):
         small = core(label)
         if small.shape[axis] > 1:
             self._join(small, small.narrow(axis, 0, 1).expand_as(small))
+
+    def _share(self, label: Label, axis: int, meet: Callable[[], None]) -> None:
+        assert self.node is not None
+        self.shared.append((self.node, self.step, label, axis, meet))
+        self._remember(label)
+
+    def settle_shared(self, classes: Ids) -> None:
+        """Decide what parameters that heads may share mean, now that all else is known.
+
+        Where the channels of each head are one class anyhow, and heads differ, the heads share the parameter and its
+        length stays. Else its entries are tied to the channels they meet (a norm after a pixel shuffle).
+        """
+        for node, step, label, axis, meet in self.shared:
+            numbers = classes[bare(core(label).numpy())]
+            first = numbers.take([0], axis)
+            one_each = bool((numbers == first).all())
+            beside = tuple(k for k in range(label.dim()) if k != axis and numbers.shape[k] > 1)
+            one_for_all = bool(
+                (
+                    numbers == numbers[tuple(slice(0, 1) if k in beside else slice(None) for k in range(label.dim()))]
+                ).all()
+            )
+            if one_each and not one_for_all:
+                self.apart.add((node, step))
+                continue
+            self.node = node
+            self._aside(step, meet)
+        self.node = None
 
     def uniform(self, label: Label, axis: int) -> None:
         self.block(label, axis)

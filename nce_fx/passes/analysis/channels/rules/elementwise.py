@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,13 +67,15 @@ def _sizes(value: torch.Tensor, shape: torch.Size) -> tuple[int, ...]:
 
 
 def one_channel(run: Run, value: ChannelTensor, shape: tuple[int, ...] | torch.Size) -> None:
-    """Pin a producer of one channel whose map is broadcast: a second channel would no longer fit."""
+    """Pin one channel whose map is broadcast, its producer's only one or cut out: a second would no longer fit."""
     offset = len(shape) - value.dim()
     if any(size == 1 and shape[offset + axis] != 1 for axis, size in enumerate(value.shape)):
         for label in value.labels:
             ids = run.ids(core(label)).reshape(-1)
-            owners = run.space.owners(ids.numpy())
-            run.pin(ids[torch.from_numpy(run.space.widths(owners) == 1)], "its one channel is broadcast over others")
+            if run.channel_axes(label):
+                owners = run.space.owners(ids.numpy())
+                ids = ids[torch.from_numpy(run.space.widths(owners) == 1)]
+            run.pin(ids, "its one channel is broadcast over others")
 
 
 def _meet_activations(run: Run, a: Label, b: Label, sizes_a: tuple[int, ...], sizes_b: tuple[int, ...]) -> Label:
@@ -109,7 +112,7 @@ def _meet_parameters(run: Run, a: list[Label], b: list[Label]) -> tuple[Label, .
         for axis in axes:
             for label in parameter:
                 if run.varies(label, axis):
-                    run.tie(activation, label)
+                    run.share(activation, axis, partial(run.tie, activation, label))
         return (activation,)
     kept = list(a)
     for label in b:
@@ -136,8 +139,9 @@ def meet_constant(run: Run, value: ChannelTensor, plain: torch.Tensor) -> Channe
     labels = tuple(label.expand(shape) for label in value.labels)
     padded = _sizes(plain, torch.Size(shape))
     for label in labels:
-        if any(padded[axis] > 1 for axis in run.channel_axes(label)):
-            run.pin(run.ids(core(label)), "it meets a constant of fixed length")
+        for axis in run.channel_axes(label):
+            if padded[axis] > 1:
+                run.share(label, axis, partial(run.pin, run.ids(core(label)), "it meets a constant of fixed length"))
     return ChannelTensor(run, shape, labels, value.dtype)
 
 

@@ -7,6 +7,7 @@ Shapes are PyTorch's: a linear weight is (out, in), a convolution's (out, in / g
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -255,12 +256,17 @@ def layer_norm(
         label = label_for(input, axis)
         if not run.carries(label, axis):
             continue
-        line = channel_line(run, label, axis) if count == 1 else line_of(label, axis)
-        run.uniform(along(line, 0, (line.numel(),)), 0)
-        for parameter in (weight, bias):
-            run.follow(parameter, axis - input.dim() + count, line)
+        run.uniform(label, axis)
+        run.share(label, axis, partial(_scaled, run, label, axis, (weight, bias), axis - input.dim() + count, count))
     run.attribute(weight, "normalized_shape", tuple(shape))
     return ChannelTensor(run, input.shape, input.labels, input.dtype)
+
+
+def _scaled(run: Run, label: Label, axis: int, parameters: Sequence[Any], own_axis: int, normalized: int) -> None:
+    """Scale and shift follow the channels that they meet."""
+    line = channel_line(run, label, axis) if normalized == 1 else line_of(label, axis)
+    for parameter in parameters:
+        run.follow(parameter, own_axis, line)
 
 
 def rms_norm(

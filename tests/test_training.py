@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import nce_fx
 from nce_fx.errors import InputError, TrainingError
+from nce_fx.models import MODELS
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 from nce_fx.training import Recipe, StepReport, evaluate, train
 from nce_fx.training.batches import batches_of
@@ -22,6 +24,7 @@ from nce_fx.training.engine import Engine, all_reduce_mean, shard
 from nce_fx.training.loss import logits_of, training_loss
 from nce_fx.training.optimizer import build_optimizer
 from nce_fx.training.recipe import bits_at, learning_rate_at
+from nce_fx.training.scratch import from_scratch
 from nce_fx.training.stages import set_bits
 from tests.training_runs import Blobs, net, same_state
 
@@ -377,3 +380,24 @@ def test_a_compiled_run_compiles_once_and_learns_the_same():
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert compiled.history[0].loss == pytest.approx(eager.history[0].loss, abs=0.05)
     assert list(compiled.model.state_dict()) == list(eager.model.state_dict())
+
+
+def test_from_scratch_keeps_nothing_of_the_weights_and_all_of_the_scales():
+    torch.manual_seed(0)
+    x = torch.randn(8, 1, 8, 8)
+    trained, fresh = (MODELS["resnet8"](in_channels=1) for _ in range(2))
+    gm = nce_fx.trace(trained, (x,))
+    widths = {group.id: 2 * group.width for group in nce_fx.analyze_channels(gm).groups if group.pinned is None}
+    spec = nce_fx.QuantSpec()
+    wide = nce_fx.quantize(nce_fx.resize(gm, widths), spec, [x])
+    first, again = (from_scratch(wide, fresh, spec, [x], seed=1) for _ in range(2))
+    assert same_state(first.state_dict(), again.state_dict())
+    assert list(first.state_dict()) == list(wide.state_dict())
+    weights = {name: p for name, p in first.named_parameters() if p.ndim > 1}
+    for name, weight in weights.items():
+        source = fresh.get_parameter(name)
+        assert not torch.equal(weight, wide.get_parameter(name)), name
+        fan_in = source[0].numel() / weight[0].numel()
+        assert weight.std().item() == pytest.approx(source.std().item() * math.sqrt(fan_in), rel=0.25), name
+    assert bool((first.get_parameter("bn1.weight") == 1).all())
+    assert bool(first(x).isfinite().all())

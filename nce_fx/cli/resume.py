@@ -11,7 +11,7 @@ import torch
 
 from nce_fx import artifacts
 from nce_fx.cli.job import calibration, content, retrain_networks, rewritten_name, uniform_name
-from nce_fx.cli.reference import build_model, is_code
+from nce_fx.cli.reference import build_model, is_code, parse_args
 from nce_fx.cli.terminal import Terminal
 from nce_fx.data import load_data
 from nce_fx.errors import InputError
@@ -21,6 +21,7 @@ from nce_fx.signature import example_of
 from nce_fx.tracing import trace
 from nce_fx.training import Recipe
 from nce_fx.training.engine import all_reduce_sum, start_engine
+from nce_fx.training.scratch import from_scratch
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class Resume:
     data: str | None
     epochs: int | None
     seed: int | None
+    recipe: str | None
+    strict: bool
+    from_scratch: bool
     model: str | None
     uniform: bool
     force: bool
@@ -51,7 +55,7 @@ def run(job: Resume) -> None:
         )
     retraining = asked_for(job, manifest)
     recipe = Recipe.from_dict(retraining.recipe)
-    data = load_data(retraining.data, seed=recipe.seed)
+    data = load_data(retraining.data, seed=recipe.seed, strict=job.strict)
     args = manifest.model.args if manifest.model is not None else {}
     model = build_model(model_of(job.directory, job.model, manifest), args, seed=recipe.seed)
     rewritten = artifacts.load(job.directory, model)
@@ -61,6 +65,9 @@ def run(job: Resume) -> None:
     if retraining.uniform:
         batches = calibration(data, recipe.seed)
         networks = {uniform_name(spec): quantize(float_network, spec, batches), **networks}
+    if retraining.from_scratch:
+        batches = calibration(data, recipe.seed)
+        networks = {name: from_scratch(gm, model, spec, batches, recipe.seed) for name, gm in networks.items()}
 
     about: dict[str, Any] = {
         "report": manifest.rewrite,
@@ -104,10 +111,14 @@ def asked_for(job: Resume, manifest: Manifest) -> Retraining:
     epochs = job.epochs if job.epochs is not None else before.recipe.get("epochs") if before is not None else None
     if data is None or epochs is None:
         raise InputError(f"{job.directory} has not been trained before: say --data and --epochs")
-    recipe = Recipe.from_dict(before.recipe) if before is not None else Recipe()
-    recipe = replace(recipe, epochs=epochs, seed=recipe.seed if job.seed is None else job.seed)
+    kept = before.recipe if before is not None else {}
+    recipe = Recipe.from_dict({**kept, **parse_args(job.recipe, "--recipe"), "epochs": epochs})
+    recipe = replace(recipe, seed=recipe.seed if job.seed is None else job.seed)
+    scratch = job.from_scratch or (before is not None and before.from_scratch and not job.force)
     float_epochs = before.float_epochs if before is not None else 0
-    return Retraining(data=data, recipe=recipe.to_dict(), float_epochs=float_epochs, uniform=job.uniform)
+    return Retraining(
+        data=data, recipe=recipe.to_dict(), float_epochs=float_epochs, uniform=job.uniform, from_scratch=scratch
+    )
 
 
 def model_of(directory: Path, given: str | None, manifest: Manifest) -> str:

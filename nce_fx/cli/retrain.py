@@ -22,6 +22,16 @@ def retrain(
     seed: Annotated[
         int | None, typer.Option("--seed", help="Seed; that of the training that was stopped by default.")
     ] = None,
+    recipe: options.Recipe = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at an image that cannot be read, rather than leave it out.")
+    ] = False,
+    from_scratch: Annotated[
+        bool,
+        typer.Option(
+            "--from-scratch", help="Start from new random weights, as published, not from the float network's."
+        ),
+    ] = False,
     model: Annotated[
         str | None,
         typer.Option(

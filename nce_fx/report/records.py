@@ -108,6 +108,8 @@ class Retraining(Record):
     float_epochs: int
     uniform: bool = True
     """Whether the uniform rival is trained too."""
+    from_scratch: bool = False
+    """Whether training starts from new random weights, not from the float network's."""
 
 
 class ModelReference(Record):

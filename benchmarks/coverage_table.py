@@ -113,7 +113,9 @@ def _speed(speed: Mapping[str, Any]) -> list[str]:
     lines += ["", f"A chain of residual blocks of {growth['nodes'][0]:,} to {growth['nodes'][-1]:,} nodes takes"]
     lines[-1] += f" nodes^{growth['exponent']} (bound {growth['bound']}). ResNet-50 by the side of its images: {sides}."
     memory = [f"{name} {row['added']} of {row['bound']}" for name, row in speed["memory"].items()]
-    return [*lines, "", f"Memory that all of it adds, MiB, and the bound: {', '.join(memory)}."]
+    if memory:
+        lines += ["", f"Memory that all of it adds, MiB, and the bound: {', '.join(memory)}."]
+    return lines
 
 
 def _laws_broken(counted: Mapping[str, Result]) -> list[str]:

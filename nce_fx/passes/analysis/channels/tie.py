@@ -94,7 +94,8 @@ class Tie(Run):
             if fixed.any():
                 self.pin(
                     torch.from_numpy(left[fixed & (left >= FIRST_ID)]),
-                    "it is joined elementwise with something of fixed length (the model's input, or padding)",
+                    "it is joined elementwise with something of fixed length "
+                    "(the model's input, padding, or what an op without a rule returns)",
                 )
         own = (x >= FIRST_ID) & (y >= FIRST_ID)
         self.pairs.append((x[own], y[own]))

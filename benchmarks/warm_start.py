@@ -44,9 +44,10 @@ def table(found: dict[tuple[str, int, int], float]) -> str:
     lines = ["| epochs | from the widened float weights | from scratch | seeds |", "|--:|--:|--:|--:|"]
     for epochs in EPOCHS:
         seeds = [s for start, e, s in found if start == "warm" and e == epochs and ("scratch", e, s) in found]
-        if len(seeds) > 1:
+        if seeds:
             values = [[100 * found[start, epochs, seed] for seed in seeds] for start in STARTS]
-            cells = [f"{statistics.mean(v):.2f} ± {statistics.stdev(v):.2f} %" for v in values]
+            spreads = [f" ± {statistics.stdev(v):.2f}" if len(v) > 1 else "" for v in values]
+            cells = [f"{statistics.mean(v):.2f}{spread} %" for v, spread in zip(values, spreads, strict=True)]
             lines.append(f"| {epochs} | {cells[0]} | {cells[1]} | {len(seeds)} |")
     return "\n".join(lines)
 

@@ -56,5 +56,8 @@ REGRESSIONS: dict[str, Program] = {
             Op("shuffle", of=3, other=3, size=2),
         )
     ),
+    "two_runs_asked_different_questions_of_a_broadcast": Program(
+        (Op("groups_apart", size=2, variant=1), Op("inverted", other=5))
+    ),
 }
 """What broke -> the program."""

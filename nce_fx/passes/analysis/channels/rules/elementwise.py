@@ -72,7 +72,8 @@ def one_channel(run: Run, value: ChannelTensor, shape: tuple[int, ...] | torch.S
     if any(size == 1 and shape[offset + axis] != 1 for axis, size in enumerate(value.shape)):
         for label in value.labels:
             ids = run.ids(core(label)).reshape(-1)
-            if run.channel_axes(label):
+            # Not as the first run answered: there another size may have been 1, and this was not asked.
+            if run._channel_axes(label):
                 owners = run.space.owners(ids.numpy())
                 ids = ids[torch.from_numpy(run.space.widths(owners) == 1)]
             run.pin(ids, "its one channel is broadcast over others")

@@ -15,7 +15,6 @@ from typing import Any
 
 import onnx
 import torch
-from onnx2torch import convert
 
 from benchmarks.onnx_formats import TORCHVISION, built
 from benchmarks.onnx_tables import put
@@ -42,6 +41,9 @@ def main() -> None:
 def attempt(name: str, opset: int) -> str:
     """Return "converted", or the reason why not in one line."""
     torch.manual_seed(0)
+    # Imports torchvision, which needs what benchmarks.vision defines.
+    from onnx2torch import convert
+
     model = built(name).eval()
     x = torch.randn(1, 3, 64, 64)
     try:

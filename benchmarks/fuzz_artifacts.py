@@ -32,6 +32,7 @@ from nce_fx import artifacts
 from nce_fx.errors import NceFxError
 from nce_fx.export import export_pt2, load_pt2, save_packed
 from nce_fx.models import MODELS
+from nce_fx.report.records import Manifest
 from nce_fx.training.checkpoint import Checkpoint, digest, read_checkpoint, save_checkpoint
 
 REPORT = Path(__file__).parent / "results" / "fuzz_artifacts.json"
@@ -147,7 +148,7 @@ def flipped(content: bytes, chance: random.Random) -> bytes:
 def vouch(folder: Path, file: str) -> None:
     """Make the sums in report.json fit a damaged file."""
     content = json.loads((folder / artifacts.REPORT).read_text())
-    manifest = artifacts.Manifest.model_validate(content)
+    manifest = Manifest.model_validate(content)
     sums = manifest.files | {file: sha256((folder / file).read_bytes()).hexdigest()}
     (folder / artifacts.REPORT).write_text(manifest.model_copy(update={"files": sums}).to_json())
 

@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 
 from nce_fx.passes.analysis.channels import Analysis, ChannelGroup, analysis_of
 from nce_fx.passes.analysis.channels.groups import Group
-from nce_fx.passes.analysis.channels.labels import FIRST_ID, Ids, core
+from nce_fx.passes.analysis.channels.labels import FIRST_ID, Ids, bare, core
 from nce_fx.passes.analysis.channels.run import Axis
 from nce_fx.passes.analysis.channels.value import ChannelTensor
 from nce_fx.passes.analysis.layers import find_layers
@@ -216,7 +216,7 @@ def _reading(
     value = analysis.structure.tie.seen.get(node)
     if not isinstance(value, ChannelTensor) or len(value.labels) != 1:
         return None
-    ids = core(value.labels[0])
+    ids = bare(core(value.labels[0]))
     flat = ids.reshape(-1).numpy()
     numbers = analysis.structure.classes[flat]
     owners = [owner.get(number) if i >= FIRST_ID else None for i, number in zip(flat, numbers.tolist(), strict=True)]

@@ -15,6 +15,7 @@ from nce_fx.cli.reference import build_model, example_input, parse_args, quant_s
 from nce_fx.cli.terminal import Terminal
 from nce_fx.comparison import Trained, compare
 from nce_fx.data import Data, load_data
+from nce_fx.data.loaders import CALIBRATION_BATCHES, CALIBRATION_SIZE
 from nce_fx.errors import InputError, TrainingError
 from nce_fx.folders import replaced
 from nce_fx.models import MODELS
@@ -30,9 +31,6 @@ from nce_fx.report.records import Comparison, ModelReference, Retraining, Rewrit
 from nce_fx.rewrite import RewriteResult, analyze, rewrite
 from nce_fx.sweep import ratios_of, sweep
 from nce_fx.training import Recipe, evaluate, train
-
-CALIBRATION_BATCHES, CALIBRATION_SIZE = 8, 64
-"""How much training data the sensitivity and the quantizers' first ranges come from."""
 
 SWEEP = ("sweep.csv", "sweep.svg")
 

@@ -77,6 +77,10 @@ class Samples(BatchDataset):
         return self.dataset[index]
 
 
+CALIBRATION_BATCHES, CALIBRATION_SIZE = 8, 64
+"""How much training data sensitivities and the quantizers' first ranges come from."""
+
+
 @dataclass(frozen=True)
 class Data:
     """A data set in two splits. ``load_data`` makes one."""

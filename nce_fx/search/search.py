@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch.fx import GraphModule
 
-from nce_fx.data.loaders import Data
+from nce_fx.data.loaders import CALIBRATION_BATCHES, CALIBRATION_SIZE, Data
 from nce_fx.errors import InputError
 from nce_fx.passes.analysis.channels import analyze_channels
 from nce_fx.passes.analysis.cost import analyze_cost
@@ -28,9 +28,6 @@ from nce_fx.training.engine import start_engine
 from nce_fx.training.loop import fit
 from nce_fx.training.progress import Progress
 from nce_fx.training.run import prepare
-
-CALIBRATION_BATCHES, CALIBRATION_SIZE = 8, 64
-"""How much training data the quantizers' first ranges come from."""
 
 
 @dataclass(frozen=True)

@@ -127,9 +127,9 @@ def the_output_is_the_users(model: nn.Module, inputs: tuple[Any, ...], seed: int
     t = traced(model, inputs, torch.float32)
     state = {name: tensor.clone() for name, tensor in t.gm.state_dict().items()}
     code, before = t.gm.code, t.gm(*t.inputs)
-    widths = wider(t.channels, seed)
-    for changed in (widths, narrower(t.channels, seed + 1)):
-        wide = nce_fx.resize(t.gm, changed, seed=seed)
+    plans = wider(t.channels, seed), narrower(t.channels, seed + 1)
+    resized = [nce_fx.resize(t.gm, changed, seed=seed) for changed in plans]
+    for changed, wide in zip(plans, resized, strict=True):
         after = wide(*t.inputs)
         (old, old_spec), (new, new_spec) = tree_flatten(before), tree_flatten(after)
         assert old_spec == new_spec, f"the structure {old_spec} became {new_spec}"
@@ -144,7 +144,7 @@ def the_output_is_the_users(model: nn.Module, inputs: tuple[Any, ...], seed: int
     assert t.gm.code == code, "resize changed the code of its input"
     for name, tensor in t.gm.state_dict().items():
         assert torch.equal(state[name], tensor), f"resize changed {name} of its input"
-    _gradients_reach_all(t.gm, nce_fx.resize(t.gm, widths, seed=seed), t.inputs)
+    _gradients_reach_all(t.gm, resized[0], t.inputs)
 
 
 def _gradients_reach_all(gm: GraphModule, wide: GraphModule, inputs: tuple[Any, ...]) -> None:

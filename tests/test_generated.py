@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, note, settings
 from torch import nn
 
 import nce_fx
-from tests.drawing import traced, wider
+from tests.drawing import keep, traced, wider
 from tests.generator import KINDS, Op, Program, network, programs
 from tests.generator.program import CHANNELS, SIDE, Generated
 from tests.generator.regressions import REGRESSIONS
@@ -48,12 +49,13 @@ def obeys_the_laws(program: Program) -> None:
     """Build the network of a program and hold it to every law that one network can break."""
     model = network(program)
     widening_keeps_the_function(model)
+    # One trace serves every law: what else float32 could show, law 1 over the zoo shows.
+    keep(model, torch.float32, traced(model, INPUTS))
     for name, law in LAWS.items():
         if name.startswith(OTHERS) and not (name.startswith("2") and leaves_out_channels(program)):
             law(model, INPUTS)
 
 
-@pytest.mark.slow
 @settings(
     max_examples=int(EXAMPLES or 100),
     derandomize=EXAMPLES is None,
@@ -87,5 +89,5 @@ def test_every_operation_is_built(kind):
         model = network(Program((*before, *also, Op(kind, of=int(kind == "merge"), variant=variant))))
         assert isinstance(model, Generated)
         applied += len(model.steps) == len(before) + len(also) + 1
-        assert difference(run(model, INPUTS), run(nce_fx.trace(model, INPUTS), INPUTS)) == 0
+        assert difference(run(model, INPUTS), run(nce_fx.trace(model, INPUTS), INPUTS)) <= 1e-12
     assert applied > 0

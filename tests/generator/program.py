@@ -120,46 +120,43 @@ class Generated(nn.Module):
 
     def _add(self, op: Op, kinds: Mapping[str, Kind], values: list[torch.Tensor]) -> None:
         shapes = [tuple(value.shape) for value in values]
-        if op.kind == "again":
-            place = self._again(op, shapes)
-            if place is None:
-                return
-            layer, sources = place
-        else:
-            kind = kinds[op.kind]
-            own = [k for k, shape in enumerate(shapes) if kind_of(shape) == kind.takes]
-            if not own:
-                return
-            first = own[-1 - op.of % len(own)]
-            sources = (first,)
-            if kind.fits is not None:
-                second = [k for k, shape in enumerate(shapes) if kind.fits(shapes[first], shape)]
-                if not second:
-                    return
-                sources = (first, second[-1 - op.other % len(second)])
-            made = kind.make(op, *(shapes[k] for k in sources))
-            if made is None:
-                return
-            layer = len(self.layers)
-            try:
-                results = _flat(made.eval()(*(values[k] for k in sources)))
-            except RuntimeError:
-                # A view of what is not contiguous: programmers meet that at once, so no model does it.
-                return
-            if any(value.numel() > MOST_ELEMENTS for value in results):
-                return
-            self.layers.append(made)
-        self.steps.append((layer, sources))
+        place = self._again(op, shapes) if op.kind == "again" else self._new(op, kinds[op.kind], shapes)
+        if place is None:
+            return
+        layer, sources = place
+        try:
+            results = _flat(layer(*(values[k] for k in sources)))
+        except RuntimeError:
+            # A view of what is not contiguous: programmers meet that at once, so no model does it.
+            return
+        if any(value.numel() > MOST_ELEMENTS for value in results):
+            return
+        if op.kind != "again":
+            self.layers.append(layer)
+        self.steps.append((list(self.layers).index(layer), sources))
         self.used.update(sources)
-        results = _flat(self.layers[layer](*(values[k] for k in sources)))
         values.extend(results)
-        learned = any(self.learned[k] for k in sources) or any(True for _ in self.layers[layer].parameters())
+        learned = any(self.learned[k] for k in sources) or any(True for _ in layer.parameters())
         self.learned.extend([learned] * len(results))
 
-    def _again(self, op: Op, shapes: list[Shape]) -> tuple[int, tuple[int, ...]] | None:
+    def _new(self, op: Op, kind: Kind, shapes: list[Shape]) -> tuple[nn.Module, tuple[int, ...]] | None:
+        """Make the layer of an operation for the values that it reads."""
+        own = [k for k, shape in enumerate(shapes) if kind_of(shape) == kind.takes]
+        if not own:
+            return None
+        sources: tuple[int, ...] = (own[-1 - op.of % len(own)],)
+        if kind.fits is not None:
+            second = [k for k, shape in enumerate(shapes) if kind.fits(shapes[sources[0]], shape)]
+            if not second:
+                return None
+            sources = (*sources, second[-1 - op.other % len(second)])
+        made = kind.make(op, *(shapes[k] for k in sources))
+        return None if made is None else (made.eval(), sources)
+
+    def _again(self, op: Op, shapes: list[Shape]) -> tuple[nn.Module, tuple[int, ...]] | None:
         """Use an earlier layer a second time, on another value of the same shape."""
         places = [
-            (layer, (k,))
+            (self.layers[layer], (k,))
             for layer, sources in self.steps
             for k, shape in enumerate(shapes)
             if len(sources) == 1 and k != sources[0] and shape == shapes[sources[0]]

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from nce_fx.errors import InputError
+from nce_fx.errors import InputError, one_line
 
 
 def load_callable(spec: str, what: str) -> Callable[..., Any]:
@@ -46,12 +46,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``; did you mean 'x'?`` where a known name is near, else an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def one_line(error: BaseException) -> str:
-    """Return an exception as ``Type: first line of its message``."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _load_module(place: str, spec: str, what: str) -> ModuleType:

@@ -15,7 +15,15 @@ NceFxError
 
 from __future__ import annotations
 
+import sysconfig
+import traceback
+from pathlib import Path
+
 import torch.fx
+
+_OWN = str(Path(__file__).parent)
+_TORCH = str(Path(torch.__file__).parent)
+_STANDARD = sysconfig.get_paths()["stdlib"]
 
 
 class NceFxError(Exception):
@@ -77,3 +85,31 @@ def where(node: torch.fx.Node) -> str:
     line = source_line(node)
     target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     return f"{node.name} ({target})" + (f" at {line}" if line else "")
+
+
+def one_line(error: BaseException, *, libraries: bool = False) -> str:
+    """Return an exception as ``Type: first line of its message``, and the line of the user's code that it came from.
+
+    ``libraries`` is as in `raised_at`.
+    """
+    lines = str(error).strip().splitlines()
+    line = raised_at(error, libraries=libraries)
+    return type(error).__name__ + (f": {lines[0].strip()[:300]}" if lines else "") + (f" (at {line})" if line else "")
+
+
+def raised_at(error: BaseException, *, libraries: bool = False) -> str:
+    """Return the innermost line of the user's own code that an exception passed through, as ``file:line``.
+
+    It is an empty string where there is none. With ``libraries``, code of other installed packages counts too: a model
+    may come from one.
+    """
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename, libraries)]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+
+
+def _is_users(file: str, libraries: bool) -> bool:
+    if file.startswith(("<", _OWN, _TORCH)):
+        return False
+    return libraries if "site-packages" in file else not file.startswith(_STANDARD)

@@ -131,6 +131,33 @@ def test_an_input_that_does_not_fit_is_named():
         nce_fx.trace(MODELS["resnet8"]().eval(), (image(1),))
 
 
+class Decides(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+
+    def forward(self, x):
+        if x.sum() > 0:
+            return self.first(x)
+        return x
+
+
+def test_a_model_that_values_steer_is_refused_with_its_own_line(capfd):
+    with pytest.raises(
+        TraceError, match=r"Decides cannot be traced .*\(first\)\. fx: .*test_channels\.py:\d+"
+    ) as caught:
+        nce_fx.trace(Decides(), (torch.randn(1, 4),))
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_input_that_no_way_of_tracing_takes_is_what_is_named():
+    model = Decides().train()
+    with pytest.raises(TraceError, match=r"Decides does not take the example input \(1x5\): .*test_channels\.py:\d+"):
+        nce_fx.trace(model, (torch.ones(1, 5),))
+    assert model.training
+
+
 def test_resizing_again_and_back():
     gm = nce_fx.trace(MODELS["resnet8"]().eval().double(), (image().double(),))
     wide = nce_fx.resize(nce_fx.resize(gm, {"conv1": 6}), {"conv1": 7, "layer1.0.conv1": 9})

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import torch
 
-from nce_fx.callables import one_line
 from nce_fx.data.images import Images, ShiftedImages
 from nce_fx.data.loaders import Data
 from nce_fx.data.vision import existing_folder, torchvision_part
-from nce_fx.errors import InputError
+from nce_fx.errors import InputError, one_line
 
 FOLDER = "cifar-10-batches-py"
 # Of the training split, in units of pixels: 0 to 255.

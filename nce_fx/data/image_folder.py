@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from nce_fx.callables import one_line
 from nce_fx.data.loaders import Data, Samples
 from nce_fx.data.vision import existing_folder, torchvision_part
-from nce_fx.errors import InputError
+from nce_fx.errors import InputError, one_line
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # What Pillow and the formats behind it raise on a damaged file.

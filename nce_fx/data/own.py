@@ -17,9 +17,9 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from nce_fx.callables import load_callable, one_line
+from nce_fx.callables import load_callable
 from nce_fx.data.loaders import BatchDataset, Data, Loader, Samples
-from nce_fx.errors import InputError
+from nce_fx.errors import InputError, one_line
 
 
 def own_data(spec: str, seed: int = 0, batch_size: int = 64, augment: bool | None = None) -> Data:

@@ -6,8 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from nce_fx.callables import one_line
-from nce_fx.errors import InputError
+from nce_fx.errors import InputError, one_line
 
 
 def existing_folder(folder: str, name: str) -> Path:

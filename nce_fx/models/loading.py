@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from nce_fx.callables import load_callable, nearest, one_line
-from nce_fx.errors import ArtifactError, InputError, NceFxError
+from nce_fx.callables import load_callable, nearest
+from nce_fx.errors import ArtifactError, InputError, NceFxError, one_line
 from nce_fx.models import MODELS
 
 
@@ -53,7 +53,7 @@ def load_model(spec: str, model_args: Mapping[str, Any] | None = None) -> nn.Mod
             given = f" with {_as_json(arguments)}" if arguments else ""
             raise InputError(f"model {spec!r}: building it{given} raised {one_line(error)}") from error
     if not isinstance(model, nn.Module):
-        raise InputError(f"model {spec!r}: the callable returns a {type(model).__name__}, not a torch.nn.Module")
+        raise InputError(f"model {spec!r}: the callable returns {type(model).__name__}, not a torch.nn.Module")
     check_finite(model.state_dict(), f"model {spec!r}")
     return model
 

@@ -9,13 +9,14 @@ The way is in ``gm.meta["traced"]``, in words.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from nce_fx.errors import TraceError
+from nce_fx.errors import TraceError, one_line
 from nce_fx.signature import signature
 from nce_fx.tracing.exported import export_graph
 from nce_fx.tracing.shapes import propagate_shapes
@@ -50,16 +51,20 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...]) -> GraphModule:
     except _UnsuitableError:
         raise
     except Exception as error:
-        failures.append(f"export: {_first_line(error)}")
+        failures.append(f"export: {one_line(error, libraries=True)}")
     if gm is not None:
         return _with_shapes(gm, model, example_inputs, "fx")
     try:
         gm, leaves = symbolic_graph(model, len(example_inputs), enter=False), ""
     except UntraceableError as error:
-        parts = ", ".join(name for name, _ in model.named_children())
-        advice = f"trace a part of it, or say what it leaves to values by nce_fx.channel_rule; its parts are: {parts}"
-        reasons = "; ".join([*failures, f"fx with leaves: {error}"])
-        raise TraceError(f"{type(model).__name__} cannot be traced as one graph: {advice}. {reasons}") from error
+        _check_takes(model, example_inputs)
+        if str(error) not in failures[0]:
+            failures.append(f"fx with leaves: {error}")
+        parts = ", ".join(name for name, _ in model.named_children()) or "none"
+        raise TraceError(
+            f"{type(model).__name__} cannot be traced as one graph: write what stops it so that no tensor's values "
+            f"decide what runs, or give a part of the model alone ({parts}). {'; '.join(failures)}"
+        ) from error
     leaves = ", ".join(gm.meta.get("leaves", ()))
     return _with_shapes(gm, model, example_inputs, f"fx with leaves: {leaves}")
 
@@ -68,19 +73,28 @@ class _UnsuitableError(TraceError):
     """The example inputs do not fit the model: no other way of tracing will help."""
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
+def _check_takes(model: nn.Module, example_inputs: tuple[Any, ...]) -> None:
+    """Check that the model itself takes the example inputs; it is not changed."""
+    model = copy.deepcopy(model).eval()
+    try:
+        with torch.no_grad():
+            model(*example_inputs)
+    except Exception as error:
+        raise _unsuitable(model, example_inputs, error) from error
+
+
+def _unsuitable(model: nn.Module, example_inputs: tuple[Any, ...], error: Exception) -> TraceError:
+    shapes = ", ".join("x".join(map(str, v.shape)) for v in example_inputs if isinstance(v, torch.Tensor))
+    return _UnsuitableError(
+        f"{type(model).__name__} does not take the example input ({shapes}): {one_line(error, libraries=True)}"
+    )
 
 
 def _with_shapes(gm: GraphModule, model: nn.Module, example_inputs: tuple[Any, ...], way: str) -> GraphModule:
     try:
         propagate_shapes(gm, example_inputs)
     except Exception as error:
-        shapes = ", ".join("x".join(map(str, v.shape)) for v in example_inputs if isinstance(v, torch.Tensor))
-        raise _UnsuitableError(
-            f"{type(model).__name__} does not take the example input ({shapes}): {_first_line(error)}"
-        ) from error
+        raise _unsuitable(model, example_inputs, error) from error
     gm.meta["traced"] = way
     gm.meta["inputs"] = signature(example_inputs)
     gm.train(model.training)

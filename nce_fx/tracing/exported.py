@@ -6,6 +6,10 @@ their like become the user's modules again, so that training and eval mode both 
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from typing import Any
 
 import torch
@@ -55,11 +59,22 @@ def _export(model: nn.Module, example_inputs: tuple[Any, ...]) -> Any:
     )
     free = tuple({0: Dim.AUTO} if isinstance(v, torch.Tensor) and v.dim() else None for v in batched)
     # With gradients on, torch's transformer layers take their plain path, not the one that is fused for inference.
-    with torch.enable_grad():
+    with torch.enable_grad(), _quietly():
         try:
             return torch.export.export(model, batched, dynamic_shapes=free, strict=False)
         except Exception:
             return torch.export.export(model, example_inputs, strict=False)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep back what torch.export prints of a model that it does not take; the error says it in one line."""
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _share(gm: GraphModule, model: nn.Module) -> None:

@@ -13,6 +13,7 @@ from torch import fx, nn
 from torch.fx import GraphModule, Node, Proxy
 
 from nce_fx.custom import rule_of_module
+from nce_fx.errors import one_line
 from nce_fx.tracing.attention import can_open, open_attention
 
 _LEAVES = 64
@@ -107,9 +108,8 @@ def symbolic_graph(model: nn.Module, inputs: int, *, enter: bool = True) -> Grap
         try:
             graph = tracer.trace(model, concrete_args=defaults or None)
         except Exception as error:
-            lines = str(error).strip().splitlines()
             if enter or tracer.failed is None or tracer.failed in leaves or not tracer.failed:
-                raise UntraceableError(f"{type(error).__name__}: {lines[0] if lines else ''}") from error
+                raise UntraceableError(one_line(error, libraries=True)) from error
             leaves |= {tracer.failed}
             continue
         _drop_defaults(graph, len(defaults))

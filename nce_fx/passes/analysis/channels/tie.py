@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch.fx import GraphModule, Node
 
-from nce_fx.callables import one_line
-from nce_fx.errors import ChannelError, where
+from nce_fx.errors import ChannelError, one_line, where
 from nce_fx.passes.analysis.channels.labels import FIRST_ID, FIXED, Ids, Label, along, bare, core, line_of, varies
 from nce_fx.passes.analysis.channels.run import Axis, IdSpace, Pin, Run, Tensors
 from nce_fx.passes.analysis.channels.value import ChannelTensor

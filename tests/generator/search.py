@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from nce_fx.callables import one_line
+from nce_fx.errors import one_line
 from tests.generator import KINDS, Op, Program
 from tests.test_generated import obeys_the_laws
 

@@ -39,14 +39,7 @@ def export(
             "--packed", metavar="FILE.safetensors", help="Write the weights alone, four to a byte.", show_default=False
         ),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            metavar="MODEL",
-            help="The model again, where it is not built in: a folder does not run code by itself.",
-        ),
-    ] = None,
+    model: options.ModelAgain = None,
     as_json: options.Json = False,
 ) -> None:
     """Write the network in DIR for use without its code; the file is compared with PyTorch before it is kept."""

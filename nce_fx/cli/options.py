@@ -27,6 +27,14 @@ ModelArgs = Annotated[
         "--model-args", metavar="JSON", help="Arguments for the model's callable, such as '{\"num_classes\": 10}'."
     ),
 ]
+ModelAgain = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        help="The model again, where it is not built in: a folder does not run code by itself.",
+    ),
+]
 Weights = Annotated[
     Path | None, typer.Option("--weights", metavar="FILE.safetensors", help="Weights of the float model.")
 ]

@@ -32,14 +32,7 @@ def retrain(
             "--from-scratch", help="Start from new random weights, as published, not from the float network's."
         ),
     ] = False,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            metavar="MODEL",
-            help="The model again, where it is not built in: a folder does not run code by itself.",
-        ),
-    ] = None,
+    model: options.ModelAgain = None,
     uniform: Annotated[bool, typer.Option("--uniform/--no-uniform", help="Train the uniform rival as well.")] = True,
     force: Annotated[
         bool, typer.Option("--force", help="Train again from the weights in DIR, though it is trained.")

@@ -7,7 +7,7 @@ from html import escape
 
 from nce_fx.report.charts import stacked_bars, width_bars
 from nce_fx.report.records import Comparison, Manifest, RewriteReport
-from nce_fx.report.tables import budget_text, named, percent, size, thousands
+from nce_fx.report.tables import RESULT_COLUMNS, budget_text, named, result_cells, thousands
 
 _STYLE = """
 :root { --ink: #1d2430; --soft: #667085; --line: #e3e7ee; --paper: #ffffff; --before: #c3cad6;
@@ -67,18 +67,8 @@ def _comparison(comparison: Comparison) -> Iterable[str]:
         f'<p class="soft">{escape(comparison.data)}, {comparison.epochs} epochs each with one recipe, '
         f"seed {comparison.seed}. One run: how sure a difference is takes several seeds.</p>"
     )
-    rows = [
-        (
-            row.network,
-            percent(row.accuracy),
-            thousands(row.macs),
-            thousands(row.params),
-            thousands(row.bit_ops),
-            size(row.weight_bytes),
-        )
-        for row in comparison.rows
-    ]
-    yield _table(("network", "accuracy", "MACs", "parameters", "bit operations", "weights"), rows)
+    rows = [result_cells(row) for row in comparison.rows]
+    yield _table(RESULT_COLUMNS, rows)
 
 
 def _cost(report: RewriteReport) -> Iterable[str]:

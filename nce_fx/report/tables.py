@@ -10,13 +10,16 @@ from rich.text import Text
 from torch.fx import GraphModule, Node
 
 from nce_fx.quantizers import Quantizer
-from nce_fx.report.records import Comparison, GroupRecord, RewriteReport
+from nce_fx.report.records import Comparison, GroupRecord, ResultRow, RewriteReport
 
 if TYPE_CHECKING:
     from nce_fx.passes.analysis.channels import ChannelGraph
     from nce_fx.passes.analysis.cost import CostReport
     from nce_fx.passes.analysis.sensitivity import SensitivityReport
     from nce_fx.sweep import SweepPoint
+
+
+RESULT_COLUMNS = ("network", "accuracy", "MACs", "parameters", "bit operations", "weights")
 
 
 def thousands(number: float) -> str:
@@ -103,17 +106,17 @@ def comparison_table(comparison: Comparison) -> Table:
     """Return the last table: every trained network with its accuracy and cost."""
     title = f"{comparison.data}: {comparison.epochs} epochs each, seed {comparison.seed}"
     table = Table(title=title, title_justify="left")
-    for column in ("network", "accuracy", "MACs", "parameters", "bit operations", "weights"):
+    for column in RESULT_COLUMNS:
         table.add_column(column, justify="left" if column == "network" else "right")
     for row in comparison.rows:
-        table.add_row(*_cells(comparison, row.network))
+        table.add_row(*result_cells(row))
     return table
 
 
 def comparison_markdown(comparison: Comparison) -> str:
     """Return the last table in Markdown."""
-    lines = ["| network | accuracy | MACs | parameters | bit operations | weights |", "|---|--:|--:|--:|--:|--:|"]
-    lines += ["| " + " | ".join(_cells(comparison, row.network)) + " |" for row in comparison.rows]
+    lines = ["| " + " | ".join(RESULT_COLUMNS) + " |", "|---|--:|--:|--:|--:|--:|"]
+    lines += ["| " + " | ".join(result_cells(row)) + " |" for row in comparison.rows]
     return "\n".join(lines)
 
 
@@ -187,8 +190,8 @@ def _shape(node: Node) -> str:
     return "" if shape is None else "x".join(str(size) for size in shape)
 
 
-def _cells(comparison: Comparison, network: str) -> tuple[str, ...]:
-    row = next(row for row in comparison.rows if row.network == network)
+def result_cells(row: ResultRow) -> tuple[str, ...]:
+    """Return a row of the last table as text, in the order of ``RESULT_COLUMNS``."""
     return (
         row.network,
         percent(row.accuracy),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from rich.table import Table
 from nce_fx.plan import WidthPlan
 from nce_fx.report.lines import Line, lines_svg
 from nce_fx.training.checkpoint import write_whole
+from nce_fx.training.log import csv_table
 
 FILES = ("plan.json", "widths.csv", "expansions.csv", "widths.svg", "log.csv", "steps.csv")
 """What a search leaves in its folder, beside checkpoints."""
@@ -80,7 +79,7 @@ class SearchLog:
             for group, width in at.widths.items()
         ]
         columns = ("epoch", "group", "preferred", "mean", "widest", "preference_of_widest")
-        write_whole(directory / "widths.csv", _table(columns, rows))
+        write_whole(directory / "widths.csv", csv_table(columns, rows))
         events = [(e.epoch, e.group, "expanded", e.before, e.after, e.why) for e in self.expansions]
         events += [
             (at.epoch, group, "braked", at.widest[group], at.widest[group], reason)
@@ -89,7 +88,7 @@ class SearchLog:
         ]
         events += [(0, group, "left", original[group], original[group], reason) for group, reason in self.left.items()]
         columns = ("epoch", "group", "what", "before", "after", "why")
-        write_whole(directory / "expansions.csv", _table(columns, sorted(events)))
+        write_whole(directory / "expansions.csv", csv_table(columns, sorted(events)))
         write_whole(directory / "widths.svg", widths_svg(self, original).encode())
 
 
@@ -122,11 +121,3 @@ def search_table(log: SearchLog, plan: WidthPlan) -> Table:
         preferred = str(last.widths[group]) if group in last.widths else "-"
         table.add_row(group, str(before), preferred, str(plan.widths[group]), said)
     return table
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> bytes:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return text.getvalue().encode()

@@ -34,7 +34,7 @@ class Log:
         with self._writing():
             directory.mkdir(parents=True, exist_ok=True)
             kept = _rows_until(directory / "steps.csv", steps)
-            write_whole(directory / "steps.csv", _table(_STEP_COLUMNS, kept))
+            write_whole(directory / "steps.csv", csv_table(_STEP_COLUMNS, kept))
             self._steps = (directory / "steps.csv").open("a", newline="")
             self._write_epochs(history)
             self._board = _tensorboard(directory / "tensorboard", steps)
@@ -88,7 +88,7 @@ class Log:
         if self.directory is not None:
             columns = [field.name for field in fields(EpochRecord)]
             rows = [["" if value is None else value for value in asdict(record).values()] for record in history]
-            write_whole(self.directory / "log.csv", _table(columns, rows))
+            write_whole(self.directory / "log.csv", csv_table(columns, rows))
 
 
 @contextmanager
@@ -108,7 +108,8 @@ def open_log(directory: Path | None, history: Sequence[EpochRecord], steps: int)
     log.close()
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> bytes:
+def csv_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> bytes:
+    """Return a table as the bytes of a CSV file."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(columns)

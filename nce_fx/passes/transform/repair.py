@@ -1,14 +1,13 @@
-"""Repair the graph while it is checked at new widths: sizes, cuts and orders that the original wrote down.
+"""What a node may become at new widths: sizes and cuts that the original wrote down follow their channels.
 
-In this order: a literal size that follows its channels; a ``chunk`` that becomes a ``split`` with sizes; a gather in
-the place of a node, or of a whole region of views and transposes, whose order no view can give any more.
+A literal size grows with what it counts, and a ``chunk`` becomes a ``split`` with sizes: ``repairs`` yields the calls,
+most likely first, and one that checks is taken.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import product
 from math import prod
 from typing import Any
@@ -17,226 +16,14 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from nce_fx.passes.analysis.channels.check import Check, Mismatch, lay_out, match, moving_axes, project
-from nce_fx.passes.analysis.channels.labels import Ids, compress, core, line_of, varies
+from nce_fx.passes.analysis.channels.check import Check
+from nce_fx.passes.analysis.channels.labels import varies
+from nce_fx.passes.analysis.channels.projection import project
 from nce_fx.passes.analysis.channels.value import ChannelTensor
 
 aten = torch.ops.aten
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
 """What a node may become: target, arguments, keyword arguments, with values in the place of nodes."""
-
-_FAILURES = (Mismatch, RuntimeError, ValueError, IndexError, TypeError, AssertionError, AttributeError)
-
-
-@dataclass(frozen=True)
-class Broken:
-    """A value that cannot be had at the new widths; what may become of it is a gather of ``source``."""
-
-    source: Node
-    reason: Mismatch
-
-
-class Resizing(Check):
-    """A check that repairs nodes as it goes."""
-
-    def run_node(self, n: Node) -> Any:
-        """Run a node as it is, else as each of its repairs, else leave it to a gather further down."""
-        if n.op in ("placeholder", "get_attr"):
-            return super().run_node(n)
-        self.node = n
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        broken = _find_broken([args, kwargs])
-        if broken is not None:
-            if n in self.first.computing:
-                raise broken.reason
-            selected = self._select(n, broken.source)
-            return _give_up(n, broken) if selected is None else selected
-        if n.op == "output":
-            return super().run_node(n)
-        try:
-            return self._attempt(n, n.target, args, kwargs)
-        except _FAILURES as error:
-            first = error if isinstance(error, Mismatch) else self._blame(n, error)
-            first.node = n
-        for target, new_args, new_kwargs in repairs(self, n, args, kwargs):
-            try:
-                result = self._attempt(n, target, new_args, new_kwargs)
-            except _FAILURES:
-                continue
-            self.edits.targets[n] = target
-            self.edits.arguments[n] = _with_nodes(n, args, kwargs, new_args, new_kwargs)
-            return result
-        aligned = self._align(n, args, kwargs)
-        if aligned is not None:
-            return aligned
-        if n in self.first.computing:
-            raise first
-        source = next((a for a in n.all_input_nodes if isinstance(self.env.get(a), ChannelTensor)), None)
-        if source is None:
-            raise first
-        selected = self._select(n, source)
-        return Broken(source, first) if selected is None else selected
-
-    def _align(self, n: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Where two operands carry the same channels in other orders, gather the second into the order of the first."""
-        if len(args) != 2 or not all(isinstance(a, ChannelTensor) and len(a.labels) == 1 for a in args):
-            return None
-        first, second = args
-        before = [self.old[a] for a in n.args if isinstance(a, Node)]
-        if len(before) != 2 or not all(isinstance(a, ChannelTensor) for a in before):
-            return None
-        if before[0].shape != before[1].shape:
-            return None
-        for axis in range(second.dim()):
-            try:
-                wanted = match(line_of(before[0].labels[0], axis), line_of(first.labels[0], axis), self.span)
-                have = match(line_of(before[1].labels[0], axis), line_of(second.labels[0], axis), self.span)
-            except Mismatch:
-                continue
-            places = {place: k for k, place in enumerate(zip(*(x.tolist() for x in have), strict=True))}
-            order = [places.get(place) for place in zip(*(x.tolist() for x in wanted), strict=True)]
-            if None in order or order == list(range(len(order))):
-                continue
-            index = np.array(order, dtype=np.int64)
-            label = compress(second.labels[0].index_select(axis, torch.from_numpy(index)))
-            try:
-                result = self._attempt(n, n.target, (first, self.activation(label, second.dtype)), kwargs)
-            except _FAILURES:
-                continue
-            self.edits.inputs[n] = (1, axis, index)
-            return result
-        return None
-
-    def _blame(self, n: Node, error: Exception) -> Mismatch:
-        labels = [label for a in n.all_input_nodes for label in _labels(self.old.get(a))]
-        return Mismatch(str(error).splitlines()[0] if str(error) else type(error).__name__, *labels)
-
-    def _attempt(self, n: Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self.node, self.step, self.asked = n, 0, 0
-        self.input = next((a for a in args if isinstance(a, ChannelTensor)), None)
-        self.edits.inputs.pop(n, None)
-        known = n not in self.first.unknown_nodes
-        result = getattr(self, n.op)(target, args, kwargs) if known else self.unknown(n, args, kwargs)
-        self._verify(self.old[n], result)
-        _same_axes(self.old[n], result, self.proven.get(n))
-        return result
-
-    def _verify(self, old: Any, new: Any) -> None:
-        if isinstance(old, ChannelTensor) and isinstance(new, ChannelTensor):
-            if old.path is not None:
-                return
-            moving = moving_axes(*old.labels)
-            for before, after in zip(old.labels, new.labels, strict=True):
-                project(before, after, self.counts, moving)
-        elif isinstance(old, list | tuple) and isinstance(new, list | tuple):
-            if len(old) != len(new):
-                raise Mismatch("another number of results", *_labels(old))
-            for before, after in zip(old, new, strict=True):
-                self._verify(before, after)
-
-    def _gather_line(self, old_source: torch.Tensor, old: torch.Tensor) -> tuple[int, Ids] | None:
-        """Return the axis and index that make the old value from the old source, if one gather does."""
-        if old.dim() != old_source.dim():
-            return None
-        axes = [k for k in range(old.dim()) if varies(old_source, k)]
-        for axis in axes:
-            rest = [k for k in range(old.dim()) if k != axis]
-            if any(old.shape[k] != old_source.shape[k] for k in rest):
-                continue
-            ids, wanted = line_of(old_source, axis).numpy(), line_of(old, axis).numpy()
-            order = np.argsort(ids, kind="stable")
-            if len(np.unique(ids)) != len(ids):
-                continue
-            found = order[np.minimum(np.searchsorted(ids[order], wanted), len(ids) - 1)]
-            if not np.array_equal(ids[found], wanted):
-                continue
-            made = core(old_source).index_select(axis, torch.from_numpy(found)).expand(old.shape)
-            if bool((core(compress(made)) == core(old)).all()):
-                return axis, found
-        return None
-
-    def _select(self, n: Node, source: Node) -> ChannelTensor | None:
-        old, old_source, new_source = self.old.get(n), self.old.get(source), self.env.get(source)
-        if not (
-            isinstance(old, ChannelTensor)
-            and isinstance(old_source, ChannelTensor)
-            and isinstance(new_source, ChannelTensor)
-            and len(old.labels) == len(old_source.labels) == len(new_source.labels) == 1
-        ):
-            return None
-        found = self._gather_line(old_source.labels[0], old.labels[0])
-        if found is None:
-            return None
-        axis, old_index = found
-        label = new_source.labels[0]
-        position, copies = lay_out(line_of(old.labels[0], axis), self.classes, self.counts, 0, frozenset())
-        have, have_copies = match(line_of(old_source.labels[0], axis), line_of(label, axis), self.span)
-        where = {(int(i), int(c)): k for k, (i, c) in enumerate(zip(have, have_copies, strict=True))}
-        wanted = [where.get((int(old_index[i]), int(c))) for i, c in zip(position, copies, strict=True)]
-        if any(w is None for w in wanted):
-            return None
-        index = np.array(wanted, dtype=np.int64)
-        self.edits.selects[n] = (source, axis, index)
-        return self.activation(compress(label.index_select(axis, torch.from_numpy(index))), new_source.dtype)
-
-
-def _same_axes(old: Any, new: Any, proven: Any) -> None:
-    """Let only those axes change that changed in the proof: of two readings of a literal size, always the same one.
-
-    Raises:
-        Mismatch: another axis changed.
-    """
-    if isinstance(proven, ChannelTensor) and isinstance(old, ChannelTensor) and isinstance(new, ChannelTensor):
-        for axis, sizes in enumerate(zip(old.shape, new.shape, proven.shape, strict=True)):
-            if sizes[0] != sizes[1] and sizes[0] == sizes[2]:
-                raise Mismatch(f"axis {axis} has {sizes[1]} entries instead of {sizes[0]}", *old.labels)
-    elif isinstance(proven, list | tuple) and isinstance(old, list | tuple) and isinstance(new, list | tuple):
-        for before, after, shown in zip(old, new, proven, strict=True):
-            _same_axes(before, after, shown)
-
-
-def _give_up(n: Node, broken: Broken) -> Broken:
-    if n.op == "output":
-        raise broken.reason
-    return broken
-
-
-def _find_broken(value: Any) -> Broken | None:
-    if isinstance(value, Broken):
-        return value
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        return next((b for b in map(_find_broken, value) if b is not None), None)
-    return None
-
-
-def _labels(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, ChannelTensor):
-        return list(value.labels)
-    if isinstance(value, list | tuple):
-        return [label for v in value for label in _labels(v)]
-    return []
-
-
-def _with_nodes(
-    n: Node, args: tuple[Any, ...], kwargs: dict[str, Any], new_args: tuple[Any, ...], new_kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return new arguments in which everything that did not change is the node's own argument again."""
-
-    def back(own: Any, value: Any, new: Any) -> Any:
-        if new is value or (isinstance(new, int) and isinstance(value, int) and new == value):
-            return own
-        if isinstance(new, list | tuple) and isinstance(own, list | tuple) and len(new) == len(own):
-            return type(new)(back(o, v, w) for o, v, w in zip(own, value, new, strict=True))
-        return new
-
-    padded = [*n.args, *[None] * (len(new_args) - len(n.args))]
-    values = [*args, *[None] * (len(new_args) - len(args))]
-    return (
-        tuple(back(o, v, w) for o, v, w in zip(padded, values, new_args, strict=False)),
-        {k: back(n.kwargs.get(k), kwargs.get(k), w) for k, w in new_kwargs.items()},
-    )
 
 
 def repairs(run: Check, n: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Call]:

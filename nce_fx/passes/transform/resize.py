@@ -21,14 +21,15 @@ from torch.fx.passes.shape_prop import TensorMetadata
 
 from nce_fx.errors import ChannelError, where
 from nce_fx.passes.analysis.channels import ChannelGraph, analysis_of
-from nce_fx.passes.analysis.channels.check import Gather, Mismatch
+from nce_fx.passes.analysis.channels.check import Gather
 from nce_fx.passes.analysis.channels.groups import Part
+from nce_fx.passes.analysis.channels.ids import Axis, Tensors
 from nce_fx.passes.analysis.channels.labels import Ids
-from nce_fx.passes.analysis.channels.run import Axis, Tensors
+from nce_fx.passes.analysis.channels.projection import Mismatch
 from nce_fx.passes.analysis.channels.structure import Structure, settle, spread_copies
 from nce_fx.passes.analysis.channels.value import ChannelTensor
 from nce_fx.passes.base import Pass, PassResult
-from nce_fx.passes.transform.repair import Broken, Resizing
+from nce_fx.passes.transform.resizing import Broken, Resizing
 from nce_fx.plan import WidthPlan, model_fingerprint
 
 NOISE = 0.25

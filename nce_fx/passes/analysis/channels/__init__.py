@@ -12,12 +12,12 @@ from torch.fx import GraphModule, Node
 
 from nce_fx.passes.analysis.channels.graph import AxisWidth, ChannelGraph, ChannelGroup, ChannelPart
 from nce_fx.passes.analysis.channels.groups import Group
+from nce_fx.passes.analysis.channels.ids import Axis
 from nce_fx.passes.analysis.channels.labels import FIRST_ID, Ids, bare, core, line_of, varies
-from nce_fx.passes.analysis.channels.run import Axis
 from nce_fx.passes.analysis.channels.structure import Structure, enlarged, examine
 from nce_fx.passes.analysis.channels.tie import Tie
 from nce_fx.passes.analysis.channels.value import ChannelTensor
-from nce_fx.passes.transform.repair import Resizing
+from nce_fx.passes.transform.resizing import Resizing
 
 __all__ = ["AxisWidth", "ChannelGraph", "ChannelGroup", "ChannelPart", "analyze_channels"]
 

@@ -11,8 +11,9 @@ import torch
 from torch.fx import GraphModule, Node
 
 from nce_fx.errors import ChannelError, one_line, where
+from nce_fx.passes.analysis.channels.ids import Axis, IdSpace, Pin, Tensors
 from nce_fx.passes.analysis.channels.labels import FIRST_ID, FIXED, Ids, Label, along, bare, core, line_of, varies
-from nce_fx.passes.analysis.channels.run import Axis, IdSpace, Pin, Run, Tensors
+from nce_fx.passes.analysis.channels.run import Run
 from nce_fx.passes.analysis.channels.value import ChannelTensor
 
 

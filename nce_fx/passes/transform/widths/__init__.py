@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from torch.fx import GraphModule
 
-from nce_fx.passes.analysis.channels.run import Axis
+from nce_fx.passes.analysis.channels.ids import Axis
 from nce_fx.passes.base import Pass, PassResult
 from nce_fx.passes.transform.widths.insert import Mixing, insert_width_choices, remove_width_choices
 from nce_fx.passes.transform.widths.modules import WIDTH_MODULES, WidthChoice, WidthDraw, WidthNorm

@@ -16,8 +16,8 @@ from torch.fx import GraphModule, Node
 
 from nce_fx.passes.analysis.channels import Analysis, ChannelGroup, analysis_of
 from nce_fx.passes.analysis.channels.groups import Group
+from nce_fx.passes.analysis.channels.ids import Axis
 from nce_fx.passes.analysis.channels.labels import FIRST_ID, Ids, bare, core
-from nce_fx.passes.analysis.channels.run import Axis
 from nce_fx.passes.analysis.channels.value import ChannelTensor
 from nce_fx.passes.analysis.layers import find_layers
 from nce_fx.passes.transform.quantize import RemoveQuantizers

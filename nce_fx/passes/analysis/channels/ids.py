@@ -1,0 +1,87 @@
+"""The ids that channels have: one for each position of each parameter axis, and the parameters that have them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.fx import GraphModule
+
+from nce_fx.passes.analysis.channels.labels import FIRST_ID, Ids
+from nce_fx.passes.analysis.channels.reparametrized import WeightNormed, weight_normed
+
+Axis = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Pin:
+    """Ids whose number cannot change, and why."""
+
+    ids: Ids
+    node: str
+    reason: str
+
+
+class IdSpace:
+    """Hands out ids, one for each position of each parameter axis, and says whose an id is."""
+
+    def __init__(self) -> None:
+        self.axes: list[Axis] = []
+        self.starts: list[int] = []
+        self.sizes: list[int] = []
+        self.base: dict[Axis, int] = {}
+        self.end = FIRST_ID
+        self._frozen: tuple[Ids, Ids] | None = None
+
+    def line(self, axis: Axis, size: int) -> torch.Tensor:
+        """Return the ids of an axis, fresh ones at the first call."""
+        if axis not in self.base:
+            self.base[axis] = self.end
+            self.axes.append(axis)
+            self.starts.append(self.end)
+            self.sizes.append(size)
+            self.end += size
+            self._frozen = None
+        start = self.base[axis]
+        return torch.arange(start, start + size)
+
+    def owners(self, ids: Ids) -> Ids:
+        """Return the index of the axis each id belongs to; -1 for ids that belong to none."""
+        if self._frozen is None:
+            self._frozen = (np.array(self.starts, dtype=np.int64), np.array([*self.sizes, 0], dtype=np.int64))
+        owners: Ids = np.searchsorted(self._frozen[0], ids, side="right") - 1
+        return owners
+
+    def widths(self, owners: Ids) -> Ids:
+        """Return the length of each owner's axis (0 for -1)."""
+        assert self._frozen is not None
+        return self._frozen[1][owners]
+
+
+@dataclass
+class Tensors:
+    """The parameters and buffers of a graph by path, tied ones under one path."""
+
+    tensors: dict[str, torch.Tensor]
+    canonical: dict[str, str]
+    normed: dict[str, WeightNormed]
+    """Weights that weight normalization computes, by the path they would have as parameters."""
+
+    @staticmethod
+    def of(gm: GraphModule) -> Tensors:
+        """Collect the floating point parameters and buffers of a graph module."""
+        tensors: dict[str, torch.Tensor] = {}
+        canonical: dict[str, str] = {}
+        first: dict[int, str] = {}
+        for name, tensor in [
+            *gm.named_parameters(remove_duplicate=False),
+            *gm.named_buffers(remove_duplicate=False),
+        ]:
+            if tensor.is_floating_point():
+                canonical[name] = first.setdefault(id(tensor), name)
+                tensors[name] = tensor
+        normed = weight_normed(gm)
+        for name, weight in normed.items():
+            tensors[name], canonical[name] = weight.value, name
+        return Tensors(tensors, canonical, normed)

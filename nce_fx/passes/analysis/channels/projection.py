@@ -1,0 +1,146 @@
+"""How a value at new widths repeats the one at the old: whole slices, copied or left out, told apart by their ids.
+
+A code is ``id + copy * span``. That every value is its old self with whole slices repeated, and equal copies wherever
+values meet, is what makes widening keep the function and narrowing a removal.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+import torch
+from torch.fx import Node
+
+from nce_fx.passes.analysis.channels.labels import (
+    FIRST_ID,
+    Ids,
+    Label,
+    bare,
+    core,
+    line_of,
+    placed,
+    ranks,
+    varies,
+)
+
+
+class Mismatch(Exception):
+    """Something does not meet at the new widths as it did at the old; carries the ids to blame."""
+
+    def __init__(self, reason: str, *blame: torch.Tensor) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.node: Node | None = None
+        self.blame = (
+            np.unique(np.concatenate([np.unique(bare(core(b).numpy())) for b in blame])) if blame else np.empty(0)
+        )
+
+
+def match(old: torch.Tensor, new: torch.Tensor, span: int) -> tuple[Ids, Ids]:
+    """Return for each entry of a new line the old entry it repeats, and its copy number.
+
+    Entries are told apart by (id, rank among equals): a flattened channel repeats its id with different values.
+
+    Raises:
+        Mismatch: the new line is not the old one with whole channels repeated or left out.
+    """
+    old_ids, codes = old.numpy(), new.numpy()
+    copies = bare(codes) // span
+    if placed(old_ids) and placed(codes):
+        known, codes = np.unique(old_ids), codes - copies * span
+        new_ids = np.minimum(np.searchsorted(known, codes), len(known) - 1)
+        if not np.array_equal(known[new_ids], codes):
+            raise Mismatch("channels arrive that were not there", old, bare(new) % span)
+        old_ids = np.searchsorted(known, old_ids)
+        base = len(known)
+        codes = new_ids + copies * base
+    else:
+        # A producer of one channel has no line that places could tell apart: the order of equals is all there is.
+        old_ids, codes = bare(old_ids), bare(codes)
+        new_ids, base = codes % span, span
+    if len(old_ids) == len(new_ids) and not copies.any() and np.array_equal(old_ids, new_ids):
+        return np.arange(len(old_ids)), copies
+    if (old_ids[1:] > old_ids[:-1]).all():
+        found = np.minimum(np.searchsorted(old_ids, new_ids), len(old_ids) - 1)
+        if not np.array_equal(old_ids[found], new_ids):
+            raise Mismatch("channels arrive that were not there", old, bare(new) % span)
+        if np.bincount(found + copies * len(old_ids)).max(initial=0) > 1:
+            raise Mismatch("a copy arrives twice", old, bare(new) % span)
+        return found, copies
+    old_ranks, new_ranks = ranks(old_ids), ranks(codes)
+    width = int(max(old_ranks.max(initial=0), new_ranks.max(initial=0))) + 1
+    old_keys, new_keys = old_ids * width + old_ranks, new_ids * width + new_ranks
+    order = np.argsort(old_keys)
+    position = np.searchsorted(old_keys[order], new_keys)
+    found = order[np.minimum(position, len(order) - 1)]
+    if not np.array_equal(old_keys[found], new_keys):
+        raise Mismatch("channels arrive that were not there", old, bare(new) % span)
+    if width > 1:
+        unique, counts = np.unique(codes, return_counts=True)
+        old_unique, old_counts = np.unique(old_ids, return_counts=True)
+        if not np.array_equal(counts, old_counts[np.searchsorted(old_unique, unique % base)]):
+            raise Mismatch("a channel arrives in part", old, bare(new) % span)
+    return found, copies
+
+
+def moving_axes(*labels: Label) -> frozenset[int]:
+    """Return the axes along which any of several labels of one value varies."""
+    return frozenset(axis for label in labels for axis in range(label.dim()) if varies(label, axis))
+
+
+def project(old: Label, new: Label, counts: Ids, moving: frozenset[int] = frozenset()) -> tuple[Ids | None, ...]:
+    """Return for each axis which old slice every new slice repeats; ``None`` for axes that carry no channels.
+
+    ``counts`` says how often each id must be there. Axes in ``moving`` carry channels of another label of the same
+    value, and may change their length for that.
+
+    Raises:
+        Mismatch: the new value is not the old one with whole slices repeated or left out.
+    """
+    span = len(counts)
+    if old.dim() != new.dim():
+        raise Mismatch("another number of axes", old)
+    maps: list[Ids | None] = []
+    expected, ids = core(old), _without_copies(core(new), span)
+    if not (placed(expected) and placed(ids)):
+        expected, ids = bare(expected), bare(ids)
+    through = _first_place(expected, ids)
+    for axis in range(old.dim()):
+        if not varies(old, axis) and not varies(new, axis):
+            changed = old.shape[axis] != new.shape[axis] and axis not in moving
+            if changed and bool((expected >= FIRST_ID).any()):
+                raise Mismatch(f"axis {axis} has {new.shape[axis]} entries instead of {old.shape[axis]}", old)
+            maps.append(None)
+            continue
+        index, _ = match(line_of(old, axis) if through is None else through[axis], line_of(new, axis), span)
+        maps.append(index)
+        if expected.shape[axis] == 1 and old.shape[axis] > 1:
+            expected = expected.expand(*expected.shape[:axis], len(index), *expected.shape[axis + 1 :])
+        else:
+            expected = expected.index_select(axis, torch.from_numpy(index))
+    if not bool((expected == ids).all()):
+        raise Mismatch("its channels are in another order", old)
+    moved = [axis for axis, index in enumerate(maps) if index is not None]
+    if moved:
+        sizes = [old.shape[axis] if axis in moved else 1 for axis in range(old.dim())]
+        before = old.as_strided(sizes, old.stride(), old.storage_offset())
+        if prod(new.shape[axis] for axis in moved) != counts[bare(before.numpy())].sum():
+            raise Mismatch("some of its channels are missing", old)
+    return tuple(maps)
+
+
+def _without_copies(new: torch.Tensor, span: int) -> torch.Tensor:
+    """Return which channel, and at which place, each entry is."""
+    return new - torch.div(bare(new), span, rounding_mode="floor") * span
+
+
+def _first_place(old: torch.Tensor, new: torch.Tensor) -> list[torch.Tensor] | None:
+    """Return the old lines through the element that stands first in the new value; ``None`` where it stood first."""
+    if old.numel() == 0 or new.numel() == 0 or old.reshape(-1)[0] == new.reshape(-1)[0]:
+        return None
+    places = (old == new.reshape(-1)[0]).nonzero()
+    if len(places) == 0:
+        raise Mismatch("channels arrive that were not there", old)
+    place = places[0].tolist()
+    return [old[tuple(place[:axis])].movedim(0, -1)[tuple(place[axis + 1 :])] for axis in range(old.dim())]

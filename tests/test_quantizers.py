@@ -323,6 +323,25 @@ def test_state_is_saved_and_loaded_with_the_sign(name, signed):
     assert torch.equal(copy.deepcopy(trained)(x), trained(x))
 
 
+@pytest.mark.parametrize("bits", [1, 2, 3, 8])
+@pytest.mark.parametrize("signed", [True, False])
+@torch.no_grad()
+def test_the_clip_of_least_error_is_the_one_that_rounding_itself_finds(bits, signed):
+    quantizer = Pact(bits, signed, "graph")
+    for x in (draw(3000), draw(500) ** 3, draw(40).abs(), torch.zeros(7), torch.arange(-4.0, 9.0)):
+        x = x.double()
+        quantizer.double()
+        clips = [float(x.abs().max()) * 2 ** (-k / 8) for k in range(41)]
+        errors = []
+        for clip in clips:
+            quantizer.adopt(clip)
+            errors.append(float((quantizer(x) - x).square().mean()))
+        found = clips[int(np.argmin(errors))]
+        quantizer.adopt(least_error_clip(x, quantizer.grid))
+        error = float((quantizer(x) - x).square().mean())
+        assert error == pytest.approx(min(errors), rel=1e-9), (found, float(quantizer.clip))
+
+
 def test_half_precision_does_not_change_the_error_of_a_least_error_clip():
     x = draw(1000).abs()
     assert least_error_clip(x, Pact(2, False).grid) == pytest.approx(least_error_clip(x.float(), Pact(2, False).grid))

@@ -86,6 +86,7 @@ def _squared_products(probe: Probe, batches: Sequence[Batch], progress: Progress
         samples += len(output)
         with torch.no_grad():
             errors = {node: _output_error(probe, values, node, layer.path) for node, layer in layers.items()}
+            roundings = {node: probe.rounded(node, values[node]) - values[node] for node in probe.activations}
         with torch.enable_grad():
             vectors = directions(values[probe.output], target)
         draws = len(vectors)
@@ -97,8 +98,7 @@ def _squared_products(probe: Probe, batches: Sequence[Batch], progress: Progress
                 key = ("weight", layer.path)
                 moved[key] = moved.get(key, 0) + _per_sample(found[node], errors[node], len(output))
             for node in probe.activations:
-                error = probe.rounded(node, values[node]) - values[node].detach()
-                moved["activation", node.name] = _per_sample(found[node], error, len(output))
+                moved["activation", node.name] = _per_sample(found[node], roundings[node], len(output))
             for key, product in moved.items():
                 total[key] = total.get(key, 0.0) + 0.5 * float(product.double().square().sum())
         progress(done, len(batches))

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nce_fx.passes.analysis.layers import find_layers
 from nce_fx.passes.analysis.sensitivity.probe import Batch, Probe, Values, first_tensor
 from nce_fx.passes.analysis.sensitivity.scores import Progress, Scores
 
@@ -49,7 +48,7 @@ def _one_by_one(probe: Probe, batches: Sequence[Batch], progress: Progress, meas
     scores = Scores()
     by_weight = {layer.path: probe.readers_of_weights(layer) for layer in probe.layers}
     by_activation = {node: probe.after([node]) for node in probe.activations}
-    work = {node for layer in find_layers(probe.gm) for node in (layer.node,)}
+    work = {layer.node for layer in probe.working}
     steps, done, samples = len(batches) * (len(by_weight) + len(by_activation)), 0, 0
     for inputs, target in batches:
         values = probe.forward(inputs)

@@ -57,9 +57,14 @@ class Probe:
         return probe
 
     @cached_property
+    def working(self) -> tuple[Layer, ...]:
+        """Layers that do work, with weights of their own or without."""
+        return tuple(layer for layer in find_layers(self.gm) if layer.work)
+
+    @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """Layers that own weights and do work."""
-        return tuple(layer for layer in find_layers(self.gm) if layer.weights and layer.work)
+        return tuple(layer for layer in self.working if layer.weights)
 
     @cached_property
     def weights(self) -> Mapping[str, Mapping[str, Tensor]]:
@@ -75,7 +80,7 @@ class Probe:
     @cached_property
     def activations(self) -> tuple[Node, ...]:
         """The floating values that layers read, each once, in graph order."""
-        read = dict.fromkeys(value for layer in find_layers(self.gm) if layer.work for value in layer.inputs)
+        read = dict.fromkeys(value for layer in self.working for value in layer.inputs)
         order = {node: index for index, node in enumerate(self.gm.graph.nodes)}
         floating = [node for node in read if _is_floating(node) and not source_parameters(node)]
         return tuple(sorted(floating, key=order.__getitem__))
@@ -83,8 +88,18 @@ class Probe:
     @cached_property
     def readers(self) -> Mapping[Node, tuple[str, ...]]:
         """For each activation: the paths of the layers that read it."""
-        layers = [layer for layer in find_layers(self.gm) if layer.work]
-        return {node: tuple(x.path for x in layers if node in x.inputs) for node in self.activations}
+        return {node: tuple(x.path for x in self.working if node in x.inputs) for node in self.activations}
+
+    @cached_property
+    def _modules(self) -> Mapping[Node, nn.Module]:
+        """What the graph's nodes call; looked up once, since every node runs many times."""
+        calls = [node for node in self.gm.graph.nodes if node.op == "call_module"]
+        return {node: self.gm.get_submodule(str(node.target)) for node in calls}
+
+    @cached_property
+    def _overwriting(self) -> frozenset[Node]:
+        """Nodes that write into their first input."""
+        return frozenset(node for node in self.gm.graph.nodes if writes_in_place(self.gm, node))
 
     def rounded(self, node: Node, value: Tensor) -> Tensor:
         """Return an activation after rounding; the first value of a node that comes here sets its range."""
@@ -116,12 +131,12 @@ class Probe:
             path = str(node.target)
             return replaced[path] if path in replaced else _attribute(self.gm, path)
         args, kwargs = map_arg((node.args, node.kwargs), lambda argument: values[argument])
-        if writes_in_place(self.gm, node):
+        if node in self._overwriting:
             args = tuple(a.clone() if isinstance(a, Tensor) and i == 0 else a for i, a in enumerate(args))
         if node.op == "output":
             return args[0]
         if node.op == "call_module":
-            module, prefix = self.gm.get_submodule(str(node.target)), f"{node.target}."
+            module, prefix = self._modules[node], f"{node.target}."
             own = {path.removeprefix(prefix): value for path, value in replaced.items() if path.startswith(prefix)}
             return functional_call(module, own, args, kwargs) if own else module(*args, **kwargs)
         if node.op == "call_method":

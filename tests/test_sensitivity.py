@@ -331,3 +331,19 @@ def test_what_cannot_be_measured_is_refused_in_one_line(block):
         assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="layer second has weights that are NaN"):
         analyze_sensitivity(bad, batches)
+
+
+def test_a_report_and_its_plan_say_which_batches_they_come_from(block):
+    batches = drawn(3, 6, 6)
+    report = analyze_sensitivity(block, batches)
+    assert (report.batches["batches"], report.batches["samples"]) == (2, 12)
+    assert analyze_sensitivity(block, drawn(3, 6, 6)).batches == report.batches
+    changed = [(inputs.clone(), target.clone()) for inputs, target in batches]
+    changed[1][1][0] = (changed[1][1][0] + 1) % 4
+    assert analyze_sensitivity(block, changed).batches["sha256"] != report.batches["sha256"]
+    assert analyze_sensitivity(block, None).batches == {}
+    channels = analyze_channels(block)
+    cost = nce_fx.analyze_cost(block, channels)
+    plan = nce_fx.plan_widths(channels, cost, report, nce_fx.Budget(macs=1.0))
+    assert plan.source["measured_on"] == report.batches
+    assert nce_fx.rewrite(block, (batches[0][0],), batches=batches).plan.source["measured_on"] == report.batches

@@ -88,6 +88,7 @@ def plan_widths(
     objective = _objective(choices, noise, exponents, picks)
     source = {
         "metric": sensitivity.metric,
+        "measured_on": dict(getattr(sensitivity, "batches", {})),
         "budget": budget.as_mapping(),
         "limits": {name: _rounded(limit) for name, limit in limits.items()},
         "cost": {name: _rounded(getattr(spent.total, name)) for name in limits},

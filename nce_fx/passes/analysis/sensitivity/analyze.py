@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves
 
 from nce_fx.errors import InputError
 from nce_fx.passes.analysis.channels.graph import ChannelGraph
@@ -95,7 +99,7 @@ def analyze_sensitivity(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         scores = METRICS[name].measure(probe, ready, progress or _silent)
-    return _report(probe, channels, scores, name, bits)
+    return replace(_report(probe, channels, scores, name, bits), batches=_described(given))
 
 
 def _report(probe: Probe, channels: ChannelGraph, scores: Scores, metric: str, bits: Bits) -> SensitivityReport:
@@ -111,6 +115,20 @@ def _report(probe: Probe, channels: ChannelGraph, scores: Scores, metric: str, b
         before = nodes[layer.path].activation if layer.path in nodes else 0.0
         nodes[layer.path] = NodeSensitivity(scores.weight.get(layer.path, 0.0), before + read)
     return SensitivityReport(metric, bits, nodes, by_group(channels, scores), scores.forwards)
+
+
+def _described(batches: Sequence[Batch]) -> dict[str, Any]:
+    """Return what tells these batches from others, for plans to say which data they come from."""
+    if not batches:
+        return {}
+    digest, samples = hashlib.sha256(), 0
+    for batch in batches:
+        values = [value for value in tree_leaves(batch) if isinstance(value, Tensor)]
+        samples += len(values[0]) if values and values[0].dim() else 0
+        for value in values:
+            digest.update(f"{value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return {"batches": len(batches), "samples": samples, "sha256": digest.hexdigest()}
 
 
 def _silent(done: int, total: int) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class SensitivityReport:
     by_group: Mapping[str, float]
     forwards: float
     """What the analysis cost, in forward passes over the batches (a backward counts as two)."""
+    batches: Mapping[str, Any] = field(default_factory=dict)
+    """What it was measured on: number of batches, of samples, and the SHA-256 of their content; empty without data."""
 
     def ranked(self) -> list[tuple[str, float]]:
         """Return (layer path, weight and activation together), the most sensitive first."""

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from nce_fx.errors import ArtifactError
+from nce_fx.quantizers import Quantizer
 
 
 def pack(state: Mapping[str, Tensor]) -> bytes:
@@ -48,7 +49,13 @@ def unpack(content: bytes, path: Path) -> dict[str, Tensor]:
 def fit_problem(model: nn.Module, state: Mapping[str, Tensor]) -> str | None:
     """Return in words why tensors do not fit a model's parameters and buffers, or ``None`` where they do."""
     own = model.state_dict()
-    missing = [name for name in own if name not in state]
+    absent = {
+        f"{path}.{name}".removeprefix(".")
+        for path, module in model.named_modules()
+        if isinstance(module, Quantizer)
+        for name in module.absent
+    }
+    missing = [name for name in own if name not in state and name not in absent]
     extra = [name for name in state if name not in own]
     other = [name for name in own if name in state and own[name].shape != state[name].shape]
     problems = []

@@ -18,6 +18,8 @@ from typer.testing import CliRunner
 from nce_fx import artifacts
 from nce_fx.cli import app
 from nce_fx.models import MODELS
+from nce_fx.models.loading import load_model
+from nce_fx.training.scratch import from_scratch
 
 USER_MODELS = """
 import torch
@@ -100,6 +102,8 @@ BAD = {
     "arguments that are not JSON": (["resnet8", "--model-args", "{width: 4}"], "not JSON"),
     "arguments that are no object": (["resnet8", "--model-args", "[4]"], "not a JSON object"),
     "arguments that the model does not take": (["resnet8", "--model-args", '{"depth": 4}'], "depth"),
+    "an ONNX file": (["model.onnx"], "ONNX files are not read (docs/deploy.md says why); give the PyTorch model"),
+    "from scratch without retraining": (["resnet8", "--from-scratch"], "--retrain"),
     "unknown metric": (["resnet8", "--sensitivity", "guess"], "guess"),
     "retraining without data": (["resnet8", "--retrain", "1"], "--data"),
     "negative epochs": (["resnet8", "--data", "digits", "--retrain", "-1"], "--retrain -1"),
@@ -252,6 +256,57 @@ def test_the_main_job_end_to_end(here):
     assert load_file(here / "one" / "model.safetensors").keys() == load_file(here / "two" / "model.safetensors").keys()
     for name, value in load_file(here / "one" / "model.safetensors").items():
         assert torch.equal(value, load_file(here / "two" / "model.safetensors")[name]), name
+
+
+def test_rewrite_retrains_from_scratch_compiled(here, monkeypatch):
+    """The compiler itself is torch's, and slow: here is only what is handed to it."""
+    compiled, started = [], []
+
+    def compiler(model, **options):
+        compiled.append(model)
+        return model
+
+    def scratch(gm, fresh, *rest):
+        started.append((gm, fresh, from_scratch(gm, fresh, *rest)))
+        return started[-1][2]
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    monkeypatch.setattr("nce_fx.cli.job.from_scratch", scratch)
+    torch.manual_seed(5)
+    save_file(load_model("own_models:tiny", {}).state_dict(), here / "float.safetensors")
+    args = ["own_models:tiny", "--weights", "float.safetensors", "--data", "digits", "--retrain", "1"]
+    result = call("rewrite", *args, "--from-scratch", "--compile", "--out", "result")
+    assert result.exit_code == 0, result.output
+    kept = artifacts.read_manifest(here / "result").retraining
+    assert kept is not None
+    assert kept.from_scratch
+    assert kept.recipe["compile"]
+    assert len(compiled) >= 2
+    (uniform, fresh, start), rewritten = started
+    for name, value in fresh.state_dict().items():
+        assert torch.equal(start.state_dict()[name], value)
+        assert not torch.equal(uniform.state_dict()[name], value)
+    assert not torch.equal(rewritten[2].get_parameter("6.bias"), rewritten[0].get_parameter("6.bias"))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_rewrite_stops_at_a_damaged_image_where_asked(here, strict):
+    pytest.importorskip("torchvision.datasets")
+    from PIL import Image
+
+    for name in ("train/cat/0", "train/dog/0", "train/dog/1", "val/cat/0", "val/dog/0"):
+        path = here / "images" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), "red").save(path)
+    path = here / "images" / "train" / "dog" / "1.png"
+    path.write_bytes(path.read_bytes()[:40])
+    own = '{"channels": 3, "classes": 2}'
+    args = ["own_models:tiny", "--model-args", own, "--data", f"imagefolder:{here / 'images'}", "--dry-run"]
+    if strict:
+        assert "1.png" in refused("rewrite", *args, "--strict")
+    else:
+        with pytest.warns(UserWarning, match=r"1\.png"):
+            assert call("rewrite", *args).exit_code == 0
 
 
 def test_apply_replays_a_plan_to_the_same_weights(here):

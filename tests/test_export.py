@@ -1,5 +1,6 @@
 """ONNX files compute what PyTorch computes, at every optimization level, or are not written; packing is exact."""
 
+import copy
 import json
 import re
 from dataclasses import replace
@@ -283,6 +284,34 @@ def test_values_on_the_border_of_two_levels_may_fall_on_either_side(tmp_path, mo
     assert all(value.on_border >= 12 and value.difference <= 1e-5 for value in agreement.values())
     with pytest.raises(ExportError, match="otherwise than PyTorch"):
         export_onnx(gm, tmp_path / "other.onnx", inputs=(short,))
+
+
+class Cancelling(nn.Module):
+    """Large sums of which little is left, so that their last digits are the first of the output."""
+
+    def __init__(self):
+        super().__init__()
+        self.sum, self.same, self.rest = (nn.Linear(512, 64, bias=False) for _ in range(3))
+        with torch.no_grad():
+            self.same.weight.copy_(self.sum.weight.flip(1))
+
+    def forward(self, x):
+        return self.sum(x) - self.same(x.flip(1)) + 1e-3 * self.rest(x)
+
+
+def test_no_file_is_asked_to_round_better_than_pytorch(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    x = random(8, 512)
+    gm = nce_fx.trace(Cancelling().eval(), (x,))
+    with torch.no_grad():
+        exact = copy.deepcopy(gm).double()(x.double())
+        own = float((gm(x) - exact).abs().max() / exact.abs().max())
+    assert own > 1e-5
+    agreement = export_onnx(gm, tmp_path / "model.onnx", inputs=(x,)).agreement
+    assert all(1e-5 < value.difference <= 4 * own for value in agreement.values())
+    monkeypatch.setattr("nce_fx.export.verify.ROUNDING", 0.1)
+    with pytest.raises(ExportError, match="outputs differ"):
+        export_onnx(gm, tmp_path / "other.onnx", inputs=(x,))
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from nce_fx.errors import QuantizeError
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
+from nce_fx.quantizers.dorefa import DorefaWeight
 from nce_fx.quantizers.lsq import LsqActivation, LsqWeight
 from nce_fx.quantizers.minmax import MinMaxActivation
 from nce_fx.quantizers.pact import Pact, least_error_clip
 from nce_fx.quantizers.saving import compact_saving
 from nce_fx.quantizers.sawb import COEFFICIENTS, Sawb
+from nce_fx.tensorfile import fit_problem
 
 BITS = range(1, 9)
 
@@ -108,6 +110,34 @@ def test_dorefa_quantizes_what_tanh_makes_of_weights(bits):
     close(WEIGHT_QUANTIZERS["dorefa"](bits)(w), 2 * np.round(n * (t / (2 * np.abs(t).max()) + 0.5)) / n - 1)
     x = draw(4, 6, seed=1)
     close(ACTIVATION_QUANTIZERS["dorefa"](bits, False)(x), np.round(n * np.clip(x.numpy(), 0, 1)) / n)
+
+
+def test_dorefa_starts_where_its_levels_point_along_the_weights():
+    w = 0.05 * draw(64, 64)
+
+    def nearness(quantizer):
+        return float(torch.cosine_similarity(w.reshape(-1), quantizer(w).reshape(-1), dim=0))
+
+    published, started = DorefaWeight(2).double(), DorefaWeight(2).double()
+    started.start(w)
+    assert nearness(published) < 0.86
+    assert nearness(started) > 0.93
+    t = np.tanh(float(started.gain) * w.numpy())
+    close(started(w), 2 * np.round(3 * (t / (2 * np.abs(t).max()) + 0.5)) / 3 - 1)
+    eight = DorefaWeight(8).double()
+    eight.start(w)
+    assert float(eight.gain) == 1, "at 8 bits the line is right"
+
+
+def test_dorefa_files_from_before_the_gain_are_loaded_as_they_were():
+    w = 0.05 * draw(8, 8)
+    old, new = DorefaWeight(2).double(), DorefaWeight(2).double()
+    new.start(w)
+    assert not torch.equal(new(w), old(w))
+    state = {name: value for name, value in old.state_dict().items() if name != "gain"}
+    assert fit_problem(new, state) is None
+    new.load_state_dict(state)
+    assert torch.equal(new(w), old(w))
 
 
 def test_dorefa_with_one_bit_is_the_sign_times_the_mean():

@@ -31,6 +31,7 @@ from nce_fx.report.records import Comparison, ModelReference, Retraining, Rewrit
 from nce_fx.rewrite import RewriteResult, analyze, rewrite
 from nce_fx.sweep import ratios_of, sweep
 from nce_fx.training import Recipe, evaluate, train
+from nce_fx.training.scratch import from_scratch
 
 SWEEP = ("sweep.csv", "sweep.svg")
 
@@ -64,6 +65,9 @@ class Job:
     sensitivity: str | None
     retrain: int
     recipe: str | None
+    strict: bool
+    compile: bool
+    from_scratch: bool
     sweep: str | None
     seed: int
     out: Path
@@ -98,6 +102,8 @@ def run(job: Job) -> None:
     # Everything that can be wrong with the options is found before anything takes long.
     if job.retrain < 0 or (job.retrain and job.data is None):
         raise InputError(f"--retrain {job.retrain}: epochs are 0 or more, and need --data to train on")
+    if job.from_scratch and not job.retrain:
+        raise InputError("--from-scratch is about retraining: give --retrain EPOCHS as well")
     spec = quant_spec(
         job.bits, job.weight_quantizer, job.activation_quantizer, job.first_last_bits, job.shortcuts, job.override
     )
@@ -105,10 +111,11 @@ def run(job: Job) -> None:
     if (hardware is None) != (job.max_custom is None):
         raise InputError("--hardware is the table and --max-custom its limit: give both or neither")
     args = parse_args(job.model_args)
-    recipe = Recipe.from_dict({**parse_args(job.recipe, "--recipe"), "epochs": job.retrain, "seed": job.seed})
+    asked = parse_args(job.recipe, "--recipe") | ({"compile": True} if job.compile else {})
+    recipe = Recipe.from_dict({**asked, "epochs": job.retrain, "seed": job.seed})
     if not job.dry_run and not job.force:
         artifacts.check_free(job.out, artifacts.OURS if job.sweep is None else SWEEP)
-    data = None if job.data is None else load_data(job.data, seed=job.seed)
+    data = None if job.data is None else load_data(job.data, seed=job.seed, strict=job.strict)
     if data is not None:
         args = arguments_for(job.model, args, data.input_shape, data.classes)
     model = build_model(job.model, args, seed=job.seed, weights=job.weights)
@@ -147,10 +154,13 @@ def run(job: Job) -> None:
     }
     comparison = None
     if data is not None and job.retrain:
-        about["retraining"] = Retraining(data=str(job.data), recipe=recipe.to_dict(), float_epochs=float_epochs)
+        about["retraining"] = Retraining(
+            data=str(job.data), recipe=recipe.to_dict(), float_epochs=float_epochs, from_scratch=job.from_scratch
+        )
     artifacts.save(result.graph_module, job.out, force=job.force, **about)
     if data is not None and job.retrain:
-        trained = retrain_both(result, spec, data, recipe, float_epochs, job.out, terminal)
+        fresh = build_model(job.model, args, seed=job.seed) if job.from_scratch else None
+        trained = retrain_both(result, spec, data, recipe, float_epochs, job.out, terminal, fresh)
         comparison = trained.comparison
         network = trained.networks[rewritten_name(spec)]
         artifacts.save(network, job.out, force=True, keep_checkpoints=True, comparison=comparison, **about)
@@ -233,10 +243,17 @@ def retrain_both(
     float_epochs: int,
     out: Path,
     terminal: Terminal,
+    fresh: nn.Module | None = None,
 ) -> Trained:
-    """Train the uniform and the rewritten network alike, and show the last table."""
-    uniform = quantize(result.original, spec, calibration(data, recipe.seed))
+    """Train the uniform and the rewritten network alike, and show the last table.
+
+    They start from the float network's weights, or from new ones drawn from those of ``fresh``.
+    """
+    batches = calibration(data, recipe.seed)
+    uniform = quantize(result.original, spec, batches)
     networks = {uniform_name(spec): uniform, rewritten_name(spec): result.graph_module}
+    if fresh is not None:
+        networks = {name: from_scratch(gm, fresh, spec, batches, recipe.seed) for name, gm in networks.items()}
     return retrain_networks(result.original, networks, data, recipe, float_epochs, out, terminal)
 
 

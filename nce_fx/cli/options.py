@@ -143,6 +143,25 @@ Recipe = Annotated[
         rich_help_panel=_TRAINING,
     ),
 ]
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict",
+        help="Stop at an image that cannot be read, rather than leave it out.",
+        rich_help_panel=_TRAINING,
+    ),
+]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Train the compiled network; in one process.", rich_help_panel=_TRAINING)
+]
+FromScratch = Annotated[
+    bool,
+    typer.Option(
+        "--from-scratch",
+        help="Retrain from new random weights, as published, not from the float network's.",
+        rich_help_panel=_TRAINING,
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the result.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace a result that the folder already holds.")]

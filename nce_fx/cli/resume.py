@@ -34,6 +34,7 @@ class Resume:
     seed: int | None
     recipe: str | None
     strict: bool
+    compile: bool
     from_scratch: bool
     model: str | None
     uniform: bool
@@ -114,6 +115,8 @@ def asked_for(job: Resume, manifest: Manifest) -> Retraining:
     kept = before.recipe if before is not None else {}
     recipe = Recipe.from_dict({**kept, **parse_args(job.recipe, "--recipe"), "epochs": epochs})
     recipe = replace(recipe, seed=recipe.seed if job.seed is None else job.seed)
+    if job.compile:
+        recipe = replace(recipe, compile=True)
     scratch = job.from_scratch or (before is not None and before.from_scratch and not job.force)
     float_epochs = before.float_epochs if before is not None else 0
     return Retraining(

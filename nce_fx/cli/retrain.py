@@ -23,15 +23,9 @@ def retrain(
         int | None, typer.Option("--seed", help="Seed; that of the training that was stopped by default.")
     ] = None,
     recipe: options.Recipe = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Stop at an image that cannot be read, rather than leave it out.")
-    ] = False,
-    from_scratch: Annotated[
-        bool,
-        typer.Option(
-            "--from-scratch", help="Start from new random weights, as published, not from the float network's."
-        ),
-    ] = False,
+    strict: options.Strict = False,
+    compile: options.Compile = False,
+    from_scratch: options.FromScratch = False,
     model: options.ModelAgain = None,
     uniform: Annotated[bool, typer.Option("--uniform/--no-uniform", help="Train the uniform rival as well.")] = True,
     force: Annotated[

@@ -38,6 +38,9 @@ def rewrite(
         int, typer.Option("--retrain", metavar="EPOCHS", help="Epochs of retraining; the uniform rival gets as many.")
     ] = 0,
     recipe: options.Recipe = None,
+    strict: options.Strict = False,
+    compile: options.Compile = False,
+    from_scratch: options.FromScratch = False,
     sweep: Annotated[
         str | None,
         typer.Option(

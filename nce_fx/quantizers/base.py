@@ -10,7 +10,8 @@ them. The forward pass computes exactly this expression, so integers give the sa
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -112,6 +113,9 @@ def as_integers(q: Tensor, scale: Tensor, grid: Grid) -> Integers:
 class Quantizer(nn.Module):
     """Base of all quantizers: a fake quantization in ``forward``, and ``integers`` that says the same in integers."""
 
+    absent: ClassVar[Mapping[str, float]] = {}
+    """State that files of earlier versions do not have, and what it was then."""
+
     def __init__(self, bits: int) -> None:
         super().__init__()
         if not isinstance(bits, int) or isinstance(bits, bool) or not 1 <= bits <= 8:
@@ -125,6 +129,11 @@ class Quantizer(nn.Module):
     def extra_repr(self) -> str:
         """The bits; subclasses add what they know of their range."""
         return f"bits={self.bits}"
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+        for name, value in self.absent.items():
+            state_dict.setdefault(prefix + name, torch.full_like(self.get_buffer(name), value))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class WeightQuantizer(Quantizer):

@@ -1,8 +1,13 @@
 """DoReFa-Net: weights through tanh, activations on [0, 1] (Zhou et al. 2016, arXiv 1606.06160).
 
-    weights       w' = tanh(w) / (2 max|tanh(w)|) + 1/2,   y = 2 * round(n w') / n - 1,   n = 2^b - 1
+    weights       w' = tanh(g w) / (2 max|tanh(g w)|) + 1/2,   y = 2 * round(n w') / n - 1,   n = 2^b - 1
                   one bit: y = sign(w) * E|w|
     activations   y = round(n clip(x, 0, 1)) / n
+
+Published is g = 1, for weights that are learned under it. Trained float weights are so small that their tanh is a line:
+then nearly all lie on the two inner levels at 2 bits, for the largest weight alone says where the levels are (cosine of
+w and y on a trained ResNet-20: 0.83). So g is the number for which the levels point most nearly where the weights do
+(0.94), found once where quantization starts from float weights, and fixed; g w are the weights DoReFa learns.
 
 Gradient: rounding counts as the identity; the rest is differentiated as it stands, tanh and the maximum included. With
 one bit the gradient goes straight through to w. Activations pass where 0 <= x < 1. A signed range (not in the paper)
@@ -10,6 +15,9 @@ is [-1, 1 - 2^(1-b)], or {-1, 1} at one bit. Nothing is learned or calibrated bu
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,13 +35,35 @@ from nce_fx.quantizers.base import (
 )
 from nce_fx.quantizers.rounding import Nearest, PassRound, clip_round
 
+_SPREADS = tuple(k / 10 for k in range(1, 13))
+"""Candidates for g times the deviation of the weights: at 0.8 the inner levels of 2 bits reach to one deviation."""
+
 
 class DorefaWeight(WeightQuantizer):
     """Weights: (any shape) -> (the same shape), on levels from -1 to 1."""
 
+    gain: Tensor
+    absent: ClassVar[Mapping[str, float]] = {"gain": 1.0}
+
     def __init__(self, bits: int, channel_axis: int = 0) -> None:
         super().__init__(bits)
         self.grid = centred_grid(bits)
+        self.register_buffer("gain", torch.tensor(1.0))
+
+    @torch.no_grad()
+    def start(self, weight: Tensor) -> None:
+        """Find g; the published 1 stays where no other is better."""
+        weight = working(weight.detach())
+        deviation = float(weight.square().mean().sqrt())
+        if self.bits == 1 or not deviation:
+            return
+        best = -1.0
+        for gain in (1.0, *(spread / deviation for spread in _SPREADS)):
+            self.gain.fill_(gain)
+            nearness = float(torch.cosine_similarity(weight.reshape(-1), self(weight).reshape(-1), dim=0))
+            if nearness > best + 1e-3:
+                best, found = nearness, gain
+        self.gain.fill_(found)
 
     def scale(self, weight: Tensor) -> Tensor:
         """Return the distance between two levels; 0-dimensional, without a gradient."""
@@ -44,7 +74,7 @@ class DorefaWeight(WeightQuantizer):
 
     def _position(self, weight: Tensor) -> Tensor:
         """Where a weight lies on the grid, before rounding: from ``low`` to ``high``."""
-        squeezed = torch.tanh(weight)
+        squeezed = torch.tanh(weight * self.gain)
         return squeezed * (self.grid.reach / squeezed.abs().amax().clamp(min=FLOOR)) - self.grid.offset
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -54,6 +84,10 @@ class DorefaWeight(WeightQuantizer):
             return PassRound.apply(weight, scale, self.grid)  # type: ignore[no-any-return, no-untyped-call]
         q = Nearest.apply(self._position(working(weight)))  # type: ignore[no-untyped-call]
         return ((q + self.grid.offset) * scale).to(weight.dtype)  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        """The bits, and g."""
+        return f"{super().extra_repr()}, gain={float(self.gain):.4g}"
 
     @torch.no_grad()
     def integers(self, weight: Tensor) -> Integers:

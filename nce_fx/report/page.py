@@ -56,7 +56,7 @@ def _summary(manifest: Manifest) -> Iterable[str]:
         return
     kept = len(report.groups) - report.widened - report.narrowed
     yield (
-        f'<p class="soft">{report.widened} channel groups wider, {report.narrowed} narrower, {kept} unchanged; '
+        f'<p class="soft">channel groups: {report.widened} wider, {report.narrowed} narrower, {kept} unchanged; '
         f"{report.bits}-bit; sensitivity by {escape(report.metric)}; traced by {escape(report.traced)}.</p>"
     )
 

@@ -151,6 +151,15 @@ def test_a_model_that_values_steer_is_refused_with_its_own_line(capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("name", ["code", "graph", "meta"])
+def test_a_part_named_as_a_part_of_every_graph_is_refused_and_fits_inside_another(name):
+    model = nn.Module()
+    model.add_module(name, nn.Linear(4, 4))
+    model.forward = lambda x: getattr(model, name)(x)
+    with pytest.raises(TraceError, match=f"Module.{name} cannot be traced: .*rename it"):
+        nce_fx.trace(model, (torch.randn(1, 4),))
+
+
 def test_an_input_that_no_way_of_tracing_takes_is_what_is_named():
     model = Decides().train()
     with pytest.raises(TraceError, match=r"Decides does not take the example input \(1x5\): .*test_channels\.py:\d+"):

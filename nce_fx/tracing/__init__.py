@@ -37,6 +37,7 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...]) -> GraphModule:
         example_inputs = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
     if isinstance(model, GraphModule):
         return _with_shapes(model, model, example_inputs, str(model.meta.get("traced", "given as a graph")))
+    _check_names(model)
     failures: list[str] = []
     try:
         gm = symbolic_graph(model, len(example_inputs))
@@ -71,6 +72,17 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...]) -> GraphModule:
 
 class _UnsuitableError(TraceError):
     """The example inputs do not fit the model: no other way of tracing will help."""
+
+
+def _check_names(model: nn.Module) -> None:
+    """Check that no part has a name that torch.fx's graphs have for something of their own."""
+    taken = {"code", "graph", "meta", *vars(GraphModule)}
+    for name in (*model._modules, *model._parameters, *model._buffers):
+        if name in taken:
+            raise TraceError(
+                f"{type(model).__name__}.{name} cannot be traced: torch.fx's graphs have a {name!r} of their own; "
+                "rename it, or put the model into an nn.Sequential"
+            )
 
 
 def _check_takes(model: nn.Module, example_inputs: tuple[Any, ...]) -> None:

@@ -2,7 +2,8 @@
 
     python benchmarks/interrupted_training.py --kills 20
 
-Exits 0 where the weights, the momenta, the running statistics and every logged loss are equal, bit for bit.
+Every kill hits a run that is under way, before its first step or later. Exits 0 where the weights, the momenta, the
+running statistics and every logged loss are equal, bit for bit.
 """
 
 from __future__ import annotations
@@ -54,6 +55,12 @@ def in_a_process(work: Callable[[], None]) -> int:
     os._exit(0)
 
 
+def steps_of(directory: Path) -> int:
+    """Return how far a run has come by its last checkpoint."""
+    found = latest_checkpoint(directory)
+    return found.steps if found is not None else 0
+
+
 def finish(child: int) -> None:
     """Wait for a process that must succeed."""
     if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
@@ -64,7 +71,7 @@ def main() -> None:
     """Run both and compare."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--kills", type=int, default=20)
-    options.add_argument("--epochs", type=int, default=10)
+    options.add_argument("--epochs", type=int, default=30)
     options.add_argument("--model", default="resnet8")
     options.add_argument("--seed", type=int, default=0, help="of the moments")
     given = options.parse_args()
@@ -78,19 +85,22 @@ def main() -> None:
         started = time.monotonic()
         finish(in_a_process(lambda: train_once(whole, data, pair, given.epochs)))
         seconds = time.monotonic() - started
-        positions = []
-        for _ in range(given.kills):
+        total = steps_of(whole)
+        positions: list[int] = []
+        for left in range(given.kills, 0, -1):
+            rest = 1 - (positions[-1] if positions else 0) / total
             child = in_a_process(lambda: train_once(killed, data, pair, given.epochs))
-            time.sleep(moments.uniform(0.0, 4.0 * seconds / given.kills))
+            time.sleep(moments.uniform(0.0, 2.0 * rest * seconds / (left + 1)))
+            if os.waitpid(child, os.WNOHANG)[0]:
+                sys.exit(f"the run ended before kill {len(positions) + 1} of {given.kills}: give more --epochs")
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            found = latest_checkpoint(killed)
-            positions.append(found.steps if found is not None else 0)
+            positions.append(steps_of(killed))
         finish(in_a_process(lambda: train_once(killed, data, pair, given.epochs)))
         ends = [latest_checkpoint(run) for run in (whole, killed)]
         digests = [digest(end.tensors) if end is not None else "" for end in ends]
         logs = [(run / "steps.csv").read_bytes() for run in (whole, killed)]
-    print(f"one run: {seconds:.1f} s; checkpoints found after {given.kills} kills: steps {positions}")
+    print(f"one run: {seconds:.1f} s; of {total} steps, after each of {given.kills} kills saved: {positions}")
     print(f"weights {digests[0][:16]} and {digests[1][:16]}; logs {'equal' if logs[0] == logs[1] else 'differ'}")
     sys.exit(0 if digests[0] == digests[1] and logs[0] == logs[1] else 1)
 

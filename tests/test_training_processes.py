@@ -60,6 +60,19 @@ def test_sharded_scores_are_those_of_one_process(one, two):
     assert two[0][0]["score"] == pytest.approx(one[0]["score"], rel=1e-12)
 
 
+def test_sharded_sensitivities_are_those_of_one_process(two):
+    expected = two_processes.sensitivities()
+    first, second = (process["sensitivities"] for process in two[0])
+    for metric, scores in expected.items():
+        if metric == "steps":
+            continue
+        assert {name: first[metric][name] for name in scores} == second[metric]
+        for name, pair in scores.items():
+            assert pair == pytest.approx(first[metric][name], rel=1e-6), (metric, name)
+        alone = metric in ("hessian", "sqnr")
+        assert first["steps"][metric] + second["steps"][metric] == expected["steps"][metric] * (2 if alone else 1)
+
+
 def test_what_cannot_be_shared_is_said(two):
     for process in two[0]:
         weights, batch = process["refusals"]

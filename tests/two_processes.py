@@ -11,7 +11,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+import nce_fx
 from nce_fx.errors import TrainingError
+from nce_fx.passes.analysis.sensitivity import METRICS
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 from nce_fx.training import Recipe, evaluate, train
 from nce_fx.training.checkpoint import digest, latest_checkpoint
@@ -73,6 +75,21 @@ def runs(directory: Path) -> dict[str, Any]:
     }
 
 
+def sensitivities() -> dict[str, Any]:
+    """Every metric's scores over seven batches, the last one smaller; and how many steps this process took for them."""
+    data = Blobs(train=100)
+    batches = list(data.loader("train", batch_size=15, seed=0, epoch=0, shuffle=True))
+    gm = nce_fx.trace(net(dropout=0.0).eval(), (batches[0][0],))
+    found: dict[str, Any] = {"steps": {}}
+    for metric in METRICS:
+        done: list[int] = []
+        report = nce_fx.analyze_sensitivity(gm, batches, metric, progress=lambda at, total, d=done: d.append(total))  # type: ignore[misc]
+        found[metric] = {name: [node.weight, node.activation] for name, node in report.by_node.items()}
+        found["steps"][metric] = len(done)
+        assert set(done) == {len(done)}
+    return found
+
+
 def resumed(directory: Path) -> str:
     """The weights of the first run of ``runs``, stopped in the third epoch and resumed."""
     model = net(dropout=0.0)
@@ -105,6 +122,7 @@ def main() -> None:
     directory = Path(sys.argv[1])
     engine = start_engine()
     found = runs(directory) | {"resumed": resumed(directory), "processes": engine.processes}
+    found["sensitivities"] = sensitivities()
     (directory / f"process-{engine.rank}.json").write_text(json.dumps(found | {"refusals": refusals()}))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from nce_fx.report.records import GroupRecord
 from nce_fx.report.why import Explanation, explain
 from nce_fx.rewrite import analyze
 from nce_fx.tracing import trace
+from nce_fx.training.engine import start_engine
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,9 @@ def run(job: Inspection) -> None:
         NceFxError: anything that was not right, in one line.
     """
     terminal = Terminal.of(job.as_json)
+    # Under torchrun the processes share the batches of the sensitivity pass.
+    if "LOCAL_RANK" in os.environ:
+        start_engine()
     spec = quant_spec(job.bits)
     args = parse_args(job.model_args)
     data = None if job.data is None else load_data(job.data, seed=job.seed)

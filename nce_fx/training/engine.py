@@ -1,8 +1,9 @@
 """The device and the processes that training runs on: accelerate starts them, and these few functions are all we ask.
 
 One process is the case that needs nothing. Under ``torchrun`` every process holds the whole model and a share of every
-batch. Other passes use two of these functions: ``shard`` to take a share of a list of batches, and ``all_reduce_mean``
-to put the shares' results together, the same on every process::
+batch. The sensitivity pass shares its batches, see `nce_fx.passes.analysis.sensitivity.sharing`. For others there are
+``shard``, which takes a share of a list of batches, and ``all_reduce_mean``, which puts the shares' results together,
+the same on every process::
 
     mine = shard(batches)
     scores = {name: mean_score(name, mine) for name in names}
@@ -53,7 +54,19 @@ def start_engine() -> Engine:
     state = PartialState(cpu=launched and not torch.cuda.is_available())
     if fresh and dist.is_initialized():
         atexit.register(_leave)
-    return Engine(state.device, state.process_index, state.num_processes)
+    _running[:] = [Engine(state.device, state.process_index, state.num_processes)]
+    return _running[0]
+
+
+_running: list[Engine] = []
+
+
+def running_engine() -> Engine:
+    """Return the engine that was started; that of one process where none was.
+
+    So what a user runs in one of many processes, without an engine, waits for no other.
+    """
+    return _running[0] if _running else Engine(torch.device("cpu"))
 
 
 def shard(batches: Sequence[T]) -> Sequence[T]:

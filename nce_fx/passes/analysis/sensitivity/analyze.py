@@ -23,6 +23,7 @@ from nce_fx.passes.analysis.sensitivity.probe import Batch, Loss, Probe
 from nce_fx.passes.analysis.sensitivity.report import NodeSensitivity, SensitivityReport
 from nce_fx.passes.analysis.sensitivity.rounding import Bits, Noise, real_noise
 from nce_fx.passes.analysis.sensitivity.scores import Progress, Scores
+from nce_fx.passes.analysis.sensitivity.sharing import ALONE, Share
 from nce_fx.passes.analysis.sensitivity.weights import sqnr, sqnr_activation
 
 
@@ -33,6 +34,8 @@ class Metric:
     measure: Callable[[Probe, Sequence[Batch], Progress], Scores]
     needs_data: bool
     says: str
+    shared: bool = True
+    """Whether processes under one engine share the batches; else each measures all of them."""
 
 
 METRICS: Mapping[str, Metric] = {
@@ -40,7 +43,7 @@ METRICS: Mapping[str, Metric] = {
     "sqnr_activation": Metric(sqnr_activation, True, "noise over signal of weights and activations; one forward"),
     "gauss_newton": Metric(gauss_newton, True, "curvature of the output along the rounding error; no labels, one pass"),
     "fisher": Metric(fisher, True, "squared gradient along the rounding error; labels, one pass"),
-    "hessian": Metric(hessian, True, "curvature (Hutchinson) times squared rounding error"),
+    "hessian": Metric(hessian, True, "curvature (Hutchinson) times squared rounding error", shared=False),
     "kl": Metric(kl, True, "divergence of the output, one tensor rounded at a time; slow"),
     "loss": Metric(loss, True, "rise of the loss, one tensor rounded at a time; slow"),
 }
@@ -64,7 +67,8 @@ def analyze_sensitivity(
 ) -> SensitivityReport:
     """Return how much low-precision noise hurts, per layer (weights and activations apart) and per channel group.
 
-    The model is run in eval mode on a copy; its mode, gradients and buffers stay as they are.
+    The model is run in eval mode on a copy; its mode, gradients and buffers stay as they are. Under a running engine
+    of several processes each is given the same batches, measures its share, and returns the scores of all.
 
     Args:
         gm: a traced graph.
@@ -94,7 +98,8 @@ def analyze_sensitivity(
         from nce_fx.passes.analysis.channels import analyze_channels
 
         channels = analyze_channels(gm)
-    probe = Probe.of(gm, noise or real_noise(bits), loss)
+    share = Share.of(len(given)) if METRICS[name].needs_data and METRICS[name].shared else ALONE
+    probe = Probe.of(gm, noise or real_noise(bits), loss, share)
     ready = [(probe.on_device(inputs), probe.on_device(target)) for inputs, target in given]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

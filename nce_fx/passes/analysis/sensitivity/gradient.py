@@ -53,7 +53,7 @@ def fisher(probe: Probe, batches: Sequence[Batch], progress: Progress) -> Scores
         # The loss is a mean over the batch: times its size, row n is the gradient of sample n's own loss.
         return [torch.autograd.grad(loss * len(at), at, retain_graph=True)[0]]
 
-    return _squared_products(probe, batches, progress, slopes)
+    return _squared_products(probe, batches, progress, slopes, lambda output: None)
 
 
 def gauss_newton(probe: Probe, batches: Sequence[Batch], progress: Progress) -> Scores:
@@ -63,12 +63,20 @@ def gauss_newton(probe: Probe, batches: Sequence[Batch], progress: Progress) -> 
     def draws(output: Any, target: Any) -> list[Tensor]:
         return [_root_of_curvature(first_tensor(output).detach(), generator) for _ in range(DRAWS)]
 
-    return _squared_products(probe, batches, progress, draws)
+    def skip(shape: torch.Size) -> None:
+        for _ in range(DRAWS):
+            _signs(shape, generator)
+
+    return _squared_products(probe, batches, progress, draws, skip)
+
+
+def _signs(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    return torch.randint(0, 2, shape, generator=generator) * 2 - 1
 
 
 def _root_of_curvature(output: Tensor, generator: torch.Generator) -> Tensor:
     """A random u with E[u u'] = diag(p) - p p'; of the identity where the output is no vector of classes."""
-    signs = (torch.randint(0, 2, output.shape, generator=generator) * 2 - 1).to(output)
+    signs = _signs(output.shape, generator).to(output)
     if output.dim() < 2 or output.shape[1] == 1:
         return signs
     chances = (output / TEMPERATURE).softmax(1)
@@ -76,11 +84,27 @@ def _root_of_curvature(output: Tensor, generator: torch.Generator) -> Tensor:
     return weighted - chances * weighted.sum(1, keepdim=True)
 
 
-def _squared_products(probe: Probe, batches: Sequence[Batch], progress: Progress, directions: Directions) -> Scores:
+def _squared_products(
+    probe: Probe,
+    batches: Sequence[Batch],
+    progress: Progress,
+    directions: Directions,
+    skip: Callable[[torch.Size], None],
+) -> Scores:
+    """Measure along directions; ``skip`` draws those of a batch that another process measures, whose output has that
+    shape."""
     layers = {layer.node: layer for layer in probe.layers}
-    total: dict[tuple[str, str], float] = {}
-    samples = draws = 0
-    for done, (inputs, target) in enumerate(batches, 1):
+    keys = [("weight", layer.path) for layer in probe.layers]
+    keys += [("activation", node.name) for node in probe.activations]
+    total = dict.fromkeys(keys, 0.0)
+    samples = draws = done = 0
+    shape, share = torch.Size(), probe.share
+    if share.processes > 1:
+        shape = probe.settle(batches[0][0]).shape
+    for index, (inputs, target) in enumerate(batches):
+        if not share.owns(index):
+            skip(torch.Size((shape[0] * _length(inputs) // _length(batches[0][0]), *shape[1:])))
+            continue
         values, wanted = _tracked(probe, inputs, (*layers, *probe.activations))
         output = first_tensor(values[probe.output])
         samples += len(output)
@@ -100,12 +124,17 @@ def _squared_products(probe: Probe, batches: Sequence[Batch], progress: Progress
             for node in probe.activations:
                 moved["activation", node.name] = _per_sample(found[node], roundings[node], len(output))
             for key, product in moved.items():
-                total[key] = total.get(key, 0.0) + 0.5 * float(product.double().square().sum())
-        progress(done, len(batches))
+                total[key] += 0.5 * float(product.double().square().sum())
+        progress(done := done + 1, share.count(len(batches)))
+    total, samples = share.sums(total), int(share.sums({"samples": samples})["samples"])
     scores = Scores(forwards=2.0 + 2.0 * draws)
     for (kind, name), value in total.items():
         (scores.weight if kind == "weight" else scores.activation)[name] = value / (samples * draws)
     return scores
+
+
+def _length(inputs: Any) -> int:
+    return len(first_tensor(inputs))
 
 
 def _tracked(probe: Probe, inputs: Any, wanted: Sequence[Node]) -> tuple[Values, list[Tensor]]:

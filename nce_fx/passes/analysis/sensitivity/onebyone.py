@@ -49,8 +49,14 @@ def _one_by_one(probe: Probe, batches: Sequence[Batch], progress: Progress, meas
     by_weight = {layer.path: probe.readers_of_weights(layer) for layer in probe.layers}
     by_activation = {node: probe.after([node]) for node in probe.activations}
     work = {layer.node for layer in probe.working}
-    steps, done, samples = len(batches) * (len(by_weight) + len(by_activation)), 0, 0
-    for inputs, target in batches:
+    scores.weight = dict.fromkeys(by_weight, 0.0)
+    scores.activation = {node.name: 0.0 for node in by_activation}
+    steps, done, samples = probe.share.count(len(batches)) * (len(by_weight) + len(by_activation)), 0, 0
+    if probe.share.processes > 1:
+        probe.settle(batches[0][0])
+    for index, (inputs, target) in enumerate(batches):
+        if not probe.share.owns(index):
+            continue
         values = probe.forward(inputs)
         samples += len(first_tensor(values[probe.output]))
 
@@ -59,14 +65,15 @@ def _one_by_one(probe: Probe, batches: Sequence[Batch], progress: Progress, meas
 
         for path, stale in by_weight.items():
             after = probe.again(values, {}, stale, probe.weights[path])
-            scores.weight[path] = scores.weight.get(path, 0.0) + cost(after)
+            scores.weight[path] += cost(after)
             progress(done := done + 1, steps)
         for node, stale in by_activation.items():
             after = probe.again(values, {node: probe.rounded(node, values[node])}, stale)
-            scores.activation[node.name] = scores.activation.get(node.name, 0.0) + cost(after)
+            scores.activation[node.name] += cost(after)
             progress(done := done + 1, steps)
-    scores.weight = {path: value / samples for path, value in scores.weight.items()}
-    scores.activation = {name: value / samples for name, value in scores.activation.items()}
+    samples = int(probe.share.sums({"samples": samples})["samples"])
+    scores.weight = {path: value / samples for path, value in probe.share.sums(scores.weight).items()}
+    scores.activation = {name: value / samples for name, value in probe.share.sums(scores.activation).items()}
     reruns = [*by_weight.values(), *by_activation.values()]
     scores.forwards = 1 + sum(len(work.intersection(stale)) for stale in reruns) / max(len(work), 1)
     return scores

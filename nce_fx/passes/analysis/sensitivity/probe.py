@@ -23,6 +23,7 @@ from nce_fx.errors import InputError, where
 from nce_fx.passes.analysis.layers import Layer, find_layers, source_parameters
 from nce_fx.passes.analysis.liveness import writes_in_place
 from nce_fx.passes.analysis.sensitivity.rounding import Noise, Rounding
+from nce_fx.passes.analysis.sensitivity.sharing import ALONE, Share
 
 Batch = tuple[Any, Any]
 Loss = Callable[[Any, Any], Tensor]
@@ -36,10 +37,11 @@ class Probe:
     gm: GraphModule
     noise: Noise
     loss: Loss
+    share: Share = ALONE
     _roundings: dict[Node, Rounding] = field(default_factory=dict, repr=False)
 
     @staticmethod
-    def of(gm: GraphModule, noise: Noise, loss: Loss | None = None) -> Probe:
+    def of(gm: GraphModule, noise: Noise, loss: Loss | None = None, share: Share | None = None) -> Probe:
         """Copy a graph for disturbing it; its tensors are shared, never written to.
 
         Raises:
@@ -47,7 +49,7 @@ class Probe:
         """
         shared: dict[int, Any] = {id(buffer): buffer for buffer in gm.buffers()}
         shared |= {id(p): nn.Parameter(p.detach(), p.is_floating_point()) for p in gm.parameters()}
-        probe = Probe(copy.deepcopy(gm, shared).eval(), noise, loss or cross_entropy)
+        probe = Probe(copy.deepcopy(gm, shared).eval(), noise, loss or cross_entropy, share or ALONE)
         for layer in probe.layers:
             for path in layer.weights:
                 if not bool(torch.isfinite(probe.gm.get_parameter(path)).all()):
@@ -106,6 +108,14 @@ class Probe:
         if node not in self._roundings:
             self._roundings[node] = self.noise.activation(self.readers[node], value.detach())
         return self._roundings[node](value.detach())
+
+    @torch.no_grad()
+    def settle(self, inputs: Any) -> Tensor:
+        """Set the range of every activation from one batch; return the first tensor of the output."""
+        values = self.forward(inputs)
+        for node in self.activations:
+            self.rounded(node, values[node])
+        return first_tensor(values[self.output])
 
     def forward(self, inputs: Any, watch: Callable[[Node, Any], Any] | None = None) -> Values:
         """Run the graph and return every value; ``watch`` may replace a value as soon as it is there.

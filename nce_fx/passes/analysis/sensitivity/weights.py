@@ -30,13 +30,19 @@ def sqnr_activation(probe: Probe, batches: Sequence[Batch], progress: Progress) 
     """Noise over signal of the weights, and of the activations over the batches: one forward pass."""
     scores = sqnr(probe, batches, lambda done, total: None)
     noise, signal = dict.fromkeys(probe.activations, 0.0), dict.fromkeys(probe.activations, 0.0)
-    for done, (inputs, _) in enumerate(batches, 1):
+    share, done = probe.share, 0
+    if share.processes > 1:
+        probe.settle(batches[0][0])
+    for index, (inputs, _) in enumerate(batches):
+        if not share.owns(index):
+            continue
         values = probe.forward(inputs)
         for node in probe.activations:
             value: Tensor = values[node]
             noise[node] += float((probe.rounded(node, value) - value).square().sum())
             signal[node] += float(value.square().sum())
-        progress(done, len(batches))
+        progress(done := done + 1, share.count(len(batches)))
+    noise, signal = share.sums(noise), share.sums(signal)
     scores.activation.update({node.name: _ratio(noise[node], signal[node]) for node in probe.activations})
     scores.forwards = 1.0
     return scores

@@ -1,0 +1,51 @@
+"""Which batches this process measures, and sums over all processes.
+
+Under a running engine (`nce_fx.training.engine.start_engine`) every process is given the same batches, and of n
+processes each measures every n-th batch. Ranges come from the first batch in all of them, random numbers are those that
+one process would draw, and the sums are put together: the scores are those of one process, up to the order of addition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from nce_fx.training.engine import all_reduce_sum, running_engine
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Share:
+    """This process's place among those that measure together."""
+
+    rank: int = 0
+    processes: int = 1
+
+    @staticmethod
+    def of(batches: int) -> Share:
+        """Return the share under the running engine; everything where there are fewer batches than processes."""
+        engine = running_engine()
+        return Share(engine.rank, engine.processes) if 1 < engine.processes <= batches else ALONE
+
+    def owns(self, index: int) -> bool:
+        """Whether the batch of this number is measured here."""
+        return index % self.processes == self.rank
+
+    def count(self, batches: int) -> int:
+        """How many of so many batches are measured here."""
+        return len(range(self.rank, batches, self.processes))
+
+    def sums(self, values: Mapping[Key, float]) -> dict[Key, float]:
+        """Return the sums over all processes; every process has the same names in the same order."""
+        if self.processes == 1:
+            return dict(values)
+        mine = torch.tensor(list(values.values()), dtype=torch.float64, device=running_engine().device)
+        return dict(zip(values, all_reduce_sum(mine).tolist(), strict=True))
+
+
+ALONE = Share()
+"""One process, which measures all."""

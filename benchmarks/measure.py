@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import nce_fx
 from benchmarks.layers import coverage
-from benchmarks.vision import Entry, calibrate, randomize
+from benchmarks.vision import Entry, calm, leaves, randomize
 from tests import laws
 from tests.drawing import Traced, keep
 
@@ -65,7 +65,8 @@ def measure(entry: Entry) -> Iterator[dict[str, Any]]:
         found["memory"] = [round(memory("VmHWM") - base), round(parameters * dtype.itemsize / 2**20)]
         yield found
         # The graph shares the model's parameters and buffers: both are calibrated at once.
-        calibrate(gm, inputs)
+        allowed = 0.1 * TOLERANCE[dtype] / torch.finfo(dtype).eps
+        found["amplification"] = calm(gm, inputs, allowed)
         keep(model, dtype, Traced(gm.eval(), inputs, channels))
         stage = "law 1"
         for result in widening(model.eval(), gm, channels, inputs, dtype):
@@ -108,7 +109,7 @@ def widening(
 ) -> Iterator[dict[str, Any]]:
     """Check on random plans that widening keeps the function (law 1) and that costs are exact (law 6)."""
     with torch.no_grad():
-        truth, reference = outputs(model(*inputs)), outputs(gm(*inputs))
+        truth, reference = leaves(model(*inputs)), leaves(gm(*inputs))
     result: dict[str, Any] = {"trace_error": difference(truth, reference[: len(truth)]), "errors": [], "status": "ok"}
     cost = nce_fx.analyze_cost(gm, channels)
     for seed in SEEDS:
@@ -121,7 +122,7 @@ def widening(
         with contextlib.ExitStack() as stack:
             for context in (counter, *unfused()) if seed == SEEDS[0] else (torch.no_grad(),):
                 stack.enter_context(context)
-            result["errors"].append(difference(reference, outputs(wide(*inputs))))
+            result["errors"].append(difference(reference, leaves(wide(*inputs))))
         if result["errors"][-1] > TOLERANCE[dtype]:
             yield result | {"status": "failed: law 1", "trouble": f"widths at seed {seed}: {widths}"[:600]}
             return
@@ -156,13 +157,6 @@ def random_widths(channels: nce_fx.ChannelGraph, seed: int) -> dict[str, int]:
     }
 
 
-def outputs(value: Any) -> list[torch.Tensor]:
-    """Return every floating point tensor of a model's output, in order."""
-    if hasattr(value, "to_tuple"):
-        value = value.to_tuple()
-    return [leaf for leaf in pytree.tree_leaves(value) if torch.is_tensor(leaf) and leaf.is_floating_point()]
-
-
 def difference(expected: list[torch.Tensor], got: list[torch.Tensor]) -> float:
     """Return the largest difference relative to the largest value, over all outputs; infinite where shapes differ."""
     if not expected or [v.shape for v in expected] != [v.shape for v in got]:
@@ -182,7 +176,7 @@ def difference(expected: list[torch.Tensor], got: list[torch.Tensor]) -> float:
 def blind(gm: GraphModule, inputs: tuple[Any, ...]) -> list[str]:
     """Return the weights that the outputs do not feel: for these, law 1 says nothing."""
     weights = {name: p for name, p in gm.named_parameters() if p.dim() > 1 and p.is_floating_point()}
-    found = outputs(gm(*inputs))
+    found = leaves(gm(*inputs))
     total: Any = sum(
         (v * noise_like(v)).sum() / (float(v.detach().abs().max()) or 1.0) for v in found if v.requires_grad
     )

@@ -58,8 +58,9 @@ def widening_keeps_the_function(model: nn.Module, inputs: tuple[Any, ...], seed:
 def new_channels_live(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> None:
     """Law 2: after one training step every new channel has received gradient, and copies have left each other.
 
-    Copies are recognized by what they put out; one whose parent is dead in the original (nothing but zeros, or no
-    gradient that moves the loss by more than it is rounded) cannot live.
+    Copies are recognized by what they put out; one whose parent is dead in the original cannot live: nothing but
+    zeros, no gradient that moves the loss by more than it is rounded, or none that moves the parent's own weights by
+    more (behind it a ReLU that is shut, a BatchNorm that takes its scale away, a softmax that takes a shift).
     """
     t = traced(model, inputs)
     widths = wider(t.channels, seed)
@@ -67,21 +68,22 @@ def new_channels_live(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) 
     wide = nce_fx.resize(t.gm, widths, seed=seed)
     axes = producing_nodes(t.gm, producers)
     old, new = watched(t.gm, t.inputs, axes), watched(wide, t.inputs, axes)
-    reference = watched(in_training(t.gm, dropout=False), t.inputs, axes)
+    original = in_training(t.gm, dropout=False)
+    reference = watched(original, t.inputs, axes)
     loss = loss_of(reference.outputs)
     torch.autograd.backward(loss)
+    _step(original)
     trained = in_training(wide, dropout=False)
     seen = watched(trained, t.inputs, axes)
     torch.autograd.backward(loss_of(seen.outputs))
-    moved = [p for p in trained.parameters() if p.grad is not None]
-    nn.utils.clip_grad_norm_(moved, 1.0)
-    torch.optim.SGD(moved, lr=0.1).step()
+    _step(trained)
     after = (watched(trained, t.inputs, axes), watched(trained.eval(), t.inputs, axes))
     for name in axes:
         parents = _parents(old.channels(name), new.channels(name))
         expected, got = reference.gradients(name).abs().amax(1), seen.gradients(name).abs().amax(1)
         spoken = torch.minimum(old.channels(name).abs().amax(1), reference.channels(name).abs().amax(1))
         alive = (expected > 1e-9 * expected.max()) & (expected * spoken > 1e-12 * float(loss.detach()))
+        alive &= reference.moved(name) > 1e-12 * reference.channels(name).abs().amax(1)
         outputs = torch.cat([watch.channels(name) for watch in after], 1)
         for channel, parent in enumerate(parents):
             if not alive[parent]:
@@ -89,6 +91,13 @@ def new_channels_live(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) 
             assert got[channel] > 0, f"{name}: channel {channel}, copy of {parent}, has no gradient at {widths}"
             twins = [k for k in range(channel) if parents[k] == parent and torch.equal(outputs[k], outputs[channel])]
             assert not twins, f"{name}: copies {twins[0]} and {channel} of {parent} stay equal at {widths}"
+
+
+def _step(model: nn.Module) -> None:
+    """Do one step of training with the gradients that are there."""
+    moved = [p for p in model.parameters() if p.grad is not None]
+    nn.utils.clip_grad_norm_(moved, 1.0)
+    torch.optim.SGD(moved, lr=0.1).step()
 
 
 def _parents(old: torch.Tensor, new: torch.Tensor) -> list[int]:

@@ -216,23 +216,41 @@ class Watch(Interpreter):
         super().__init__(gm)
         self.axes = axes
         self.values: dict[str, torch.Tensor] = {}
+        self.seen: dict[str, torch.Tensor] = {}
+        """The values as they were: what comes later may write into them."""
+        self.given: dict[str, tuple[Any, Any]] = {}
+        """What the nodes were given, parameters themselves and copies of all else."""
         self.outputs: Any = None
 
     def run_node(self, n: Node) -> Any:
+        if n.name in self.axes:
+            self.given[n.name] = tree_map(_kept, self.fetch_args_kwargs_from_env(n))
         value = super().run_node(n)
         if n.name in self.axes:
             if value.requires_grad:
                 value.retain_grad()
             self.values[n.name] = value
+            self.seen[n.name] = value.detach().clone()
         return value
 
     def channels(self, name: str) -> torch.Tensor:
-        return self.values[name].detach().movedim(self.axes[name], 0).flatten(1)
+        return self.seen[name].movedim(self.axes[name], 0).flatten(1)
+
+    def moved(self, name: str) -> torch.Tensor:
+        """Return how much each channel differs now for what the node was given then: by the node's own parameters."""
+        node = next(n for n in self.module.graph.nodes if n.name == name)
+        with torch.no_grad():
+            now = getattr(self, node.op)(node.target, *self.given[name])
+        return (now.movedim(self.axes[name], 0).flatten(1) - self.channels(name)).abs().amax(1)
 
     def gradients(self, name: str) -> torch.Tensor:
         value = self.values[name]
         gradient = value.grad if value.grad is not None else torch.zeros_like(value)
         return gradient.movedim(self.axes[name], 0).flatten(1)
+
+
+def _kept(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, torch.Tensor) and not value.is_leaf else value
 
 
 def watched(gm: GraphModule, inputs: tuple[Any, ...], axes: dict[str, int]) -> Watch:

@@ -59,5 +59,34 @@ REGRESSIONS: dict[str, Program] = {
     "two_runs_asked_different_questions_of_a_broadcast": Program(
         (Op("groups_apart", size=2, variant=1), Op("inverted", other=5))
     ),
+    "a_batch_norm_of_two_values_moves_no_scale": Program(
+        (
+            Op("inverted", other=2),
+            Op("mask", size=3, variant=2),
+            Op("norm_by_hand", other=3, size=3, variant=1),
+            Op("pixels", other=3, size=3, variant=2),
+            Op("pixels", other=3, size=1, variant=2),
+            Op("depthwise", other=1, variant=2),
+            Op("groups_apart", of=3, other=5, variant=3),
+            Op("merge", of=3, other=1, size=1, variant=3),
+            Op("strided", of=1, other=1, size=2, variant=2),
+            Op("norm", other=2, size=1),
+        )
+    ),
+    "parts_of_unequal_steps_had_no_legal_width": Program(
+        (
+            Op("norm_by_hand", other=5, size=3, variant=1),
+            Op("functional", other=2, variant=3),
+            Op("grouped", of=3, other=2, size=2, variant=3),
+            Op("shuffle", of=3, other=1, size=1, variant=2),
+            Op("grouped", other=4, variant=1),
+            Op("layer_scale", other=4, size=3, variant=1),
+            Op("dense", other=1),
+            Op("depthwise", other=5, size=1),
+            Op("fold", of=3, other=3),
+            Op("pixels", other=1, size=2, variant=3),
+            Op("reorder", of=3, size=3, variant=2),
+        )
+    ),
 }
 """What broke -> the program."""

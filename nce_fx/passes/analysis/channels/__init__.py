@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch.fx import GraphModule, Node
 
-from nce_fx.passes.analysis.channels.graph import AxisWidth, ChannelGraph, ChannelGroup, ChannelPart
+from nce_fx.passes.analysis.channels.graph import AxisWidth, ChannelGraph, ChannelGroup, ChannelPart, least
 from nce_fx.passes.analysis.channels.groups import Group
 from nce_fx.passes.analysis.channels.ids import Axis
 from nce_fx.passes.analysis.channels.labels import FIRST_ID, Ids, bare, core, line_of, varies
@@ -219,5 +219,5 @@ def _public(
         tuple(readers),
         None if on_axis else (reasons[0] if reasons else "none of its channels is free"),
         tuple(parts),
-        fixed + step * len(on_axis) if on_axis else group.width,
+        fixed + sum(least(len(p.classes) * p.axes[group.axis], step) for p in on_axis) if on_axis else group.width,
     )

@@ -52,7 +52,7 @@ class ChannelGroup:
     id: str
     width: int
     step: int
-    """Legal widths are the positive multiples of ``step``, from ``min_width`` on."""
+    """Legal widths are ``min_width`` and steps from there on."""
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
     pinned: str | None
@@ -107,8 +107,8 @@ class ChannelGraph:
                 raise ChannelError(f"group {group_id} is pinned at {group.width} channels: {group.pinned}")
             if width < group.min_width or (width - group.width) % group.step:
                 raise ChannelError(
-                    f"group {group_id} cannot be {width} wide: choose a multiple of {group.step}"
-                    f" from {group.min_width} on (it is {group.width})"
+                    f"group {group_id} cannot be {width} wide: choose {group.min_width} or steps of {group.step}"
+                    f" from there on (it is {group.width})"
                 )
             share_out(self, group, width, result)
         return tuple(result)
@@ -125,17 +125,23 @@ class ChannelGraph:
         return graph
 
 
+def least(width: int, step: int) -> int:
+    """Return the smallest positive width from which steps lead to this one: a part's own step may divide the group's."""
+    return (width - 1) % step + 1
+
+
 def share_out(graph: ChannelGraph, group: ChannelGroup, width: int, result: list[int]) -> None:
     """Give each free part its share of a group's new width, writing into ``result``.
 
     Largest remainder in units of the group's step: shares are proportional, sum to the width exactly, and leave every
-    part at least one step. Parts away from the group's own axis follow by ratio.
+    part at least its ``least``. Parts away from the group's own axis follow by ratio.
     """
     own = [index for index in group.parts if graph.parts[index].free]
     free = [index for index in own if graph.parts[index].on_axis]
     fixed = group.width - sum(graph.parts[index].width for index in free)
-    units = (width - fixed) // group.step
-    sizes = [graph.parts[index].width // group.step for index in free]
+    bases = [least(graph.parts[index].width, group.step) for index in free]
+    units = (width - fixed - sum(bases)) // group.step + len(free)
+    sizes = [(graph.parts[index].width - base) // group.step + 1 for index, base in zip(free, bases, strict=True)]
     total = sum(sizes)
     exact = [Fraction(units * size, total) for size in sizes]
     shares = [max(1, int(value)) for value in exact]
@@ -148,8 +154,8 @@ def share_out(graph: ChannelGraph, group: ChannelGroup, width: int, result: list
         elif shares[k] > 1:
             shares[k] -= 1
         position += 1
-    for index, share in zip(free, shares, strict=True):
-        result[index] = share * group.step
+    for index, base, share in zip(free, bases, shares, strict=True):
+        result[index] = base + (share - 1) * group.step
     for index in own:
         part = graph.parts[index]
         if not part.on_axis:

@@ -58,9 +58,11 @@ def widening_keeps_the_function(model: nn.Module, inputs: tuple[Any, ...], seed:
 def new_channels_live(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> None:
     """Law 2: after one training step every new channel has received gradient, and copies have left each other.
 
-    Copies are recognized by what they put out; one whose parent is dead in the original cannot live: nothing but
-    zeros, no gradient that moves the loss by more than it is rounded, or none that moves the parent's own weights by
-    more (behind it a ReLU that is shut, a BatchNorm that takes its scale away, a softmax that takes a shift).
+    Copies are recognized by what they put out, and have left each other where the same inputs, as they were before the
+    step, now give different outputs: by their own weights, not by what comes before them. One whose parent is dead in
+    the original cannot live: nothing but zeros, no gradient that moves the loss by more than it is rounded, or none
+    that moves the parent's own weights by more (behind it a ReLU that is shut, a BatchNorm that takes its scale away,
+    a softmax that takes a shift).
     """
     t = traced(model, inputs)
     widths = wider(t.channels, seed)
@@ -77,14 +79,14 @@ def new_channels_live(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) 
     seen = watched(trained, t.inputs, axes)
     torch.autograd.backward(loss_of(seen.outputs))
     _step(trained)
-    after = (watched(trained, t.inputs, axes), watched(trained.eval(), t.inputs, axes))
     for name in axes:
         parents = _parents(old.channels(name), new.channels(name))
         expected, got = reference.gradients(name).abs().amax(1), seen.gradients(name).abs().amax(1)
         spoken = torch.minimum(old.channels(name).abs().amax(1), reference.channels(name).abs().amax(1))
         alive = (expected > 1e-9 * expected.max()) & (expected * spoken > 1e-12 * float(loss.detach()))
-        alive &= reference.moved(name) > 1e-12 * reference.channels(name).abs().amax(1)
-        outputs = torch.cat([watch.channels(name) for watch in after], 1)
+        moved = (reference.again(name) - reference.channels(name)).abs().amax(1)
+        alive &= moved > 1e-12 * reference.channels(name).abs().amax(1)
+        outputs = seen.again(name)
         for channel, parent in enumerate(parents):
             if not alive[parent]:
                 continue

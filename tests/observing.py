@@ -236,12 +236,13 @@ class Watch(Interpreter):
     def channels(self, name: str) -> torch.Tensor:
         return self.seen[name].movedim(self.axes[name], 0).flatten(1)
 
-    def moved(self, name: str) -> torch.Tensor:
-        """Return how much each channel differs now for what the node was given then: by the node's own parameters."""
+    def again(self, name: str) -> torch.Tensor:
+        """Return what a node makes now, by its own parameters, of what it was given then; channels first."""
         node = next(n for n in self.module.graph.nodes if n.name == name)
         with torch.no_grad():
             now = getattr(self, node.op)(node.target, *self.given[name])
-        return (now.movedim(self.axes[name], 0).flatten(1) - self.channels(name)).abs().amax(1)
+        assert isinstance(now, torch.Tensor)
+        return now.movedim(self.axes[name], 0).flatten(1)
 
     def gradients(self, name: str) -> torch.Tensor:
         value = self.values[name]

@@ -126,7 +126,7 @@ class ChannelGraph:
 
 
 def least(width: int, step: int) -> int:
-    """Return the smallest positive width from which steps lead to this one: a part's own step may divide the group's."""
+    """Return the smallest positive width from which steps lead to this one: a part may have a smaller step."""
     return (width - 1) % step + 1
 
 

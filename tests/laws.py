@@ -111,7 +111,10 @@ def _parents(old: torch.Tensor, new: torch.Tensor) -> list[int]:
 
 
 def narrowing_is_removal(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> None:
-    """Law 3: the narrowed model equals the original with zeros where weights read the dropped channels."""
+    """Law 3: the narrowed model equals the original with zeros where weights read and make the dropped channels.
+
+    Where one product of data sums over channels (queries and keys of one head), no weight reads them.
+    """
     t = traced(model, inputs)
     widths = narrower(t.channels, seed)
     if not widths:
@@ -120,11 +123,12 @@ def narrowing_is_removal(model: nn.Module, inputs: tuple[Any, ...], seed: int = 
     masked = copy.deepcopy(t.gm)
     materialize(masked)
     tensors = dict([*masked.named_parameters(remove_duplicate=False), *masked.named_buffers(remove_duplicate=False)])
-    reading = reading_axes(masked)
+    reading, parameters = reading_axes(masked), dict(masked.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for (name, axis), kept in kept_channels(t.gm, widths).items():
             path = re.sub(r"\.parametrizations\.weight\.\w+$", ".weight", name)
-            if (path, axis) in reading and len(kept) < tensors[path].shape[axis]:
+            making = path in parameters and not path.endswith(("weight_g", "weight_v"))
+            if ((path, axis) in reading or making) and len(kept) < tensors[path].shape[axis]:
                 dropped = sorted(set(range(tensors[path].shape[axis])) - set(kept))
                 tensors[path].index_fill_(axis, torch.tensor(dropped, dtype=torch.long), 0.0)
     off = difference(run(masked, t.inputs), run(narrow, t.inputs))

@@ -238,7 +238,7 @@ class Watch(Interpreter):
 
     def again(self, name: str) -> torch.Tensor:
         """Return what a node makes now, by its own parameters, of what it was given then; channels first."""
-        node = next(n for n in self.module.graph.nodes if n.name == name)
+        node = next(n for n in self.graph.nodes if n.name == name)
         with torch.no_grad():
             now = getattr(self, node.op)(node.target, *self.given[name])
         assert isinstance(now, torch.Tensor)

@@ -28,8 +28,6 @@ ONE_LEFT = "narrowing to one channel is refused where the graph then sees an axi
 FALLS_SHORT = {
     "tokens_by_view": "einsum on a raw parameter checks sizes before its weight is gathered",
     "mixer": TWO_AXES,
-    "attention_linear": TWO_AXES,
-    "channel_attention": TWO_AXES,
     "outer_product": TWO_AXES,
     "grey_to_many": "expand_as(y) spreads one channel over a width that is then its own",
 }

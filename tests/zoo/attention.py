@@ -45,17 +45,18 @@ class TokenModel(nn.Module):
 class FusedUnbind(nn.Module):
     """timm's form: qkv in one linear, reshape to [3, B, heads, N, depth], unbind, matrix products."""
 
-    def __init__(self, norm: Callable[[int], nn.Module] = nn.Identity) -> None:
+    def __init__(self, norm: Callable[[int], nn.Module] = nn.Identity, heads: int = HEADS) -> None:
         super().__init__()
+        self.heads, self.depth = heads, WIDTH // heads
         self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.q_norm, self.k_norm = norm(DEPTH), norm(DEPTH)
+        self.q_norm, self.k_norm = norm(self.depth), norm(self.depth)
 
     def forward(self, x):
         batch, tokens, width = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, HEADS, DEPTH).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, self.depth).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
         q, k = self.q_norm(q), self.k_norm(k)
-        scores = (q * DEPTH**-0.5) @ k.transpose(-2, -1)
+        scores = (q * self.depth**-0.5) @ k.transpose(-2, -1)
         return self.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, tokens, width))
 
 
@@ -88,7 +89,7 @@ class ByEinsum(nn.Module):
 
 
 class SingleHead(nn.Module):
-    """Non-local attention: one head over all channels; the value may change, query and key are contracted."""
+    """Non-local attention: one head over all channels; copies of a query and its key share their product."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,6 +184,23 @@ class RelativeTable(nn.Module):
         return self.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, tokens, WIDTH))
 
 
+class OneHeadTable(nn.Module):
+    """Swin's first stage: one head, biases from a table of positions, the scale from scaled_dot_product_attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.proj = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.table = nn.Parameter(torch.zeros(7, 1))
+        self.register_buffer("places", torch.arange(4)[:, None] - torch.arange(4)[None] + 3)
+
+    def forward(self, x):
+        batch, tokens, _ = x.shape
+        q, k, v = (layer(x).view(batch, tokens, 1, WIDTH).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        bias = self.table[self.get_buffer("places").view(-1)].view(4, 4, -1).permute(2, 0, 1).unsqueeze(0)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.proj(x.transpose(1, 2).reshape(batch, tokens, -1))
+
+
 class LinearAttention(nn.Module):
     """EfficientViT's: keys times values first, an extra channel of ones that holds the sum."""
 
@@ -238,7 +256,9 @@ MODELS = {
     "attention_qk_rms_norm": _model(lambda: FusedUnbind(norm=nn.RMSNorm), "qkv", "proj"),
     "attention_separate": _model(Separate, "q", "k", "v", "proj"),
     "attention_einsum": _model(ByEinsum, "qkv", "proj"),
-    "attention_single_head": _model(SingleHead, "v", "proj"),
+    "attention_single_head": _model(SingleHead, "q", "k", "v", "proj"),
+    "attention_one_head_by_views": _model(lambda: FusedUnbind(heads=1), "qkv", "proj"),
+    "attention_one_head_of_a_table": _model(lambda: OneHeadTable(), "q", "k", "v", "proj"),
     "attention_module": _model(Module, "mha.in_proj_weight", "mha.out_proj"),
     "attention_grouped_query": _model(GroupedQuery, "q", "kv", "proj"),
     "attention_rotary": _model(Rotary, "q", "k", "v", "proj"),

@@ -7,6 +7,7 @@ them: the function stays, and copies receive different gradients, so they part a
 from __future__ import annotations
 
 import copy
+import operator
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 from torch.fx import GraphModule, Node
-from torch.fx.passes.shape_prop import TensorMetadata
+from torch.fx.passes.shape_prop import TensorMetadata, _extract_tensor_metadata
 
 from nce_fx.errors import ChannelError, where
 from nce_fx.passes.analysis.channels import ChannelGraph, analysis_of
@@ -217,6 +218,12 @@ def _edit(result: GraphModule, gm: GraphModule, run: Resizing) -> None:
         source = new.args[position]
         assert isinstance(source, Node)
         new.update_arg(position, _select(result, new, source, axis, order))
+    for node, (position, axis, shares) in edits.products.items():
+        new = nodes[node]
+        old, source = node.args[position], new.args[position]
+        assert isinstance(old, Node)
+        value = run.env[old]
+        new.update_arg(position, _multiply(result, new, source, axis, torch.from_numpy(shares).to(value.dtype)))
     for node, (source, axis, order) in edits.selects.items():
         old = nodes[node]
         selected = _select(result, old, nodes[source], axis, order)
@@ -247,6 +254,22 @@ def _set_argument(node: Node, name: str, value: Any) -> None:
             node.update_kwarg(name, value)
     else:
         node.update_arg(position, value)
+
+
+def _multiply(result: GraphModule, before: Node, source: Any, axis: int, factors: torch.Tensor) -> Node:
+    """Insert a multiplication along an axis (counted from the end); what it multiplies by is no part of the state."""
+    count = sum(1 for name, _ in result.named_buffers() if name.startswith("channel_share_"))
+    name = f"channel_share_{count}"
+    result.register_buffer(name, factors.reshape(-1, *[1] * (-1 - axis)), persistent=False)
+    with result.graph.inserting_before(before):
+        share = result.graph.get_attr(name)
+        product = result.graph.call_function(operator.mul, (source, share))
+    for new, like in ((share, result.get_buffer(name)), (product, None)):
+        if like is not None:
+            new.meta["tensor_meta"] = _extract_tensor_metadata(like)
+        elif isinstance(source, Node):
+            new.meta = dict(source.meta)
+    return product
 
 
 def _select(result: GraphModule, before: Node, source: Node, axis: int, order: Ids) -> Node:

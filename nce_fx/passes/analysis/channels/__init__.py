@@ -54,7 +54,7 @@ class _Memo:
 
 def analysis_of(gm: GraphModule) -> Analysis:
     """Analyze a graph, or return what is known of it where neither code nor shapes have changed since."""
-    key = (gm.code, tuple((name, p.shape) for name, p in gm.named_parameters()))
+    key = (gm.code, tuple((name, p.shape, p.dtype) for name, p in gm.named_parameters()))
     memo = gm.__dict__.get("_channel_analysis")
     if isinstance(memo, _Memo) and memo.key == key and memo.analysis is not None:
         return memo.analysis

@@ -25,6 +25,7 @@ from nce_fx.passes.analysis.channels.labels import (
     line_of,
     varies,
 )
+from nce_fx.passes.analysis.channels.products import PRODUCTS, Shares, shares_of
 from nce_fx.passes.analysis.channels.projection import Mismatch, match, moving_axes, project
 from nce_fx.passes.analysis.channels.run import Run
 from nce_fx.passes.analysis.channels.tie import Tie
@@ -66,6 +67,8 @@ class Edits:
     """A node that becomes ``index_select(source, axis, index)``."""
     inputs: dict[Node, tuple[int, int, Ids]] = field(default_factory=dict)
     """A node whose argument at a position is gathered along an axis first."""
+    products: dict[Node, tuple[int, int, Shares]] = field(default_factory=dict)
+    """A node that sums products of channels: its argument at a position is multiplied along an axis first."""
     shapes: dict[Node, Any] = field(default_factory=dict)
 
 
@@ -181,6 +184,26 @@ class Check(Run):
                 continue
             index, copies = match(line_of(old, axis), line_of(new, axis), self.span)
             raise Relayout(path_axis, line.numpy()[index] - start, copies)
+
+    def contract(self, a: torch.Tensor, b: torch.Tensor, by_root: bool) -> None:
+        assert self.node is not None
+        old, _ = self.first.meetings[self.node, self.step].labels
+        self.tie(a, b)
+        index, _ = match(old, a, self.span)
+        factor = (len(index) / old.numel()) ** 0.5 if by_root else 1.0
+        if factor == 1.0 and np.bincount(index).max() == 1:
+            return
+        if self.node.target not in PRODUCTS or self.node in self.edits.products:
+            raise Mismatch("its channels are mixed by a product over them", old)
+        for position, argument in reversed(list(enumerate(self.node.args))):
+            value = self.env.get(argument) if isinstance(argument, Node) else None
+            for label in value.labels if isinstance(value, ChannelTensor) else ():
+                for axis in range(label.dim()):
+                    if any(label.shape[axis] == len(index) and torch.equal(line_of(label, axis), c) for c in (a, b)):
+                        shares = factor * shares_of(index, self.node.name)
+                        self.edits.products[self.node] = position, axis - label.dim(), shares
+                        return
+        raise Mismatch("its channels are mixed by a product over them", old)
 
     def block(self, label: Label, axis: int) -> None:
         self._met()

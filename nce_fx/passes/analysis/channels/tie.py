@@ -113,6 +113,9 @@ class Tie(Run):
             a.as_strided(sizes, a.stride(), a.storage_offset()), b.as_strided(sizes, b.stride(), b.storage_offset())
         )
 
+    def contract(self, a: torch.Tensor, b: torch.Tensor, by_root: bool) -> None:
+        self.tie(a, b)
+
     def block(self, label: Label, axis: int) -> None:
         self._remember(label)
         small = core(label)

@@ -49,6 +49,13 @@ class Vocabulary(ABC):
     def rigid(self, label: Label, axis: int) -> None:
         """Demand that the channels along an axis are copied together and never meet a copy (a sum goes over them)."""
 
+    @abstractmethod
+    def contract(self, a: torch.Tensor, b: torch.Tensor, by_root: bool) -> None:
+        """The channels of two lines are multiplied and summed in pairs: copies of a pair share its product.
+
+        ``by_root``: the sum is divided by the root of its length.
+        """
+
     def share(self, label: Label, axis: int, meet: Callable[[], None]) -> None:
         """A parameter meets the channels along an axis: as ``meet`` says, or as one that all heads share."""
         if any(other != axis for other in self.channel_axes(label)):

@@ -56,7 +56,7 @@ def meet(run: Run, a: ChannelTensor, b: ChannelTensor) -> ChannelTensor:
     labels_a = [label.expand(shape) for label in a.labels]
     labels_b = [label.expand(shape) for label in b.labels]
     if len(labels_a) > 1 or len(labels_b) > 1:
-        labels = _meet_parameters(run, labels_a, labels_b)
+        labels = _meet_parameters(run, labels_a, labels_b, _sizes(a if len(labels_a) == 1 else b, shape))
     else:
         labels = (_meet_activations(run, labels_a[0], labels_b[0], _sizes(a, shape), _sizes(b, shape)),)
     return ChannelTensor(run, labels[0].shape, labels, a.dtype)
@@ -103,13 +103,17 @@ def _real(run: Run, label: Label) -> bool:
     return bool((run.ids(core(label)) >= FIRST_ID).all())
 
 
-def _meet_parameters(run: Run, a: list[Label], b: list[Label]) -> tuple[Label, ...]:
-    """Where a value made of parameters is involved, labels meet axis by axis."""
+def _meet_parameters(run: Run, a: list[Label], b: list[Label], sizes: tuple[int, ...]) -> tuple[Label, ...]:
+    """Where a value made of parameters is involved, labels meet axis by axis; ``sizes`` are those of the other value.
+
+    Along an axis that the other value has without channels (positions, a table of biases), none come from parameters.
+    """
     if len(a) == 1 or len(b) == 1:
         activation, parameter = (a[0], b) if len(a) == 1 else (b[0], a)
         axes = run.channel_axes(activation)
         if not axes:
-            return tuple(parameter)
+            new = run.decide(lambda: [axis for axis, size in enumerate(sizes) if size == 1])
+            return tuple(label for label in parameter if any(run.varies(label, axis) for axis in new)) or (activation,)
         for axis in axes:
             for label in parameter:
                 if run.varies(label, axis):

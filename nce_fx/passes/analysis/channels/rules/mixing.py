@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from nce_fx.passes.analysis.channels.labels import FIXED, NEUTRAL, Label, along, constant, core, resized
+from nce_fx.passes.analysis.channels.labels import FIXED, NEUTRAL, Label, along, constant, core, line_of, resized
 from nce_fx.passes.analysis.channels.rules.calls import channel_tensors, label_for, on_meta, opaque
 from nce_fx.passes.analysis.channels.rules.elementwise import meet, meet_constant
 from nce_fx.passes.analysis.channels.rules.weighted import made, read
@@ -54,13 +54,15 @@ def _reduce(value: ChannelTensor, dims: list[int], keepdim: bool, kind: str) -> 
 
 def _sum_over(run: Run, label: Label, axis: int, what: str) -> None:
     """A sum over channels: copied as a block beside it where there is an axis beside it, else not at all."""
-    beside = [
-        k for k in range(label.dim()) if k != axis and (run.varies(label, k) or (k > 0 and run.is_single(label, k)))
-    ]
-    if beside:
+    if _beside(run, label, axis) or any(k != axis and run.is_single(label, k) for k in range(1, label.dim())):
         run.rigid(label, axis)
     else:
         run.pin(run.ids(core(label)), f"its channels are mixed by {what}")
+
+
+def _beside(run: Run, label: Label, axis: int) -> bool:
+    """Whether channels run along other axes too: heads, that can be copied whole."""
+    return any(run.varies(label, k) for k in range(label.dim()) if k != axis)
 
 
 def reduction(kind: str) -> Any:
@@ -186,7 +188,7 @@ def attention(
     query: Any, key: Any, value: Any, attn_mask: Any = None, *args: Any, scale: Any = None, **kwargs: Any
 ) -> ChannelTensor:
     """(..., heads, length, features): features are contracted between query and key, heads are copied whole."""
-    scores = matmul(query, key.transpose(-2, -1))
+    scores = matmul(query, key.transpose(-2, -1), by_root=scale is None)
     if isinstance(attn_mask, ChannelTensor):
         scores = meet(scores.run, scores, attn_mask)
     elif isinstance(attn_mask, torch.Tensor):
@@ -194,8 +196,8 @@ def attention(
     return matmul(scores, value)
 
 
-def matmul(a: Any, b: Any) -> ChannelTensor:
-    """(..., n, k) x (..., k, m) -> (..., n, m)."""
+def matmul(a: Any, b: Any, by_root: bool = False) -> ChannelTensor:
+    """(..., n, k) x (..., k, m) -> (..., n, m); ``by_root``: divided by the root of k."""
     run = (a if isinstance(a, ChannelTensor) else b).run
     shape = [*torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]]  # type: ignore[no-untyped-call]
     if not isinstance(a, ChannelTensor) or not isinstance(b, ChannelTensor):
@@ -210,7 +212,7 @@ def matmul(a: Any, b: Any) -> ChannelTensor:
         read(run, b, b.dim() - 2, a, a.dim() - 1)
         return run.activation(along(made(run, a, a.dim() - 2, None), len(shape) - 2, shape), b.dtype)
     left, right = label_for(a, -1), label_for(b, -2)
-    return run.activation(_contract(run, left, right, shape), a.dtype)
+    return run.activation(_contract(run, left, right, shape, by_root), a.dtype)
 
 
 def _matmul_opaque(run: Run, a: ChannelTensor, b: ChannelTensor, shape: list[int]) -> ChannelTensor:
@@ -219,16 +221,19 @@ def _matmul_opaque(run: Run, a: ChannelTensor, b: ChannelTensor, shape: list[int
     return run.activation(constant(FIXED, shape), a.dtype)
 
 
-def _contract(run: Run, a: Label, b: Label, shape: list[int]) -> Label:
+def _contract(run: Run, a: Label, b: Label, shape: list[int], by_root: bool) -> Label:
     """Contract the last axis of ``a`` with the axis before the last of ``b``, and return the label of the result."""
     over_a, over_b = run.varies(a, a.dim() - 1), run.varies(b, b.dim() - 2)
+    if over_a and over_b and not _beside(run, a, a.dim() - 1) and not _beside(run, b, b.dim() - 2):
+        run.contract(line_of(a, a.dim() - 1), line_of(b, b.dim() - 2), by_root)
+        return constant(NEUTRAL, shape)
     if over_a:
         _sum_over(run, a, a.dim() - 1, "a product over them")
-        if not over_b:
+        if not over_b and not _beside(run, a, a.dim() - 1):
             run.pin(run.ids(core(a)), "its channels are summed with weights that depend on the data")
     if over_b:
         _sum_over(run, b, b.dim() - 2, "a product over them")
-        if not over_a:
+        if not over_a and not _beside(run, b, b.dim() - 2):
             run.pin(run.ids(core(b)), "its channels are summed with weights that depend on the data")
     left = a.narrow(a.dim() - 1, 0, 1).expand(*a.shape[:-1], shape[-1])
     right = b.narrow(b.dim() - 2, 0, 1).expand(*b.shape[:-2], shape[-2], b.shape[-1])
@@ -239,9 +244,24 @@ def _contract(run: Run, a: Label, b: Label, shape: list[int]) -> Label:
     if set(axes_left) <= set(axes_right) or set(axes_right) <= set(axes_left):
         run.tie(left, right)
         return left if len(axes_left) > len(axes_right) else right
+    shared = [axis for axis in axes_left if axis in axes_right]
+    if shared:
+        # Heads of a product of features by features: what a head has inside stays, and heads are copied whole.
+        left, right = (_heads(run, label, axes, shared) for label, axes in ((left, axes_left), (right, axes_right)))
+        run.tie(left, right)
+        return left
     for label in (left, right):
         run.pin(run.ids(core(label)), "channels along one axis meet channels along another in a product")
     return left
+
+
+def _heads(run: Run, label: Label, axes: tuple[int, ...], shared: list[int]) -> Label:
+    shape = label.shape
+    for axis in axes:
+        if axis not in shared:
+            run.rigid(label, axis)
+            label = label.narrow(axis, 0, 1).expand(shape)
+    return label
 
 
 def _matmul_constant(run: Run, a: Any, b: Any, shape: list[int]) -> ChannelTensor:

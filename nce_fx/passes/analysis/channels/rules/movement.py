@@ -179,8 +179,8 @@ def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: Any = Non
             axis = label.dim() - 1 - k
             if pad[2 * k] == pad[2 * k + 1] == 0 or not run.varies(label, axis):
                 continue
-            if axis not in run.channel_axes(label):
-                # Tokens joined from several producers: padding repeats a token's channels, it adds none.
+            if run.channel_axes(label) != (axis,):
+                # Tokens joined from several producers, features of a head: padding adds no token's or head's channels.
                 parts = [result.narrow(axis, 0, 1)] * pad[2 * k] + [result]
                 result = torch.cat(parts + [result.narrow(axis, 0, 1)] * pad[2 * k + 1], axis)
                 continue

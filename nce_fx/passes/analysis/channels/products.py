@@ -1,0 +1,41 @@
+"""Products of data that are summed over channels, queries and keys of one head: copies of a pair share its product."""
+
+from __future__ import annotations
+
+import operator
+import zlib
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from nce_fx.passes.analysis.channels.labels import Ids
+
+aten = torch.ops.aten
+Shares = npt.NDArray[np.float64]
+
+PRODUCTS = {
+    operator.matmul,
+    torch.matmul,
+    torch.bmm,
+    torch.einsum,
+    F.scaled_dot_product_attention,
+    aten.matmul.default,
+    aten.bmm.default,
+    aten.mm.default,
+    aten.einsum.default,
+    aten.scaled_dot_product_attention.default,
+    "matmul",
+    "bmm",
+}
+"""What multiplies its arguments and sums over channels that both have."""
+
+
+def shares_of(index: Ids, name: str) -> Shares:
+    """Return for each new channel its share of the products of the old one: unequal, and one in sum, so copies part."""
+    drawn = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(len(index))
+    counts = np.bincount(index)
+    mean = np.bincount(index, drawn) / np.maximum(counts, 1)
+    result: Shares = (1 + 0.25 * (drawn - mean[index])) / counts[index]
+    return result

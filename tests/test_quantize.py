@@ -498,3 +498,17 @@ def test_a_learned_clip_stays_the_same_object_of_training():
     optimizer.step()
     assert any(float(clip.detach()) != old for clip, old in zip(clips, before, strict=True))
     assert bool(quantized(x).isfinite().all())
+
+
+def test_scales_are_kept_where_no_normalization_follows():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4)
+    )
+    x = torch.randn(2, 3, 8, 8)
+    quantized = quantize(nce_fx.trace(model.eval(), (x,)), QuantSpec("dorefa", "dorefa"), [x])
+    factors = {path: float(value) for path, value in quantized.named_buffers() if path.endswith("factor")}
+    assert factors.pop("0.weight_quant.factor") == 1
+    for path, factor in factors.items():
+        reach = float(quantized.get_parameter(path.replace("weight_quant.factor", "weight")).detach().abs().max())
+        assert 0.3 * reach < factor < 1.5 * reach

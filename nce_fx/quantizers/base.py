@@ -152,8 +152,11 @@ class WeightQuantizer(Quantizer):
     def layer(self, kind: LayerKind) -> None:
         self._layer = kind
 
-    def start(self, weight: Tensor) -> None:
-        """Take a first look at the weight; nothing to do where all follows from it in every forward pass."""
+    def start(self, weight: Tensor, normalized: bool = True) -> None:
+        """Take a first look at the weight, and at whether a normalization follows its layer, which undoes any scale.
+
+        Nothing to do where all follows from the weight in every forward pass.
+        """
 
 
 class ActivationQuantizer(Quantizer):

@@ -9,6 +9,10 @@ then nearly all lie on the two inner levels at 2 bits, for the largest weight al
 w and y on a trained ResNet-20: 0.83). So g is the number for which the levels point most nearly where the weights do
 (0.94), found once where quantization starts from float weights, and fixed; g w are the weights DoReFa learns.
 
+Published is a normalization behind every quantized layer, which undoes that levels reach to 1 whatever the weights
+were, and a last layer in float. Where no normalization follows, y is multiplied by a number f, found once likewise, for
+which the levels are nearest to the weights; elsewhere f = 1.
+
 Gradient: rounding counts as the identity; the rest is differentiated as it stands, tanh and the maximum included. With
 one bit the gradient goes straight through to w. Activations pass where 0 <= x < 1. A signed range (not in the paper)
 is [-1, 1 - 2^(1-b)], or {-1, 1} at one bit. Nothing is learned or calibrated but the sign of the range.
@@ -43,16 +47,18 @@ class DorefaWeight(WeightQuantizer):
     """Weights: (any shape) -> (the same shape), on levels from -1 to 1."""
 
     gain: Tensor
-    absent: ClassVar[Mapping[str, float]] = {"gain": 1.0}
+    factor: Tensor
+    absent: ClassVar[Mapping[str, float]] = {"gain": 1.0, "factor": 1.0}
 
     def __init__(self, bits: int, channel_axis: int = 0) -> None:
         super().__init__(bits)
         self.grid = centred_grid(bits)
         self.register_buffer("gain", torch.tensor(1.0))
+        self.register_buffer("factor", torch.tensor(1.0))
 
     @torch.no_grad()
-    def start(self, weight: Tensor) -> None:
-        """Find g; the published 1 stays where no other is better."""
+    def start(self, weight: Tensor, normalized: bool = True) -> None:
+        """Find g and f; the published 1 stays where no other g is better."""
         weight = working(weight.detach())
         deviation = float(weight.square().mean().sqrt())
         if self.bits == 1 or not deviation:
@@ -64,13 +70,16 @@ class DorefaWeight(WeightQuantizer):
             if nearness > best + 1e-3:
                 best, found = nearness, gain
         self.gain.fill_(found)
+        if not normalized:
+            levels = self(weight)
+            self.factor.fill_(float((levels * weight).sum() / levels.square().sum()))
 
     def scale(self, weight: Tensor) -> Tensor:
         """Return the distance between two levels; 0-dimensional, without a gradient."""
         weight = working(weight.detach())
         if self.bits == 1:
             return 2 * weight.abs().mean().clamp(min=FLOOR)
-        return torch.full((), 1 / self.grid.reach, dtype=weight.dtype, device=weight.device)
+        return self.factor.to(weight.dtype) / self.grid.reach
 
     def _position(self, weight: Tensor) -> Tensor:
         """Where a weight lies on the grid, before rounding: from ``low`` to ``high``."""
@@ -86,8 +95,8 @@ class DorefaWeight(WeightQuantizer):
         return ((q + self.grid.offset) * scale).to(weight.dtype)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
-        """The bits, and g."""
-        return f"{super().extra_repr()}, gain={float(self.gain):.4g}"
+        """The bits, g and f."""
+        return f"{super().extra_repr()}, gain={float(self.gain):.4g}, factor={float(self.factor):.4g}"
 
     @torch.no_grad()
     def integers(self, weight: Tensor) -> Integers:

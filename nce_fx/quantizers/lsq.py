@@ -53,7 +53,7 @@ class LsqWeight(WeightQuantizer):
         self.step = nn.Parameter(torch.tensor(1.0))
 
     @torch.no_grad()
-    def start(self, weight: Tensor) -> None:
+    def start(self, weight: Tensor, normalized: bool = True) -> None:
         """Start the step from the weight."""
         self.step.fill_(first_step(float(working(weight).abs().mean()), self.grid))
 

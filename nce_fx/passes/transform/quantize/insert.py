@@ -27,7 +27,7 @@ from torch.fx import GraphModule, Node
 from nce_fx.errors import QuantizeError, where
 from nce_fx.passes.transform.quantize.functional import as_function, module_weight
 from nce_fx.passes.transform.quantize.places import Place, find_places, weight_argument
-from nce_fx.passes.transform.quantize.sign import is_relu, never_negative
+from nce_fx.passes.transform.quantize.sign import is_relu, kind_of, never_negative
 from nce_fx.passes.transform.quantize.spec import QuantSpec
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, Quantizer
 from nce_fx.quantizers.base import Replaced
@@ -171,12 +171,18 @@ def _weight_node(gm: GraphModule, spec: QuantSpec, place: Place, bits: int) -> N
             raise QuantizeError(
                 f"{place.path}: its weight has values that are not finite: quantize a model whose weights are numbers"
             )
-        quantizer.start(value)
+        quantizer.start(value, _normalized(gm, node))
         target = _free_target(gm, place)
         owner, _, name = target.rpartition(".")
         gm.get_submodule(owner).add_module(name, _alike(quantizer, gm, value))
         created = gm.graph.create_node("call_module", target, (weight,), name=target.replace(".", "_"))
     return _described(created, weight, node)
+
+
+def _normalized(gm: GraphModule, layer: Node) -> bool:
+    """Whether whatever reads a layer's output is a normalization, by the name of its type or function."""
+    names = (str(getattr(kind := kind_of(gm, user), "__name__", kind)) for user in layer.users)
+    return bool(layer.users) and all("norm" in name.lower() for name in names)
 
 
 def _free_target(gm: GraphModule, place: Place) -> str:

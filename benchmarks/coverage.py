@@ -43,10 +43,12 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="also run what has a result")
     parser.add_argument("--failed", action="store_true", help="also run what failed or timed out")
     parser.add_argument("--timeout", type=float, default=240.0, help="processor seconds a model may take")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no model after so many seconds")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="write docs/coverage.md from the results, run nothing")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    last = time.perf_counter() + options.seconds
     results = load(options.results)
     if options.table:
         from benchmarks.coverage_table import write_table
@@ -58,6 +60,8 @@ def main() -> None:
         for entry in entries(name, options.only):
             key = f"{entry.corpus}/{entry.name}"
             known = results.get(key)
+            if time.perf_counter() > last:
+                return
             if known and not options.again and not (options.failed and known["status"] != "ok"):
                 continue
             found = in_a_process(entry, options.timeout)

@@ -17,9 +17,11 @@ import os
 import re
 import resource
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -67,7 +69,7 @@ def main() -> None:
             found = in_a_process(entry, options.timeout)
             # Read again: another corpus may be running beside this one.
             results = load(options.results)
-            results[key] = {**found, "when": time.strftime("%Y-%m-%d %H:%M")}
+            results[key] = {**found, "when": time.strftime("%Y-%m-%d %H:%M"), "revision": revision()}
             save(options.results, results)
             print(one_line(key, results[key]), flush=True)
 
@@ -111,6 +113,13 @@ def _child(entry: vision.Entry, sender: Connection, seconds: int) -> None:
         sender.send(found)
     sender.close()
     os._exit(0)
+
+
+@cache
+def revision() -> str:
+    """Return the commit that is measured."""
+    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
 def load(path: Path) -> dict[str, dict[str, Any]]:

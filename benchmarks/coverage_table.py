@@ -90,7 +90,9 @@ def _totals(counted: Mapping[str, Result]) -> list[str]:
         )
     ways = Counter(str(result["traced"]).split(":")[0] for result in counted.values() if "traced" in result)
     spread = ", ".join(f"{way} {count}" for way, count in ways.most_common())
-    return [*lines, "", f"Ways of tracing: {spread}."]
+    states = Counter(str(result.get("revision", "an earlier state")) for result in counted.values())
+    measured = ", ".join(f"{count} at {state}" for state, count in states.most_common())
+    return [*lines, "", f"Ways of tracing: {spread}. Measured: {measured}."]
 
 
 def _speed(speed: Mapping[str, Any]) -> list[str]:

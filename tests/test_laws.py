@@ -27,7 +27,6 @@ TWO_AXES = "a value that carries channels along two axes is pinned, though one o
 ONE_LEFT = "narrowing to one channel is refused where the graph then sees an axis of length 1 (in words, at resize)"
 FALLS_SHORT = {
     "tokens_by_view": "einsum on a raw parameter checks sizes before its weight is gathered",
-    "mixer": TWO_AXES,
     "outer_product": TWO_AXES,
     "grey_to_many": "expand_as(y) spreads one channel over a width that is then its own",
 }

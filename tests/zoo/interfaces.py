@@ -116,7 +116,10 @@ class AttentionPool(nn.Module):
 
 
 class MixerBlock(nn.Module):
-    """MLP-mixer: one perceptron over channels, one over tokens, whose number is fixed by the input."""
+    """MLP-mixer: one perceptron over channels, one over tokens, whose number is fixed by the input.
+
+    The hidden tokens of the second could change too, but a value carries channels along one of its axes.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,5 +152,7 @@ MODELS = {
     "tokens_by_view": ZooModel(TokensByView, (image(),), ("a", "fc", "b", "mix"), {"out": OUTPUT}),
     "upsampled": ZooModel(Upsampled, (image(),), ("a", "b"), {"out": OUTPUT}),
     "attention_pool": ZooModel(AttentionPool, (noise(2, 4, 5),), ("a",), {"out": OUTPUT}),
-    "mixer": ZooModel(MixerBlock, (image(),), ("patch", "t1", "c1", "c2"), {"out": OUTPUT}, together("patch", "c2")),
+    "mixer": ZooModel(
+        MixerBlock, (image(),), ("patch", "c1", "c2"), {"out": OUTPUT, "t1": "mixes tokens"}, together("patch", "c2")
+    ),
 }

@@ -221,7 +221,25 @@ class OverlappingPatches(nn.Module):
         return self.head(F.relu(self.b(F.relu(x))))
 
 
+class SeparablePatches(nn.Module):
+    """MobileViTv2: patches unfolded and folded without overlap; attention by one score for each, split off as one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.qkv, self.out, self.head = conv(3, 4), nn.Conv2d(4, 9, 1), nn.Conv2d(4, 4, 1), Head(4)
+
+    def forward(self, x):
+        x = F.unfold(self.a(x), 2, stride=2).reshape(2, 4, 4, -1)
+        query, key, value = torch.split(self.qkv(x), split_size_or_sections=[1, 4, 4], dim=1)
+        context = (key * query.softmax(-1)).sum(-1, keepdim=True)
+        x = self.out(F.relu(value) * context.expand_as(value))
+        batch, channels, pixels, patches = x.shape
+        folded = F.fold(x.reshape(batch, channels * pixels, patches), (8, 8), 2, stride=2)
+        return self.head(F.relu(folded))
+
+
 MODELS = {
+    "separable_patches": ZooModel(SeparablePatches, (image(),), ("a", "qkv", "out"), {"head.fc": OUTPUT}),
     "in_place": ZooModel(InPlace, (image(),), ("a", "b", "c"), {"head.fc": OUTPUT}, together("a", "b")),
     "squeezed": ZooModel(Squeezed, (image(),), ("a", "b"), {"fc": OUTPUT}),
     "size_from_elsewhere": ZooModel(SizeFromElsewhere, (image(),), ("c",), {"head.fc": OUTPUT}),

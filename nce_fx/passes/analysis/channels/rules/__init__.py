@@ -60,6 +60,7 @@ FUNCTION_RULES: dict[Any, Any] = {
     F.pad: movement.pad,
     aten.pad.default: movement.pad,
     F.unfold: movement.im2col,
+    F.fold: movement.col2im,
     torch.Tensor.expand: movement.expand,
 }
 

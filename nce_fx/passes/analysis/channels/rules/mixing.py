@@ -250,8 +250,8 @@ def _contract(run: Run, a: Label, b: Label, shape: list[int], by_root: bool) -> 
         left, right = (_heads(run, label, axes, shared) for label, axes in ((left, axes_left), (right, axes_right)))
         run.tie(left, right)
         return left
-    for label in (left, right):
-        run.pin(run.ids(core(label)), "channels along one axis meet channels along another in a product")
+    # A value carries channels along one of its axes: the rows', which are what a token or a map has of them.
+    run.pin(run.ids(core(right)), "channels along one axis meet channels along another in a product")
     return left
 
 

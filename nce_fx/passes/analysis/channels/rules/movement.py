@@ -12,10 +12,12 @@ from nce_fx.passes.analysis.channels.labels import (
     FIXED,
     NEUTRAL,
     Label,
+    along,
     at_places,
     compress,
     constant,
     core,
+    line_of,
     numel,
     reshape,
     resized,
@@ -224,6 +226,19 @@ def im2col(input: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, st
     places = meta.shape[1] // input.shape[1]
     repeated = at_places(line[:, None], torch.arange(places)[None], places).reshape(1, -1, 1)
     return run.activation(repeated.expand(meta.shape), input.dtype)
+
+
+def col2im(
+    input: Any, output_size: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1
+) -> ChannelTensor:
+    """(batch, channels x kernel, places) -> (batch, channels, height, width): a kernel has one channel."""
+    run = run_of((input,))
+    meta = F.fold(torch.empty(input.shape, device="meta"), output_size, kernel_size, dilation, padding, stride)
+    line = line_of(label_for(input, 1), 1)
+    rows = line.reshape(meta.shape[1], -1)
+    first = rows[:, :1]
+    run.tie(rows, first.expand(rows.shape))
+    return run.activation(along(first.reshape(-1), 1, meta.shape), input.dtype)
 
 
 def index(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

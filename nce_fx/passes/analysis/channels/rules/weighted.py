@@ -48,12 +48,23 @@ def made(run: Run, weight: Any, axis: int, bias: Any) -> torch.Tensor:
 def linear(input: Any, weight: Any, bias: Any = None) -> ChannelTensor:
     """(..., in) -> (..., out)."""
     run = run_of((input, weight))
+    if isinstance(input, ChannelTensor) and len(input.labels) == 1:
+        beside = run.channel_axes(input.labels[0])
+        if beside and not run.varies(input.labels[0], input.dim() - 1):
+            return _along_tokens(run, input, weight, bias)
     if isinstance(input, ChannelTensor):
         read(run, input, input.dim() - 1, weight, 1)
     line = made(run, weight, 0, bias)
     run.attribute(weight, "out_features", line.numel())
     run.attribute(weight, "in_features", input.shape[-1])
     return run.activation(along(line, input.dim() - 1, input.shape), input.dtype)
+
+
+def _along_tokens(run: Run, x: ChannelTensor, weight: Any, bias: Any) -> ChannelTensor:
+    """Mix tokens (a mixer's first linear): channels stay what they were, and what it makes keeps its number."""
+    run.pin(made(run, weight, 0, bias), "it mixes tokens, whose channels run along another axis")
+    label = x.labels[0].narrow(x.dim() - 1, 0, 1)
+    return run.activation(label.expand(*x.shape[:-1], weight.shape[0]), x.dtype)
 
 
 def bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> ChannelTensor:

@@ -6,7 +6,8 @@
 Time: ResNet-20, batch 32x3x32x32, 2-bit weights and activations, first and last layer at 8 bits, one thread. A step is
 zero_grad, forward, loss, backward, SGD with momentum. The candidates take turns, in another order every round; each
 figure is the median over the rounds of (candidate / float), in CPU time of the process, so that other programs on the
-machine disturb it less. brevitas takes part where it is installed, after its statistics phase.
+machine disturb it less. torch.ao's fake quantization and the plainest straight-through one stand at the same places of
+the same graph; brevitas takes part where it is installed, with its own layers, after its statistics phase.
 
 Memory: ResNet-18, batch 16x3x64x64. The peak over a step of all tensors (parameters, momenta, gradients, activations,
 workspaces) as torch's profiler sees them allocated and freed.
@@ -33,6 +34,8 @@ from torch.profiler import ProfilerActivity, profile
 import nce_fx
 from nce_fx.models import MODELS
 from nce_fx.passes.transform.quantize import QuantSpec, quantize
+from nce_fx.quantizers import ActivationQuantizer, WeightQuantizer
+from nce_fx.quantizers.base import Grid, signed_grid
 from nce_fx.quantizers.saving import compact_saving
 
 Step = Callable[[], None]
@@ -83,6 +86,52 @@ def with_brevitas(name: str, x: Tensor, classes: int) -> nn.Module | None:
             continue
         owner, _, leaf = path.rpartition(".")
         setattr(model.get_submodule(owner), leaf, new)
+    return model
+
+
+class StraightThrough(nn.Module):
+    """The plainest fake quantization: x + (rounded - x).detach(), by autograd's own operators, a learned scale."""
+
+    def __init__(self, grid: Grid, scale: float) -> None:
+        super().__init__()
+        self.grid, self.scale = grid, nn.Parameter(torch.tensor(scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize."""
+        steps = (x / self.scale - self.grid.offset).clamp(self.grid.low, self.grid.high)
+        whole = steps + (steps.round() - steps).detach()
+        return (whole + self.grid.offset) * self.scale
+
+
+def plain(weights: bool, grid: Grid) -> nn.Module:
+    """Return `StraightThrough` with a scale that fits values of about one (weights: a tenth)."""
+    return StraightThrough(grid, (0.1 if weights else 1.0) / grid.reach)
+
+
+def torch_ao(weights: bool, grid: Grid) -> nn.Module:
+    """Return torch.ao's fused fake quantization with its observer, as its quantization-aware training has it."""
+    from torch.ao.quantization import FusedMovingAvgObsFakeQuantize, MovingAverageMinMaxObserver
+
+    signed = weights or grid.low < 0
+    kind, scheme = (torch.qint8, torch.per_tensor_symmetric) if signed else (torch.quint8, torch.per_tensor_affine)
+    made: nn.Module = FusedMovingAvgObsFakeQuantize(  # type: ignore[no-untyped-call]
+        MovingAverageMinMaxObserver, quant_min=grid.low, quant_max=grid.high, dtype=kind, qscheme=scheme
+    )
+    return made
+
+
+OTHERS: Mapping[str, Callable[[bool, Grid], nn.Module]] = {"plain straight-through": plain, "torch.ao": torch_ao}
+"""What others put at the same places of the same graph."""
+
+
+def with_others(name: str, x: Tensor, classes: int, make: Callable[[bool, Grid], nn.Module]) -> nn.Module:
+    """Return the network with other fake quantizations in the places of ours."""
+    model = network(name, x, classes, SPECS["lsq"])
+    for path, module in list(model.named_modules()):
+        if isinstance(module, WeightQuantizer):
+            model.set_submodule(path, make(True, signed_grid(module.bits)))
+        elif isinstance(module, ActivationQuantizer):
+            model.set_submodule(path, make(False, module.grid))
     return model
 
 
@@ -137,6 +186,9 @@ def measure_eager(rounds: int, batch: int) -> dict[str, dict[str, float]]:
     for ending in (", compact", ", all compact"):
         model = network("resnet20", x, 10, SPECS["pact + sawb"])
         steps[f"pact + sawb{ending}"] = step_of(model, model, x, y, SAVINGS[ending])
+    for name, make in OTHERS.items():
+        model = with_others("resnet20", x, 10, make)
+        steps[name] = step_of(model, model, x, y, nullcontext)
     other = with_brevitas("resnet20", x, 10)
     if other is not None:
         steps["brevitas"] = step_of(other, other, x, y, nullcontext)

@@ -118,6 +118,23 @@ def test_folded_qcdq_is_computed_in_integers(tmp_path):
     assert_close(run(written.path, random(5, 3, 16, 16), LEVELS["disabled"]), evaluated(gm, random(5, 3, 16, 16)))
 
 
+@pytest.mark.parametrize("weight", ["sawb", "dorefa", "lsq"])
+def test_qonnx_weights_have_no_zero_point(tmp_path, weight):
+    """What reads QONNX takes a weight with a zero point for a float, or refuses it."""
+    model = onnx.load(export_onnx(resnet8(weight), tmp_path / "model.onnx", format="qonnx").path)
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    quants = {node.input[0]: node for node in model.graph.node if node.op_type == "Quant" and node.input[0] in stored}
+    assert "layer1.0.conv1.weight" in quants
+    for name, node in quants.items():
+        _, scale, zero, bits = (stored[value] for value in node.input)
+        assert zero == 0
+        own = 8 if name in ("conv1.weight", "fc.weight") else 2
+        assert bits == (own if weight == "lsq" else own + 1)
+        integers = stored[name] / scale
+        assert np.abs(integers - integers.round()).max() < 1e-3
+        assert len(np.unique(integers.round())) <= 2**own
+
+
 def test_names_and_metadata_are_the_models(tmp_path):
     gm = resnet8()
     model = onnx.load(export_onnx(gm, tmp_path / "model.onnx").path)

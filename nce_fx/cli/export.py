@@ -22,7 +22,7 @@ def export(
         typer.Option(
             "--format",
             metavar="int2|qcdq|qonnx",
-            help="int2: packed weights, exact; qcdq: int8 containers, fast in onnxruntime; qonnx: for FPGA flows.",
+            help="int2: packed weights, exact; qcdq: int8 containers, for stock onnxruntime; qonnx: for FPGA flows.",
         ),
     ] = "int2",
     fold_bn: Annotated[bool, typer.Option("--fold-bn", help="Fold BatchNorm into the scales of the weights.")] = False,

@@ -12,7 +12,8 @@ point. Half an offset (SAWB and DoReFa have no zero among their levels) is no ze
     int2    DequantizeLinear(q, 1) -> Add(offset) -> Mul(scale): the same three roundings as in PyTorch, bit for bit
     qcdq    2q + 1 with half the scale: (2q + 1) * (s / 2) = (q + 1/2) * s exactly, a power of two rounds nothing.
             Up to 7 bits; with 8 bits 2q + 1 is no int8, and the weight is written as in int2.
-    qonnx   a zero point of -1/2: Quant takes any
+    qonnx   2q + 1 with half the scale, too, and so one bit more: what reads QONNX wants weights without a zero point
+            (the qonnx package counts others as float, its conversion to QCDQ and FPGA flows refuse them)
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import torch
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from nce_fx.export.levels import ActivationLevels
@@ -120,9 +122,14 @@ def qcdq_weight(name: str, weight: IntegerWeight, result: str, matmul: bool = Fa
     """An int8 with one scale, or one per channel, and no offset where it can do without."""
     _, scale, offset = _arrays(weight)
     if weight.bits < 8 and np.all(offset == 0.5) and _axis(scale, weight.integers.dim()) is not None:
-        doubled = weight.integers * 2 + 1
-        weight = IntegerWeight(doubled, weight.scale / 2, weight.offset * 0, 8, weight.dtype)
+        weight = _odd(weight)
     return _dequantize(name, weight, result, np.int8)
+
+
+def _odd(weight: IntegerWeight) -> IntegerWeight:
+    """The same levels without the offset of 1/2, as odd integers."""
+    odd = weight.integers.to(torch.int16) * 2 + 1
+    return IntegerWeight(odd, weight.scale / 2, weight.offset * 0, weight.bits + 1, weight.dtype)
 
 
 def qcdq_activation(name: str, levels: ActivationLevels, source: str, result: str) -> Piece:
@@ -152,6 +159,8 @@ def qcdq_activation(name: str, levels: ActivationLevels, source: str, result: st
 def qonnx_weight(name: str, weight: IntegerWeight, result: str, matmul: bool = False) -> Piece:
     """The levels as floats, which Quant rounds to themselves."""
     values = numpy_helper.from_array(weight.dequantize().cpu().numpy(), name)
+    if bool((weight.offset == 0.5).all()):
+        weight = _odd(weight)
     _, scale, offset = _arrays(weight)
     quant, constants = _quant(name, name, result, _shortest(scale), _shortest(-offset), weight.bits, signed=True)
     return Piece((quant,), (values, *constants))

@@ -22,7 +22,7 @@ import nce_fx
 from nce_fx.models import MODELS
 from nce_fx.passes.analysis.layers import find_layers
 
-NETWORKS = {"resnet8": (1, 8), "resnet20": (3, 32)}
+NETWORKS = {"resnet8": (1, 8), "resnet20": (3, 32), "mobilenet_v2": (3, 32)}
 """Name -> channels and side of its images."""
 RESULTS = Path(__file__).parent / "results" / "qonnx_cost.json"
 PRICED_BY_QONNX = """

@@ -178,10 +178,13 @@ def data_name(data: Data) -> str:
 
 def version() -> str:
     """Return the version, with the commit where there is one."""
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty=-changed", "--exclude=*"], cwd=ROOT, capture_output=True, text=True
-    )
-    return f"{__version__}+g{found.stdout.strip()}" if found.returncode == 0 else f"{__version__}+"
+    found = subprocess.run(["git", "describe", "--always", "--exclude=*"], cwd=ROOT, capture_output=True, text=True)
+    if found.returncode:
+        return f"{__version__}+"
+    # What the command itself writes is no change of the program.
+    code = ["git", "diff", "--quiet", "HEAD", "--", ".", ":!benchmarks/results", ":!docs"]
+    changed = "-changed" if subprocess.run(code, cwd=ROOT, check=False).returncode else ""
+    return f"{__version__}+g{found.stdout.strip()}{changed}"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ _STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#1d2430}.soft{fill:#667085}.grid{stroke:#e3e7ee}.axis{stroke:#98a2b3}"
     ".paper{fill:#fff}.bar{stroke-width:1.5}"
 )
-_COLOURS = ("#667085", "#1d2430", "#2f8f5b", "#b54708", "#98a2b3", "#1570ef", "#7a5af8", "#dd2590")
+_COLOURS = ("#667085", "#1d2430", "#2f8f5b", "#b54708", "#98a2b3", "#1570ef", "#7a5af8", "#dd2590", "#0e9384")
 _WIDE, _HIGH, _LEFT, _TOP, _GAP = 340, 260, 60, 40, 80
 
 

@@ -17,7 +17,7 @@ from nce_fx.report.tables import thousands
 
 REFERENCE = "uniform"
 OURS = ("nce-plan", "nce-search")
-CONTROLS = ("multiplier", "random", "no-expand", "float-search")
+CONTROLS = ("multiplier", "random", "shuffled", "no-expand", "float-search")
 GAIN, CERTAIN, NEAR, SHARE = 1.0, 0.05, 0.3, 0.01
 """What is claimed: NCE gains so many points at such a p; the plan is so near the search at such a share of its cost."""
 
@@ -37,6 +37,7 @@ CPU, elapsed seconds on a GPU; *search* is what finding the widths took once the
 | nce-search | widths learned on the quantized network, expanding (`nce-fx search`) |
 | multiplier | one factor for all groups, the greatest that the budget allows; at 1.0x it is 1: uniform's own run |
 | random | random ratios from 1/2 to 2, scaled and filled up until the budget is spent |
+| shuffled | nce-plan with the sensitivities permuted among the groups |
 | no-expand | the search without expansion |
 | float-search | the search on the float network, quantized afterwards |
 """

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import nce_fx
 from benchmarks.evidence.study import Study
 from nce_fx.data import Data
 from nce_fx.models.loading import load_model
-from nce_fx.rewrite import cost_record
+from nce_fx.rewrite import analyze, cost_record, plan_analyzed
 from nce_fx.search import search
 from nce_fx.training import Recipe, train
 
@@ -202,6 +202,18 @@ def random_plan(bench: Bench) -> Plan:
     return widths
 
 
+def shuffled(bench: Bench) -> Plan:
+    """As nce-plan, with the sensitivities permuted among the groups that may change."""
+    analyses = analyze(
+        bench.teacher, (bench.example,), batches=bench.batches, spec=bench.spec, metric=bench.study.metric
+    )
+    free, found = list(free_groups(bench)), analyses.sensitivity.by_group
+    others = np.random.default_rng(bench.seed).permutation(free).tolist()
+    moved = {group: found[other] for group, other in zip(free, others, strict=True)}
+    wrong = replace(analyses.sensitivity, by_group={**found, **moved})
+    return plan_analyzed(replace(analyses, sensitivity=wrong), bench.budget).widths
+
+
 def searched(bench: Bench, name: str, **changes: Any) -> Plan:
     """Widths learned by gradient, starting where the 2-bit networks start."""
     begin = bench.teacher if bench.study.start == "float" else bench.untrained
@@ -233,6 +245,7 @@ PLANS: Mapping[str, Callable[[Bench], Plan]] = {
     "nce-plan": nce_plan,
     "multiplier": multiplier,
     "random": random_plan,
+    "shuffled": shuffled,
     "nce-search": nce_search,
     "no-expand": no_expand,
     "float-search": float_search,

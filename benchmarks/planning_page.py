@@ -17,7 +17,7 @@ from benchmarks.evidence.records import Run, read
 from benchmarks.evidence.report import CERTAIN
 from benchmarks.evidence.rows import ROWS
 from benchmarks.evidence.statistics import summarise
-from benchmarks.sensitivity import ASKED
+from benchmarks.sensitivity import ASKED, good_enough
 from benchmarks.sensitivity_cost import PASS, SHARE
 from benchmarks.widening import ALL, fit
 from nce_fx.passes.analysis.sensitivity.gradient import TEMPERATURE
@@ -57,7 +57,11 @@ def metrics() -> str:
         ]
         head = ("metric", *kinds, "layers, against KL", "forward passes")
         parts.append(f"{network}, {100 * accuracy:.2f} % in float:\n\n{table(head, body)}")
-    good = ", ".join(f"`{name}`" for name in found["good_enough"]) or "none"
+    former = [r for r in found["rows"] if r["metric"] == "gauss_newton" and r.get("temperature") != TEMPERATURE]
+    if former:
+        names = ", ".join(row["network"] for row in former)
+        parts.append(f"The `gauss_newton` row of {names} is of its former temperature, 2: not measured again.")
+    good = ", ".join(f"`{name}`" for name in good_enough(found["rows"])) or "none"
     parts.append(f"At {ASKED} or more over the layers of every network, cheapest first: {good}.")
     return "\n\n".join(parts)
 

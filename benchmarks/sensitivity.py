@@ -28,6 +28,7 @@ from nce_fx.data import Data, load_data
 from nce_fx.data.images import Images
 from nce_fx.models import MODELS
 from nce_fx.passes.analysis.sensitivity import METRICS, SensitivityReport
+from nce_fx.passes.analysis.sensitivity.gradient import TEMPERATURE
 from nce_fx.training import Recipe, train
 
 NETWORKS = {
@@ -96,24 +97,27 @@ def study(name: str, gm: GraphModule, data: Data, samples: int, measured_on: int
         seconds = time.process_time() - begin
         row: dict[str, Any] = {"network": name, "metric": metric, "forwards": round(report.forwards, 1)}
         row |= {"seconds": round(seconds, 2), "samples": measured_on, "truth_samples": samples}
+        row |= {"temperature": TEMPERATURE} if metric == "gauss_newton" else {}
         yield row | {f"against_{truth}": correlations(report, found) for truth, found in truths.items()}
 
 
 def main() -> None:
     """Train, measure, print, keep."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--network", choices=NETWORKS, action="append", help="all by default; others keep their rows")
     parser.add_argument("--quick", action="store_true", help="ResNet-20 after one epoch, few images, nothing written")
     parser.add_argument("--samples", type=int, default=1200, help="training images that the truth is measured on")
     parser.add_argument("--weights", type=Path, help="a folder to keep the trained networks in")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
-    accuracies = {}
-    for name, (side, recipe) in list(NETWORKS.items())[: 1 if options.quick else None]:
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() and not options.quick else {"accuracy": {}, "rows": []}
+    for name in options.network or list(NETWORKS)[: 1 if options.quick else None]:
+        side, recipe = NETWORKS[name]
         data = resized(load_data("digits"), side) if side != 8 else load_data("digits")
         wanted = replace(recipe, epochs=1) if options.quick else recipe
-        gm, accuracies[name] = trained(name, data, wanted, options.weights)
+        gm, accuracy = trained(name, data, wanted, options.weights)
         samples, measured = (128, 128) if options.quick else (options.samples, MEASURED_ON)
+        rows = []
         for row in study(name, gm, data, samples, measured):
             rows.append(row)
             against = " ".join(f"{k} {v:+.2f}" for k, v in row["against_loss"].items())
@@ -123,18 +127,20 @@ def main() -> None:
                 f"   {row['forwards']:6.1f} forwards {row['seconds']:7.2f} s",
                 flush=True,
             )
-    good = [
-        metric
-        for metric in METRICS
-        if all(row["against_loss"]["layers"] >= ASKED for row in rows if row["metric"] == metric)
-    ]
-    cost = {metric: max(row["forwards"] for row in rows if row["metric"] == metric) for metric in METRICS}
-    print(
-        f"at least {ASKED} on every network, cheapest first: {', '.join(sorted(good, key=cost.__getitem__)) or 'none'}"
-    )
-    if not options.quick:
-        found = {"accuracy": accuracies, "rows": rows, "good_enough": sorted(good, key=cost.__getitem__)}
-        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+        others = [row for row in kept["rows"] if row["network"] != name]
+        order = list(NETWORKS)
+        kept["rows"] = sorted([*others, *rows], key=lambda row: order.index(row["network"]))
+        kept["accuracy"][name] = accuracy
+        if not options.quick:
+            RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+    print(f"at least {ASKED} on every network, cheapest first: {', '.join(good_enough(kept['rows'])) or 'none'}")
+
+
+def good_enough(rows: list[dict[str, Any]]) -> list[str]:
+    """The metrics that rank the layers of every network well enough, cheapest first."""
+    of = {metric: [row for row in rows if row["metric"] == metric] for metric in METRICS}
+    good = [metric for metric in METRICS if all(row["against_loss"]["layers"] >= ASKED for row in of[metric])]
+    return sorted(good, key=lambda metric: float(max(row["forwards"] for row in of[metric])))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 from torch.fx.passes.shape_prop import TensorMetadata, _extract_tensor_metadata
+from torch.nn.modules.batchnorm import _NormBase
 
 from nce_fx.errors import ChannelError, where
 from nce_fx.passes.analysis.channels import ChannelGraph, analysis_of
@@ -36,6 +37,7 @@ from nce_fx.plan import WidthPlan, model_fingerprint
 NOISE = 0.25
 """Deviation of what parts copies, in units of the weight's own deviation."""
 
+_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _ARGUMENT = {"groups": 6, "num_groups": 1, "normalized_shape": 1}
 """Where functions take what modules have as an attribute."""
 
@@ -96,14 +98,14 @@ def kept_channels(gm: GraphModule, widths: Mapping[str, int]) -> dict[tuple[str,
 def _run(structure: Structure, channels: ChannelGraph, widths: Mapping[str, int]) -> Resizing:
     part_widths = channels.part_widths(widths)
     copies: dict[int, Ids] = {}
-    index = 0
+    index, scores = 0, importance(structure)
     for group in structure.groups:
         for part in group.parts:
             count, wanted = len(part.classes), part_widths[index] // group.positions(part)
             if wanted > count:
                 copies[index] = spread_copies(count, wanted)
             elif wanted < count:
-                copies[index] = _most_important(structure, part, wanted)
+                copies[index] = _most_important(part, wanted, scores)
             index += 1
     try:
         _, run = settle(structure, lambda known: known.counts(copies))
@@ -114,26 +116,36 @@ def _run(structure: Structure, channels: ChannelGraph, widths: Mapping[str, int]
         raise ChannelError(f"the model cannot take the widths {names}: {mismatch.reason}{at}") from mismatch
 
 
-def importance(structure: Structure, part: Part) -> npt.NDArray[np.float64]:
-    """Return for each class of a part the sum of squares of the weights that produce it."""
-    scores = np.zeros(len(part.classes))
-    position = {int(number): k for k, number in enumerate(part.classes)}
-    tie, tensors = structure.tie, Tensors.of(structure.gm).tensors
-    for path, axis in part.axes:
-        tensor = tensors.get(path)
+def importance(structure: Structure) -> npt.NDArray[np.float64]:
+    """Return by class number how much a channel carries: its power times the squared weights of all that read it.
+
+    Its power is the squared scales of the norms that it goes through. They undo any scale of the weights before them,
+    so only where no norm module follows are the squared weights that produce it taken instead.
+    """
+    count = int(structure.classes.max(initial=0)) + 1
+    tie, tensors, modules = structure.tie, Tensors.of(structure.gm).tensors, dict(structure.gm.named_modules())
+    found = {kind: (np.zeros(count), np.zeros(count, np.bool_)) for kind in ("made", "scaled", "read")}
+    for (path, axis), line in tie.axis_lines.items():
+        tensor, roles = tensors.get(path), tie.roles.get((path, axis), set())
         if tensor is None or axis < 0:
             continue
-        rows = tensor.detach().double().movedim(axis, 0).flatten(1).square().sum(1).cpu().numpy()
-        numbers = structure.classes[tie.space.line((path, axis), tensor.shape[axis]).numpy()]
-        for number, score in zip(numbers.tolist(), rows.tolist(), strict=True):
-            if number in position:
-                scores[position[number]] += score
-    return scores
+        owner, _, name = path.rpartition(".")
+        normal = "follow" in roles and name == "weight" and isinstance(modules.get(owner), _NORMS)
+        kinds = {"made": "out" in roles, "scaled": normal, "read": "in" in roles}
+        rows = tensor.detach().double().movedim(axis, 0).reshape(tensor.shape[axis], -1).square().sum(1).cpu().numpy()
+        numbers = structure.classes[line.numpy()]
+        for kind in (kind for kind, is_one in kinds.items() if is_one):
+            total, known = found[kind]
+            np.add.at(total, numbers, rows)
+            known[numbers] = True
+    power = np.where(found["scaled"][1], found["scaled"][0], found["made"][0])
+    result: npt.NDArray[np.float64] = power * np.where(found["read"][1], found["read"][0], 1.0)
+    return result
 
 
-def _most_important(structure: Structure, part: Part, wanted: int) -> Ids:
-    """Keep the channels whose producers' weights are largest; ties go to the first."""
-    keep = np.argsort(-importance(structure, part), kind="stable")[:wanted]
+def _most_important(part: Part, wanted: int, scores: npt.NDArray[np.float64]) -> Ids:
+    """Keep the channels that carry most; ties go to the first."""
+    keep = np.argsort(-scores[part.classes], kind="stable")[:wanted]
     result: Ids = np.zeros(len(part.classes), dtype=np.int64)
     result[keep] = 1
     return result

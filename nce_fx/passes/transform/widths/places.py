@@ -60,13 +60,14 @@ def plain_float(gm: GraphModule) -> GraphModule:
 
 
 def channel_order(gm: GraphModule) -> dict[Axis, Ids]:
-    """Return the order in which channels go as `resize` narrows: the largest weights stay longest."""
+    """Return the order in which channels go as `resize` narrows: what carries most stays longest."""
     analysis = analysis_of(plain_float(gm))
     result: dict[Axis, Ids] = {}
+    every = importance(analysis.structure)
     for group in analysis.structure.groups:
         for part in group.parts:
-            scores = importance(analysis.structure, part)
-            _write(result, analysis, part.classes, list(part.axes), np.argsort(-scores, kind="stable"))
+            ranks = np.argsort(-every[part.classes], kind="stable")
+            _write(result, analysis, part.classes, list(part.axes), ranks)
     return result
 
 

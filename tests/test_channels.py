@@ -8,6 +8,7 @@ from torch import nn
 import nce_fx
 from nce_fx.errors import ChannelError, TraceError
 from nce_fx.models import MODELS
+from nce_fx.passes.transform.resize import kept_channels
 
 
 def image(channels: int = 3) -> torch.Tensor:
@@ -187,3 +188,23 @@ def test_dropout_follows_the_mode():
     x = torch.randn(64, 8)
     assert torch.equal(gm(x), gm(x))
     assert (gm.train()(x) == 0).any()
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_narrowing_keeps_the_channels_that_carry_most(norm):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4) if norm else nn.Identity(), nn.ReLU(), nn.Conv2d(4, 2, 3)]
+    model = nn.Sequential(*layers).eval()
+    first, last = model[0], model[3]
+    with torch.no_grad():
+        # Channel 0 has the largest weights; 1 is read by nobody; 2 and 3 carry what there is, 3 more than 2.
+        first.weight.copy_(first.weight.sign())
+        first.weight[0] *= 4
+        last.weight.copy_(last.weight.sign() * torch.tensor([1.0, 0.0, 2.0, 3.0]).view(1, 4, 1, 1))
+        if norm:
+            model[1].weight.copy_(torch.tensor([0.1, 9.0, 1.0, 1.0]))
+    gm = nce_fx.trace(model, (image(),))
+    group = next(g.id for g in nce_fx.analyze_channels(gm) if g.pinned is None)
+    kept = [3] if norm else [0]
+    assert kept_channels(gm, {group: 1})["3.weight", 1] == kept
+    assert kept_channels(gm, {group: 2})["0.weight", 0] == ([2, 3] if norm else [0, 3])

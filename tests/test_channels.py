@@ -193,16 +193,14 @@ def test_dropout_follows_the_mode():
 @pytest.mark.parametrize("norm", [True, False])
 def test_narrowing_keeps_the_channels_that_carry_most(norm):
     torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4) if norm else nn.Identity(), nn.ReLU(), nn.Conv2d(4, 2, 3)]
-    model = nn.Sequential(*layers).eval()
-    first, last = model[0], model[3]
+    first, scales, last = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3)
+    model = nn.Sequential(first, scales if norm else nn.Identity(), nn.ReLU(), last).eval()
     with torch.no_grad():
         # Channel 0 has the largest weights; 1 is read by nobody; 2 and 3 carry what there is, 3 more than 2.
         first.weight.copy_(first.weight.sign())
         first.weight[0] *= 4
         last.weight.copy_(last.weight.sign() * torch.tensor([1.0, 0.0, 2.0, 3.0]).view(1, 4, 1, 1))
-        if norm:
-            model[1].weight.copy_(torch.tensor([0.1, 9.0, 1.0, 1.0]))
+        scales.weight.copy_(torch.tensor([0.1, 9.0, 1.0, 1.0]))
     gm = nce_fx.trace(model, (image(),))
     group = next(g.id for g in nce_fx.analyze_channels(gm) if g.pinned is None)
     kept = [3] if norm else [0]

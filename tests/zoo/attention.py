@@ -161,6 +161,21 @@ class Rotary(nn.Module):
         return x * self.cos + torch.cat([-second, first], -1) * self.sin
 
 
+class RotaryByBands(Rotary):
+    """Angles computed from a buffer of frequencies, which all heads share; the class token is not turned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("bands", torch.tensor([1.0, 0.1]))
+
+    def turn(self, x: torch.Tensor) -> torch.Tensor:
+        angle = torch.arange(3).unsqueeze(1) * self.get_buffer("bands")
+        angle = torch.cat([angle, angle], -1)
+        first, second = x[:, :, 1:].chunk(2, dim=-1)
+        turned = x[:, :, 1:] * angle.cos() + torch.cat([-second, first], -1) * angle.sin()
+        return torch.cat([x[:, :, :1], turned], 2)
+
+
 class RelativeTable(nn.Module):
     """Swin's bias: a table [positions, heads] looked up and added to the scores of cosine attention."""
 
@@ -262,6 +277,7 @@ MODELS = {
     "attention_module": _model(Module, "mha.in_proj_weight", "mha.out_proj"),
     "attention_grouped_query": _model(GroupedQuery, "q", "kv", "proj"),
     "attention_rotary": _model(Rotary, "q", "k", "v", "proj"),
+    "attention_rotary_by_bands": _model(RotaryByBands, "q", "k", "v", "proj"),
     "attention_relative_table": _model(RelativeTable, "qkv", "proj"),
     "attention_linear": _model(LinearAttention, "q", "k", "v", "proj"),
     "cross_attention": ZooModel(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 from torch.fx import GraphModule
 
 from nce_fx.passes.analysis.channels.labels import FIRST_ID, Ids
@@ -85,3 +86,8 @@ class Tensors:
         for name, weight in normed.items():
             tensors[name], canonical[name] = weight.value, name
         return Tensors(tensors, canonical, normed)
+
+    def is_buffer(self, path: str) -> bool:
+        """Whether a path names a buffer, which no training changes."""
+        known = self.tensors.get(path)
+        return known is not None and path not in self.normed and not isinstance(known, nn.Parameter)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from nce_fx.passes.analysis.channels.labels import FIRST_ID, FIXED, NEUTRAL, Label, constant, core
@@ -91,11 +92,25 @@ def _meet_activations(run: Run, a: Label, b: Label, sizes_a: tuple[int, ...], si
             run.tie(fine, coarse)
         return fine
     if set(axes_a) <= set(axes_b) or set(axes_b) <= set(axes_a):
-        run.tie(a, b)
-        return a if len(axes_a) >= len(axes_b) else b
+        fine, coarse, axes = (a, b, axes_b) if len(axes_a) >= len(axes_b) else (b, a, axes_a)
+        if len(axes) == 1 and _from_a_table(run, coarse):
+            run.share(fine, axes[0], partial(run.tie, fine, coarse))
+        else:
+            run.tie(a, b)
+        return fine
     for label in (a, b):
         run.pin(run.ids(core(label)), "channels along one axis meet channels along another")
     return a
+
+
+def _from_a_table(run: Run, label: Label) -> bool:
+    """Whether all that a label names comes from buffers (angles of rotary embeddings): heads may share it."""
+
+    def question() -> bool:
+        owners = np.unique(run.space.owners(run.ids(core(label)).numpy()))
+        return bool((owners >= 0).all()) and all(run.tensors.is_buffer(run.space.axes[k][0]) for k in owners)
+
+    return bool(run.decide(question))
 
 
 def _real(run: Run, label: Label) -> bool:

@@ -9,6 +9,8 @@ little. Needs torchvision and torch-pruning.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import gc
 import json
 import math
@@ -20,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -27,6 +30,11 @@ from torch import nn
 import benchmarks.vision  # noqa: F401  (torchvision's missing operators, before torchvision)
 import nce_fx
 from benchmarks.measure import memory, reset_peak
+from nce_fx import tracing
+from nce_fx.passes.analysis import channels as analysis
+from nce_fx.passes.analysis.channels import structure
+from nce_fx.passes.analysis.channels.tie import Tie
+from nce_fx.passes.transform import resize as resizing
 
 RESULTS = Path(__file__).parent / "results" / "channels_speed.json"
 BOUNDS = {"resnet50": 0.5, "mobilenet_v2": 1.0, "densenet121": 0.1}
@@ -35,6 +43,19 @@ SIDES = (64, 224, 448)
 NODES = (100, 300, 1000, 3000, 10000)
 EXPONENT = 1.15
 STAGES = ("trace", "analyze", "resize")
+PARTS: dict[str, tuple[Any, str]] = {
+    "symbolic tracing": (tracing, "symbolic_graph"),
+    "shapes of every node": (tracing, "propagate_shapes"),
+    "first run: ties": (Tie, "execute"),
+    "classes and groups": (structure, "groups_of"),
+    "second run: the proof, everything enlarged": (structure, "prove"),
+    "widths of every axis": (analysis, "_describe"),
+    "third run: the check at the new widths": (resizing, "_run"),
+    "new weights": (resizing, "_gathered"),
+    "copy of the graph": (resizing, "copied"),
+    "edits, and the code of the new graph": (resizing, "_edit"),
+}
+"""What is timed apart, by what it is: where it is found, and its name there."""
 
 
 def main() -> None:
@@ -47,6 +68,7 @@ def main() -> None:
     result = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
         "against_torch_pruning": against_torch_pruning(options.rounds),
+        "parts": {name: parts(name, options.rounds) for name in BOUNDS},
         "image_side": image_side(options.rounds),
         "growth": growth(),
         "memory": {name: alone(peak_memory, name) for name in (*BOUNDS, "vgg16_bn", "vit_b_16")},
@@ -78,6 +100,32 @@ def ours(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[float, flo
     nce_fx.resize(gm, quarter_wider(channels))
     times.append(time.process_time())
     return times[1] - times[0], times[2] - times[1], times[3] - times[2]
+
+
+def parts(name: str, rounds: int) -> dict[str, float]:
+    """Return the median processor milliseconds of each part of the work on a net, and of the rest."""
+    runs = [_parts(build(name)) for _ in range(rounds)]
+    return {part: round(1000 * median(run[part] for run in runs), 1) for part in runs[0]}
+
+
+def _parts(model: nn.Module) -> dict[str, float]:
+    spent = dict.fromkeys(PARTS, 0.0)
+
+    def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            begin = time.process_time()
+            result = function(*args, **kwargs)
+            spent[part] += time.process_time() - begin
+            return result
+
+        return call
+
+    with contextlib.ExitStack() as stack:
+        for part, (owner, attribute) in PARTS.items():
+            stack.enter_context(mock.patch.object(owner, attribute, timed(part, getattr(owner, attribute))))
+        total = sum(ours(model, (torch.randn(1, 3, 224, 224),)))
+    return {**spent, "the rest": total - sum(spent.values())}
 
 
 def quarter_wider(channels: nce_fx.ChannelGraph) -> dict[str, int]:

@@ -110,6 +110,11 @@ def _speed(speed: Mapping[str, Any]) -> list[str]:
     for name, row in speed["against_torch_pruning"].items():
         times = " | ".join(f"{row[k]:.3f} s" for k in ("trace", "analyze", "resize", "seconds", "torch_pruning"))
         lines.append(f"| {name} | {times} | {row['ratio']:.2f} | {row['bound']} |")
+    if "parts" in speed:
+        lines += ["", "The same by part, in milliseconds:", ""]
+        lines += [f"| part | {' | '.join(speed['parts'])} |", f"|---|{'--:|' * len(speed['parts'])}"]
+        for part in next(iter(speed["parts"].values())):
+            lines.append(f"| {part} | {' | '.join(str(row[part]) for row in speed['parts'].values())} |")
     growth = speed["growth"]
     sides = ", ".join(f"{side}: {seconds} s" for side, seconds in speed["image_side"].items())
     lines += ["", f"A chain of residual blocks of {growth['nodes'][0]:,} to {growth['nodes'][-1]:,} nodes takes"]

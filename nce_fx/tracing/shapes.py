@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,10 +25,10 @@ def propagate_shapes(gm: GraphModule, example_inputs: tuple[Any, ...]) -> None:
     """
     with torch.no_grad():
         try:
-            _Shapes(gm, "meta").run(*_to(example_inputs, "meta"), enable_io_processing=False)
+            _Shapes(gm, "meta").follow(_to(example_inputs, "meta"))
         except Exception:
             # Some ops have no shapes without values; the real run then says what is wrong, if something is.
-            _Shapes(gm, None).run(*example_inputs, enable_io_processing=False)
+            _Shapes(gm, None).follow(example_inputs)
 
 
 def _to(value: Any, device: str | None) -> Any:
@@ -60,6 +61,14 @@ class _Shapes(Interpreter):
         value = super().get_attr(target, args, kwargs)
         return self._stand_in(value) if isinstance(value, torch.Tensor) else value
 
+    def follow(self, inputs: tuple[Any, ...]) -> None:
+        """Run the whole graph: what fx's own loop does, less its progress bar and records."""
+        self.args_iter = iter(inputs)
+        for node in self.graph.nodes:
+            self.env[node] = self.run_node(node)
+            for dead in self.user_to_last_uses.get(node, ()):
+                del self.env[dead]
+
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         module = self.fetch_attr(target)
         if isinstance(module, _SAME) and len(args) == 1:
@@ -69,7 +78,8 @@ class _Shapes(Interpreter):
             if args[0].shape[1] != module.num_features:
                 raise RuntimeError(f"{target} expects {module.num_features} channels, got {args[0].shape[1]}")
             return args[0]
-        return self._shadow(module)(*args, **kwargs)
+        known = _convolved(module, *args) if len(args) == 1 and not kwargs else None
+        return self._shadow(module)(*args, **kwargs) if known is None else known
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target is aten.batch_norm.default and self.device is not None:
@@ -77,8 +87,12 @@ class _Shapes(Interpreter):
         return super().call_function(target, args, kwargs)
 
     def run_node(self, n: Node) -> Any:
-        result = super().run_node(n)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        result = getattr(self, n.op)(n.target, args, kwargs)
         if n.op != "output":
+            if type(result) is torch.Tensor:
+                n.meta["tensor_meta"], n.meta["type"] = _metadata(result), torch.Tensor
+                return result
             meta = map_aggregate(result, lambda v: _metadata(v) if isinstance(v, torch.Tensor) else v)
             has_tensor = False
 
@@ -94,6 +108,44 @@ class _Shapes(Interpreter):
                 n.meta["val"] = result
             n.meta["type"] = type(result)
         return result
+
+
+def convolved(
+    sizes: Sequence[int], kernel: Sequence[int], stride: Any, padding: Any, dilation: Any = 1
+) -> tuple[int, ...]:
+    """Return the lengths that axes have after a convolution along them; options are numbers or one for each axis."""
+    if padding == "same":
+        return tuple(sizes)
+    around = each(0 if padding == "valid" else padding, len(sizes))
+    options = (kernel, each(stride, len(sizes)), around, each(dilation, len(sizes)))
+    return tuple(
+        (size + 2 * beside - spread * (taps - 1) - 1) // step + 1
+        for size, taps, step, beside, spread in zip(sizes, *options, strict=True)
+    )
+
+
+def each(value: Any, axes: int) -> Sequence[int]:
+    """Return an option as one number for each axis."""
+    values = [value] if isinstance(value, int) else list(value)
+    return values * axes if len(values) == 1 else values
+
+
+_CONVOLUTIONS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+
+
+def _convolved(module: nn.Module, x: Any) -> torch.Tensor | None:
+    """Return what a plain layer makes of a tensor without values; ``None`` where it had better be run."""
+    plain = not module._forward_hooks and not module._forward_pre_hooks and "forward" not in module.__dict__
+    if not plain or not isinstance(x, torch.Tensor) or not x.is_meta or not x.is_contiguous():
+        return None
+    axes = _CONVOLUTIONS.get(type(module))  # type: ignore[arg-type]
+    m: Any = module
+    if axes is not None and x.dim() == axes + 2 and x.shape[1] == m.in_channels and x.dtype == m.weight.dtype:
+        rows = convolved(x.shape[2:], m.kernel_size, m.stride, m.padding, m.dilation)
+        return x.new_empty((x.shape[0], m.out_channels, *rows)) if min(rows) > 0 else None
+    if type(module) is nn.Linear and x.dim() and x.shape[-1] == m.in_features and x.dtype == m.weight.dtype:
+        return x.new_empty((*x.shape[:-1], m.out_features))
+    return None
 
 
 def _visit(value: Any, look: Any) -> None:

@@ -114,8 +114,9 @@ def symbolic_graph(model: nn.Module, inputs: int, *, enter: bool = True) -> Grap
             continue
         _drop_defaults(graph, len(defaults))
         gm = GraphModule(tracer.root, graph, type(model).__name__)
-        gm.graph.eliminate_dead_code(lambda node: node.is_impure() or _writes(node))
-        gm.recompile()
+        if any(not node.users and node.op not in ("placeholder", "output") for node in graph.nodes):
+            gm.graph.eliminate_dead_code(lambda node: node.is_impure() or _writes(node))
+            gm.recompile()
         gm.meta["leaves"] = tuple(sorted(leaves))
         _dropout_modules(gm, model.training)
         return gm

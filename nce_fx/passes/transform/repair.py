@@ -18,7 +18,6 @@ from torch.fx import Node
 
 from nce_fx.passes.analysis.channels.check import Check
 from nce_fx.passes.analysis.channels.labels import varies
-from nce_fx.passes.analysis.channels.projection import project
 from nce_fx.passes.analysis.channels.value import ChannelTensor
 
 aten = torch.ops.aten
@@ -91,7 +90,7 @@ def _new_sizes(
 
 def _pieces(run: Check, old: ChannelTensor, new: ChannelTensor, axis: int, bounds: list[int]) -> list[int] | None:
     """Return where old bounds of an axis lie at the new widths; ``None`` where what they part is interleaved."""
-    index = project(old.labels[0], new.labels[0], run.counts)[axis]
+    index = run.project(old.labels[0], new.labels[0])[axis]
     if index is None:
         return None
     places = []

@@ -31,6 +31,7 @@ from nce_fx.passes.analysis.channels.projection import Mismatch
 from nce_fx.passes.analysis.channels.structure import Structure, settle, spread_copies
 from nce_fx.passes.analysis.channels.value import ChannelTensor
 from nce_fx.passes.base import Pass, PassResult
+from nce_fx.passes.transform.copying import copied
 from nce_fx.passes.transform.resizing import Broken, Resizing
 from nce_fx.plan import WidthPlan, model_fingerprint
 
@@ -87,7 +88,9 @@ def _plan_of(plan: WidthPlan | Mapping[str, int], channels: ChannelGraph, gm: Gr
 def gathers_of(gm: GraphModule, widths: Mapping[str, int]) -> dict[Axis, Gather]:
     """Return for each parameter axis that `resize` to these widths changes the old position of every new one."""
     analysis = analysis_of(gm)
-    return dict(_run(analysis.structure, analysis.channels, widths).edits.gathers)
+    run = _run(analysis.structure, analysis.channels, widths)
+    run.forget()
+    return dict(run.edits.gathers)
 
 
 def kept_channels(gm: GraphModule, widths: Mapping[str, int]) -> dict[tuple[str, int], list[int]]:
@@ -166,8 +169,9 @@ def _resized(structure: Structure, channels: ChannelGraph, widths: Mapping[str, 
             memo.update(tensors.normed[path].parameters_for(new))
         elif new is not None:
             memo[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
-    result = copy.deepcopy(gm, memo)
+    result = copied(gm, memo)
     _edit(result, gm, run)
+    run.forget()
     return result
 
 
@@ -212,11 +216,10 @@ def _edit(result: GraphModule, gm: GraphModule, run: Resizing) -> None:
     edits = run.edits
     nodes = dict(zip(gm.graph.nodes, result.graph.nodes, strict=True))
     old_nodes = dict(nodes)
-    modules = dict(result.named_modules(remove_duplicate=False))
     for (node, path, name), value in edits.attributes.items():
         if node.op == "call_module":
-            owner = modules.get(path.rpartition(".")[0] if path else str(node.target))
-            if owner is not None and hasattr(owner, name):
+            owner = result.get_submodule(path.rpartition(".")[0] if path else str(node.target))
+            if getattr(owner, name, value) != value:
                 setattr(owner, name, value)
         elif node.op == "call_function" and name in _ARGUMENT:
             _set_argument(nodes[node], name, value)
@@ -245,16 +248,15 @@ def _edit(result: GraphModule, gm: GraphModule, run: Resizing) -> None:
     for node, new in nodes.items():
         value = run.env.get(node)
         meta = new.meta.get("tensor_meta")
-        if isinstance(value, ChannelTensor) and isinstance(meta, TensorMetadata):
-            shape = torch.Size(value.shape)
-            new.meta["tensor_meta"] = meta._replace(shape=shape, stride=torch.empty(shape, device="meta").stride())
+        if isinstance(value, ChannelTensor) and isinstance(meta, TensorMetadata) and value.shape != meta.shape:
+            stride = torch.empty(value.shape, device="meta").stride()
+            new.meta["tensor_meta"] = meta._replace(shape=value.shape, stride=stride)
     for node in reversed(list(gm.graph.nodes)):
         # What a gather replaced: nothing but movement, and nobody reads it any more.
         if isinstance(run.env.get(node), Broken) or node in edits.selects:
             for new in (old_nodes[node], nodes[node]):
                 if not new.users and new.graph is result.graph and not new._erased:
                     result.graph.erase_node(new)
-    result.graph.lint()
     result.recompile()
 
 

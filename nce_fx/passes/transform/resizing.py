@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from nce_fx.passes.analysis.channels.check import Check, lay_out
 from nce_fx.passes.analysis.channels.labels import Ids, compress, core, line_of, varies
-from nce_fx.passes.analysis.channels.projection import Mismatch, match, moving_axes, project
+from nce_fx.passes.analysis.channels.projection import Mismatch, moving_axes
 from nce_fx.passes.analysis.channels.value import ChannelTensor
 from nce_fx.passes.transform.repair import repairs
 
@@ -38,7 +38,7 @@ class Resizing(Check):
         if n.op in ("placeholder", "get_attr"):
             return super().run_node(n)
         self.node = n
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        args, kwargs = self.arguments(n)
         broken = _find_broken([args, kwargs])
         if broken is not None:
             if n in self.first.computing:
@@ -83,8 +83,8 @@ class Resizing(Check):
             return None
         for axis in range(second.dim()):
             try:
-                wanted = match(line_of(before[0].labels[0], axis), line_of(first.labels[0], axis), self.span)
-                have = match(line_of(before[1].labels[0], axis), line_of(second.labels[0], axis), self.span)
+                wanted = self.match(line_of(before[0].labels[0], axis), line_of(first.labels[0], axis))
+                have = self.match(line_of(before[1].labels[0], axis), line_of(second.labels[0], axis))
             except Mismatch:
                 continue
             places = {place: k for k, place in enumerate(zip(*(x.tolist() for x in have), strict=True))}
@@ -120,9 +120,9 @@ class Resizing(Check):
         if isinstance(old, ChannelTensor) and isinstance(new, ChannelTensor):
             if old.path is not None:
                 return
-            moving = moving_axes(*old.labels)
+            moving = moving_axes(*old.labels) if len(old.labels) > 1 else frozenset()
             for before, after in zip(old.labels, new.labels, strict=True):
-                project(before, after, self.counts, moving)
+                self.project(before, after, moving)
         elif isinstance(old, list | tuple) and isinstance(new, list | tuple):
             if len(old) != len(new):
                 raise Mismatch("another number of results", *_labels(old))
@@ -165,7 +165,7 @@ class Resizing(Check):
         axis, old_index = found
         label = new_source.labels[0]
         position, copies = lay_out(line_of(old.labels[0], axis), self.classes, self.counts, 0, frozenset())
-        have, have_copies = match(line_of(old_source.labels[0], axis), line_of(label, axis), self.span)
+        have, have_copies = self.match(line_of(old_source.labels[0], axis), line_of(label, axis))
         where = {(int(i), int(c)): k for k, (i, c) in enumerate(zip(have, have_copies, strict=True))}
         wanted = [where.get((int(old_index[i]), int(c))) for i, c in zip(position, copies, strict=True)]
         if any(w is None for w in wanted):
@@ -175,17 +175,26 @@ class Resizing(Check):
         return self.activation(compress(label.index_select(axis, torch.from_numpy(index))), new_source.dtype)
 
 
+def shapes_of(value: Any) -> Any:
+    """Return the shape of what a node returned, through lists and tuples; ``None`` for what has none."""
+    if isinstance(value, ChannelTensor):
+        return value.shape
+    return [shapes_of(item) for item in value] if isinstance(value, list | tuple) else None
+
+
 def _same_axes(old: Any, new: Any, proven: Any) -> None:
     """Let only those axes change that changed in the proof: of two readings of a literal size, always the same one.
 
     Raises:
         Mismatch: another axis changed.
     """
-    if isinstance(proven, ChannelTensor) and isinstance(old, ChannelTensor) and isinstance(new, ChannelTensor):
-        for axis, sizes in enumerate(zip(old.shape, new.shape, proven.shape, strict=True)):
+    if isinstance(proven, torch.Size) and isinstance(old, ChannelTensor) and isinstance(new, ChannelTensor):
+        if old.shape == new.shape:
+            return
+        for axis, sizes in enumerate(zip(old.shape, new.shape, proven, strict=True)):
             if sizes[0] != sizes[1] and sizes[0] == sizes[2]:
                 raise Mismatch(f"axis {axis} has {sizes[1]} entries instead of {sizes[0]}", *old.labels)
-    elif isinstance(proven, list | tuple) and isinstance(old, list | tuple) and isinstance(new, list | tuple):
+    elif isinstance(proven, list) and isinstance(old, list | tuple) and isinstance(new, list | tuple):
         for before, after, shown in zip(old, new, proven, strict=True):
             _same_axes(before, after, shown)
 

@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 from nce_fx.passes.analysis.channels.graph import AxisWidth, ChannelGraph, ChannelGroup, ChannelPart, least
 from nce_fx.passes.analysis.channels.groups import Group
 from nce_fx.passes.analysis.channels.ids import Axis
-from nce_fx.passes.analysis.channels.labels import FIRST_ID, Ids, bare, core, line_of, varies
+from nce_fx.passes.analysis.channels.labels import FIRST_ID, Ids, bare, lies, line_of, varies
 from nce_fx.passes.analysis.channels.structure import Structure, enlarged, examine
 from nce_fx.passes.analysis.channels.tie import Tie
 from nce_fx.passes.analysis.channels.value import ChannelTensor
@@ -60,6 +60,7 @@ def analysis_of(gm: GraphModule) -> Analysis:
         return memo.analysis
     structure, proof = examine(gm)
     analysis = Analysis(structure, _describe(structure, proof))
+    proof.forget()
     gm.__dict__["_channel_analysis"] = _Memo(key, analysis)
     return analysis
 
@@ -111,10 +112,13 @@ def _describe(structure: Structure, proof: Resizing) -> ChannelGraph:
         if node.op == "get_attr" and node.target in parameters:
             values[node.name] = parameters[str(node.target)]
         elif node.op != "output" and isinstance(old, ChannelTensor) and isinstance(new, ChannelTensor):
-            values[node.name] = tuple(
-                _whole_axis(tie, old, k, parameters) or axes.width(_line(old, k), size, new.shape[k])
-                for k, size in enumerate(old.shape)
-            )
+            if len(old.labels) == 1:
+                values[node.name] = axes.of_value(old, new)
+            else:
+                values[node.name] = tuple(
+                    _whole_axis(tie, old, k, parameters) or axes.width(_line(old, k), size, new.shape[k])
+                    for k, size in enumerate(old.shape)
+                )
     return ChannelGraph(tuple(groups), tuple(parts), parameters, values)
 
 
@@ -123,9 +127,9 @@ def _whole_axis(
 ) -> AxisWidth | None:
     """Return the width of the parameter axis that an axis of a moved parameter is; ``None`` for anything else."""
     line = _line(value, axis)
-    if len(value.labels) < 2 or not line.numel():
+    if not line.numel():
         return None
-    owner = int(tie.space.owners(line[:1].numpy())[0])
+    owner = int(tie.space.owners(bare(line[:1].numpy()))[0])
     if owner < 0 or tie.space.sizes[owner] != line.numel() or value.shape[axis] != line.numel():
         return None
     path, own_axis = tie.space.axes[owner]
@@ -146,8 +150,9 @@ def _new_length(proof: Resizing, axis: tuple[str, int], size: int) -> int:
 def _line(value: ChannelTensor, axis: int) -> Any:
     for label in value.labels:
         if varies(label, axis):
-            return bare(line_of(label, axis))
-    return bare(core(value.labels[0]).reshape(-1)[:1])
+            return line_of(label, axis)
+    label = value.labels[0]
+    return label.as_strided((min(1, label.numel()),), (1,), label.storage_offset())
 
 
 class _Axes:
@@ -155,11 +160,31 @@ class _Axes:
 
     def __init__(self, part_of_id: Ids, widths: Ids, grown: Ids) -> None:
         self.part_of_id, self.widths, self.grown = part_of_id, widths, grown
+        # Labels are kept by the first run: what lies in one place stays the same.
+        self._known: dict[Any, AxisWidth] = {}
+        self._values: dict[Any, tuple[AxisWidth, ...]] = {}
 
     def width(self, line: Any, size: int, new: int) -> AxisWidth:
+        """Return the width of an axis of this size, whose channels are those of the line; many axes have one line."""
         if line is None or size == new or not line.numel():
             return AxisWidth(size)
-        owners = self.part_of_id[line.numpy()]
+        key = (*lies(line), size)
+        if key not in self._known:
+            self._known[key] = self._width(line, size)
+        return self._known[key]
+
+    def of_value(self, old: ChannelTensor, new: ChannelTensor) -> tuple[AxisWidth, ...]:
+        """Return the width of each axis of a value with one label."""
+        key = (*lies(old.labels[0]), new.shape)
+        if key not in self._values:
+            self._values[key] = tuple(
+                AxisWidth(size) if size == new.shape[k] else self.width(_line(old, k), size, new.shape[k])
+                for k, size in enumerate(old.shape)
+            )
+        return self._values[key]
+
+    def _width(self, line: Any, size: int) -> AxisWidth:
+        owners = self.part_of_id[bare(line.numpy())]
         if owners[0] >= 0 and (owners == owners[0]).all():
             found, counts = owners[:1], np.array([len(owners)])
         else:

@@ -26,10 +26,10 @@ from nce_fx.passes.analysis.channels.labels import (
     varies,
 )
 from nce_fx.passes.analysis.channels.products import PRODUCTS, Shares, shares_of
-from nce_fx.passes.analysis.channels.projection import Mismatch, match, moving_axes, project
+from nce_fx.passes.analysis.channels.projection import Mismatch, Projections, moving_axes
 from nce_fx.passes.analysis.channels.run import Run
 from nce_fx.passes.analysis.channels.tie import Tie
-from nce_fx.passes.analysis.channels.value import ChannelTensor
+from nce_fx.passes.analysis.channels.value import ChannelTensor, Weight
 
 
 class Relayout(Exception):
@@ -85,14 +85,21 @@ def lay_out(line: torch.Tensor, classes: Ids, counts: Ids, mode: int, cuts: froz
         begins[1:] = (classes[ids[1:]] != classes[ids[:-1]]) | (ids[1:] != ids[:-1] + 1)
     if mode == 1 and cuts:
         begins |= np.isin(ids, np.fromiter(cuts, dtype=np.int64))
+    if begins.all():
+        repeat = counts[ids]
+        return np.repeat(np.arange(len(ids)), repeat), _within(repeat)
     starts = np.flatnonzero(begins)
     lengths = np.diff(np.r_[starts, len(ids)])
     repeat = counts[ids[starts]]
     runs = np.repeat(np.arange(len(starts)), repeat)
-    copy = np.arange(len(runs)) - np.repeat(np.cumsum(repeat) - repeat, repeat)
     sizes = lengths[runs]
-    within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return np.repeat(starts[runs], sizes) + within, np.repeat(copy, sizes)
+    return np.repeat(starts[runs], sizes) + _within(sizes), np.repeat(_within(repeat), sizes)
+
+
+def _within(sizes: Ids) -> Ids:
+    """Return for rows of these sizes laid end to end the place of each entry in its row."""
+    places: Ids = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return places
 
 
 class Check(Run):
@@ -114,11 +121,17 @@ class Check(Run):
         self.old = old
         self.span = tie.space.end
         self.classes, self.counts = classes, counts
+        projections = Projections(counts)
+        self.match, self.project = projections.match, projections.project
         self.modes, self.orders, self.proven = modes, orders, proven
         self.cuts = frozenset(int(i) for cut in tie.cuts for i in cut)
         self.edits = Edits()
         self.input: Any = None
         self._layouts: dict[Axis, tuple[Ids, Ids]] = {}
+
+    def forget(self) -> None:
+        super().forget()
+        self.input = None
 
     def ids(self, label: torch.Tensor) -> torch.Tensor:
         ids: torch.Tensor = bare(label) % self.span
@@ -154,9 +167,9 @@ class Check(Run):
         old_a, old_b = self._met().labels
         try:
             moving = moving_axes(old_a, old_b)
-            maps_a, maps_b = project(old_a, a, self.counts, moving), project(old_b, b, self.counts, moving)
+            maps_a, maps_b = self.project(old_a, a, moving), self.project(old_b, b, moving)
             for axis, (x, y) in enumerate(zip(maps_a, maps_b, strict=True)):
-                if x is not None and y is not None and not np.array_equal(x, y):
+                if x is not y and x is not None and y is not None and not np.array_equal(x, y):
                     raise Mismatch(f"two inputs meet in another order along axis {axis}", old_a, old_b)
             if a.shape != b.shape:
                 raise Mismatch(f"shapes {tuple(a.shape)} and {tuple(b.shape)} meet", old_a, old_b)
@@ -182,14 +195,14 @@ class Check(Run):
             path_axis, start = self.space.axes[owner], self.space.starts[owner]
             if line.numel() != self.space.sizes[owner] or path_axis in self.orders:
                 continue
-            index, copies = match(line_of(old, axis), line_of(new, axis), self.span)
+            index, copies = self.match(line_of(old, axis), line_of(new, axis))
             raise Relayout(path_axis, line.numpy()[index] - start, copies)
 
     def contract(self, a: torch.Tensor, b: torch.Tensor, by_root: bool) -> None:
         assert self.node is not None
         old, _ = self.first.meetings[self.node, self.step].labels
         self.tie(a, b)
-        index, _ = match(old, a, self.span)
+        index, _ = self.match(old, a)
         factor = (len(index) / old.numel()) ** 0.5 if by_root else 1.0
         if factor == 1.0 and np.bincount(index).max() == 1:
             return
@@ -211,7 +224,7 @@ class Check(Run):
     def uniform(self, label: Label, axis: int) -> None:
         (old,) = self._met().labels
         # Of a parameter, other axes carry the channels of its other labels.
-        index = project(old, label, self.counts, frozenset(range(old.dim())))[axis]
+        index = self.project(old, label, frozenset(range(old.dim())))[axis]
         counts = np.bincount(index, minlength=old.shape[axis]) if index is not None else np.ones(1)
         if counts.min() != counts.max():
             raise Mismatch("a mean goes over channels that are not copied equally often", old)
@@ -223,7 +236,7 @@ class Check(Run):
         if here not in self.first.apart:
             self._aside(here[1], meet)
             return
-        index = project(old, label, self.counts)[axis]
+        index = self.project(old, label)[axis]
         if index is not None and not np.array_equal(index, np.arange(old.shape[axis])):
             raise Mismatch(f"a parameter of {old.shape[axis]} entries is shared by all heads", old)
 
@@ -231,7 +244,7 @@ class Check(Run):
         (old,) = self._met().labels
         if label.shape[axis] != old.shape[axis]:
             raise Mismatch(f"a sum goes over {label.shape[axis]} channels instead of {old.shape[axis]}", old)
-        project(old, label, self.counts)
+        self.project(old, label)
 
     def pin(self, ids: torch.Tensor, reason: str, at: Node | None = None) -> None:
         pass
@@ -258,27 +271,27 @@ class Check(Run):
         line = self.space.line(axis, self.tensors.tensors[axis[0]].shape[axis[1]])
         index, copies = self.layout(axis, line)
         self._gather(axis, Gather(index, copies, None))
-        return line[torch.from_numpy(index)] + torch.from_numpy(copies) * self.span
+        return torch.from_numpy(line.numpy()[index] + copies * self.span)
 
-    def produce(self, weight: ChannelTensor, axis: int) -> torch.Tensor:
+    def produce(self, weight: Weight, axis: int) -> torch.Tensor:
         meeting = self._met()
         if meeting.axis is not None:
             return self._own_line(meeting.axis)
         return line_of(weight.labels[meeting.choice], axis)
 
-    def consume(self, weight: ChannelTensor, axis: int, line: torch.Tensor) -> None:
+    def consume(self, weight: Weight, axis: int, line: torch.Tensor) -> None:
         meeting = self._met()
         (old,) = meeting.labels
-        index, copies = match(old, line, self.span)
+        index, copies = self.match(old, line)
         divisor = np.bincount(index, minlength=old.numel())[index]
         self._gather(meeting.axis, Gather(index, copies, divisor if (divisor > 1).any() else None))
 
     def follow(self, parameter: Any, axis: int, line: torch.Tensor) -> None:
-        if not isinstance(parameter, ChannelTensor):
+        if not isinstance(parameter, Weight):
             return
         meeting = self._met()
         (old,) = meeting.labels
-        index, copies = match(old, line, self.span)
+        index, copies = self.match(old, line)
         if meeting.axis is not None and meeting.axis in self.space.base:
             own = self.layout(meeting.axis, self.space.line(meeting.axis, old.numel()))
             if not (np.array_equal(own[0], index) and np.array_equal(own[1], copies)):
@@ -290,7 +303,7 @@ class Check(Run):
     def blocks(self, x: ChannelTensor, label: Label, axis: int, size: int) -> tuple[Label, Ids, Ids]:
         (old,) = self._met().labels
         line = line_of(label, axis)
-        index, copies = match(line_of(old, axis), line, self.span)
+        index, copies = self.match(line_of(old, axis), line)
         if len(index) % size == 0:
             rows, copy_rows = index.reshape(-1, size), copies.reshape(-1, size)
             whole = (rows == rows[:, :1] + np.arange(size)).all() and (rows[:, 0] % size == 0).all()
@@ -308,7 +321,7 @@ class Check(Run):
         return gathered, rows[:, 0] // size, copy_rows[:, 0]
 
     def grouped(
-        self, weight: ChannelTensor, axis: int, size: int, first: torch.Tensor, blocks: tuple[Ids, Ids]
+        self, weight: Weight, axis: int, size: int, first: torch.Tensor, blocks: tuple[Ids, Ids]
     ) -> torch.Tensor:
         meeting = self._met()
         (old,) = meeting.labels
@@ -326,9 +339,7 @@ class Check(Run):
                 raise Relayout(meeting.axis, index, copies)
         return line
 
-    def grouped_outputs(
-        self, weight: ChannelTensor, size: int, first: torch.Tensor, blocks: tuple[Ids, Ids]
-    ) -> torch.Tensor:
+    def grouped_outputs(self, weight: Weight, size: int, first: torch.Tensor, blocks: tuple[Ids, Ids]) -> torch.Tensor:
         (old,) = self._met().labels
         index = torch.from_numpy((blocks[0][:, None] * size + np.arange(size)).reshape(-1))
         line: torch.Tensor = old[index] + torch.from_numpy(np.repeat(blocks[1], size)) * self.span
@@ -343,7 +354,7 @@ class Check(Run):
             if value != self.first.attributes[self.node, name]:
                 raise Mismatch(f"{name} would change: which argument of {self.message()} has it is unknown")
             return
-        path = owner.path if isinstance(owner, ChannelTensor) and owner.path is not None else ""
+        path = getattr(owner, "path", None) or ""
         self.edits.attributes[self.node, path, name] = value
 
     def shape_of(self, path: str) -> tuple[int, ...]:

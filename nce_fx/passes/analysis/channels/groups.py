@@ -7,7 +7,7 @@ group   parts that share an axis of some producer
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import lcm
 
@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from nce_fx.errors import where
 from nce_fx.passes.analysis.channels.ids import Axis, Pin
-from nce_fx.passes.analysis.channels.labels import FIRST_ID, Ids
+from nce_fx.passes.analysis.channels.labels import FIRST_ID, Ids, lies
 from nce_fx.passes.analysis.channels.tie import Tie
 
 
@@ -74,7 +74,7 @@ def pins_by_class(tie: Tie, classes: Ids) -> dict[int, Pin]:
     pins = list(tie.pins)
     for axis, roles in tie.roles.items():
         if "in" in roles and len(roles) > 1:
-            ids = np.concatenate([tie.axis_lines[axis].numpy(), _own(tie, axis)])
+            ids = np.concatenate([tie.axis_lines[axis].numpy(), tie.space.own(axis)])
             _, node = tie.producers.get(axis, (axis[0], None))
             at = f", at {where(node)}" if node is not None else ""
             reason = f"{axis[0]} both makes and reads them (tied weights: untie them to free it){at}"
@@ -86,18 +86,11 @@ def pins_by_class(tie: Tie, classes: Ids) -> dict[int, Pin]:
     return result
 
 
-def _own(tie: Tie, axis: Axis) -> Ids:
-    if axis not in tie.space.base:
-        return np.empty(0, dtype=np.int64)
-    start = tie.space.base[axis]
-    return np.arange(start, start + tie.space.sizes[tie.space.axes.index(axis)])
-
-
 def groups_of(tie: Tie, classes: Ids, pins: Mapping[int, Pin]) -> tuple[Group, ...]:
     """Return the groups in the order of their first producers."""
     members: dict[Axis, tuple[Ids, Ids]] = {}
     for axis in tie.producers:
-        numbers, counts = np.unique(classes[_own(tie, axis)], return_counts=True)
+        numbers, counts = np.unique(classes[tie.space.own(axis)], return_counts=True)
         members[axis] = (numbers, counts)
     order = list(tie.producers)
     # Axes joined through classes: a bipartite graph of axes and classes, whose components are the groups.
@@ -112,7 +105,13 @@ def groups_of(tie: Tie, classes: Ids, pins: Mapping[int, Pin]) -> tuple[Group, .
     readers = _readers(
         tie, classes, members, {axis: k for k, axes in enumerate(by_component.values()) for axis in axes}
     )
-    return tuple(_group(axes, members, pins, readers.get(k, {})) for k, axes in enumerate(by_component.values()))
+    distinct = list({id(pin): pin for pin in pins.values()}.values())
+    index_of = {id(pin): k + 1 for k, pin in enumerate(distinct)}
+    pin_of = np.zeros(int(classes.max(initial=0)) + 1, dtype=np.int64)
+    pin_of[list(pins)] = [index_of[id(pin)] for pin in pins.values()]
+    return tuple(
+        _group(axes, members, pin_of, distinct, readers.get(k, {})) for k, axes in enumerate(by_component.values())
+    )
 
 
 def _readers(
@@ -127,7 +126,9 @@ def _readers(
         owner[members[axis][0]] = k
     sizes = np.bincount(owner[owner >= 0], minlength=len(group_of))
     result: dict[int, dict[Axis, tuple[Ids, Ids]]] = {}
-    lines = {axis: line.numpy() for axis, line in tie.axis_lines.items() if axis not in members}
+    # Norms and activations have many parameters that follow one line: one of them says it.
+    first_of = {lies(line): axis for axis, line in reversed(tie.axis_lines.items()) if axis not in members}
+    lines = {axis: tie.axis_lines[axis].numpy() for axis in reversed(first_of.values())}
     # A piece cut out of an axis counts as read: at least one of its channels must stay.
     lines.update({("a piece", k): ids for k, ids in enumerate(tie.pieces.values())})
     for axis, line in lines.items():
@@ -147,30 +148,35 @@ def _readers(
 def _group(
     axes: list[Axis],
     members: Mapping[Axis, tuple[Ids, Ids]],
-    pins: Mapping[int, Pin],
+    pin_of: Ids,
+    pins: Sequence[Pin],
     readers: Mapping[Axis, tuple[Ids, Ids]],
 ) -> Group:
+    """Return a group of axes; ``pin_of`` has for each class the place of its pin in ``pins``, counted from one."""
     lengths = {axis: int(members[axis][1].sum()) for axis in axes}
     reference = max(axes, key=lambda axis: lengths[axis])
-    alone = len(axes) == 1 and not readers
-    if alone and (members[reference][1] == 1).all() and not any(int(c) in pins for c in members[reference][0]):
-        whole = Part(members[reference][0], {reference: 1}, None)
-        return Group(reference, lengths[reference], (reference,), (whole,))
+    numbers, _ = members[reference]
+    if not readers and not pin_of[numbers].any() and all(_alike(members[axis], numbers) for axis in axes):
+        whole = Part(numbers, {axis: int(members[axis][1][0]) for axis in axes}, None)
+        return Group(reference, lengths[reference], tuple(axes), (whole,))
     numbers = np.unique(np.concatenate([members[axis][0] for axis in axes]))
     rows = np.zeros((len(numbers), len(axes) + len(readers) + 1), dtype=np.int64)
     for k, (carried, counts) in enumerate([*(members[axis] for axis in axes), *readers.values()]):
         rows[np.searchsorted(numbers, carried), k] = counts
-    distinct = {id(pin): pin for pin in pins.values()}
-    index_of = {key: k + 1 for k, key in enumerate(distinct)}
-    rows[:, -1] = [index_of[id(pins[c])] if c in pins else 0 for c in numbers.tolist()]
+    rows[:, -1] = pin_of[numbers]
     kinds, first, kind_of = np.unique(rows, axis=0, return_index=True, return_inverse=True)
-    by_index = list(distinct.values())
     made = [
         Part(
             numbers[kind_of.reshape(-1) == kind],
             {axis: int(kinds[kind, k]) for k, axis in enumerate(axes) if kinds[kind, k]},
-            by_index[kinds[kind, -1] - 1] if kinds[kind, -1] else None,
+            pins[kinds[kind, -1] - 1] if kinds[kind, -1] else None,
         )
         for kind in np.argsort(first)
     ]
     return Group(reference, lengths[reference], tuple(axes), tuple(made))
+
+
+def _alike(members: tuple[Ids, Ids], numbers: Ids) -> bool:
+    """Whether an axis carries just these classes, each equally often."""
+    carried, counts = members
+    return len(carried) > 0 and np.array_equal(carried, numbers) and bool((counts == counts[0]).all())

@@ -32,20 +32,32 @@ class IdSpace:
         self.starts: list[int] = []
         self.sizes: list[int] = []
         self.base: dict[Axis, int] = {}
+        self.length: dict[Axis, int] = {}
         self.end = FIRST_ID
+        self._lines: dict[tuple[Axis, int], torch.Tensor] = {}
         self._frozen: tuple[Ids, Ids] | None = None
 
     def line(self, axis: Axis, size: int) -> torch.Tensor:
         """Return the ids of an axis, fresh ones at the first call."""
         if axis not in self.base:
-            self.base[axis] = self.end
+            self.base[axis], self.length[axis] = self.end, size
             self.axes.append(axis)
             self.starts.append(self.end)
             self.sizes.append(size)
             self.end += size
             self._frozen = None
+        line = self._lines.get((axis, size))
+        if line is None:
+            start = self.base[axis]
+            line = self._lines[axis, size] = torch.arange(start, start + size)
+        return line
+
+    def own(self, axis: Axis) -> Ids:
+        """Return the ids of an axis; none where it has none."""
+        if axis not in self.base:
+            return np.empty(0, dtype=np.int64)
         start = self.base[axis]
-        return torch.arange(start, start + size)
+        return np.arange(start, start + self.length[axis])
 
     def owners(self, ids: Ids) -> Ids:
         """Return the index of the axis each id belongs to; -1 for ids that belong to none."""
@@ -68,6 +80,7 @@ class Tensors:
     canonical: dict[str, str]
     normed: dict[str, WeightNormed]
     """Weights that weight normalization computes, by the path they would have as parameters."""
+    modules: dict[str, nn.Module]
 
     @staticmethod
     def of(gm: GraphModule) -> Tensors:
@@ -75,17 +88,18 @@ class Tensors:
         tensors: dict[str, torch.Tensor] = {}
         canonical: dict[str, str] = {}
         first: dict[int, str] = {}
-        for name, tensor in [
-            *gm.named_parameters(remove_duplicate=False),
-            *gm.named_buffers(remove_duplicate=False),
-        ]:
-            if tensor.is_floating_point():
-                canonical[name] = first.setdefault(id(tensor), name)
-                tensors[name] = tensor
-        normed = weight_normed(gm)
+        modules = dict(gm.named_modules(remove_duplicate=False))
+        for path, module in modules.items():
+            for group in (module._parameters, module._buffers):
+                for name, tensor in group.items():
+                    if tensor is not None and tensor.is_floating_point():
+                        full = f"{path}.{name}" if path else name
+                        canonical[full] = first.setdefault(id(tensor), full)
+                        tensors[full] = tensor
+        normed = weight_normed(modules)
         for name, weight in normed.items():
             tensors[name], canonical[name] = weight.value, name
-        return Tensors(tensors, canonical, normed)
+        return Tensors(tensors, canonical, normed, modules)
 
     def is_buffer(self, path: str) -> bool:
         """Whether a path names a buffer, which no training changes."""

@@ -6,7 +6,9 @@ values meet, is what makes widening keep the function and narrowing a removal.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from nce_fx.passes.analysis.channels.labels import (
     Label,
     bare,
     core,
+    lies,
     line_of,
     placed,
     ranks,
@@ -89,50 +92,106 @@ def moving_axes(*labels: Label) -> frozenset[int]:
     return frozenset(axis for label in labels for axis in range(label.dim()) if varies(label, axis))
 
 
-def project(old: Label, new: Label, counts: Ids, moving: frozenset[int] = frozenset()) -> tuple[Ids | None, ...]:
-    """Return for each axis which old slice every new slice repeats; ``None`` for axes that carry no channels.
+@dataclass(frozen=True)
+class Projection:
+    """How a label at new widths repeats the one at the old."""
 
-    ``counts`` says how often each id must be there. Axes in ``moving`` carry channels of another label of the same
-    value, and may change their length for that.
+    maps: tuple[Ids | None, ...]
+    """For each axis: which old slice every new slice repeats; ``None`` for axes that carry no channels."""
+    resized: tuple[int, ...]
+    """Axes that carry no channels of this label, and have another length though the label names channels."""
 
-    Raises:
-        Mismatch: the new value is not the old one with whole slices repeated or left out.
+
+class Projections:
+    """Compares the values of one run with those of the first.
+
+    Most values pass a label on as it is, from a convolution through its norm and activation to the next one. Labels are
+    never written to, so those that lie in the same place are equal, and are compared once.
     """
-    span = len(counts)
-    if old.dim() != new.dim():
-        raise Mismatch("another number of axes", old)
-    maps: list[Ids | None] = []
-    expected, ids = core(old), _without_copies(core(new), span)
-    if not (placed(expected) and placed(ids)):
-        expected, ids = bare(expected), bare(ids)
-    through = _first_place(expected, ids)
-    for axis in range(old.dim()):
-        if not varies(old, axis) and not varies(new, axis):
-            changed = old.shape[axis] != new.shape[axis] and axis not in moving
-            if changed and bool((expected >= FIRST_ID).any()):
+
+    def __init__(self, counts: Ids) -> None:
+        self.counts = counts
+        """How often each id must be there."""
+        self.span = len(counts)
+        self._lines: dict[Any, tuple[Any, tuple[Ids, Ids]]] = {}
+        self._labels: dict[Any, tuple[Any, Projection]] = {}
+
+    def match(self, old: torch.Tensor, new: torch.Tensor) -> tuple[Ids, Ids]:
+        """Return for each entry of a new line the old entry it repeats, and its copy number.
+
+        Raises:
+            Mismatch: the new line is not the old one with whole channels repeated or left out.
+        """
+        key = (*lies(old), *lies(new))
+        known = self._lines.get(key)
+        if known is None:
+            # What is compared is kept, or another label could come to lie in its place.
+            known = self._lines[key] = (old, new), match(old, new, self.span)
+        return known[1]
+
+    def project(self, old: Label, new: Label, moving: frozenset[int] = frozenset()) -> tuple[Ids | None, ...]:
+        """Return for each axis which old slice every new slice repeats; ``None`` for axes that carry no channels.
+
+        Axes in ``moving`` carry channels of another label of the same value, and may change their length for that.
+
+        Raises:
+            Mismatch: the new value is not the old one with whole slices repeated or left out.
+        """
+        key = (*lies(old), *lies(new))
+        known = self._labels.get(key)
+        if known is None:
+            known = self._labels[key] = (old, new), self._project(old, new)
+        for axis in known[1].resized:
+            if axis not in moving:
                 raise Mismatch(f"axis {axis} has {new.shape[axis]} entries instead of {old.shape[axis]}", old)
-            maps.append(None)
-            continue
-        index, _ = match(line_of(old, axis) if through is None else through[axis], line_of(new, axis), span)
-        maps.append(index)
-        if expected.shape[axis] == 1 and old.shape[axis] > 1:
-            expected = expected.expand(*expected.shape[:axis], len(index), *expected.shape[axis + 1 :])
+        return known[1].maps
+
+    def _project(self, old: Label, new: Label) -> Projection:
+        if old.dim() != new.dim():
+            raise Mismatch("another number of axes", old)
+        moved = [axis for axis in range(old.dim()) if varies(old, axis) or varies(new, axis)]
+        still = [axis for axis in range(old.dim()) if old.shape[axis] != new.shape[axis] and axis not in moved]
+        resized = tuple(still) if still and bool((core(old) >= FIRST_ID).any()) else ()
+        if len(moved) == 1:
+            # One line is all there is, and how it matches is all there is to see.
+            (axis,) = moved
+            line = line_of(old, axis)
+            index, _ = self.match(line, line_of(new, axis))
+            maps = tuple(index if k == axis else None for k in range(old.dim()))
+            wanted = self.counts[bare(line.numpy())].sum()
         else:
-            expected = expected.index_select(axis, torch.from_numpy(index))
-    if not bool((expected == ids).all()):
-        raise Mismatch("its channels are in another order", old)
-    moved = [axis for axis, index in enumerate(maps) if index is not None]
-    if moved:
-        sizes = [old.shape[axis] if axis in moved else 1 for axis in range(old.dim())]
-        before = old.as_strided(sizes, old.stride(), old.storage_offset())
-        if prod(new.shape[axis] for axis in moved) != counts[bare(before.numpy())].sum():
+            maps = self._slices(old, new, moved)
+            sizes = [old.shape[axis] if axis in moved else 1 for axis in range(old.dim())]
+            before = old.as_strided(sizes, old.stride(), old.storage_offset())
+            wanted = self.counts[bare(before.numpy())].sum()
+        if moved and prod(new.shape[axis] for axis in moved) != wanted:
             raise Mismatch("some of its channels are missing", old)
-    return tuple(maps)
+        return Projection(maps, resized)
+
+    def _slices(self, old: Label, new: Label, moved: list[int]) -> tuple[Ids | None, ...]:
+        """Match the lines along each axis that varies, and compare every element with what they say."""
+        expected, ids = core(old), _without_copies(core(new), self.span)
+        places = placed(expected), placed(ids)
+        if places != (True, True):
+            expected, ids = (bare(x) if at else x for x, at in zip((expected, ids), places, strict=True))
+        through = _first_place(expected, ids)
+        maps: list[Ids | None] = [None] * old.dim()
+        for axis in moved:
+            index, _ = self.match(line_of(old, axis) if through is None else through[axis], line_of(new, axis))
+            maps[axis] = index
+            if expected.shape[axis] == 1 and old.shape[axis] > 1:
+                expected = expected.expand(*expected.shape[:axis], len(index), *expected.shape[axis + 1 :])
+            else:
+                expected = expected.index_select(axis, torch.from_numpy(index))
+        if not bool((expected == ids).all()):
+            raise Mismatch("its channels are in another order", old)
+        return tuple(maps)
 
 
 def _without_copies(new: torch.Tensor, span: int) -> torch.Tensor:
     """Return which channel, and at which place, each entry is."""
-    return new - torch.div(bare(new), span, rounding_mode="floor") * span
+    copies = bare(new)
+    return torch.sub(new, copies.div_(span, rounding_mode="floor").mul_(span), out=copies)
 
 
 def _first_place(old: torch.Tensor, new: torch.Tensor) -> list[torch.Tensor] | None:

@@ -5,6 +5,7 @@ w = g * v / ||v||        and back: v = w, g = ||w||
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,10 +35,10 @@ class WeightNormed:
         }
 
 
-def weight_normed(gm: nn.Module) -> dict[str, WeightNormed]:
+def weight_normed(modules: Mapping[str, nn.Module]) -> dict[str, WeightNormed]:
     """Return the weights of a model that weight normalization over the output axis computes, old style or new."""
     found: dict[str, WeightNormed] = {}
-    for path, module in gm.named_modules():
+    for path, module in {id(module): (path, module) for path, module in reversed(list(modules.items()))}.values():
         chain = _chain(module)
         if chain is not None:
             names = [f"{path}.parametrizations.weight.original{k}" for k in (0, 1)]

@@ -20,7 +20,7 @@ from nce_fx.errors import ChannelError, where
 from nce_fx.passes.analysis.channels.ids import IdSpace, Tensors
 from nce_fx.passes.analysis.channels.labels import FIXED, constant, core
 from nce_fx.passes.analysis.channels.reparametrized import plain_class
-from nce_fx.passes.analysis.channels.value import ChannelTensor
+from nce_fx.passes.analysis.channels.value import ChannelTensor, Layer
 from nce_fx.passes.analysis.channels.vocabulary import Vocabulary
 
 
@@ -36,6 +36,7 @@ class Run(Vocabulary, Interpreter):
         self.asked = 0
         self.computing: set[Node] = set()
         self._shadows: dict[str, nn.Module] = {}
+        self._layers: dict[str, tuple[Layer, Any] | None] = {}
 
     def parameter(self, path: str) -> Any:
         """Return the channel tensor that stands for a parameter or floating point buffer."""
@@ -49,12 +50,18 @@ class Run(Vocabulary, Interpreter):
     def run_node(self, n: Node) -> Any:
         """Run one node with its meetings counted from zero."""
         self.node, self.step, self.asked = n, 0, 0
-        return super().run_node(n)
+        args, kwargs = self.arguments(n)
+        return getattr(self, n.op)(n.target, args, kwargs)
+
+    def arguments(self, n: Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of a node, with values in the place of nodes."""
+        args: Any = torch.fx.node.map_arg(n.args, self.env.__getitem__)
+        kwargs: Any = torch.fx.node.map_arg(n.kwargs, self.env.__getitem__) if n.kwargs else {}
+        return args, kwargs
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Stand a fixed label for a floating point input; pass anything else as it is."""
         assert self.node is not None
-        next(self.args_iter, None)
         return self._given(self.node.meta.get("tensor_meta", self.node.meta.get("val")))
 
     def _given(self, meta: Any) -> Any:
@@ -71,9 +78,15 @@ class Run(Vocabulary, Interpreter):
         return super().get_attr(target, args, kwargs)
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Call a copy of the module whose parameters are channel tensors."""
+        """Apply the rule of a plain layer; call a copy of any other module, whose parameters are channel tensors."""
         from nce_fx.passes.analysis.channels.rules import module_rule
 
+        if target not in self._layers:
+            self._layers[target] = self._layer(target)
+        plain = self._layers[target]
+        if plain is not None and len(args) == 1 and isinstance(args[0], ChannelTensor) and not kwargs:
+            layer, rule = plain
+            return rule(layer, args[0])
         shadow = self._shadows.get(target)
         if shadow is None:
             shadow = self._shadows[target] = self._shadow(self.fetch_attr(target), target)
@@ -82,6 +95,15 @@ class Run(Vocabulary, Interpreter):
             return self._by_rule(own, (shadow, *args), kwargs)
         rule = module_rule(shadow)
         return shadow(*args, **kwargs) if rule is None else rule(shadow, *args, **kwargs)
+
+    def _layer(self, target: str) -> tuple[Layer, Any] | None:
+        """Return a plain layer and its rule; ``None`` for any other module."""
+        from nce_fx.passes.analysis.channels.rules import layer_rule
+
+        module = self.tensors.modules[target]
+        rule = layer_rule(module)
+        own = rule is None or rule_of_module(type(module)) is not None
+        return None if own else (Layer(self, module, target), rule)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Call a function on channel tensors, or the user's own rule for it."""
@@ -175,11 +197,17 @@ class Run(Vocabulary, Interpreter):
                 self.pin(small, "it makes an output of the model, whose shape is the user's", source)
         return value
 
+    def forget(self) -> None:
+        """Let go of every value: values and run hold each other, and memory would wait for a collection of cycles."""
+        self.env.clear()
+        self._shadows.clear()
+        self._layers.clear()
+
     def execute(self) -> None:
         """Run the whole graph; nothing is computed but labels."""
-        placeholders = [n for n in self.graph.nodes if n.op == "placeholder"]
         with torch.no_grad():
-            self.run(*[None] * len(placeholders), enable_io_processing=False)
+            for node in self.graph.nodes:
+                self.env[node] = self.run_node(node)
 
 
 def makers(node: Node) -> list[Node]:

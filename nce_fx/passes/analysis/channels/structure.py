@@ -16,7 +16,7 @@ from nce_fx.passes.analysis.channels.ids import Axis, Pin
 from nce_fx.passes.analysis.channels.labels import FIRST_ID, Ids
 from nce_fx.passes.analysis.channels.projection import Mismatch
 from nce_fx.passes.analysis.channels.tie import Tie
-from nce_fx.passes.transform.resizing import Resizing
+from nce_fx.passes.transform.resizing import Resizing, shapes_of
 
 _RELAYOUTS = 64
 
@@ -31,7 +31,8 @@ class Structure:
     groups: tuple[Group, ...]
     modes: Mapping[Axis, int] = field(default_factory=dict)
     proven: Mapping[Node, Any] = field(default_factory=dict)
-    """What every node returned when all free groups were enlarged at once: a resize may change no other axes."""
+    """The shape of what every node returned when all free groups were enlarged at once: a resize may change no other
+    axes."""
 
     def counts(self, copies: Mapping[int, Ids]) -> Ids:
         """Return how often each id appears, from the copies of each class of each part (by index in ``parts``)."""
@@ -59,8 +60,12 @@ class Structure:
             try:
                 check.execute()
             except Relayout as relayout:
+                check.forget()
                 orders[relayout.axis] = (relayout.index, relayout.copies)
                 continue
+            except Exception:
+                check.forget()
+                raise
             return check
         raise Mismatch("parameters do not settle in one order")
 
@@ -115,7 +120,7 @@ def prove(structure: Structure) -> tuple[Structure, Resizing]:
     while True:
         try:
             proved, proof = settle(structure, lambda known: known.counts(enlarged(known)))
-            return replace(proved, proven=proof.env), proof
+            return replace(proved, proven={node: shapes_of(value) for node, value in proof.env.items()}), proof
         except Mismatch as mismatch:
             structure = _yield_to(structure, mismatch)
 
@@ -184,7 +189,8 @@ def _has_runs(group: Group) -> bool:
 
 def _holds(structure: Structure, group: Group) -> bool:
     try:
-        settle(structure, lambda known: known.counts(enlarged(known, group)))
+        _, run = settle(structure, lambda known: known.counts(enlarged(known, group)))
+        run.forget()
     except Mismatch:
         return False
     return True

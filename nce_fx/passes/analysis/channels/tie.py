@@ -12,9 +12,20 @@ from torch.fx import GraphModule, Node
 
 from nce_fx.errors import ChannelError, one_line, where
 from nce_fx.passes.analysis.channels.ids import Axis, IdSpace, Pin, Tensors
-from nce_fx.passes.analysis.channels.labels import FIRST_ID, FIXED, Ids, Label, along, bare, core, line_of, varies
+from nce_fx.passes.analysis.channels.labels import (
+    FIRST_ID,
+    FIXED,
+    Ids,
+    Label,
+    along,
+    bare,
+    core,
+    line_of,
+    placed,
+    varies,
+)
 from nce_fx.passes.analysis.channels.run import Run
-from nce_fx.passes.analysis.channels.value import ChannelTensor
+from nce_fx.passes.analysis.channels.value import ChannelTensor, Weight
 
 
 @dataclass
@@ -64,8 +75,9 @@ class Tie(Run):
             if n.op not in ("call_function", "call_method", "call_module"):
                 raise
             self.unknown_nodes.add(n)
-            result = self.unknown(n, *self.fetch_args_kwargs_from_env(n), one_line(error))
-        self.seen[n] = torch.fx.node.map_aggregate(result, self._as_it_is)
+            result = self.unknown(n, *self.arguments(n), one_line(error))
+        single = isinstance(result, ChannelTensor)
+        self.seen[n] = self._as_it_is(result) if single else torch.fx.node.map_aggregate(result, self._as_it_is)
         return result
 
     def _as_it_is(self, value: Any) -> Any:
@@ -83,6 +95,7 @@ class Tie(Run):
         self.step += 1
 
     def _join(self, a: torch.Tensor, b: torch.Tensor) -> None:
+        a, b = torch.broadcast_tensors(*_told_apart(core(a), core(b)))  # type: ignore[no-untyped-call]
         x, y = bare(a.reshape(-1).numpy()), bare(b.reshape(-1).numpy())
         differ = x != y
         if not differ.any():
@@ -104,14 +117,7 @@ class Tie(Run):
 
     def tie(self, a: Label, b: Label) -> None:
         self._remember(a, b)
-        if a.shape != b.shape:
-            a, b = torch.broadcast_tensors(a, b)  # type: ignore[no-untyped-call]
-        sizes, starts_a, starts_b = [], a.stride(), b.stride()
-        for size, left, right in zip(a.shape, starts_a, starts_b, strict=True):
-            sizes.append(1 if left == 0 and right == 0 else size)
-        self._join(
-            a.as_strided(sizes, a.stride(), a.storage_offset()), b.as_strided(sizes, b.stride(), b.storage_offset())
-        )
+        self._join(a, b)
 
     def contract(self, a: torch.Tensor, b: torch.Tensor, by_root: bool) -> None:
         self.tie(a, b)
@@ -163,7 +169,7 @@ class Tie(Run):
         if len(numbers):
             self.pins.append(Pin(numbers, at.name if at else "", f"{reason}, at {where(at)}" if at else reason))
 
-    def _resolve(self, weight: ChannelTensor, axis: int) -> Axis | None:
+    def _resolve(self, weight: Weight, axis: int) -> Axis | None:
         """Return the parameter axis that an axis of a weight is, whole and in order; None for a computed mixture."""
         if weight.path is not None:
             return weight.path, axis
@@ -179,7 +185,7 @@ class Tie(Run):
                 return None
         return None
 
-    def _line(self, weight: ChannelTensor, axis: int) -> torch.Tensor:
+    def _line(self, weight: Weight, axis: int) -> torch.Tensor:
         if weight.path is not None:
             return self.space.line((weight.path, axis), weight.shape[axis])
         line: torch.Tensor = bare(line_of(weight.labels[self._choice(weight, axis)], axis))
@@ -195,12 +201,12 @@ class Tie(Run):
             if owner >= 0:
                 self._produces(self.space.axes[owner], None)
 
-    def _choice(self, weight: ChannelTensor, axis: int) -> int:
+    def _choice(self, weight: Weight, axis: int) -> int:
         if weight.path is not None:
             return 0
         return next((k for k, label in enumerate(weight.labels) if varies(label, axis)), 0)
 
-    def produce(self, weight: ChannelTensor, axis: int) -> torch.Tensor:
+    def produce(self, weight: Weight, axis: int) -> torch.Tensor:
         line = self._line(weight, axis)
         resolved = self._resolve(weight, axis)
         if resolved is not None:
@@ -212,17 +218,17 @@ class Tie(Run):
         self._remember(line, axis=resolved, choice=self._choice(weight, axis))
         return line
 
-    def consume(self, weight: ChannelTensor, axis: int, line: torch.Tensor) -> None:
+    def consume(self, weight: Weight, axis: int, line: torch.Tensor) -> None:
         resolved = self._resolve(weight, axis) if weight.exact else None
         self._remember(line, axis=resolved)
         if resolved is None:
             self.pin(line, "it is read by a weight that the graph computes")
             return
         self._record(resolved, line, "in")
-        self.consumers.append((resolved[0], np.unique(bare(line.numpy()))))
+        self.consumers.append((resolved[0], bare(line.numpy())))
 
     def _record(self, axis: Axis, line: torch.Tensor, role: str) -> None:
-        line = bare(line)
+        line = bare(line) if placed(line) else line
         known = self.axis_lines.get(axis)
         if known is not None and known.numel() == line.numel():
             self._join(known, line)
@@ -231,7 +237,7 @@ class Tie(Run):
         self.roles.setdefault(axis, set()).add(role)
 
     def follow(self, parameter: Any, axis: int, line: torch.Tensor) -> None:
-        if not isinstance(parameter, ChannelTensor):
+        if not isinstance(parameter, Weight):
             return
         resolved = self._resolve(parameter, axis)
         self._remember(line, axis=resolved)
@@ -252,16 +258,14 @@ class Tie(Run):
         return label, np.arange(count), np.zeros(count, dtype=np.int64)
 
     def grouped(
-        self, weight: ChannelTensor, axis: int, size: int, first: torch.Tensor, blocks: tuple[Ids, Ids]
+        self, weight: Weight, axis: int, size: int, first: torch.Tensor, blocks: tuple[Ids, Ids]
     ) -> torch.Tensor:
         line = self.produce(weight, axis)
         rows = line.reshape(-1, size)
         self._join(rows, first.reshape(-1, 1).expand_as(rows))
         return line
 
-    def grouped_outputs(
-        self, weight: ChannelTensor, size: int, first: torch.Tensor, blocks: tuple[Ids, Ids]
-    ) -> torch.Tensor:
+    def grouped_outputs(self, weight: Weight, size: int, first: torch.Tensor, blocks: tuple[Ids, Ids]) -> torch.Tensor:
         axis = (weight.path or self.message(), -1)
         line = self.space.line(axis, first.numel() * size)
         self._produces(axis, weight.alias)
@@ -307,3 +311,21 @@ class Tie(Run):
 
     def parameter_labels(self, path: str, shape: tuple[int, ...]) -> tuple[Label, ...]:
         return tuple(along(self.space.line((path, axis), size), axis, shape) for axis, size in enumerate(shape))
+
+
+def _told_apart(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Leave out of two tensors that meet the slices that repeat what met just before: thousands of tokens are one."""
+    if a.dim() != b.dim() or sum(size > 1 for size in map(max, a.shape, b.shape)) < 2:
+        return a, b
+    for axis in range(a.dim()):
+        begins = [_begins(x, axis) for x in (a, b) if x.shape[axis] > 1]
+        if begins:
+            keep = torch.stack(begins).any(0).nonzero().reshape(-1)
+            a, b = (x.index_select(axis, keep) if x.shape[axis] > len(keep) else x for x in (a, b))
+    return a, b
+
+
+def _begins(x: torch.Tensor, axis: int) -> torch.Tensor:
+    """Say of each slice along an axis whether it differs from the one before."""
+    rows = bare(x.movedim(axis, 0).flatten(1))
+    return torch.cat([torch.ones(1, dtype=torch.bool), (rows[1:] != rows[:-1]).any(1)])

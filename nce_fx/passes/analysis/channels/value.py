@@ -7,6 +7,7 @@ those whose meaning is lost below them, are caught as torch functions; everythin
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +29,8 @@ class ChannelTensor(torch.Tensor):
     exact: bool
     """Whether the value is a parameter itself, moved at most: what is done to it can be done to the parameter."""
     _labels: tuple[Label, ...] | None
+    _size: torch.Size
+    _type: torch.dtype
 
     @staticmethod
     def __new__(
@@ -44,6 +47,7 @@ class ChannelTensor(torch.Tensor):
             cls, tuple(shape), dtype=dtype, device=torch.device("cpu")
         )
         value.run = run
+        value._size, value._type = torch.Size(shape), dtype
         value.path, value.alias = path, alias
         value.exact = exact or path is not None
         value._labels = labels
@@ -51,6 +55,22 @@ class ChannelTensor(torch.Tensor):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
+
+    # Asked for at every turn, and PyTorch would go through its dispatcher for each answer.
+
+    @property
+    def shape(self) -> torch.Size:  # type: ignore[override]
+        """The shape of the tensor that this stands for."""
+        return self._size
+
+    @property
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
+        """The type of the tensor that this stands for."""
+        return self._type
+
+    def dim(self) -> int:
+        """Return the number of axes."""
+        return len(self._size)
 
     @property
     def labels(self) -> tuple[Label, ...]:
@@ -94,3 +114,42 @@ class ChannelTensor(torch.Tensor):
         from nce_fx.passes.analysis.channels.rules import dispatch
 
         return dispatch(func, args, kwargs or {})
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A parameter or buffer by its path alone, for rules of layers that nothing else is done with."""
+
+    run: Run
+    path: str
+    alias: str
+    exact: bool = True
+    is_parameter: bool = True
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the parameter in this run."""
+        return self.run.shape_of(self.alias)
+
+    @property
+    def labels(self) -> tuple[Label, ...]:
+        """One label for each axis."""
+        return self.run.parameter_labels(self.path, self.shape)
+
+
+Weight = ChannelTensor | Parameter
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A module of a graph whose parameters are channel parameters: what the rule of a plain layer is given."""
+
+    run: Run
+    module: Any
+    path: str
+
+    def parameter(self, name: str) -> Any:
+        """Return a parameter or buffer of the module; ``None`` for one that it does not have."""
+        path = f"{self.path}.{name}"
+        canonical = self.run.tensors.canonical.get(path)
+        return getattr(self.module, name) if canonical is None else Parameter(self.run, canonical, path)

@@ -15,7 +15,7 @@ from torch.fx import Node
 from nce_fx.errors import where
 from nce_fx.passes.analysis.channels.ids import IdSpace
 from nce_fx.passes.analysis.channels.labels import Ids, Label, core, varies
-from nce_fx.passes.analysis.channels.value import ChannelTensor
+from nce_fx.passes.analysis.channels.value import ChannelTensor, Weight
 
 _ASIDE = 1000
 """More steps than one node has."""
@@ -79,11 +79,11 @@ class Vocabulary(ABC):
         """Demand that these channels stay as they are."""
 
     @abstractmethod
-    def produce(self, weight: ChannelTensor, axis: int) -> torch.Tensor:
+    def produce(self, weight: Weight, axis: int) -> torch.Tensor:
         """Return the ids of the output channels that an axis of a weight makes."""
 
     @abstractmethod
-    def consume(self, weight: ChannelTensor, axis: int, line: torch.Tensor) -> None:
+    def consume(self, weight: Weight, axis: int, line: torch.Tensor) -> None:
         """An axis of a weight is summed against these channels: one entry for each, divided among copies."""
 
     @abstractmethod
@@ -96,14 +96,12 @@ class Vocabulary(ABC):
 
     @abstractmethod
     def grouped(
-        self, weight: ChannelTensor, axis: int, size: int, first: torch.Tensor, blocks: tuple[Ids, Ids]
+        self, weight: Weight, axis: int, size: int, first: torch.Tensor, blocks: tuple[Ids, Ids]
     ) -> torch.Tensor:
         """Return the output channels of a grouped op: for each input block, a block of the weight's axis."""
 
     @abstractmethod
-    def grouped_outputs(
-        self, weight: ChannelTensor, size: int, first: torch.Tensor, blocks: tuple[Ids, Ids]
-    ) -> torch.Tensor:
+    def grouped_outputs(self, weight: Weight, size: int, first: torch.Tensor, blocks: tuple[Ids, Ids]) -> torch.Tensor:
         """Return output channels that no axis of the weight holds: a block of this size for each input block."""
 
     @abstractmethod

@@ -76,6 +76,28 @@ MODULE_RULES: dict[type[nn.Module], Any] = {
 """Modules that look at their own sizes before they call a function, and our own quantizers."""
 
 
+_ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Mish, nn.Hardswish, nn.Hardsigmoid)
+
+LAYER_RULES: dict[type[nn.Module], Any] = {
+    nn.Linear: weighted.linear_layer,
+    nn.Conv1d: weighted.convolution_layer(1),
+    nn.Conv2d: weighted.convolution_layer(2),
+    nn.Conv3d: weighted.convolution_layer(3),
+    nn.BatchNorm1d: weighted.batch_norm_layer,
+    nn.BatchNorm2d: weighted.batch_norm_layer,
+    nn.BatchNorm3d: weighted.batch_norm_layer,
+    **dict.fromkeys((*_ACTIVATIONS, nn.Sigmoid, nn.Tanh), elementwise.activation_layer),
+    **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout2d), elementwise.passing_layer),
+}
+"""PyTorch's own layers, which need not be run to know what function they are."""
+
+
+def layer_rule(module: nn.Module) -> Any:
+    """Return the rule of a module that is one of PyTorch's own layers and nothing more, else ``None``."""
+    plain = not module._forward_pre_hooks and not module._forward_hooks and "forward" not in module.__dict__
+    return LAYER_RULES.get(type(module)) if plain else None
+
+
 def module_rule(module: nn.Module) -> Any:
     """Return the rule of a module, or ``None`` for one whose forward is simply run."""
     return next((rule for kind, rule in MODULE_RULES.items() if isinstance(module, kind)), None)

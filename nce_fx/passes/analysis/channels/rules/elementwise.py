@@ -11,7 +11,7 @@ import torch
 from nce_fx.passes.analysis.channels.labels import FIRST_ID, FIXED, NEUTRAL, Label, constant, core
 from nce_fx.passes.analysis.channels.rules.calls import channel_tensors
 from nce_fx.passes.analysis.channels.run import Run
-from nce_fx.passes.analysis.channels.value import ChannelTensor
+from nce_fx.passes.analysis.channels.value import ChannelTensor, Layer
 
 UNTAGGED = frozenset(
     {"hardswish", "log_sigmoid", "log_sigmoid_forward", "floor_divide", "masked_fill", "where", "_prelu_kernel"}
@@ -43,6 +43,17 @@ def quantizer(module: Any, input: ChannelTensor) -> ChannelTensor:
     """A fake quantizer works on each element; what reads a quantized weight cannot be divided among copies any more."""
     input.run.computes()
     return ChannelTensor(input.run, input.shape, input.labels, input.dtype)
+
+
+def activation_layer(layer: Layer, input: ChannelTensor) -> ChannelTensor:
+    """A function of each element, which no width changes."""
+    input.run.computes()
+    return ChannelTensor(input.run, input.shape, input.labels, input.dtype)
+
+
+def passing_layer(layer: Layer, input: ChannelTensor) -> ChannelTensor:
+    """A layer that does nothing when it is not trained."""
+    return input
 
 
 def _is_comparison(func: Any) -> bool:

@@ -15,7 +15,10 @@ import torch
 from nce_fx.passes.analysis.channels.labels import FIXED, Label, along, constant, core, line_of
 from nce_fx.passes.analysis.channels.rules.calls import channel_tensors, label_for, run_of
 from nce_fx.passes.analysis.channels.run import Run
-from nce_fx.passes.analysis.channels.value import ChannelTensor
+from nce_fx.passes.analysis.channels.value import ChannelTensor, Layer, Parameter, Weight
+from nce_fx.tracing.shapes import convolved, each
+
+_WEIGHTS = (ChannelTensor, Parameter)
 
 
 def channel_line(run: Run, label: Label, axis: int) -> torch.Tensor:
@@ -30,7 +33,7 @@ def channel_line(run: Run, label: Label, axis: int) -> torch.Tensor:
 def read(run: Run, x: ChannelTensor, axis: int, weight: Any, weight_axis: int) -> None:
     """Sum the channels along an axis of ``x`` against an axis of a weight."""
     label = label_for(x, axis)
-    if isinstance(weight, ChannelTensor):
+    if isinstance(weight, _WEIGHTS):
         run.consume(weight, weight_axis, channel_line(run, label, axis))
     else:
         run.pin(run.ids(core(label)), "it is read by a weight that is a constant of the graph")
@@ -38,7 +41,7 @@ def read(run: Run, x: ChannelTensor, axis: int, weight: Any, weight_axis: int) -
 
 def made(run: Run, weight: Any, axis: int, bias: Any) -> torch.Tensor:
     """Return the ids that an axis of a weight makes; a bias follows them."""
-    if not isinstance(weight, ChannelTensor):
+    if not isinstance(weight, _WEIGHTS):
         return torch.zeros(weight.shape[axis], dtype=torch.int64)
     line = run.produce(weight, axis)
     run.follow(bias, 0, line)
@@ -67,6 +70,12 @@ def _along_tokens(run: Run, x: ChannelTensor, weight: Any, bias: Any) -> Channel
     return run.activation(label.expand(*x.shape[:-1], weight.shape[0]), x.dtype)
 
 
+def linear_layer(layer: Layer, input: ChannelTensor) -> ChannelTensor:
+    """The layer as a module."""
+    layer.run.computes()
+    return linear(input, layer.parameter("weight"), layer.parameter("bias"))
+
+
 def bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> ChannelTensor:
     """(..., in1), (..., in2) -> (..., out)."""
     run = run_of((input1, input2, weight))
@@ -75,29 +84,29 @@ def bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> Channel
     return run.activation(along(made(run, weight, 0, bias), input1.dim() - 1, input1.shape))
 
 
-def _pair(value: Any, dims: int) -> Sequence[int]:
-    values = [value] * dims if isinstance(value, int) else list(value)
-    return values * dims if len(values) == 1 else values
-
-
 def convolution(dims: int) -> Callable[..., ChannelTensor]:
     """Return the rule of a convolution over this many axes."""
 
     def rule(
         input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
     ) -> ChannelTensor:
-        run = run_of((input, weight))
         axis = input.dim() - dims - 1
-        rows = []
-        for k, (size, kernel, step, spread) in enumerate(
-            zip(input.shape[axis + 1 :], weight.shape[2:], _pair(stride, dims), _pair(dilation, dims), strict=True)
-        ):
-            if padding == "same":
-                rows.append(size)
-                continue
-            around = 0 if padding == "valid" else 2 * _pair(padding, dims)[k]
-            rows.append((size + around - spread * (kernel - 1) - 1) // step + 1)
-        return _convolve(run, input, weight, bias, groups, axis, rows, (0, 1))
+        rows = convolved(input.shape[axis + 1 :], weight.shape[2:], stride, padding, dilation)
+        return _convolve(run_of((input, weight)), input, weight, bias, groups, axis, rows, (0, 1))
+
+    return rule
+
+
+def convolution_layer(dims: int) -> Callable[..., ChannelTensor]:
+    """Return the rule of a plain convolution layer over this many axes."""
+
+    def rule(layer: Layer, input: ChannelTensor) -> ChannelTensor:
+        layer.run.computes()
+        axis = input.dim() - dims - 1
+        m = layer.module
+        rows = convolved(input.shape[axis + 1 :], m.kernel_size, m.stride, m.padding, m.dilation)
+        weight, bias = layer.parameter("weight"), layer.parameter("bias")
+        return _convolve(layer.run, input, weight, bias, m.groups, axis, rows, (0, 1))
 
     return rule
 
@@ -117,7 +126,7 @@ def transposed_convolution(dims: int) -> Callable[..., ChannelTensor]:
     ) -> ChannelTensor:
         run = run_of((input, weight))
         axis = input.dim() - dims - 1
-        options = (_pair(v, dims) for v in (stride, padding, output_padding, dilation))
+        options = (each(v, dims) for v in (stride, padding, output_padding, dilation))
         rows = [
             (size - 1) * step - 2 * around + spread * (kernel - 1) + extra + 1
             for size, kernel, step, around, extra, spread in zip(
@@ -130,11 +139,11 @@ def transposed_convolution(dims: int) -> Callable[..., ChannelTensor]:
 
 
 def _convolve(
-    run: Run, x: Any, weight: Any, bias: Any, groups: int, axis: int, rows: list[int], weight_axes: tuple[int, int]
+    run: Run, x: Any, weight: Any, bias: Any, groups: int, axis: int, rows: Sequence[int], weight_axes: tuple[int, int]
 ) -> ChannelTensor:
     out_axis, in_axis = weight_axes
     shape = [*x.shape[: axis + 1], *rows]
-    if groups == 1 or not isinstance(weight, ChannelTensor):
+    if groups == 1 or not isinstance(weight, _WEIGHTS):
         if isinstance(x, ChannelTensor):
             read(run, x, axis, weight, in_axis)
         line = made(run, weight, out_axis, bias)
@@ -158,25 +167,25 @@ def _set_channels(run: Run, weight: Any, inputs: int | None, outputs: int, group
         run.attribute(weight, "groups", groups)
 
 
-def _grouped(run: Run, x: ChannelTensor, weight: ChannelTensor, groups: int, axis: int) -> tuple[torch.Tensor, int]:
+def _grouped(run: Run, x: ChannelTensor, weight: Weight, groups: int, axis: int) -> tuple[torch.Tensor, int]:
     """Blocks of input channels and the blocks of output channels they make are copied as one."""
-    sizes = run.original(torch.tensor([x.shape[axis] // groups, weight.shape[0] // groups]))
+    sizes = run.original((x.shape[axis] // groups, weight.shape[0] // groups))
     label = label_for(x, axis)
     channel_line(run, label, axis)
-    label, index, copies = run.blocks(x, label, axis, int(sizes[0]))
-    first = line_of(label, axis)[:: int(sizes[0])]
-    line = run.grouped(weight, 0, int(sizes[1]), first, (index, copies))
+    label, index, copies = run.blocks(x, label, axis, sizes[0])
+    first = line_of(label, axis)[:: sizes[0]]
+    line = run.grouped(weight, 0, sizes[1], first, (index, copies))
     return line, len(index)
 
 
 def _grouped_transposed(
-    run: Run, x: ChannelTensor, weight: ChannelTensor, bias: Any, groups: int, axis: int, shape: list[int]
+    run: Run, x: ChannelTensor, weight: Weight, bias: Any, groups: int, axis: int, shape: list[int]
 ) -> ChannelTensor:
     """(in, out / groups, ...): the input axis has the blocks, the output axis is shared by all of them.
 
     Output channels carry their block's first input id where a block makes one, fresh ids of the bias's axis otherwise.
     """
-    block, per_group = run.original(torch.tensor([weight.shape[0] // groups, weight.shape[1]])).tolist()
+    block, per_group = run.original((weight.shape[0] // groups, weight.shape[1]))
     label = label_for(x, axis)
     channel_line(run, label, axis)
     label, index, copies = run.blocks(x, label, axis, block)
@@ -206,8 +215,14 @@ def batch_norm(
     line = channel_line(run, label, 1) if len(value.labels) == 1 else line_of(label, 1)
     for parameter in (running_mean, running_var, weight, bias):
         run.follow(parameter, 0, line)
-    run.attribute(weight if isinstance(weight, ChannelTensor) else running_mean, "num_features", line.numel())
+    run.attribute(weight if isinstance(weight, _WEIGHTS) else running_mean, "num_features", line.numel())
     return ChannelTensor(run, value.shape, value.labels, value.dtype)
+
+
+def batch_norm_layer(layer: Layer, input: ChannelTensor) -> ChannelTensor:
+    """The layer as a module."""
+    layer.run.computes()
+    return batch_norm(input, *map(layer.parameter, ("running_mean", "running_var", "weight", "bias")))
 
 
 def aten_batch_norm(
@@ -298,7 +313,7 @@ def group_norm(
         run.uniform(along(line, 0, (line.numel(),)), 0)
         count = 1
     else:
-        (size,) = run.original(torch.tensor([input.shape[1] // num_groups])).tolist()
+        size = run.original(input.shape[1] // num_groups)
         label, index, _ = run.blocks(input, label, 1, size)
         line, count = line_of(label, 1), len(index)
     run.follow(weight, 0, line)

@@ -1,0 +1,76 @@
+"""Copy a graph with some of its tensors replaced: those are taken as they are, and nothing is compiled on the way."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import Graph, GraphModule
+
+_ATOMS = frozenset({int, float, bool, str, type(None), torch.Size, torch.dtype, torch.device})
+_CONTAINERS = frozenset({dict, OrderedDict, set, list, tuple})
+
+
+def copied(gm: GraphModule, replaced: dict[int, Any]) -> GraphModule:
+    """Return a copy of a graph module that whoever edits its graph has to recompile.
+
+    ``replaced`` holds what takes the place of tensors, by the ``id`` of the old ones.
+    """
+    memo = dict(replaced)
+    result = GraphModule(nn.Module(), Graph(tracer_cls=gm.graph._tracer_cls))
+    for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"):
+        result.__dict__[name] = _attribute(name, gm.__dict__[name], memo)
+    for name in ("_state_dict_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"):
+        result.__dict__[name] = _attribute(name, gm.__dict__[name], memo)
+    result.meta = copy.deepcopy(gm.meta, memo)
+    graph = copy.deepcopy(gm.graph)
+    result._graph, graph.owning_module = graph, result
+    return result
+
+
+def _module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    known: nn.Module | None = memo.get(id(module))
+    if known is not None:
+        return known
+    if not _is_plain(type(module)):
+        return copy.deepcopy(module, memo)
+    result = type(module).__new__(type(module))
+    memo[id(module)] = result
+    for name, value in module.__dict__.items():
+        if name != "_compiled_call_impl":  # which PyTorch does not copy either
+            result.__dict__[name] = _attribute(name, value, memo)
+    return result
+
+
+def _is_plain(kind: type[nn.Module]) -> bool:
+    """Whether a class is PyTorch's own, and copied attribute by attribute."""
+    return (
+        kind.__module__.startswith("torch.nn.modules.")
+        and not hasattr(kind, "__deepcopy__")
+        and kind.__getstate__ is nn.Module.__getstate__
+        and kind.__reduce_ex__ is object.__reduce_ex__
+    )
+
+
+def _attribute(name: str, value: Any, memo: dict[int, Any]) -> Any:
+    kind = type(value)
+    if kind in _ATOMS:
+        return value
+    if name == "_modules":
+        return {key: child and _module(child, memo) for key, child in value.items()}
+    if name in ("_parameters", "_buffers"):
+        return {key: _tensor(tensor, memo) for key, tensor in value.items()}
+    if kind in _CONTAINERS and not value:
+        return kind()
+    if kind is tuple and all(type(item) in _ATOMS for item in value):
+        return value
+    return copy.deepcopy(value, memo)
+
+
+def _tensor(tensor: Any, memo: dict[int, Any]) -> Any:
+    if type(tensor) is torch.Tensor and not tensor.requires_grad and id(tensor) not in memo:
+        memo[id(tensor)] = tensor.clone()
+    return memo[id(tensor)] if id(tensor) in memo else copy.deepcopy(tensor, memo)

@@ -161,15 +161,22 @@ class Rotary(nn.Module):
         return x * self.cos + torch.cat([-second, first], -1) * self.sin
 
 
-class RotaryByBands(Rotary):
-    """Angles computed from a buffer of frequencies, which all heads share; the class token is not turned."""
+class RotaryByBands(nn.Module):
+    """Angles of rows and columns, computed from a buffer of frequencies, which all heads of a projection share."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.qkv, self.proj = nn.Linear(WIDTH, 48), nn.Linear(16, WIDTH)
         self.register_buffer("bands", torch.tensor([1.0, 0.1]))
 
+    def forward(self, x):
+        batch, tokens, _ = x.shape
+        q, k, v = self.qkv(x).reshape(batch, tokens, 3, 2, 8).permute(2, 0, 3, 1, 4).unbind(0)
+        x = F.scaled_dot_product_attention(self.turn(q), self.turn(k), v)
+        return self.proj(x.transpose(1, 2).reshape(batch, tokens, -1))
+
     def turn(self, x: torch.Tensor) -> torch.Tensor:
-        angle = torch.arange(3).unsqueeze(1) * self.get_buffer("bands")
+        angle = (torch.arange(6).view(3, 2, 1) * self.get_buffer("bands")).flatten(1)
         angle = torch.cat([angle, angle], -1)
         first, second = x[:, :, 1:].chunk(2, dim=-1)
         turned = x[:, :, 1:] * angle.cos() + torch.cat([-second, first], -1) * angle.sin()
@@ -277,7 +284,7 @@ MODELS = {
     "attention_module": _model(Module, "mha.in_proj_weight", "mha.out_proj"),
     "attention_grouped_query": _model(GroupedQuery, "q", "kv", "proj"),
     "attention_rotary": _model(Rotary, "q", "k", "v", "proj"),
-    "attention_rotary_by_bands": _model(RotaryByBands, "q", "k", "v", "proj"),
+    "attention_rotary_by_bands": _model(RotaryByBands, "qkv", "proj"),
     "attention_relative_table": _model(RelativeTable, "qkv", "proj"),
     "attention_linear": _model(LinearAttention, "q", "k", "v", "proj"),
     "cross_attention": ZooModel(

@@ -8,6 +8,7 @@ from torch import nn
 import nce_fx
 from nce_fx.errors import ChannelError, TraceError
 from nce_fx.models import MODELS
+from tests.observing import counted
 from nce_fx.passes.transform.resize import kept_channels
 
 
@@ -206,3 +207,24 @@ def test_narrowing_keeps_the_channels_that_carry_most(norm):
     kept = [3] if norm else [0]
     assert kept_channels(gm, {group: 1})["3.weight", 1] == kept
     assert kept_channels(gm, {group: 2})["0.weight", 0] == ([2, 3] if norm else [0, 3])
+
+
+def test_a_disabled_autocast_is_no_wall():
+    class Inside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            x = self.a(x)
+            with torch.autocast(x.device.type, enabled=False):
+                x = x.softmax(1) @ (x.transpose(1, 2) @ x)
+            return self.b(x) if x.shape[1] > 1 else x
+
+    x = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
+    model = Inside().eval()
+    gm = nce_fx.trace(model, (x,))
+    assert gm.meta["traced"] == "export"
+    assert torch.allclose(gm(x), model(x), atol=1e-6)
+    cost = nce_fx.analyze_cost(gm)
+    assert (cost.macs, cost.params) == counted(gm, (x,))

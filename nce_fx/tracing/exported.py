@@ -7,7 +7,8 @@ their like become the user's modules again, so that training and eval mode both 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import operator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from typing import Any
@@ -45,6 +46,7 @@ def export_graph(model: nn.Module, example_inputs: tuple[Any, ...]) -> GraphModu
     gm = program.module(check_guards=False)
     assert isinstance(gm, GraphModule)
     _share(gm, model)
+    _inline_contexts(gm)
     _drop_guards(gm)
     _raise_modules(gm, model)
     gm.graph.eliminate_dead_code()
@@ -87,6 +89,52 @@ def _share(gm: GraphModule, model: nn.Module) -> None:
             continue
         if leaf in holder._parameters:
             holder._parameters[leaf] = parameter
+
+
+def _inline_contexts(gm: GraphModule) -> None:
+    """Put what runs under a context that changes nothing into the graph itself.
+
+    A disabled autocast changes nothing where none is enabled; gradients kept off change nothing where no parameter
+    takes part.
+    """
+    for node in list(gm.graph.nodes):
+        kind = type(node.target).__name__
+        first = {"WrapWithAutocast": 4, "WrapWithSetGradEnabled": 1}.get(kind)
+        if first is None or node.args[first - 1 if kind == "WrapWithSetGradEnabled" else 2] is not False:
+            continue
+        inner, given = getattr(gm, node.args[first].target), node.args[first + 1 :]
+        if kind == "WrapWithSetGradEnabled" and _from_parameters(gm, given):
+            continue
+        _inline_contexts(inner)
+        inner.graph.eliminate_dead_code()
+        if any(n.op == "get_attr" for n in inner.graph.nodes):
+            continue
+        places = (n for n in inner.graph.nodes if n.op == "placeholder")
+        with gm.graph.inserting_before(node):
+            result = gm.graph.graph_copy(inner.graph, dict(zip(places, given, strict=True)))
+        for user in list(node.users):
+            if user.target is operator.getitem and isinstance(result, list | tuple):
+                user.replace_all_uses_with(result[user.args[1]])
+                gm.graph.erase_node(user)
+        if not isinstance(result, list | tuple):
+            node.replace_all_uses_with(result)
+        if not node.users:
+            gm.graph.erase_node(node)
+
+
+def _from_parameters(gm: GraphModule, values: Iterable[Any]) -> bool:
+    """Whether any of these values is computed from a parameter."""
+    ahead, seen = [v for v in values if isinstance(v, Node)], set()
+    parameters = {name for name, _ in gm.named_parameters(remove_duplicate=False)}
+    while ahead:
+        node = ahead.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.op == "call_module" or (node.op == "get_attr" and str(node.target) in parameters):
+            return True
+        ahead.extend(node.all_input_nodes)
+    return False
 
 
 def _drop_guards(gm: GraphModule) -> None:

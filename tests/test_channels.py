@@ -8,8 +8,8 @@ from torch import nn
 import nce_fx
 from nce_fx.errors import ChannelError, TraceError
 from nce_fx.models import MODELS
-from tests.observing import counted
 from nce_fx.passes.transform.resize import kept_channels
+from tests.observing import counted
 
 
 def image(channels: int = 3) -> torch.Tensor:

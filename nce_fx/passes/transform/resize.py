@@ -101,7 +101,8 @@ def kept_channels(gm: GraphModule, widths: Mapping[str, int]) -> dict[tuple[str,
 def _run(structure: Structure, channels: ChannelGraph, widths: Mapping[str, int]) -> Resizing:
     part_widths = channels.part_widths(widths)
     copies: dict[int, Ids] = {}
-    index, scores = 0, importance(structure)
+    narrower = any(width < part.width for width, part in zip(part_widths, channels.parts, strict=True))
+    index, scores = 0, importance(structure) if narrower else np.empty(0)
     for group in structure.groups:
         for part in group.parts:
             count, wanted = len(part.classes), part_widths[index] // group.positions(part)
@@ -162,9 +163,10 @@ def _resized(structure: Structure, channels: ChannelGraph, widths: Mapping[str, 
     for (path, axis), gather in run.edits.gathers.items():
         if axis >= 0:
             by_path.setdefault(path, []).append((axis, gather))
+    indices = {id(g.index): _index(g.index) for g in run.edits.gathers.values()}
     for path, gathers in by_path.items():
         old = tensors.tensors[path]
-        new = _gathered(path, old, gathers, seed)
+        new = _gathered(path, old, gathers, indices, seed)
         if new is not None and path in tensors.normed:
             memo.update(tensors.normed[path].parameters_for(new))
         elif new is not None:
@@ -175,16 +177,28 @@ def _resized(structure: Structure, channels: ChannelGraph, widths: Mapping[str, 
     return result
 
 
-def _gathered(path: str, old: torch.Tensor, gathers: list[tuple[int, Gather]], seed: int) -> torch.Tensor | None:
+def _index(index: Ids) -> torch.Tensor | None:
+    """Return an index as a tensor; ``None`` where it may leave everything in its place."""
+    return None if np.array_equal(index, np.arange(len(index))) else torch.from_numpy(index)
+
+
+def _gathered(
+    path: str,
+    old: torch.Tensor,
+    gathers: list[tuple[int, Gather]],
+    indices: Mapping[int, torch.Tensor | None],
+    seed: int,
+) -> torch.Tensor | None:
     new = old.detach()
     # What is divided goes first: it is done once for all copies of a row, which then are copied whole.
     for axis, gather in sorted(gathers, key=lambda item: item[1].divisor is None):
-        if len(gather.index) == old.shape[axis] and np.array_equal(gather.index, np.arange(len(gather.index))):
+        index = indices[id(gather.index)]
+        if index is None and len(gather.index) == old.shape[axis]:
             continue
-        new = new.index_select(axis, torch.from_numpy(gather.index))
+        new = new.index_select(axis, torch.from_numpy(gather.index) if index is None else index)
         if gather.divisor is not None and (gather.divisor > 1).any():
             _divide(path, new, axis, gather, seed)
-    return None if new is old.detach() or new.data_ptr() == old.data_ptr() else new
+    return None if new.data_ptr() == old.data_ptr() else new
 
 
 def _divide(path: str, weight: torch.Tensor, axis: int, gather: Gather, seed: int) -> None:

@@ -168,7 +168,7 @@ def _gradients_reach_all(gm: GraphModule, wide: GraphModule, inputs: tuple[Any, 
         torch.autograd.backward(loss_of(each(*inputs)))
     now = dict(new.named_parameters())
     for name, parameter in old.named_parameters():
-        if parameter.grad is not None and float(parameter.grad.abs().max()) > 1e-5:
+        if parameter.numel() and parameter.grad is not None and float(parameter.grad.abs().max()) > 1e-5:
             gradient = now[name].grad
             assert gradient is not None, f"no gradient reaches {name} any more"
             assert float(gradient.abs().max()) > 0, f"no gradient reaches {name} any more"

@@ -238,7 +238,23 @@ class SeparablePatches(nn.Module):
         return self.head(F.relu(folded))
 
 
+class NoTokens(nn.Module):
+    """DINOv3 without register tokens: a parameter of no elements, which no channel reaches, joined to the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mlp, self.out = nn.Linear(5, 6), nn.Linear(6, 8), nn.Linear(8, 3)
+        self.token, self.registers = nn.Parameter(torch.zeros(1, 1, 6)), nn.Parameter(torch.zeros(1, 0, 6))
+
+    def forward(self, x):
+        x = self.embed(x)
+        batch = x.shape[0]
+        x = torch.cat([self.token.expand(batch, -1, -1), self.registers.expand(batch, -1, -1), x], 1)
+        return self.out(F.gelu(self.mlp(x)).mean(1))
+
+
 MODELS = {
+    "no_tokens": ZooModel(NoTokens, (noise(2, 4, 5),), ("mlp",), {"out": OUTPUT, "embed": "of different sizes"}),
     "separable_patches": ZooModel(SeparablePatches, (image(),), ("a", "qkv", "out"), {"head.fc": OUTPUT}),
     "in_place": ZooModel(InPlace, (image(),), ("a", "b", "c"), {"head.fc": OUTPUT}, together("a", "b")),
     "squeezed": ZooModel(Squeezed, (image(),), ("a", "b"), {"fc": OUTPUT}),

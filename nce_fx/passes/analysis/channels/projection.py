@@ -149,6 +149,9 @@ class Projections:
     def _project(self, old: Label, new: Label) -> Projection:
         if old.dim() != new.dim():
             raise Mismatch("another number of axes", old)
+        if not old.numel() and not new.numel():
+            # No elements (a model without register tokens): nothing to compare.
+            return Projection((None,) * old.dim(), ())
         moved = [axis for axis in range(old.dim()) if varies(old, axis) or varies(new, axis)]
         still = [axis for axis in range(old.dim()) if old.shape[axis] != new.shape[axis] and axis not in moved]
         resized = tuple(still) if still and bool((core(old) >= FIRST_ID).any()) else ()

@@ -171,6 +171,7 @@ def main() -> None:
     options.add_argument("--epochs", type=int, default=20)
     options.add_argument("--seeds", type=int, default=5)
     options.add_argument("--networks", nargs="+", default=NETWORKS)
+    options.add_argument("--quantizers", nargs="+", choices=SPECS, default=tuple(SPECS))
     options.add_argument("--out", type=Path, default=RESULTS)
     options.add_argument("--table", action="store_true", help="train nothing: the table of what is there")
     given = options.parse_args()
@@ -180,7 +181,7 @@ def main() -> None:
         for seed in range(given.seeds):
             for network in given.networks:
                 done = read(given.out)
-                left = [(name, by) for name in SPECS for by in BY if (network, name, by, seed) not in done]
+                left = [(name, by) for name in given.quantizers for by in BY if (network, name, by, seed) not in done]
                 if not left:
                     continue
                 teacher = float_network(network, data, given.epochs, seed)

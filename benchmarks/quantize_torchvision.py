@@ -18,7 +18,6 @@ import argparse
 import json
 import multiprocessing
 import sys
-import time
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from multiprocessing.connection import Connection
@@ -53,10 +52,9 @@ def main() -> None:
         wanted = any(fnmatch(entry.name, pattern) for pattern in options.only)
         if not wanted or (results.get(entry.name, {}).get("status") == OK and not options.again):
             continue
-        begin = time.process_time()
         results[entry.name] = in_a_process(entry)
         RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
-        print(entry.name, results[entry.name], round(time.process_time() - begin), flush=True)
+        print(entry.name, results[entry.name], flush=True)
     good = [entry.name for entry in entries if results.get(entry.name, {}).get("status") == OK]
     print(f"{len(good)} of {len(entries)} models hold; not run: {[e.name for e in entries if e.name not in results]}")
     sys.exit(any(result["status"] != OK for result in results.values()))

@@ -146,7 +146,12 @@ def controls() -> str:
         body = []
         for row, against in rivals.items():
             theirs = summarise(own[row], [])
-            cells = [f"{theirs.mean:.2f} %", f"{against.difference:+.2f}", f"{against.p:.3f}", against.pairs]
+            cells = [
+                f"{theirs.mean:.2f} %",
+                f"{against.difference:+.2f}",
+                f"{against.p:.3f}" if against.pairs > 1 else "",
+                against.pairs,
+            ]
             body.append([row, *cells])
         beaten = [row for row, s in rivals.items() if s.pairs >= SEEDS and s.difference > 0 and s.p < CERTAIN]
         head = ("control", "its accuracy", "plan is better by", "p", "seeds of both")

@@ -1,11 +1,11 @@
-"""What the sensitivity metrics cost: python -m benchmarks.sensitivity_cost [--rounds N] [--quick]
+"""What the sensitivity metrics cost: python -m benchmarks.sensitivity_cost [--network NAME] [--rounds N] [--quick]
 
 The gradient metrics against a plain forward and backward pass over the same batches, and the one-at-a-time metrics
 against as many full forward passes as there are tensors to round, on networks of three depths. Two figures each: the
 operations that torch counts (multiply-accumulates of convolutions and matrix products), and processor time on one
 thread, as the median over the rounds of the ratio to a plain pass that ran just before.
 
-Results go to benchmarks/results/sensitivity_cost.json as they come.
+Results go to benchmarks/results/sensitivity_cost.json, network by network.
 """
 
 from __future__ import annotations
@@ -111,12 +111,14 @@ def costs(name: str, rounds: int) -> Iterator[dict[str, Any]]:
 def main() -> None:
     """Measure, print, keep."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--network", choices=NETWORKS, action="append", help="all by default; others keep their rows")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="ResNet-20, one round, nothing written")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = []
-    for name in list(NETWORKS)[: 1 if options.quick else None]:
+    kept = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    for name in options.network or list(NETWORKS)[: 1 if options.quick else None]:
+        rows = []
         for row in costs(name, 1 if options.quick else options.rounds):
             rows.append(row)
             print(
@@ -124,8 +126,10 @@ def main() -> None:
                 f" of {row['against']}",
                 flush=True,
             )
-            if not options.quick:
-                RESULTS.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1) + "\n")
+        kept = [*(row for row in kept if row["network"] != name), *rows]
+        kept.sort(key=lambda row: list(NETWORKS).index(row["network"]))
+        if not options.quick:
+            RESULTS.write_text(json.dumps({"torch": torch.__version__, "rows": kept}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import nce_fx
 from nce_fx.errors import ChannelError
 from nce_fx.passes.transform.widths import InsertWidthChoices, RemoveWidthChoices, WidthChoice, WidthDraw, WidthNorm
 from nce_fx.passes.transform.widths.interpolation import Block, WidthInterpolation
+from nce_fx.passes.transform.widths.places import channel_order, find_places
 from nce_fx.search import SearchRecipe
 from nce_fx.search.candidates import first_candidates
 from nce_fx.search.expansion import of_kind
@@ -77,6 +78,16 @@ def test_a_sure_preference_computes_the_network_resized_to_it(mixing):
         torch.testing.assert_close(searched(x), expected(x), rtol=1e-9, atol=1e-9)
 
 
+def test_what_a_product_of_data_reads_has_no_choice():
+    known = drawing.traced(ZOO["attention_single_head"].make(), ZOO["attention_single_head"].inputs)
+    candidates = first_candidates(known.channels, SearchRecipe(epochs=9, expand=False)).candidates
+    refused = find_places(known.gm, candidates, channel_order(known.gm)).refused
+    assert refused
+    assert refused.keys() < candidates.keys()
+    with pytest.raises(ChannelError, match=r"cannot choose its width: .* reads it in a way that"):
+        InsertWidthChoices(candidates)(known.gm)
+
+
 def test_draws_are_of_two_candidates_and_shared():
     draw = WidthDraw("a", (2, 4, 6, 8)).train()
     seen = set()
@@ -124,6 +135,8 @@ REFUSED = {"group_means"}
 def test_a_sure_preference_is_the_resized_network_for_every_pattern(name):
     known = drawing.traced(ZOO[name].make(), ZOO[name].inputs)
     candidates = first_candidates(known.channels, SearchRecipe(epochs=9, expand=False)).candidates
+    for group in find_places(known.gm, candidates, channel_order(known.gm)).refused:
+        del candidates[group]
     if not candidates:
         pytest.skip("none of its groups has a choice")
     searched = InsertWidthChoices(candidates)(known.gm).graph_module.eval()

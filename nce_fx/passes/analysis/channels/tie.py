@@ -47,6 +47,8 @@ class Tie(Run):
         self.pins: list[Pin] = []
         self.meetings: dict[tuple[Node, int], Meeting] = {}
         self.consumers: list[tuple[str, Ids]] = []
+        self.products: list[tuple[str, Ids]] = []
+        """Products of data that are summed over channels: the node's name, and their ids."""
         self.producers: dict[Axis, tuple[str, Node]] = {}
         """Axes that make channels: the path of the weight that makes them first, and the node."""
         self.axis_lines: dict[Axis, torch.Tensor] = {}
@@ -120,6 +122,8 @@ class Tie(Run):
         self._join(a, b)
 
     def contract(self, a: torch.Tensor, b: torch.Tensor, by_root: bool) -> None:
+        assert self.node is not None
+        self.products.append((self.node.name, bare(a.numpy())))
         self.tie(a, b)
 
     def block(self, label: Label, axis: int) -> None:

@@ -126,7 +126,8 @@ def find_places(gm: GraphModule, candidates: Mapping[str, tuple[int, ...]], orde
                 readers[use, index] = reading
                 covered |= mine
     refused = {}
-    for path, ids in tie.consumers:
+    # Choices are made where layers read; what a product of data reads, no layer does.
+    for path, ids in (*tie.consumers, *tie.products):
         if path in covered:
             continue
         for group in analysis.channels:

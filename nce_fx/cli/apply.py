@@ -33,7 +33,7 @@ def apply(
     """Resize MODEL to a plan and quantize it; the same model, weights, data and seed give the same weights."""
     from nce_fx import artifacts
     from nce_fx.cli.job import calibration, content
-    from nce_fx.cli.reference import build_model, example_input, parse_args, quant_spec
+    from nce_fx.cli.reference import build_model, example_input, one_process, parse_args, quant_spec
     from nce_fx.cli.terminal import Terminal
     from nce_fx.data import load_data
     from nce_fx.errors import ArtifactError
@@ -43,6 +43,7 @@ def apply(
     from nce_fx.rewrite import build
     from nce_fx.tracing import trace
 
+    one_process("apply")
     terminal = Terminal.of(as_json)
     spec = quant_spec(bits, weight_quantizer, activation_quantizer, first_last_bits, shortcuts, override)
     args = parse_args(model_args)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from nce_fx import artifacts
-from nce_fx.cli.reference import build_model, example_input, parse_args, quant_spec
+from nce_fx.cli.reference import build_model, example_input, one_process, parse_args, quant_spec
 from nce_fx.cli.terminal import Terminal
 from nce_fx.comparison import Trained, compare
 from nce_fx.data import Data, load_data
@@ -98,6 +98,7 @@ def run(job: Job) -> None:
     Raises:
         NceFxError: anything that was not right, in one line; no half-written folder is left.
     """
+    one_process("rewrite")
     terminal = Terminal.of(job.as_json)
     # Everything that can be wrong with the options is found before anything takes long.
     if job.retrain < 0 or (job.retrain and job.data is None):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,19 @@ from nce_fx.errors import InputError
 from nce_fx.models import INPUT_SHAPES, MODELS
 from nce_fx.models.loading import load_model, load_weights
 from nce_fx.passes.transform.quantize import QuantSpec
+
+
+def one_process(command: str) -> None:
+    """Check that this process is alone: every process of torchrun would write the same folder.
+
+    Raises:
+        InputError: it is one of several.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            f"`nce-fx {command}` runs in one process: run it without torchrun, then train its folder on many devices"
+            " by `torchrun ... -m nce_fx retrain DIR`"
+        )
 
 
 def build_model(reference: str, args: Mapping[str, Any], *, seed: int, weights: Path | None = None) -> nn.Module:

@@ -378,7 +378,6 @@ def test_retrain_refuses_what_is_not_a_result(here):
     assert "not nce-fx's" in refused("retrain", "folder")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("command", [("rewrite", "resnet8"), ("apply", "resnet8", "plan.json")])
 def test_what_writes_a_new_folder_runs_in_one_process(here, monkeypatch, command):
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -388,6 +387,7 @@ def test_what_writes_a_new_folder_runs_in_one_process(here, monkeypatch, command
     assert not (here / "out").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_retrain_one_folder(here):
     assert call("rewrite", "resnet8", "--data", "digits", "--retrain", "1", "--out", "result").exit_code == 0
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "nce_fx", "retrain"]

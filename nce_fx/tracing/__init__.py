@@ -9,7 +9,6 @@ The way is in ``gm.meta["traced"]``, in words.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch.fx import GraphModule, Node
 
 from nce_fx.errors import TraceError, one_line
 from nce_fx.signature import signature
-from nce_fx.tracing.exported import export_graph
+from nce_fx.tracing.exported import evaluating, export_graph
 from nce_fx.tracing.shapes import propagate_shapes
 from nce_fx.tracing.symbolic import UntraceableError, symbolic_graph
 
@@ -86,10 +85,9 @@ def _check_names(model: nn.Module) -> None:
 
 
 def _check_takes(model: nn.Module, example_inputs: tuple[Any, ...]) -> None:
-    """Check that the model itself takes the example inputs; it is not changed."""
-    model = copy.deepcopy(model).eval()
+    """Check that the model itself takes the example inputs."""
     try:
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             model(*example_inputs)
     except Exception as error:
         raise _unsuitable(model, example_inputs, error) from error

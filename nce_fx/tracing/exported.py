@@ -36,13 +36,8 @@ def export_graph(model: nn.Module, example_inputs: tuple[Any, ...]) -> GraphModu
     Raises:
         Exception: whatever torch.export raises.
     """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with evaluating(model):
         program = _export(model, example_inputs)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     gm = program.module(check_guards=False)
     assert isinstance(gm, GraphModule)
     _share(gm, model)
@@ -52,6 +47,18 @@ def export_graph(model: nn.Module, example_inputs: tuple[Any, ...]) -> GraphModu
     gm.graph.eliminate_dead_code()
     gm.recompile()
     return _plain(gm, type(model).__name__)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode, and every module of it back into its own afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _export(model: nn.Module, example_inputs: tuple[Any, ...]) -> Any:
@@ -71,12 +78,13 @@ def _export(model: nn.Module, example_inputs: tuple[Any, ...]) -> Any:
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Keep back what torch.export prints of a model that it does not take; the error says it in one line."""
-    logging.disable(logging.WARNING)
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
     try:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
 
 
 def _share(gm: GraphModule, model: nn.Module) -> None:

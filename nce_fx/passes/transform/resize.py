@@ -285,26 +285,26 @@ def _set_argument(node: Node, name: str, value: Any) -> None:
 
 
 def _multiply(result: GraphModule, before: Node, source: Any, axis: int, factors: torch.Tensor) -> Node:
-    """Insert a multiplication along an axis (counted from the end); what it multiplies by is no part of the state."""
-    count = sum(1 for name, _ in result.named_buffers() if name.startswith("channel_share_"))
-    name = f"channel_share_{count}"
-    result.register_buffer(name, factors.reshape(-1, *[1] * (-1 - axis)), persistent=False)
+    """Insert a multiplication along an axis (counted from the end)."""
+    share = _constant(result, before, "channel_share", factors.reshape(-1, *[1] * (-1 - axis)))
+    share.meta["tensor_meta"] = _extract_tensor_metadata(result.get_buffer(str(share.target)))
     with result.graph.inserting_before(before):
-        share = result.graph.get_attr(name)
         product = result.graph.call_function(operator.mul, (source, share))
-    for new, like in ((share, result.get_buffer(name)), (product, None)):
-        if like is not None:
-            new.meta["tensor_meta"] = _extract_tensor_metadata(like)
-        elif isinstance(source, Node):
-            new.meta = dict(source.meta)
+    if isinstance(source, Node):
+        product.meta = dict(source.meta)
     return product
 
 
 def _select(result: GraphModule, before: Node, source: Node, axis: int, order: Ids) -> Node:
-    """Insert a gather of channels; its index moves with the module and is no part of the state."""
-    count = sum(1 for name, _ in result.named_buffers() if name.startswith("channel_order_"))
-    name = f"channel_order_{count}"
-    result.register_buffer(name, torch.from_numpy(order), persistent=False)
+    """Insert a gather of channels."""
+    index = _constant(result, before, "channel_order", torch.from_numpy(order))
     with result.graph.inserting_before(before):
-        index = result.graph.get_attr(name)
         return result.graph.call_function(torch.index_select, (source, axis, index))
+
+
+def _constant(result: GraphModule, before: Node, kind: str, value: torch.Tensor) -> Node:
+    """Insert a constant, a buffer that moves with the module and is no part of its state."""
+    name = f"{kind}_{sum(1 for known, _ in result.named_buffers() if known.startswith(f'{kind}_'))}"
+    result.register_buffer(name, value, persistent=False)
+    with result.graph.inserting_before(before):
+        return result.graph.get_attr(name)

@@ -33,7 +33,8 @@ from nce_fx.errors import NceFxError
 from nce_fx.export import export_pt2, load_pt2, save_packed
 from nce_fx.models import MODELS
 from nce_fx.report.records import Manifest
-from nce_fx.training.checkpoint import Checkpoint, digest, read_checkpoint, save_checkpoint
+from nce_fx.tensorfile import digest
+from nce_fx.training.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 
 REPORT = Path(__file__).parent / "results" / "fuzz_artifacts.json"
 SIDE = 8

@@ -1,13 +1,15 @@
-"""Tensors as the bytes of a safetensors file and back, and whether they fit a model."""
+"""Tensors as the bytes of a safetensors file and back, their digest, and whether they fit a model."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -44,6 +46,16 @@ def unpack(content: bytes, path: Path) -> dict[str, Tensor]:
         return tensors | {name: tensors[other] for name, other in aliases.items()}
     except (SafetensorError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ArtifactError(f"{path} is damaged, it is not a safetensors file: write it again") from error
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of named tensors: of names, types, shapes and values."""
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
 
 
 def fit_problem(model: nn.Module, state: Mapping[str, Tensor]) -> str | None:

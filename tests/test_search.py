@@ -31,7 +31,8 @@ from nce_fx.search.halves import halves
 from nce_fx.search.loss import costs_of
 from nce_fx.search.outcome import plan_from
 from nce_fx.search.recipe import tau_at, width_rate
-from nce_fx.training.checkpoint import digest, latest_checkpoint
+from nce_fx.tensorfile import digest
+from nce_fx.training.checkpoint import latest_checkpoint
 from tests.search_runs import free, quarters, run, traced
 
 SPECS = pytest.mark.parametrize("spec", [None, nce_fx.QuantSpec(), nce_fx.QuantSpec("lsq", "lsq", shortcuts="float")])

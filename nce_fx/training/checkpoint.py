@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from nce_fx.errors import ArtifactError, TrainingError
+from nce_fx.tensorfile import digest
 
 FORMAT = 1
 KEPT = 2
@@ -119,16 +119,6 @@ def last_good(directory: Path | None) -> str:
     """Return how messages name the newest checkpoint."""
     newest = _newest_first(directory) if directory is not None else []
     return f"the last good checkpoint is {newest[0]}" if newest else "there is no checkpoint"
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of named tensors: of names, types, shapes and values."""
-    sha = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return sha.hexdigest()
 
 
 def _seal(header: Mapping[str, Any]) -> str:

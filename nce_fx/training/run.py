@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from nce_fx.errors import ArtifactError, InputError, TrainingError
+from nce_fx.tensorfile import digest
 from nce_fx.training.batches import Data
-from nce_fx.training.checkpoint import Checkpoint, digest, last_good, latest_checkpoint, save_checkpoint
+from nce_fx.training.checkpoint import Checkpoint, last_good, latest_checkpoint, save_checkpoint
 from nce_fx.training.companion import Companion
 from nce_fx.training.engine import Engine, agree_on
 from nce_fx.training.optimizer import build_optimizer, momenta, restore_momenta

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from nce_fx.passes.analysis.sensitivity.rounding import Bits, Noise, real_noise
 from nce_fx.passes.analysis.sensitivity.scores import Progress, Scores
 from nce_fx.passes.analysis.sensitivity.sharing import ALONE, Share
 from nce_fx.passes.analysis.sensitivity.weights import sqnr, sqnr_activation
+from nce_fx.tensorfile import digest
 
 
 @dataclass(frozen=True)
@@ -126,14 +126,13 @@ def _described(batches: Sequence[Batch]) -> dict[str, Any]:
     """Return what tells these batches from others, for plans to say which data they come from."""
     if not batches:
         return {}
-    digest, samples = hashlib.sha256(), 0
-    for batch in batches:
+    tensors: dict[str, Tensor] = {}
+    samples = 0
+    for index, batch in enumerate(batches):
         values = [value for value in tree_leaves(batch) if isinstance(value, Tensor)]
         samples += len(values[0]) if values and values[0].dim() else 0
-        for value in values:
-            digest.update(f"{value.dtype} {tuple(value.shape)}\n".encode())
-            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return {"batches": len(batches), "samples": samples, "sha256": digest.hexdigest()}
+        tensors |= {f"{index}.{place}": value for place, value in enumerate(values)}
+    return {"batches": len(batches), "samples": samples, "sha256": digest(tensors)}
 
 
 def _silent(done: int, total: int) -> None:

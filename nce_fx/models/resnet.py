@@ -86,7 +86,7 @@ def initialize(model: nn.Module) -> None:
 
 
 class ResNet(nn.Module):
-    """Stem, four stages at 64, 128, 256, 512 (times four for bottlenecks), pooling, classifier.
+    """Stem, four stages at 1, 2, 4, 8 times the width (times four for bottlenecks), pooling, classifier.
 
     (N, in_channels, H, W) -> (N, num_classes), any H and W of at least 32.
     """
@@ -97,18 +97,19 @@ class ResNet(nn.Module):
         depths: tuple[int, int, int, int],
         num_classes: int,
         in_channels: int,
+        width: int,
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        self.conv1 = nn.Conv2d(in_channels, width, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        self.layer1 = stage(block, depths[0], 64, 64)
-        self.layer2 = stage(block, depths[1], 64 * block.expansion, 128, stride=2)
-        self.layer3 = stage(block, depths[2], 128 * block.expansion, 256, stride=2)
-        self.layer4 = stage(block, depths[3], 256 * block.expansion, 512, stride=2)
+        self.layer1 = stage(block, depths[0], width, width)
+        self.layer2 = stage(block, depths[1], width * block.expansion, 2 * width, stride=2)
+        self.layer3 = stage(block, depths[2], 2 * width * block.expansion, 4 * width, stride=2)
+        self.layer4 = stage(block, depths[3], 4 * width * block.expansion, 8 * width, stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(512 * block.expansion, num_classes)
+        self.fc = nn.Linear(8 * width * block.expansion, num_classes)
         initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,11 +119,11 @@ class ResNet(nn.Module):
         return self.fc(self.avgpool(x).flatten(1))  # type: ignore[no-any-return]
 
 
-def resnet18(num_classes: int = 1000, in_channels: int = 3) -> nn.Module:
-    """Return ResNet-18: 11,689,512 parameters and 1,814,073,344 multiply-accumulates at 3x224x224."""
-    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, in_channels)
+def resnet18(num_classes: int = 1000, in_channels: int = 3, width: int = 64) -> nn.Module:
+    """Return ResNet-18: 11,689,512 parameters and 1,814,073,344 multiply-accumulates at 3x224x224 and width 64."""
+    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, in_channels, width)
 
 
-def resnet50(num_classes: int = 1000, in_channels: int = 3) -> nn.Module:
-    """Return ResNet-50: 25,557,032 parameters and 4,089,184,256 multiply-accumulates at 3x224x224."""
-    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, in_channels)
+def resnet50(num_classes: int = 1000, in_channels: int = 3, width: int = 64) -> nn.Module:
+    """Return ResNet-50: 25,557,032 parameters and 4,089,184,256 multiply-accumulates at 3x224x224 and width 64."""
+    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, in_channels, width)

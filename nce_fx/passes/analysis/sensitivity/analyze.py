@@ -34,8 +34,6 @@ class Metric:
     measure: Callable[[Probe, Sequence[Batch], Progress], Scores]
     needs_data: bool
     says: str
-    shared: bool = True
-    """Whether processes under one engine share the batches; else each measures all of them."""
 
 
 METRICS: Mapping[str, Metric] = {
@@ -43,7 +41,7 @@ METRICS: Mapping[str, Metric] = {
     "sqnr_activation": Metric(sqnr_activation, True, "noise over signal of weights and activations; one forward"),
     "gauss_newton": Metric(gauss_newton, True, "curvature of the output along the rounding error; no labels, one pass"),
     "fisher": Metric(fisher, True, "squared gradient along the rounding error; labels, one pass"),
-    "hessian": Metric(hessian, True, "curvature (Hutchinson) times squared rounding error", shared=False),
+    "hessian": Metric(hessian, True, "curvature (Hutchinson) times squared rounding error"),
     "kl": Metric(kl, True, "divergence of the output, one tensor rounded at a time; slow"),
     "loss": Metric(loss, True, "rise of the loss, one tensor rounded at a time; slow"),
 }
@@ -98,7 +96,7 @@ def analyze_sensitivity(
         from nce_fx.passes.analysis.channels import analyze_channels
 
         channels = analyze_channels(gm)
-    share = Share.of(len(given)) if METRICS[name].needs_data and METRICS[name].shared else ALONE
+    share = Share.of(len(given)) if METRICS[name].needs_data else ALONE
     probe = Probe.of(gm, noise or real_noise(bits), loss, share)
     ready = [(probe.on_device(inputs), probe.on_device(target)) for inputs, target in given]
     with torch.random.fork_rng(devices=[]):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nce_fx.passes.analysis.sensitivity.probe import Batch, Probe, first_tensor
 from nce_fx.passes.analysis.sensitivity.scores import Progress, Scores
+from nce_fx.passes.analysis.sensitivity.sharing import Share
 
 PROBES = 4
 """Random vectors per batch."""
@@ -20,7 +21,6 @@ PROBES = 4
 
 def hessian(probe: Probe, batches: Sequence[Batch], progress: Progress) -> Scores:
     """Average curvature times squared error, of weights and of activations."""
-    generator = torch.Generator().manual_seed(0)
     names = [
         (layer.path, path) for layer in {layer.path: layer for layer in probe.layers}.values() for path in layer.weights
     ]
@@ -31,8 +31,14 @@ def hessian(probe: Probe, batches: Sequence[Batch], progress: Progress) -> Score
         for layer, path in names
     ]
     squared += [0.0] * len(probe.activations)
-    samples = 0
-    for done, (inputs, target) in enumerate(batches, 1):
+    samples, done, share = 0, 0, probe.share
+    if share.processes > 1:
+        probe.settle(batches[0][0])
+    for number, (inputs, target) in enumerate(batches):
+        if not share.owns(number):
+            continue
+        # Of each batch its own, whoever measures it.
+        generator = torch.Generator().manual_seed(number)
         with torch.enable_grad():
             values = probe.forward(inputs, lambda node, value: _tracked(value) if node in probe.activations else value)
             count = len(first_tensor(values[probe.output]))
@@ -52,7 +58,9 @@ def hessian(probe: Probe, batches: Sequence[Batch], progress: Progress) -> Score
             for index, (product, sign) in enumerate(zip(products, signs, strict=True)):
                 if product is not None:
                     curvature[index] += float((product.detach() * sign).sum()) / PROBES
-        progress(done, len(batches))
+        progress(done := done + 1, share.count(len(batches)))
+    curvature, squared[len(names) :] = _summed(share, curvature), _summed(share, squared[len(names) :])
+    samples = int(*_summed(share, [samples]))
     scores = Scores(forwards=3.0 + 6.0 * PROBES)
     for index, (layer, _) in enumerate(names):
         # The mean squared error times the trace is |d|^2 trace / n.
@@ -61,6 +69,10 @@ def hessian(probe: Probe, batches: Sequence[Batch], progress: Progress) -> Score
     for index, node in enumerate(probe.activations, len(names)):
         scores.activation[node.name] = 0.5 * max(curvature[index] / samples, 0.0) * squared[index] / samples
     return scores
+
+
+def _summed(share: Share, values: Sequence[float]) -> list[float]:
+    return list(share.sums(dict(enumerate(values))).values())
 
 
 def _tracked(value: Tensor) -> Tensor:

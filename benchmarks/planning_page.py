@@ -39,6 +39,21 @@ def loaded(name: str) -> Any:
     return json.loads((FOLDER / f"{name}.json").read_text())
 
 
+def foretold() -> str:
+    """What the planner expects of its plans, and what came of them."""
+    runs = read(FOLDER / "evidence.csv", Run)
+    body = []
+    for row in loaded("foretold"):
+        mine = [run for run in runs if (run.network, run.data) == (row["network"], row["data"])]
+        ours = [run for run in mine if run.row == "nce-plan"]
+        found = summarise(ours, [run for run in mine if run.row == "uniform"]) if ours else None
+        measured = ("-", "-", "-") if found is None else (f"{found.difference:+.2f}", f"{found.p:.3f}", found.pairs)
+        noise = statistics.mean(row["noise"])
+        body.append([f"{row['network']}, {row['data']}", f"{noise:.3f}", len(row["noise"]), *measured])
+    body.sort(key=lambda line: line[1])
+    return table(("network, data", "predicted noise", "networks", "plan to uniform, points", "p", "seeds"), body)
+
+
 def metrics() -> str:
     """How every metric ranks layers and groups, and what it takes."""
     found = loaded("sensitivity")
@@ -184,6 +199,15 @@ the networks are trained, and every row's MACs and parameters, is in [results.md
 Differences are of the same seed; p is of a two-sided paired t-test.
 
 {controls()}
+
+## When is a plan worth it? `python -m benchmarks.foretold`
+
+A plan says what it expects before anything is retrained (`predicted noise` in the output of `nce-fx rewrite`): the
+noise as a share of that at the original widths. Where the widths suit the images already, the planner finds little to
+better, and little comes of it; a network whose widths were made for other images leaves it much. Accuracy as in
+[results.md](results.md).
+
+{foretold()}
 
 ## Which metric predicts? `python -m benchmarks.sensitivity`
 

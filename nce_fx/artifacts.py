@@ -109,7 +109,7 @@ def save(
         comparison=comparison,
     )
     files[REPORT] = manifest.to_json().encode()
-    files[PAGE] = page(manifest).encode()
+    files[PAGE] = page(manifest, plan).encode()
     ours = OURS - {CHECKPOINTS} if keep_checkpoints else OURS
     with replaced(directory, ours) as fresh:
         for name, content in files.items():

@@ -53,6 +53,17 @@ class WidthPlan:
         """The widths that differ from the original ones."""
         return {group: width for group, width in self.widths.items() if width != self.original[group]}
 
+    @property
+    def predicted_noise(self) -> float | None:
+        """The planner's objective as a share of that at the original widths; ``None`` where no planner made the plan.
+
+        Near 1 there is little to gain, whatever the accuracy that quantization costs.
+        """
+        before, after = self.source.get("noise_before"), self.source.get("objective")
+        if not isinstance(before, int | float) or not isinstance(after, int | float):
+            return None
+        return after / before if before else 1.0
+
     def to_json(self) -> str:
         """Return the plan as JSON, byte for byte the same for equal plans."""
         fields = {

@@ -86,13 +86,14 @@ def ratios_of(text: str) -> tuple[float, ...]:
 
 def _point(analyses: Analyses, ratio: float, plan: WidthPlan) -> SweepPoint:
     total = analyses.cost.at(plan.widths).total
-    before = float(plan.source["noise_before"]) or 1.0
+    before, noise = float(plan.source["noise_before"]) or 1.0, plan.predicted_noise
+    assert noise is not None
     return SweepPoint(
         budget=ratio,
         macs=total.macs,
         params=total.params,
         bit_ops=total.bit_ops,
-        noise=round(float(plan.source["objective"]) / before, 6),
+        noise=round(noise, 6),
         bound=round(float(plan.source["bound"]) / before, 6),
         widths=" ".join(f"{group}={width}" for group, width in plan.changed.items()),
     )

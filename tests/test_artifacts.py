@@ -316,7 +316,8 @@ def test_the_page_stands_alone_and_escapes_what_users_name(result, folder):
     from nce_fx.report.records import ModelReference
 
     named = manifest.model_copy(update={"model": ModelReference(reference="<img src=x>", args={})})
-    assert "<img" not in page(named)
+    assert "<img" not in page(named, result.plan)
+    assert f"predicted noise {result.plan.predicted_noise:.3f}" in text
 
 
 def test_the_manifest_round_trips(folder):

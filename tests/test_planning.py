@@ -21,6 +21,7 @@ from nce_fx.passes.planning import Budget, plan_widths
 from nce_fx.passes.planning.choices import Rules, legal_choices
 from nce_fx.passes.planning.posynomial import constraints
 from nce_fx.passes.planning.relaxation import relax
+from nce_fx.plan import WidthPlan
 
 
 class Analysed:
@@ -155,6 +156,16 @@ def test_where_nothing_is_better_the_plan_is_the_original():
     plan = analysed.plan(Budget(macs=1.0, params=1.0))
     assert plan.widths == plan.original
     assert plan.source["gap"] <= 1e-4
+
+
+def test_the_plan_says_what_it_expects(resnet):
+    plan = resnet.plan(Budget(macs=1.0, params=1.0))
+    free = [group for group in resnet.channels.groups if group.pinned is None]
+    before = sum(resnet.sensitivity.by_group[group.id] for group in free)
+    after = sum(resnet.sensitivity.by_group[group.id] * group.width / plan.widths[group.id] for group in free)
+    assert plan.predicted_noise == pytest.approx(after / before, rel=1e-3)
+    assert plan.predicted_noise < 1
+    assert WidthPlan(plan.widths, plan.original, plan.model).predicted_noise is None
 
 
 def test_freeze_only_and_round_to(resnet):

@@ -164,7 +164,12 @@ def uniform(bench: Bench) -> Plan:
 
 
 def nce_plan(bench: Bench) -> Plan:
-    """Sensitivity and solver, as `nce-fx rewrite` does it; no search."""
+    """Sensitivity and solver, no search."""
+    return planned(bench).widths
+
+
+def planned(bench: Bench) -> nce_fx.WidthPlan:
+    """Return the plan of `nce-fx rewrite`."""
     return nce_fx.rewrite(
         bench.teacher,
         (bench.example,),
@@ -173,7 +178,7 @@ def nce_plan(bench: Bench) -> Plan:
         spec=bench.spec,
         metric=bench.study.metric,
         seed=bench.seed,
-    ).plan.widths
+    ).plan
 
 
 def multiplier(bench: Bench) -> Plan:

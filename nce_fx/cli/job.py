@@ -143,7 +143,7 @@ def run(job: Job) -> None:
             observe=steps,
             progress=steps.advance,
         )
-    present(result.report, result.graph_module, terminal)
+    present(result.report, result.plan, result.graph_module, terminal)
     if job.dry_run:
         terminal.finish(content(result.plan, result.report, None, None))
         return
@@ -298,10 +298,10 @@ def uniform_name(spec: QuantSpec) -> str:
     return f"uniform {spec.weight_bits}-bit"
 
 
-def present(report: RewriteReport, gm: GraphModule, terminal: Terminal) -> None:
+def present(report: RewriteReport, plan: WidthPlan, gm: GraphModule, terminal: Terminal) -> None:
     """Show what the compiler found and decided, and the graph it made."""
     terminal.show(tables.sensitivity_table(report))
-    terminal.show(tables.plan_table(report))
+    terminal.show(tables.plan_table(report, plan))
     terminal.show(tables.cost_table(report))
     terminal.show(tables.graph_table(gm))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from nce_fx.plan import WidthPlan
 from nce_fx.report.charts import stacked_bars, width_bars
 from nce_fx.report.records import Comparison, Manifest, RewriteReport
 from nce_fx.report.tables import RESULT_COLUMNS, budget_text, named, result_cells, thousands
@@ -33,10 +34,10 @@ rect.activations { fill: var(--activations); }
 """
 
 
-def page(manifest: Manifest) -> str:
+def page(manifest: Manifest, plan: WidthPlan) -> str:
     """Return the page of a result folder."""
     name = manifest.model.reference if manifest.model else "a network"
-    parts = [f"<h1>nce-fx: {escape(name)}</h1>", *_summary(manifest)]
+    parts = [f"<h1>nce-fx: {escape(name)}</h1>", *_summary(manifest, plan)]
     if manifest.comparison is not None:
         parts += _comparison(manifest.comparison)
     if manifest.rewrite is not None:
@@ -50,14 +51,16 @@ def page(manifest: Manifest) -> str:
     )
 
 
-def _summary(manifest: Manifest) -> Iterable[str]:
+def _summary(manifest: Manifest, plan: WidthPlan) -> Iterable[str]:
     report = manifest.rewrite
     if report is None:
         return
+    share = plan.predicted_noise
+    noise = "" if share is None else f"; predicted noise {share:.3f} of that at the original widths"
     kept = len(report.groups) - report.widened - report.narrowed
     yield (
         f'<p class="soft">channel groups: {report.widened} wider, {report.narrowed} narrower, {kept} unchanged; '
-        f"{report.bits}-bit; sensitivity by {escape(report.metric)}; traced by {escape(report.traced)}.</p>"
+        f"{report.bits}-bit; sensitivity by {escape(report.metric)}; traced by {escape(report.traced)}{noise}.</p>"
     )
 
 

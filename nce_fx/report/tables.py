@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 from torch.fx import GraphModule, Node
 
+from nce_fx.plan import WidthPlan
 from nce_fx.quantizers import Quantizer
 from nce_fx.report.records import Comparison, GroupRecord, ResultRow, RewriteReport
 
@@ -62,9 +63,11 @@ def sensitivity_table(report: RewriteReport) -> Table:
     return table
 
 
-def plan_table(report: RewriteReport) -> Table:
-    """Return the groups with their widths before and after."""
-    table = Table(title="Plan: channels before -> after", title_justify="left")
+def plan_table(report: RewriteReport, plan: WidthPlan) -> Table:
+    """Return the groups with their widths before and after, and what the planner expects of it."""
+    table = Table(title="Plan: channels before -> after", title_justify="left", caption_justify="left")
+    if plan.predicted_noise is not None:
+        table.caption = f"predicted noise: {plan.predicted_noise:.3f} of that at the original widths"
     table.add_column("group")
     table.add_column("layers")
     table.add_column("sensitivity", justify="right")

@@ -49,20 +49,25 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """The network of table 2: (N, in_channels, H, W) -> (N, num_classes), any H and W of at least 32."""
+    """The network of table 2, its channels times ``multiplier``: (N, in_channels, H, W) -> (N, num_classes)."""
 
-    def __init__(self, num_classes: int, in_channels: int, dropout: float) -> None:
+    def __init__(self, num_classes: int, in_channels: int, dropout: float, multiplier: float) -> None:
         super().__init__()
-        layers: list[nn.Module] = [convolution(in_channels, 32, 3, stride=2)]
-        inputs = 32
+
+        def scaled(channels: int) -> int:
+            return max(1, round(channels * multiplier))
+
+        inputs, head = scaled(32), scaled(1280)
+        layers: list[nn.Module] = [convolution(in_channels, inputs, 3, stride=2)]
         for expansion, outputs, count, first_stride in STAGES:
             for index in range(count):
-                layers.append(InvertedResidual(inputs, outputs, first_stride if index == 0 else 1, expansion))
-                inputs = outputs
-        layers.append(convolution(inputs, 1280, 1))
+                stride = first_stride if index == 0 else 1
+                layers.append(InvertedResidual(inputs, scaled(outputs), stride, expansion))
+                inputs = scaled(outputs)
+        layers.append(convolution(inputs, head, 1))
         self.features = nn.Sequential(*layers)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(1280, num_classes))
+        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(head, num_classes))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
@@ -75,6 +80,8 @@ class MobileNetV2(nn.Module):
         return self.classifier(self.avgpool(self.features(x)).flatten(1))  # type: ignore[no-any-return]
 
 
-def mobilenet_v2(num_classes: int = 1000, in_channels: int = 3, dropout: float = 0.2) -> nn.Module:
-    """Return MobileNetV2: 3,504,872 parameters and 300,774,272 multiply-accumulates at 3x224x224."""
-    return MobileNetV2(num_classes, in_channels, dropout)
+def mobilenet_v2(
+    num_classes: int = 1000, in_channels: int = 3, dropout: float = 0.2, multiplier: float = 1.0
+) -> nn.Module:
+    """Return MobileNetV2: 3,504,872 parameters and 300,774,272 multiply-accumulates at 3x224x224, multiplier 1."""
+    return MobileNetV2(num_classes, in_channels, dropout, multiplier)

@@ -205,6 +205,8 @@ def test_a_file_imports_its_neighbours(tmp_path):
         ("resnet8", {"num_clases": 3}, r"takes no 'num_clases'; it takes num_classes, .* did you mean 'num_classes'\?"),
         ("resnet8", {"width": 0}, "width is 0; it must be a whole number of 1 or more"),
         ("resnet8", {"num_classes": "ten"}, "num_classes is 'ten'; it must be a whole number"),
+        ("mobilenet_v2", {"multiplier": "a"}, "multiplier is 'a'; it must be a number of 0 or more"),
+        ("mobilenet_v2", {"multiplier": 0.0}, "multiplier is 0.0; it must be above 0"),
         ("resnet8", {"shortcut": "maybe"}, "shortcut 'maybe' is not one of conv, pad"),
         ("no_such_package.models:net", {}, "no module named 'no_such_package': is it installed"),
         ("torch.nn:Lineal", {}, r"torch.nn has no 'Lineal'; did you mean 'Linear'\?"),

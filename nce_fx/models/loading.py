@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
@@ -143,8 +144,11 @@ def _check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
             raise InputError(
                 f"model {name!r}: takes no {argument!r}; it takes {', '.join(known)}{nearest(argument, known)}"
             )
-        if isinstance(known[argument].default, int) and not (type(value) is int and value >= 1):
+        default = known[argument].default
+        if isinstance(default, int) and not (type(value) is int and value >= 1):
             raise InputError(f"model {name!r}: {argument} is {value!r}; it must be a whole number of 1 or more")
+        if isinstance(default, float) and not (type(value) in (int, float) and 0 <= value < math.inf):
+            raise InputError(f"model {name!r}: {argument} is {value!r}; it must be a number of 0 or more")
 
 
 def _identity(tensor: Tensor) -> object:

@@ -5,7 +5,11 @@ Parameter names are torchvision's, so its weights load. ReLU6 never works in pla
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
+
+from nce_fx.errors import InputError
 
 # Expansion t, output channels c, number of blocks n, stride s of the first: table 2 of the paper.
 STAGES = (
@@ -57,6 +61,8 @@ class MobileNetV2(nn.Module):
         def scaled(channels: int) -> int:
             return max(1, round(channels * multiplier))
 
+        if not 0 < multiplier < math.inf:
+            raise InputError(f"MobileNetV2: multiplier is {multiplier}; it must be above 0")
         inputs, head = scaled(32), scaled(1280)
         layers: list[nn.Module] = [convolution(in_channels, inputs, 3, stride=2)]
         for expansion, outputs, count, first_stride in STAGES:

@@ -19,6 +19,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from nce_fx.errors import PlanError
+from nce_fx.paths import module_at
 
 PLAN_VERSION = 1
 
@@ -149,7 +150,9 @@ def _description(gm: GraphModule) -> list[str]:
         shape = f"{tuple(meta.shape)} {meta.dtype}" if hasattr(meta, "shape") and hasattr(meta, "dtype") else ""
         args, kwargs = map_arg((node.args, node.kwargs), lambda argument: index[argument])
         # Objects without a repr of their own print their address, which is no part of the architecture.
-        arguments = re.sub(r" at 0x[0-9a-f]+", "", f"{args!r} {kwargs!r}")
+        arguments = f"{args!r} {kwargs!r}"
+        if " at 0x" in arguments:
+            arguments = re.sub(r" at 0x[0-9a-f]+", "", arguments)
         lines.append(f"{node.op} {_target(gm, node)} {arguments} {shape}")
     lines.extend(f"{name} {tuple(value.shape)}" for name, value in gm.named_parameters())
     return lines
@@ -158,7 +161,7 @@ def _description(gm: GraphModule) -> list[str]:
 def _target(gm: GraphModule, node: Node) -> str:
     """A name that does not depend on where or when the program runs."""
     if node.op == "call_module":
-        module = gm.get_submodule(str(node.target))
+        module = module_at(gm, str(node.target))
         return f"{node.target} {type(module).__name__}({module.extra_repr()})"
     if isinstance(node.target, str):
         return node.target

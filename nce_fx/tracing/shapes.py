@@ -11,6 +11,8 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.node import map_aggregate
 from torch.fx.passes.shape_prop import TensorMetadata
 
+from nce_fx.paths import module_at
+
 aten = torch.ops.aten
 
 _SAME = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.Sigmoid, nn.Hardsigmoid, nn.Identity, nn.Dropout)
@@ -70,7 +72,7 @@ class _Shapes(Interpreter):
                 del self.env[dead]
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        module = self.fetch_attr(target)
+        module: Any = module_at(self.module, target)
         if isinstance(module, _SAME) and len(args) == 1:
             return args[0]
         if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):

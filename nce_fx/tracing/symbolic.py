@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -77,12 +78,17 @@ class Tracer(fx.Tracer):
         """Record the user's own source line with every node."""
         proxy = super().create_proxy(*args, **kwargs)
         frame = sys._getframe(1)
-        while frame is not None and any(part in frame.f_code.co_filename for part in _INNER):
+        while frame is not None and _is_inner(frame.f_code.co_filename):
             frame = frame.f_back  # type: ignore[assignment]
         if frame is not None:
             code = frame.f_code
             proxy.node.stack_trace = f'  File "{code.co_filename}", line {frame.f_lineno}, in {code.co_name}\n'
         return proxy
+
+
+@cache
+def _is_inner(file: str) -> bool:
+    return any(part in file for part in _INNER)
 
 
 def _depends_on_mode(m: nn.Module) -> bool:

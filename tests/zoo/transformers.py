@@ -28,6 +28,23 @@ class ClassToken(nn.Module):
         return self.out(self.norm(self.block(x))[:, 0])
 
 
+class VideoPositions(nn.Module):
+    """MViT on clips: a table of times, each entry repeated over a frame, plus one of places, repeated over frames."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.fc, self.out = nn.Conv3d(3, 6, (1, 4, 4), (1, 4, 4)), nn.Linear(6, 5), nn.Linear(5, 3)
+        self.times, self.places = nn.Parameter(torch.zeros(2, 6)), nn.Parameter(torch.zeros(4, 6))
+
+    def forward(self, x):
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        count, width = self.places.shape
+        positions = torch.repeat_interleave(self.times, count, dim=0)
+        positions.add_(self.places.unsqueeze(0).expand(2, -1, -1).reshape(-1, width))
+        x.add_(positions.unsqueeze(0))
+        return self.out(F.relu(self.fc(x)).mean(1))
+
+
 class PatchMerging(nn.Module):
     """Swin's: four neighbours joined in the channel axis, a norm of four times the width, a linear."""
 
@@ -145,6 +162,7 @@ MODELS = {
         {"out": OUTPUT},
         together("patch", "block.attn.proj", "block.down"),
     ),
+    "video_positions": ZooModel(VideoPositions, (noise(2, 3, 2, 8, 8),), ("patch", "fc"), {"out": OUTPUT}),
     "patch_merging": ZooModel(PatchMerging, (image(),), ("patch", "merge"), {"out": OUTPUT}),
     "windows": ZooModel(Windows, (image(),), ("patch", "attn.q", "attn.k", "attn.v", "attn.proj")),
     "mobile_hybrid": ZooModel(MobileHybrid, (image(),), ("a", "c", "d", "block.up")),

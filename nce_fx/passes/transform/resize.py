@@ -33,6 +33,7 @@ from nce_fx.passes.analysis.channels.value import ChannelTensor
 from nce_fx.passes.base import Pass, PassResult
 from nce_fx.passes.transform.copying import copied
 from nce_fx.passes.transform.resizing import Broken, Resizing
+from nce_fx.paths import module_at
 from nce_fx.plan import WidthPlan, model_fingerprint
 
 NOISE = 0.25
@@ -163,7 +164,7 @@ def _resized(structure: Structure, channels: ChannelGraph, widths: Mapping[str, 
     for (path, axis), gather in run.edits.gathers.items():
         if axis >= 0:
             by_path.setdefault(path, []).append((axis, gather))
-    indices = {id(g.index): _index(g.index) for g in run.edits.gathers.values()}
+    indices = {key: _index(i) for key, i in {id(g.index): g.index for g in run.edits.gathers.values()}.items()}
     for path, gathers in by_path.items():
         old = tensors.tensors[path]
         new = _gathered(path, old, gathers, indices, seed)
@@ -232,8 +233,10 @@ def _edit(result: GraphModule, gm: GraphModule, run: Resizing) -> None:
     old_nodes = dict(nodes)
     for (node, path, name), value in edits.attributes.items():
         if node.op == "call_module":
-            owner = result.get_submodule(path.rpartition(".")[0] if path else str(node.target))
-            if getattr(owner, name, value) != value:
+            owner = module_at(result, path.rpartition(".")[0] if path else str(node.target))
+            if name in owner.__dict__:
+                owner.__dict__[name] = value
+            elif getattr(owner, name, value) != value:
                 setattr(owner, name, value)
         elif node.op == "call_function" and name in _ARGUMENT:
             _set_argument(nodes[node], name, value)

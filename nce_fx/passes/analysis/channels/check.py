@@ -118,20 +118,24 @@ class Check(Run):
     ) -> None:
         super().__init__(gm, tie.space, tie.tensors)
         self.first = tie
+        self.rules = tie.rules
         self.old = old
         self.span = tie.space.end
         self.classes, self.counts = classes, counts
         projections = Projections(counts)
-        self.match, self.project = projections.match, projections.project
+        self.match, self.project, self._know = projections.match, projections.project, projections.know
         self.modes, self.orders, self.proven = modes, orders, proven
         self.cuts = frozenset(int(i) for cut in tie.cuts for i in cut)
         self.edits = Edits()
         self.input: Any = None
         self._layouts: dict[Axis, tuple[Ids, Ids]] = {}
+        self._own: dict[Axis, torch.Tensor] = {}
+        self._followed: tuple[Any, Any, Gather] | None = None
+        """The last line that a parameter followed, old and new, and how: the parameters of a norm follow one."""
 
     def forget(self) -> None:
         super().forget()
-        self.input = None
+        self.input = self._followed = None
 
     def ids(self, label: torch.Tensor) -> torch.Tensor:
         ids: torch.Tensor = bare(label) % self.span
@@ -268,10 +272,18 @@ class Check(Run):
             raise Mismatch(f"{axis[0]} is used twice and its uses disagree", line)
 
     def _own_line(self, axis: Axis) -> torch.Tensor:
-        line = self.space.line(axis, self.tensors.tensors[axis[0]].shape[axis[1]])
-        index, copies = self.layout(axis, line)
-        self._gather(axis, Gather(index, copies, None))
-        return torch.from_numpy(line.numpy()[index] + copies * self.span)
+        if axis not in self._own:
+            line = self.space.line(axis, self.tensors.tensors[axis[0]].shape[axis[1]])
+            index, copies = self.layout(axis, line)
+            self._gather(axis, Gather(index, copies, None))
+            self._own[axis] = self._repeated(line, index, copies)
+        return self._own[axis]
+
+    def _repeated(self, line: torch.Tensor, index: Ids, copies: Ids) -> torch.Tensor:
+        """Return the line that has these entries of an old one, as these copies."""
+        new = torch.from_numpy(bare(line.numpy())[index] + copies * self.span)
+        self._know(line, new, index, copies)
+        return new
 
     def produce(self, weight: Weight, axis: int) -> torch.Tensor:
         meeting = self._met()
@@ -291,19 +303,24 @@ class Check(Run):
             return
         meeting = self._met()
         (old,) = meeting.labels
-        index, copies = self.match(old, line)
+        if self._followed is None or self._followed[0] is not old or self._followed[1] is not line:
+            self._followed = old, line, Gather(*self.match(old, line), None)
+        gather = self._followed[2]
+        index, copies = gather.index, gather.copies
         if meeting.axis is not None and meeting.axis in self.space.base:
             own = self.layout(meeting.axis, self.space.line(meeting.axis, old.numel()))
             if not (np.array_equal(own[0], index) and np.array_equal(own[1], copies)):
                 if meeting.axis in self.first.producers or meeting.axis in self.orders:
                     raise Mismatch(f"{meeting.axis[0]} is used twice and its uses disagree", old)
                 raise Relayout(meeting.axis, index, copies)
-        self._gather(meeting.axis, Gather(index, copies, None))
+        self._gather(meeting.axis, gather)
 
     def blocks(self, x: ChannelTensor, label: Label, axis: int, size: int) -> tuple[Label, Ids, Ids]:
         (old,) = self._met().labels
         line = line_of(label, axis)
         index, copies = self.match(line_of(old, axis), line)
+        if size == 1:
+            return label, index, copies
         if len(index) % size == 0:
             rows, copy_rows = index.reshape(-1, size), copies.reshape(-1, size)
             whole = (rows == rows[:, :1] + np.arange(size)).all() and (rows[:, 0] % size == 0).all()
@@ -325,9 +342,11 @@ class Check(Run):
     ) -> torch.Tensor:
         meeting = self._met()
         (old,) = meeting.labels
-        index = (blocks[0][:, None] * size + np.arange(size)).reshape(-1)
-        copies = np.repeat(blocks[1], size)
-        line: torch.Tensor = bare(old)[torch.from_numpy(index)] + torch.from_numpy(copies) * self.span
+        index, copies = blocks
+        if size > 1:
+            index = (blocks[0][:, None] * size + np.arange(size)).reshape(-1)
+            copies = np.repeat(blocks[1], size)
+        line = self._repeated(old, index, copies)
         if weight.path is not None:
             self._gather(meeting.axis, Gather(index, copies, None))
         else:

@@ -90,8 +90,7 @@ def groups_of(tie: Tie, classes: Ids, pins: Mapping[int, Pin]) -> tuple[Group, .
     """Return the groups in the order of their first producers."""
     members: dict[Axis, tuple[Ids, Ids]] = {}
     for axis in tie.producers:
-        numbers, counts = np.unique(classes[tie.space.own(axis)], return_counts=True)
-        members[axis] = (numbers, counts)
+        members[axis] = _counted(classes[tie.space.own(axis)])
     order = list(tie.producers)
     # Axes joined through classes: a bipartite graph of axes and classes, whose components are the groups.
     rows = np.concatenate([np.full(len(members[a][0]), k) for k, a in enumerate(order)]) if order else np.empty(0, int)
@@ -112,6 +111,13 @@ def groups_of(tie: Tie, classes: Ids, pins: Mapping[int, Pin]) -> tuple[Group, .
     return tuple(
         _group(axes, members, pin_of, distinct, readers.get(k, {})) for k, axes in enumerate(by_component.values())
     )
+
+
+def _counted(numbers: Ids) -> tuple[Ids, Ids]:
+    """Return the numbers that occur, in order, and how often each does; most axes have each once, in order."""
+    if (numbers[1:] > numbers[:-1]).all():
+        return numbers, np.ones(len(numbers), dtype=np.int64)
+    return np.unique(numbers, return_counts=True)
 
 
 def _readers(
@@ -136,7 +142,7 @@ def _readers(
         first = members.get((axis[0], 0))
         if first is not None and len(first[0]) == len(carried) and np.array_equal(first[0], carried):
             continue
-        numbers, counts = np.unique(carried, return_counts=True)
+        numbers, counts = _counted(carried)
         owners = owner[numbers]
         for k in np.unique(owners[owners >= 0]).tolist():
             own = owners == k

@@ -114,6 +114,8 @@ class Projections:
         """How often each id must be there."""
         self.span = len(counts)
         self._lines: dict[Any, tuple[Any, tuple[Ids, Ids]]] = {}
+        self._same: dict[tuple[int, int], Projection] = {}
+        """By the identity of two labels, which ``_labels`` keeps."""
         self._labels: dict[Any, tuple[Any, Projection]] = {}
 
     def match(self, old: torch.Tensor, new: torch.Tensor) -> tuple[Ids, Ids]:
@@ -129,6 +131,10 @@ class Projections:
             known = self._lines[key] = (old, new), match(old, new, self.span)
         return known[1]
 
+    def know(self, old: torch.Tensor, new: torch.Tensor, index: Ids, copies: Ids) -> None:
+        """Take down how a new line was made from the old one: it need not be compared."""
+        self._lines[(*lies(old), *lies(new))] = (old, new), (index, copies)
+
     def project(self, old: Label, new: Label, moving: frozenset[int] = frozenset()) -> tuple[Ids | None, ...]:
         """Return for each axis which old slice every new slice repeats; ``None`` for axes that carry no channels.
 
@@ -137,14 +143,18 @@ class Projections:
         Raises:
             Mismatch: the new value is not the old one with whole slices repeated or left out.
         """
-        key = (*lies(old), *lies(new))
-        known = self._labels.get(key)
-        if known is None:
-            known = self._labels[key] = (old, new), self._project(old, new)
-        for axis in known[1].resized:
+        found = self._same.get((id(old), id(new)))
+        if found is None:
+            key = (*lies(old), *lies(new))
+            known = self._labels.get(key)
+            if known is None:
+                known = self._labels[key] = (old, new), self._project(old, new)
+                self._same[id(old), id(new)] = known[1]
+            found = known[1]
+        for axis in found.resized:
             if axis not in moving:
                 raise Mismatch(f"axis {axis} has {new.shape[axis]} entries instead of {old.shape[axis]}", old)
-        return known[1].maps
+        return found.maps
 
     def _project(self, old: Label, new: Label) -> Projection:
         if old.dim() != new.dim():

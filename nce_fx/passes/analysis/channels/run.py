@@ -36,7 +36,9 @@ class Run(Vocabulary, Interpreter):
         self.asked = 0
         self.computing: set[Node] = set()
         self._shadows: dict[str, nn.Module] = {}
-        self._layers: dict[str, tuple[Layer, Any] | None] = {}
+        self._axes = {}
+        self.rules: dict[str, Any] = {}
+        """The rules of the plain layers by path; ``None`` for any other module."""
 
     def parameter(self, path: str) -> Any:
         """Return the channel tensor that stands for a parameter or floating point buffer."""
@@ -81,12 +83,11 @@ class Run(Vocabulary, Interpreter):
         """Apply the rule of a plain layer; call a copy of any other module, whose parameters are channel tensors."""
         from nce_fx.passes.analysis.channels.rules import module_rule
 
-        if target not in self._layers:
-            self._layers[target] = self._layer(target)
-        plain = self._layers[target]
+        if target not in self.rules:
+            self.rules[target] = _plain_rule(self.tensors.modules[target])
+        plain = self.rules[target]
         if plain is not None and len(args) == 1 and isinstance(args[0], ChannelTensor) and not kwargs:
-            layer, rule = plain
-            return rule(layer, args[0])
+            return plain(Layer(self, self.tensors.modules[target], target), args[0])
         shadow = self._shadows.get(target)
         if shadow is None:
             shadow = self._shadows[target] = self._shadow(self.fetch_attr(target), target)
@@ -95,15 +96,6 @@ class Run(Vocabulary, Interpreter):
             return self._by_rule(own, (shadow, *args), kwargs)
         rule = module_rule(shadow)
         return shadow(*args, **kwargs) if rule is None else rule(shadow, *args, **kwargs)
-
-    def _layer(self, target: str) -> tuple[Layer, Any] | None:
-        """Return a plain layer and its rule; ``None`` for any other module."""
-        from nce_fx.passes.analysis.channels.rules import layer_rule
-
-        module = self.tensors.modules[target]
-        rule = layer_rule(module)
-        own = rule is None or rule_of_module(type(module)) is not None
-        return None if own else (Layer(self, module, target), rule)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Call a function on channel tensors, or the user's own rule for it."""
@@ -201,13 +193,21 @@ class Run(Vocabulary, Interpreter):
         """Let go of every value: values and run hold each other, and memory would wait for a collection of cycles."""
         self.env.clear()
         self._shadows.clear()
-        self._layers.clear()
+        self._axes.clear()
 
     def execute(self) -> None:
         """Run the whole graph; nothing is computed but labels."""
         with torch.no_grad():
             for node in self.graph.nodes:
                 self.env[node] = self.run_node(node)
+
+
+def _plain_rule(module: nn.Module) -> Any:
+    """Return the rule of a plain layer; ``None`` for any other module."""
+    from nce_fx.passes.analysis.channels.rules import layer_rule
+
+    rule = layer_rule(module)
+    return None if rule is None or rule_of_module(type(module)) is not None else rule
 
 
 def makers(node: Node) -> list[Node]:

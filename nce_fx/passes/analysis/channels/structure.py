@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -91,16 +91,17 @@ def examine(gm: GraphModule) -> tuple[Structure, Resizing]:
     return prove(structure)
 
 
-def enlarged(structure: Structure, only: Group | None = None) -> dict[int, Ids]:
+def enlarged(structure: Structure, only: Sequence[Group] | None = None) -> dict[int, Ids]:
     """Return copies that enlarge every free part: each channel at least doubled, and each part by another share.
 
     So every axis that can change does, no two changes look alike, and copies are uneven wherever they can be.
     """
     copies: dict[int, Ids] = {}
     index = 0
+    wanted = {id(group) for group in (structure.groups if only is None else only)}
     for k, group in enumerate(structure.groups):
         for place, part in enumerate(group.parts):
-            if part.pinned is None and (only is None or group is only):
+            if part.pinned is None and id(group) in wanted:
                 count = len(part.classes)
                 uneven = max(1, count * (1 + (k + place) % 3) // 4) if count > 1 else 0
                 copies[index] = spread_copies(count, 2 * count + uneven)
@@ -148,7 +149,7 @@ def _yield_to(structure: Structure, mismatch: Mismatch) -> Structure:
     blamed = _blamed(structure, mismatch) or [group for group in structure.groups if group.free]
     if not blamed:
         raise ChannelError(f"the model does not run on its own channels: {mismatch.reason}")
-    alone = [group for group in blamed if not _holds(structure, group)] if len(blamed) > 1 else blamed
+    alone = _failing(structure, blamed) if len(blamed) > 1 else blamed
     return _in_step(structure, alone or blamed) or _pinned(structure, alone or blamed, mismatch)
 
 
@@ -187,9 +188,17 @@ def _has_runs(group: Group) -> bool:
     return any(count > 1 for part in group.free for count in part.axes.values())
 
 
-def _holds(structure: Structure, group: Group) -> bool:
+def _failing(structure: Structure, groups: list[Group]) -> list[Group]:
+    """Return those of these groups that do not hold even alone, found by halving: every question is a run."""
+    if not groups or _hold(structure, groups):
+        return []
+    half = len(groups) // 2
+    return groups if not half else _failing(structure, groups[:half]) + _failing(structure, groups[half:])
+
+
+def _hold(structure: Structure, groups: list[Group]) -> bool:
     try:
-        _, run = settle(structure, lambda known: known.counts(enlarged(known, group)))
+        _, run = settle(structure, lambda known: known.counts(enlarged(known, groups)))
         run.forget()
     except Mismatch:
         return False

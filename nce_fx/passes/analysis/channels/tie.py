@@ -53,6 +53,8 @@ class Tie(Run):
         """Axes that make channels: the path of the weight that makes them first, and the node."""
         self.axis_lines: dict[Axis, torch.Tensor] = {}
         """For each parameter axis that carries channels: the ids it met (its own where it made them)."""
+        self._recorded: tuple[Any, Any] = None, None
+        """The last line that a parameter met, as it is and without places: the parameters of a norm meet one."""
         self.roles: dict[Axis, set[str]] = {}
         self.cuts: list[Ids] = []
         self.pieces: dict[tuple[int, int, int], Ids] = {}
@@ -97,7 +99,9 @@ class Tie(Run):
         self.step += 1
 
     def _join(self, a: torch.Tensor, b: torch.Tensor) -> None:
-        a, b = torch.broadcast_tensors(*_told_apart(core(a), core(b)))  # type: ignore[no-untyped-call]
+        a, b = _told_apart(core(a), core(b))
+        if a.shape != b.shape:
+            a, b = torch.broadcast_tensors(a, b)  # type: ignore[no-untyped-call]
         x, y = bare(a.reshape(-1).numpy()), bare(b.reshape(-1).numpy())
         differ = x != y
         if not differ.any():
@@ -232,7 +236,9 @@ class Tie(Run):
         self.consumers.append((resolved[0], bare(line.numpy())))
 
     def _record(self, axis: Axis, line: torch.Tensor, role: str) -> None:
-        line = bare(line) if placed(line) else line
+        if line is not self._recorded[0]:
+            self._recorded = line, bare(line) if placed(line) else line
+        line = self._recorded[1]
         known = self.axis_lines.get(axis)
         if known is not None and known.numel() == line.numel():
             self._join(known, line)

@@ -14,7 +14,7 @@ from torch.fx import Node
 
 from nce_fx.errors import where
 from nce_fx.passes.analysis.channels.ids import IdSpace
-from nce_fx.passes.analysis.channels.labels import Ids, Label, core, varies
+from nce_fx.passes.analysis.channels.labels import Ids, Label, core, lies, varies
 from nce_fx.passes.analysis.channels.value import ChannelTensor, Weight
 
 _ASIDE = 1000
@@ -29,6 +29,8 @@ class Vocabulary(ABC):
     step: int
     """How many meetings the current node has had: the two runs meet in the same order."""
     asked: int
+    _axes: dict[Any, tuple[tuple[int, ...], Label]]
+    """The channel axes of every label that was asked for, by where it lies."""
     computing: set[Node]
 
     # What rules say.
@@ -167,6 +169,13 @@ class Vocabulary(ABC):
         return axes
 
     def _channel_axes(self, label: Label) -> tuple[int, ...]:
+        key = lies(label)
+        if key not in self._axes:
+            # What was looked at is kept, or another label could come to lie in its place.
+            self._axes[key] = self._find_channel_axes(label), label
+        return self._axes[key][0]
+
+    def _find_channel_axes(self, label: Label) -> tuple[int, ...]:
         axes = []
         small = None
         for axis in range(label.dim()):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nce_fx.passes.analysis.channels.labels import FIRST_ID, FIXED, NEUTRAL, Label, constant, core
+from nce_fx.passes.analysis.channels.labels import FIRST_ID, FIXED, NEUTRAL, Label, broadcast, constant, core
 from nce_fx.passes.analysis.channels.rules.calls import channel_tensors
 from nce_fx.passes.analysis.channels.run import Run
 from nce_fx.passes.analysis.channels.value import ChannelTensor, Layer
@@ -62,7 +62,7 @@ def _is_comparison(func: Any) -> bool:
 
 def meet(run: Run, a: ChannelTensor, b: ChannelTensor) -> ChannelTensor:
     """Let two values meet elementwise and return what carries the channels of the result."""
-    shape = torch.broadcast_shapes(a.shape, b.shape)  # type: ignore[no-untyped-call]
+    shape = broadcast(a.shape, b.shape)
     one_channel(run, a, shape)
     one_channel(run, b, shape)
     labels_a = [label.expand(shape) for label in a.labels]
@@ -154,7 +154,8 @@ def _meet_parameters(run: Run, a: list[Label], b: list[Label], sizes: tuple[int,
         if partner is None:
             kept.append(label)
         else:
-            run.tie(partner, label)
+            # Of these labels alone: the lengths of other axes follow other labels of the same values.
+            run.tie(*torch.broadcast_tensors(core(partner), core(label)))  # type: ignore[no-untyped-call]
     return tuple(kept)
 
 
@@ -165,7 +166,7 @@ def weight_norm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cha
 
 def meet_constant(run: Run, value: ChannelTensor, plain: torch.Tensor) -> ChannelTensor:
     """A plain tensor has a length that no resize changes: it pins the channels that it runs along."""
-    shape = torch.broadcast_shapes(value.shape, plain.shape) if plain.dim() else value.shape  # type: ignore[no-untyped-call]
+    shape = broadcast(value.shape, plain.shape)
     one_channel(run, value, shape)
     labels = tuple(label.expand(shape) for label in value.labels)
     padded = _sizes(plain, torch.Size(shape))

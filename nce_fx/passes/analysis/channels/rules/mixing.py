@@ -11,7 +11,17 @@ from typing import Any
 
 import torch
 
-from nce_fx.passes.analysis.channels.labels import FIXED, NEUTRAL, Label, along, constant, core, line_of, resized
+from nce_fx.passes.analysis.channels.labels import (
+    FIXED,
+    NEUTRAL,
+    Label,
+    along,
+    broadcast,
+    constant,
+    core,
+    line_of,
+    resized,
+)
 from nce_fx.passes.analysis.channels.rules.calls import channel_tensors, label_for, on_meta, opaque
 from nce_fx.passes.analysis.channels.rules.elementwise import meet, meet_constant
 from nce_fx.passes.analysis.channels.rules.weighted import made, read
@@ -199,7 +209,7 @@ def attention(
 def matmul(a: Any, b: Any, by_root: bool = False) -> ChannelTensor:
     """(..., n, k) x (..., k, m) -> (..., n, m); ``by_root``: divided by the root of k."""
     run = (a if isinstance(a, ChannelTensor) else b).run
-    shape = [*torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]]  # type: ignore[no-untyped-call]
+    shape = [*broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]]
     if not isinstance(a, ChannelTensor) or not isinstance(b, ChannelTensor):
         return _matmul_constant(run, a, b, shape)
     for value, axis in ((a, a.dim() - 2), (b, b.dim() - 1)):

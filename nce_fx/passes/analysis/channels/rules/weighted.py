@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from nce_fx.passes.analysis.channels.labels import FIXED, Label, along, constant, core, line_of
+from nce_fx.passes.analysis.channels.labels import FIXED, Label, along, constant, core, line_of, varies
 from nce_fx.passes.analysis.channels.rules.calls import channel_tensors, label_for, run_of
 from nce_fx.passes.analysis.channels.run import Run
 from nce_fx.passes.analysis.channels.value import ChannelTensor, Layer, Parameter, Weight
@@ -24,8 +24,7 @@ _WEIGHTS = (ChannelTensor, Parameter)
 def channel_line(run: Run, label: Label, axis: int) -> torch.Tensor:
     """Return the ids along an axis; where other axes vary too (joined tokens), every line must be the same."""
     line = line_of(label, axis)
-    others = [run.varies(label, other) for other in range(label.dim()) if other != axis]
-    if any(others):
+    if run.decide(lambda: any(varies(label, other) for other in range(label.dim()) if other != axis)):
         run.tie(label, along(line, axis, label.shape))
     return line
 

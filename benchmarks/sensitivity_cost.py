@@ -25,13 +25,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import nce_fx
+from nce_fx.data.loaders import CALIBRATION_BATCHES
 from nce_fx.models import MODELS
 from nce_fx.passes.analysis.sensitivity import METRICS, real_noise
 from nce_fx.passes.analysis.sensitivity.probe import Probe
 
 NETWORKS = {"resnet20": (64, 8), "resnet56": (64, 8), "mobilenet_v2": (16, 32)}
 """Name -> images in a batch, their side."""
-BATCHES = 2
+BATCHES = CALIBRATION_BATCHES
 ONE_BY_ONE = ("kl", "loss")
 PASS, SHARE = 3.0, 0.5
 """What is asked: of a plain forward and backward pass; of as many full forwards as tensors are rounded."""

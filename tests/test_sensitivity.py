@@ -216,13 +216,13 @@ def operations(work: Callable[[], object]) -> int:
 def test_what_the_metrics_cost():
     """The gradient metric: at most three plain steps whatever the depth. One at a time: under half of L forwards."""
     gm = nce_fx.trace(MODELS["resnet20"]().eval(), (torch.randn(1, 3, 16, 16),))
-    channels, batches = analyze_channels(gm), drawn(3, 16, 16, count=1)
+    channels, batches = analyze_channels(gm), drawn(3, 16, 16, count=8)
 
     def step() -> None:
         for inputs, target in batches:
             torch.autograd.backward(F.cross_entropy(gm(inputs), target))
 
-    plain, forward = operations(step), operations(lambda: gm(batches[0][0]))
+    plain, forward = operations(step), operations(lambda: [gm(inputs) for inputs, _ in batches])
     for metric in ("fisher", "gauss_newton"):
         run = partial(analyze_sensitivity, gm, batches, metric, channels=channels)
         assert operations(run) <= 3 * plain
@@ -230,6 +230,7 @@ def test_what_the_metrics_cost():
     count = sum(1 + (node.activation != 0) for node in report.by_node.values())
     spent = operations(lambda: analyze_sensitivity(gm, batches, "loss", channels=channels))
     assert spent <= 0.55 * count * forward
+    # What is run once to find the layout comes on top.
     assert report.forwards == pytest.approx(spent / forward, rel=0.3)
 
 
@@ -347,3 +348,24 @@ def test_a_report_and_its_plan_say_which_batches_they_come_from(block):
     plan = nce_fx.plan_widths(channels, cost, report, nce_fx.Budget(macs=1.0))
     assert plan.source["measured_on"] == report.batches
     assert nce_fx.rewrite(block, (batches[0][0],), batches=batches).plan.source["measured_on"] == report.batches
+
+
+class Viewing(nn.Module):
+    """A view after a convolution: it refuses what lies channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.fc = nn.Linear(4 * 6 * 6, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(x).relu().view(x.shape[0], -1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("metric", ["kl", "loss"])
+def test_one_at_a_time_leaves_the_layout_of_the_model_and_takes_views(metric):
+    for model in (Viewing(), MODELS["resnet8"]()):
+        gm = nce_fx.trace(model.eval(), (torch.randn(1, 3, 8, 8),))
+        report = analyze_sensitivity(gm, drawn(3, 8, 8, count=1), metric)
+        assert all(value.is_contiguous() for value in gm.parameters())
+        assert any(node.weight for node in report.by_node.values())

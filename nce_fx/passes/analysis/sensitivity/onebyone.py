@@ -13,18 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nce_fx.passes.analysis.sensitivity.probe import Batch, Probe, Values, first_tensor
+from nce_fx.errors import InputError
+from nce_fx.passes.analysis.sensitivity.probe import Batch, Probe, first_tensor
 from nce_fx.passes.analysis.sensitivity.scores import Progress, Scores
 
-Measure = Callable[[Any, Any, Any], float]
-"""(output, undisturbed output, target) -> sum over the batch of what the disturbance costs."""
+Measure = Callable[[Any, Any], Callable[[Any], float]]
+"""(undisturbed output, target) -> output -> sum over the batch of what the disturbance costs."""
 
 
 def loss(probe: Probe, batches: Sequence[Batch], progress: Progress) -> Scores:
     """By how much the loss rises when one layer's weights, or one activation, is rounded."""
 
-    def rise(output: Any, before: Any, target: Any) -> float:
-        return float(probe.loss_of(output, target) - probe.loss_of(before, target)) * len(first_tensor(before))
+    def rise(before: Any, target: Any) -> Callable[[Any], float]:
+        plain, samples = probe.loss_of(before, target), len(first_tensor(before))
+        return lambda output: float(probe.loss_of(output, target) - plain) * samples
 
     return _one_by_one(probe, batches, progress, rise)
 
@@ -32,9 +34,14 @@ def loss(probe: Probe, batches: Sequence[Batch], progress: Progress) -> Scores:
 def kl(probe: Probe, batches: Sequence[Batch], progress: Progress) -> Scores:
     """Kullback-Leibler divergence of the disturbed output from the undisturbed one; needs no targets."""
 
-    def divergence(output: Any, before: Any, target: Any) -> float:
-        plain, disturbed = _log_probabilities(first_tensor(before)), _log_probabilities(first_tensor(output))
-        return float(F.kl_div(disturbed, plain, reduction="batchmean", log_target=True)) * len(plain)
+    def divergence(before: Any, target: Any) -> Callable[[Any], float]:
+        plain = _log_probabilities(first_tensor(before))
+
+        def of(output: Any) -> float:
+            disturbed = _log_probabilities(first_tensor(output))
+            return float(F.kl_div(disturbed, plain, reduction="batchmean", log_target=True)) * len(plain)
+
+        return of
 
     return _one_by_one(probe, batches, progress, divergence)
 
@@ -52,6 +59,7 @@ def _one_by_one(probe: Probe, batches: Sequence[Batch], progress: Progress, meas
     scores.weight = dict.fromkeys(by_weight, 0.0)
     scores.activation = {node.name: 0.0 for node in by_activation}
     steps, done, samples = probe.share.count(len(batches)) * (len(by_weight) + len(by_activation)), 0, 0
+    _lay_out(probe, batches[0][0])
     if probe.share.processes > 1:
         probe.settle(batches[0][0])
     for index, (inputs, target) in enumerate(batches):
@@ -59,17 +67,14 @@ def _one_by_one(probe: Probe, batches: Sequence[Batch], progress: Progress, meas
             continue
         values = probe.forward(inputs)
         samples += len(first_tensor(values[probe.output]))
-
-        def cost(changed: Values, values: Values = values, target: Any = target) -> float:
-            return measure(changed[probe.output], values[probe.output], target)
-
+        cost = measure(values[probe.output], target)
         for path, stale in by_weight.items():
             after = probe.again(values, {}, stale, probe.weights[path])
-            scores.weight[path] += cost(after)
+            scores.weight[path] += cost(after[probe.output])
             progress(done := done + 1, steps)
         for node, stale in by_activation.items():
             after = probe.again(values, {node: probe.rounded(node, values[node])}, stale)
-            scores.activation[node.name] += cost(after)
+            scores.activation[node.name] += cost(after[probe.output])
             progress(done := done + 1, steps)
     samples = int(probe.share.sums({"samples": samples})["samples"])
     scores.weight = {path: value / samples for path, value in probe.share.sums(scores.weight).items()}
@@ -77,3 +82,26 @@ def _one_by_one(probe: Probe, batches: Sequence[Batch], progress: Progress, meas
     reruns = [*by_weight.values(), *by_activation.values()]
     scores.forwards = 1 + sum(len(work.intersection(stale)) for stale in reruns) / max(len(work), 1)
     return scores
+
+
+def _lay_out(probe: Probe, inputs: Any) -> None:
+    """Lay the convolutions' weights channels last where the graph gives the same: a CPU is then up to a third faster.
+
+    What follows a convolution has its layout. A ``view`` may refuse it, and an op that looks at strides may answer
+    otherwise.
+    """
+    kernels = [parameter for parameter in probe.gm.parameters() if parameter.dim() == 4]
+    if not kernels:
+        return
+    plain = first_tensor(probe.forward(inputs)[probe.output])
+    before = [kernel.data for kernel in kernels]
+    for kernel in kernels:
+        kernel.data = kernel.data.contiguous(memory_format=torch.channels_last)
+    try:
+        other = first_tensor(probe.forward(inputs)[probe.output])
+        same = bool((other - plain).abs().max() <= 1e-3 * plain.abs().max())
+    except InputError:
+        same = False
+    if not same:
+        for kernel, data in zip(kernels, before, strict=True):
+            kernel.data = data

@@ -27,6 +27,8 @@ from nce_fx.training import Recipe, train
 
 Plan = Mapping[str, int]
 """Group id -> width."""
+EXAMPLES = 2
+"""Inputs that networks are traced with: BatchNorm in training takes no fewer."""
 
 
 class Stopwatch:
@@ -72,8 +74,8 @@ class Bench:
 
     @cached_property
     def example(self) -> torch.Tensor:
-        """A batch of two inputs."""
-        return torch.zeros(2, *self.data.input_shape)
+        """A batch of inputs."""
+        return torch.zeros(EXAMPLES, *self.data.input_shape)
 
     @cached_property
     def untrained(self) -> GraphModule:
@@ -152,6 +154,7 @@ class Outcome:
 
     accuracy: float
     macs: int
+    """Of one example."""
     params: int
     search_seconds: float
     train_seconds: float
@@ -268,7 +271,8 @@ def run_row(bench: Bench, row: str) -> Outcome:
     if row == FLOAT:
         gm, accuracy = bench.taught
         cost = cost_record(gm)
-        return Outcome(accuracy, cost.macs, cost.params, 0.0, bench.watch["train float"], bench.channels.widths)
+        macs, seconds = cost.macs // EXAMPLES, bench.watch["train float"]
+        return Outcome(accuracy, macs, cost.params, 0.0, seconds, bench.channels.widths)
     with bench.watch.timed(f"widths {row}"):
         widths = {**bench.channels.widths, **PLANS[row](bench)}
     gm = bench.quantized(widths)
@@ -281,7 +285,7 @@ def run_row(bench: Bench, row: str) -> Outcome:
     name = "uniform" if widths == bench.channels.widths else row
     _, accuracy = bench.trained(name, gm, recipe, teacher if bench.study.distill else None)
     found = bench.watch[f"widths {row}"]
-    return Outcome(accuracy, cost.macs, cost.params, found, bench.watch[f"train {name}"], widths)
+    return Outcome(accuracy, cost.macs // EXAMPLES, cost.params, found, bench.watch[f"train {name}"], widths)
 
 
 def free_groups(bench: Bench) -> dict[str, int]:

@@ -16,7 +16,15 @@ from nce_fx.search import SearchRecipe
 from nce_fx.training import Recipe
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-DEFAULT = ("digits-resnet8", "digits-resnet20", "digits-mobilenet", "glyphs-resnet8", "glyphs-mobilenet")
+DEFAULT = (
+    "digits-resnet18",
+    "digits-mobilenet-imagenet",
+    "digits-resnet20",
+    "digits-mobilenet",
+    "digits-resnet8",
+    "glyphs-resnet8",
+    "glyphs-mobilenet",
+)
 """What `python -m benchmarks.evidence` runs when no study is named."""
 
 

@@ -2,8 +2,8 @@
 
 Networks are quantized to 2 bits, exported in the qonnx format, and priced by `qonnx.util.inference_cost` (run by an
 interpreter that has the qonnx package: its own environment, since it pins other versions). Multiply-accumulates and
-the weights of convolutions and linear layers are held against `nce_fx.analyze_cost` of the same graph. Bit operations
-are not the same: SAWB's levels have no zero, and are odd numbers of one bit more in the file; both are in the row.
+the weights of convolutions and linear layers are held against `nce_fx.analyze_cost` of the same graph, and so are bit
+operations; both numbers are in the row.
 
 Results go to benchmarks/results/qonnx_cost.json.
 """

@@ -37,6 +37,7 @@ from nce_fx.passes.transform.quantize import QuantSpec, quantize
 from nce_fx.quantizers import ActivationQuantizer, WeightQuantizer
 from nce_fx.quantizers.base import Grid, signed_grid
 from nce_fx.quantizers.saving import compact_saving
+from nce_fx.training.run import compiled
 
 Step = Callable[[], None]
 Saving = Callable[[], AbstractContextManager[None]]
@@ -196,12 +197,12 @@ def measure_eager(rounds: int, batch: int) -> dict[str, dict[str, float]]:
 
 
 def measure_compiled(rounds: int, batch: int) -> dict[str, dict[str, float]]:
-    """Time float, PACT + SAWB and LSQ under torch.compile; a recompilation after the first step is an error."""
+    """Time float, PACT + SAWB and LSQ as training compiles them; a recompilation after the first step is an error."""
     x, y = torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,))
     steps = {}
     for name, spec in {"float": None, "pact + sawb": SPECS["pact + sawb"], "lsq": SPECS["lsq"]}.items():
         model = network("resnet20", x, 10, spec)
-        steps[name] = step_of(torch.compile(model, fullgraph=True), model, x, y, nullcontext)
+        steps[name] = step_of(compiled(model, x.device), model, x, y, nullcontext)
         begin = time.perf_counter()
         steps[name]()
         print(f"compiled {name} in {time.perf_counter() - begin:.0f} s", file=sys.stderr)

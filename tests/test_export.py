@@ -125,6 +125,11 @@ def test_qonnx_weights_have_no_zero_point(tmp_path, weight):
     stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     quants = {node.input[0]: node for node in model.graph.node if node.op_type == "Quant" and node.input[0] in stored}
     assert "layer1.0.conv1.weight" in quants
+    types = {
+        entry.tensor_name: kind.value
+        for entry in model.graph.quantization_annotation
+        for kind in entry.quant_parameter_tensor_names
+    }
     for name, node in quants.items():
         _, scale, zero, bits = (stored[value] for value in node.input)
         assert zero == 0
@@ -133,6 +138,18 @@ def test_qonnx_weights_have_no_zero_point(tmp_path, weight):
         integers = stored[name] / scale
         assert np.abs(integers - integers.round()).max() < 1e-3
         assert len(np.unique(integers.round())) <= 2**own
+        if weight != "lsq":
+            assert types[f"{name}_quant"] == f"SCALEDINT<{own}>"
+
+
+@pytest.mark.parametrize(("weight", "activation"), [("sawb", "pact"), ("dorefa", "dorefa"), ("lsq", "lsq")])
+def test_the_qonnx_package_counts_the_bit_operations_that_we_do(tmp_path, weight, activation):
+    costs = pytest.importorskip("qonnx.util.inference_cost")
+    gm = resnet8(weight, activation)
+    file = export_onnx(gm, tmp_path / "model.onnx", format="qonnx", batch=1).path
+    theirs = costs.inference_cost(str(file), discount_sparsity=False)["total_cost"]
+    ours = nce_fx.analyze_cost(gm).total
+    assert (ours.macs, ours.bit_ops) == (theirs["total_macs"], theirs["total_bops"])
 
 
 def test_names_and_metadata_are_the_models(tmp_path):

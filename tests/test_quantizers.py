@@ -16,7 +16,8 @@ from scipy import stats
 from torch import Tensor, nn
 
 from nce_fx.errors import QuantizeError
-from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
+from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, rounding
+from nce_fx.quantizers.base import signed_grid, unsigned_grid
 from nce_fx.quantizers.dorefa import DorefaWeight
 from nce_fx.quantizers.lsq import LsqActivation, LsqWeight
 from nce_fx.quantizers.minmax import MinMaxActivation
@@ -130,12 +131,29 @@ def test_dorefa_starts_where_its_levels_point_along_the_weights():
     assert float((eight(w) - w).abs().max()) < 0.01 * float(w.abs().max())
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_dorefa_reaches_as_far_as_the_weights_where_no_normalization_follows(bits):
+    w, upstream = draw(6, 5), draw(6, 5, seed=1)
+    quantizer = DorefaWeight(bits).double()
+    quantizer.start(w, normalized=False)
+    f, k = float(quantizer.factor), float(quantizer.gain)
+    for scale in (1.0, 0.5):
+        t, g, n = np.tanh(scale * k * w.numpy()), upstream.numpy(), 2**bits - 1
+        most = np.abs(t).max()
+        levels = 2 * np.round(n * (t / (2 * most) + 0.5)) / n - 1
+        close(quantizer(scale * w), f * most * levels)
+        to_w, _ = gradients(quantizer, scale * w, upstream)
+        through = f * g  # y is f t where rounding counts as the identity, and the maximum has what rounding adds
+        through.flat[np.abs(t).argmax()] += f * (g * (levels - t / most)).sum() * np.sign(t.flat[np.abs(t).argmax()])
+        np.testing.assert_allclose(to_w, through * k * (1 - t**2), rtol=1e-9, atol=1e-12)
+
+
 def test_dorefa_files_from_before_the_gain_are_loaded_as_they_were():
     w = 0.05 * draw(8, 8)
     old, new = DorefaWeight(2).double(), DorefaWeight(2).double()
     new.start(w, normalized=False)
     assert not torch.equal(new(w), old(w))
-    state = {name: value for name, value in old.state_dict().items() if name not in ("gain", "factor")}
+    state = {name: value for name, value in old.state_dict().items() if name not in old.absent}
     assert fit_problem(new, state) is None
     new.load_state_dict(state)
     assert torch.equal(new(w), old(w))
@@ -376,6 +394,22 @@ def test_the_clip_of_least_error_is_the_one_that_rounding_itself_finds(bits, sig
 def test_half_precision_does_not_change_the_error_of_a_least_error_clip():
     x = draw(1000).abs()
     assert least_error_clip(x, Pact(2, False).grid) == pytest.approx(least_error_clip(x.float(), Pact(2, False).grid))
+
+
+@pytest.mark.parametrize("grid", [unsigned_grid(2), signed_grid(2), signed_grid(1), unsigned_grid(8)])
+@pytest.mark.parametrize("shape", [(4, 6), (4, 6, 5, 5)])
+def test_the_forms_of_one_clip_agree_at_its_bounds_too(grid, shape):
+    """The one of least memory, that of CPUs, and what a compiler sees."""
+    x, upstream = 2 * draw(*shape), draw(*shape, seed=1)
+    x.view(-1)[:4] = torch.tensor([0.0, 1.5, -1.5, 1.5 * (grid.high + grid.offset) / grid.reach])
+    found = []
+    for form in (rounding._ClipRound, rounding._ClipRoundKeeping, rounding._ClipRoundTraced):
+        inputs, extent = x.clone().requires_grad_(), torch.tensor(1.5, dtype=x.dtype, requires_grad=True)
+        y = form.apply(inputs, extent, grid.reach, grid)
+        y.backward(upstream)
+        found.append([y.detach(), inputs.grad, extent.grad])
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["pact", "lsq", "dorefa", "minmax"])

@@ -12,14 +12,16 @@ point. Half an offset (SAWB and DoReFa have no zero among their levels) is no ze
     int2    DequantizeLinear(q, 1) -> Add(offset) -> Mul(scale): the same three roundings as in PyTorch, bit for bit
     qcdq    2q + 1 with half the scale: (2q + 1) * (s / 2) = (q + 1/2) * s exactly, a power of two rounds nothing.
             Up to 7 bits; with 8 bits 2q + 1 is no int8, and the weight is written as in int2.
-    qonnx   2q + 1 with half the scale, too, and so one bit more: what reads QONNX wants weights without a zero point
-            (the qonnx package counts others as float, its conversion to QCDQ and FPGA flows refuse them)
+    qonnx   2q + 1 with half the scale, too, and so Quant says one bit more: what reads QONNX wants no zero point (the
+            qonnx package counts others as float, its conversion to QCDQ and FPGA flows refuse them). Behind it a Sum of
+            this one tensor, which changes nothing, and of which the file says that it has as many levels as b bits:
+            what qonnx would infer of Quant, or of any operator it knows, it takes to be b + 1 bits, or a float.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ml_dtypes
@@ -40,6 +42,8 @@ class Piece:
 
     nodes: tuple[NodeProto, ...]
     constants: tuple[TensorProto, ...]
+    types: Mapping[str, str] = field(default_factory=dict)
+    """Name of a result -> its QONNX data type, where readers cannot infer it."""
 
 
 @dataclass(frozen=True)
@@ -159,11 +163,14 @@ def qcdq_activation(name: str, levels: ActivationLevels, source: str, result: st
 def qonnx_weight(name: str, weight: IntegerWeight, result: str, matmul: bool = False) -> Piece:
     """The levels as floats, which Quant rounds to themselves."""
     values = numpy_helper.from_array(weight.dequantize().cpu().numpy(), name)
-    if bool((weight.offset == 0.5).all()):
-        weight = _odd(weight)
+    half, bits, rounded = bool((weight.offset == 0.5).all()), weight.bits, result
+    if half:
+        weight, rounded = _odd(weight), f"{name}_odd"
     _, scale, offset = _arrays(weight)
-    quant, constants = _quant(name, name, result, _shortest(scale), _shortest(-offset), weight.bits, signed=True)
-    return Piece((quant,), (values, *constants))
+    quant, constants = _quant(name, name, rounded, _shortest(scale), _shortest(-offset), weight.bits, signed=True)
+    if not half:
+        return Piece((quant,), (values, *constants))
+    return Piece((quant, _node("Sum", [rounded], result)), (values, *constants), {result: f"SCALEDINT<{bits}>"})
 
 
 def qonnx_activation(name: str, levels: ActivationLevels, source: str, result: str) -> Piece:

@@ -88,6 +88,9 @@ def _put_formats(model: ModelProto, marked: Marked, form: Format) -> None:
             piece = form.activation(name, marked.activations[name], node.input[0], name)
         nodes += piece.nodes
         model.graph.initializer.extend(piece.constants)
+        for tensor, kind in piece.types.items():
+            annotation = model.graph.quantization_annotation.add(tensor_name=tensor)
+            annotation.quant_parameter_tensor_names.add(key="finn_datatype", value=kind)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     _rename(model, results)

@@ -10,8 +10,9 @@ w and y on a trained ResNet-20: 0.83). So g is the number for which the levels p
 (0.94), found once where quantization starts from float weights, and fixed; g w are the weights DoReFa learns.
 
 Published is a normalization behind every quantized layer, which undoes that levels reach to 1 whatever the weights
-were, and a last layer in float. Where no normalization follows, y is multiplied by a number f, found once likewise, for
-which the levels are nearest to the weights; elsewhere f = 1.
+are, and a last layer in float. Where none follows, a classifier could not learn how large its scores are. So there y is
+multiplied by f max|tanh(g w)|, and the levels reach as far as the weights do; f is found once, likewise, so that the
+levels are nearest to the weights. Elsewhere the factor is 1.
 
 Gradient: rounding counts as the identity; the rest is differentiated as it stands, tanh and the maximum included. With
 one bit the gradient goes straight through to w. Activations pass where 0 <= x < 1. A signed range (not in the paper)
@@ -48,13 +49,16 @@ class DorefaWeight(WeightQuantizer):
 
     gain: Tensor
     factor: Tensor
-    absent: ClassVar[Mapping[str, float]] = {"gain": 1.0, "factor": 1.0}
+    follows: Tensor
+    """Whether the levels reach as far as the weights do."""
+    absent: ClassVar[Mapping[str, float]] = {"gain": 1.0, "factor": 1.0, "follows": False}
 
     def __init__(self, bits: int, channel_axis: int = 0) -> None:
         super().__init__(bits)
         self.grid = centred_grid(bits)
         self.register_buffer("gain", torch.tensor(1.0))
         self.register_buffer("factor", torch.tensor(1.0))
+        self.register_buffer("follows", torch.tensor(False))
 
     @torch.no_grad()
     def start(self, weight: Tensor, normalized: bool = True) -> None:
@@ -71,6 +75,7 @@ class DorefaWeight(WeightQuantizer):
                 best, found = nearness, gain
         self.gain.fill_(found)
         if not normalized:
+            self.follows.fill_(True)
             levels = self(weight)
             self.factor.fill_(float((levels * weight).sum() / levels.square().sum()))
 
@@ -79,32 +84,36 @@ class DorefaWeight(WeightQuantizer):
         weight = working(weight.detach())
         if self.bits == 1:
             return 2 * weight.abs().mean().clamp(min=FLOOR)
-        return self.factor.to(weight.dtype) / self.grid.reach
+        return self._scaled(weight)[1]
 
-    def _position(self, weight: Tensor) -> Tensor:
-        """Where a weight lies on the grid, before rounding: from ``low`` to ``high``."""
+    def _scaled(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Where a weight lies on the grid before rounding, from ``low`` to ``high``, and the distance of two levels."""
         squeezed = torch.tanh(weight * self.gain)
-        return squeezed * (self.grid.reach / squeezed.abs().amax().clamp(min=FLOOR)) - self.grid.offset
+        most = squeezed.abs().amax().clamp(min=FLOOR)
+        position = squeezed * (self.grid.reach / most) - self.grid.offset
+        return position, self.factor.to(weight.dtype) * torch.where(self.follows, most, 1.0) / self.grid.reach
 
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize, with DoReFa's gradient."""
-        scale = self.scale(weight)
         if self.bits == 1:
-            return PassRound.apply(weight, scale, self.grid)  # type: ignore[no-any-return, no-untyped-call]
-        q = Nearest.apply(self._position(working(weight)))  # type: ignore[no-untyped-call]
+            return PassRound.apply(weight, self.scale(weight), self.grid)  # type: ignore[no-any-return, no-untyped-call]
+        position, scale = self._scaled(working(weight))
+        q = Nearest.apply(position)  # type: ignore[no-untyped-call]
         return ((q + self.grid.offset) * scale).to(weight.dtype)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         """The bits, g and f."""
-        return f"{super().extra_repr()}, gain={float(self.gain):.4g}, factor={float(self.factor):.4g}"
+        reach = " of the largest" if bool(self.follows) else ""
+        return f"{super().extra_repr()}, gain={float(self.gain):.4g}, factor={float(self.factor):.4g}{reach}"
 
     @torch.no_grad()
     def integers(self, weight: Tensor) -> Integers:
         """Return the weight in integers; the offset is 1/2."""
-        scale = self.scale(weight)
         if self.bits == 1:
+            scale = self.scale(weight)
             return as_integers(whole(working(weight), scale, self.grid), scale, self.grid)
-        return as_integers(self._position(working(weight)).round_(), scale, self.grid)
+        position, scale = self._scaled(working(weight))
+        return as_integers(position.round_(), scale, self.grid)
 
 
 class DorefaActivation(ActivationQuantizer):

@@ -47,7 +47,7 @@ class _ClipRound(Function):
         place = working(x) / scale
         if grid.offset:
             place = place.sub_(grid.offset)
-        q = place.clamp(grid.low, _below(grid.high, place.dtype))
+        q = place.clamp(grid.low, _before(grid.high, place.dtype))
         packed = None
         if any(ctx.needs_input_grad[:2]):
             inside = place.eq(q)
@@ -108,13 +108,8 @@ def _scale(extent: Tensor, steps: float) -> Tensor:
     return extent.clamp(min=FLOOR * steps) / steps
 
 
-def _below(high: int, dtype: torch.dtype) -> float:
-    """The largest number of ``dtype`` below the top of the grid: the range is closed below and open above."""
-    return high * (1 - torch.finfo(dtype).eps / 2)
-
-
 def _before(bound: float, dtype: torch.dtype) -> float:
-    """The largest number of ``dtype`` below a bound."""
+    """The largest number of ``dtype`` below a bound: a range is closed below and open above."""
     return float(torch.nextafter(torch.tensor(bound, dtype=dtype), torch.tensor(-math.inf, dtype=dtype)))
 
 

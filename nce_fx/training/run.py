@@ -175,9 +175,16 @@ def _compiled(model: nn.Module, recipe: Recipe, engine: Engine) -> Callable[...,
         return model
     if engine.processes > 1:
         raise InputError("recipe: compile is for one process: statistics of the whole batch cannot be compiled yet")
-    # On CPUs the compiler's change to channels-last layouts corrupts the heap in the backward pass of narrow
-    # convolutions (torch 2.13; see pytorch issue 181618), and gains nothing there.
-    options: dict[str, Any] | None = {"layout_optimization": False} if engine.device.type == "cpu" else None
+    return compiled(model, engine.device)
+
+
+def compiled(model: nn.Module, device: torch.device) -> Callable[..., Any]:
+    """Return a model as ``compile`` of a recipe has it called."""
+    options: dict[str, Any] | None = None
+    if device.type == "cpu":
+        # The compiler's change to channels-last layouts corrupts the heap in the backward pass of narrow convolutions
+        # (torch 2.13; see pytorch issue 181618), and gains nothing here.
+        options = {"layout_optimization": False}
     return torch.compile(model, options=options)
 
 

@@ -26,7 +26,13 @@ from nce_fx.passes.transform.quantize import (
     quantize,
     weight_bits_of,
 )
-from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, ActivationQuantizer, Quantizer
+from nce_fx.quantizers import (
+    ACTIVATION_QUANTIZERS,
+    WEIGHT_QUANTIZERS,
+    ActivationQuantizer,
+    Quantizer,
+    WeightQuantizer,
+)
 from nce_fx.quantizers.pact import Pact
 
 
@@ -507,8 +513,11 @@ def test_scales_are_kept_where_no_normalization_follows():
     )
     x = torch.randn(2, 3, 8, 8)
     quantized = quantize(nce_fx.trace(model.eval(), (x,)), QuantSpec("dorefa", "dorefa"), [x])
-    factors = {path: float(value) for path, value in quantized.named_buffers() if path.endswith("factor")}
-    assert factors.pop("0.weight_quant.factor") == 1
-    for path, factor in factors.items():
-        reach = float(quantized.get_parameter(path.replace("weight_quant.factor", "weight")).detach().abs().max())
-        assert 0.3 * reach < factor < 1.5 * reach
+    quantizers = {path: module for path, module in quantized.named_modules() if isinstance(module, WeightQuantizer)}
+    for path, quantizer in quantizers.items():
+        weight = quantized.get_parameter(path.removesuffix("_quant")).detach()
+        reach, levels = float(weight.abs().max()), float(quantizer(weight).detach().abs().max())
+        if path == "0.weight_quant":
+            assert levels == 1
+        else:
+            assert 0.3 * reach < levels < 1.5 * reach, path

@@ -1,6 +1,8 @@
-"""Modules by their paths, found without what ``get_submodule`` spends on each step: passes ask for every node."""
+"""Modules and parameters by their paths, without what PyTorch spends on each step: passes ask for every node."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from torch import nn
 
@@ -11,3 +13,13 @@ def module_at(root: nn.Module, path: str) -> nn.Module:
     for name in path.split("."):
         module = module._modules.get(name) if module is not None else None
     return root.get_submodule(path) if module is None else module
+
+
+def parameters_of(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield every parameter with each of its paths."""
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            yield prefix + name, parameter
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from parameters_of(child, f"{prefix}{name}.")

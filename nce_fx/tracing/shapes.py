@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,10 @@ aten = torch.ops.aten
 
 _SAME = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.Sigmoid, nn.Hardsigmoid, nn.Identity, nn.Dropout)
 """Modules whose output has their input's shape; entering them costs time and shows nothing."""
+
+
+_ARITHMETIC = frozenset({operator.add, operator.iadd, operator.mul, operator.imul, operator.sub, torch.add, torch.mul})
+"""What returns a tensor like its two arguments where these are alike; PyTorch goes a long way there without values."""
 
 
 def propagate_shapes(gm: GraphModule, example_inputs: tuple[Any, ...]) -> None:
@@ -86,6 +91,8 @@ class _Shapes(Interpreter):
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target is aten.batch_norm.default and self.device is not None:
             return args[0]
+        if target in _ARITHMETIC and len(args) == 2 and not kwargs and _alike(*args):
+            return args[0].new_empty(args[0].shape)
         return super().call_function(target, args, kwargs)
 
     def run_node(self, n: Node) -> Any:
@@ -110,6 +117,12 @@ class _Shapes(Interpreter):
                 n.meta["val"] = result
             n.meta["type"] = type(result)
         return result
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two values are tensors without values, of one shape and type, laid out in order."""
+    both = type(a) is torch.Tensor and type(b) is torch.Tensor and a.is_meta and b.is_meta
+    return both and a.shape == b.shape and a.dtype == b.dtype and a.is_contiguous() and b.is_contiguous()
 
 
 def convolved(

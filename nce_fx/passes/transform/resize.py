@@ -11,6 +11,7 @@ import operator
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -165,9 +166,10 @@ def _resized(structure: Structure, channels: ChannelGraph, widths: Mapping[str, 
         if axis >= 0:
             by_path.setdefault(path, []).append((axis, gather))
     indices = {key: _index(i) for key, i in {id(g.index): g.index for g in run.edits.gathers.values()}.items()}
+    rooms: _Rooms = {}
     for path, gathers in by_path.items():
         old = tensors.tensors[path]
-        new = _gathered(path, old, gathers, indices, seed)
+        new = _gathered(path, old, gathers, indices, seed, rooms)
         if new is not None and path in tensors.normed:
             memo.update(tensors.normed[path].parameters_for(new))
         elif new is not None:
@@ -189,17 +191,30 @@ def _gathered(
     gathers: list[tuple[int, Gather]],
     indices: Mapping[int, torch.Tensor | None],
     seed: int,
+    rooms: _Rooms,
 ) -> torch.Tensor | None:
     new = old.detach()
+    moved = [(a, g) for a, g in gathers if indices[id(g.index)] is not None or len(g.index) != old.shape[a]]
     # What is divided goes first: it is done once for all copies of a row, which then are copied whole.
-    for axis, gather in sorted(gathers, key=lambda item: item[1].divisor is None):
+    for number, (axis, gather) in enumerate(sorted(moved, key=lambda item: item[1].divisor is None)):
         index = indices[id(gather.index)]
-        if index is None and len(gather.index) == old.shape[axis]:
-            continue
-        new = new.index_select(axis, torch.from_numpy(gather.index) if index is None else index)
+        out = _room(rooms, new, axis, len(gather.index)) if number == 0 and len(moved) > 1 else None
+        new = torch.index_select(new, axis, torch.from_numpy(gather.index) if index is None else index, out=out)
         if gather.divisor is not None and (gather.divisor > 1).any():
             _divide(path, new, axis, gather, seed)
     return None if new.data_ptr() == old.data_ptr() else new
+
+
+_Rooms = dict[tuple[torch.dtype, torch.device], torch.Tensor]
+
+
+def _room(rooms: _Rooms, like: torch.Tensor, axis: int, length: int) -> torch.Tensor:
+    """Return memory for a tensor with another length along an axis, soon let go of: fresh pages cost much."""
+    shape = [length if k == axis else size for k, size in enumerate(like.shape)]
+    room = rooms.get((like.dtype, like.device))
+    if room is None or room.numel() < prod(shape):
+        room = rooms[like.dtype, like.device] = like.new_empty(prod(shape))
+    return room[: prod(shape)].view(shape)
 
 
 def _divide(path: str, weight: torch.Tensor, axis: int, gather: Gather, seed: int) -> None:
@@ -213,7 +228,7 @@ def _divide(path: str, weight: torch.Tensor, axis: int, gather: Gather, seed: in
     divisor = gather.divisor[begin:end]
     generator = np.random.default_rng([zlib.crc32(path.encode()), seed])
     signs = generator.standard_normal(end - begin) * (divisor > 1)
-    _, channel = np.unique(gather.index[begin:end], return_inverse=True)
+    channel = _numbered(gather.index[begin:end])
     signs -= (np.bincount(channel, signs) / np.bincount(channel))[channel]
     rest = [1 if k == axis else size for k, size in enumerate(weight.shape)]
     shape = [-1 if k == axis else 1 for k in range(weight.dim())]
@@ -225,6 +240,13 @@ def _divide(path: str, weight: torch.Tensor, axis: int, gather: Gather, seed: in
         torch.from_numpy(signs / divisor).to(weight.dtype).reshape(shape),
         value=NOISE * deviation,
     )
+
+
+def _numbered(index: Ids) -> Ids:
+    """Return for each entry the place of its value among the values that occur; most indices are in order."""
+    if (index[1:] >= index[:-1]).all():
+        return np.cumsum(np.r_[False, index[1:] != index[:-1]])
+    return np.unique(index, return_inverse=True)[1]
 
 
 def _edit(result: GraphModule, gm: GraphModule, run: Resizing) -> None:

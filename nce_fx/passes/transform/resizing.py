@@ -33,13 +33,16 @@ class Broken:
 class Resizing(Check):
     """A check that repairs nodes as it goes."""
 
+    any_broken = False
+    """Whether a value could not be had so far: arguments need not be searched for one before that."""
+
     def run_node(self, n: Node) -> Any:
         """Run a node as it is, else as each of its repairs, else leave it to a gather further down."""
         if n.op in ("placeholder", "get_attr"):
             return super().run_node(n)
         self.node = n
         args, kwargs = self.arguments(n)
-        broken = _find_broken([args, kwargs])
+        broken = _find_broken([args, kwargs]) if self.any_broken else None
         if broken is not None:
             if n in self.first.computing:
                 raise broken.reason
@@ -69,7 +72,10 @@ class Resizing(Check):
         if source is None:
             raise first
         selected = self._select(n, source)
-        return Broken(source, first) if selected is None else selected
+        if selected is None:
+            self.any_broken = True
+            return Broken(source, first)
+        return selected
 
     def _align(self, n: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Where two operands carry the same channels in other orders, gather the second into the order of the first."""

@@ -18,6 +18,7 @@ from nce_fx.passes.analysis.channels.structure import Structure, enlarged, exami
 from nce_fx.passes.analysis.channels.tie import Tie
 from nce_fx.passes.analysis.channels.value import ChannelTensor
 from nce_fx.passes.transform.resizing import Resizing
+from nce_fx.paths import parameters_of
 
 __all__ = ["AxisWidth", "ChannelGraph", "ChannelGroup", "ChannelPart", "analyze_channels"]
 
@@ -54,7 +55,7 @@ class _Memo:
 
 def analysis_of(gm: GraphModule) -> Analysis:
     """Analyze a graph, or return what is known of it where neither code nor shapes have changed since."""
-    key = (gm.code, tuple((name, p.shape, p.dtype) for name, p in gm.named_parameters()))
+    key = (gm.code, tuple((name, p.shape, p.dtype) for name, p in parameters_of(gm)))
     memo = gm.__dict__.get("_channel_analysis")
     if isinstance(memo, _Memo) and memo.key == key and memo.analysis is not None:
         return memo.analysis
@@ -96,7 +97,9 @@ def _describe(structure: Structure, proof: Resizing) -> ChannelGraph:
     for path, tensor in tie.tensors.tensors.items():
         canonical = tie.tensors.canonical[path]
         parameters[path] = tuple(
-            axes.width(_met(tie, (canonical, k), size), size, _new_length(proof, (canonical, k), size))
+            AxisWidth(size)
+            if (length := _new_length(proof, (canonical, k), size)) == size
+            else axes.width(_met(tie, (canonical, k), size), size, length)
             for k, size in enumerate(tensor.shape)
         )
     for path, normed in tie.tensors.normed.items():

@@ -130,6 +130,7 @@ class Check(Run):
         self.input: Any = None
         self._layouts: dict[Axis, tuple[Ids, Ids]] = {}
         self._own: dict[Axis, torch.Tensor] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self._followed: tuple[Any, Any, Gather] | None = None
         """The last line that a parameter followed, old and new, and how: the parameters of a norm follow one."""
 
@@ -377,6 +378,11 @@ class Check(Run):
         self.edits.attributes[self.node, path, name] = value
 
     def shape_of(self, path: str) -> tuple[int, ...]:
+        if path not in self._shapes:
+            self._shapes[path] = self._new_shape(path)
+        return self._shapes[path]
+
+    def _new_shape(self, path: str) -> tuple[int, ...]:
         shape = list(self.tensors.tensors[path].shape)
         canonical = self.tensors.canonical[path]
         for axis, size in enumerate(shape):

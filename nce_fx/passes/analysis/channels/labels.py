@@ -59,11 +59,9 @@ def constant(value: int, shape: Sequence[int]) -> Label:
 
 def along(line: torch.Tensor, axis: int, shape: Sequence[int]) -> Label:
     """Return a label of this shape whose ids follow ``line`` along one axis and are equal along all others."""
-    sizes = [1] * len(shape)
-    sizes[axis] = line.numel()
-    full = list(shape)
-    full[axis] = line.numel()
-    return line.reshape(sizes).expand(full)
+    full, strides = list(shape), [0] * len(shape)
+    full[axis], strides[axis] = line.numel(), line.stride(0)
+    return line.as_strided(full, strides, line.storage_offset())
 
 
 def core(label: Label) -> torch.Tensor:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -22,6 +23,15 @@ from nce_fx.passes.analysis.channels.labels import FIXED, constant, core
 from nce_fx.passes.analysis.channels.reparametrized import plain_class
 from nce_fx.passes.analysis.channels.value import ChannelTensor, Layer
 from nce_fx.passes.analysis.channels.vocabulary import Vocabulary
+
+_ARITHMETIC = {
+    operator.add: torch.ops.aten.add.Tensor,
+    operator.mul: torch.ops.aten.mul.Tensor,
+    operator.sub: torch.ops.aten.sub.Tensor,
+    torch.add: torch.ops.aten.add.Tensor,
+    torch.mul: torch.ops.aten.mul.Tensor,
+}
+"""What would come back as these ops by way of PyTorch's dispatcher."""
 
 
 class Run(Vocabulary, Interpreter):
@@ -99,8 +109,16 @@ class Run(Vocabulary, Interpreter):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Call a function on channel tensors, or the user's own rule for it."""
+        from nce_fx.passes.analysis.channels.rules.elementwise import pointwise
+
         own = rule_of(target)
-        return super().call_function(target, args, kwargs) if own is None else self._by_rule(own, args, kwargs)
+        if own is not None:
+            return self._by_rule(own, args, kwargs)
+        overload = _ARITHMETIC.get(target)
+        if overload is not None and not kwargs and len(args) == 2 and all(type(a) is ChannelTensor for a in args):
+            self.computes()
+            return pointwise(overload, args, kwargs)
+        return super().call_function(target, args, kwargs)
 
     def _by_rule(self, rule: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Apply a user's rule; what it stands for computes, whatever the rule does, and returns what was traced."""

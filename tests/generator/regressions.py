@@ -90,3 +90,21 @@ REGRESSIONS: dict[str, Program] = {
     ),
 }
 """What broke -> the program."""
+
+FALLS_SHORT = {
+    "a cat of chunks after two shuffles of pixels": (
+        Program(
+            ops=(
+                Op("norm_by_hand", of=1, size=1, variant=1),
+                Op("activation", of=1, other=4, variant=2),
+                Op("add", size=3, variant=2),
+                Op("pixels", of=3, other=1, size=2, variant=1),
+                Op("chunk", of=2, other=3, size=2, variant=2),
+                Op("pixels", other=3, variant=3),
+            ),
+            end="joined",
+        ),
+        "a width that is called legal is refused by resize, in words: channels arrive that were not there at cat",
+    )
+}
+"""Name -> program and what is wrong with it, until it is mended."""

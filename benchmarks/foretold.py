@@ -22,7 +22,7 @@ from benchmarks.evidence.rows import Bench
 from benchmarks.evidence.study import RECIPES, load_study
 from nce_fx.data import load_data
 from nce_fx.passes.planning.choices import Rules, legal_choices, sensitivity_of
-from nce_fx.rewrite import analyze, plan_analyzed
+from nce_fx.rewrite import plan_analyzed
 
 FILE = RESULTS / "foretold.json"
 EXPONENTS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
@@ -55,9 +55,7 @@ def main() -> None:
 
 def measured(bench: Bench, rows: dict[str, dict[str, tuple[int, int]]]) -> dict[str, Any]:
     """Return the noise of the plan, and that of each row's widths (group -> before, after) at every exponent."""
-    analyses = analyze(
-        bench.teacher, (bench.example,), batches=bench.batches, spec=bench.spec, metric=bench.study.metric
-    )
+    analyses = bench.analyses
     choices = legal_choices(bench.channels, Rules())
     scores = sensitivity_of(choices, analyses.sensitivity.by_group)
 

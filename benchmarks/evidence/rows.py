@@ -21,7 +21,7 @@ import nce_fx
 from benchmarks.evidence.study import Study
 from nce_fx.data import Data
 from nce_fx.models.loading import load_model
-from nce_fx.rewrite import analyze, cost_record, plan_analyzed
+from nce_fx.rewrite import Analyses, analyze, cost_record, plan_analyzed
 from nce_fx.search import search
 from nce_fx.training import Recipe, train
 
@@ -121,6 +121,11 @@ class Bench:
         """What widths cost."""
         return nce_fx.analyze_cost(self.untrained, self.channels)
 
+    @cached_property
+    def analyses(self) -> Analyses:
+        """The trained float network, and what the planner wants to know about it."""
+        return analyze(self.teacher, (self.example,), batches=self.batches, spec=self.spec, metric=self.study.metric)
+
     def fits(self, widths: Plan) -> bool:
         """Whether widths cost no more than the budget."""
         spent, before = self.cost.at(widths).total, self.cost.total
@@ -167,12 +172,7 @@ def uniform(bench: Bench) -> Plan:
 
 
 def nce_plan(bench: Bench) -> Plan:
-    """Sensitivity and solver, no search."""
-    return planned(bench).widths
-
-
-def planned(bench: Bench) -> nce_fx.WidthPlan:
-    """Return the plan of `nce-fx rewrite`."""
+    """Sensitivity and solver, as `nce-fx rewrite` does it; no search."""
     return nce_fx.rewrite(
         bench.teacher,
         (bench.example,),
@@ -181,7 +181,7 @@ def planned(bench: Bench) -> nce_fx.WidthPlan:
         spec=bench.spec,
         metric=bench.study.metric,
         seed=bench.seed,
-    ).plan
+    ).plan.widths
 
 
 def multiplier(bench: Bench) -> Plan:
@@ -212,9 +212,7 @@ def random_plan(bench: Bench) -> Plan:
 
 def shuffled(bench: Bench) -> Plan:
     """As nce-plan, with the sensitivities permuted among the groups that may change."""
-    analyses = analyze(
-        bench.teacher, (bench.example,), batches=bench.batches, spec=bench.spec, metric=bench.study.metric
-    )
+    analyses = bench.analyses
     free, found = list(free_groups(bench)), analyses.sensitivity.by_group
     others = np.random.default_rng(bench.seed).permutation(free).tolist()
     moved = {group: found[other] for group, other in zip(free, others, strict=True)}

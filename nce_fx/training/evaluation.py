@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from nce_fx.errors import TrainingError
+from nce_fx.tracing.exported import evaluating
 from nce_fx.training.batches import Data, batch_length, batches_of
 from nce_fx.training.determinism import deterministic
 from nce_fx.training.engine import Engine, all_reduce_sum, call, start_engine, to_device
@@ -37,7 +37,7 @@ def evaluate(model: nn.Module, data: Data, batch_size: int = 256, *, split: str 
 def accuracy_of(model: nn.Module, data: Data, batch_size: int, engine: Engine, *, split: str = "test") -> float:
     """Return what ``evaluate`` does, for a model that is on the engine's device."""
     counts = torch.zeros(2, dtype=torch.float64, device=engine.device)
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for batch in _shares(data, batch_size, engine, split):
             inputs, target = to_device(batch, engine.device)
             correct = count_correct(logits_of(call(model, inputs)), target)
@@ -51,15 +51,3 @@ def accuracy_of(model: nn.Module, data: Data, batch_size: int, engine: Engine, *
 def _shares(data: Data, batch_size: int, engine: Engine, split: str) -> Iterator[object]:
     loader = data.loader(split, batch_size=batch_size, seed=0, epoch=0, shuffle=False)
     return batches_of(loader, engine, drop_empty=True)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for the while, then every module back in its own mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

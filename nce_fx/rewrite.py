@@ -22,7 +22,7 @@ from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.analysis.sensitivity import SensitivityReport, analyze_sensitivity
 from nce_fx.passes.base import Pipeline
 from nce_fx.passes.planning import Budget, plan_widths
-from nce_fx.passes.transform.quantize import InsertQuantizers, QuantSpec, quantize
+from nce_fx.passes.transform.quantize import InsertQuantizers, Onlookers, QuantSpec, quantize
 from nce_fx.passes.transform.quantize.places import find_places
 from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.plan import WidthPlan
@@ -44,6 +44,8 @@ class Analyses:
     channels: ChannelGraph
     cost: CostReport
     sensitivity: SensitivityReport
+    uniform: GraphModule | None = None
+    """The network quantized at its own widths, with ranges where there was data; where it was asked for."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class RewriteResult:
     report: RewriteReport
     original: GraphModule
     """The network as traced: float, at its own widths."""
+    uniform: GraphModule
+    """The network quantized at its own widths."""
 
 
 def rewrite(
@@ -108,9 +112,12 @@ def rewrite(
         spec=spec,
         metric=metric,
         hardware=hardware,
+        quantized=True,
         observe=observe,
         progress=progress,
     )
+    uniform = analyses.uniform
+    assert uniform is not None
     plan = plan_analyzed(
         analyses,
         budget or Budget(macs=1.0, params=1.0),
@@ -122,10 +129,11 @@ def rewrite(
         source={"seed": seed, **(source or {})},
         observe=observe,
     )
-    rewritten = build(analyses.graph_module, plan, spec=spec, batches=batches, seed=seed, observe=observe)
-    uniform = quantize(analyses.graph_module, spec)
+    rewritten = build(
+        analyses.graph_module, plan, spec=spec, batches=batches, uniform=uniform, seed=seed, observe=observe
+    )
     report = describe(analyses, plan, spec, uniform, rewritten)
-    return RewriteResult(rewritten, plan, report, analyses.graph_module)
+    return RewriteResult(rewritten, plan, report, analyses.graph_module, uniform)
 
 
 def analyze(
@@ -136,10 +144,13 @@ def analyze(
     spec: QuantSpec | None = None,
     metric: str | None = None,
     hardware: HardwareTable | None = None,
+    quantized: bool = False,
     observe: Observer | None = None,
     progress: Progress | None = None,
 ) -> Analyses:
     """Trace a model and analyze its channels, its cost and its sensitivity.
+
+    Where ``quantized`` asks for the network at its own widths too, the sensitivity pass sets its ranges.
 
     Raises:
         InputError: the weights or the sensitivities are not finite.
@@ -155,8 +166,14 @@ def analyze(
     bits = layer_bits(gm, spec)
     cost = analyze_cost(gm, channels, weight_bits=bits, activation_bits=bits, hardware=hardware)
     say("analyze sensitivity")
-    sensitivity = analyze_sensitivity(gm, batches, metric, bits, channels=channels, progress=progress)
-    return Analyses(gm, channels, cost, sensitivity)
+    uniform = quantize(gm, spec) if quantized else None
+    onlookers = None if uniform is None else Onlookers(uniform)
+    # In training mode BatchNorm's values are those of the batch, which the sensitivity pass does not see.
+    watch = None if onlookers is None or gm.training else onlookers.see
+    sensitivity = analyze_sensitivity(gm, batches, metric, bits, channels=channels, progress=progress, watch=watch)
+    if onlookers is not None and batches:
+        onlookers.settle(batches)
+    return Analyses(gm, channels, cost, sensitivity, uniform)
 
 
 def layer_bits(gm: GraphModule, spec: QuantSpec) -> dict[str, int]:
@@ -191,10 +208,13 @@ def build(
     *,
     spec: QuantSpec | None = None,
     batches: Batches | None = None,
+    uniform: GraphModule | None = None,
     seed: int = 0,
     observe: Observer | None = None,
 ) -> GraphModule:
-    """Resize a traced network to a plan and insert its quantizers.
+    """Resize a traced network to a plan and insert its quantizers, with the ranges of the network at its own widths.
+
+    ``uniform`` is that network quantized, as `analyze` returns it; made here from ``batches`` where not given.
 
     Raises:
         PlanError: the plan is for another network; the message names the first difference.
@@ -202,7 +222,9 @@ def build(
     say = observe or _silent
     plan.check(gm)
     say("resize and quantize")
-    compiler = Pipeline((ResizeChannels(plan, seed=seed), InsertQuantizers(spec or QuantSpec(), batches)))
+    spec = spec or QuantSpec()
+    ranges = quantize(gm, spec, batches) if uniform is None and batches is not None else uniform
+    compiler = Pipeline((ResizeChannels(plan, seed=seed), InsertQuantizers(spec, batches, like=ranges)))
     result = compiler(gm).graph_module
     # Also where the plan changes nothing, and no pass had a reason to say it.
     result.meta["plan"] = plan

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import sys
 
 import pytest
 import torch
@@ -75,11 +76,41 @@ def test_the_whole_is_the_parts_composed():
     result = nce_fx.rewrite(net(), example(), batches=batches())
     gm = nce_fx.trace(net(), example())
     spec = nce_fx.QuantSpec()
-    byhand = nce_fx.quantize(nce_fx.resize(gm, result.plan), spec, batches())
-    piped = Pipeline((ResizeChannels(result.plan), InsertQuantizers(spec, batches())))(gm).graph_module
+    uniform = nce_fx.quantize(gm, spec, batches())
+    byhand = nce_fx.quantize(nce_fx.resize(gm, result.plan), spec, like=uniform)
+    piped = Pipeline((ResizeChannels(result.plan), InsertQuantizers(spec, like=uniform)))(gm).graph_module
     expected = result.graph_module(*example())
     assert torch.equal(byhand.eval()(*example()), expected)
     assert torch.equal(piped.eval()(*example()), expected)
+
+
+@pytest.mark.parametrize("metric", ["sqnr", "sqnr_activation", "gauss_newton", "fisher", "hessian", "kl"])
+@pytest.mark.parametrize("activation", ["pact", "minmax"])
+def test_ranges_of_the_sensitivity_pass_are_those_of_a_pass_of_their_own(metric, activation):
+    spec = nce_fx.QuantSpec(activation=activation)
+    found = analyze(net(), example(), batches=batches(3), spec=spec, metric=metric, quantized=True).uniform
+    assert found is not None
+    own = nce_fx.quantize(nce_fx.trace(net(), example()), spec, batches(3)).state_dict()
+    assert found.state_dict().keys() == own.keys()
+    assert all(torch.equal(value, own[name]) for name, value in found.state_dict().items())
+
+
+def test_a_rewrite_runs_over_the_data_once(monkeypatch):
+    # What would run a pass for calibration alone.
+    monkeypatch.setattr(sys.modules["nce_fx.passes.transform.quantize.calibrate"], "_Observer", None)
+    result = nce_fx.rewrite(net(), example(), batches=batches())
+    clips = {name: value for name, value in result.graph_module.state_dict().items() if name.endswith(".clip")}
+    assert clips.keys() == {name for name in result.uniform.state_dict() if name.endswith(".clip")}
+    assert all(torch.equal(value, result.uniform.state_dict()[name]) for name, value in clips.items())
+    assert len(set(map(float, clips.values()))) > 1
+
+
+def test_batchnorm_in_training_mode_is_calibrated_with_the_statistics_of_the_batch():
+    model = net().train()
+    found = analyze(model, example(), batches=batches(), quantized=True).uniform
+    assert found is not None
+    own = nce_fx.quantize(nce_fx.trace(model, example()), batches=batches())
+    assert all(torch.equal(value, own.state_dict()[name]) for name, value in found.state_dict().items())
 
 
 def test_the_model_is_not_changed():

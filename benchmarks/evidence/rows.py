@@ -173,15 +173,7 @@ def uniform(bench: Bench) -> Plan:
 
 def nce_plan(bench: Bench) -> Plan:
     """Sensitivity and solver, as `nce-fx rewrite` does it; no search."""
-    return nce_fx.rewrite(
-        bench.teacher,
-        (bench.example,),
-        batches=bench.batches,
-        budget=bench.budget,
-        spec=bench.spec,
-        metric=bench.study.metric,
-        seed=bench.seed,
-    ).plan.widths
+    return plan_analyzed(bench.analyses, bench.budget).widths
 
 
 def multiplier(bench: Bench) -> Plan:

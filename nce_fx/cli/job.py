@@ -23,7 +23,7 @@ from nce_fx.models.loading import arguments_for
 from nce_fx.passes.analysis.costmodel import QUANTITIES
 from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.planning import Budget
-from nce_fx.passes.transform.quantize import QuantSpec, quantize
+from nce_fx.passes.transform.quantize import QuantSpec
 from nce_fx.plan import WidthPlan
 from nce_fx.report import tables
 from nce_fx.report.front import front_svg
@@ -250,10 +250,9 @@ def retrain_both(
 
     They start from the float network's weights, or from new ones drawn from those of ``fresh``.
     """
-    batches = calibration(data, recipe.seed)
-    uniform = quantize(result.original, spec, batches)
-    networks = {uniform_name(spec): uniform, rewritten_name(spec): result.graph_module}
+    networks = {uniform_name(spec): result.uniform, rewritten_name(spec): result.graph_module}
     if fresh is not None:
+        batches = calibration(data, recipe.seed)
         networks = {name: from_scratch(gm, fresh, spec, batches, recipe.seed) for name, gm in networks.items()}
     return retrain_networks(result.original, networks, data, recipe, float_epochs, out, terminal)
 

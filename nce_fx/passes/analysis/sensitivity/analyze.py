@@ -18,7 +18,7 @@ from nce_fx.passes.analysis.sensitivity.curvature import hessian
 from nce_fx.passes.analysis.sensitivity.gradient import fisher, gauss_newton
 from nce_fx.passes.analysis.sensitivity.groups import by_group
 from nce_fx.passes.analysis.sensitivity.onebyone import kl, loss
-from nce_fx.passes.analysis.sensitivity.probe import Batch, Loss, Probe
+from nce_fx.passes.analysis.sensitivity.probe import Batch, Loss, Probe, Watch
 from nce_fx.passes.analysis.sensitivity.report import NodeSensitivity, SensitivityReport
 from nce_fx.passes.analysis.sensitivity.rounding import Bits, Noise, real_noise
 from nce_fx.passes.analysis.sensitivity.scores import Progress, Scores
@@ -62,6 +62,7 @@ def analyze_sensitivity(
     loss: Loss | None = None,
     noise: Noise | None = None,
     progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> SensitivityReport:
     """Return how much low-precision noise hurts, per layer (weights and activations apart) and per channel group.
 
@@ -77,6 +78,8 @@ def analyze_sensitivity(
         loss: ``loss(output, target)``, a mean over the batch; cross entropy of the first output by default.
         noise: what rounding does to a tensor; the package's own quantizers at ``bits`` by default.
         progress: called with (steps done, steps in all).
+        watch: called with what every node gave, batch by batch, by metrics that run the plain network over all of them
+            (those that need data, but for ``kl`` and ``loss``) in one process.
 
     Raises:
         InputError: no such metric, no data where it is needed, weights or results that are not finite, or batches
@@ -97,7 +100,7 @@ def analyze_sensitivity(
 
         channels = analyze_channels(gm)
     share = Share.of(len(given)) if METRICS[name].needs_data else ALONE
-    probe = Probe.of(gm, noise or real_noise(bits), loss, share)
+    probe = Probe.of(gm, noise or real_noise(bits), loss, share, watch)
     ready = [(probe.on_device(inputs), probe.on_device(target)) for inputs, target in given]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

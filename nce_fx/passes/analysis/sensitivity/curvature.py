@@ -41,6 +41,7 @@ def hessian(probe: Probe, batches: Sequence[Batch], progress: Progress) -> Score
         generator = torch.Generator().manual_seed(number)
         with torch.enable_grad():
             values = probe.forward(inputs, lambda node, value: _tracked(value) if node in probe.activations else value)
+            probe.show(values)
             count = len(first_tensor(values[probe.output]))
             loss = probe.loss_of(values[probe.output], target) * count
             tensors = [*weights, *(values[node] for node in probe.activations)]

@@ -106,6 +106,7 @@ def _squared_products(
             skip(torch.Size((shape[0] * _length(inputs) // _length(batches[0][0]), *shape[1:])))
             continue
         values, wanted = _tracked(probe, inputs, (*layers, *probe.activations))
+        probe.show(values)
         output = first_tensor(values[probe.output])
         samples += len(output)
         with torch.no_grad():

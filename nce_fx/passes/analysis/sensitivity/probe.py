@@ -28,6 +28,7 @@ from nce_fx.passes.analysis.sensitivity.sharing import ALONE, Share
 Batch = tuple[Any, Any]
 Loss = Callable[[Any, Any], Tensor]
 Values = dict[Node, Any]
+Watch = Callable[[Mapping[Node, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,17 @@ class Probe:
     noise: Noise
     loss: Loss
     share: Share = ALONE
+    watch: Watch | None = None
     _roundings: dict[Node, Rounding] = field(default_factory=dict, repr=False)
 
     @staticmethod
-    def of(gm: GraphModule, noise: Noise, loss: Loss | None = None, share: Share | None = None) -> Probe:
+    def of(
+        gm: GraphModule,
+        noise: Noise,
+        loss: Loss | None = None,
+        share: Share | None = None,
+        watch: Watch | None = None,
+    ) -> Probe:
         """Copy a graph for disturbing it; its tensors are shared, never written to.
 
         Raises:
@@ -49,7 +57,8 @@ class Probe:
         """
         shared: dict[int, Any] = {id(buffer): buffer for buffer in gm.buffers()}
         shared |= {id(p): nn.Parameter(p.detach(), p.is_floating_point()) for p in gm.parameters()}
-        probe = Probe(copy.deepcopy(gm, shared).eval(), noise, loss or cross_entropy, share or ALONE)
+        copied = copy.deepcopy(gm, shared).eval()
+        probe = Probe(copied, noise, loss or cross_entropy, share or ALONE, watch)
         for layer in probe.layers:
             for path in layer.weights:
                 if not bool(torch.isfinite(probe.gm.get_parameter(path)).all()):
@@ -133,6 +142,11 @@ class Probe:
             if watch is not None:
                 values[node] = watch(node, values[node])
         return values
+
+    def show(self, values: Values) -> None:
+        """Let who watches see what the plain graph gave for a batch; where processes share the batches, nobody does."""
+        if self.watch is not None and self.share.processes == 1:
+            self.watch(values)
 
     def run(self, node: Node, values: Mapping[Node, Any], weights: Mapping[str, Tensor] | None = None) -> Any:
         """Run one node on the values before it, with some parameters replaced."""

@@ -37,6 +37,7 @@ def sqnr_activation(probe: Probe, batches: Sequence[Batch], progress: Progress) 
         if not share.owns(index):
             continue
         values = probe.forward(inputs)
+        probe.show(values)
         for node in probe.activations:
             value: Tensor = values[node]
             noise[node] += float((probe.rounded(node, value) - value).square().sum())

@@ -12,7 +12,7 @@ from typing import Any
 from torch.fx import GraphModule
 
 from nce_fx.passes.base import Pass, PassResult
-from nce_fx.passes.transform.quantize.calibrate import calibrate, set_ranges
+from nce_fx.passes.transform.quantize.calibrate import Onlookers, calibrate, carry_ranges, set_ranges
 from nce_fx.passes.transform.quantize.insert import insert_quantizers
 from nce_fx.passes.transform.quantize.read import (
     IntegerWeight,
@@ -28,7 +28,12 @@ from nce_fx.plan import WidthPlan, model_fingerprint
 from nce_fx.quantizers import Quantizer
 
 
-def quantize(gm: GraphModule, spec: QuantSpec | None = None, batches: Iterable[Any] | None = None) -> GraphModule:
+def quantize(
+    gm: GraphModule,
+    spec: QuantSpec | None = None,
+    batches: Iterable[Any] | None = None,
+    like: GraphModule | None = None,
+) -> GraphModule:
     """Return a copy of the graph with quantizers at the weights and activations of its layers.
 
     Args:
@@ -36,6 +41,8 @@ def quantize(gm: GraphModule, spec: QuantSpec | None = None, batches: Iterable[A
         spec: which quantizers, how many bits, where; 2 bits with first and last layers at 8 by default.
         batches: inputs, or pairs (inputs, target), to set the activations' ranges on, see `calibrate`. Without them the
             ranges start where the quantizers' papers say.
+        like: the same network quantized at other widths, whose ranges are taken, see `carry_ranges`; ``batches`` serve
+            where one is missing there.
 
     Raises:
         QuantizeError: the graph is quantized already, `spec` does not fit the model, or a value is not finite.
@@ -45,7 +52,8 @@ def quantize(gm: GraphModule, spec: QuantSpec | None = None, batches: Iterable[A
     # What `nce_fx.save` rebuilds the graph from.
     result.meta["spec"] = spec
     result.meta.setdefault("plan", WidthPlan({}, {}, model_fingerprint(gm)))
-    if batches is not None:
+    carried = like is not None and carry_ranges(like, result)
+    if batches is not None and not carried:
         set_ranges(result, batches)
     return result
 
@@ -56,6 +64,7 @@ class InsertQuantizers(Pass):
 
     spec: QuantSpec = field(default_factory=QuantSpec)
     batches: Iterable[Any] | None = field(default=None, compare=False)
+    like: GraphModule | None = field(default=None, compare=False)
 
     def apply(self, gm: GraphModule) -> PassResult:
         """Return the quantized graph.
@@ -63,7 +72,7 @@ class InsertQuantizers(Pass):
         Raises:
             QuantizeError: as `quantize` does.
         """
-        return PassResult(quantize(gm, self.spec, self.batches), modified=True)
+        return PassResult(quantize(gm, self.spec, self.batches, self.like), modified=True)
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,7 @@ __all__ = [
     "InsertQuantizers",
     "IntegerWeight",
     "LayerBits",
+    "Onlookers",
     "QuantSpec",
     "QuantizedLayer",
     "RemoveQuantizers",

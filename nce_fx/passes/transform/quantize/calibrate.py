@@ -1,15 +1,20 @@
-"""Calibration: one pass over data sets the range of every activation quantizer."""
+"""Calibration: one pass over data sets the range of every activation quantizer.
+
+The pass is `set_ranges`, or another that runs the float graph anyway and lets `Onlookers` see its values. What a
+network found at its own widths holds at others as well, see `carry_ranges`.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Interpreter
+from torch.fx import GraphModule, Interpreter, Node
 from torch.nn.modules.batchnorm import _NormBase
 
 from nce_fx.errors import QuantizeError
@@ -66,6 +71,62 @@ def set_ranges(gm: GraphModule, batches: Iterable[Any]) -> None:
             quantizer.settle()
 
 
+@dataclass
+class Onlookers:
+    """The activation quantizers of a graph, shown the values of its float graph while that runs elsewhere."""
+
+    quantized: GraphModule
+    batches: int = 0
+    """How many were shown."""
+    _by_value: dict[str, list[ActivationQuantizer]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._by_value = {}
+        for node in self.quantized.graph.nodes:
+            module = self.quantized.get_submodule(str(node.target)) if node.op == "call_module" else None
+            if isinstance(module, ActivationQuantizer):
+                name = module.replaces.name if module.replaces is not None else node.all_input_nodes[0].name
+                self._by_value.setdefault(name, []).append(module)
+
+    def see(self, values: Mapping[Node, Any]) -> None:
+        """Look at what the nodes of the float graph gave for one batch.
+
+        Raises:
+            QuantizeError: an activation is not finite.
+        """
+        self.batches += 1
+        for node, value in values.items():
+            for quantizer in self._by_value.get(node.name, ()):
+                _look(quantizer, value, self.batches, node.name)
+
+    def settle(self, batches: Iterable[Any]) -> None:
+        """Set the ranges; where nothing was shown, in a pass over ``batches``.
+
+        Raises:
+            QuantizeError: as `set_ranges` does.
+        """
+        if not self.batches:
+            set_ranges(self.quantized, batches)
+        for quantizers in self._by_value.values():
+            for quantizer in quantizers:
+                quantizer.settle()
+
+
+def carry_ranges(calibrated: GraphModule, gm: GraphModule) -> bool:
+    """Give a rewritten network the ranges of the same network at its own widths; False where one of them is missing.
+
+    Widening keeps every value, so its range. What was narrowed has to be trained again, and its range with it.
+    """
+    own = {path: module for path, module in gm.named_modules() if isinstance(module, ActivationQuantizer)}
+    found = dict(calibrated.named_modules())
+    if not own.keys() <= found.keys():
+        return False
+    for path, quantizer in own.items():
+        quantizer.load_state_dict(found[path].state_dict())
+        quantizer.origin = found[path].origin
+    return True
+
+
 def inputs_of(batch: Any) -> tuple[Any, ...]:
     """Return the model's inputs in a batch: a tensor, a tuple of inputs, or a pair (inputs, target)."""
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
@@ -87,9 +148,13 @@ class _Observer(Interpreter):
         value: Tensor = args[0]
         if module.replaces is not None:
             value = value.relu()
-        if not math.isfinite(float(value.sum())) and not bool(value.isfinite().all()):
-            raise QuantizeError(
-                f"calibration batch {self.batch}: the value at {target} is not finite; look at the data and the weights"
-            )
-        module.observe(value)
+        _look(module, value, self.batch, str(target))
         return value
+
+
+def _look(quantizer: ActivationQuantizer, value: Tensor, batch: int, place: str) -> None:
+    if not math.isfinite(float(value.detach().sum())) and not bool(value.isfinite().all()):
+        raise QuantizeError(
+            f"calibration batch {batch}: the value at {place} is not finite; look at the data and the weights"
+        )
+    quantizer.observe(value)

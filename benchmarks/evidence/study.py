@@ -22,8 +22,8 @@ DEFAULT = (
     "digits-resnet20",
     "digits-mobilenet",
     "digits-resnet8",
-    "glyphs-resnet8",
-    "glyphs-mobilenet",
+    "glyphs-resnet18",
+    "glyphs-resnet20",
 )
 """What `python -m benchmarks.evidence` runs when no study is named."""
 

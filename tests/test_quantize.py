@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -10,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import nce_fx
 from nce_fx.errors import QuantizeError
@@ -34,6 +38,7 @@ from nce_fx.quantizers import (
     WeightQuantizer,
 )
 from nce_fx.quantizers.pact import Pact
+from nce_fx.quantizers.saving import compact_saving
 
 
 def images(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -521,3 +526,26 @@ def test_scales_are_kept_where_no_normalization_follows():
             assert levels == 1
         else:
             assert 0.3 * reach < levels < 1.5 * reach, path
+
+
+class OneDevice(TorchDispatchMode):
+    """Refuses an op on tensors of another device than the model's; numbers may come from the CPU."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        values = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor) and value.dim()]
+        assert {value.device.type for value in values} <= {"meta"}, func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("weight", "activation"), [("sawb", "pact"), ("lsq", "lsq"), ("dorefa", "dorefa")])
+@pytest.mark.parametrize("saving", [nullcontext, compact_saving])
+def test_a_training_step_makes_no_tensor_on_another_device(
+    weight: str, activation: str, saving: Callable[[], AbstractContextManager[None]]
+) -> None:
+    gm = nce_fx.trace(MODELS["mobilenet_v2"](), (torch.randn(2, 3, 32, 32),))
+    quantized = nce_fx.quantize(gm, QuantSpec(weight=weight, activation=activation)).train().to("meta")
+    inputs, target = torch.empty(4, 3, 32, 32, device="meta"), torch.empty(4, dtype=torch.long, device="meta")
+    with OneDevice(), saving():
+        F.cross_entropy(quantized(inputs), target).backward()
+    gradients = [parameter.grad for parameter in quantized.parameters()]
+    assert all(gradient is not None and gradient.is_meta for gradient in gradients)

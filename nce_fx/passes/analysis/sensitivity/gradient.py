@@ -160,7 +160,6 @@ def _tracked(probe: Probe, inputs: Any, wanted: Sequence[Node]) -> tuple[Values,
 
 def _output_error(probe: Probe, values: Values, node: Node, path: str) -> Tensor:
     """What a layer gives with rounded weights minus what it gave."""
-    weights = probe.weights[path]
     chain: set[Node] = set()
     pending = [read for read in node.all_input_nodes if source_parameters(read)]
     while pending:
@@ -169,8 +168,9 @@ def _output_error(probe: Probe, values: Values, node: Node, path: str) -> Tensor
             chain.add(current)
             pending.extend(current.all_input_nodes)
     computed = [member for member in probe.gm.graph.nodes if member in chain] if chain else []
-    fresh = probe.again(values, {}, computed, weights)
-    error: Tensor = first_tensor(probe.run(node, fresh, weights)) - first_tensor(values[node])
+    with probe.holding(probe.weights[path]):
+        rounded = first_tensor(probe.run(node, probe.again(values, {}, computed)))
+    error: Tensor = rounded - first_tensor(values[node])
     return error
 
 

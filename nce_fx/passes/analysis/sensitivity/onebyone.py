@@ -75,7 +75,8 @@ def _one_by_one(probe: Probe, batches: Sequence[Batch], progress: Progress, meas
         samples += len(first_tensor(values[probe.output]))
         cost = measure(values[probe.output], target)
         for path, stale in by_weight.items():
-            after = probe.again(values, {}, stale, weights[path])
+            with probe.holding(weights[path]):
+                after = probe.again(values, {}, stale)
             scores.weight[path] += cost(after[probe.output])
             progress(done := done + 1, steps)
         for node, stale in by_activation.items():

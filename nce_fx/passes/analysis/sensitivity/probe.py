@@ -7,7 +7,8 @@ its state is touched, whatever happens.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,7 +16,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
@@ -148,37 +148,40 @@ class Probe:
         if self.watch is not None and self.share.processes == 1:
             self.watch(values)
 
-    def run(self, node: Node, values: Mapping[Node, Any], weights: Mapping[str, Tensor] | None = None) -> Any:
-        """Run one node on the values before it, with some parameters replaced."""
-        replaced = weights or {}
+    def run(self, node: Node, values: Mapping[Node, Any]) -> Any:
+        """Run one node on the values before it."""
         if node.op == "get_attr":
-            path = str(node.target)
-            return replaced[path] if path in replaced else _attribute(self.gm, path)
+            return _attribute(self.gm, str(node.target))
         args, kwargs = map_arg((node.args, node.kwargs), lambda argument: values[argument])
         if node in self._overwriting:
             args = tuple(a.clone() if isinstance(a, Tensor) and i == 0 else a for i, a in enumerate(args))
         if node.op == "output":
             return args[0]
         if node.op == "call_module":
-            module, prefix = self._modules[node], f"{node.target}."
-            own = {path.removeprefix(prefix): value for path, value in replaced.items() if path.startswith(prefix)}
-            return functional_call(module, own, args, kwargs) if own else module(*args, **kwargs)
+            return self._modules[node](*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
-    def again(
-        self,
-        values: Mapping[Node, Any],
-        changed: Mapping[Node, Any],
-        stale: Iterable[Node],
-        weights: Mapping[str, Tensor] | None = None,
-    ) -> Values:
-        """Run only ``stale`` nodes (in graph order), on changed values and replaced weights; return all values."""
+    def again(self, values: Mapping[Node, Any], changed: Mapping[Node, Any], stale: Iterable[Node]) -> Values:
+        """Run only ``stale`` nodes (in graph order), on changed values; return all values."""
         fresh = {**values, **changed}
         for node in stale:
-            fresh[node] = self.run(node, fresh, weights)
+            fresh[node] = self.run(node, fresh)
         return fresh
+
+    @contextmanager
+    def holding(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Let parameters of the copy have other values for a while."""
+        parameters = {path: self.gm.get_parameter(path) for path in weights}
+        before = {path: parameter.data for path, parameter in parameters.items()}
+        try:
+            for path, parameter in parameters.items():
+                parameter.data = weights[path]
+            yield
+        finally:
+            for path, parameter in parameters.items():
+                parameter.data = before[path]
 
     def readers_of_weights(self, layer: Layer) -> tuple[Node, ...]:
         """Everything that has to run again when a layer's weights change: all uses of them and what follows."""

@@ -60,6 +60,36 @@ class FusedUnbind(nn.Module):
         return self.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, tokens, width))
 
 
+class PooledHeads(nn.Module):
+    """MViT: queries, keys and values pooled over tokens by one convolution for all heads; the first token goes beside.
+
+    What pools sees every head alike, so a channel of it is one of each head: all heads widen, none is copied whole.
+    """
+
+    def __init__(self, heads: int = HEADS) -> None:
+        super().__init__()
+        self.heads, self.depth = heads, WIDTH // heads
+        self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.pools = nn.ModuleList(
+            nn.Conv1d(self.depth, self.depth, 3, padding=1, groups=self.depth, bias=False) for _ in range(3)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(self.depth) for _ in range(3))
+
+    def pooled(self, x, place):
+        first, x = torch.tensor_split(x, (1,), dim=2)
+        x = x.transpose(2, 3)
+        batch, heads, depth = x.shape[:3]
+        x = self.pools[place](x.reshape(batch * heads, depth, -1)).reshape(batch, heads, depth, -1)
+        return self.norms[place](torch.cat((first, x.transpose(2, 3)), dim=2))
+
+    def forward(self, x):
+        batch, tokens = x.shape[:2]
+        q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.heads, self.depth).transpose(1, 3).unbind(2)
+        q, k, v = self.pooled(q, 0), self.pooled(k, 1), self.pooled(v, 2)
+        scores = torch.matmul(q * self.depth**-0.5, k.transpose(2, 3))
+        return self.proj(torch.matmul(scores.softmax(-1), v).transpose(1, 2).reshape(batch, tokens, -1))
+
+
 class Separate(nn.Module):
     """Three linears, view and transpose, scaled_dot_product_attention; the width written as -1."""
 
@@ -281,6 +311,8 @@ MODELS = {
     "attention_single_head": _model(SingleHead, "q", "k", "v", "proj"),
     "attention_one_head_by_views": _model(lambda: FusedUnbind(heads=1), "qkv", "proj"),
     "attention_one_head_of_a_table": _model(lambda: OneHeadTable(), "q", "k", "v", "proj"),
+    "attention_pooled_heads": _model(PooledHeads, "qkv", "pools.0", "pools.1", "pools.2", "proj"),
+    "attention_pooled_head": _model(lambda: PooledHeads(1), "qkv", "pools.0", "pools.1", "pools.2", "proj"),
     "attention_module": _model(Module, "mha.in_proj_weight", "mha.out_proj"),
     "attention_grouped_query": _model(GroupedQuery, "q", "kv", "proj"),
     "attention_rotary": _model(Rotary, "q", "k", "v", "proj"),

@@ -223,6 +223,9 @@ class Check(Run):
                         return
         raise Mismatch("its channels are mixed by a product over them", old)
 
+    def heads_alike(self, *labels: tuple[Label, int]) -> bool:
+        return self.node in self.first.alike
+
     def block(self, label: Label, axis: int) -> None:
         self._met()
 

@@ -76,7 +76,17 @@ def examine(gm: GraphModule) -> tuple[Structure, Resizing]:
     Raises:
         ChannelError: an op cannot be run on channels at all; the message names the node.
     """
-    tie = Tie(gm)
+    tie, classes = _tied(gm)
+    alike = tie.found_alike(classes)
+    if alike:
+        # What is summed in all heads alike needs no head kept whole: what was tied or pinned for that comes loose.
+        tie, classes = _tied(gm, alike)
+    structure = Structure(gm, tie, classes, groups_of(tie, classes, pins_by_class(tie, classes)))
+    return prove(structure)
+
+
+def _tied(gm: GraphModule, alike: frozenset[Node] = frozenset()) -> tuple[Tie, Ids]:
+    tie = Tie(gm, alike)
     try:
         tie.execute()
         if tie.shared:
@@ -86,9 +96,7 @@ def examine(gm: GraphModule) -> tuple[Structure, Resizing]:
     except Exception as error:
         at = tie.message()
         raise ChannelError(f"channels cannot be followed through {at}: {type(error).__name__}: {error}") from error
-    classes = classes_of(tie)
-    structure = Structure(gm, tie, classes, groups_of(tie, classes, pins_by_class(tie, classes)))
-    return prove(structure)
+    return tie, classes_of(tie)
 
 
 def enlarged(structure: Structure, only: Sequence[Group] | None = None) -> dict[int, Ids]:
@@ -103,7 +111,7 @@ def enlarged(structure: Structure, only: Sequence[Group] | None = None) -> dict[
         for place, part in enumerate(group.parts):
             if part.pinned is None and id(group) in wanted:
                 count = len(part.classes)
-                uneven = max(1, count * (1 + (k + place) % 3) // 4) if count > 1 else 0
+                uneven = max(1, count * (1 + (k + place) % 3) // 4) if count > 1 else place % 3
                 copies[index] = spread_copies(count, 2 * count + uneven)
             index += 1
     return copies

@@ -41,8 +41,12 @@ class Meeting:
 class Tie(Run):
     """The first run: records which ids meet, which are pinned, and who consumes what."""
 
-    def __init__(self, gm: GraphModule) -> None:
+    def __init__(self, gm: GraphModule, alike: frozenset[Node] = frozenset()) -> None:
         super().__init__(gm, IdSpace(), Tensors.of(gm))
+        self.alike = alike
+        """Products within heads that a run before this one found to be alike."""
+        self.by_heads: list[tuple[Node, tuple[tuple[Label, int], ...]]] = []
+        """All products within heads, and the axes that they sum over."""
         self.pairs: list[tuple[Ids, Ids]] = []
         self.pins: list[Pin] = []
         self.meetings: dict[tuple[Node, int], Meeting] = {}
@@ -163,6 +167,14 @@ class Tie(Run):
             self.node = node
             self._aside(step, meet)
         self.node = None
+
+    def heads_alike(self, *labels: tuple[Label, int]) -> bool:
+        self.by_heads.append((self._here(), labels))
+        return self._here() in self.alike
+
+    def found_alike(self, classes: Ids) -> frozenset[Node]:
+        """Return the products whose heads turned out to have the same channels, because they share a parameter."""
+        return frozenset(node for node, labels in self.by_heads if all(_one_line(classes, *label) for label in labels))
 
     def uniform(self, label: Label, axis: int) -> None:
         self.block(label, axis)
@@ -321,6 +333,12 @@ class Tie(Run):
 
     def parameter_labels(self, path: str, shape: tuple[int, ...]) -> tuple[Label, ...]:
         return tuple(along(self.space.line((path, axis), size), axis, shape) for axis, size in enumerate(shape))
+
+
+def _one_line(classes: Ids, label: Label, axis: int) -> bool:
+    numbers = classes[bare(core(label).numpy())]
+    first = numbers[tuple(slice(None) if k == axis % label.dim() else slice(0, 1) for k in range(label.dim()))]
+    return bool((numbers == first).all())
 
 
 def _told_apart(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

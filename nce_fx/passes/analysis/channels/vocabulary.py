@@ -136,6 +136,10 @@ class Vocabulary(ABC):
 
     # What rules ask.
 
+    @abstractmethod
+    def heads_alike(self, *labels: tuple[Label, int]) -> bool:
+        """Whether all lines along the axis of each label are one line of channels: heads that share a parameter."""
+
     def computes(self) -> None:
         """The current node does more than move values."""
         if self.node is not None:

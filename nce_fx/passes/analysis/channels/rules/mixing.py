@@ -234,7 +234,8 @@ def _matmul_opaque(run: Run, a: ChannelTensor, b: ChannelTensor, shape: list[int
 def _contract(run: Run, a: Label, b: Label, shape: list[int], by_root: bool) -> Label:
     """Contract the last axis of ``a`` with the axis before the last of ``b``, and return the label of the result."""
     over_a, over_b = run.varies(a, a.dim() - 1), run.varies(b, b.dim() - 2)
-    if over_a and over_b and not _beside(run, a, a.dim() - 1) and not _beside(run, b, b.dim() - 2):
+    beside = over_a and over_b and (_beside(run, a, a.dim() - 1) or _beside(run, b, b.dim() - 2))
+    if over_a and over_b and (not beside or run.heads_alike((a, a.dim() - 1), (b, b.dim() - 2))):
         run.contract(line_of(a, a.dim() - 1), line_of(b, b.dim() - 2), by_root)
         return constant(NEUTRAL, shape)
     if over_a:

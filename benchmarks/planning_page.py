@@ -257,7 +257,7 @@ many full forward passes as tensors are rounded. Asked are at most {PASS:g} and 
 than operations do: copying the graph, the search for each activation's clip, rounding, and running node by node.
 One-at-a-time metrics run the suffix from each tensor on, and nothing before it. In a chain of equally dear layers that
 is a little more than half of all full passes, since the rounded layer itself runs again, too; less time than that they
-take because the copy they work on has its kernels channels last, where the graph gives the same.
+take because the copy they work on has BatchNorm folded and its kernels channels last, where the graph gives the same.
 
 {metric_costs()}
 

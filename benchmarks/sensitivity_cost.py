@@ -39,12 +39,12 @@ PASS, SHARE = 3.0, 0.5
 RESULTS = Path(__file__).parent / "results" / "sensitivity_cost.json"
 
 
-class Operations(TorchDispatchMode):
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts what torch counts, without hooks on modules: those do not go with ``autograd.grad``."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total: int = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -56,7 +56,8 @@ class Operations(TorchDispatchMode):
 def operations(work: Callable[[], object]) -> int:
     with Operations() as counter:
         work()
-    return counter.total
+    total: int = counter.total
+    return total
 
 
 def seconds(work: Callable[[], object]) -> float:

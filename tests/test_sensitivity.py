@@ -1,7 +1,6 @@
 """Sensitivities: against hand computation, against the plain way of doing it, and without a trace left on the model."""
 
 import copy
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 import nce_fx
+from benchmarks.sensitivity_cost import operations
 from nce_fx.errors import InputError
 from nce_fx.models import MODELS
 from nce_fx.passes.analysis.channels import analyze_channels
@@ -190,27 +188,6 @@ def test_the_model_is_left_as_it_was_and_the_result_repeats(metric):
     frozen = analyze_sensitivity(gm, batches, metric, channels=channels)
     for path, node in frozen.by_node.items():
         assert node.total == pytest.approx(first.by_node[path].total, rel=1e-3, abs=1e-7)
-
-
-class Operations(TorchDispatchMode):
-    """Counts as FlopCounterMode does, without its hooks on modules, which do not go with ``autograd.grad``."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total: int = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result)
-        return result
-
-
-def operations(work: Callable[[], object]) -> int:
-    with Operations() as counter:
-        work()
-    total: int = counter.total
-    return total
 
 
 def test_what_the_metrics_cost():

@@ -22,8 +22,9 @@ DEFAULT = (
     "digits-resnet20",
     "digits-mobilenet",
     "digits-resnet8",
-    "glyphs-resnet18",
     "glyphs-resnet20",
+    "glyphs-resnet8",
+    "glyphs-mobilenet",
 )
 """What `python -m benchmarks.evidence` runs when no study is named."""
 

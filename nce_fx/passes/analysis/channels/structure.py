@@ -145,9 +145,10 @@ def settle(structure: Structure, widths: Callable[[Structure], Ids]) -> tuple[St
             return structure, structure.run(widths(structure))
         except Mismatch as mismatch:
             modes = dict(structure.modes)
-            for group in _blamed(structure, mismatch):
-                if _has_runs(group):
-                    modes.update({axis: min(2, modes.get(axis, 0) + 1) for axis in group.axes})
+            for group in filter(_has_runs, _blamed(structure, mismatch)):
+                # Blocks of a network fail alike: each by itself would take a run.
+                for axis in (axis for other in _alike(structure, group) for axis in other.axes):
+                    modes[axis] = min(2, structure.modes.get(axis, 0) + 1)
             if modes == dict(structure.modes):
                 raise
             structure = replace(structure, modes=modes)
@@ -164,7 +165,7 @@ def _yield_to(structure: Structure, mismatch: Mismatch) -> Structure:
 def _in_step(structure: Structure, groups: list[Group]) -> Structure | None:
     """Tie parts of a group that have equally many classes, one by one: a view may want them equally long."""
     classes = structure.classes.copy()
-    for group in groups:
+    for group in (other for blamed in groups for other in _alike(structure, blamed)):
         by_count: dict[int, list[Part]] = {}
         for part in group.free:
             by_count.setdefault(len(part.classes), []).append(part)
@@ -190,6 +191,15 @@ def _blamed(structure: Structure, mismatch: Mismatch) -> list[Group]:
     return [
         group for group in structure.groups if any(not numbers.isdisjoint(part.classes.tolist()) for part in group.free)
     ]
+
+
+def _alike(structure: Structure, group: Group) -> list[Group]:
+    """Return the groups made of parts like those of a group, itself among them."""
+
+    def looks(group: Group) -> list[tuple[int, int]]:
+        return sorted((len(part.classes), len(part.axes)) for part in group.free)
+
+    return [other for other in structure.groups if looks(other) == looks(group)]
 
 
 def _has_runs(group: Group) -> bool:

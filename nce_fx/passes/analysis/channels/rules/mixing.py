@@ -236,6 +236,8 @@ def _contract(run: Run, a: Label, b: Label, shape: list[int], by_root: bool) -> 
     over_a, over_b = run.varies(a, a.dim() - 1), run.varies(b, b.dim() - 2)
     beside = over_a and over_b and (_beside(run, a, a.dim() - 1) or _beside(run, b, b.dim() - 2))
     if over_a and over_b and (not beside or run.heads_alike((a, a.dim() - 1), (b, b.dim() - 2))):
+        for label, axis in ((a, a.dim() - 1), (b, b.dim() - 2)) if beside else ():
+            run.tie(label, along(line_of(label, axis), axis, list(label.shape)))
         run.contract(line_of(a, a.dim() - 1), line_of(b, b.dim() - 2), by_root)
         return constant(NEUTRAL, shape)
     if over_a:

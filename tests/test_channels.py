@@ -8,6 +8,7 @@ from torch import nn
 import nce_fx
 from nce_fx.errors import ChannelError, TraceError
 from nce_fx.models import MODELS
+from nce_fx.passes.analysis.channels.rules import mixing
 from nce_fx.passes.transform.resize import kept_channels
 from tests.observing import counted
 
@@ -103,6 +104,30 @@ def test_what_mixes_channels_is_pinned_with_the_op_and_the_line():
     assert reason is not None
     assert "sort" in reason
     assert "test_channels.py:" in reason
+
+
+def test_an_error_in_a_rule_pins_and_asks_for_a_report(monkeypatch):
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(2), nn.Softmax(1), nn.Flatten(), nn.Linear(216, 2))
+    monkeypatch.setattr(mixing, "_sum_over", None)
+    (pinned,) = {group.pinned for group in nce_fx.analyze_channels(nce_fx.trace(net, (image(),))) if "0" in group.id}
+    assert pinned is not None
+    assert "TypeError" in pinned
+    assert "please report it" in pinned
+
+
+def test_a_norm_over_several_axes_leaves_the_channels_beside_them_free():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 2, 3)
+
+        def forward(self, x):
+            return self.b(F.normalize(self.a(x), dim=(2, 3)))  # type: ignore[arg-type]
+
+    gm = nce_fx.trace(Net(), (image(),))
+    assert nce_fx.analyze_channels(gm).widths.keys() == {"a", "b"}
+    wide = nce_fx.resize(gm, {"a": 9})
+    assert torch.allclose(wide(image()), gm(image()), atol=1e-6)
 
 
 def test_a_quantized_graph_can_be_analyzed_and_costed_but_not_resized():

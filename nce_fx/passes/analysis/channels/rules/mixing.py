@@ -118,13 +118,13 @@ def vector_norm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cha
     return _reduce(value, _dims(value, dim), keepdim, "a norm")
 
 
-def normalize(input: Any, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Any = None) -> ChannelTensor:
-    """Divide by the norm along an axis: its channels may be copied beside it, as a block, but not within it."""
+def normalize(input: Any, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None) -> ChannelTensor:
+    """Divide by the norm along axes: their channels may be copied beside them, as a block, but not within them."""
     value = input
-    axis = dim % value.dim()
     for label in value.labels:
-        if value.run.varies(label, axis):
-            _sum_over(value.run, label, axis, "a norm")
+        for axis in _dims(value, dim):
+            if value.run.varies(label, axis):
+                _sum_over(value.run, label, axis, "a norm")
     return ChannelTensor(value.run, value.shape, value.labels, value.dtype)
 
 

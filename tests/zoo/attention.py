@@ -86,8 +86,25 @@ class PooledHeads(nn.Module):
         batch, tokens = x.shape[:2]
         q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.heads, self.depth).transpose(1, 3).unbind(2)
         q, k, v = self.pooled(q, 0), self.pooled(k, 1), self.pooled(v, 2)
-        scores = torch.matmul(q * self.depth**-0.5, k.transpose(2, 3))
-        return self.proj(torch.matmul(scores.softmax(-1), v).transpose(1, 2).reshape(batch, tokens, -1))
+        mixed = torch.matmul(self.scores(q, k).softmax(-1), v)
+        return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, -1))
+
+    def scores(self, q, k):
+        return torch.matmul(q * self.depth**-0.5, k.transpose(2, 3))
+
+
+class PooledHeadsWithTable(PooledHeads):
+    """MViTv2: besides, queries are multiplied with a table of distances, looked up for every pair of tokens."""
+
+    distance: torch.Tensor
+
+    def __init__(self, heads: int = HEADS) -> None:
+        super().__init__(heads)
+        self.table = nn.Parameter(torch.randn(7, self.depth))
+        self.register_buffer("distance", torch.arange(4)[:, None] - torch.arange(4)[None] + 3)
+
+    def scores(self, q, k):
+        return super().scores(q, k) + torch.einsum("bhtc,tsc->bhts", q, self.table[self.distance])
 
 
 class Separate(nn.Module):
@@ -313,6 +330,9 @@ MODELS = {
     "attention_one_head_of_a_table": _model(lambda: OneHeadTable(), "q", "k", "v", "proj"),
     "attention_pooled_heads": _model(PooledHeads, "qkv", "pools.0", "pools.1", "pools.2", "proj"),
     "attention_pooled_head": _model(lambda: PooledHeads(1), "qkv", "pools.0", "pools.1", "pools.2", "proj"),
+    "attention_pooled_heads_with_table": _model(
+        PooledHeadsWithTable, "qkv", "pools.0", "pools.1", "pools.2", "table", "proj"
+    ),
     "attention_module": _model(Module, "mha.in_proj_weight", "mha.out_proj"),
     "attention_grouped_query": _model(GroupedQuery, "q", "kv", "proj"),
     "attention_rotary": _model(Rotary, "q", "k", "v", "proj"),

@@ -137,7 +137,23 @@ class BranchesSubtractedAndMaximized(nn.Module):
         return self.head(torch.maximum(self.a(x) - self.b(x), torch.where(x[:, :1] > 0, self.c(x), 0.0)))
 
 
+class AddInPart(nn.Module):
+    """MViTv2's residual pooling: added to all pixels but the first row, in place; the last row is overwritten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b, self.head = conv(3, 6), conv(6, 6), conv(6, 6), Head(6)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        y = self.a(x) * 1.0
+        y[:, :, 1:] += self.b(x)[:, :, 1:]
+        y[:, :, 7:] = x[:, :, 7:]
+        return self.head(y)
+
+
 MODELS = {
+    "add_in_part": ZooModel(AddInPart, (image(),), ("stem", "a", "b"), together=together("stem", "a", "b")),
     "residual_add": ZooModel(
         ResidualAdd,
         (image(),),

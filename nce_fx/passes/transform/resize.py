@@ -21,6 +21,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 from torch.fx.passes.shape_prop import TensorMetadata, _extract_tensor_metadata
 from torch.nn.modules.batchnorm import _NormBase
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from nce_fx.errors import ChannelError, where
 from nce_fx.passes.analysis.channels import ChannelGraph, analysis_of
@@ -273,11 +274,10 @@ def _edit(result: GraphModule, gm: GraphModule, run: Resizing) -> None:
         assert isinstance(source, Node)
         new.update_arg(position, _select(result, new, source, axis, order))
     for node, (position, axis, shares) in edits.products.items():
-        new = nodes[node]
-        old, source = node.args[position], new.args[position]
-        assert isinstance(old, Node)
-        value = run.env[old]
-        new.update_arg(position, _multiply(result, new, source, axis, torch.from_numpy(shares).to(value.dtype)))
+        new, dtype = nodes[node], run.env[tree_leaves(node.args)[position]].dtype
+        operands, places = tree_flatten(new.args)
+        operands[position] = _multiply(result, new, operands[position], axis, torch.from_numpy(shares).to(dtype))
+        new.args = tree_unflatten(operands, places)
     for node, (source, axis, order) in edits.selects.items():
         old = nodes[node]
         selected = _select(result, old, nodes[source], axis, order)

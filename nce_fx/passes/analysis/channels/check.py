@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_leaves
 
 from nce_fx.custom import rule_of
 from nce_fx.passes.analysis.channels.ids import Axis
@@ -68,7 +69,7 @@ class Edits:
     inputs: dict[Node, tuple[int, int, Ids]] = field(default_factory=dict)
     """A node whose argument at a position is gathered along an axis first."""
     products: dict[Node, tuple[int, int, Shares]] = field(default_factory=dict)
-    """A node that sums products of channels: its argument at a position is multiplied along an axis first."""
+    """A node that sums products of channels: one of its arguments, counted through lists, is multiplied first."""
     shapes: dict[Node, Any] = field(default_factory=dict)
 
 
@@ -213,7 +214,7 @@ class Check(Run):
             return
         if self.node.target not in PRODUCTS or self.node in self.edits.products:
             raise Mismatch("its channels are mixed by a product over them", old)
-        for position, argument in reversed(list(enumerate(self.node.args))):
+        for position, argument in reversed(list(enumerate(tree_leaves(self.node.args)))):
             value = self.env.get(argument) if isinstance(argument, Node) else None
             for label in value.labels if isinstance(value, ChannelTensor) else ():
                 for axis in range(label.dim()):

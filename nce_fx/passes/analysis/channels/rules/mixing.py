@@ -216,6 +216,8 @@ def matmul(a: Any, b: Any, by_root: bool = False) -> ChannelTensor:
         if len(value.labels) > 1 and sum([run.varies(label, axis) for label in value.labels]) > 1:
             return _matmul_opaque(run, a, b, shape)
     if b.is_parameter and len(b.labels) > 1 and not a.is_parameter:
+        if len(run.channel_axes(label_for(b, -1))) > 1:
+            return _by_position(run, a, b, shape)
         read(run, a, a.dim() - 1, b, b.dim() - 2)
         return run.activation(along(made(run, b, b.dim() - 1, None), len(shape) - 1, shape), a.dtype)
     if a.is_parameter and len(a.labels) > 1 and not b.is_parameter:
@@ -223,6 +225,22 @@ def matmul(a: Any, b: Any, by_root: bool = False) -> ChannelTensor:
         return run.activation(along(made(run, a, a.dim() - 2, None), len(shape) - 2, shape), b.dtype)
     left, right = label_for(a, -1), label_for(b, -2)
     return run.activation(_contract(run, left, right, shape, by_root), a.dtype)
+
+
+def _by_position(run: Run, a: ChannelTensor, table: ChannelTensor, shape: list[int]) -> ChannelTensor:
+    """Queries times a table that is looked up by two positions: the entries are no channels, nor is what they make."""
+    run.pin(run.ids(core(label_for(table, -1))), "they are looked up by position")
+    label, axis = label_for(a, -1), a.dim() - 1
+    if not run.varies(label, axis):
+        return run.activation(label.narrow(axis, 0, 1).expand(shape), a.dtype)
+    if _beside(run, label, axis):
+        if not run.heads_alike((label, axis)):
+            run.rigid(label, axis)
+            return run.activation(label.narrow(axis, 0, 1).expand(shape), a.dtype)
+        run.tie(label, along(line_of(label, axis), axis, list(label.shape)))
+    # The table makes channels as an embedding does: einsum wants operands of one length, before anything is read.
+    run.contract(line_of(label, axis), made(run, table, table.dim() - 2, None), by_root=False)
+    return run.activation(constant(NEUTRAL, shape), a.dtype)
 
 
 def _matmul_opaque(run: Run, a: ChannelTensor, b: ChannelTensor, shape: list[int]) -> ChannelTensor:

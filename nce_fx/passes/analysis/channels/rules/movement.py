@@ -261,7 +261,17 @@ def filled(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def write(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Copy into a tensor, or a part of one: what reads the whole of it later sees channels that no label shows."""
+    """Copy into a tensor, or a part of one, that has channels of its own: these meet.
+
+    What was without channels is not known to have them when it is read as a whole later.
+    """
+    into, value = args[:2]
+    if isinstance(into, ChannelTensor) and isinstance(value, ChannelTensor) and into.shape == value.shape:
+        run, labels = into.run, (*into.labels, *value.labels)
+        axes = [run.channel_axes(label) for label in labels]
+        if len(labels) == 2 and axes[0] and axes[0] == axes[1]:
+            run.tie(*labels)
+            return into
     return opaque(func, args, kwargs, "it is written into another tensor, in place")
 
 

@@ -108,7 +108,7 @@ def test_what_mixes_channels_is_pinned_with_the_op_and_the_line():
 
 def test_an_error_in_a_rule_pins_and_asks_for_a_report(monkeypatch):
     net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(2), nn.Softmax(1), nn.Flatten(), nn.Linear(216, 2))
-    monkeypatch.setattr(mixing, "_sum_over", None)
+    monkeypatch.setattr(mixing, "sum_over", None)
     (pinned,) = {group.pinned for group in nce_fx.analyze_channels(nce_fx.trace(net, (image(),))) if "0" in group.id}
     assert pinned is not None
     assert "TypeError" in pinned

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from nce_fx.passes.analysis.channels.check import Gather
+from nce_fx.passes.analysis.channels.edits import Gather
 from nce_fx.passes.transform.quantize import QuantSpec, quantize
 from nce_fx.passes.transform.resize import gathers_of, resize
 from nce_fx.passes.transform.widths import (

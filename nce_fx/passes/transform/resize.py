@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from nce_fx.errors import ChannelError, where
 from nce_fx.passes.analysis.channels import ChannelGraph, analysis_of
-from nce_fx.passes.analysis.channels.check import Gather
+from nce_fx.passes.analysis.channels.edits import Gather
 from nce_fx.passes.analysis.channels.groups import Part
 from nce_fx.passes.analysis.channels.ids import Axis, Tensors
 from nce_fx.passes.analysis.channels.labels import Ids

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from nce_fx.passes.analysis.channels.check import Check, lay_out
+from nce_fx.passes.analysis.channels.check import Check
+from nce_fx.passes.analysis.channels.edits import lay_out
 from nce_fx.passes.analysis.channels.labels import Ids, compress, core, line_of, varies
 from nce_fx.passes.analysis.channels.projection import Mismatch, moving_axes
 from nce_fx.passes.analysis.channels.value import ChannelTensor

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nce_fx.custom import rule_of
-from nce_fx.passes.analysis.channels.rules import elementwise, mixing, movement, weighted
+from nce_fx.passes.analysis.channels.rules import contraction, elementwise, mixing, movement, weighted
 from nce_fx.passes.analysis.channels.rules.calls import opaque, run_of
 from nce_fx.passes.analysis.channels.value import ChannelTensor
 from nce_fx.quantizers.base import Quantizer
@@ -54,8 +54,8 @@ FUNCTION_RULES: dict[Any, Any] = {
     aten.prelu.default: weighted.prelu,
     F.embedding: weighted.embedding,
     aten.embedding.default: weighted.aten_embedding,
-    F.scaled_dot_product_attention: mixing.attention,
-    aten.scaled_dot_product_attention.default: mixing.attention,
+    F.scaled_dot_product_attention: contraction.attention,
+    aten.scaled_dot_product_attention.default: contraction.attention,
     F.normalize: mixing.normalize,
     F.pad: movement.pad,
     aten.pad.default: movement.pad,
@@ -106,6 +106,7 @@ def module_rule(module: nn.Module) -> Any:
 ATEN_RULES: dict[str, Any] = {
     **movement.RULES,
     **mixing.RULES,
+    **contraction.RULES,
     "_weight_norm": elementwise.weight_norm,
 }
 

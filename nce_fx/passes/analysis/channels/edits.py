@@ -1,0 +1,76 @@
+"""What a resize changes, and how the copies of channels are laid out along the axis that makes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch.fx import Node
+
+from nce_fx.passes.analysis.channels.ids import Axis
+from nce_fx.passes.analysis.channels.labels import Ids, bare
+from nce_fx.passes.analysis.channels.products import Shares
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Which old entries an axis of a parameter takes, and by how many copies each is divided."""
+
+    index: Ids
+    copies: Ids
+    divisor: Ids | None
+
+    def equals(self, other: Gather) -> bool:
+        """Whether two uses of one parameter want the same."""
+        pairs = ((self.index, other.index), (self.copies, other.copies), (self.divisor, other.divisor))
+        return all(np.array_equal(a, b) if a is not None and b is not None else a is b for a, b in pairs)
+
+
+@dataclass
+class Edits:
+    """What a resize changes: parameters, attributes of modules, and the graph."""
+
+    gathers: dict[Axis, Gather] = field(default_factory=dict)
+    attributes: dict[tuple[Node, str, str], Any] = field(default_factory=dict)
+    """(node, owner path, name) -> value: a module's attribute, or an argument of a function node."""
+    arguments: dict[Node, tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
+    targets: dict[Node, Any] = field(default_factory=dict)
+    selects: dict[Node, tuple[Node, int, Ids]] = field(default_factory=dict)
+    """A node that becomes ``index_select(source, axis, index)``."""
+    inputs: dict[Node, tuple[int, int, Ids]] = field(default_factory=dict)
+    """A node whose argument at a position is gathered along an axis first."""
+    products: dict[Node, tuple[int, int, Shares]] = field(default_factory=dict)
+    """A node that sums products of channels: one of its arguments, counted through lists, is multiplied first."""
+    shapes: dict[Node, Any] = field(default_factory=dict)
+
+
+def lay_out(line: torch.Tensor, classes: Ids, counts: Ids, mode: int, cuts: frozenset[int]) -> tuple[Ids, Ids]:
+    """Return (old position, copy) for each new position of a producer's axis.
+
+    A copy stands right after what it copies, so that whatever is cut, joined or padded later stays in order. What is
+    copied at once is a run of neighbours of one class (mode 0), such a run cut where the graph cuts it (mode 1), or
+    each channel by itself (mode 2).
+    """
+    ids = bare(line.numpy())
+    begins = np.ones(len(ids), dtype=bool)
+    if mode < 2:
+        begins[1:] = (classes[ids[1:]] != classes[ids[:-1]]) | (ids[1:] != ids[:-1] + 1)
+    if mode == 1 and cuts:
+        begins |= np.isin(ids, np.fromiter(cuts, dtype=np.int64))
+    if begins.all():
+        repeat = counts[ids]
+        return np.repeat(np.arange(len(ids)), repeat), _within(repeat)
+    starts = np.flatnonzero(begins)
+    lengths = np.diff(np.r_[starts, len(ids)])
+    repeat = counts[ids[starts]]
+    runs = np.repeat(np.arange(len(starts)), repeat)
+    sizes = lengths[runs]
+    return np.repeat(starts[runs], sizes) + _within(sizes), np.repeat(_within(repeat), sizes)
+
+
+def _within(sizes: Ids) -> Ids:
+    """Return for rows of these sizes laid end to end the place of each entry in its row."""
+    places: Ids = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return places

@@ -1,0 +1,167 @@
+"""Products of data that sum over channels: matrix products, attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from nce_fx.passes.analysis.channels.labels import (
+    FIXED,
+    NEUTRAL,
+    Label,
+    along,
+    broadcast,
+    constant,
+    core,
+    line_of,
+)
+from nce_fx.passes.analysis.channels.rules.calls import channel_tensors, label_for
+from nce_fx.passes.analysis.channels.rules.elementwise import meet, meet_constant
+from nce_fx.passes.analysis.channels.rules.mixing import beside, sum_over
+from nce_fx.passes.analysis.channels.rules.weighted import made, read
+from nce_fx.passes.analysis.channels.run import Run
+from nce_fx.passes.analysis.channels.value import ChannelTensor
+
+
+def attention(
+    query: Any, key: Any, value: Any, attn_mask: Any = None, *args: Any, scale: Any = None, **kwargs: Any
+) -> ChannelTensor:
+    """(..., heads, length, features): features are contracted between query and key, heads are copied whole."""
+    scores = matmul(query, key.transpose(-2, -1), by_root=scale is None)
+    if isinstance(attn_mask, ChannelTensor):
+        scores = meet(scores.run, scores, attn_mask)
+    elif isinstance(attn_mask, torch.Tensor):
+        scores = meet_constant(scores.run, scores, attn_mask)
+    return matmul(scores, value)
+
+
+def matmul(a: Any, b: Any, by_root: bool = False) -> ChannelTensor:
+    """(..., n, k) x (..., k, m) -> (..., n, m); ``by_root``: divided by the root of k."""
+    run = (a if isinstance(a, ChannelTensor) else b).run
+    shape = [*broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]]
+    if not isinstance(a, ChannelTensor) or not isinstance(b, ChannelTensor):
+        return _matmul_constant(run, a, b, shape)
+    for value, axis in ((a, a.dim() - 2), (b, b.dim() - 1)):
+        if len(value.labels) > 1 and sum([run.varies(label, axis) for label in value.labels]) > 1:
+            return _matmul_opaque(run, a, b, shape)
+    if b.is_parameter and len(b.labels) > 1 and not a.is_parameter:
+        if len(run.channel_axes(label_for(b, -1))) > 1:
+            return _by_position(run, a, b, shape)
+        read(run, a, a.dim() - 1, b, b.dim() - 2)
+        return run.activation(along(made(run, b, b.dim() - 1, None), len(shape) - 1, shape), a.dtype)
+    if a.is_parameter and len(a.labels) > 1 and not b.is_parameter:
+        read(run, b, b.dim() - 2, a, a.dim() - 1)
+        return run.activation(along(made(run, a, a.dim() - 2, None), len(shape) - 2, shape), b.dtype)
+    left, right = label_for(a, -1), label_for(b, -2)
+    return run.activation(_contract(run, left, right, shape, by_root), a.dtype)
+
+
+def _by_position(run: Run, a: ChannelTensor, table: ChannelTensor, shape: list[int]) -> ChannelTensor:
+    """Queries times a table that is looked up by two positions: the entries are no channels, nor is what they make."""
+    run.pin(run.ids(core(label_for(table, -1))), "they are looked up by position")
+    label, axis = label_for(a, -1), a.dim() - 1
+    if not run.varies(label, axis):
+        return run.activation(label.narrow(axis, 0, 1).expand(shape), a.dtype)
+    if beside(run, label, axis):
+        if not run.heads_alike((label, axis)):
+            run.rigid(label, axis)
+            return run.activation(label.narrow(axis, 0, 1).expand(shape), a.dtype)
+        run.tie(label, along(line_of(label, axis), axis, list(label.shape)))
+    # The table makes channels as an embedding does: einsum wants operands of one length, before anything is read.
+    run.contract(line_of(label, axis), made(run, table, table.dim() - 2, None), by_root=False)
+    return run.activation(constant(NEUTRAL, shape), a.dtype)
+
+
+def _matmul_opaque(run: Run, a: ChannelTensor, b: ChannelTensor, shape: list[int]) -> ChannelTensor:
+    for label in (*a.labels, *b.labels):
+        run.pin(run.ids(core(label)), "several axes of a parameter are folded into one, and multiplied")
+    return run.activation(constant(FIXED, shape), a.dtype)
+
+
+def _contract(run: Run, a: Label, b: Label, shape: list[int], by_root: bool) -> Label:
+    """Contract the last axis of ``a`` with the axis before the last of ``b``, and return the label of the result."""
+    over_a, over_b = run.varies(a, a.dim() - 1), run.varies(b, b.dim() - 2)
+    heads = over_a and over_b and (beside(run, a, a.dim() - 1) or beside(run, b, b.dim() - 2))
+    if over_a and over_b and (not heads or run.heads_alike((a, a.dim() - 1), (b, b.dim() - 2))):
+        for label, axis in ((a, a.dim() - 1), (b, b.dim() - 2)) if heads else ():
+            run.tie(label, along(line_of(label, axis), axis, list(label.shape)))
+        run.contract(line_of(a, a.dim() - 1), line_of(b, b.dim() - 2), by_root)
+        return constant(NEUTRAL, shape)
+    if over_a:
+        sum_over(run, a, a.dim() - 1, "a product over them")
+        if not over_b and not beside(run, a, a.dim() - 1):
+            run.pin(run.ids(core(a)), "its channels are summed with weights that depend on the data")
+    if over_b:
+        sum_over(run, b, b.dim() - 2, "a product over them")
+        if not over_a and not beside(run, b, b.dim() - 2):
+            run.pin(run.ids(core(b)), "its channels are summed with weights that depend on the data")
+    left = a.narrow(a.dim() - 1, 0, 1).expand(*a.shape[:-1], shape[-1])
+    right = b.narrow(b.dim() - 2, 0, 1).expand(*b.shape[:-2], shape[-2], b.shape[-1])
+    left, right = left.expand(shape), right.expand(shape)
+    axes_left, axes_right = run.channel_axes(left), run.channel_axes(right)
+    if not axes_left or not axes_right:
+        return left if axes_left or (not axes_right and over_a) else right
+    if set(axes_left) <= set(axes_right) or set(axes_right) <= set(axes_left):
+        run.tie(left, right)
+        return left if len(axes_left) > len(axes_right) else right
+    shared = [axis for axis in axes_left if axis in axes_right]
+    if shared:
+        # Heads of a product of features by features: what a head has inside stays, and heads are copied whole.
+        left, right = (_heads(run, label, axes, shared) for label, axes in ((left, axes_left), (right, axes_right)))
+        run.tie(left, right)
+        return left
+    # A value carries channels along one of its axes: the rows', which are what a token or a map has of them.
+    run.pin(run.ids(core(right)), "channels along one axis meet channels along another in a product")
+    return left
+
+
+def _heads(run: Run, label: Label, axes: tuple[int, ...], shared: list[int]) -> Label:
+    shape = label.shape
+    for axis in axes:
+        if axis not in shared:
+            run.rigid(label, axis)
+            label = label.narrow(axis, 0, 1).expand(shape)
+    return label
+
+
+def _matmul_constant(run: Run, a: Any, b: Any, shape: list[int]) -> ChannelTensor:
+    value, axis = (a, -1) if isinstance(a, ChannelTensor) else (b, -2)
+    label = label_for(value, axis)
+    if run.varies(label, axis % label.dim()):
+        run.pin(run.ids(core(label)), "its channels are summed with a constant of the graph")
+        return run.activation(constant(FIXED, shape), value.dtype)
+    sizes = [1 if stride == 0 else size for size, stride in zip(label.shape, label.stride(), strict=True)]
+    small = label.as_strided(sizes, label.stride(), label.storage_offset())
+    return run.activation(small.expand(shape), value.dtype)
+
+
+def aten_matmul(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
+    """The forms that matmul comes apart into: mm, bmm."""
+    return matmul(args[0], args[1])
+
+
+def add_matmul(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
+    """addmm and baddbmm: a product, then a sum."""
+    product = matmul(args[1], args[2])
+    addend = args[0]
+    if isinstance(addend, ChannelTensor):
+        return meet(product.run, product, addend)
+    return meet_constant(product.run, product, addend) if isinstance(addend, torch.Tensor) else product
+
+
+def dot_vector(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A matrix times a vector."""
+    values = channel_tensors(args)
+    product = matmul(args[0], args[1].unsqueeze(-1))
+    return product.squeeze(-1) if values else product
+
+
+RULES: dict[str, Any] = {
+    "mm": aten_matmul,
+    "bmm": aten_matmul,
+    "matmul": aten_matmul,
+    "mv": dot_vector,
+    "addmm": add_matmul,
+    "baddbmm": add_matmul,
+}

@@ -105,6 +105,52 @@ FALLS_SHORT = {
             end="joined",
         ),
         "a width that is called legal is refused by resize, in words: channels arrive that were not there at cat",
-    )
+    ),
+    "a mask behind a shuffle and a bottleneck": (
+        Program(
+            ops=(
+                Op("depthwise", other=3, size=2, variant=2),
+                Op("shuffle", other=1, size=2),
+                Op("multiply", other=2, size=2, variant=1),
+                Op("strided", of=3, other=2, size=3, variant=3),
+                Op("bottleneck", of=1, other=3, variant=2),
+                Op("upsample", of=1, other=1, size=1),
+                Op("mask", of=2, other=1, size=1, variant=2),
+            ),
+            end="tuple",
+        ),
+        "a width that is called legal is refused by resize, in words: two inputs meet in another order at where",
+    ),
+    "copies that nothing tells apart": (
+        Program(
+            ops=(
+                Op("transposed", of=3, other=3, size=3),
+                Op("shuffle", other=4, size=1, variant=1),
+                Op("strided", of=1, other=3, size=3),
+                Op("strided", other=2, size=3, variant=2),
+                Op("mask", other=4, size=3, variant=1),
+                Op("functional", other=1, variant=3),
+                Op("pool", of=1, other=2, variant=2),
+                Op("add", of=3, other=1, size=3, variant=1),
+                Op("shuffle", of=2, other=4, size=3, variant=1),
+                Op("bottleneck", of=1, other=2, size=2, variant=3),
+                Op("transposed", other=2, size=2, variant=1),
+                Op("to_vector", other=5, size=2, variant=1),
+            ),
+            end="raw",
+        ),
+        "copies of a channel behind two shuffles stay equal after a step of training",
+    ),
+    "an einsum over one channel": (
+        Program(
+            ops=(
+                Op("groups_apart", of=2, other=5, size=2, variant=1),
+                Op("add", of=3, other=3, size=2, variant=2),
+                Op("functional", of=1, other=5, size=3, variant=2),
+            ),
+            end="joined",
+        ),
+        "PyTorch computes it by a multiplication, which its counter of operations does not count, and we do",
+    ),
 }
 """Name -> program and what is wrong with it, until it is mended."""

@@ -6,14 +6,13 @@ one forward pass per thing rounded.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from nce_fx.errors import InputError
 from nce_fx.passes.analysis.sensitivity.probe import Batch, Probe, first_tensor
@@ -96,16 +95,18 @@ def _folded(probe: Probe, inputs: Any) -> tuple[Probe, Weights]:
 
     A BatchNorm goes into the layer before it, once the layer's weights are rounded: its factor multiplies the levels.
     """
-    kept = {id(probe.gm.get_parameter(path)): value for own in probe.weights.values() for path, value in own.items()}
-    disturbed = copy.deepcopy(probe.gm, {key: nn.Parameter(value, False) for key, value in kept.items()})
-    exact, rounded = (FoldBatchNorm()(gm).graph_module for gm in (probe.gm, disturbed))
+    exact = FoldBatchNorm()(probe.gm).graph_module
     folded = replace(probe, gm=exact, _roundings={})
     _lay_out(folded, inputs)
-
-    def laid_out(path: str) -> Tensor:
-        return torch.empty_like(exact.get_parameter(path)).copy_(rounded.get_parameter(path))
-
-    return folded, {layer.path: {path: laid_out(path) for path in layer.weights} for layer in folded.layers}
+    weights = {
+        layer.path: {path: torch.empty_like(exact.get_parameter(path)) for path in layer.weights}
+        for layer in folded.layers
+    }
+    with probe.holding({path: value for own in probe.weights.values() for path, value in own.items()}):
+        rounded = FoldBatchNorm()(probe.gm).graph_module
+        for path, value in (item for own in weights.values() for item in own.items()):
+            value.copy_(rounded.get_parameter(path))
+    return folded, weights
 
 
 def _lay_out(probe: Probe, inputs: Any) -> None:

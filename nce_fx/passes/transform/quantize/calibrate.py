@@ -107,6 +107,7 @@ class Onlookers:
         """
         if not self.batches:
             set_ranges(self.quantized, batches)
+            return
         for quantizers in self._by_value.values():
             for quantizer in quantizers:
                 quantizer.settle()

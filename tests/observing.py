@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import operator
 import warnings
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -58,9 +60,29 @@ def counted(gm: nn.Module, inputs: tuple[Any, ...]) -> tuple[int, int]:
         sdpa_kernel(SDPBackend.MATH),
         torch.backends.mkldnn.flags(enabled=False),
         torch.enable_grad(),
+        _Einsums(counter) as einsums,
     ):
         gm(*inputs)
-    return counter.get_total_flops() // 2, sum(p.numel() for p in gm.parameters())
+    return counter.get_total_flops() // 2 + einsums.uncounted, sum(p.numel() for p in gm.parameters())
+
+
+class _Einsums(TorchFunctionMode):
+    """Counts what PyTorch's counter leaves out: an einsum over one channel is computed as an elementwise product."""
+
+    def __init__(self, counter: FlopCounterMode) -> None:
+        super().__init__()
+        self.counter, self.uncounted = counter, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = self.counter.get_total_flops()
+        result = func(*args, **(kwargs or {}))
+        if func is torch.functional.einsum and self.counter.get_total_flops() == before:
+            letters = args[0].partition("->")[0].split(",")
+            sizes = {
+                k: n for part, x in zip(letters, args[1:], strict=True) for k, n in zip(part, x.shape, strict=True)
+            }
+            self.uncounted += math.prod(sizes.values())
+        return result
 
 
 def _bilinear_flops(x: Any, weight: Any, y: Any, *_: Any, **__: Any) -> int:

@@ -7,6 +7,7 @@ the place of a node, or of a whole region of views and transposes, whose order n
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -79,34 +80,40 @@ class Resizing(Check):
         return selected
 
     def _align(self, n: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Where two operands carry the same channels in other orders, gather the second into the order of the first."""
-        if len(args) != 2 or not all(isinstance(a, ChannelTensor) and len(a.labels) == 1 for a in args):
+        """Where operands carry the same channels in other orders, gather one into the order of another."""
+        operands = [k for k, a in enumerate(args) if isinstance(a, ChannelTensor) and len(a.labels) == 1]
+        before = {k: self.old[a] for k in operands if isinstance(a := n.args[k], Node)}
+        if not 2 <= len(before) == len(operands) or len({value.shape for value in before.values()}) > 1:
             return None
-        first, second = args
-        before = [self.old[a] for a in n.args if isinstance(a, Node)]
-        if len(before) != 2 or not all(isinstance(a, ChannelTensor) for a in before):
-            return None
-        if before[0].shape != before[1].shape:
-            return None
-        for axis in range(second.dim()):
-            try:
-                wanted = self.match(line_of(before[0].labels[0], axis), line_of(first.labels[0], axis))
-                have = self.match(line_of(before[1].labels[0], axis), line_of(second.labels[0], axis))
-            except Mismatch:
-                continue
-            places = {place: k for k, place in enumerate(zip(*(x.tolist() for x in have), strict=True))}
-            order = [places.get(place) for place in zip(*(x.tolist() for x in wanted), strict=True)]
-            if None in order or order == list(range(len(order))):
-                continue
-            index = np.array(order, dtype=np.int64)
-            label = compress(second.labels[0].index_select(axis, torch.from_numpy(index)))
-            try:
-                result = self._attempt(n, n.target, (first, self.activation(label, second.dtype)), kwargs)
-            except _FAILURES:
-                continue
-            self.edits.inputs[n] = (1, axis, index)
-            return result
+        for moved, fixed in sorted(permutations(operands, 2), reverse=True):
+            for axis in range(args[moved].dim()):
+                index = self._reorder(before[fixed], args[fixed], before[moved], args[moved], axis)
+                if index is None:
+                    continue
+                label = compress(args[moved].labels[0].index_select(axis, torch.from_numpy(index)))
+                gathered = self.activation(label, args[moved].dtype)
+                try:
+                    result = self._attempt(n, n.target, (*args[:moved], gathered, *args[moved + 1 :]), kwargs)
+                except _FAILURES:
+                    continue
+                self.edits.inputs[n] = (moved, axis, index)
+                return result
         return None
+
+    def _reorder(
+        self, old_fixed: ChannelTensor, fixed: ChannelTensor, old: ChannelTensor, value: ChannelTensor, axis: int
+    ) -> Ids | None:
+        """Return the index that gives a value the order of another along an axis; ``None`` where none has to or can."""
+        try:
+            wanted = self.match(line_of(old_fixed.labels[0], axis), line_of(fixed.labels[0], axis))
+            have = self.match(line_of(old.labels[0], axis), line_of(value.labels[0], axis))
+        except Mismatch:
+            return None
+        places = {place: k for k, place in enumerate(zip(*(x.tolist() for x in have), strict=True))}
+        order = [places.get(place) for place in zip(*(x.tolist() for x in wanted), strict=True)]
+        if None in order or order == list(range(len(order))):
+            return None
+        return np.array(order, dtype=np.int64)
 
     def _blame(self, n: Node, error: Exception) -> Mismatch:
         labels = [label for a in n.all_input_nodes for label in _labels(self.old.get(a))]

@@ -201,7 +201,8 @@ class Run(Vocabulary, Interpreter):
         if isinstance(value, ChannelTensor):
             for label in value.labels:
                 small = self.ids(core(label))
-                if not self._channel_axes(label):
+                # One channel that was cut out of several may be more at other widths.
+                if not self._channel_axes(label) and 1 not in value.shape[1:]:
                     owners = self.space.owners(small.reshape(-1).numpy())
                     small = small.reshape(-1)[torch.from_numpy(self.space.widths(owners) == 1)]
                 self.pin(small, "it makes an output of the model, whose shape is the user's", source)

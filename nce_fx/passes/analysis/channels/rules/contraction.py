@@ -80,7 +80,13 @@ def _matmul_opaque(run: Run, a: ChannelTensor, b: ChannelTensor, shape: list[int
 
 
 def _contract(run: Run, a: Label, b: Label, shape: list[int], by_root: bool) -> Label:
-    """Contract the last axis of ``a`` with the axis before the last of ``b``, and return the label of the result."""
+    """Contract the last axis of ``a`` with the axis before the last of ``b``, and return the label of the result.
+
+    Raises:
+        RuntimeError: they have different lengths: a view made tokens of copies on one side.
+    """
+    if a.shape[-1] != b.shape[-2]:
+        raise RuntimeError(f"{a.shape[-1]} entries are multiplied by {b.shape[-2]}")
     over_a, over_b = run.varies(a, a.dim() - 1), run.varies(b, b.dim() - 2)
     heads = over_a and over_b and (beside(run, a, a.dim() - 1) or beside(run, b, b.dim() - 2))
     if over_a and over_b and (not heads or run.heads_alike((a, a.dim() - 1), (b, b.dim() - 2))):

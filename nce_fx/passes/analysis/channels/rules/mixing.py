@@ -36,6 +36,8 @@ def _reduce(value: ChannelTensor, dims: list[int], keepdim: bool, kind: str) -> 
         channel = run.channel_axes(label)
         for axis in dims:
             if not run.varies(label, axis):
+                if kind not in ("mean", "largest") and run.carries(label, axis):
+                    sum_over(run, label, axis, kind)
                 continue
             if axis not in channel:
                 run.tie(label, label.narrow(axis, 0, 1).expand(label.shape))
@@ -117,7 +119,7 @@ def normalize(input: Any, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out:
     value = input
     for label in value.labels:
         for axis in _dims(value, dim):
-            if value.run.varies(label, axis):
+            if value.run.carries(label, axis):
                 sum_over(value.run, label, axis, "a norm")
     return ChannelTensor(value.run, value.shape, value.labels, value.dtype)
 
@@ -127,7 +129,7 @@ def softmax(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Channel
     value = args[0]
     axis = args[1] % value.dim()
     for label in value.labels:
-        if value.run.varies(label, axis):
+        if value.run.carries(label, axis):
             sum_over(value.run, label, axis, "softmax")
     return ChannelTensor(value.run, value.shape, value.labels, value.dtype)
 

@@ -67,6 +67,17 @@ def split(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return outputs
 
 
+def select(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """One index of an axis: a cut where it is one channel."""
+    value = args[0]
+    output = moved(func, args, kwargs)
+    if isinstance(output, ChannelTensor) and any(
+        value.run.varies(label, args[1] % value.dim()) for label in value.labels
+    ):
+        value.run.cut(tuple(label for label in output.labels if core(label).numel() == 1))
+    return output
+
+
 def copied(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Movement that lays labels out anew: run the op, then find again which axes are constant."""
     if not isinstance(args[0], ChannelTensor):
@@ -308,7 +319,7 @@ RULES: dict[str, Any] = {
     "transpose": moved,
     "t": moved,
     "expand": moved,
-    "select": moved,
+    "select": select,
     "slice": split,
     "narrow": split,
     "split": split,
@@ -359,5 +370,5 @@ RULES: dict[str, Any] = {
     "_assert_tensor_metadata": asserted,
 }
 
-MOVEMENT = frozenset({same, moved, split, copied, shifted, view, cat, stack, index, space_to_depth})
+MOVEMENT = frozenset({same, moved, split, select, copied, shifted, view, cat, stack, index, space_to_depth})
 """Rules of ops that change no value: a region of them can become one gather."""

@@ -62,7 +62,8 @@ def new_channels_live(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) 
     step, now give different outputs: by their own weights, not by what comes before them. One whose parent is dead in
     the original cannot live: nothing but zeros, no gradient that moves the loss by more than it is rounded, or none
     that moves the parent's own weights by more (behind it a ReLU that is shut, a BatchNorm that takes its scale away,
-    a softmax that takes a shift).
+    a softmax that takes a shift). Nor can copies part whose readers are all shut, so that only a mean over all channels
+    or a norm feels them, each alike.
     """
     t = traced(model, inputs)
     widths = wider(t.channels, seed)
@@ -92,7 +93,20 @@ def new_channels_live(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) 
                 continue
             assert got[channel] > 0, f"{name}: channel {channel}, copy of {parent}, has no gradient at {widths}"
             twins = [k for k in range(channel) if parents[k] == parent and torch.equal(outputs[k], outputs[channel])]
+            twins = [k for k in twins if not _shut(trained, k, channel, len(parents))]
             assert not twins, f"{name}: copies {twins[0]} and {channel} of {parent} stay equal at {widths}"
+
+
+def _shut(model: nn.Module, a: int, b: int, width: int) -> bool:
+    """Whether readers whose weights for two copies differ got no gradient: only a mean over channels feels the two."""
+    for parameter in model.parameters():
+        if parameter.grad is None:
+            continue
+        for axis in (k for k, size in enumerate(parameter.shape) if size == width):
+            rows, gradients = (x.index_select(axis, torch.tensor([a, b])) for x in (parameter.detach(), parameter.grad))
+            if not torch.equal(*rows.split(1, axis)) and not gradients.any():
+                return True
+    return False
 
 
 def _step(model: nn.Module) -> None:

@@ -148,43 +148,33 @@ REGRESSIONS: dict[str, Program] = {
         ),
         end="tuple",
     ),
+    "one_channel_was_left_before_a_shuffle_of_pixels": Program(
+        ops=(
+            Op("norm_by_hand", of=1, size=1, variant=1),
+            Op("activation", of=1, other=4, variant=2),
+            Op("add", size=3, variant=2),
+            Op("pixels", of=3, other=1, size=2, variant=1),
+            Op("chunk", of=2, other=3, size=2, variant=2),
+            Op("pixels", other=3, variant=3),
+        ),
+        end="joined",
+    ),
+    "only_a_mean_felt_a_channel_behind_a_shut_relu": Program(
+        ops=(
+            Op("transposed", of=3, other=3, size=3),
+            Op("shuffle", other=4, size=1, variant=1),
+            Op("strided", of=1, other=3, size=3),
+            Op("strided", other=2, size=3, variant=2),
+            Op("mask", other=4, size=3, variant=1),
+            Op("functional", other=1, variant=3),
+            Op("pool", of=1, other=2, variant=2),
+            Op("add", of=3, other=1, size=3, variant=1),
+            Op("shuffle", of=2, other=4, size=3, variant=1),
+            Op("bottleneck", of=1, other=2, size=2, variant=3),
+            Op("transposed", other=2, size=2, variant=1),
+            Op("to_vector", other=5, size=2, variant=1),
+        ),
+        end="raw",
+    ),
 }
 """What broke -> the program."""
-
-FALLS_SHORT = {
-    "a cat of chunks after two shuffles of pixels": (
-        Program(
-            ops=(
-                Op("norm_by_hand", of=1, size=1, variant=1),
-                Op("activation", of=1, other=4, variant=2),
-                Op("add", size=3, variant=2),
-                Op("pixels", of=3, other=1, size=2, variant=1),
-                Op("chunk", of=2, other=3, size=2, variant=2),
-                Op("pixels", other=3, variant=3),
-            ),
-            end="joined",
-        ),
-        "a width that is called legal is refused by resize, in words: channels arrive that were not there at cat",
-    ),
-    "copies that nothing tells apart": (
-        Program(
-            ops=(
-                Op("transposed", of=3, other=3, size=3),
-                Op("shuffle", other=4, size=1, variant=1),
-                Op("strided", of=1, other=3, size=3),
-                Op("strided", other=2, size=3, variant=2),
-                Op("mask", other=4, size=3, variant=1),
-                Op("functional", other=1, variant=3),
-                Op("pool", of=1, other=2, variant=2),
-                Op("add", of=3, other=1, size=3, variant=1),
-                Op("shuffle", of=2, other=4, size=3, variant=1),
-                Op("bottleneck", of=1, other=2, size=2, variant=3),
-                Op("transposed", other=2, size=2, variant=1),
-                Op("to_vector", other=5, size=2, variant=1),
-            ),
-            end="raw",
-        ),
-        "copies of a channel behind two shuffles stay equal after a step of training",
-    ),
-}
-"""Name -> program and what is wrong with it, until it is mended."""

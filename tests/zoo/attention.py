@@ -121,6 +121,21 @@ class Separate(nn.Module):
         return self.proj(x.transpose(1, 2).reshape(batch, tokens, -1))
 
 
+class MultiQuery(nn.Module):
+    """Every head has its own queries, and all share one head of keys and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.proj = nn.Linear(WIDTH, WIDTH, bias=False), nn.Linear(WIDTH, WIDTH)
+        self.k, self.v = nn.Linear(WIDTH, DEPTH), nn.Linear(WIDTH, DEPTH)
+
+    def forward(self, x):
+        batch, tokens, width = x.shape
+        q = self.q(x).view(batch, tokens, HEADS, DEPTH).transpose(1, 2)
+        x = F.scaled_dot_product_attention(q, self.k(x).unsqueeze(1), self.v(x).unsqueeze(1))
+        return self.proj(x.transpose(1, 2).reshape(batch, tokens, width))
+
+
 class ByEinsum(nn.Module):
     """The same in einsum, fused by chunk."""
 
@@ -324,6 +339,7 @@ MODELS = {
     "attention_qk_norm": _model(lambda: FusedUnbind(norm=nn.LayerNorm), "qkv", "proj"),
     "attention_qk_rms_norm": _model(lambda: FusedUnbind(norm=nn.RMSNorm), "qkv", "proj"),
     "attention_separate": _model(Separate, "q", "k", "v", "proj"),
+    "attention_multi_query": _model(MultiQuery, "q", "k", "v", "proj"),
     "attention_einsum": _model(ByEinsum, "qkv", "proj"),
     "attention_single_head": _model(SingleHead, "q", "k", "v", "proj"),
     "attention_one_head_by_views": _model(lambda: FusedUnbind(heads=1), "qkv", "proj"),

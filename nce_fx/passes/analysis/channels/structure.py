@@ -78,11 +78,24 @@ def examine(gm: GraphModule) -> tuple[Structure, Resizing]:
     """
     tie, classes = _tied(gm)
     alike = tie.found_alike(classes)
-    if alike:
-        # What is summed in all heads alike needs no head kept whole: what was tied or pinned for that comes loose.
-        tie, classes = _tied(gm, alike)
-    structure = Structure(gm, tie, classes, groups_of(tie, classes, pins_by_class(tie, classes)))
-    return prove(structure)
+    if not alike:
+        return prove(_structured(gm, tie, classes))
+    # What is summed in all heads alike needs no head kept whole: what was tied or pinned for that comes loose.
+    loose = _structured(gm, *_tied(gm, alike))
+    inside = prove(loose)
+    if _free_axes(inside[0]) == _free_axes(loose):
+        return inside
+    # Heads that widen inside may want of their neighbours what these cannot give: then heads stay whole.
+    outside = prove(_structured(gm, tie, classes))
+    return max(inside, outside, key=lambda proved: _free_axes(proved[0]))
+
+
+def _structured(gm: GraphModule, tie: Tie, classes: Ids) -> Structure:
+    return Structure(gm, tie, classes, groups_of(tie, classes, pins_by_class(tie, classes)))
+
+
+def _free_axes(structure: Structure) -> int:
+    return sum(len(group.axes) for group in structure.groups if group.free)
 
 
 def _tied(gm: GraphModule, alike: frozenset[Node] = frozenset()) -> tuple[Tie, Ids]:
@@ -138,19 +151,21 @@ def settle(structure: Structure, widths: Callable[[Structure], Ids]) -> tuple[St
     """Run a graph at new widths, trying other layouts of the copies where the usual one does not hold.
 
     Raises:
-        Mismatch: none holds.
+        Mismatch: none holds; what did not meet in the usual one.
     """
+    first: Mismatch | None = None
     while True:
         try:
             return structure, structure.run(widths(structure))
         except Mismatch as mismatch:
+            first = first or mismatch
             modes = dict(structure.modes)
             for group in filter(_has_runs, _blamed(structure, mismatch)):
                 # Blocks of a network fail alike: each by itself would take a run.
                 for axis in (axis for other in _alike(structure, group) for axis in other.axes):
                     modes[axis] = min(2, structure.modes.get(axis, 0) + 1)
             if modes == dict(structure.modes):
-                raise
+                raise first from None
             structure = replace(structure, modes=modes)
 
 

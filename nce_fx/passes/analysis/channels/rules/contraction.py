@@ -88,8 +88,11 @@ def _contract(run: Run, a: Label, b: Label, shape: list[int], by_root: bool) -> 
     if a.shape[-1] != b.shape[-2]:
         raise RuntimeError(f"{a.shape[-1]} entries are multiplied by {b.shape[-2]}")
     over_a, over_b = run.varies(a, a.dim() - 1), run.varies(b, b.dim() - 2)
-    heads = over_a and over_b and (beside(run, a, a.dim() - 1) or beside(run, b, b.dim() - 2))
-    if over_a and over_b and (not heads or run.heads_alike((a, a.dim() - 1), (b, b.dim() - 2))):
+    several = [over_a and over_b and beside(run, x, axis) for x, axis in ((a, a.dim() - 1), (b, b.dim() - 2))]
+    heads = any(several)
+    # Keys that all heads share (multi-query attention) tie the heads, position by position.
+    alike = heads and (not all(several) or run.heads_alike((a, a.dim() - 1), (b, b.dim() - 2)))
+    if over_a and over_b and (not heads or alike):
         for label, axis in ((a, a.dim() - 1), (b, b.dim() - 2)) if heads else ():
             run.tie(label, along(line_of(label, axis), axis, list(label.shape)))
         run.contract(line_of(a, a.dim() - 1), line_of(b, b.dim() - 2), by_root)

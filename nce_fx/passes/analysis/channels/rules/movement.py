@@ -109,7 +109,8 @@ def view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         sizes[sizes.index(-1)] = total // known
     if numel(sizes) != total:
         raise RuntimeError(f"shape {args[1]} is invalid for input of size {total}")
-    result = _like(value, tuple(reshape(label, sizes) for label in value.labels))
+    labels = (value.run.folded(reshape(label, sizes), k) for k, label in enumerate(value.labels))
+    result = _like(value, tuple(labels))
     value.run.cut(result.labels, rows=True)
     return result
 

@@ -31,13 +31,15 @@ def put(name: str, lines: Iterable[str]) -> None:
 
 def formats_table(rows: dict[str, dict[str, Any]]) -> Iterable[str]:
     """Yield a row for every network, quantizer and format that was measured."""
-    heads = ("network", "quantizers", "format", "difference", "images", "arg-max", "PyTorch itself", "classes", "size")
-    yield f"| {' | '.join(heads)} |"
-    yield "|---|---|---|--:|--:|--:|--:|--:|--:|"
+    heads = (
+        "network, quantizers, format, difference, images, arg-max, PyTorch itself, accuracy % (epochs), classes, size"
+    )
+    yield f"| {heads.replace(', ', ' | ')} |"
+    yield "|---|---|---|--:|--:|--:|--:|--:|--:|--:|"
     for key, row in rows.items():
         network, pair, name = key.split("/")
         if "levels" not in row:
-            yield f"| {network} | {pair} | {name} | {row['trouble']} | | | | | |"
+            yield f"| {network} | {pair} | {name} | {row['trouble']} | | | | | | |"
             continue
         levels = row["levels"]
         followed = [entry.get("trouble") or entry["followed"] for entry in levels.values() if len(entry) > 3]
@@ -46,11 +48,11 @@ def formats_table(rows: dict[str, dict[str, Any]]) -> Iterable[str]:
         left = trouble or f"{max(followed):.0e}"
         worst = max(entry["images"] for entry in levels.values())
         arg_max = max(entry["arg_max"] for entry in levels.values())
-        itself = row["pytorch_itself"]
+        itself, accuracy = row["pytorch_itself"], f"{100 * row['accuracy']:.1f} ({row['epochs']})"
         size = f"{row['size'] / 1e6:,.2f} MB, 1/{row['float_size'] / row['size']:.1f}"
         yield (
             f"| {network} | {pair} | {name} | {left} | {worst} | {arg_max} |"
-            f" {itself['images']}, {itself['arg_max']} | {row['classes']} | {size} |"
+            f" {itself['images']}, {itself['arg_max']} | {accuracy} | {row['classes']} | {size} |"
         )
 
 

@@ -148,17 +148,6 @@ REGRESSIONS: dict[str, Program] = {
         ),
         end="tuple",
     ),
-    "one_channel_was_left_before_a_shuffle_of_pixels": Program(
-        ops=(
-            Op("norm_by_hand", of=1, size=1, variant=1),
-            Op("activation", of=1, other=4, variant=2),
-            Op("add", size=3, variant=2),
-            Op("pixels", of=3, other=1, size=2, variant=1),
-            Op("chunk", of=2, other=3, size=2, variant=2),
-            Op("pixels", other=3, variant=3),
-        ),
-        end="joined",
-    ),
     "only_a_mean_felt_a_channel_behind_a_shut_relu": Program(
         ops=(
             Op("transposed", of=3, other=3, size=3),
@@ -176,5 +165,49 @@ REGRESSIONS: dict[str, Program] = {
         ),
         end="raw",
     ),
+    "a_gate_met_another_order_behind_a_shuffle": Program(
+        ops=(
+            Op("squeeze_excite", of=2, other=2, size=2, variant=1),
+            Op("shuffle", of=3, other=1, size=1, variant=2),
+            Op("squeeze_excite", size=2),
+            Op("strided", of=2, other=4, size=3, variant=3),
+            Op("conv", of=2, other=3, size=3, variant=2),
+            Op("pool", of=2, other=4, size=1),
+            Op("bottleneck", of=3, other=5, variant=2),
+            Op("to_tokens", other=2, size=1, variant=2),
+        ),
+        end="raw",
+    ),
+    "an_operand_was_cut_to_the_length_of_another": Program(
+        ops=(
+            Op("functional", other=5, size=3, variant=3),
+            Op("split", other=2, size=1, variant=3),
+            Op("activation", of=3, variant=2),
+            Op("fold", other=1, size=2, variant=1),
+            Op("activation", of=2, other=1, variant=1),
+            Op("shuffle", of=3, other=1, size=1, variant=3),
+            Op("dense", of=1, other=3, variant=3),
+            Op("inverted", of=1, other=1, size=1, variant=3),
+        ),
+        end="raw",
+    ),
 }
 """What broke -> the program."""
+
+FALLS_SHORT = {
+    "a cat of chunks after two shuffles of pixels": (
+        Program(
+            ops=(
+                Op("norm_by_hand", of=1, size=1, variant=1),
+                Op("activation", of=1, other=4, variant=2),
+                Op("add", size=3, variant=2),
+                Op("pixels", of=3, other=1, size=2, variant=1),
+                Op("chunk", of=2, other=3, size=2, variant=2),
+                Op("pixels", other=3, variant=3),
+            ),
+            end="joined",
+        ),
+        "a width that is called legal is refused by resize, in words: channels arrive that were not there at cat",
+    ),
+}
+"""Name -> program and what is wrong with it, until it is mended."""

@@ -83,7 +83,7 @@ class Resizing(Check):
         """Where operands carry the same channels in other orders, gather one into the order of another."""
         operands = [k for k, a in enumerate(args) if isinstance(a, ChannelTensor) and len(a.labels) == 1]
         before = {k: self.old[a] for k in operands if isinstance(a := n.args[k], Node)}
-        if not 2 <= len(before) == len(operands) or len({value.shape for value in before.values()}) > 1:
+        if not 2 <= len(before) == len(operands) or len({value.dim() for value in before.values()}) > 1:
             return None
         for moved, fixed in sorted(permutations(operands, 2), reverse=True):
             for axis in range(args[moved].dim()):
@@ -104,6 +104,8 @@ class Resizing(Check):
         self, old_fixed: ChannelTensor, fixed: ChannelTensor, old: ChannelTensor, value: ChannelTensor, axis: int
     ) -> Ids | None:
         """Return the index that gives a value the order of another along an axis; ``None`` where none has to or can."""
+        if old_fixed.shape[axis] != old.shape[axis]:
+            return None
         try:
             wanted = self.match(line_of(old_fixed.labels[0], axis), line_of(fixed.labels[0], axis))
             have = self.match(line_of(old.labels[0], axis), line_of(value.labels[0], axis))
@@ -111,7 +113,7 @@ class Resizing(Check):
             return None
         places = {place: k for k, place in enumerate(zip(*(x.tolist() for x in have), strict=True))}
         order = [places.get(place) for place in zip(*(x.tolist() for x in wanted), strict=True)]
-        if None in order or order == list(range(len(order))):
+        if None in order or len(order) != len(places) or order == list(range(len(order))):
             return None
         return np.array(order, dtype=np.int64)
 

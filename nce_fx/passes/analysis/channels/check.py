@@ -19,13 +19,11 @@ from nce_fx.passes.analysis.channels.labels import (
     Ids,
     Label,
     along,
-    at_places,
     bare,
     compress,
     constant,
     core,
     line_of,
-    placed,
     varies,
 )
 from nce_fx.passes.analysis.channels.products import PRODUCTS, shares_of
@@ -311,18 +309,6 @@ class Check(Run):
 
     def cut(self, labels: tuple[Label, ...], rows: bool = False) -> None:
         pass
-
-    def folded(self, label: Label, position: int) -> Label:
-        old = self.old.get(self.node) if self.node is not None else None
-        if not isinstance(old, ChannelTensor) or old.dim() != label.dim() or len(old.labels) <= position:
-            return label
-        before = old.labels[position]
-        for axis, size in enumerate(label.shape):
-            # Of several channels the reshape itself finds them.
-            if size > 1 and varies(before, axis) and not varies(label, axis) and placed(core(before)):
-                shape = [size if k == axis else 1 for k in range(label.dim())]
-                label = at_places(core(label), torch.arange(size).reshape(shape), size).expand(label.shape)
-        return label
 
     def attribute(self, owner: Any, name: str, value: Any) -> None:
         assert self.node is not None

@@ -311,9 +311,6 @@ class Tie(Run):
             if moving and (not rows or len(moving) > 1):
                 self.cuts.append(bare(small.select(moving[-1], 0).reshape(-1).numpy()))
 
-    def folded(self, label: Label, position: int) -> Label:
-        return label
-
     def _pin_single(self, small: torch.Tensor) -> None:
         """Pin one channel that was cut out of several: what cuts it out goes on to cut one, and copies would die."""
         ids = self.ids(small).reshape(-1)

@@ -111,10 +111,6 @@ class Vocabulary(ABC):
         """An axis was cut, or folded into rows: a producer may have to lay its copies out piece by piece."""
 
     @abstractmethod
-    def folded(self, label: Label, position: int) -> Label:
-        """Return a label of a view with the places it had where the one channel that is left shows none."""
-
-    @abstractmethod
     def original(self, value: Any) -> Any:
         """Return what this value was in the first run."""
 

@@ -109,8 +109,7 @@ def view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         sizes[sizes.index(-1)] = total // known
     if numel(sizes) != total:
         raise RuntimeError(f"shape {args[1]} is invalid for input of size {total}")
-    labels = (value.run.folded(reshape(label, sizes), k) for k, label in enumerate(value.labels))
-    result = _like(value, tuple(labels))
+    result = _like(value, tuple(reshape(label, sizes) for label in value.labels))
     value.run.cut(result.labels, rows=True)
     return result
 

@@ -87,7 +87,9 @@ def examine(gm: GraphModule) -> tuple[Structure, Resizing]:
         return inside
     # Heads that widen inside may want of their neighbours what these cannot give: then heads stay whole.
     outside = prove(_structured(gm, tie, classes))
-    return max(inside, outside, key=lambda proved: _free_axes(proved[0]))
+    lesser, better = sorted((outside, inside), key=lambda proved: _free_axes(proved[0]))
+    lesser[1].forget()
+    return better
 
 
 def _structured(gm: GraphModule, tie: Tie, classes: Ids) -> Structure:

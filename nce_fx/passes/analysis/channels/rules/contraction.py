@@ -87,13 +87,15 @@ def _contract(run: Run, a: Label, b: Label, shape: list[int], by_root: bool) -> 
     """
     if a.shape[-1] != b.shape[-2]:
         raise RuntimeError(f"{a.shape[-1]} entries are multiplied by {b.shape[-2]}")
-    over_a, over_b = run.varies(a, a.dim() - 1), run.varies(b, b.dim() - 2)
-    several = [over_a and over_b and beside(run, x, axis) for x, axis in ((a, a.dim() - 1), (b, b.dim() - 2))]
+    sides = ((a, a.dim() - 1), (b, b.dim() - 2))
+    over_a, over_b = (run.varies(label, axis) for label, axis in sides)
+    both = over_a and over_b
+    several = [both and beside(run, label, axis) for label, axis in sides]
     heads = any(several)
     # Keys that all heads share (multi-query attention) tie the heads, position by position.
-    alike = heads and (not all(several) or run.heads_alike((a, a.dim() - 1), (b, b.dim() - 2)))
-    if over_a and over_b and (not heads or alike):
-        for label, axis in ((a, a.dim() - 1), (b, b.dim() - 2)) if heads else ():
+    alike = heads and (not all(several) or run.heads_alike(*sides))
+    if both and (not heads or alike):
+        for label, axis in sides if heads else ():
             run.tie(label, along(line_of(label, axis), axis, list(label.shape)))
         run.contract(line_of(a, a.dim() - 1), line_of(b, b.dim() - 2), by_root)
         return constant(NEUTRAL, shape)

@@ -4,7 +4,7 @@
     python -m benchmarks.onnx_formats --networks resnet18 --quantizers lsq --again
     python -m benchmarks.onnx_tables                         # writes docs/deploy.md
 
-Each network is trained on the digits in float, rewritten, trained at 2 bits, for four epochs each, exported, and run on
+Each network is trained on the digits in float, rewritten, trained at 2 bits, for six epochs each, exported, and run on
 1,000 digits in onnxruntime. Needs scikit-learn for the digits, torchvision for ten of the networks.
 """
 
@@ -58,7 +58,7 @@ TORCHVISION = (
 NETWORKS = (*sorted(MODELS, key=lambda name: (name in ("resnet50", "vgg16_bn"), name)), *TORCHVISION)
 QUANTIZERS = {"sawb+pact": ("sawb", "pact"), "lsq": ("lsq", "lsq"), "dorefa": ("dorefa", "dorefa")}
 SIDE, IMAGES, CHUNK = 32, 1000, 250
-FLOAT = Recipe(epochs=4, batch_size=32, warmup_epochs=0.2, clip_gradient=1.0, evaluate_every=0)
+FLOAT = Recipe(epochs=6, batch_size=16, warmup_epochs=0.2, clip_gradient=1.0, evaluate_every=0)
 FEW_BITS = replace(FLOAT, learning_rate=0.03)
 EVERY_LEVEL = ("int2",)
 """Formats that are run at every optimization level; the others at the lowest and the highest."""
@@ -116,6 +116,7 @@ def run(network: str, keys: list[str], data: Data) -> None:
             about: dict[str, Any] = {
                 "accuracy": round(trained.accuracy, 4),
                 "epochs": FEW_BITS.epochs,
+                "batch": FEW_BITS.batch_size,
                 "classes": len(set(expected.argmax(1).tolist())),
                 "changed_groups": len(plan.changed),
                 "macs": int(cost.macs),

@@ -197,6 +197,29 @@ def materialize(gm: GraphModule) -> None:
             shared = type(module)
             module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
             parametrize.remove_parametrizations(module, "weight")
+    for node in list(gm.graph.nodes):
+        if node.op == "call_function" and "conv" in str(node.target) and isinstance(node.args[1], Node):
+            _store(gm, node, node.args[1])
+
+
+def _store(gm: GraphModule, reader: Node, weight: Node) -> None:
+    """Put a weight that the graph computes in the place of the one parameter that has its shape."""
+    chain, pending = {weight}, [weight]
+    while pending:
+        for node in pending.pop().all_input_nodes:
+            pending += [node] if node not in chain else []
+            chain.add(node)
+    run = Interpreter(gm, garbage_collect_values=False)
+    if weight.op == "get_attr" or any(node.op == "placeholder" for node in chain):
+        return
+    with torch.no_grad():
+        for node in (node for node in gm.graph.nodes if node in chain):
+            run.env[node] = run.run_node(node)
+    same = [n for n in chain if n.op == "get_attr" and run.env[n].shape == run.env[weight].shape]
+    if len(same) == 1 and all(user in chain for user in same[0].users):
+        run.env[same[0]].data.copy_(run.env[weight])
+        reader.update_arg(1, same[0])
+        gm.recompile()
 
 
 def _einsum_axes(gm: GraphModule) -> Iterator[tuple[str, int]]:

@@ -186,6 +186,6 @@ MODELS = {
     ),
     "weight_normed": ZooModel(WeightNormed, (image(),), ()),
     "parametrized": ZooModel(Parametrized, (image(),), ()),
-    "weight_standardized": ZooModel(WeightStandardized, (image(),), ("a", "b")),
+    "weight_standardized": ZooModel(WeightStandardized, (image(),), ("stem", "a", "b")),
     "scaled_weight": ZooModel(ScaledWeight, (image(),), ("kernel",)),
 }

@@ -25,12 +25,14 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from nce_fx.errors import ChannelError, where
 from nce_fx.passes.analysis.channels import ChannelGraph, analysis_of
+from nce_fx.passes.analysis.channels.computed import keep, value_of
 from nce_fx.passes.analysis.channels.edits import Gather
 from nce_fx.passes.analysis.channels.groups import Part
 from nce_fx.passes.analysis.channels.ids import Axis, Tensors
 from nce_fx.passes.analysis.channels.labels import Ids
 from nce_fx.passes.analysis.channels.projection import Mismatch
 from nce_fx.passes.analysis.channels.structure import Structure, settle, spread_copies
+from nce_fx.passes.analysis.channels.tie import Tie
 from nce_fx.passes.analysis.channels.value import ChannelTensor
 from nce_fx.passes.base import Pass, PassResult
 from nce_fx.passes.transform.copying import copied
@@ -168,17 +170,30 @@ def _resized(structure: Structure, channels: ChannelGraph, widths: Mapping[str, 
             by_path.setdefault(path, []).append((axis, gather))
     indices = {key: _index(i) for key, i in {id(g.index): g.index for g in run.edits.gathers.values()}.items()}
     rooms: _Rooms = {}
+    kept: dict[Node, str] = {}
     for path, gathers in by_path.items():
         old = tensors.tensors[path]
-        new = _gathered(path, old, gathers, indices, seed, rooms)
+        computed = structure.tie.computed.get(path)
+        if computed is not None and _reads_another(structure.tie, path, gathers):
+            kept[computed] = path
+        new = _gathered(path, value_of(gm, computed) if computed in kept else old, gathers, indices, seed, rooms)
         if new is not None and path in tensors.normed:
             memo.update(tensors.normed[path].parameters_for(new))
         elif new is not None:
             memo[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
     result = copied(gm, memo)
-    _edit(result, gm, run)
+    _edit(result, gm, run, kept)
     run.forget()
     return result
+
+
+def _reads_another(tie: Tie, path: str, gathers: list[tuple[int, Gather]]) -> bool:
+    """Whether the channels that a parameter reads are others, or more or fewer, than they were."""
+    size = tie.tensors.tensors[path].shape
+    return any(
+        "in" in tie.roles.get((path, axis), ()) and not np.array_equal(gather.index, np.arange(size[axis]))
+        for axis, gather in gathers
+    )
 
 
 def _index(index: Ids) -> torch.Tensor | None:
@@ -250,7 +265,7 @@ def _numbered(index: Ids) -> Ids:
     return np.unique(index, return_inverse=True)[1]
 
 
-def _edit(result: GraphModule, gm: GraphModule, run: Resizing) -> None:
+def _edit(result: GraphModule, gm: GraphModule, run: Resizing, kept: Mapping[Node, str]) -> None:
     edits = run.edits
     nodes = dict(zip(gm.graph.nodes, result.graph.nodes, strict=True))
     old_nodes = dict(nodes)
@@ -290,6 +305,8 @@ def _edit(result: GraphModule, gm: GraphModule, run: Resizing) -> None:
         if isinstance(value, ChannelTensor) and isinstance(meta, TensorMetadata) and value.shape != meta.shape:
             stride = torch.empty(value.shape, device="meta").stride()
             new.meta["tensor_meta"] = meta._replace(shape=value.shape, stride=stride)
+    for node, path in kept.items():
+        keep(result, nodes[node], path)
     for node in reversed(list(gm.graph.nodes)):
         # What a gather replaced: nothing but movement, and nobody reads it any more.
         if isinstance(run.env.get(node), Broken) or node in edits.selects:

@@ -11,6 +11,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from nce_fx.errors import ChannelError, one_line, where
+from nce_fx.passes.analysis.channels.computed import stands_alone
 from nce_fx.passes.analysis.channels.ids import Axis, IdSpace, Pin, Tensors
 from nce_fx.passes.analysis.channels.labels import (
     FIRST_ID,
@@ -60,6 +61,8 @@ class Tie(Run):
         self._recorded: tuple[Any, Any] = None, None
         """The last line that a parameter met, as it is and without places: the parameters of a norm meet one."""
         self.roles: dict[Axis, set[str]] = {}
+        self.computed: dict[str, Node] = {}
+        """For each parameter whose channels meet what the graph computes from it: the weight that is computed."""
         self.cuts: list[Ids] = []
         self.pieces: dict[tuple[int, int, int], Ids] = {}
         """The ids of every piece that was cut out of an axis, by the first, the last and their number."""
@@ -239,13 +242,30 @@ class Tie(Run):
         return line
 
     def consume(self, weight: Weight, axis: int, line: torch.Tensor) -> None:
-        resolved = self._resolve(weight, axis) if weight.exact else None
+        resolved = self._resolve(weight, axis)
+        if resolved is not None and not weight.exact and not self._can_keep(weight, resolved):
+            resolved = None
         self._remember(line, axis=resolved)
         if resolved is None:
             self.pin(line, "it is read by a weight that the graph computes")
             return
         self._record(resolved, line, "in")
         self.consumers.append((resolved[0], bare(line.numpy())))
+
+    def _can_keep(self, weight: Weight, read: Axis) -> bool:
+        """Whether a computed weight can be kept in the place of the parameter it is computed from, axis for axis."""
+        path, node = read[0], next((n for n in self._here().all_input_nodes if self.env.get(n) is weight), None)
+        if node is None or tuple(weight.shape) != tuple(getattr(self.tensors.tensors.get(path), "shape", ())):
+            return False
+        moving = [axis for axis in (0, 1) if any(varies(label, axis) for label in weight.labels)]
+        paths = {alias for alias, first in self.tensors.canonical.items() if first == path}
+        trained = {alias for alias in self.tensors.canonical if not self.tensors.is_buffer(alias)}
+        if any(self._resolve(weight, axis) != (path, axis) for axis in moving):
+            return False
+        if not stands_alone(node, paths, trained):
+            return False
+        self.computed[path] = node
+        return True
 
     def _record(self, axis: Axis, line: torch.Tensor, role: str) -> None:
         if line is not self._recorded[0]:

@@ -57,11 +57,11 @@ class Difficulty:
     largest: float = 12.0
     """Half the height of a letter."""
     stretch: float = 0.25
-    clutter: int = 4
+    clutter: int = 3
     """Strokes behind the letter."""
-    covers: int = 1
+    covers: int = 0
     """Broad strokes over the letter."""
-    contrast: float = 0.45
+    contrast: float = 0.5
     """The least distance of the letter's colour from the background's, in RGB from 0 to 1."""
     noise: float = 0.05
 

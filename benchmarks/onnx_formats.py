@@ -58,7 +58,7 @@ TORCHVISION = (
 NETWORKS = (*sorted(MODELS, key=lambda name: (name in ("resnet50", "vgg16_bn"), name)), *TORCHVISION)
 QUANTIZERS = {"sawb+pact": ("sawb", "pact"), "lsq": ("lsq", "lsq"), "dorefa": ("dorefa", "dorefa")}
 SIDE, IMAGES, CHUNK = 32, 1000, 250
-FLOAT = Recipe(epochs=6, batch_size=16, warmup_epochs=0.2, clip_gradient=1.0, evaluate_every=0)
+FLOAT = Recipe(epochs=6, batch_size=16, learning_rate=0.1, warmup_epochs=0.2, clip_gradient=1.0, evaluate_every=0)
 FEW_BITS = replace(FLOAT, learning_rate=0.03)
 EVERY_LEVEL = ("int2",)
 """Formats that are run at every optimization level; the others at the lowest and the highest."""

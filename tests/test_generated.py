@@ -16,7 +16,7 @@ import nce_fx
 from tests.drawing import keep, traced, wider
 from tests.generator import KINDS, Op, Program, network, programs
 from tests.generator.program import CHANNELS, SIDE, Generated
-from tests.generator.regressions import FALLS_SHORT, REGRESSIONS
+from tests.generator.regressions import REGRESSIONS
 from tests.laws import LAWS
 from tests.observing import difference, run
 from tests.zoo.model import image
@@ -42,13 +42,14 @@ def widening_keeps_the_function(model: nn.Module) -> None:
 
 def leaves_out_channels(program: Program) -> bool:
     """Whether channels are left out: where only a norm reads them, nothing tells their copies apart."""
-    cut = program.end == "raw" and any(op.kind in ("chunk", "split") for op in program.ops)
+    kinds = {op.kind for op in program.ops}
+    cut = program.end == "raw" and not kinds.isdisjoint({"chunk", "split"}) and any("norm" in kind for kind in kinds)
     return cut or any(op.kind == "reorder" and op.variant >= 2 for op in program.ops)
 
 
 def says_something(model: nn.Module) -> bool:
     """Whether there is anything to compare: a layer, and an output that is not zero everywhere."""
-    return bool(nce_fx.trace(model, INPUTS).state_dict()) and any(bool(x.any()) for x in run(model, INPUTS))
+    return bool(traced(model, INPUTS).gm.state_dict()) and any(bool(x.any()) for x in run(model, INPUTS))
 
 
 def obeys_the_laws(program: Program) -> None:
@@ -81,17 +82,6 @@ def test_random_networks(program):
 @pytest.mark.parametrize("name", REGRESSIONS)
 def test_what_broke_once(name):
     obeys_the_laws(REGRESSIONS[name])
-
-
-@pytest.mark.parametrize(
-    "program",
-    [
-        pytest.param(program, id=name, marks=pytest.mark.xfail(reason=reason, strict=True))
-        for name, (program, reason) in FALLS_SHORT.items()
-    ],
-)
-def test_what_is_still_broken(program):
-    obeys_the_laws(program)
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))

@@ -191,23 +191,16 @@ REGRESSIONS: dict[str, Program] = {
         ),
         end="raw",
     ),
-}
-"""What broke -> the program."""
-
-FALLS_SHORT = {
-    "a cat of chunks after two shuffles of pixels": (
-        Program(
-            ops=(
-                Op("norm_by_hand", of=1, size=1, variant=1),
-                Op("activation", of=1, other=4, variant=2),
-                Op("add", size=3, variant=2),
-                Op("pixels", of=3, other=1, size=2, variant=1),
-                Op("chunk", of=2, other=3, size=2, variant=2),
-                Op("pixels", other=3, variant=3),
-            ),
-            end="joined",
+    "one_channel_was_left_between_two_shuffles_of_pixels": Program(
+        (
+            Op("norm_by_hand", of=1, size=1, variant=1),
+            Op("activation", of=1, other=4, variant=2),
+            Op("add", size=3, variant=2),
+            Op("pixels", of=3, other=1, size=2, variant=1),
+            Op("chunk", of=2, other=3, size=2, variant=2),
+            Op("pixels", other=3, variant=3),
         ),
-        "a width that is called legal is refused by resize, in words: channels arrive that were not there at cat",
+        "joined",
     ),
 }
-"""Name -> program and what is wrong with it, until it is mended."""
+"""What broke -> the program."""

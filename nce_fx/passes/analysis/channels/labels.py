@@ -10,7 +10,7 @@ its copy), the high bits say which of the values it is, so that no later reorder
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import prod
 from typing import Any
 
@@ -100,17 +100,30 @@ def resized(label: Label, shape: Sequence[int]) -> Label:
     return core(label).expand(tuple(shape))
 
 
-def reshape(label: Label, shape: Sequence[int]) -> Label:
+def reshape(label: Label, shape: Sequence[int], laid_out: Collection[int] = ()) -> Label:
     """Reshape a label, touching only the axes that vary.
 
     Both shapes are cut into the shortest runs of axes with equal products; a run along which nothing varies stays
-    constant whatever its sizes, so only runs that carry channels are laid out in memory.
+    constant whatever its sizes, so only runs that carry channels are laid out in memory, and those of the axes
+    in ``laid_out``.
     """
-    old = list(label.shape)
-    new = list(shape)
     if label.numel() == 0:
-        return label.reshape(new)
-    cropped, target = [], []
+        return label.reshape(list(shape))
+    cropped: list[int] = []
+    target: list[int] = []
+    for old, new in runs(label.shape, shape):
+        moving = any(varies(label, axis) or (axis in laid_out and label.shape[axis] > 1) for axis in old)
+        cropped += [label.shape[axis] if moving else 1 for axis in old]
+        target += [shape[axis] if moving else 1 for axis in new]
+    small = label.as_strided(cropped, label.stride(), label.storage_offset())
+    if prod(target) and list(small.shape) != target:
+        small = _folded(label, small)
+    return compress(small.reshape(target)).expand(list(shape))
+
+
+def runs(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]:
+    """Return the shortest runs of axes of two shapes that have equal products."""
+    found = []
     i = j = 0
     while i < len(old) or j < len(new):
         begin_i, begin_j = i, j
@@ -124,13 +137,8 @@ def reshape(label: Label, shape: Sequence[int]) -> Label:
                 size_i, i = size_i * old[i], i + 1
             else:
                 size_j, j = size_j * new[j], j + 1
-        moving = any(varies(label, axis) for axis in range(begin_i, i))
-        cropped += [old[axis] if moving else 1 for axis in range(begin_i, i)]
-        target += [new[axis] if moving else 1 for axis in range(begin_j, j)]
-    small = label.as_strided(cropped, label.stride(), label.storage_offset())
-    if prod(target) and list(small.shape) != target:
-        small = _folded(label, small)
-    return compress(small.reshape(target)).expand(new)
+        found.append((range(begin_i, i), range(begin_j, j)))
+    return found
 
 
 def _folded(label: Label, small: torch.Tensor) -> torch.Tensor:

@@ -61,6 +61,8 @@ class Tie(Run):
         self._recorded: tuple[Any, Any] = None, None
         """The last line that a parameter met, as it is and without places: the parameters of a norm meet one."""
         self.roles: dict[Axis, set[str]] = {}
+        self.views: dict[Node | None, list[frozenset[int]]] = {}
+        """For each node: what each of its views lays out with channels, as axes of what is viewed."""
         self.computed: dict[str, Node] = {}
         """For each parameter whose channels meet what the graph computes from it: the weight that is computed."""
         self.cuts: list[Ids] = []
@@ -351,6 +353,10 @@ class Tie(Run):
             self.answers[self.node, self.asked] = answer
             self.asked += 1
         return answer
+
+    def laid_out(self, moving: frozenset[int]) -> frozenset[int]:
+        self.views.setdefault(self.node, []).append(moving)
+        return moving
 
     def original(self, value: Any) -> Any:
         self._remember(value)

@@ -123,6 +123,10 @@ class Vocabulary(ABC):
         """Return the answer that the first run gave: both runs take the same path through the rules."""
 
     @abstractmethod
+    def laid_out(self, moving: frozenset[int]) -> frozenset[int]:
+        """Return the axes that a view lays out with channels: those of the first run too, where its node is a view."""
+
+    @abstractmethod
     def attribute(self, owner: Any, name: str, value: Any) -> None:
         """A module attribute or function argument follows the widths."""
 

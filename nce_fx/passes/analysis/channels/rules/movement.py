@@ -21,6 +21,7 @@ from nce_fx.passes.analysis.channels.labels import (
     numel,
     reshape,
     resized,
+    runs,
     varies,
 )
 from nce_fx.passes.analysis.channels.rules.calls import channel_tensors, label_for, opaque, run_of
@@ -109,9 +110,16 @@ def view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         sizes[sizes.index(-1)] = total // known
     if numel(sizes) != total:
         raise RuntimeError(f"shape {args[1]} is invalid for input of size {total}")
-    result = _like(value, tuple(reshape(label, sizes) for label in value.labels))
+    result = _like(value, tuple(_reshaped(value.run, label, sizes) for label in value.labels))
     value.run.cut(result.labels, rows=True)
     return result
+
+
+def _reshaped(run: Run, label: Label, sizes: list[int]) -> Label:
+    """Reshape a label; what was laid out in the first run stays so where one channel is left."""
+    spans = [old for old, _ in runs(label.shape, sizes)]
+    moving = frozenset(axis for old in spans if any(varies(label, k) for k in old) for axis in old)
+    return reshape(label, sizes, run.laid_out(moving))
 
 
 def expand(self: Any, *sizes: Any, **kwargs: Any) -> Any:

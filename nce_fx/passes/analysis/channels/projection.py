@@ -163,6 +163,10 @@ class Projections:
             # No elements (a model without register tokens): nothing to compare.
             return Projection((None,) * old.dim(), ())
         moved = [axis for axis in range(old.dim()) if varies(old, axis) or varies(new, axis)]
+        for axis in moved:
+            # Copies of a channel laid out along places, by a view whose -1 took the growth.
+            if 1 < old.shape[axis] != new.shape[axis] and not varies(old, axis):
+                raise Mismatch(f"axis {axis} has {new.shape[axis]} entries instead of {old.shape[axis]}", old)
         still = [axis for axis in range(old.dim()) if old.shape[axis] != new.shape[axis] and axis not in moved]
         resized = tuple(still) if still and bool((core(old) >= FIRST_ID).any()) else ()
         if len(moved) == 1:

@@ -63,6 +63,7 @@ class Check(Run):
         self.classes, self.counts = classes, counts
         projections = Projections(counts)
         self.match, self.project, self._know = projections.match, projections.project, projections.know
+        self._forget_projections = projections.forget
         self.modes, self.orders, self.proven = modes, orders, proven
         self.cuts = frozenset(int(i) for cut in tie.cuts for i in cut)
         self.edits = Edits()
@@ -75,6 +76,7 @@ class Check(Run):
 
     def forget(self) -> None:
         super().forget()
+        self._forget_projections()
         self.input = self._followed = None
 
     def ids(self, label: torch.Tensor) -> torch.Tensor:

@@ -6,9 +6,10 @@ values meet, is what makes widening keep the function and narrowing a removal.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -27,6 +28,9 @@ from nce_fx.passes.analysis.channels.labels import (
     varies,
 )
 
+_MOST_HELD = 2**27
+"""Bytes of labels whose comparisons are kept, counted once for each."""
+
 
 class Mismatch(Exception):
     """Something does not meet at the new widths as it did at the old; carries the ids to blame."""
@@ -35,9 +39,18 @@ class Mismatch(Exception):
         super().__init__(reason)
         self.reason = reason
         self.node: Node | None = None
+        self.other: Mismatch | None = None
+        """What did not meet of the channels for which no layout is left, where others had been to blame first."""
+        self.modes: Mapping[tuple[str, int], int] = {}
+        """The layouts of other channels that had held until then."""
         self.blame = (
             np.unique(np.concatenate([np.unique(bare(core(b).numpy())) for b in blame])) if blame else np.empty(0)
         )
+
+    def alone(self) -> Self:
+        """Return it without the frames it came through: they hold every value of a run."""
+        self.__cause__ = self.__context__ = None
+        return self.with_traceback(None)
 
 
 def match(old: torch.Tensor, new: torch.Tensor, span: int) -> tuple[Ids, Ids]:
@@ -117,6 +130,14 @@ class Projections:
         self._same: dict[tuple[int, int], Projection] = {}
         """By the identity of two labels, which ``_labels`` keeps."""
         self._labels: dict[Any, tuple[Any, Projection]] = {}
+        self._held = 0
+
+    def forget(self) -> None:
+        """Let go of every value."""
+        self._held = 0
+        self._lines.clear()
+        self._same.clear()
+        self._labels.clear()
 
     def match(self, old: torch.Tensor, new: torch.Tensor) -> tuple[Ids, Ids]:
         """Return for each entry of a new line the old entry it repeats, and its copy number.
@@ -128,8 +149,16 @@ class Projections:
         known = self._lines.get(key)
         if known is None:
             # What is compared is kept, or another label could come to lie in its place.
+            self._hold(new)
             known = self._lines[key] = (old, new), match(old, new, self.span)
         return known[1]
+
+    def _hold(self, new: torch.Tensor) -> None:
+        """Make room for a label that is kept: where tokens differ, one takes many megabytes."""
+        self._held += new.untyped_storage().nbytes()
+        if self._held > _MOST_HELD:
+            self.forget()
+            self._held += new.untyped_storage().nbytes()
 
     def know(self, old: torch.Tensor, new: torch.Tensor, index: Ids, copies: Ids) -> None:
         """Take down how a new line was made from the old one: it need not be compared."""
@@ -148,6 +177,7 @@ class Projections:
             key = (*lies(old), *lies(new))
             known = self._labels.get(key)
             if known is None:
+                self._hold(new)
                 known = self._labels[key] = (old, new), self._project(old, new)
                 self._same[id(old), id(new)] = known[1]
             found = known[1]

@@ -81,12 +81,13 @@ def examine(gm: GraphModule) -> tuple[Structure, Resizing]:
     if not alike:
         return prove(_structured(gm, tie, classes))
     # What is summed in all heads alike needs no head kept whole: what was tied or pinned for that comes loose.
+    tie.forget()
     loose = _structured(gm, *_tied(gm, alike))
     inside = prove(loose)
     if _free_axes(inside[0]) == _free_axes(loose):
         return inside
     # Heads that widen inside may want of their neighbours what these cannot give: then heads stay whole.
-    outside = prove(_structured(gm, tie, classes))
+    outside = prove(_structured(gm, *_tied(gm)))
     lesser, better = sorted((outside, inside), key=lambda proved: _free_axes(proved[0]))
     lesser[1].forget()
     return better
@@ -153,30 +154,45 @@ def settle(structure: Structure, widths: Callable[[Structure], Ids]) -> tuple[St
     """Run a graph at new widths, trying other layouts of the copies where the usual one does not hold.
 
     Raises:
-        Mismatch: none holds; what did not meet in the usual one.
+        Mismatch: none holds; what did not meet in the usual one, and what of those channels for which none is left.
     """
-    first: Mismatch | None = None
+    failures: list[tuple[Mismatch, list[Group]]] = []
     while True:
         try:
             return structure, structure.run(widths(structure))
         except Mismatch as mismatch:
-            first = first or mismatch
+            blamed = _blamed(structure, mismatch)
+            failures.append((mismatch.alone(), blamed))
             modes = dict(structure.modes)
-            for group in filter(_has_runs, _blamed(structure, mismatch)):
+            for group in filter(_has_runs, blamed):
                 # Blocks of a network fail alike: each by itself would take a run.
                 for axis in (axis for other in _alike(structure, group) for axis in other.axes):
                     modes[axis] = min(2, structure.modes.get(axis, 0) + 1)
             if modes == dict(structure.modes):
+                first, suspects = failures[0]
+                last = next(each for each, groups in failures if groups == blamed or _meet(groups, blamed))
+                first.other = None if _meet(suspects, blamed) else last
+                useless = {axis for group in blamed for other in _alike(structure, group) for axis in other.axes}
+                first.modes = {axis: mode for axis, mode in modes.items() if axis not in useless}
                 raise first from None
             structure = replace(structure, modes=modes)
 
 
+def _meet(some: list[Group], others: list[Group]) -> bool:
+    return any(group in others for group in some)
+
+
 def _yield_to(structure: Structure, mismatch: Mismatch) -> Structure:
-    blamed = _blamed(structure, mismatch) or [group for group in structure.groups if group.free]
+    found = [(each, _blamed(structure, each)) for each in (mismatch, mismatch.other) if each is not None]
+    blamed = [group for k, (_, groups) in enumerate(found) for group in groups if k == 0 or group not in found[0][1]]
+    blamed = blamed or [group for group in structure.groups if group.free]
     if not blamed:
         raise ChannelError(f"the model does not run on its own channels: {mismatch.reason}")
-    alone = _failing(structure, blamed) if len(blamed) > 1 else blamed
-    return _in_step(structure, alone or blamed) or _pinned(structure, alone or blamed, mismatch)
+    failing = _failing(structure, blamed) if len(blamed) > 1 else blamed
+    guilty = failing or blamed
+    reason = next((each for each, groups in found if _meet(groups, guilty)), mismatch)
+    structure = replace(structure, modes=mismatch.modes)
+    return _in_step(structure, guilty) or _pinned(structure, guilty, reason)
 
 
 def _in_step(structure: Structure, groups: list[Group]) -> Structure | None:
@@ -213,8 +229,9 @@ def _blamed(structure: Structure, mismatch: Mismatch) -> list[Group]:
 def _alike(structure: Structure, group: Group) -> list[Group]:
     """Return the groups made of parts like those of a group, itself among them."""
 
-    def looks(group: Group) -> list[tuple[int, int]]:
-        return sorted((len(part.classes), len(part.axes)) for part in group.free)
+    def looks(group: Group) -> list[tuple[int, bool]]:
+        # A part that has more of one axis than of another is one of a fused projection, not of a trunk.
+        return sorted((len(part.classes), len({*part.axes.values()}) > 1) for part in group.free)
 
     return [other for other in structure.groups if looks(other) == looks(group)]
 

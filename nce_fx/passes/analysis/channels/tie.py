@@ -78,6 +78,11 @@ class Tie(Run):
         self.apart: set[tuple[Node, int]] = set()
         """The steps at which a parameter is shared by heads, which stay apart."""
 
+    def forget(self) -> None:
+        super().forget()
+        self.seen.clear()
+        self.meetings.clear()
+
     def run_node(self, n: Node) -> Any:
         """Run a node and keep what it returned as it was then: later nodes may write into it."""
         try:

@@ -78,19 +78,22 @@ class PooledHeads(nn.Module):
     def pooled(self, x, place):
         first, x = torch.tensor_split(x, (1,), dim=2)
         x = x.transpose(2, 3)
-        batch, heads, depth = x.shape[:3]
-        x = self.pools[place](x.reshape(batch * heads, depth, -1)).reshape(batch, heads, depth, -1)
+        batch, heads = x.shape[:2]
+        x = self.pools[place](x.reshape(batch * heads, self.depth, -1)).reshape(batch, heads, self.depth, -1)
         return self.norms[place](torch.cat((first, x.transpose(2, 3)), dim=2))
 
     def forward(self, x):
         batch, tokens = x.shape[:2]
         q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.heads, self.depth).transpose(1, 3).unbind(2)
         q, k, v = self.pooled(q, 0), self.pooled(k, 1), self.pooled(v, 2)
-        mixed = torch.matmul(self.scores(q, k).softmax(-1), v)
+        mixed = self.mixed(q, torch.matmul(self.scores(q, k).softmax(-1), v))
         return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, -1))
 
     def scores(self, q, k):
         return torch.matmul(q * self.depth**-0.5, k.transpose(2, 3))
+
+    def mixed(self, q, x):
+        return x
 
 
 class PooledHeadsWithTable(PooledHeads):
@@ -105,6 +108,14 @@ class PooledHeadsWithTable(PooledHeads):
 
     def scores(self, q, k):
         return super().scores(q, k) + torch.einsum("bhtc,tsc->bhts", q, self.table[self.distance])
+
+
+class ResidualPooling(PooledHeadsWithTable):
+    """MViTv2 whole: pooled queries are added to what the heads return, in place, but for the first token."""
+
+    def mixed(self, q, x):
+        x[:, :, 1:].add_(q[:, :, 1:])
+        return x
 
 
 class Separate(nn.Module):
@@ -349,6 +360,7 @@ MODELS = {
     "attention_pooled_heads_with_table": _model(
         PooledHeadsWithTable, "qkv", "pools.0", "pools.1", "pools.2", "table", "proj"
     ),
+    "attention_residual_pooling": _model(ResidualPooling, "qkv", "pools.0", "pools.1", "pools.2", "table", "proj"),
     "attention_module": _model(Module, "mha.in_proj_weight", "mha.out_proj"),
     "attention_grouped_query": _model(GroupedQuery, "q", "kv", "proj"),
     "attention_rotary": _model(Rotary, "q", "k", "v", "proj"),

@@ -24,26 +24,17 @@ BUILT_IN: dict[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
 NAMES = [*ZOO, *BUILT_IN]
 
 TWO_AXES = "a value that carries channels along two axes is pinned, though one of them could change"
-ONE_LEFT = "narrowing to one channel is refused where the graph then sees an axis of length 1 (in words, at resize)"
 FALLS_SHORT = {
-    "tokens_by_view": "einsum on a raw parameter checks sizes before its weight is gathered",
     "outer_product": TWO_AXES,
     "grey_to_many": "expand_as(y) spreads one channel over a width that is then its own",
 }
 """Pinned, in words and without a wrong result, though it could be free: what the analysis does not see yet."""
-REFUSED = {(name, law): ONE_LEFT for name in ("squeezed",) for law in ("4_the_output_is_the_users", "6_cost_is_exact")}
-"""Widths that the analysis calls legal and resize then refuses."""
 
 
-def expected(names: Any, short: Mapping[Any, str]) -> list[Any]:
+def expected(names: Iterable[str], short: Mapping[str, str]) -> list[Any]:
     """Mark what is known to fall short; strictly, so that what is mended must be taken off the list."""
-    return [
-        pytest.param(
-            *(name if isinstance(name, tuple) else (name,)),
-            marks=[pytest.mark.xfail(reason=short[name], strict=True)] if name in short else [],
-        )
-        for name in names
-    ]
+    marks = {name: [pytest.mark.xfail(reason=reason, strict=True)] for name, reason in short.items()}
+    return [pytest.param(name, marks=marks.get(name, [])) for name in names]
 
 
 @lru_cache(maxsize=2)
@@ -55,7 +46,7 @@ def subject(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
     return randomize(build()).eval(), (x,)
 
 
-@pytest.mark.parametrize(("name", "law"), expected([(name, law) for law in LAWS for name in NAMES], REFUSED))
+@pytest.mark.parametrize(("name", "law"), [(name, law) for law in LAWS for name in NAMES])
 def test_law(name, law):
     LAWS[law](*subject(name))
 

@@ -1,7 +1,7 @@
 """What a node may become at new widths: sizes and cuts that the original wrote down follow their channels.
 
-A literal size grows with what it counts, and a ``chunk`` becomes a ``split`` with sizes: ``repairs`` yields the calls,
-most likely first, and one that checks is taken.
+A literal size grows with what it counts, a ``chunk`` becomes a ``split`` with sizes, a ``squeeze`` says its axes:
+``repairs`` yields the calls, most likely first, and one that checks is taken.
 """
 
 from __future__ import annotations
@@ -168,6 +168,13 @@ def _expand(run: Check, n: Node, old: ChannelTensor, args: tuple[Any, ...], kwar
     yield n.target, (args[0], *(sizes if flat else [sizes])), {}
 
 
+def _squeeze(run: Check, n: Node, old: ChannelTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Call]:
+    """``squeeze(x)`` of whatever has one entry: the axes that had, and not one with one channel left."""
+    if len(args) == 1 and not kwargs:
+        axes = tuple(axis for axis, size in enumerate(old.shape) if size == 1)
+        yield aten.squeeze.dims if n.target is aten.squeeze.default else n.target, (args[0], axes), {}
+
+
 _REPAIRS: dict[Any, Any] = {
     **dict.fromkeys(
         ["view", "reshape", torch.reshape, aten.view.default, aten.reshape.default, aten._unsafe_view.default], _view
@@ -183,4 +190,5 @@ _REPAIRS: dict[Any, Any] = {
     aten.slice.Tensor: _aten_slice,
     **dict.fromkeys(["narrow", torch.narrow, aten.narrow.default], _narrow),
     **dict.fromkeys(["expand", aten.expand.default], _expand),
+    **dict.fromkeys(["squeeze", torch.squeeze, aten.squeeze.default], _squeeze),
 }

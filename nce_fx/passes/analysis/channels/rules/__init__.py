@@ -62,6 +62,8 @@ FUNCTION_RULES: dict[Any, Any] = {
     F.unfold: movement.im2col,
     F.fold: movement.col2im,
     torch.Tensor.expand: movement.expand,
+    torch.einsum: contraction.einsum,
+    aten.einsum.default: contraction.einsum,
 }
 
 MODULE_RULES: dict[type[nn.Module], Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from typing import Any
 
 import torch
@@ -150,6 +151,43 @@ def _matmul_constant(run: Run, a: Any, b: Any, shape: list[int]) -> ChannelTenso
 def aten_matmul(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
     """The forms that matmul comes apart into: mm, bmm."""
     return matmul(args[0], args[1])
+
+
+def einsum(equation: str, *operands: Any) -> Any:
+    """A layer where one operand is a matrix of parameters; anything else as what it comes apart into."""
+    values = operands[0] if len(operands) == 1 and isinstance(operands[0], list | tuple) else operands
+    found = _layer(equation, values)
+    if found is None:
+        with torch._C.DisableTorchFunctionSubclass():
+            return torch.einsum(equation, *values)
+    x, weight, left, right, result = found
+    (summed,), (new,) = set(left) & set(right), set(right) - set(left)
+    read(x.run, x, left.index(summed), weight, right.index(summed))
+    line = made(x.run, weight, right.index(new), None)
+    sizes = dict(zip(left, x.shape, strict=True)) | {new: line.numel()}
+    return x.run.activation(along(line, result.index(new), [sizes[letter] for letter in result]), x.dtype)
+
+
+def _layer(equation: str, values: Any) -> tuple[ChannelTensor, ChannelTensor, str, str, str] | None:
+    """Return activation, weight and their letters where an einsum is one linear layer: it would compare lengths first.
+
+    The weight's rows and columns are one letter that is summed over channels, and one that is new in the result.
+    """
+    left, _, result = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    if len(values) != 2 or len(terms) != 2 or not result.isalpha():
+        return None
+    for (x, a), (weight, b) in permutations(zip(values, terms, strict=True)):
+        if not all(isinstance(value, ChannelTensor) for value in (x, weight)) or x.is_parameter:
+            continue
+        summed, new = set(a) & set(b), set(b) - set(a)
+        if not weight.is_parameter or len(weight.labels) != 2 or not len(summed) == len(new) == 1:
+            continue
+        if sorted(result) == sorted((set(a) - summed) | new) and len(set(a)) == len(a):
+            axis = a.index(*summed)
+            if x.run.carries(label_for(x, axis), axis):
+                return x, weight, a, b, result
+    return None
 
 
 def add_matmul(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:

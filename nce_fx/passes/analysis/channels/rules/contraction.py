@@ -184,7 +184,7 @@ def _layer(equation: str, values: Any) -> tuple[ChannelTensor, ChannelTensor, st
         if not weight.is_parameter or len(weight.labels) != 2 or not len(summed) == len(new) == 1:
             continue
         if sorted(result) == sorted((set(a) - summed) | new) and len(set(a)) == len(a):
-            axis = a.index(*summed)
+            axis = a.index(summed.pop())
             if x.run.carries(label_for(x, axis), axis):
                 return x, weight, a, b, result
     return None

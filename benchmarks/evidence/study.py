@@ -23,7 +23,6 @@ DEFAULT = (
     "digits-mobilenet",
     "digits-resnet8",
     "glyphs-resnet20",
-    "glyphs-resnet8",
     "glyphs-mobilenet",
 )
 """What `python -m benchmarks.evidence` runs when no study is named."""

@@ -187,5 +187,5 @@ MODELS = {
     "weight_normed": ZooModel(WeightNormed, (image(),), ()),
     "parametrized": ZooModel(Parametrized, (image(),), ()),
     "weight_standardized": ZooModel(WeightStandardized, (image(),), ("stem", "a", "b")),
-    "scaled_weight": ZooModel(ScaledWeight, (image(),), ("kernel",)),
+    "scaled_weight": ZooModel(ScaledWeight, (image(),), ("stem", "kernel")),
 }

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from nce_fx.errors import ChannelError, where
 from nce_fx.passes.analysis.channels import ChannelGraph, analysis_of
-from nce_fx.passes.analysis.channels.computed import keep, value_of
+from nce_fx.passes.analysis.channels.computed import Computed, keep, value_of
 from nce_fx.passes.analysis.channels.edits import Gather
 from nce_fx.passes.analysis.channels.groups import Part
 from nce_fx.passes.analysis.channels.ids import Axis, Tensors
@@ -170,13 +170,13 @@ def _resized(structure: Structure, channels: ChannelGraph, widths: Mapping[str, 
             by_path.setdefault(path, []).append((axis, gather))
     indices = {key: _index(i) for key, i in {id(g.index): g.index for g in run.edits.gathers.values()}.items()}
     rooms: _Rooms = {}
-    kept: dict[Node, str] = {}
+    kept: dict[str, Computed] = {}
     for path, gathers in by_path.items():
-        old = tensors.tensors[path]
-        computed = structure.tie.computed.get(path)
-        if computed is not None and _reads_another(structure.tie, path, gathers):
-            kept[computed] = path
-        new = _gathered(path, value_of(gm, computed) if computed in kept else old, gathers, indices, seed, rooms)
+        old = value = tensors.tensors[path]
+        if path in structure.tie.computed and _reads_another(structure.tie, path, gathers):
+            kept[path] = structure.tie.computed[path]
+            value = value_of(gm, kept[path])
+        new = _gathered(path, value, gathers, indices, seed, rooms)
         if new is not None and path in tensors.normed:
             memo.update(tensors.normed[path].parameters_for(new))
         elif new is not None:
@@ -265,7 +265,7 @@ def _numbered(index: Ids) -> Ids:
     return np.unique(index, return_inverse=True)[1]
 
 
-def _edit(result: GraphModule, gm: GraphModule, run: Resizing, kept: Mapping[Node, str]) -> None:
+def _edit(result: GraphModule, gm: GraphModule, run: Resizing, kept: Mapping[str, Computed]) -> None:
     edits = run.edits
     nodes = dict(zip(gm.graph.nodes, result.graph.nodes, strict=True))
     old_nodes = dict(nodes)
@@ -305,8 +305,8 @@ def _edit(result: GraphModule, gm: GraphModule, run: Resizing, kept: Mapping[Nod
         if isinstance(value, ChannelTensor) and isinstance(meta, TensorMetadata) and value.shape != meta.shape:
             stride = torch.empty(value.shape, device="meta").stride()
             new.meta["tensor_meta"] = meta._replace(shape=value.shape, stride=stride)
-    for node, path in kept.items():
-        keep(result, nodes[node], path)
+    for path, found in kept.items():
+        keep(result, Computed(nodes[found.weight], found.gain and nodes[found.gain]), path)
     for node in reversed(list(gm.graph.nodes)):
         # What a gather replaced: nothing but movement, and nobody reads it any more.
         if isinstance(run.env.get(node), Broken) or node in edits.selects:

@@ -1,20 +1,58 @@
 """Weights that the graph computes from parameters, and when one can be kept as a parameter instead.
 
 A standardized weight depends on all its inputs at once: no change to what it is computed from divides one channel among
-copies. But its value can be divided, so a resize puts the value in the place of the parameter it is computed from.
+copies. But its value can be divided, so a resize puts the value in the place of the parameter it is computed from. A
+gain that the graph multiplies it by (one for each filter, as in NF-nets) goes on multiplying it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch.fx import GraphModule, Interpreter, Node
+from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
+from nce_fx.passes.analysis.channels.ids import Axis, Tensors
 from nce_fx.tracing.exported import evaluating
 
 
-def sources(weight: Node) -> tuple[Node, ...]:
+@dataclass(frozen=True)
+class Computed:
+    """A weight that the graph computes, and the gain that it is in proportion to, where it has one."""
+
+    weight: Node
+    gain: Node | None
+
+
+def computed(gm: GraphModule, weight: Node, read: Axis, tensors: Tensors) -> Computed | None:
+    """Return a weight that can be kept in the place of the parameter whose axis is read; ``None`` where it cannot.
+
+    One layer alone reads the weight, nothing else needs the parameter, and of other trained parameters there is at most
+    a gain.
+    """
+    path, axis = read
+    parameter = {alias for alias, first in tensors.canonical.items() if first == path}
+    inside = frozenset(_sources(weight))
+
+    def apart(node: Node) -> bool:
+        if node.op == "call_module":
+            return node not in inside and not any(alias.startswith(f"{node.target}.") for alias in parameter)
+        return node.target not in parameter or all(user in inside for user in (node, *node.users))
+
+    if not inside or len(weight.users) != 1 or not all(map(apart, weight.graph.nodes)):
+        return None
+    trained = [n for n in inside if n.op == "get_attr" and not tensors.is_buffer(str(n.target))]
+    others = [node for node in trained if node.target not in parameter and node.target in tensors.canonical]
+    if not others:
+        return Computed(weight, None)
+    found = Computed(weight, others[0])
+    return found if len(others) == 1 and _is_in_proportion(gm, found, axis) else None
+
+
+def _sources(weight: Node) -> tuple[Node, ...]:
     """Return the nodes that a weight is computed from, in order, itself last; nothing where an input has a part."""
     found: dict[Node, None] = {}
 
@@ -28,40 +66,43 @@ def sources(weight: Node) -> tuple[Node, ...]:
     return tuple(found) if visit(weight) else ()
 
 
-def stands_alone(weight: Node, parameter: Collection[str], trained: Collection[str]) -> bool:
-    """Whether one layer alone reads a weight, computed from one parameter (by all its paths) that nothing else needs.
-
-    Where others are trained as well (a gain for each filter), they would have nothing left to do.
-    """
-    inside = frozenset(sources(weight))
-
-    def apart(node: Node) -> bool:
-        if node.op == "get_attr" and node.target in parameter:
-            return node in inside and all(user in inside for user in node.users)
-        if node.op == "call_module":
-            return node not in inside and not any(path.startswith(f"{node.target}.") for path in parameter)
-        return node.op != "get_attr" or node not in inside or node.target not in trained
-
-    return bool(inside) and len(weight.users) == 1 and all(map(apart, weight.graph.nodes))
+def _is_in_proportion(gm: GraphModule, found: Computed, axis: int) -> bool:
+    assert found.gain is not None
+    gain, whole = (_evaluated(gm, node, ()) for node in (found.gain, found.weight))
+    without = value_of(gm, found)
+    beside = [k for k, size in enumerate(gain.shape) if size > 1]
+    if gain.dim() != whole.dim() or len(beside) > 1 or axis in beside or gain.device.type == "meta":
+        return False
+    return bool((without * gain - whole).abs().max() <= 64 * torch.finfo(whole.dtype).eps * whole.abs().max())
 
 
-def value_of(gm: GraphModule, weight: Node) -> torch.Tensor:
-    """Compute a weight from its parameters, as in evaluation mode."""
+def _evaluated(gm: GraphModule, node: Node, ones: Iterable[Node | None]) -> torch.Tensor:
+    """Compute a node from parameters alone, as in evaluation mode, with ones in the place of some of them."""
     run = Interpreter(gm, garbage_collect_values=False)
     with evaluating(gm), torch.no_grad():
-        for node in sources(weight):
-            run.env[node] = run.run_node(node)
-    value: torch.Tensor = run.env[weight]
-    return value.detach()
+        for source in _sources(node):
+            value = run.run_node(source)
+            run.env[source] = torch.ones_like(value) if source in ones else value
+    result: torch.Tensor = run.env[node]
+    return result.detach()
 
 
-def keep(gm: GraphModule, weight: Node, parameter: str) -> None:
-    """Read a parameter where a weight was computed, and drop what computed it."""
-    chain = sources(weight)
-    with gm.graph.inserting_before(weight):
+def value_of(gm: GraphModule, found: Computed) -> torch.Tensor:
+    """Compute a weight from its parameters, but for its gain."""
+    return _evaluated(gm, found.weight, (found.gain,))
+
+
+def keep(gm: GraphModule, found: Computed, parameter: str) -> None:
+    """Read a parameter where a weight was computed, times its gain, and drop what computed it."""
+    chain = _sources(found.weight)
+    meta = _extract_tensor_metadata(gm.get_parameter(parameter))
+    with gm.graph.inserting_before(found.weight):
         kept = gm.graph.get_attr(parameter)
-    kept.meta = dict(weight.meta)
-    weight.replace_all_uses_with(kept)
+        kept.meta["tensor_meta"] = meta
+        if found.gain is not None:
+            kept = gm.graph.call_function(operator.mul, (kept, found.gain))
+            kept.meta["tensor_meta"] = meta
+    found.weight.replace_all_uses_with(kept)
     for node in reversed(chain):
         if not node.users:
             gm.graph.erase_node(node)

@@ -169,9 +169,9 @@ def settle(structure: Structure, widths: Callable[[Structure], Ids]) -> tuple[St
                 for axis in (axis for other in _alike(structure, group) for axis in other.axes):
                     modes[axis] = min(2, structure.modes.get(axis, 0) + 1)
             if modes == dict(structure.modes):
-                first, suspects = failures[0]
-                last = next(each for each, groups in failures if groups == blamed or _meet(groups, blamed))
-                first.other = None if _meet(suspects, blamed) else last
+                first = failures[0][0]
+                other = next(each for each, groups in failures if groups == blamed or _meet(groups, blamed))
+                first.other = None if other is first else other
                 useless = {axis for group in blamed for other in _alike(structure, group) for axis in other.axes}
                 first.modes = {axis: mode for axis, mode in modes.items() if axis not in useless}
                 raise first from None

@@ -11,7 +11,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from nce_fx.errors import ChannelError, one_line, where
-from nce_fx.passes.analysis.channels.computed import stands_alone
+from nce_fx.passes.analysis.channels.computed import Computed, computed
 from nce_fx.passes.analysis.channels.ids import Axis, IdSpace, Pin, Tensors
 from nce_fx.passes.analysis.channels.labels import (
     FIRST_ID,
@@ -44,6 +44,7 @@ class Tie(Run):
 
     def __init__(self, gm: GraphModule, alike: frozenset[Node] = frozenset()) -> None:
         super().__init__(gm, IdSpace(), Tensors.of(gm))
+        self.gm = gm
         self.alike = alike
         """Products within heads that a run before this one found to be alike."""
         self.by_heads: list[tuple[Node, tuple[tuple[Label, int], ...]]] = []
@@ -63,7 +64,7 @@ class Tie(Run):
         self.roles: dict[Axis, set[str]] = {}
         self.views: dict[Node | None, list[frozenset[int]]] = {}
         """For each node: what each of its views lays out with channels, as axes of what is viewed."""
-        self.computed: dict[str, Node] = {}
+        self.computed: dict[str, Computed] = {}
         """For each parameter whose channels meet what the graph computes from it: the weight that is computed."""
         self.cuts: list[Ids] = []
         self.pieces: dict[tuple[int, int, int], Ids] = {}
@@ -261,18 +262,16 @@ class Tie(Run):
 
     def _can_keep(self, weight: Weight, read: Axis) -> bool:
         """Whether a computed weight can be kept in the place of the parameter it is computed from, axis for axis."""
-        path, node = read[0], next((n for n in self._here().all_input_nodes if self.env.get(n) is weight), None)
-        if node is None or tuple(weight.shape) != tuple(getattr(self.tensors.tensors.get(path), "shape", ())):
-            return False
+        node = next((n for n in self._here().all_input_nodes if self.env.get(n) is weight), None)
+        known = self.tensors.tensors.get(read[0])
         moving = [axis for axis in (0, 1) if any(varies(label, axis) for label in weight.labels)]
-        paths = {alias for alias, first in self.tensors.canonical.items() if first == path}
-        trained = {alias for alias in self.tensors.canonical if not self.tensors.is_buffer(alias)}
-        if any(self._resolve(weight, axis) != (path, axis) for axis in moving):
+        in_place = known is not None and known.shape == weight.shape
+        if node is None or not in_place or any(self._resolve(weight, axis) != (read[0], axis) for axis in moving):
             return False
-        if not stands_alone(node, paths, trained):
-            return False
-        self.computed[path] = node
-        return True
+        found = computed(self.gm, node, read, self.tensors)
+        if found is not None:
+            self.computed[read[0]] = found
+        return found is not None
 
     def _record(self, axis: Axis, line: torch.Tensor, role: str) -> None:
         if line is not self._recorded[0]:

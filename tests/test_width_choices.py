@@ -127,11 +127,7 @@ def test_interpolation_is_the_published_formula(narrow, wide):
     torch.testing.assert_close(module(x, shares), expected)
 
 
-REFUSED = {"group_means"}
-"""`resize` refuses widths that the analysis calls legal, see test_laws."""
-
-
-@pytest.mark.parametrize("name", sorted(set(ZOO) - REFUSED)[::4])
+@pytest.mark.parametrize("name", sorted(ZOO)[::4])
 def test_a_sure_preference_is_the_resized_network_for_every_pattern(name):
     known = drawing.traced(ZOO[name].make(), ZOO[name].inputs)
     candidates = first_candidates(known.channels, SearchRecipe(epochs=9, expand=False)).candidates

@@ -202,5 +202,15 @@ REGRESSIONS: dict[str, Program] = {
         ),
         "joined",
     ),
+    "one_channel_was_left_where_space_is_folded": Program(
+        (
+            Op("pixels", other=2, size=2, variant=1),
+            Op("norm", of=1, other=4, variant=2),
+            Op("to_vector", other=1, size=1, variant=2),
+            Op("to_tokens", of=1, other=4, size=1, variant=3),
+            Op("multiply", of=1, other=3),
+        ),
+        "joined",
+    ),
 }
 """What broke -> the program."""

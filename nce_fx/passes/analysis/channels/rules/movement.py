@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -233,7 +234,11 @@ def space_to_depth(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     order = [*range(len(batch) + 1), -3, -1, -4, -2]
     order = [k % len(blocks) for k in order]
     shape = (*batch, channels * factor**2, height // factor, width // factor)
-    labels = (reshape(reshape(label, blocks).permute(order), shape) for label in value.labels)
+    folded = frozenset(range(len(batch), len(batch) + 3))
+    labels = []
+    for label in value.labels:
+        moving = value.run.decide(partial(varies, label, len(batch)))
+        labels.append(reshape(reshape(label, blocks).permute(order), shape, folded if moving else ()))
     return _like(value, tuple(labels))
 
 

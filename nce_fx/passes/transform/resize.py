@@ -260,7 +260,7 @@ def _divide(path: str, weight: torch.Tensor, axis: int, gather: Gather, seed: in
 
 
 def _deviation(weight: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(weight)) / max(1, weight.numel()) ** 0.5
+    return float(torch.linalg.vector_norm(weight)) / float(max(1, weight.numel()) ** 0.5)
 
 
 def _numbered(index: Ids) -> Ids:

@@ -212,5 +212,18 @@ REGRESSIONS: dict[str, Program] = {
         ),
         "joined",
     ),
+    "one_channel_was_left_three_times_over": Program(
+        (
+            Op("activation", of=1, other=2, size=1, variant=2),
+            Op("conv", other=4),
+            Op("shuffle", other=1, size=2, variant=3),
+            Op("activation", of=1, other=2, size=1, variant=1),
+            Op("project", other=1, size=3),
+            Op("add", other=3, variant=2),
+            Op("concatenate", of=1, other=4, size=3, variant=3),
+            Op("to_vector", other=5, size=3, variant=1),
+        ),
+        "raw",
+    ),
 }
 """What broke -> the program."""

@@ -212,18 +212,40 @@ REGRESSIONS: dict[str, Program] = {
         ),
         "joined",
     ),
-    "one_channel_was_left_three_times_over": Program(
-        (
-            Op("activation", of=1, other=2, size=1, variant=2),
-            Op("conv", other=4),
-            Op("shuffle", other=1, size=2, variant=3),
-            Op("activation", of=1, other=2, size=1, variant=1),
-            Op("project", other=1, size=3),
-            Op("add", other=3, variant=2),
-            Op("concatenate", of=1, other=4, size=3, variant=3),
-            Op("to_vector", other=5, size=3, variant=1),
-        ),
-        "raw",
-    ),
 }
 """What broke -> the program."""
+
+FALLS_SHORT = {
+    "one channel is left three times over": (
+        Program(
+            (
+                Op("activation", of=1, other=2, size=1, variant=2),
+                Op("conv", other=4),
+                Op("shuffle", other=1, size=2, variant=3),
+                Op("activation", of=1, other=2, size=1, variant=1),
+                Op("project", other=1, size=3),
+                Op("add", other=3, variant=2),
+                Op("concatenate", of=1, other=4, size=3, variant=3),
+                Op("to_vector", other=5, size=3, variant=1),
+            ),
+            "raw",
+        ),
+        "a width that is called legal is refused by resize, in words: channels arrive that were not there at view",
+    ),
+    "copies behind a split stay equal": (
+        Program(
+            (
+                Op("squeeze_excite", other=4),
+                Op("strided", of=2, other=3, size=1, variant=1),
+                Op("split", other=4, variant=3),
+                Op("mask", of=3, size=1, variant=1),
+                Op("multiply", of=2, other=5, size=1),
+                Op("transposed", of=3, other=4, size=2),
+                Op("groups_apart", of=3, other=2, size=3),
+            ),
+            "tuple",
+        ),
+        "two copies are equal after a step, why is not known: law 2",
+    ),
+}
+"""Name -> program and what is wrong with it, until it is mended."""

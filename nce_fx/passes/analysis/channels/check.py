@@ -18,7 +18,6 @@ from nce_fx.passes.analysis.channels.labels import (
     FIXED,
     Ids,
     Label,
-    Layout,
     along,
     bare,
     compress,
@@ -107,10 +106,10 @@ class Check(Run):
         self.asked += 1
         return answer
 
-    def laid_out(self, own: Layout) -> Layout:
+    def laid_out(self, moving: frozenset[int]) -> frozenset[int]:
         before = self.first.views.get(self.node, [])
         # What is made of several views takes another way through them where an axis has one entry.
-        return own.joined(before[0]) if len(before) == 1 else own
+        return moving | before[0] if len(before) == 1 else moving
 
     def original(self, value: Any) -> Any:
         return self._met().labels[0]

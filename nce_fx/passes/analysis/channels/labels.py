@@ -10,9 +10,9 @@ its copy), the high bits say which of the values it is, so that no later reorder
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -100,45 +100,24 @@ def resized(label: Label, shape: Sequence[int]) -> Label:
     return core(label).expand(tuple(shape))
 
 
-class Layout(NamedTuple):
-    """Which axes of a label a reshape lays out: those that vary, and all of their runs."""
-
-    varying: frozenset[int] = frozenset()
-    laid_out: frozenset[int] = frozenset()
-
-    def joined(self, other: Layout) -> Layout:
-        """Return what either of two lays out."""
-        return Layout(self.varying | other.varying, self.laid_out | other.laid_out)
-
-
-NOTHING = Layout()
-
-
-def layout_of(label: Label, shape: Sequence[int]) -> Layout:
-    """Return what a reshape of a label to this shape lays out."""
-    varying = frozenset(axis for axis in range(label.dim()) if varies(label, axis))
-    spans = (old for old, _ in runs(label.shape, shape))
-    return Layout(varying, frozenset(axis for old in spans if not varying.isdisjoint(old) for axis in old))
-
-
-def reshape(label: Label, shape: Sequence[int], first: Layout = NOTHING) -> Label:
+def reshape(label: Label, shape: Sequence[int], laid_out: Collection[int] = ()) -> Label:
     """Reshape a label, touching only the axes that vary.
 
     Both shapes are cut into the shortest runs of axes with equal products; a run along which nothing varies stays
-    constant whatever its sizes, so only runs that carry channels are laid out in memory, and those of ``first``, what
-    the first run laid out: there one channel may be left.
+    constant whatever its sizes, so only runs that carry channels are laid out in memory, and those of the axes
+    in ``laid_out``.
     """
     if label.numel() == 0:
         return label.reshape(list(shape))
     cropped: list[int] = []
     target: list[int] = []
     for old, new in runs(label.shape, shape):
-        moving = any(varies(label, axis) or (axis in first.laid_out and label.shape[axis] > 1) for axis in old)
+        moving = any(varies(label, axis) or (axis in laid_out and label.shape[axis] > 1) for axis in old)
         cropped += [label.shape[axis] if moving else 1 for axis in old]
         target += [shape[axis] if moving else 1 for axis in new]
     small = label.as_strided(cropped, label.stride(), label.storage_offset())
     if prod(target) and list(small.shape) != target:
-        small = _folded(label, small, first.varying)
+        small = _folded(label, small)
     return compress(small.reshape(target)).expand(list(shape))
 
 
@@ -162,10 +141,9 @@ def runs(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]:
     return found
 
 
-def _folded(label: Label, small: torch.Tensor, varying: frozenset[int]) -> torch.Tensor:
+def _folded(label: Label, small: torch.Tensor) -> torch.Tensor:
     """Tell apart the elements of axes without channels that a reshape lays out along with channels."""
-    moving = varying.union(axis for axis in range(label.dim()) if varies(label, axis))
-    still = [axis for axis in range(label.dim()) if small.shape[axis] > 1 and axis not in moving]
+    still = [axis for axis in range(label.dim()) if small.shape[axis] > 1 and not varies(label, axis)]
     if not still:
         return small
     sizes = [small.shape[axis] if axis in still else 1 for axis in range(label.dim())]

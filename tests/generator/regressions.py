@@ -4,6 +4,20 @@ from __future__ import annotations
 
 from tests.generator.program import Op, Program
 
+SHUT = (
+    Op("transposed", of=3, other=3, size=3),
+    Op("shuffle", other=4, size=1, variant=1),
+    Op("strided", of=1, other=3, size=3),
+    Op("strided", other=2, size=3, variant=2),
+    Op("mask", other=4, size=3, variant=1),
+    Op("functional", other=1, variant=3),
+    Op("pool", of=1, other=2, variant=2),
+    Op("add", of=3, other=1, size=3, variant=1),
+    Op("shuffle", of=2, other=4, size=3, variant=1),
+    Op("bottleneck", of=1, other=2, size=2, variant=3),
+)
+"""What ends in a ReLU that lets nothing through."""
+
 REGRESSIONS: dict[str, Program] = {
     "a_norm_was_dropped_before_a_mean": Program((Op("norm", variant=2),)),
     "a_weight_standardized_by_hand_disagreed_with_itself": Program((Op("functional", variant=1),)),
@@ -150,16 +164,7 @@ REGRESSIONS: dict[str, Program] = {
     ),
     "only_a_mean_felt_a_channel_behind_a_shut_relu": Program(
         ops=(
-            Op("transposed", of=3, other=3, size=3),
-            Op("shuffle", other=4, size=1, variant=1),
-            Op("strided", of=1, other=3, size=3),
-            Op("strided", other=2, size=3, variant=2),
-            Op("mask", other=4, size=3, variant=1),
-            Op("functional", other=1, variant=3),
-            Op("pool", of=1, other=2, variant=2),
-            Op("add", of=3, other=1, size=3, variant=1),
-            Op("shuffle", of=2, other=4, size=3, variant=1),
-            Op("bottleneck", of=1, other=2, size=2, variant=3),
+            *SHUT,
             Op("transposed", other=2, size=2, variant=1),
             Op("to_vector", other=5, size=2, variant=1),
         ),
@@ -250,16 +255,7 @@ FALLS_SHORT = {
     "copies behind many steps stay equal": (
         Program(
             ops=(
-                Op("transposed", of=3, other=3, size=3),
-                Op("shuffle", other=4, size=1, variant=1),
-                Op("strided", of=1, other=3, size=3),
-                Op("strided", other=2, size=3, variant=2),
-                Op("mask", other=4, size=3, variant=1),
-                Op("functional", other=1, variant=3),
-                Op("pool", of=1, other=2, variant=2),
-                Op("add", of=3, other=1, size=3, variant=1),
-                Op("shuffle", of=2, other=4, size=3, variant=1),
-                Op("bottleneck", of=1, other=2, size=2, variant=3),
+                *SHUT,
                 Op("learned", of=1, other=2, size=3, variant=2),
                 Op("transposed", other=2, size=2, variant=1),
                 Op("token_norm", other=2, variant=3),

@@ -32,7 +32,6 @@ from nce_fx.passes.analysis.channels.ids import Axis, Tensors
 from nce_fx.passes.analysis.channels.labels import Ids
 from nce_fx.passes.analysis.channels.projection import Mismatch
 from nce_fx.passes.analysis.channels.structure import Structure, settle, spread_copies
-from nce_fx.passes.analysis.channels.tie import Tie
 from nce_fx.passes.analysis.channels.value import ChannelTensor
 from nce_fx.passes.base import Pass, PassResult
 from nce_fx.passes.transform.copying import copied
@@ -173,10 +172,14 @@ def _resized(structure: Structure, channels: ChannelGraph, widths: Mapping[str, 
     kept: dict[str, Computed] = {}
     for path, gathers in by_path.items():
         old = value = tensors.tensors[path]
-        if path in structure.tie.computed and _reads_another(structure.tie, path, gathers):
+        moved = [
+            (axis, g) for axis, g in gathers if indices[id(g.index)] is not None or len(g.index) != old.shape[axis]
+        ]
+        reads = any("in" in structure.tie.roles.get((path, axis), ()) for axis, _ in moved)
+        if reads and path in structure.tie.computed:
             kept[path] = structure.tie.computed[path]
             value = value_of(gm, kept[path])
-        new = _gathered(path, value, gathers, indices, seed, rooms)
+        new = _gathered(path, value, moved, indices, seed, rooms)
         if new is not None and path in tensors.normed:
             memo.update(tensors.normed[path].parameters_for(new))
         elif new is not None:
@@ -187,15 +190,6 @@ def _resized(structure: Structure, channels: ChannelGraph, widths: Mapping[str, 
     return result
 
 
-def _reads_another(tie: Tie, path: str, gathers: list[tuple[int, Gather]]) -> bool:
-    """Whether the channels that a parameter reads are others, or more or fewer, than they were."""
-    size = tie.tensors.tensors[path].shape
-    return any(
-        "in" in tie.roles.get((path, axis), ()) and not np.array_equal(gather.index, np.arange(size[axis]))
-        for axis, gather in gathers
-    )
-
-
 def _index(index: Ids) -> torch.Tensor | None:
     """Return an index as a tensor; ``None`` where it may leave everything in its place."""
     return None if np.array_equal(index, np.arange(len(index))) else torch.from_numpy(index)
@@ -204,13 +198,12 @@ def _index(index: Ids) -> torch.Tensor | None:
 def _gathered(
     path: str,
     old: torch.Tensor,
-    gathers: list[tuple[int, Gather]],
+    moved: list[tuple[int, Gather]],
     indices: Mapping[int, torch.Tensor | None],
     seed: int,
     rooms: _Rooms,
 ) -> torch.Tensor | None:
     new = old.detach()
-    moved = [(a, g) for a, g in gathers if indices[id(g.index)] is not None or len(g.index) != old.shape[a]]
     # What is divided goes first: it is done once for all copies of a row, which then are copied whole.
     for number, (axis, gather) in enumerate(sorted(moved, key=lambda item: item[1].divisor is None)):
         index = indices[id(gather.index)]

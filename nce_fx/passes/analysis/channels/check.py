@@ -61,9 +61,8 @@ class Check(Run):
         self.old = old
         self.span = tie.space.end
         self.classes, self.counts = classes, counts
-        projections = Projections(counts)
-        self.match, self.project, self._know = projections.match, projections.project, projections.know
-        self._forget_projections = projections.forget
+        self._projections = Projections(counts)
+        self.match, self.project = self._projections.match, self._projections.project
         self.modes, self.orders, self.proven = modes, orders, proven
         self.cuts = frozenset(int(i) for cut in tie.cuts for i in cut)
         self.edits = Edits()
@@ -76,7 +75,7 @@ class Check(Run):
 
     def forget(self) -> None:
         super().forget()
-        self._forget_projections()
+        self._projections.forget()
         self.input = self._followed = None
 
     def ids(self, label: torch.Tensor) -> torch.Tensor:
@@ -232,7 +231,7 @@ class Check(Run):
     def _repeated(self, line: torch.Tensor, index: Ids, copies: Ids) -> torch.Tensor:
         """Return the line that has these entries of an old one, as these copies."""
         new = torch.from_numpy(bare(line.numpy())[index] + copies * self.span)
-        self._know(line, new, index, copies)
+        self._projections.know(line, new, index, copies)
         return new
 
     def produce(self, weight: Weight, axis: int) -> torch.Tensor:

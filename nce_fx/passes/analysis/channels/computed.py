@@ -12,10 +12,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
 from nce_fx.passes.analysis.channels.ids import Axis, Tensors
+from nce_fx.passes.analysis.layers import source_parameters
 from nce_fx.tracing.exported import evaluating
 
 
@@ -27,7 +29,7 @@ class Computed:
     gain: Node | None
 
 
-def computed(gm: GraphModule, weight: Node, read: Axis, tensors: Tensors) -> Computed | None:
+def computed(gm: nn.Module, weight: Node, read: Axis, tensors: Tensors) -> Computed | None:
     """Return a weight that can be kept in the place of the parameter whose axis is read; ``None`` where it cannot.
 
     One layer alone reads the weight, nothing else needs the parameter, and of other trained parameters there is at most
@@ -35,14 +37,16 @@ def computed(gm: GraphModule, weight: Node, read: Axis, tensors: Tensors) -> Com
     """
     path, axis = read
     parameter = {alias for alias, first in tensors.canonical.items() if first == path}
-    inside = frozenset(_sources(weight))
+    if len(weight.users) != 1 or not parameter.intersection(source_parameters(weight)):
+        return None
+    inside = frozenset(_chain(weight))
 
     def apart(node: Node) -> bool:
         if node.op == "call_module":
             return node not in inside and not any(alias.startswith(f"{node.target}.") for alias in parameter)
         return node.target not in parameter or all(user in inside for user in (node, *node.users))
 
-    if not inside or len(weight.users) != 1 or not all(map(apart, weight.graph.nodes)):
+    if not all(map(apart, weight.graph.nodes)):
         return None
     trained = [n for n in inside if n.op == "get_attr" and not tensors.is_buffer(str(n.target))]
     others = [node for node in trained if node.target not in parameter and node.target in tensors.canonical]
@@ -52,21 +56,21 @@ def computed(gm: GraphModule, weight: Node, read: Axis, tensors: Tensors) -> Com
     return found if len(others) == 1 and _is_in_proportion(gm, found, axis) else None
 
 
-def _sources(weight: Node) -> tuple[Node, ...]:
-    """Return the nodes that a weight is computed from, in order, itself last; nothing where an input has a part."""
+def _chain(weight: Node) -> tuple[Node, ...]:
+    """Return the nodes that a weight is computed from, in order, itself last."""
     found: dict[Node, None] = {}
 
-    def visit(node: Node) -> bool:
+    def visit(node: Node) -> None:
         if node not in found:
-            if node.op == "placeholder" or not all(map(visit, node.all_input_nodes)):
-                return False
+            for source in node.all_input_nodes:
+                visit(source)
             found[node] = None
-        return True
 
-    return tuple(found) if visit(weight) else ()
+    visit(weight)
+    return tuple(found)
 
 
-def _is_in_proportion(gm: GraphModule, found: Computed, axis: int) -> bool:
+def _is_in_proportion(gm: nn.Module, found: Computed, axis: int) -> bool:
     assert found.gain is not None
     gain, whole = (_evaluated(gm, node, ()) for node in (found.gain, found.weight))
     without = value_of(gm, found)
@@ -76,25 +80,25 @@ def _is_in_proportion(gm: GraphModule, found: Computed, axis: int) -> bool:
     return bool((without * gain - whole).abs().max() <= 64 * torch.finfo(whole.dtype).eps * whole.abs().max())
 
 
-def _evaluated(gm: GraphModule, node: Node, ones: Iterable[Node | None]) -> torch.Tensor:
+def _evaluated(gm: nn.Module, node: Node, ones: Iterable[Node | None]) -> torch.Tensor:
     """Compute a node from parameters alone, as in evaluation mode, with ones in the place of some of them."""
     run = Interpreter(gm, garbage_collect_values=False)
     with evaluating(gm), torch.no_grad():
-        for source in _sources(node):
+        for source in _chain(node):
             value = run.run_node(source)
             run.env[source] = torch.ones_like(value) if source in ones else value
     result: torch.Tensor = run.env[node]
     return result.detach()
 
 
-def value_of(gm: GraphModule, found: Computed) -> torch.Tensor:
+def value_of(gm: nn.Module, found: Computed) -> torch.Tensor:
     """Compute a weight from its parameters, but for its gain."""
     return _evaluated(gm, found.weight, (found.gain,))
 
 
 def keep(gm: GraphModule, found: Computed, parameter: str) -> None:
     """Read a parameter where a weight was computed, times its gain, and drop what computed it."""
-    chain = _sources(found.weight)
+    chain = _chain(found.weight)
     meta = _extract_tensor_metadata(gm.get_parameter(parameter))
     with gm.graph.inserting_before(found.weight):
         kept = gm.graph.get_attr(parameter)

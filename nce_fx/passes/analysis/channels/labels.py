@@ -10,7 +10,7 @@ its copy), the high bits say which of the values it is, so that no later reorder
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -100,28 +100,32 @@ def resized(label: Label, shape: Sequence[int]) -> Label:
     return core(label).expand(tuple(shape))
 
 
-def reshape(label: Label, shape: Sequence[int], laid_out: Collection[int] = ()) -> Label:
+def reshape(
+    label: Label, shape: Sequence[int], laid_out: Callable[[frozenset[int]], frozenset[int]] = frozenset
+) -> Label:
     """Reshape a label, touching only the axes that vary.
 
     Both shapes are cut into the shortest runs of axes with equal products; a run along which nothing varies stays
-    constant whatever its sizes, so only runs that carry channels are laid out in memory, and those of the axes
-    in ``laid_out``.
+    constant whatever its sizes, so only runs that carry channels are laid out in memory. ``laid_out`` is given their
+    axes, and may name more.
     """
     if label.numel() == 0:
         return label.reshape(list(shape))
+    spans = _runs(label.shape, shape)
+    moving = laid_out(frozenset(k for old, _ in spans if any(varies(label, axis) for axis in old) for k in old))
     cropped: list[int] = []
     target: list[int] = []
-    for old, new in runs(label.shape, shape):
-        moving = any(varies(label, axis) or (axis in laid_out and label.shape[axis] > 1) for axis in old)
-        cropped += [label.shape[axis] if moving else 1 for axis in old]
-        target += [shape[axis] if moving else 1 for axis in new]
+    for old, new in spans:
+        laid = any(axis in moving and label.shape[axis] > 1 for axis in old)
+        cropped += [label.shape[axis] if laid else 1 for axis in old]
+        target += [shape[axis] if laid else 1 for axis in new]
     small = label.as_strided(cropped, label.stride(), label.storage_offset())
     if prod(target) and list(small.shape) != target:
         small = _folded(label, small)
     return compress(small.reshape(target)).expand(list(shape))
 
 
-def runs(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]:
+def _runs(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]:
     """Return the shortest runs of axes of two shapes that have equal products."""
     found = []
     i = j = 0

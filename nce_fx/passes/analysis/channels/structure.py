@@ -170,7 +170,7 @@ def settle(structure: Structure, widths: Callable[[Structure], Ids]) -> tuple[St
                     modes[axis] = min(2, structure.modes.get(axis, 0) + 1)
             if modes == dict(structure.modes):
                 first = failures[0][0]
-                other = next(each for each, groups in failures if groups == blamed or _meet(groups, blamed))
+                other = next((each for each, groups in failures if _meet(groups, blamed)), first)
                 first.other = None if other is first else other
                 useless = {axis for group in blamed for other in _alike(structure, group) for axis in other.axes}
                 first.modes = {axis: mode for axis, mode in modes.items() if axis not in useless}
@@ -184,7 +184,9 @@ def _meet(some: list[Group], others: list[Group]) -> bool:
 
 def _yield_to(structure: Structure, mismatch: Mismatch) -> Structure:
     found = [(each, _blamed(structure, each)) for each in (mismatch, mismatch.other) if each is not None]
-    blamed = [group for k, (_, groups) in enumerate(found) for group in groups if k == 0 or group not in found[0][1]]
+    blamed: list[Group] = []
+    for _, groups in found:
+        blamed += [group for group in groups if group not in blamed]
     blamed = blamed or [group for group in structure.groups if group.free]
     if not blamed:
         raise ChannelError(f"the model does not run on its own channels: {mismatch.reason}")

@@ -44,7 +44,6 @@ class Tie(Run):
 
     def __init__(self, gm: GraphModule, alike: frozenset[Node] = frozenset()) -> None:
         super().__init__(gm, IdSpace(), Tensors.of(gm))
-        self.gm = gm
         self.alike = alike
         """Products within heads that a run before this one found to be alike."""
         self.by_heads: list[tuple[Node, tuple[tuple[Label, int], ...]]] = []
@@ -268,7 +267,7 @@ class Tie(Run):
         in_place = known is not None and known.shape == weight.shape
         if node is None or not in_place or any(self._resolve(weight, axis) != (read[0], axis) for axis in moving):
             return False
-        found = computed(self.gm, node, read, self.tensors)
+        found = computed(self.module, node, read, self.tensors)
         if found is not None:
             self.computed[read[0]] = found
         return found is not None

@@ -124,7 +124,7 @@ class Vocabulary(ABC):
 
     @abstractmethod
     def laid_out(self, moving: frozenset[int]) -> frozenset[int]:
-        """Return the axes that a view lays out with channels: those of the first run too, where its node is a view."""
+        """Return the axes that a view lays out with channels: also those of the first run, where one may be left."""
 
     @abstractmethod
     def attribute(self, owner: Any, name: str, value: Any) -> None:

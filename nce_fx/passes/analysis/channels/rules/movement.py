@@ -22,7 +22,6 @@ from nce_fx.passes.analysis.channels.labels import (
     numel,
     reshape,
     resized,
-    runs,
     varies,
 )
 from nce_fx.passes.analysis.channels.rules.calls import channel_tensors, label_for, opaque, run_of
@@ -111,16 +110,9 @@ def view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         sizes[sizes.index(-1)] = total // known
     if numel(sizes) != total:
         raise RuntimeError(f"shape {args[1]} is invalid for input of size {total}")
-    result = _like(value, tuple(_reshaped(value.run, label, sizes) for label in value.labels))
+    result = _like(value, tuple(reshape(label, sizes, value.run.laid_out) for label in value.labels))
     value.run.cut(result.labels, rows=True)
     return result
-
-
-def _reshaped(run: Run, label: Label, sizes: list[int]) -> Label:
-    """Reshape a label; what was laid out in the first run stays so where one channel is left."""
-    spans = [old for old, _ in runs(label.shape, sizes)]
-    moving = frozenset(axis for old in spans if any(varies(label, k) for k in old) for axis in old)
-    return reshape(label, sizes, run.laid_out(moving))
 
 
 def expand(self: Any, *sizes: Any, **kwargs: Any) -> Any:
@@ -238,7 +230,7 @@ def space_to_depth(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     labels = []
     for label in value.labels:
         moving = value.run.decide(partial(varies, label, len(batch)))
-        labels.append(reshape(reshape(label, blocks).permute(order), shape, folded if moving else ()))
+        labels.append(reshape(reshape(label, blocks).permute(order), shape, folded.union if moving else frozenset))
     return _like(value, tuple(labels))
 
 

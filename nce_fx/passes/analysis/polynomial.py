@@ -91,7 +91,7 @@ class Terms:
         """Return the values (batch x terms) at a batch of part widths (batch x parts), in float64."""
         _, fixed, denominator = self._affine
         lengths = fixed + np.floor(part_widths @ self._slope_float / denominator)
-        values = np.broadcast_to(self._coefficients.astype(np.float64), (len(part_widths), len(self.terms))).copy()
+        values: Floats = np.ones((len(part_widths), 1)) * self._coefficients
         for column in self._factors.T:
             values *= lengths[:, column]
         return values

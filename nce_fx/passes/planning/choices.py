@@ -66,9 +66,14 @@ class Choices:
         return tuple((w - f) / size for w, f, size in zip(self.widths, self.fixed, free, strict=True))
 
     @cached_property
+    def _mixed(self) -> tuple[int, ...]:
+        """Indices of the groups of several parts."""
+        return tuple(index for index, group in enumerate(self.groups) if len(group.parts) != 1)
+
+    @cached_property
     def _whole(self) -> tuple[Integers, Integers, Floats]:
         """Groups of a single part: their indices, their parts, and a table (choices x groups) of the part's widths."""
-        single = [index for index, group in enumerate(self.groups) if len(group.parts) == 1]
+        single = [index for index in range(len(self.groups)) if index not in self._mixed]
         longest = max((len(self.widths[index]) for index in single), default=0)
         table = np.zeros((longest, len(single)))
         for column, index in enumerate(single):
@@ -81,7 +86,7 @@ class Choices:
         result = np.tile(self.base, (len(picks), 1))
         single, parts, table = self._whole
         result[:, parts] = table[picks[:, single], np.arange(len(single))]
-        for index in np.setdiff1d(np.arange(len(self.groups)), single).tolist():
+        for index in self._mixed:
             chosen, where = np.unique(picks[:, index], return_inverse=True)
             shared = np.array([self.parts_of(index, pick) for pick in chosen.tolist()], np.float64)
             result[:, list(self.groups[index].parts)] = shared[where]

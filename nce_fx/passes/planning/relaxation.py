@@ -11,6 +11,9 @@ least of that plane over the box bounds every feasible plan from below, whatever
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -23,6 +26,8 @@ _ACCURACY = 1e-6
 """Duality gap, as a share of the original's objective, at which the barrier method stops."""
 _GROWTH = 20.0
 _JITTER = 1e-11
+_SMALL = 2**18
+"""Entries (terms x variables) up to which a full matrix is faster than what scipy spends on a sparse one."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +50,23 @@ class _Program:
     low: Floats
     high: Floats
 
+    @cached_property
+    def matrix(self) -> Any:
+        """The exponents of the constraints (terms x variables), full where that is small."""
+        exponents = self.constraints.exponents
+        return exponents.toarray() if prod(exponents.shape) <= _SMALL else exponents
+
+    @cached_property
+    def sums(self) -> Any:
+        """Which terms a constraint sums (constraints x terms), full where the exponents are."""
+        rows = self.constraints.rows
+        shape = len(self.constraints.constants), len(rows)
+        spread = sparse.csr_array((np.ones(len(rows)), (rows, np.arange(len(rows)))), shape=shape)
+        return spread if sparse.issparse(self.matrix) else spread.toarray()
+
     def spent(self, y: Floats) -> tuple[Floats, Floats]:
         """The value of every term, and of every constraint."""
-        terms = self.constraints.coefficients * np.exp(self.constraints.exponents @ y)
+        terms = self.constraints.coefficients * np.exp(self.matrix @ y)
         count = len(self.constraints.constants)
         return terms, self.constraints.constants + np.bincount(self.constraints.rows, terms, count)
 
@@ -56,10 +75,12 @@ class _Program:
 
     def slopes(self, terms: Floats) -> Floats:
         """Gradients of the constraints (constraints x variables)."""
-        shape = (len(self.constraints.constants), len(terms))
-        spread = sparse.csr_array((terms, (self.constraints.rows, np.arange(len(terms)))), shape=shape)
-        gradients: Floats = (spread @ self.constraints.exponents).toarray()
-        return gradients
+        return _full(self.sums @ (self.matrix * terms[:, None]))
+
+
+def _full(matrix: Any) -> Floats:
+    result: Floats = matrix.toarray() if sparse.issparse(matrix) else matrix
+    return result
 
 
 def relax(noise: Floats, exponents: Floats, constraints: Constraints, low: Floats, high: Floats) -> Relaxed | None:
@@ -115,7 +136,7 @@ def _center(program: _Program, y: Floats, sharpness: float) -> Floats:
     def value(at: Floats, distances: Floats) -> float:
         return sharpness * program.objective(at) - float(np.log(distances).sum())
 
-    matrix = program.constraints.exponents
+    matrix = program.matrix
     for _ in range(60):
         terms, spent = program.spent(y)
         pressure = 1 / (1 - spent)
@@ -123,8 +144,8 @@ def _center(program: _Program, y: Floats, sharpness: float) -> Floats:
         noise = program.noise * np.exp(-program.exponents * y)
         below, above = 1 / (y - program.low), 1 / (program.high - y)
         gradient = -sharpness * program.exponents * noise + pressure @ slopes - below + above
-        weighted = matrix.multiply((terms * pressure[program.constraints.rows])[:, None])
-        hessian = (matrix.T @ weighted).toarray() + (slopes * (pressure**2)[:, None]).T @ slopes
+        weighted = matrix * (terms * pressure[program.constraints.rows])[:, None]
+        hessian = _full(matrix.T @ weighted) + (slopes * (pressure**2)[:, None]).T @ slopes
         hessian[np.diag_indices(len(y))] += sharpness * program.exponents**2 * noise + below**2 + above**2
         # Walls that are near make some curvatures huge: scaled to a unit diagonal the matrix stays well conditioned.
         scale = 1 / np.sqrt(np.diag(hessian))

@@ -228,7 +228,7 @@ class Projections:
             maps[axis] = index
             if expected.shape[axis] == 1 and old.shape[axis] > 1:
                 expected = expected.expand(*expected.shape[:axis], len(index), *expected.shape[axis + 1 :])
-            else:
+            elif len(index) != expected.shape[axis] or not np.array_equal(index, np.arange(len(index))):
                 expected = expected.index_select(axis, torch.from_numpy(index))
         if not bool((expected == ids).all()):
             raise Mismatch("its channels are in another order", old)

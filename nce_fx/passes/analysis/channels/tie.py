@@ -80,8 +80,8 @@ class Tie(Run):
 
     def forget(self) -> None:
         super().forget()
-        self.seen.clear()
-        self.meetings.clear()
+        for kept in (self.seen, self.meetings, self.axis_lines, self.shared, self.by_heads):
+            kept.clear()
 
     def run_node(self, n: Node) -> Any:
         """Run a node and keep what it returned as it was then: later nodes may write into it."""

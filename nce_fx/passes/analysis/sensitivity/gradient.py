@@ -29,7 +29,6 @@ from torch import Tensor
 from torch.fx import Node
 
 from nce_fx.errors import InputError
-from nce_fx.passes.analysis.layers import source_parameters
 from nce_fx.passes.analysis.sensitivity.probe import Batch, Probe, Values, first_tensor
 from nce_fx.passes.analysis.sensitivity.scores import Progress, Scores
 
@@ -160,16 +159,8 @@ def _tracked(probe: Probe, inputs: Any, wanted: Sequence[Node]) -> tuple[Values,
 
 def _output_error(probe: Probe, values: Values, node: Node, path: str) -> Tensor:
     """What a layer gives with rounded weights minus what it gave."""
-    chain: set[Node] = set()
-    pending = [read for read in node.all_input_nodes if source_parameters(read)]
-    while pending:
-        current = pending.pop()
-        if current not in chain:
-            chain.add(current)
-            pending.extend(current.all_input_nodes)
-    computed = [member for member in probe.gm.graph.nodes if member in chain] if chain else []
     with probe.holding(probe.weights[path]):
-        rounded = first_tensor(probe.run(node, probe.again(values, {}, computed)))
+        rounded = first_tensor(probe.run(node, probe.again(values, {}, probe.computing[node])))
     error: Tensor = rounded - first_tensor(values[node])
     return error
 

@@ -6,7 +6,6 @@ its state is touched, whatever happens.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +23,8 @@ from nce_fx.passes.analysis.layers import Layer, find_layers, source_parameters
 from nce_fx.passes.analysis.liveness import writes_in_place
 from nce_fx.passes.analysis.sensitivity.rounding import Noise, Rounding
 from nce_fx.passes.analysis.sensitivity.sharing import ALONE, Share
+from nce_fx.passes.transform.copying import copied
+from nce_fx.paths import parameters_of
 
 Batch = tuple[Any, Any]
 Loss = Callable[[Any, Any], Tensor]
@@ -57,8 +58,7 @@ class Probe:
         """
         shared: dict[int, Any] = {id(buffer): buffer for buffer in gm.buffers()}
         shared |= {id(p): nn.Parameter(p.detach(), p.is_floating_point()) for p in gm.parameters()}
-        copied = copy.deepcopy(gm, shared).eval()
-        probe = Probe(copied, noise, loss or cross_entropy, share or ALONE, watch)
+        probe = Probe(copied(gm, shared).eval(), noise, loss or cross_entropy, share or ALONE, watch)
         for layer in probe.layers:
             for path in layer.weights:
                 if not bool(torch.isfinite(probe.gm.get_parameter(path)).all()):
@@ -106,6 +106,27 @@ class Probe:
         """What the graph's nodes call; looked up once, since every node runs many times."""
         calls = [node for node in self.gm.graph.nodes if node.op == "call_module"]
         return {node: self.gm.get_submodule(str(node.target)) for node in calls}
+
+    @cached_property
+    def _parameters(self) -> Mapping[str, nn.Parameter]:
+        """Every parameter by each of its paths."""
+        return dict(parameters_of(self.gm))
+
+    @cached_property
+    def computing(self) -> Mapping[Node, tuple[Node, ...]]:
+        """For each layer's node: what computes its weights, in graph order."""
+        order = {node: index for index, node in enumerate(self.gm.graph.nodes)}
+        result = {}
+        for layer in self.layers:
+            chain: set[Node] = set()
+            pending = [read for read in layer.node.all_input_nodes if source_parameters(read)]
+            while pending:
+                current = pending.pop()
+                if current not in chain:
+                    chain.add(current)
+                    pending.extend(current.all_input_nodes)
+            result[layer.node] = tuple(sorted(chain, key=order.__getitem__))
+        return result
 
     @cached_property
     def _overwriting(self) -> frozenset[Node]:
@@ -173,7 +194,7 @@ class Probe:
     @contextmanager
     def holding(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
         """Let parameters of the copy have other values for a while."""
-        parameters = {path: self.gm.get_parameter(path) for path in weights}
+        parameters = {path: self._parameters[path] for path in weights}
         before = {path: parameter.data for path, parameter in parameters.items()}
         try:
             for path, parameter in parameters.items():

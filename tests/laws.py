@@ -62,8 +62,9 @@ def new_channels_live(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) 
     step, now give different outputs: by their own weights, not by what comes before them. One whose parent is dead in
     the original cannot live: nothing but zeros, no gradient that moves the loss by more than it is rounded, or none
     that moves the parent's own weights by more (behind it a ReLU that is shut, a BatchNorm that takes its scale away,
-    a softmax that takes a shift). Nor can copies part whose readers are all shut, so that only a mean over all channels
-    or a norm feels them, each alike.
+    a softmax that takes a shift). Nor can copies part which no weight tells apart, because none reads them or all that
+    do are shut, so that only a mean, a maximum or a norm over channels feels them, each alike: if one could, changed
+    weights that read would give them other gradients.
     """
     t = traced(model, inputs)
     widths = wider(t.channels, seed)
@@ -93,20 +94,26 @@ def new_channels_live(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) 
                 continue
             assert got[channel] > 0, f"{name}: channel {channel}, copy of {parent}, has no gradient at {widths}"
             twins = [k for k in range(channel) if parents[k] == parent and torch.equal(outputs[k], outputs[channel])]
-            twins = [k for k in twins if not _shut(trained, k, channel, len(parents))]
+            twins = [k for k in twins if _told_apart(wide, t.inputs, name, axes[name], k, channel)]
             assert not twins, f"{name}: copies {twins[0]} and {channel} of {parent} stay equal at {widths}"
 
 
-def _shut(model: nn.Module, a: int, b: int, width: int) -> bool:
-    """Whether readers whose weights for two copies differ got no gradient: only a mean over channels feels the two."""
-    for parameter in model.parameters():
-        if parameter.grad is None:
-            continue
-        for axis in (k for k, size in enumerate(parameter.shape) if size == width):
-            rows, gradients = (x.index_select(axis, torch.tensor([a, b])) for x in (parameter.detach(), parameter.grad))
-            if not torch.equal(*rows.split(1, axis)) and not gradients.any():
-                return True
-    return False
+def _told_apart(wide: GraphModule, inputs: tuple[Any, ...], name: str, axis: int, a: int, b: int) -> bool:
+    """Whether two channels that put out the same get different gradients once every weight that reads is changed."""
+    changed = in_training(wide, dropout=False)
+    materialize(changed)
+    parameters = dict(changed.named_parameters(remove_duplicate=False))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for path, along in sorted(reading_axes(changed)):
+            if path in parameters:
+                shape = [-1 if k == along else 1 for k in range(parameters[path].dim())]
+                factors = 1 + 1e-3 * torch.rand(parameters[path].shape[along], generator=generator)
+                parameters[path].mul_(factors.reshape(shape))
+    seen = watched(changed, inputs, {name: axis}, (a, b))
+    torch.autograd.backward(loss_of(seen.outputs))
+    gradients = seen.gradients(name)
+    return not torch.equal(gradients[a], gradients[b])
 
 
 def _step(model: nn.Module) -> None:

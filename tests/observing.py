@@ -257,9 +257,11 @@ def producing_nodes(gm: GraphModule, producers: Iterable[str]) -> dict[str, int]
 class Watch(Interpreter):
     """Runs a graph and keeps the values of some nodes, channels first, with their gradients after ``backward``."""
 
-    def __init__(self, gm: GraphModule, axes: dict[str, int]) -> None:
+    def __init__(self, gm: GraphModule, axes: dict[str, int], alike: tuple[int, int] | None = None) -> None:
         super().__init__(gm)
         self.axes = axes
+        self.alike = alike
+        """Two channels of every watched node, the second of which is given what the first has."""
         self.values: dict[str, torch.Tensor] = {}
         self.seen: dict[str, torch.Tensor] = {}
         """The values as they were: what comes later may write into them."""
@@ -272,6 +274,10 @@ class Watch(Interpreter):
             self.given[n.name] = tree_map(_kept, self.fetch_args_kwargs_from_env(n))
         value = super().run_node(n)
         if n.name in self.axes:
+            if self.alike is not None:
+                order = torch.arange(value.shape[self.axes[n.name]])
+                order[self.alike[1]] = self.alike[0]
+                value = value.index_select(self.axes[n.name], order)
             if value.requires_grad:
                 value.retain_grad()
             self.values[n.name] = value
@@ -299,9 +305,11 @@ def _kept(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, torch.Tensor) and not value.is_leaf else value
 
 
-def watched(gm: GraphModule, inputs: tuple[Any, ...], axes: dict[str, int]) -> Watch:
-    """Run the graph once and return what was seen."""
-    watch = Watch(gm, axes)
+def watched(
+    gm: GraphModule, inputs: tuple[Any, ...], axes: dict[str, int], alike: tuple[int, int] | None = None
+) -> Watch:
+    """Run the graph once and return what was seen; of two channels that are ``alike`` the second is given the first."""
+    watch = Watch(gm, axes, alike)
     watch.outputs = watch.run(*inputs)
     return watch
 

@@ -17,7 +17,7 @@ import nce_fx
 from tests.drawing import keep, traced, wider
 from tests.generator import KINDS, Op, Program, network, programs
 from tests.generator.program import CHANNELS, SIDE, Generated
-from tests.generator.regressions import FALLS_SHORT, REGRESSIONS
+from tests.generator.regressions import REGRESSIONS
 from tests.laws import LAWS
 from tests.observing import difference, run
 from tests.zoo.model import image
@@ -77,17 +77,6 @@ def test_random_networks(program):
 @pytest.mark.parametrize("name", REGRESSIONS)
 def test_what_broke_once(name):
     obeys_the_laws(REGRESSIONS[name])
-
-
-@pytest.mark.parametrize(
-    "program",
-    [
-        pytest.param(program, id=name, marks=pytest.mark.xfail(reason=reason, strict=True))
-        for name, (program, reason) in FALLS_SHORT.items()
-    ],
-)
-def test_what_is_still_broken(program):
-    obeys_the_laws(program)
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))

@@ -248,25 +248,17 @@ REGRESSIONS: dict[str, Program] = {
         ),
         end="raw",
     ),
-}
-"""What broke -> the program."""
-
-FALLS_SHORT = {
-    "one channel is left three times over": (
-        Program(
-            (
-                Op("activation", of=1, other=2, size=1, variant=2),
-                Op("conv", other=4),
-                Op("shuffle", other=1, size=2, variant=3),
-                Op("activation", of=1, other=2, size=1, variant=1),
-                Op("project", other=1, size=3),
-                Op("add", other=3, variant=2),
-                Op("concatenate", of=1, other=4, size=3, variant=3),
-                Op("to_vector", other=5, size=3, variant=1),
-            ),
-            "raw",
+    "one_channel_was_left_three_times_over": Program(
+        (
+            Op("activation", of=1, other=2, size=1, variant=2),
+            Op("conv", other=4),
+            Op("shuffle", other=1, size=2, variant=3),
+            Op("activation", of=1, other=2, size=1, variant=1),
+            Op("project", other=1, size=3),
+            Op("add", other=3, variant=2),
+            Op("concatenate", of=1, other=4, size=3, variant=3),
+            Op("to_vector", other=5, size=3, variant=1),
         ),
-        "a width that is called legal is refused by resize, in words: channels arrive that were not there at view",
+        "raw",
     ),
 }
-"""Name -> program and what is wrong with it, until it is mended."""

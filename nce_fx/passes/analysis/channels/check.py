@@ -18,6 +18,7 @@ from nce_fx.passes.analysis.channels.labels import (
     FIXED,
     Ids,
     Label,
+    Layout,
     along,
     bare,
     compress,
@@ -105,10 +106,10 @@ class Check(Run):
         self.asked += 1
         return answer
 
-    def laid_out(self, moving: frozenset[int]) -> frozenset[int]:
+    def laid_out(self, label: Label, moving: frozenset[int]) -> Layout:
         before = self.first.views.get(self.node, [])
         # What is made of several views takes another way through them where an axis has one entry.
-        return moving | before[0] if len(before) == 1 else moving
+        return Layout(moving | before[0].moving, before[0].named) if len(before) == 1 else Layout(moving)
 
     def original(self, value: Any) -> Any:
         return self._met().labels[0]

@@ -11,6 +11,7 @@ its copy), the high bits say which of the values it is, so that no later reorder
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -100,28 +101,46 @@ def resized(label: Label, shape: Sequence[int]) -> Label:
     return core(label).expand(tuple(shape))
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What a view does with the axes of a label."""
+
+    moving: frozenset[int]
+    """Those that are laid out in memory."""
+    named: frozenset[int] = frozenset()
+    """Those along which ids differ: what stands there is never told apart by its place."""
+
+
+def named_axes(label: Label) -> frozenset[int]:
+    """Return the axes along which ids differ, whatever the places."""
+    small = core(label)
+    ids = compress(bare(small)) if placed(small) else small
+    return frozenset(axis for axis in range(label.dim()) if varies(ids, axis))
+
+
 def reshape(
-    label: Label, shape: Sequence[int], laid_out: Callable[[frozenset[int]], frozenset[int]] = frozenset
+    label: Label, shape: Sequence[int], laid_out: Callable[[Label, frozenset[int]], Layout] | None = None
 ) -> Label:
     """Reshape a label, touching only the axes that vary.
 
     Both shapes are cut into the shortest runs of axes with equal products; a run along which nothing varies stays
-    constant whatever its sizes, so only runs that carry channels are laid out in memory. ``laid_out`` is given their
-    axes, and may name more.
+    constant whatever its sizes, so only runs that carry channels are laid out in memory. ``laid_out`` is given the
+    label and their axes, and may name more.
     """
     if label.numel() == 0:
         return label.reshape(list(shape))
     spans = _runs(label.shape, shape)
-    moving = laid_out(frozenset(k for old, _ in spans if any(varies(label, axis) for axis in old) for k in old))
+    moving = frozenset(k for old, _ in spans if any(varies(label, axis) for axis in old) for k in old)
+    layout = laid_out(label, moving) if laid_out else Layout(moving)
     cropped: list[int] = []
     target: list[int] = []
     for old, new in spans:
-        laid = any(axis in moving and label.shape[axis] > 1 for axis in old)
+        laid = any(axis in layout.moving and label.shape[axis] > 1 for axis in old)
         cropped += [label.shape[axis] if laid else 1 for axis in old]
         target += [shape[axis] if laid else 1 for axis in new]
     small = label.as_strided(cropped, label.stride(), label.storage_offset())
     if prod(target) and list(small.shape) != target:
-        small = _folded(label, small)
+        small = _folded(label, small, layout.named)
     return compress(small.reshape(target)).expand(list(shape))
 
 
@@ -145,9 +164,11 @@ def _runs(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]:
     return found
 
 
-def _folded(label: Label, small: torch.Tensor) -> torch.Tensor:
+def _folded(label: Label, small: torch.Tensor, named: frozenset[int]) -> torch.Tensor:
     """Tell apart the elements of axes without channels that a reshape lays out along with channels."""
-    still = [axis for axis in range(label.dim()) if small.shape[axis] > 1 and not varies(label, axis)]
+    still = [
+        axis for axis, size in enumerate(small.shape) if size > 1 and axis not in named and not varies(label, axis)
+    ]
     if not still:
         return small
     sizes = [small.shape[axis] if axis in still else 1 for axis in range(label.dim())]

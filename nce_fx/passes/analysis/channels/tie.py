@@ -18,10 +18,12 @@ from nce_fx.passes.analysis.channels.labels import (
     FIXED,
     Ids,
     Label,
+    Layout,
     along,
     bare,
     core,
     line_of,
+    named_axes,
     placed,
     varies,
 )
@@ -61,8 +63,8 @@ class Tie(Run):
         self._recorded: tuple[Any, Any] = None, None
         """The last line that a parameter met, as it is and without places: the parameters of a norm meet one."""
         self.roles: dict[Axis, set[str]] = {}
-        self.views: dict[Node | None, list[frozenset[int]]] = {}
-        """For each node: what each of its views lays out with channels, as axes of what is viewed."""
+        self.views: dict[Node | None, list[Layout]] = {}
+        """For each node: what each of its views did."""
         self.computed: dict[str, Computed] = {}
         """For each parameter whose channels meet what the graph computes from it: the weight that is computed."""
         self.cuts: list[Ids] = []
@@ -357,9 +359,9 @@ class Tie(Run):
             self.asked += 1
         return answer
 
-    def laid_out(self, moving: frozenset[int]) -> frozenset[int]:
-        self.views.setdefault(self.node, []).append(moving)
-        return moving
+    def laid_out(self, label: Label, moving: frozenset[int]) -> Layout:
+        self.views.setdefault(self.node, []).append(Layout(moving, named_axes(label)))
+        return Layout(moving)
 
     def original(self, value: Any) -> Any:
         self._remember(value)

@@ -14,7 +14,7 @@ from torch.fx import Node
 
 from nce_fx.errors import where
 from nce_fx.passes.analysis.channels.ids import IdSpace
-from nce_fx.passes.analysis.channels.labels import Ids, Label, core, lies, varies
+from nce_fx.passes.analysis.channels.labels import Ids, Label, Layout, core, lies, varies
 from nce_fx.passes.analysis.channels.value import ChannelTensor, Weight
 
 _ASIDE = 1000
@@ -123,8 +123,8 @@ class Vocabulary(ABC):
         """Return the answer that the first run gave: both runs take the same path through the rules."""
 
     @abstractmethod
-    def laid_out(self, moving: frozenset[int]) -> frozenset[int]:
-        """Return the axes that a view lays out with channels: also those of the first run, where one may be left."""
+    def laid_out(self, label: Label, moving: frozenset[int]) -> Layout:
+        """Return what a view does with the axes of a label: as in the first run, where one channel may be left."""
 
     @abstractmethod
     def attribute(self, owner: Any, name: str, value: Any) -> None:

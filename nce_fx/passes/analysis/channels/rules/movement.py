@@ -13,12 +13,14 @@ from nce_fx.passes.analysis.channels.labels import (
     FIXED,
     NEUTRAL,
     Label,
+    Layout,
     along,
     at_places,
     compress,
     constant,
     core,
     line_of,
+    named_axes,
     numel,
     reshape,
     resized,
@@ -229,9 +231,15 @@ def space_to_depth(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     folded = frozenset(range(len(batch), len(batch) + 3))
     labels = []
     for label in value.labels:
-        moving = value.run.decide(partial(varies, label, len(batch)))
-        labels.append(reshape(reshape(label, blocks).permute(order), shape, folded.union if moving else frozenset))
+        spread = reshape(label, blocks).permute(order)
+        moving = folded if value.run.decide(partial(varies, label, len(batch))) else frozenset()
+        named = value.run.decide(partial(named_axes, spread))
+        labels.append(reshape(spread, shape, partial(_also, moving, named)))
     return _like(value, tuple(labels))
+
+
+def _also(moving: frozenset[int], named: frozenset[int], label: Label, own: frozenset[int]) -> Layout:
+    return Layout(moving | own, named)
 
 
 def im2col(input: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> ChannelTensor:

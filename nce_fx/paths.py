@@ -15,6 +15,14 @@ def module_at(root: nn.Module, path: str) -> nn.Module:
     return root.get_submodule(path) if module is None else module
 
 
+def modules_of(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Yield a module and every module in it with each of their paths; the first has none."""
+    yield path, module
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from modules_of(child, f"{path}.{name}" if path else name)
+
+
 def parameters_of(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Parameter]]:
     """Yield every parameter with each of its paths."""
     for name, parameter in module._parameters.items():

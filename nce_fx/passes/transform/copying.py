@@ -1,4 +1,4 @@
-"""Copy a graph with some of its tensors replaced: those are taken as they are, and nothing is compiled on the way."""
+"""Copy a graph with some of its tensors replaced: those are taken as they are, and nothing is compiled again."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from torch import nn
 from torch.fx import Graph, GraphModule
 
 _ATOMS = frozenset({int, float, bool, str, type(None), torch.Size, torch.dtype, torch.device})
+_CODE = frozenset({"_code", "_lineno_map", "_prologue_start"})
+"""What a graph module keeps beside its compiled ``forward``, which its class holds: fx makes a class for each."""
 _CONTAINERS = frozenset({dict, OrderedDict, set, list, tuple})
 
 
 def copied(gm: GraphModule, replaced: dict[int, Any]) -> GraphModule:
-    """Return a copy of a graph module that whoever edits its graph has to recompile.
+    """Return a copy of a graph module, with the code of the original: whoever edits its graph has to recompile it.
 
     ``replaced`` holds what takes the place of tensors, by the ``id`` of the old ones.
     """
@@ -28,6 +30,9 @@ def copied(gm: GraphModule, replaced: dict[int, Any]) -> GraphModule:
     result.meta = copy.deepcopy(gm.meta, memo)
     graph = copy.deepcopy(gm.graph)
     result._graph, graph.owning_module = graph, result
+    for name in _CODE & gm.__dict__.keys():
+        result.__dict__[name] = gm.__dict__[name]
+    type(result).forward = type(gm).forward
     return result
 
 

@@ -311,7 +311,8 @@ def _edit(result: GraphModule, gm: GraphModule, run: Resizing, kept: Mapping[str
             for new in (old_nodes[node], nodes[node]):
                 if not new.users and new.graph is result.graph and not new._erased:
                     result.graph.erase_node(new)
-    result.recompile()
+    if edits.change_the_graph or kept:
+        result.recompile()
 
 
 def _set_argument(node: Node, name: str, value: Any) -> None:

@@ -158,6 +158,9 @@ def _line(value: ChannelTensor, axis: int) -> Any:
     return label.as_strided((min(1, label.numel()),), (1,), label.storage_offset())
 
 
+_WHOLE = Fraction(1)
+
+
 class _Axes:
     """Finds the affine form of an axis from the parts of its channels and its length in the proof."""
 
@@ -188,7 +191,10 @@ class _Axes:
 
     def _width(self, line: Any, size: int) -> AxisWidth:
         owners = self.part_of_id[bare(line.numpy())]
-        if owners[0] >= 0 and (owners == owners[0]).all():
+        first = int(owners[0])
+        if first >= 0 and (owners == first).all():
+            if size == len(owners) == self.widths[first] != self.grown[first]:
+                return AxisWidth(0, ((first, _WHOLE),))
             found, counts = owners[:1], np.array([len(owners)])
         else:
             found, counts = np.unique(owners[owners >= 0], return_counts=True)

@@ -43,7 +43,12 @@ class Edits:
     """A node whose argument at a position is gathered along an axis first."""
     products: dict[Node, tuple[int, int, Shares]] = field(default_factory=dict)
     """A node that sums products of channels: one of its arguments, counted through lists, is multiplied first."""
-    shapes: dict[Node, Any] = field(default_factory=dict)
+
+    @property
+    def change_the_graph(self) -> bool:
+        """Whether nodes change, not modules and parameters alone."""
+        arguments = any(node.op == "call_function" for node, _, _ in self.attributes)
+        return bool(arguments or self.arguments or self.selects or self.inputs or self.products)
 
 
 def lay_out(line: torch.Tensor, classes: Ids, counts: Ids, mode: int, cuts: frozenset[int]) -> tuple[Ids, Ids]:

@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 
 from nce_fx.passes.analysis.channels.labels import FIRST_ID, Ids
 from nce_fx.passes.analysis.channels.reparametrized import WeightNormed, weight_normed
+from nce_fx.paths import modules_of
 
 Axis = tuple[str, int]
 
@@ -88,7 +89,7 @@ class Tensors:
         tensors: dict[str, torch.Tensor] = {}
         canonical: dict[str, str] = {}
         first: dict[int, str] = {}
-        modules = dict(gm.named_modules(remove_duplicate=False))
+        modules = dict(modules_of(gm))
         for path, module in modules.items():
             for group in (module._parameters, module._buffers):
                 for name, tensor in group.items():

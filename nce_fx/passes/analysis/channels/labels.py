@@ -38,7 +38,7 @@ def bare(label: Any) -> Any:
 
 def placed(label: Any) -> bool:
     """Say whether any entry of an array of ids has a place."""
-    return 0 not in label.shape and bool(label.max() >> _PLACE)
+    return 0 not in label.shape and int(label.max()) >> _PLACE != 0
 
 
 def lies(label: torch.Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:

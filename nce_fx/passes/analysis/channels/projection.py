@@ -192,12 +192,14 @@ class Projections:
         if not old.numel() and not new.numel():
             # No elements (a model without register tokens): nothing to compare.
             return Projection((None,) * old.dim(), ())
-        moved = [axis for axis in range(old.dim()) if varies(old, axis) or varies(new, axis)]
+        sizes, longer = tuple(old.shape), tuple(new.shape)
+        strides = zip(sizes, old.stride(), longer, new.stride(), strict=True)
+        moved = [axis for axis, (a, s, b, t) in enumerate(strides) if (a > 1 and s) or (b > 1 and t)]
         for axis in moved:
             # Copies of a channel laid out along places, by a view whose -1 took the growth.
-            if 1 < old.shape[axis] != new.shape[axis] and not varies(old, axis):
-                raise Mismatch(f"axis {axis} has {new.shape[axis]} entries instead of {old.shape[axis]}", old)
-        still = [axis for axis in range(old.dim()) if old.shape[axis] != new.shape[axis] and axis not in moved]
+            if 1 < sizes[axis] != longer[axis] and not varies(old, axis):
+                raise Mismatch(f"axis {axis} has {longer[axis]} entries instead of {sizes[axis]}", old)
+        still = [axis for axis, size in enumerate(sizes) if size != longer[axis] and axis not in moved]
         resized = tuple(still) if still and bool((core(old) >= FIRST_ID).any()) else ()
         if len(moved) == 1:
             # One line is all there is, and how it matches is all there is to see.
@@ -208,10 +210,10 @@ class Projections:
             wanted = self.counts[bare(line.numpy())].sum()
         else:
             maps = self._slices(old, new, moved)
-            sizes = [old.shape[axis] if axis in moved else 1 for axis in range(old.dim())]
-            before = old.as_strided(sizes, old.stride(), old.storage_offset())
+            cropped = [size if axis in moved else 1 for axis, size in enumerate(sizes)]
+            before = old.as_strided(cropped, old.stride(), old.storage_offset())
             wanted = self.counts[bare(before.numpy())].sum()
-        if moved and prod(new.shape[axis] for axis in moved) != wanted:
+        if moved and prod(longer[axis] for axis in moved) != wanted:
             raise Mismatch("some of its channels are missing", old)
         return Projection(maps, resized)
 

@@ -208,6 +208,9 @@ class Run(Vocabulary, Interpreter):
                 self.pin(small, "it makes an output of the model, whose shape is the user's", source)
         return value
 
+    def overwritten(self, value: ChannelTensor) -> None:
+        """Keep what a value has been until now where that is asked for later: a node writes into it."""
+
     def forget(self) -> None:
         """Let go of every value: values and run hold each other, and memory would wait for a collection of cycles."""
         self.env.clear()

@@ -86,7 +86,7 @@ class Tie(Run):
             kept.clear()
 
     def run_node(self, n: Node) -> Any:
-        """Run a node and keep what it returned as it was then: later nodes may write into it."""
+        """Run a node and keep what it returned."""
         try:
             result = super().run_node(n)
         except ChannelError:
@@ -96,14 +96,14 @@ class Tie(Run):
                 raise
             self.unknown_nodes.add(n)
             result = self.unknown(n, *self.arguments(n), one_line(error) + (_OURS if _is_ours(error) else ""))
-        single = isinstance(result, ChannelTensor)
-        self.seen[n] = self._as_it_is(result) if single else torch.fx.node.map_aggregate(result, self._as_it_is)
+        self.seen[n] = result
         return result
 
-    def _as_it_is(self, value: Any) -> Any:
-        if isinstance(value, ChannelTensor) and value._labels is not None and value.path is None:
-            return ChannelTensor(self, value.shape, value._labels, value.dtype)
-        return value
+    def overwritten(self, value: ChannelTensor) -> None:
+        if value.path is None:
+            before = ChannelTensor(self, value.shape, value.labels, value.dtype)
+            for node, seen in self.seen.items():
+                self.seen[node] = torch.fx.node.map_aggregate(seen, lambda item: before if item is value else item)
 
     def ids(self, label: torch.Tensor) -> torch.Tensor:
         ids: torch.Tensor = bare(label)

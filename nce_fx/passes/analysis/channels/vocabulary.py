@@ -184,20 +184,17 @@ class Vocabulary(ABC):
         return self._axes[key][0]
 
     def _find_channel_axes(self, label: Label) -> tuple[int, ...]:
+        moving = [axis for axis in range(label.dim()) if varies(label, axis)]
+        if not moving:
+            return ()
+        ids = self.ids(core(label)).numpy()
+        owners = self.space.owners(ids)
+        single = self.space.widths(owners) == 1
         axes = []
-        small = None
-        for axis in range(label.dim()):
-            if not varies(label, axis):
-                continue
-            if small is None:
-                small = self.ids(core(label)).numpy()
-            before = small.take(range(small.shape[axis] - 1), axis)
-            after = small.take(range(1, small.shape[axis]), axis)
-            differ = before != after
-            left, right = before[differ], after[differ]
-            owner_left, owner_right = self.space.owners(left), self.space.owners(right)
-            single = (self.space.widths(owner_left) == 1) | (self.space.widths(owner_right) == 1)
-            if bool(((owner_left == owner_right) & (owner_left >= 0) | single).any()):
+        for axis in moving:
+            before, after = (slice(None),) * axis + (slice(-1),), (slice(None),) * axis + (slice(1, None),)
+            own = (owners[before] == owners[after]) & (owners[before] >= 0)
+            if bool(((own | single[before] | single[after]) & (ids[before] != ids[after])).any()):
                 axes.append(axis)
         return tuple(axes)
 

@@ -132,6 +132,8 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     result = rule(func, args, kwargs)
     if in_place:
         target: ChannelTensor = args[0]
-        target.labels = result.labels
+        if result.labels is not target.labels:
+            target.run.overwritten(target)
+            target.labels = result.labels
         return target
     return result

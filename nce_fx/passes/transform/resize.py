@@ -140,7 +140,8 @@ def importance(structure: Structure) -> npt.NDArray[np.float64]:
         owner, _, name = path.rpartition(".")
         normal = "follow" in roles and name == "weight" and isinstance(modules.get(owner), _NORMS)
         kinds = {"made": "out" in roles, "scaled": normal, "read": "in" in roles}
-        rows = tensor.detach().double().movedim(axis, 0).reshape(tensor.shape[axis], -1).square().sum(1).cpu().numpy()
+        squares, others = tensor.detach().square(), [other for other in range(tensor.dim()) if other != axis]
+        rows = (squares.sum(others, dtype=torch.float64) if others else squares.double()).cpu().numpy()
         numbers = structure.classes[line.numpy()]
         for kind in (kind for kind, is_one in kinds.items() if is_one):
             total, known = found[kind]

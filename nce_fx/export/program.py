@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
-from nce_fx.errors import ArtifactError, ExportError
+from nce_fx.errors import ArtifactError, ExportError, one_line
 from nce_fx.signature import example_of, signature_of
 
 
@@ -36,8 +36,7 @@ def reason(error: BaseException) -> str:
     """Return the innermost cause of an error, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
+    return one_line(error)
 
 
 def example(gm: GraphModule, batch: int | None = None) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ of an operation: module, function, method, and ATen overload.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -81,20 +81,25 @@ def shape_of(node: Node) -> tuple[int, ...]:
     return tuple(getattr(node.meta.get("tensor_meta"), "shape", ()))
 
 
+def made_from(nodes: Iterable[Any]) -> Iterator[Node]:
+    """Yield every node that some values are computed from, each once, themselves first; what is no node is left out."""
+    pending, seen = list(nodes), set()
+    while pending:
+        current = pending.pop()
+        if isinstance(current, Node) and current not in seen:
+            seen.add(current)
+            yield current
+            pending.extend(current.all_input_nodes)
+
+
 def source_parameters(node: Any) -> tuple[str, ...]:
     """Return the paths of the parameters that a value is computed from, or nothing where an input has a part in it."""
     paths: dict[str, None] = {}
-    pending, seen = [node], set()
-    while pending:
-        current = pending.pop()
-        if not isinstance(current, Node) or current in seen:
-            continue
-        seen.add(current)
+    for current in made_from([node]):
         if current.op == "placeholder":
             return ()
         if current.op == "get_attr":
             paths[str(current.target)] = None
-        pending.extend(current.all_input_nodes)
     return tuple(paths)
 
 

@@ -19,7 +19,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from nce_fx.errors import InputError, where
-from nce_fx.passes.analysis.layers import Layer, find_layers, source_parameters
+from nce_fx.passes.analysis.layers import Layer, find_layers, made_from, source_parameters
 from nce_fx.passes.analysis.liveness import writes_in_place
 from nce_fx.passes.analysis.sensitivity.rounding import Noise, Rounding
 from nce_fx.passes.analysis.sensitivity.sharing import ALONE, Share
@@ -116,17 +116,12 @@ class Probe:
     def computing(self) -> Mapping[Node, tuple[Node, ...]]:
         """For each layer's node: what computes its weights, in graph order."""
         order = {node: index for index, node in enumerate(self.gm.graph.nodes)}
-        result = {}
-        for layer in self.layers:
-            chain: set[Node] = set()
-            pending = [read for read in layer.node.all_input_nodes if source_parameters(read)]
-            while pending:
-                current = pending.pop()
-                if current not in chain:
-                    chain.add(current)
-                    pending.extend(current.all_input_nodes)
-            result[layer.node] = tuple(sorted(chain, key=order.__getitem__))
-        return result
+        return {
+            layer.node: tuple(
+                sorted(made_from(filter(source_parameters, layer.node.all_input_nodes)), key=order.__getitem__)
+            )
+            for layer in self.layers
+        }
 
     @cached_property
     def _overwriting(self) -> frozenset[Node]:

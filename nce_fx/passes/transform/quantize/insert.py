@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from nce_fx.errors import QuantizeError, where
+from nce_fx.passes.analysis.layers import made_from
 from nce_fx.passes.transform.quantize.functional import as_function, module_weight
 from nce_fx.passes.transform.quantize.places import Place, find_places, weight_argument
 from nce_fx.passes.transform.quantize.sign import is_relu, kind_of, never_negative
@@ -85,17 +86,11 @@ def _quantize_activation(gm: GraphModule, spec: QuantSpec, producer: Node, group
 
 def _learns(gm: GraphModule, node: Node) -> bool:
     """Whether a value depends on a parameter; the model's input, and what is only moved or scaled of it, does not."""
-    pending, seen = [node], set()
-    while pending:
-        current = pending.pop()
-        if current in seen:
-            continue
-        seen.add(current)
+    for current in made_from([node]):
         if current.op == "call_module" and any(True for _ in gm.get_submodule(str(current.target)).parameters()):
             return True
         if current.op == "get_attr" and isinstance(computed_value(gm, current), nn.Parameter):
             return True
-        pending.extend(current.all_input_nodes)
     return False
 
 

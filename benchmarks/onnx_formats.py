@@ -56,7 +56,15 @@ TORCHVISION = (
     "convnext_tiny",
 )
 NETWORKS = (*sorted(MODELS, key=lambda name: (name in ("resnet50", "vgg16_bn"), name)), *TORCHVISION)
-QUANTIZERS = {"sawb+pact": ("sawb", "pact"), "lsq": ("lsq", "lsq"), "dorefa": ("dorefa", "dorefa")}
+QUANTIZERS = {
+    name + (", exact" if exact else ""): nce_fx.QuantSpec(weight=weight, activation=activation, exact=exact)
+    for exact in (False, True)
+    for name, weight, activation in (
+        ("sawb+pact", "sawb", "pact"),
+        ("lsq", "lsq", "lsq"),
+        ("dorefa", "dorefa", "dorefa"),
+    )
+}
 SIDE, IMAGES, CHUNK = 32, 1000, 250
 FLOAT = Recipe(epochs=6, batch_size=16, learning_rate=0.1, warmup_epochs=0.2, clip_gradient=1.0, evaluate_every=0)
 FEW_BITS = replace(FLOAT, learning_rate=0.03)
@@ -103,8 +111,7 @@ def run(network: str, keys: list[str], data: Data) -> None:
     with tempfile.TemporaryDirectory() as folder:
         float_size = export_onnx(original, Path(folder) / "float.onnx").size
         for pair in dict.fromkeys(key.split("/")[1] for key in keys):
-            weight, activation = QUANTIZERS[pair]
-            spec = nce_fx.QuantSpec(weight=weight, activation=activation)
+            spec = QUANTIZERS[pair]
             if plan is None:
                 analyses = analyze(original, example, batches=batches, spec=spec)
                 plan = plan_analyzed(analyses, nce_fx.Budget(macs=1.0, params=1.0))

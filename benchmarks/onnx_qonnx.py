@@ -46,11 +46,9 @@ def main() -> None:
 def measure(network: str, pair: str, data: Any) -> dict[str, Any]:
     """Return the difference of outputs on two images, and both programs' costs of one image."""
     torch.manual_seed(0)
-    weight, activation = QUANTIZERS[pair]
     batches = data.batches(1, 32)
     model = settled(built(network), data)
-    spec = nce_fx.QuantSpec(weight=weight, activation=activation)
-    gm = nce_fx.rewrite(model, (batches[0][0][:1],), batches=batches, spec=spec).graph_module.eval()
+    gm = nce_fx.rewrite(model, (batches[0][0][:1],), batches=batches, spec=QUANTIZERS[pair]).graph_module.eval()
     image = thousand(data)[:1]
     with tempfile.TemporaryDirectory() as folder:
         path = export_onnx(gm, Path(folder) / "model.onnx", format="qonnx", batch=1, inputs=(image,)).path

@@ -86,9 +86,13 @@ def test_only_resized_or_only_quantized_networks_are_kept_too(tmp_path):
     wide = nce_fx.resize(gm, {group.id: group.width + group.step})
     nce_fx.save(wide, tmp_path / "wide")
     assert torch.equal(nce_fx.load(tmp_path / "wide", net())(batch()), wide(batch()))
-    quantized = nce_fx.quantize(gm, nce_fx.QuantSpec(weight_bits=3, activation_bits=4))
-    nce_fx.save(quantized, tmp_path / "quantized")
-    assert torch.equal(nce_fx.load(tmp_path / "quantized", net())(batch()), quantized(batch()))
+    for name, spec in {
+        "quantized": nce_fx.QuantSpec(weight_bits=3, activation_bits=4),
+        "exact": nce_fx.QuantSpec(exact=True),
+    }.items():
+        quantized = nce_fx.quantize(gm, spec)
+        nce_fx.save(quantized, tmp_path / name)
+        assert torch.equal(nce_fx.load(tmp_path / name, net())(batch()), quantized(batch()))
 
 
 def test_folded_networks_are_kept_too(result, tmp_path):

@@ -106,6 +106,23 @@ def test_resnet8_computes_what_pytorch_computes(tmp_path, name, weight, activati
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
+@pytest.mark.parametrize("model", ["resnet18", "resnet20"])
+@pytest.mark.parametrize(("weight", "activation"), PAIRS)
+def test_exact_scales_give_every_runtime_the_same_numbers(tmp_path, model, weight, activation):
+    torch.manual_seed(0)
+    gm = nce_fx.trace(settled(MODELS[model](width=8)), (torch.zeros(2, 3, 32, 32),))
+    spec = nce_fx.QuantSpec(weight=weight, activation=activation, exact=True)
+    gm = nce_fx.quantize(gm, spec, [random(8, 3, 32, 32)])
+    export_onnx(gm, tmp_path / "model.onnx")
+    x = random(64, 3, 32, 32, seed=2)
+    expected = evaluated(gm, x)
+    for level in LEVELS.values():
+        assert np.array_equal(run(tmp_path / "model.onnx", x, level), expected)
+    # NNPACK's convolutions are by Winograd's method, which is no sum of products.
+    with torch.backends.mkldnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
+        assert np.array_equal(evaluated(gm, x), expected)
+
+
 def test_folded_qcdq_is_computed_in_integers(tmp_path):
     gm = resnet8()
     written = export_onnx(gm, tmp_path / "model.onnx", format="qcdq", fold_bn=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nce_fx.errors import QuantizeError
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, rounding
-from nce_fx.quantizers.base import signed_grid, unsigned_grid
+from nce_fx.quantizers.base import ActivationQuantizer, signed_grid, unsigned_grid
 from nce_fx.quantizers.dorefa import DorefaWeight
 from nce_fx.quantizers.lsq import LsqActivation, LsqWeight
 from nce_fx.quantizers.minmax import MinMaxActivation
@@ -329,6 +329,36 @@ def test_bits_out_of_range_are_refused(bits):
 
 
 # Calibration and state.
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("name", [*WEIGHT_QUANTIZERS, *(f"{name} activation" for name in ACTIVATION_QUANTIZERS)])
+def test_exact_scales_have_few_bits_lie_near_and_learn(name, bits):
+    if (name, bits) == ("minmax", 1):
+        pytest.skip("its levels are where the weights end: `quantize` refuses it")
+    torch.manual_seed(bits)
+    table = ACTIVATION_QUANTIZERS if name.endswith("activation") else WEIGHT_QUANTIZERS
+    plain, exact = (table[name.removesuffix(" activation")](bits) for _ in range(2))
+    exact.exact = True
+    x = torch.randn(16, 8, 3, 3).mul_(0.3)
+    for quantizer in (plain, exact):
+        if isinstance(quantizer, ActivationQuantizer):
+            quantizer.observe(x)
+            quantizer.settle()
+        else:
+            quantizer.start(x)
+    before, after = plain.integers(x).scale, exact.integers(x).scale
+    significant = {1: 3, 2: 3, 3: 2}.get(bits, 1)
+    mantissa = torch.frexp(after).mantissa * 2**significant
+    assert torch.equal(mantissa, mantissa.round())
+    assert bool(((after / before - 1).abs() <= 2.0**-significant + 1e-6).all())
+    assert torch.equal(exact.integers(x).dequantize(), exact(x))
+    (exact(x.requires_grad_()) * torch.randn_like(x)).sum().backward()
+    assert x.grad is not None
+    for learned in (x, *exact.parameters()):
+        assert learned.grad is not None
+        assert bool(learned.grad.isfinite().all())
+    assert bool(x.grad.any())
 
 
 def test_calibration_finds_the_clip_of_least_error():

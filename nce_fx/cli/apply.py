@@ -24,6 +24,7 @@ def apply(
     first_last_bits: options.FirstLastBits = 8,
     shortcuts: options.Shortcuts = "quantized",
     override: options.Override = None,
+    exact: options.Exact = False,
     seed: options.Seed = 0,
     out: options.Out = Path("nce-fx-out"),
     as_json: options.Json = False,
@@ -45,7 +46,7 @@ def apply(
 
     one_process("apply")
     terminal = Terminal.of(as_json)
-    spec = quant_spec(bits, weight_quantizer, activation_quantizer, first_last_bits, shortcuts, override)
+    spec = quant_spec(bits, weight_quantizer, activation_quantizer, first_last_bits, shortcuts, override, exact)
     args = parse_args(model_args)
     if not force:
         artifacts.check_free(out)

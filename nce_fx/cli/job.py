@@ -62,6 +62,7 @@ class Job:
     first_last_bits: int
     shortcuts: str
     override: list[str] | None
+    exact: bool
     sensitivity: str | None
     retrain: int
     recipe: str | None
@@ -106,7 +107,13 @@ def run(job: Job) -> None:
     if job.from_scratch and not job.retrain:
         raise InputError("--from-scratch is about retraining: give --retrain EPOCHS as well")
     spec = quant_spec(
-        job.bits, job.weight_quantizer, job.activation_quantizer, job.first_last_bits, job.shortcuts, job.override
+        job.bits,
+        job.weight_quantizer,
+        job.activation_quantizer,
+        job.first_last_bits,
+        job.shortcuts,
+        job.override,
+        job.exact,
     )
     budget, hardware = job.budget, None if job.hardware is None else HardwareTable.read(job.hardware)
     if (hardware is None) != (job.max_custom is None):

@@ -83,6 +83,14 @@ Override = Annotated[
         rich_help_panel=_QUANTIZERS,
     ),
 ]
+Exact = Annotated[
+    bool,
+    typer.Option(
+        "--exact",
+        help="Scales of few bits, so that sums are exact: every runtime gives the numbers that PyTorch gives.",
+        rich_help_panel=_QUANTIZERS,
+    ),
+]
 
 
 def most(name: str, what: str) -> Any:

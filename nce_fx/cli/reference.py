@@ -101,6 +101,7 @@ def quant_spec(
     first_last_bits: int = 8,
     shortcuts: str = "quantized",
     override: Sequence[str] | None = None,
+    exact: bool = False,
 ) -> QuantSpec:
     """Return the quantizers that the options name.
 
@@ -116,7 +117,7 @@ def quant_spec(
         if not found or not (value.isdigit() or value == "float"):
             raise InputError(f"--override {text} is not PATTERN=BITS: write such as 'layer1.*=4' or 'fc=float'")
         overrides[pattern] = int(value) if value.isdigit() else value
-    return QuantSpec(weight, activation, bits, bits, first_last_bits, shortcuts, overrides)
+    return QuantSpec(weight, activation, bits, bits, first_last_bits, shortcuts, overrides, exact)
 
 
 def is_code(reference: str) -> bool:

@@ -33,6 +33,7 @@ def rewrite(
     first_last_bits: options.FirstLastBits = 8,
     shortcuts: options.Shortcuts = "quantized",
     override: options.Override = None,
+    exact: options.Exact = False,
     sensitivity: options.Metric = None,
     retrain: Annotated[
         int, typer.Option("--retrain", metavar="EPOCHS", help="Epochs of retraining; the uniform rival gets as many.")

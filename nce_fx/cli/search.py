@@ -22,6 +22,7 @@ def search(
     first_last_bits: options.FirstLastBits = 8,
     shortcuts: options.Shortcuts = "quantized",
     override: options.Override = None,
+    exact: options.Exact = False,
     max_macs: options.MaxMacs = "1.0x",
     max_params: options.MaxParams = "1.0x",
     max_bit_ops: options.MaxBitOps = None,
@@ -62,7 +63,7 @@ def search(
     from nce_fx.tracing import trace
 
     terminal = Terminal.of(as_json)
-    spec = quant_spec(bits, weight_quantizer, activation_quantizer, first_last_bits, shortcuts, override)
+    spec = quant_spec(bits, weight_quantizer, activation_quantizer, first_last_bits, shortcuts, override, exact)
     budget = Budget(max_macs, max_params, max_bit_ops, max_weight_bytes, max_activation_bytes)
     given = {"epochs": epochs, "expand": expand, "quantized": not in_float, "seed": seed}
     asked = SearchRecipe.from_dict({**parse_args(recipe, "--recipe"), **given})

@@ -22,6 +22,19 @@ FLOOR = 1e-8
 """The least scale; a weight or activation that is zero everywhere stays finite."""
 
 
+_SIGNIFICANT = {1: 3, 2: 3, 3: 2}
+"""Bits -> significant bits of an exact scale; one for all others: a power of two. At 2 bits a product of two levels
+then has nine bits, and a sum of 38,000 of them fits into the 24 of a float32; at 8 bits it has sixteen, and 256 fit."""
+
+
+def few_bits(scale: Tensor, significant: int) -> Tensor:
+    """Return the nearest numbers with so few significant bits; the gradient goes straight through."""
+    mantissa, exponent = torch.frexp(scale.detach())
+    nearest = torch.ldexp((mantissa * 2**significant).round(), exponent - significant)
+    # The difference of two numbers so near each other is exact, and so is this sum.
+    return scale + (nearest - scale).detach()
+
+
 class Grid(NamedTuple):
     """The whole numbers a quantizer rounds to, and where zero lies between them."""
 
@@ -121,6 +134,12 @@ class Quantizer(nn.Module):
         if not isinstance(bits, int) or isinstance(bits, bool) or not 1 <= bits <= 8:
             raise QuantizeError(f"{type(self).__name__} takes 1 to 8 bits, not {bits!r}")
         self.bits = bits
+        self.exact = False
+        """Whether scales have so few significant bits that sums of products of levels are exact, in whatever order."""
+
+    def fine(self, scale: Tensor) -> Tensor:
+        """Return a scale as it is used: of few significant bits where sums have to be exact."""
+        return few_bits(scale, _SIGNIFICANT.get(self.bits, 1)) if self.exact else scale
 
     def integers(self, x: Tensor) -> Integers:
         """Return ``x`` quantized to integers; ``integers(x).dequantize()`` equals ``self(x)`` bit for bit."""
@@ -128,7 +147,7 @@ class Quantizer(nn.Module):
 
     def extra_repr(self) -> str:
         """The bits; subclasses add what they know of their range."""
-        return f"bits={self.bits}"
+        return f"bits={self.bits}, exact" if self.exact else f"bits={self.bits}"
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
         for name, value in self.absent.items():
@@ -237,7 +256,7 @@ class ActivationQuantizer(Quantizer):
 
     def extra_repr(self) -> str:
         """Bits, range, how it was found, and what the quantizer stands for."""
-        text = f"bits={self.bits}, {'signed' if self.signed else 'unsigned'} ({self.origin})"
+        text = f"{Quantizer.extra_repr(self)}, {'signed' if self.signed else 'unsigned'} ({self.origin})"
         return f"{text}, replaces {self.replaces.name}" if self.replaces else text
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:

@@ -83,7 +83,7 @@ class DorefaWeight(WeightQuantizer):
         """Return the distance between two levels; 0-dimensional, without a gradient."""
         weight = working(weight.detach())
         if self.bits == 1:
-            return 2 * weight.abs().mean().clamp(min=FLOOR)
+            return self.fine(2 * weight.abs().mean().clamp(min=FLOOR))
         return self._scaled(weight)[1]
 
     def _scaled(self, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,7 +91,8 @@ class DorefaWeight(WeightQuantizer):
         squeezed = torch.tanh(weight * self.gain)
         most = squeezed.abs().amax().clamp(min=FLOOR)
         position = squeezed * (self.grid.reach / most) - self.grid.offset
-        return position, self.factor.to(weight.dtype) * torch.where(self.follows, most, 1.0) / self.grid.reach
+        scale = self.factor.to(weight.dtype) * torch.where(self.follows, most, 1.0) / self.grid.reach
+        return position, self.fine(scale)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize, with DoReFa's gradient."""
@@ -121,7 +122,7 @@ class DorefaActivation(ActivationQuantizer):
 
     def scale(self, x: Tensor) -> Tensor:
         """Return the distance between two levels; 0-dimensional."""
-        return torch.full((), 1 / self.grid.reach, dtype=working(x).dtype, device=x.device)
+        return self.fine(torch.full((), 1 / self.grid.reach, dtype=working(x).dtype, device=x.device))
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize, with the clipped straight-through gradient."""

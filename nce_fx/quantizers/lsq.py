@@ -59,13 +59,13 @@ class LsqWeight(WeightQuantizer):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize, with LSQ's gradients."""
-        step = self.step.clamp(min=FLOOR)
+        step = self.fine(self.step.clamp(min=FLOOR))
         return StepRound.apply(weight, step, self.grid, _share(weight.numel(), self.grid), True)  # type: ignore[no-any-return, no-untyped-call]
 
     @torch.no_grad()
     def integers(self, weight: Tensor) -> Integers:
         """Return the weight in integers; the offset is 0, or 1/2 for one bit."""
-        step = self.step.clamp(min=FLOOR)
+        step = self.fine(self.step.clamp(min=FLOOR))
         return as_integers(whole(working(weight), step, self.grid), step, self.grid)
 
 
@@ -81,13 +81,13 @@ class LsqActivation(ActivationQuantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize, with LSQ's gradients."""
-        step = self.step.clamp(min=FLOOR)
+        step = self.fine(self.step.clamp(min=FLOOR))
         return StepRound.apply(x, step, self.grid, _share(x[0].numel(), self.grid), False)  # type: ignore[no-any-return, no-untyped-call]
 
     @torch.no_grad()
     def integers(self, x: Tensor) -> Integers:
         """Return ``x`` in integers; the offset is 0, or 1/2 for one signed bit."""
-        step = self.step.clamp(min=FLOOR)
+        step = self.fine(self.step.clamp(min=FLOOR))
         return as_integers(whole(working(x), step, self.grid), step, self.grid)
 
     def estimate(self, x: Tensor, grid: Grid) -> float:

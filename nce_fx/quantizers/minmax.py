@@ -41,7 +41,7 @@ class MinMaxWeight(WeightQuantizer):
             scale = (greatest - least).clamp(min=FLOOR)
             return scale, least / scale - self.low
         least, greatest = least.clamp(max=0), greatest.clamp(min=0)
-        scale = ((greatest - least) / (2**self.bits - 1)).clamp(min=FLOOR)
+        scale = self.fine(((greatest - least) / (2**self.bits - 1)).clamp(min=FLOOR))
         return scale, (least / scale).round() - self.low
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -101,13 +101,14 @@ class MinMaxActivation(ActivationQuantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize, with the clipped straight-through gradient."""
-        return clip_round(x, self.step, 1.0, self.grid)
+        return clip_round(x, self.fine(self.step), 1.0, self.grid)
 
     @torch.no_grad()
     def integers(self, x: Tensor) -> Integers:
         """Return ``x`` in integers (uint8); the offset is minus the zero point."""
-        q = whole(working(x), self.step, self.grid) - self.grid.low
-        step = self.step.to(q.dtype)
+        step = self.fine(self.step)
+        q = whole(working(x), step, self.grid) - self.grid.low
+        step = step.to(q.dtype)
         return Integers(q.to(torch.uint8), step, torch.full_like(step, self.grid.low + self.grid.offset))
 
     @torch.no_grad()

@@ -45,11 +45,12 @@ class Pact(ActivationQuantizer):
 
     def scale(self) -> Tensor:
         """Return the distance between two levels; 0-dimensional."""
-        return self.clip.clamp(min=FLOOR * self.grid.reach) / self.grid.reach
+        return self.fine(self.clip.clamp(min=FLOOR * self.grid.reach) / self.grid.reach)
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize, with PACT's gradients."""
-        return clip_round(x, self.clip, self.grid.reach, self.grid)
+        clip = self.scale() * self.grid.reach if self.exact else self.clip
+        return clip_round(x, clip, self.grid.reach, self.grid)
 
     @torch.no_grad()
     def integers(self, x: Tensor) -> Integers:

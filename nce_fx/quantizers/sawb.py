@@ -50,7 +50,7 @@ class Sawb(WeightQuantizer):
         root = torch.linalg.vector_norm(weight) / weight.numel() ** 0.5
         clip = c1 * root - c2 * mean
         clip = torch.where(clip > 0, clip, torch.linalg.vector_norm(weight, float("inf")))
-        return clip.clamp(min=FLOOR) / self.grid.reach
+        return self.fine(clip.clamp(min=FLOOR) / self.grid.reach)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize; the gradient goes straight through."""

@@ -73,6 +73,7 @@ def _quantize_activation(gm: GraphModule, spec: QuantSpec, producer: Node, group
         replaced = _replaced(gm, producer) if unsigned and alone else None
         origin = "graph" if unsigned else "assumed"
         quantizer = ACTIVATION_QUANTIZERS[spec.activation](bits, not unsigned, origin, replaced)
+        quantizer.exact = spec.exact
         if not _learns(gm, producer):
             quantizer.fix()
         name = f"{producer.name}_activation_quant" + (f"_{bits}" if index else "")
@@ -155,7 +156,13 @@ def _weight_node(gm: GraphModule, spec: QuantSpec, place: Place, bits: int) -> N
     """Read a weight and quantize it, directly before the layer that uses it first."""
     node = place.node
     axis = 1 if "transpose" in place.layer.op else 0
+    if spec.exact and spec.weight == "minmax" and bits == 1:
+        raise QuantizeError(
+            f"the weight of {place.path} has no exact scale: minmax at 1 bit has its levels wherever the weights end; "
+            "choose sawb, lsq or dorefa, or 2 bits"
+        )
     quantizer = WEIGHT_QUANTIZERS[spec.weight](bits, axis)
+    quantizer.exact = spec.exact
     with gm.graph.inserting_before(node):
         if node.op == "call_module":
             weight, quantizer.layer = module_weight(gm, str(node.target))

@@ -41,6 +41,9 @@ class QuantSpec:
             at the same tensor and has at least two layers. The output and layers left in float always read float.
         overrides: name pattern (as in the shell: ``layer1.*``) of layers -> bits of both, "float", or a mapping with
             ``weight_bits`` and/or ``activation_bits``. Goes before all above; of several matches the last counts.
+        exact: scales have few significant bits (three at 2 bits, a power of two at 8), so that sums of products of
+            levels are exact in float32 in whatever order they are summed: a runtime that sums in another order than
+            PyTorch gives the same numbers, and no value falls on the other side of a border between two levels.
 
     Raises:
         QuantizeError: an unknown name, or bits out of range.
@@ -53,6 +56,7 @@ class QuantSpec:
     first_last_bits: int | None = 8
     shortcuts: str = "quantized"
     overrides: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    exact: bool = False
 
     def __post_init__(self) -> None:
         _known("weight", self.weight, WEIGHT_QUANTIZERS)

@@ -23,11 +23,9 @@ def modules_of(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Modu
             yield from modules_of(child, f"{path}.{name}" if path else name)
 
 
-def parameters_of(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Parameter]]:
+def parameters_of(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Yield every parameter with each of its paths."""
-    for name, parameter in module._parameters.items():
-        if parameter is not None:
-            yield prefix + name, parameter
-    for name, child in module._modules.items():
-        if child is not None:
-            yield from parameters_of(child, f"{prefix}{name}.")
+    for path, owner in modules_of(module):
+        for name, parameter in owner._parameters.items():
+            if parameter is not None:
+                yield f"{path}.{name}" if path else name, parameter

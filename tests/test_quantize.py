@@ -316,6 +316,12 @@ def test_quantizing_twice_is_refused():
         quantize(quantize(gm))
 
 
+def test_levels_that_no_exact_scale_gives_are_refused():
+    gm, _ = small()
+    with pytest.raises(QuantizeError, match=r"layer\S+ has no exact scale: minmax at 1 bit"):
+        quantize(gm, QuantSpec(weight="minmax", weight_bits=1, exact=True))
+
+
 def test_weights_that_are_no_numbers_are_refused():
     gm, _ = small()
     gm.get_parameter("layer1.0.conv1.weight").data[0] = float("nan")

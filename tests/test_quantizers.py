@@ -328,9 +328,6 @@ def test_bits_out_of_range_are_refused(bits):
         Sawb(bits)
 
 
-# Calibration and state.
-
-
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("name", [*WEIGHT_QUANTIZERS, *(f"{name} activation" for name in ACTIVATION_QUANTIZERS)])
 def test_exact_scales_have_few_bits_lie_near_and_learn(name, bits):
@@ -359,6 +356,9 @@ def test_exact_scales_have_few_bits_lie_near_and_learn(name, bits):
         assert learned.grad is not None
         assert bool(learned.grad.isfinite().all())
     assert bool(x.grad.any())
+
+
+# Calibration and state.
 
 
 def test_calibration_finds_the_clip_of_least_error():

@@ -57,15 +57,18 @@ class LsqWeight(WeightQuantizer):
         """Start the step from the weight."""
         self.step.fill_(first_step(float(working(weight).abs().mean()), self.grid))
 
+    def scale(self) -> Tensor:
+        """Return the distance between two levels; 0-dimensional."""
+        return self.fine(self.step.clamp(min=FLOOR))
+
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize, with LSQ's gradients."""
-        step = self.fine(self.step.clamp(min=FLOOR))
-        return StepRound.apply(weight, step, self.grid, _share(weight.numel(), self.grid), True)  # type: ignore[no-any-return, no-untyped-call]
+        return StepRound.apply(weight, self.scale(), self.grid, _share(weight.numel(), self.grid), True)  # type: ignore[no-any-return, no-untyped-call]
 
     @torch.no_grad()
     def integers(self, weight: Tensor) -> Integers:
         """Return the weight in integers; the offset is 0, or 1/2 for one bit."""
-        step = self.fine(self.step.clamp(min=FLOOR))
+        step = self.scale()
         return as_integers(whole(working(weight), step, self.grid), step, self.grid)
 
 
@@ -79,15 +82,18 @@ class LsqActivation(ActivationQuantizer):
         mean = _MEAN if signed else _MEAN / 2
         self.step = nn.Parameter(torch.tensor(first_step(mean, self.grid)))
 
+    def scale(self) -> Tensor:
+        """Return the distance between two levels; 0-dimensional."""
+        return self.fine(self.step.clamp(min=FLOOR))
+
     def forward(self, x: Tensor) -> Tensor:
         """Quantize, with LSQ's gradients."""
-        step = self.fine(self.step.clamp(min=FLOOR))
-        return StepRound.apply(x, step, self.grid, _share(x[0].numel(), self.grid), False)  # type: ignore[no-any-return, no-untyped-call]
+        return StepRound.apply(x, self.scale(), self.grid, _share(x[0].numel(), self.grid), False)  # type: ignore[no-any-return, no-untyped-call]
 
     @torch.no_grad()
     def integers(self, x: Tensor) -> Integers:
         """Return ``x`` in integers; the offset is 0, or 1/2 for one signed bit."""
-        step = self.fine(self.step.clamp(min=FLOOR))
+        step = self.scale()
         return as_integers(whole(working(x), step, self.grid), step, self.grid)
 
     def estimate(self, x: Tensor, grid: Grid) -> float:

@@ -262,3 +262,4 @@ REGRESSIONS: dict[str, Program] = {
         "raw",
     ),
 }
+"""What broke -> the program."""

@@ -28,14 +28,15 @@ class Noise:
     """(paths of the layers that read it, a sample of it) -> what rounds it, with the range that suits the sample."""
 
 
-def real_noise(bits: Bits, weight: str = "sawb", activation: str = "pact") -> Noise:
-    """Return what two quantizers of the package's tables do at so many bits."""
+def real_noise(bits: Bits, weight: str = "sawb", activation: str = "pact", exact: bool = False) -> Noise:
+    """Return what two quantizers of the package's tables do at so many bits; ``exact`` is as in `QuantSpec`."""
 
     def round_weight(path: str, value: Tensor) -> Tensor:
         own = bits_of(bits, (path,))
         if own is None:
             return value
         quantizer = WEIGHT_QUANTIZERS[weight](own, 0).to(value.device)
+        quantizer.exact = exact
         quantizer.start(value)
         rounded: Tensor = quantizer(value)
         return rounded.detach()
@@ -45,6 +46,7 @@ def real_noise(bits: Bits, weight: str = "sawb", activation: str = "pact") -> No
         if own is None:
             return lambda value: value
         quantizer = ACTIVATION_QUANTIZERS[activation](own).to(sample.device)
+        quantizer.exact = exact
         quantizer.observe(sample)
         quantizer.settle()
 
@@ -78,5 +80,5 @@ def noise_of(gm: GraphModule, spec: QuantSpec) -> Noise:
     places = find_places(gm, spec)
     weights = {place.path: place.bits.weight for place in places if place.bits.weight is not None}
     activations = {place.path: place.bits.activation for place in places if place.bits.activation is not None}
-    of_weights = real_noise(weights, spec.weight, spec.activation)
-    return Noise(of_weights.weight, real_noise(activations, spec.weight, spec.activation).activation)
+    of_weights = real_noise(weights, spec.weight, spec.activation, spec.exact)
+    return Noise(of_weights.weight, real_noise(activations, spec.weight, spec.activation, spec.exact).activation)

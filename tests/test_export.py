@@ -24,7 +24,7 @@ from nce_fx.export.formats import FORMATS
 from nce_fx.export.levels import levels_of
 from nce_fx.export.verify import LEVELS, runnable
 from nce_fx.models import MODELS
-from nce_fx.passes.transform.quantize import IntegerWeight
+from nce_fx.passes.transform.quantize import IntegerWeight, RemoveQuantizers
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 from nce_fx.report.records import ModelReference
 
@@ -121,6 +121,18 @@ def test_exact_scales_give_every_runtime_the_same_numbers(tmp_path, model, weigh
     # NNPACK's convolutions are by Winograd's method, which is no sum of products.
     with torch.backends.mkldnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
         assert np.array_equal(evaluated(gm, x), expected)
+
+
+def test_a_batchnorm_is_exact_where_the_scales_are(tmp_path):
+    torch.manual_seed(0)
+    net = settled(nn.Sequential(nn.Conv2d(3, 24, 3, bias=False), nn.BatchNorm2d(24)))
+    plain = nce_fx.trace(net, (torch.zeros(2, 3, 9, 9),))
+    gm = nce_fx.quantize(plain, nce_fx.QuantSpec(exact=True), [random(8, 3, 9, 9)])
+    export_onnx(gm, tmp_path / "model.onnx")
+    x = random(64, 3, 9, 9, seed=2)
+    for level in LEVELS.values():
+        assert np.array_equal(run(tmp_path / "model.onnx", x, level), evaluated(gm, x))
+    assert np.array_equal(evaluated(RemoveQuantizers()(gm).graph_module, x), evaluated(plain, x))
 
 
 def test_folded_qcdq_is_computed_in_integers(tmp_path):

@@ -32,6 +32,7 @@ from nce_fx.passes.transform.widths import (
     carried_order,
 )
 from nce_fx.passes.transform.widths.places import plain_float
+from nce_fx.paths import device_of
 from nce_fx.quantizers import Quantizer
 
 M = TypeVar("M")
@@ -66,7 +67,7 @@ def grow(
         seed: of the noise that parts copies.
         mixing: as the network was made with.
     """
-    device = next(network.parameters()).device
+    device = device_of(network)
     draws = {draw.group: draw for draw in of_kind(network, WidthDraw).values()}
     rows = {path: _rows(norm) for path, norm in of_kind(network, WidthNorm).items()}
     wider = {group: widths[-1] for group, widths in candidates.items() if widths[-1] != draws[group].widths[-1]}

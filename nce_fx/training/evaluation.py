@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Iterator
 
 import torch
 from torch import nn
 
 from nce_fx.errors import TrainingError
+from nce_fx.paths import device_of
 from nce_fx.tracing.exported import evaluating
 from nce_fx.training.batches import Data, batch_length, batches_of
 from nce_fx.training.determinism import deterministic
@@ -27,8 +27,7 @@ def evaluate(model: nn.Module, data: Data, batch_size: int = 256, *, split: str 
         TrainingError: the split has no samples, or the model returns no scores.
     """
     engine = start_engine()
-    first = next(itertools.chain(model.parameters(), model.buffers()), None)
-    if first is not None and first.device.type != engine.device.type:
+    if device_of(model).type != engine.device.type:
         model = copy.deepcopy(model).to(engine.device)
     with deterministic(engine.device):
         return accuracy_of(model, data, batch_size, engine, split=split)

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from nce_fx.errors import TrainingError
+from nce_fx.paths import device_of
 from nce_fx.quantizers.saving import compact_saving
 from nce_fx.training.batch_statistics import WholeBatchStatistics
 from nce_fx.training.batches import Data, batch_length, batches_of
@@ -78,7 +79,7 @@ def train(
     if tested is None:
         with deterministic(engine.device):
             tested = accuracy_of(run.model, data, recipe.batch_size, engine)
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     return TrainResult(run.model.train(model.training).to(device), tested, history)
 
 

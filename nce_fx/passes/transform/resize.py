@@ -36,7 +36,7 @@ from nce_fx.passes.analysis.channels.value import ChannelTensor
 from nce_fx.passes.base import Pass, PassResult
 from nce_fx.passes.transform.copying import copied
 from nce_fx.passes.transform.resizing import Broken, Resizing
-from nce_fx.paths import module_at
+from nce_fx.paths import device_of, module_at
 from nce_fx.plan import WidthPlan, model_fingerprint
 
 NOISE = 0.25
@@ -204,35 +204,70 @@ def _gathered(
     seed: int,
     rooms: _Rooms,
 ) -> torch.Tensor | None:
-    new = old.detach()
+    if not moved:
+        return None
     # What is divided goes first: it is done once for all copies of a row, which then are copied whole.
-    for number, (axis, gather) in enumerate(sorted(moved, key=lambda item: item[1].divisor is None)):
-        index = indices[id(gather.index)]
-        out = _room(rooms, new, axis, len(gather.index)) if number == 0 and len(moved) > 1 else None
-        new = torch.index_select(new, axis, torch.from_numpy(gather.index) if index is None else index, out=out)
-        if gather.divisor is not None and (gather.divisor > 1).any():
-            _divide(path, new, axis, gather, seed)
-    return None if new.data_ptr() == old.data_ptr() else new
+    *first, (axis, last) = sorted(moved, key=lambda item: item[1].divisor is None)
+    old, size = old.detach(), old.shape[axis]
+    rows = max(1, size * _BLOCK // max(1, old.numel())) if first else size
+    new: torch.Tensor | None = None
+    for begin in range(0, size, rows):
+        part = old.narrow(axis, begin, min(rows, size - begin))
+        for number, (other, gather) in enumerate(first):
+            out = _room(rooms, part, other, len(gather.index)) if number == 0 else None
+            part = torch.index_select(part, other, _as_tensor(gather, indices).to(old.device), out=out)
+            _divide(path, part, other, gather, seed, None if rows >= size else (old, axis, begin))
+        if rows >= size:
+            new = part.index_select(axis, _as_tensor(last, indices).to(old.device))
+        else:
+            new = part.new_empty(_resized_shape(part, axis, len(last.index))) if new is None else new
+            places = np.flatnonzero((last.index >= begin) & (last.index < begin + rows))
+            copies = part.index_select(axis, torch.from_numpy(last.index[places] - begin).to(old.device))
+            new.index_copy_(axis, torch.from_numpy(places).to(old.device), copies)
+    assert new is not None
+    _divide(path, new, axis, last, seed)
+    return new
 
+
+_BLOCK = 2**24
+"""Entries of a weight that are gathered at once: the room for all of a classifier as large as VGG's would be 411 MB."""
 
 _Rooms = dict[tuple[torch.dtype, torch.device], torch.Tensor]
 
 
 def _room(rooms: _Rooms, like: torch.Tensor, axis: int, length: int) -> torch.Tensor:
     """Return memory for a tensor with another length along an axis, soon let go of: fresh pages cost much."""
-    shape = [length if k == axis else size for k, size in enumerate(like.shape)]
+    shape = _resized_shape(like, axis, length)
     room = rooms.get((like.dtype, like.device))
     if room is None or room.numel() < prod(shape):
         room = rooms[like.dtype, like.device] = like.new_empty(prod(shape))
     return room[: prod(shape)].view(shape)
 
 
-def _divide(path: str, weight: torch.Tensor, axis: int, gather: Gather, seed: int) -> None:
+def _resized_shape(like: torch.Tensor, axis: int, length: int) -> list[int]:
+    return [length if k == axis else size for k, size in enumerate(like.shape)]
+
+
+def _as_tensor(gather: Gather, indices: Mapping[int, torch.Tensor | None]) -> torch.Tensor:
+    index = indices[id(gather.index)]
+    return torch.from_numpy(gather.index) if index is None else index
+
+
+def _divide(
+    path: str,
+    weight: torch.Tensor,
+    axis: int,
+    gather: Gather,
+    seed: int,
+    block: tuple[torch.Tensor, int, int] | None = None,
+) -> None:
     """Divide among copies in place, and part them by noise that sums to zero over the copies of a channel.
 
-    The noise is the product of a random vector over the axis and one over the rest of the weight.
+    The noise is the product of a random vector over the axis and one over the rest of the weight, of which a block
+    (the whole before any gather, the axis it is cut along, and where it begins) takes its own part.
     """
-    assert gather.divisor is not None
+    if gather.divisor is None or not (gather.divisor > 1).any():
+        return
     shared = np.flatnonzero(gather.divisor > 1)
     begin, end = int(shared[0]), int(shared[-1]) + 1
     divisor = gather.divisor[begin:end]
@@ -240,15 +275,22 @@ def _divide(path: str, weight: torch.Tensor, axis: int, gather: Gather, seed: in
     signs = generator.standard_normal(end - begin) * (divisor > 1)
     channel = _numbered(gather.index[begin:end])
     signs -= (np.bincount(channel, signs) / np.bincount(channel))[channel]
-    rest = [1 if k == axis else size for k, size in enumerate(weight.shape)]
+    rest = _resized_shape(weight, axis, 1)
     shape = [-1 if k == axis else 1 for k in range(weight.dim())]
     part = weight.narrow(axis, begin, end - begin)
+    whole = weight
+    if block is not None:
+        whole, cut, start = block
+        rest[cut] = whole.shape[cut]
+    noise = torch.from_numpy(generator.standard_normal(rest)).to(weight.device, weight.dtype)
+    if block is not None:
+        noise = noise.narrow(cut, start, weight.shape[cut])
     # A quarter of its rows says it; all of a wide weight would take a tenth of a resize to read.
-    deviation = _deviation(weight[: (len(weight) + 3) // 4]) or _deviation(weight) or 1.0
-    part.div_(torch.from_numpy(divisor).to(weight.dtype).reshape(shape))
+    deviation = _deviation(whole[: (len(whole) + 3) // 4]) or _deviation(whole) or 1.0
+    part.div_(torch.from_numpy(divisor).to(weight.device, weight.dtype).reshape(shape))
     part.addcmul_(
-        torch.from_numpy(generator.standard_normal(rest)).to(weight.dtype),
-        torch.from_numpy(signs / divisor).to(weight.dtype).reshape(shape),
+        noise,
+        torch.from_numpy(signs / divisor).to(weight.device, weight.dtype).reshape(shape),
         value=NOISE * deviation,
     )
 
@@ -347,6 +389,6 @@ def _select(result: GraphModule, before: Node, source: Node, axis: int, order: I
 def _constant(result: GraphModule, before: Node, kind: str, value: torch.Tensor) -> Node:
     """Insert a constant, a buffer that moves with the module and is no part of its state."""
     name = f"{kind}_{sum(1 for known, _ in result.named_buffers() if known.startswith(f'{kind}_'))}"
-    result.register_buffer(name, value, persistent=False)
+    result.register_buffer(name, value.to(device_of(result)), persistent=False)
     with result.graph.inserting_before(before):
         return result.graph.get_attr(name)

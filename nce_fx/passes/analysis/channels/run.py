@@ -87,7 +87,7 @@ class Run(Vocabulary, Interpreter):
         """Stand labels for a parameter or floating point buffer; pass integers and masks as they are."""
         if target in self.tensors.tensors:
             return self.parameter(target)
-        return super().get_attr(target, args, kwargs)
+        return _on_cpu(super().get_attr(target, args, kwargs))
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Apply the rule of a plain layer; call a copy of any other module, whose parameters are channel tensors."""
@@ -118,7 +118,7 @@ class Run(Vocabulary, Interpreter):
         if overload is not None and not kwargs and len(args) == 2 and all(type(a) is ChannelTensor for a in args):
             self.computes()
             return pointwise(overload, args, kwargs)
-        return super().call_function(target, args, kwargs)
+        return _on_cpu(super().call_function(target, args, kwargs))
 
     def _by_rule(self, rule: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Apply a user's rule; what it stands for computes, whatever the rule does, and returns what was traced."""
@@ -171,7 +171,7 @@ class Run(Vocabulary, Interpreter):
         for group in ("_parameters", "_buffers"):
             if state[group]:
                 state[group] = {
-                    name: self.parameter(full) if (full := f"{path}.{name}") in known else tensor
+                    name: self.parameter(full) if (full := f"{path}.{name}") in known else _on_cpu(tensor)
                     for name, tensor in state[group].items()
                 }
         if module._modules:
@@ -222,6 +222,11 @@ class Run(Vocabulary, Interpreter):
         with torch.no_grad():
             for node in self.graph.nodes:
                 self.env[node] = self.run_node(node)
+
+
+def _on_cpu(value: Any) -> Any:
+    """Bring a tensor that the model holds or makes to where labels are, which an index for example must meet."""
+    return value.cpu() if isinstance(value, torch.Tensor) and not isinstance(value, ChannelTensor) else value
 
 
 def _plain_rule(module: nn.Module) -> Any:

@@ -24,7 +24,7 @@ from nce_fx.passes.analysis.liveness import writes_in_place
 from nce_fx.passes.analysis.sensitivity.rounding import Noise, Rounding
 from nce_fx.passes.analysis.sensitivity.sharing import ALONE, Share
 from nce_fx.passes.transform.copying import copied
-from nce_fx.paths import parameters_of
+from nce_fx.paths import device_of, parameters_of
 
 Batch = tuple[Any, Any]
 Loss = Callable[[Any, Any], Tensor]
@@ -240,7 +240,7 @@ class Probe:
 
     def on_device(self, value: Any) -> Any:
         """Move a batch to where the model's parameters are."""
-        device = next((parameter.device for parameter in self.gm.parameters()), torch.device("cpu"))
+        device = device_of(self.gm)
         if isinstance(value, Tensor):
             return value.to(device)
         return type(value)(self.on_device(item) for item in value) if isinstance(value, (tuple, list)) else value

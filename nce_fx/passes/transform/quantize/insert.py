@@ -30,6 +30,7 @@ from nce_fx.passes.transform.quantize.functional import as_function, module_weig
 from nce_fx.passes.transform.quantize.places import Place, find_places, weight_argument
 from nce_fx.passes.transform.quantize.sign import is_relu, kind_of, never_negative
 from nce_fx.passes.transform.quantize.spec import QuantSpec
+from nce_fx.passes.transform.quantize.stepwise import make_stepwise
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, Quantizer
 from nce_fx.quantizers.base import Replaced
 
@@ -55,6 +56,8 @@ def insert_quantizers(gm: GraphModule, spec: QuantSpec) -> GraphModule:
     for producer, group in readers.items():
         _quantize_activation(result, spec, producer, group, unsigned[producer])
     _quantize_weights(result, spec, places)
+    if spec.exact:
+        make_stepwise(result)
     result.graph.lint()
     result.recompile()
     return result

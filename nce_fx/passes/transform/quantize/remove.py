@@ -8,6 +8,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from nce_fx.passes.transform.quantize.functional import as_module
+from nce_fx.passes.transform.quantize.stepwise import make_plain
 from nce_fx.quantizers import ActivationQuantizer, WeightQuantizer
 
 
@@ -32,6 +33,7 @@ def remove_quantizers(gm: GraphModule) -> GraphModule:
         if isinstance(module, (WeightQuantizer, ActivationQuantizer)):
             owner, _, leaf = name.rpartition(".")
             delattr(result.get_submodule(owner), leaf)
+    make_plain(result)
     result.graph.lint()
     result.recompile()
     return result

@@ -44,6 +44,7 @@ class QuantSpec:
         exact: scales have few significant bits (three at 2 bits, a power of two at 8), so that sums of products of
             levels are exact in float32 in whatever order they are summed: a runtime that sums in another order than
             PyTorch gives the same numbers, and no value falls on the other side of a border between two levels.
+            BatchNorm modules multiply and add, each rounded for itself, in evaluation mode.
 
     Raises:
         QuantizeError: an unknown name, or bits out of range.

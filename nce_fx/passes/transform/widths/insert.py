@@ -16,6 +16,7 @@ from nce_fx.passes.analysis.layers import find_layers
 from nce_fx.passes.transform.widths.interpolation import WidthInterpolation
 from nce_fx.passes.transform.widths.modules import WIDTH_MODULES, WidthChoice, WidthDraw, WidthNorm
 from nce_fx.passes.transform.widths.places import Order, Places, Reading, channel_order, find_places, plain_float
+from nce_fx.paths import device_of
 
 Mixing = Literal["zeros", "interpolate"]
 
@@ -82,12 +83,11 @@ def remove_width_choices(gm: GraphModule) -> GraphModule:
 
 
 def _draws(gm: GraphModule, candidates: Mapping[str, tuple[int, ...]]) -> dict[str, Node]:
-    like = next(gm.parameters())
     last = [node for node in gm.graph.nodes if node.op == "placeholder"][-1]
     draws = {}
     for group, widths in candidates.items():
         name = _free(gm, f"{group}_width_draw")
-        gm.add_module(name, WidthDraw(group, widths).to(like.device).train(gm.training))
+        gm.add_module(name, WidthDraw(group, widths).to(device_of(gm)).train(gm.training))
         with gm.graph.inserting_after(last):
             last = draws[group] = gm.graph.create_node("call_module", name, (), name=name)
     return draws
@@ -109,7 +109,7 @@ def _choices(gm: GraphModule, places: Places, draws: Mapping[str, Node], mixing:
                 name = _free(gm, f"{layer.path}_width_choice")
                 stretched = mixing == "interpolate" and reading.axis is not None
                 module = _interpolation(reading) if stretched else WidthChoice(reading.member)
-                gm.add_module(name, module.to(next(gm.parameters()).device).train(gm.training))
+                gm.add_module(name, module.to(device_of(gm)).train(gm.training))
                 with gm.graph.inserting_before(layer.node):
                     arguments = (source, *(draws[group] for group in reading.groups))
                     choice = gm.graph.create_node("call_module", name, arguments, name=name)

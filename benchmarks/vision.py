@@ -1,7 +1,6 @@
 """Public vision models as a test corpus: how to build each one small, and how to give it weights that hide nothing.
 
-Importing this module defines the two operators that torchvision's wheel misses on a CPU build of torch, then
-torchvision imports as usual. Nothing is downloaded: every model starts from random weights.
+Nothing is downloaded: every model starts from random weights.
 """
 
 from __future__ import annotations
@@ -17,13 +16,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
+import benchmarks.torchvision_operators  # noqa: F401
 import nce_fx
 from benchmarks.families import TIMM, TRANSFORMERS, transformers_model
-
-_library = torch.library.Library("torchvision", "FRAGMENT")
-for _name in ("nms", "qnms"):
-    if not hasattr(torch.ops.torchvision, _name):
-        _library.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 CORPORA = ("torchvision", "timm", "transformers")
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain
 
-import torch
 from torch import nn
 
 
@@ -31,8 +29,3 @@ def parameters_of(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         for name, parameter in owner._parameters.items():
             if parameter is not None:
                 yield f"{path}.{name}" if path else name, parameter
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Return the device of a module's first parameter or, without any, buffer; the CPU without either."""
-    return next((tensor.device for tensor in chain(module.parameters(), module.buffers())), torch.device("cpu"))

@@ -107,7 +107,7 @@ class WidthPlan:
         Raises:
             PlanError: it is for another one; the message names the first difference.
         """
-        if self.model and self.model == model_fingerprint(gm):
+        if self.model and self.model in (model_fingerprint(gm), _fingerprint(_description(gm, True))):
             return
         from nce_fx.passes.analysis.channels import analyze_channels
 
@@ -133,16 +133,22 @@ class WidthPlan:
 def model_fingerprint(gm: GraphModule) -> str:
     """Return the sha256 of a graph's operations, their arguments and shapes, and the shapes of its parameters.
 
-    Names of nodes and values of weights do not enter: the same architecture traced again has the same fingerprint.
+    Names of nodes and values of weights do not enter: the same architecture traced again has the same fingerprint, with
+    another version of PyTorch too.
     """
+    return _fingerprint(_description(gm))
+
+
+def _fingerprint(description: list[str]) -> str:
     digest = hashlib.sha256()
-    for line in _description(gm):
+    for line in description:
         digest.update(line.encode())
         digest.update(b"\n")
     return digest.hexdigest()
 
 
-def _description(gm: GraphModule) -> list[str]:
+def _description(gm: GraphModule, as_modules_print: bool = False) -> list[str]:
+    """Say a graph line by line; older plans say modules as they print themselves, which PyTorch changes at times."""
     index = {node: f"%{position}" for position, node in enumerate(gm.graph.nodes)}
     lines = []
     for node in gm.graph.nodes:
@@ -153,16 +159,16 @@ def _description(gm: GraphModule) -> list[str]:
         arguments = f"{args!r} {kwargs!r}"
         if " at 0x" in arguments:
             arguments = re.sub(r" at 0x[0-9a-f]+", "", arguments)
-        lines.append(f"{node.op} {_target(gm, node)} {arguments} {shape}")
+        lines.append(f"{node.op} {_target(gm, node, as_modules_print)} {arguments} {shape}")
     lines.extend(f"{name} {tuple(value.shape)}" for name, value in gm.named_parameters())
     return lines
 
 
-def _target(gm: GraphModule, node: Node) -> str:
+def _target(gm: GraphModule, node: Node, as_modules_print: bool) -> str:
     """A name that does not depend on where or when the program runs."""
     if node.op == "call_module":
         module = module_at(gm, str(node.target))
-        return f"{node.target} {type(module).__name__}({module.extra_repr()})"
+        return f"{node.target} {type(module).__name__}({module.extra_repr() if as_modules_print else ''})"
     if isinstance(node.target, str):
         return node.target
     if isinstance(node.target, torch._ops.OpOverload):

@@ -1,13 +1,7 @@
-"""What every test shares: one thread, and the two operators that torchvision's wheel misses on a CPU build of torch."""
+"""What every test shares: one thread, and a torchvision that can be imported."""
 
 import torch
 
-torch.set_num_threads(1)
+import benchmarks.torchvision_operators  # noqa: F401
 
-_library = torch.library.Library("torchvision", "FRAGMENT")
-for _schema in (
-    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-):
-    if not hasattr(torch.ops.torchvision, _schema.split("(")[0]):
-        _library.define(_schema)
+torch.set_num_threads(1)

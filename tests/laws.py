@@ -151,7 +151,7 @@ def narrowing_is_removal(model: nn.Module, inputs: tuple[Any, ...], seed: int = 
             making = path in parameters and not path.endswith(("weight_g", "weight_v"))
             if ((path, axis) in reading or making) and len(kept) < tensors[path].shape[axis]:
                 dropped = sorted(set(range(tensors[path].shape[axis])) - set(kept))
-                tensors[path].index_fill_(axis, torch.tensor(dropped, dtype=torch.long), 0.0)
+                tensors[path].index_fill_(axis, torch.tensor(dropped, device=tensors[path].device), 0.0)
     off = difference(run(masked, t.inputs), run(narrow, t.inputs))
     assert off <= TOLERANCE[torch.float64], f"off by {off:.2e} at {widths}"
     smaller = sum(p.numel() for p in narrow.parameters())

@@ -20,6 +20,7 @@ from nce_fx.cli import app
 from nce_fx.models import MODELS
 from nce_fx.models.loading import load_model
 from nce_fx.training.scratch import from_scratch
+from tests.training_runs import one_process_a_gpu
 
 USER_MODELS = """
 import torch
@@ -393,6 +394,7 @@ def test_what_writes_a_new_folder_runs_in_one_process(here, monkeypatch, command
 
 
 @pytest.mark.slow
+@one_process_a_gpu
 def test_two_processes_retrain_one_folder(here):
     assert call("rewrite", "resnet8", "--data", "digits", "--retrain", "1", "--out", "result").exit_code == 0
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "nce_fx", "retrain"]
@@ -406,6 +408,7 @@ def test_two_processes_retrain_one_folder(here):
     assert comparison.epochs == 2
 
 
+@one_process_a_gpu
 def test_two_processes_analyze_as_one_does(here):
     again = ["analyze", "resnet8", "--data", "digits", "--json"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "nce_fx"]

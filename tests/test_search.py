@@ -34,6 +34,7 @@ from nce_fx.search.recipe import tau_at, width_rate
 from nce_fx.tensorfile import digest
 from nce_fx.training.checkpoint import latest_checkpoint
 from tests.search_runs import free, quarters, run, traced
+from tests.training_runs import one_process_a_gpu
 
 SPECS = pytest.mark.parametrize("spec", [None, nce_fx.QuantSpec(), nce_fx.QuantSpec("lsq", "lsq", shortcuts="float")])
 
@@ -240,6 +241,7 @@ def test_a_search_that_was_killed_ends_with_the_same_plan(whole, tmp_path):
     assert weights(tmp_path) == weights(whole)
 
 
+@one_process_a_gpu
 def test_two_processes_search_as_one_does(whole, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*torchrun, "-m", "tests.search_runs", tmp_path]

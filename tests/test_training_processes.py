@@ -10,9 +10,19 @@ from typing import Any
 import pytest
 import torch
 
+from nce_fx.errors import TrainingError
+from nce_fx.training.engine import start_engine
 from tests import two_processes
 
 ROOT = Path(__file__).parent.parent
+
+
+def test_more_processes_than_gpus_are_refused_in_words(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(TrainingError, match="4 processes for 2 GPUs: start torchrun with --nproc-per-node 2"):
+        start_engine()
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +34,8 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], Path]:
     directory = tmp_path_factory.mktemp("two")
+    if torch.cuda.device_count() == 1:
+        pytest.skip("two processes on a machine with GPUs need two of them")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*torchrun, "-m", "tests.two_processes", directory], cwd=ROOT, capture_output=True, text=True, timeout=300

@@ -3,10 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+
+one_process_a_gpu = pytest.mark.skipif(
+    torch.cuda.device_count() == 1, reason="two processes on a machine with GPUs need two of them"
+)
 
 
 class Blobs:

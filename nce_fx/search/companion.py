@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from nce_fx.data.loaders import Data
+from nce_fx.devices import to_device
 from nce_fx.errors import TrainingError
 from nce_fx.passes.analysis.cost import CostReport
 from nce_fx.passes.planning import Budget
@@ -31,7 +32,7 @@ from nce_fx.search.recipe import BETAS, SearchRecipe, tau_at, width_rate
 from nce_fx.training.batches import batch_length, batches_of
 from nce_fx.training.checkpoint import last_good
 from nce_fx.training.companion import Companion
-from nce_fx.training.engine import all_reduce_sum, call, sum_gradients, to_device
+from nce_fx.training.engine import all_reduce_sum, call, sum_gradients
 from nce_fx.training.loop import forward_pass
 from nce_fx.training.loss import logits_of
 from nce_fx.training.optimizer import build_optimizer, momenta, restore_momenta

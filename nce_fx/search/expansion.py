@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from nce_fx.devices import device_of
 from nce_fx.passes.analysis.channels.edits import Gather
 from nce_fx.passes.transform.quantize import QuantSpec, quantize
 from nce_fx.passes.transform.resize import gathers_of, resize
@@ -32,7 +33,6 @@ from nce_fx.passes.transform.widths import (
     carried_order,
 )
 from nce_fx.passes.transform.widths.places import plain_float
-from nce_fx.paths import device_of
 from nce_fx.quantizers import Quantizer
 
 M = TypeVar("M")

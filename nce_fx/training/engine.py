@@ -46,10 +46,19 @@ def start_engine() -> Engine:
     """Join the other processes that ``torchrun`` started, if it did, and choose the device: a GPU where there is one.
 
     Gloo between processes on CPUs, NCCL between GPUs. May be called any number of times.
+
+    Raises:
+        TrainingError: more processes than GPUs were started on this machine.
     """
     from accelerate import PartialState
 
     launched = "LOCAL_RANK" in os.environ
+    beside, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if 0 < gpus < beside:
+        raise TrainingError(
+            f"{beside} processes for {gpus} GPU{'s' * (gpus > 1)}: start torchrun with --nproc-per-node {gpus},"
+            " or hide the GPUs by CUDA_VISIBLE_DEVICES= to train on the CPU"
+        )
     fresh = launched and not dist.is_initialized()
     state = PartialState(cpu=launched and not torch.cuda.is_available())
     if fresh and dist.is_initialized():
@@ -133,17 +142,6 @@ def all_reduce_mean(values: Mapping[str, float], count: float) -> dict[str, floa
     mine = torch.tensor([*(value * count if count else 0.0 for value in values.values()), count], dtype=torch.float64)
     total = all_reduce_sum(mine.to(start_engine().device)).tolist()
     return dict(zip(values, (value / total[-1] for value in total[:-1]), strict=True))
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """Return a batch with its tensors on a device; tuples, lists and mappings keep their form."""
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, Mapping):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(to_device(value, device) for value in batch)
-    return batch
 
 
 def call(model: Any, inputs: Any) -> Any:

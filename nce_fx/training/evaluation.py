@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from nce_fx.devices import device_of, to_device
 from nce_fx.errors import TrainingError
-from nce_fx.paths import device_of
 from nce_fx.tracing.exported import evaluating
 from nce_fx.training.batches import Data, batch_length, batches_of
 from nce_fx.training.determinism import deterministic
-from nce_fx.training.engine import Engine, all_reduce_sum, call, start_engine, to_device
+from nce_fx.training.engine import Engine, all_reduce_sum, call, start_engine
 from nce_fx.training.loss import count_correct, logits_of
 
 

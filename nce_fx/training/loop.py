@@ -17,14 +17,14 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from nce_fx.devices import device_of, to_device
 from nce_fx.errors import TrainingError
-from nce_fx.paths import device_of
 from nce_fx.quantizers.saving import compact_saving
 from nce_fx.training.batch_statistics import WholeBatchStatistics
 from nce_fx.training.batches import Data, batch_length, batches_of
 from nce_fx.training.checkpoint import last_good
 from nce_fx.training.determinism import deterministic, seed_step
-from nce_fx.training.engine import Engine, all_reduce_sum, call, start_engine, sum_gradients, to_device
+from nce_fx.training.engine import Engine, all_reduce_sum, call, start_engine, sum_gradients
 from nce_fx.training.evaluation import accuracy_of
 from nce_fx.training.interruption import interruptions
 from nce_fx.training.log import Log, open_log

@@ -23,6 +23,7 @@ from torch.fx.passes.shape_prop import TensorMetadata, _extract_tensor_metadata
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from nce_fx.devices import device_of
 from nce_fx.errors import ChannelError, where
 from nce_fx.passes.analysis.channels import ChannelGraph, analysis_of
 from nce_fx.passes.analysis.channels.computed import Computed, keep, value_of
@@ -36,7 +37,7 @@ from nce_fx.passes.analysis.channels.value import ChannelTensor
 from nce_fx.passes.base import Pass, PassResult
 from nce_fx.passes.transform.copying import copied
 from nce_fx.passes.transform.resizing import Broken, Resizing
-from nce_fx.paths import device_of, module_at
+from nce_fx.paths import module_at
 from nce_fx.plan import WidthPlan, model_fingerprint
 
 NOISE = 0.25

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
+from nce_fx.devices import device_of, to_device
 from nce_fx.errors import InputError, where
 from nce_fx.passes.analysis.layers import Layer, find_layers, made_from, source_parameters
 from nce_fx.passes.analysis.liveness import writes_in_place
 from nce_fx.passes.analysis.sensitivity.rounding import Noise, Rounding
 from nce_fx.passes.analysis.sensitivity.sharing import ALONE, Share
 from nce_fx.passes.transform.copying import copied
-from nce_fx.paths import device_of, parameters_of
+from nce_fx.paths import parameters_of
 
 Batch = tuple[Any, Any]
 Loss = Callable[[Any, Any], Tensor]
@@ -240,10 +241,7 @@ class Probe:
 
     def on_device(self, value: Any) -> Any:
         """Move a batch to where the model's parameters are."""
-        device = device_of(self.gm)
-        if isinstance(value, Tensor):
-            return value.to(device)
-        return type(value)(self.on_device(item) for item in value) if isinstance(value, (tuple, list)) else value
+        return to_device(value, device_of(self.gm))
 
 
 def first_tensor(output: Any) -> Tensor:

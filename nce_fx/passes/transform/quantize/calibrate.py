@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.nn.modules.batchnorm import _NormBase
 
+from nce_fx.devices import device_of, to_device
 from nce_fx.errors import QuantizeError
 from nce_fx.quantizers import ActivationQuantizer, Quantizer, WeightQuantizer
 
@@ -40,12 +41,12 @@ def set_ranges(gm: GraphModule, batches: Iterable[Any]) -> None:
 
     Args:
         gm: a quantized graph; its quantizers are changed.
-        batches: inputs, or pairs (inputs, target); inputs are a tensor or a tuple of tensors.
+        batches: inputs, or pairs (inputs, target), on any device; inputs are a tensor or a tuple of tensors.
 
     Raises:
         QuantizeError: there is no batch, or an activation is not finite.
     """
-    observer = _Observer(gm)
+    observer, device = _Observer(gm), device_of(gm)
     modes = {module: module.training for module in gm.modules()}
     quantizers = [module for module in gm.modules() if isinstance(module, Quantizer)]
     own = {id(buffer) for quantizer in quantizers for buffer in quantizer.buffers()}
@@ -57,7 +58,7 @@ def set_ranges(gm: GraphModule, batches: Iterable[Any]) -> None:
         with torch.no_grad():
             for count, batch in enumerate(batches, start=1):
                 observer.batch = count
-                observer.run(*inputs_of(batch))
+                observer.run(*to_device(inputs_of(batch), device))
     finally:
         for module, training in modes.items():
             module.training = training

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from nce_fx.devices import device_of
 from nce_fx.errors import ChannelError
 from nce_fx.passes.analysis.channels import analysis_of
 from nce_fx.passes.analysis.layers import find_layers
 from nce_fx.passes.transform.widths.interpolation import WidthInterpolation
 from nce_fx.passes.transform.widths.modules import WIDTH_MODULES, WidthChoice, WidthDraw, WidthNorm
 from nce_fx.passes.transform.widths.places import Order, Places, Reading, channel_order, find_places, plain_float
-from nce_fx.paths import device_of
 
 Mixing = Literal["zeros", "interpolate"]
 

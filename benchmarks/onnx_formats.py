@@ -200,12 +200,17 @@ def evaluated(gm: Callable[[Tensor], Tensor], images: Tensor) -> Scores:
 
 def differences(got: Scores, expected: Scores) -> dict[str, Any]:
     """Return the largest difference relative to the range of outputs, and on how many images anything differs."""
-    error = np.abs(got.astype(np.float64) - expected).max(1) / (expected.max() - expected.min())
+    error = np.abs(got.astype(np.float64) - expected).max(1) / _range(expected)
     return {
         "difference": float(error.max()),
         "images": int((error > TOLERANCE).sum()),
         "arg_max": int((got.argmax(1) != expected.argmax(1)).sum()),
     }
+
+
+def _range(scores: Scores) -> float:
+    """Return how far scores lie apart; 1 for a collapsed network, whose scores are all the same."""
+    return float(scores.max() - scores.min()) or 1.0
 
 
 def compare(
@@ -231,8 +236,7 @@ def _followed(
     gm: GraphModule, model: onnx.ModelProto, images: Tensor, got: Any, expected: Any, level: str
 ) -> dict[str, Any]:
     """Compare the images that differ once more, with PyTorch following over the borders of levels."""
-    scale = expected.max() - expected.min()
-    error = np.abs(got.astype(np.float64) - expected).max(1) / scale
+    error = np.abs(got.astype(np.float64) - expected).max(1) / _range(expected)
     left, on_border = float(error[error <= TOLERANCE].max(initial=0.0)), 0
     apart = images[torch.from_numpy(error > TOLERANCE)]
     for at in range(0, len(apart), CHUNK):

@@ -253,3 +253,19 @@ def test_a_disabled_autocast_is_no_wall():
     assert torch.allclose(gm(x), model(x), atol=1e-6)
     cost = nce_fx.analyze_cost(gm)
     assert (cost.macs, cost.params) == counted(gm, (x,))
+
+
+@pytest.mark.parametrize("factor", [1.75, 0.6])
+def test_large_weights_are_gathered_in_blocks(monkeypatch, factor):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 40), nn.ReLU(), nn.Linear(40, 64), nn.ReLU(), nn.Linear(64, 5)).eval()
+    x = torch.randn(4, 8)
+    gm = nce_fx.trace(model, (x,))
+    widths = {"0": int(40 * factor), "2": int(64 * factor)}
+    whole = nce_fx.resize(gm, widths)
+    monkeypatch.setattr("nce_fx.passes.transform.resize._BLOCK", 300)
+    in_blocks = nce_fx.resize(gm, widths)
+    torch.testing.assert_close(in_blocks(x), model(x) if factor > 1 else whole(x))
+    if factor > 1:
+        copies = in_blocks.get_parameter("2.weight")
+        assert any(not torch.equal(a, b) for a, b in zip(copies, gm.get_parameter("2.weight"), strict=False))

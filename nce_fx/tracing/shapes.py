@@ -44,7 +44,9 @@ def _to(value: Any, device: str | None) -> Any:
 
 class _Shapes(Interpreter):
     def __init__(self, gm: GraphModule, device: str | None) -> None:
-        super().__init__(gm)
+        # fx lists all modules of the one it is given by name, which nothing here asks for.
+        super().__init__(nn.Module(), graph=gm.graph)
+        self.module = gm
         self.device = device
 
     def _stand_in(self, tensor: torch.Tensor | None) -> torch.Tensor | None:

@@ -208,18 +208,18 @@ def _gathered(
     if not moved:
         return None
     # What is divided goes first: it is done once for all copies of a row, which then are copied whole.
-    *first, (axis, last) = sorted(moved, key=lambda item: item[1].divisor is None)
+    *first, (axis, last) = sorted(moved, key=_not_divided) if len(moved) > 1 else moved
     old, size = old.detach(), old.shape[axis]
     rows = max(1, size * _BLOCK // max(1, old.numel())) if first else size
     new: torch.Tensor | None = None
     for begin in range(0, size, rows):
-        part = old.narrow(axis, begin, min(rows, size - begin))
+        part = old if rows >= size else old.narrow(axis, begin, min(rows, size - begin))
         for number, (other, gather) in enumerate(first):
             out = _room(rooms, part, other, len(gather.index)) if number == 0 else None
-            part = torch.index_select(part, other, _as_tensor(gather, indices).to(old.device), out=out)
+            part = torch.index_select(part, other, _as_tensor(gather, indices, old.device), out=out)
             _divide(path, part, other, gather, seed, None if rows >= size else (old, axis, begin))
         if rows >= size:
-            new = part.index_select(axis, _as_tensor(last, indices).to(old.device))
+            new = part.index_select(axis, _as_tensor(last, indices, old.device))
         else:
             new = part.new_empty(_resized_shape(part, axis, len(last.index))) if new is None else new
             places = np.flatnonzero((last.index >= begin) & (last.index < begin + rows))
@@ -228,6 +228,10 @@ def _gathered(
     assert new is not None
     _divide(path, new, axis, last, seed)
     return new
+
+
+def _not_divided(item: tuple[int, Gather]) -> bool:
+    return item[1].divisor is None
 
 
 _BLOCK = 2**24
@@ -249,9 +253,10 @@ def _resized_shape(like: torch.Tensor, axis: int, length: int) -> list[int]:
     return [length if k == axis else size for k, size in enumerate(like.shape)]
 
 
-def _as_tensor(gather: Gather, indices: Mapping[int, torch.Tensor | None]) -> torch.Tensor:
+def _as_tensor(gather: Gather, indices: Mapping[int, torch.Tensor | None], device: torch.device) -> torch.Tensor:
     index = indices[id(gather.index)]
-    return torch.from_numpy(gather.index) if index is None else index
+    index = torch.from_numpy(gather.index) if index is None else index
+    return index if device.type == "cpu" else index.to(device)
 
 
 def _divide(

@@ -38,7 +38,9 @@ class Run(Vocabulary, Interpreter):
     """Interprets a graph on channel tensors."""
 
     def __init__(self, gm: GraphModule, space: IdSpace, tensors: Tensors) -> None:
-        super().__init__(gm, garbage_collect_values=False)
+        # fx lists all modules of the one it is given by name, which nothing here asks for.
+        super().__init__(nn.Module(), garbage_collect_values=False, graph=gm.graph)
+        self.module = gm
         self.space = space
         self.tensors = tensors
         self.node: Node | None = None

@@ -345,7 +345,7 @@ def test_a_model_from_a_file_and_from_a_module(here):
 
 
 def test_search_writes_a_plan_that_apply_takes(here):
-    args = ["search", "resnet8", "--data", "digits", "--epochs", "2", "--recipe", '{"warmup_epochs": 1}', "--json"]
+    args = ["search", "resnet8", "--data", "digits", "--epochs", "2", "--json"]
     result = call(*args, "--out", "found")
     assert result.exit_code == 0, result.output
     content = json.loads(result.stdout)

@@ -66,7 +66,9 @@ def search(
     spec = quant_spec(bits, weight_quantizer, activation_quantizer, first_last_bits, shortcuts, override, exact)
     budget = Budget(max_macs, max_params, max_bit_ops, max_weight_bytes, max_activation_bytes)
     given = {"epochs": epochs, "expand": expand, "quantized": not in_float, "seed": seed}
-    asked = SearchRecipe.from_dict({**parse_args(recipe, "--recipe"), **given})
+    # A short search, to try it, warms up for its first quarter.
+    warmup = {"warmup_epochs": min(SearchRecipe.warmup_epochs, epochs // 4)}
+    asked = SearchRecipe.from_dict({**warmup, **parse_args(recipe, "--recipe"), **given})
     if data is None:
         raise InputError("a search needs data to learn from: give --data")
     if force:

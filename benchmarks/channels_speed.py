@@ -35,6 +35,7 @@ from nce_fx.passes.analysis import channels as analysis
 from nce_fx.passes.analysis.channels import structure
 from nce_fx.passes.analysis.channels.tie import Tie
 from nce_fx.passes.transform import resize as resizing
+from nce_fx.passes.transform.gathering import Weights
 
 RESULTS = Path(__file__).parent / "results" / "channels_speed.json"
 BOUNDS = {"resnet50": 0.5, "mobilenet_v2": 1.0, "densenet121": 0.1}
@@ -51,7 +52,7 @@ PARTS: dict[str, tuple[Any, str]] = {
     "second run: the proof, everything enlarged": (structure, "prove"),
     "widths of every axis": (analysis, "_describe"),
     "third run: the check at the new widths": (resizing, "_run"),
-    "new weights": (resizing, "_gathered"),
+    "new weights": (Weights, "gathered"),
     "copy of the graph": (resizing, "copied"),
     "edits, and the code of the new graph": (resizing, "_edit"),
 }

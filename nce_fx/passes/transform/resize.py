@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import copy
 import operator
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -36,12 +34,10 @@ from nce_fx.passes.analysis.channels.structure import Structure, settle, spread_
 from nce_fx.passes.analysis.channels.value import ChannelTensor
 from nce_fx.passes.base import Pass, PassResult
 from nce_fx.passes.transform.copying import copied
+from nce_fx.passes.transform.gathering import Weights
 from nce_fx.passes.transform.resizing import Broken, Resizing
 from nce_fx.paths import module_at
 from nce_fx.plan import WidthPlan, model_fingerprint
-
-NOISE = 0.25
-"""Deviation of what parts copies, in units of the weight's own deviation."""
 
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _ARGUMENT = {"groups": 6, "num_groups": 1, "normalized_shape": 1}
@@ -169,19 +165,16 @@ def _resized(structure: Structure, channels: ChannelGraph, widths: Mapping[str, 
     for (path, axis), gather in run.edits.gathers.items():
         if axis >= 0:
             by_path.setdefault(path, []).append((axis, gather))
-    indices = {key: _index(i) for key, i in {id(g.index): g.index for g in run.edits.gathers.values()}.items()}
-    rooms: _Rooms = {}
+    weights = Weights(run.edits.gathers.values(), seed)
     kept: dict[str, Computed] = {}
     for path, gathers in by_path.items():
         old = value = tensors.tensors[path]
-        moved = [
-            (axis, g) for axis, g in gathers if indices[id(g.index)] is not None or len(g.index) != old.shape[axis]
-        ]
+        moved = [(axis, g) for axis, g in gathers if weights.move(g, old.shape[axis])]
         reads = any("in" in structure.tie.roles.get((path, axis), ()) for axis, _ in moved)
         if reads and path in structure.tie.computed:
             kept[path] = structure.tie.computed[path]
             value = value_of(gm, kept[path])
-        new = _gathered(path, value, moved, indices, seed, rooms)
+        new = weights.gathered(path, value, moved) if moved else None
         if new is not None and path in tensors.normed:
             memo.update(tensors.normed[path].parameters_for(new))
         elif new is not None:
@@ -190,126 +183,6 @@ def _resized(structure: Structure, channels: ChannelGraph, widths: Mapping[str, 
     _edit(result, gm, run, kept)
     run.forget()
     return result
-
-
-def _index(index: Ids) -> torch.Tensor | None:
-    """Return an index as a tensor; ``None`` where it may leave everything in its place."""
-    return None if np.array_equal(index, np.arange(len(index))) else torch.from_numpy(index)
-
-
-def _gathered(
-    path: str,
-    old: torch.Tensor,
-    moved: list[tuple[int, Gather]],
-    indices: Mapping[int, torch.Tensor | None],
-    seed: int,
-    rooms: _Rooms,
-) -> torch.Tensor | None:
-    if not moved:
-        return None
-    # What is divided goes first: it is done once for all copies of a row, which then are copied whole.
-    *first, (axis, last) = sorted(moved, key=_not_divided) if len(moved) > 1 else moved
-    old, size = old.detach(), old.shape[axis]
-    rows = max(1, size * _BLOCK // max(1, old.numel())) if first else size
-    new: torch.Tensor | None = None
-    for begin in range(0, size, rows):
-        part = old if rows >= size else old.narrow(axis, begin, min(rows, size - begin))
-        for number, (other, gather) in enumerate(first):
-            out = _room(rooms, part, other, len(gather.index)) if number == 0 else None
-            part = torch.index_select(part, other, _as_tensor(gather, indices, old.device), out=out)
-            _divide(path, part, other, gather, seed, None if rows >= size else (old, axis, begin))
-        if rows >= size:
-            new = part.index_select(axis, _as_tensor(last, indices, old.device))
-        else:
-            new = part.new_empty(_resized_shape(part, axis, len(last.index))) if new is None else new
-            places = np.flatnonzero((last.index >= begin) & (last.index < begin + rows))
-            copies = part.index_select(axis, torch.from_numpy(last.index[places] - begin).to(old.device))
-            new.index_copy_(axis, torch.from_numpy(places).to(old.device), copies)
-    assert new is not None
-    _divide(path, new, axis, last, seed)
-    return new
-
-
-def _not_divided(item: tuple[int, Gather]) -> bool:
-    return item[1].divisor is None
-
-
-_BLOCK = 2**24
-"""Entries of a weight that are gathered at once: the room for all of a classifier as large as VGG's would be 411 MB."""
-
-_Rooms = dict[tuple[torch.dtype, torch.device], torch.Tensor]
-
-
-def _room(rooms: _Rooms, like: torch.Tensor, axis: int, length: int) -> torch.Tensor:
-    """Return memory for a tensor with another length along an axis, soon let go of: fresh pages cost much."""
-    shape = _resized_shape(like, axis, length)
-    room = rooms.get((like.dtype, like.device))
-    if room is None or room.numel() < prod(shape):
-        room = rooms[like.dtype, like.device] = like.new_empty(prod(shape))
-    return room[: prod(shape)].view(shape)
-
-
-def _resized_shape(like: torch.Tensor, axis: int, length: int) -> list[int]:
-    return [length if k == axis else size for k, size in enumerate(like.shape)]
-
-
-def _as_tensor(gather: Gather, indices: Mapping[int, torch.Tensor | None], device: torch.device) -> torch.Tensor:
-    index = indices[id(gather.index)]
-    index = torch.from_numpy(gather.index) if index is None else index
-    return index if device.type == "cpu" else index.to(device)
-
-
-def _divide(
-    path: str,
-    weight: torch.Tensor,
-    axis: int,
-    gather: Gather,
-    seed: int,
-    block: tuple[torch.Tensor, int, int] | None = None,
-) -> None:
-    """Divide among copies in place, and part them by noise that sums to zero over the copies of a channel.
-
-    The noise is the product of a random vector over the axis and one over the rest of the weight, of which a block
-    (the whole before any gather, the axis it is cut along, and where it begins) takes its own part.
-    """
-    if gather.divisor is None or not (gather.divisor > 1).any():
-        return
-    shared = np.flatnonzero(gather.divisor > 1)
-    begin, end = int(shared[0]), int(shared[-1]) + 1
-    divisor = gather.divisor[begin:end]
-    generator = np.random.default_rng([zlib.crc32(path.encode()), seed])
-    signs = generator.standard_normal(end - begin) * (divisor > 1)
-    channel = _numbered(gather.index[begin:end])
-    signs -= (np.bincount(channel, signs) / np.bincount(channel))[channel]
-    rest = _resized_shape(weight, axis, 1)
-    shape = [-1 if k == axis else 1 for k in range(weight.dim())]
-    part = weight.narrow(axis, begin, end - begin)
-    whole = weight
-    if block is not None:
-        whole, cut, start = block
-        rest[cut] = whole.shape[cut]
-    noise = torch.from_numpy(generator.standard_normal(rest)).to(weight.device, weight.dtype)
-    if block is not None:
-        noise = noise.narrow(cut, start, weight.shape[cut])
-    # A quarter of its rows says it; all of a wide weight would take a tenth of a resize to read.
-    deviation = _deviation(whole[: (len(whole) + 3) // 4]) or _deviation(whole) or 1.0
-    part.div_(torch.from_numpy(divisor).to(weight.device, weight.dtype).reshape(shape))
-    part.addcmul_(
-        noise,
-        torch.from_numpy(signs / divisor).to(weight.device, weight.dtype).reshape(shape),
-        value=NOISE * deviation,
-    )
-
-
-def _deviation(weight: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(weight)) / float(max(1, weight.numel()) ** 0.5)
-
-
-def _numbered(index: Ids) -> Ids:
-    """Return for each entry the place of its value among the values that occur; most indices are in order."""
-    if (index[1:] >= index[:-1]).all():
-        return np.cumsum(np.r_[False, index[1:] != index[:-1]])
-    return np.unique(index, return_inverse=True)[1]
 
 
 def _edit(result: GraphModule, gm: GraphModule, run: Resizing, kept: Mapping[str, Computed]) -> None:

@@ -68,6 +68,8 @@ QUANTIZERS = {
 SIDE, IMAGES, CHUNK = 32, 1000, 250
 FLOAT = Recipe(epochs=6, batch_size=16, learning_rate=0.1, warmup_epochs=0.2, clip_gradient=1.0, evaluate_every=0)
 FEW_BITS = replace(FLOAT, learning_rate=0.03)
+GENTLE = {"efficientnet_b0": 0.2}
+"""Networks that diverge at these rates -> the share of them that they are trained with."""
 EVERY_LEVEL = ("int2",)
 """Formats that are run at every optimization level; the others at the lowest and the highest."""
 
@@ -105,7 +107,9 @@ def run(network: str, keys: list[str], data: Data) -> None:
     model = settled(built(network), data)
     batches = data.batches(1, 32)
     example = (batches[0][0][:2],)
-    original = train(nce_fx.trace(model, example), data, FLOAT).model.eval()
+    gentle = GENTLE.get(network, 1.0)
+    recipe, few_bits = (replace(each, learning_rate=gentle * each.learning_rate) for each in (FLOAT, FEW_BITS))
+    original = train(nce_fx.trace(model, example), data, recipe).model.eval()
     images = thousand(data)
     plan: WidthPlan | None = None
     with tempfile.TemporaryDirectory() as folder:
@@ -116,7 +120,7 @@ def run(network: str, keys: list[str], data: Data) -> None:
                 analyses = analyze(original, example, batches=batches, spec=spec)
                 plan = plan_analyzed(analyses, nce_fx.Budget(macs=1.0, params=1.0))
             quantized = build(analyses.graph_module, plan, spec=spec, batches=batches)
-            trained = train(quantized, data, FEW_BITS, teacher=original)
+            trained = train(quantized, data, few_bits, teacher=original)
             gm = trained.model.eval()
             expected = evaluated(gm, images)
             cost = nce_fx.analyze_cost(gm).total

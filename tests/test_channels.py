@@ -79,6 +79,19 @@ def test_trace_says_how_and_keeps_the_names_of_parameters():
     assert nce_fx.trace(MODELS["resnet8"]().eval(), (image(),)).meta["traced"] == "fx"
 
 
+@pytest.mark.parametrize("model", [nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU()), Branching()])
+def test_a_frozen_norm_stays_frozen(model):
+    norm = next(module for module in model.train().modules() if isinstance(module, nn.BatchNorm2d)).eval()
+    modes = [module.training for module in model.modules()]
+    gm = nce_fx.trace(model, (image(),))
+    assert [module.training for module in model.modules()] == modes
+    assert gm.training
+    assert not any(module.training for module in gm.modules() if isinstance(module, nn.BatchNorm2d))
+    assert not norm.get_buffer("running_mean").any()
+    gm(image())
+    assert not norm.get_buffer("running_mean").any()
+
+
 def test_an_exported_graph_follows_the_mode_and_takes_any_batch():
     gm = nce_fx.trace(Branching().eval(), (image(),))
     wide = nce_fx.resize(gm, {"a": 9})

@@ -16,6 +16,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from nce_fx.errors import TraceError, one_line
+from nce_fx.paths import modules_of
 from nce_fx.signature import signature
 from nce_fx.tracing.exported import evaluating, export_graph
 from nce_fx.tracing.shapes import propagate_shapes
@@ -107,8 +108,17 @@ def _with_shapes(gm: GraphModule, model: nn.Module, example_inputs: tuple[Any, .
         raise _unsuitable(model, example_inputs, error) from error
     gm.meta["traced"] = way
     gm.meta["inputs"] = signature(example_inputs)
-    gm.train(model.training)
+    _take_modes(gm, model)
     return gm
+
+
+def _take_modes(gm: GraphModule, model: nn.Module) -> None:
+    """Give what tracing made the mode of what it stands for; what the graph shares with the model keeps its own."""
+    own = dict(modules_of(model))
+    for path, module in modules_of(gm):
+        original = own.get(path, model)
+        if module is not original:
+            module.training = original.training
 
 
 def _hides_weights(gm: GraphModule) -> bool:

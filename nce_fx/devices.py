@@ -16,11 +16,18 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Return a batch with its tensors on a device; tuples, lists and mappings keep their form."""
+    """Return a batch with its tensors on a device; tuples, lists and mappings keep their form.
+
+    What is there already is returned as it is: a mapping of a class of its own comes out as a dict only where it moves.
+    """
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, Mapping):
-        return {key: to_device(value, device) for key, value in batch.items()}
+        values = {key: to_device(value, device) for key, value in batch.items()}
+        return batch if all(values[key] is value for key, value in batch.items()) else values
     if isinstance(batch, (tuple, list)):
-        return type(batch)(to_device(value, device) for value in batch)
+        items = [to_device(value, device) for value in batch]
+        if all(new is old for new, old in zip(items, batch, strict=True)):
+            return batch
+        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
     return batch

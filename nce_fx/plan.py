@@ -107,7 +107,9 @@ class WidthPlan:
         Raises:
             PlanError: it is for another one; the message names the first difference.
         """
-        if self.model and self.model in (model_fingerprint(gm), _fingerprint(_description(gm, True))):
+        if self.model and self.model == model_fingerprint(gm):
+            return
+        if self.model and self.model == _fingerprint(_description(gm, as_modules_print=True)):
             return
         from nce_fx.passes.analysis.channels import analyze_channels
 

@@ -93,12 +93,12 @@ def _bilinear_flops(x: Any, weight: Any, y: Any, *_: Any, **__: Any) -> int:
 def loss_of(outputs: Any) -> torch.Tensor:
     """Return the mean squared distance of all outputs from fixed random targets."""
     generator = torch.Generator().manual_seed(7)
-    loss: Any = 0.0
+    loss = torch.zeros((), dtype=torch.float64)
     for leaf in tree_flatten(outputs)[0]:
         if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
             target = torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf.device)
             loss = loss + (leaf.double() - target).square().mean()
-    return loss if isinstance(loss, torch.Tensor) else torch.zeros((), dtype=torch.float64)
+    return loss
 
 
 def weight_node(node: Node) -> tuple[Node | None, str]:

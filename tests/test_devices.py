@@ -1,6 +1,8 @@
 """Models that are on another device than the CPU: one that is imitated everywhere, and a GPU where there is one."""
 
 import copy
+from collections import OrderedDict
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 import nce_fx
+from nce_fx.devices import to_device
 from nce_fx.export import load_pt2
 from nce_fx.models import MODELS
 from nce_fx.passes.analysis.sensitivity.analyze import METRICS
@@ -57,6 +60,22 @@ def test_a_model_elsewhere_is_quantized_there():
     with OtherDevice(), torch.no_grad():
         gm = nce_fx.quantize(nce_fx.trace(moved(model), moved(inputs)), nce_fx.QuantSpec(exact=True))
         assert isinstance(gm(*moved(inputs)), Elsewhere)
+
+
+class Pair(NamedTuple):
+    """Inputs that have names."""
+
+    image: torch.Tensor
+    scale: float
+
+
+def test_a_batch_keeps_its_form():
+    x = torch.zeros(2)
+    there = OrderedDict(pair=Pair(x, 2.0), rest=[x])
+    assert to_device(there, torch.device("cpu")) is there
+    moved_there = to_device(there, torch.device("meta"))
+    assert moved_there["pair"] == Pair(moved_there["pair"].image, 2.0)
+    assert {moved_there["pair"].image.device.type, moved_there["rest"][0].device.type} == {"meta"}
 
 
 @pytest.fixture

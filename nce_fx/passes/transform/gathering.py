@@ -30,7 +30,7 @@ class Weights:
         self._indices = {key: _index(i) for key, i in {id(g.index): g.index for g in gathers}.items()}
         self._rooms: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
 
-    def move(self, gather: Gather, length: int) -> bool:
+    def changes(self, gather: Gather, length: int) -> bool:
         """Whether a gather changes anything of an axis of that length."""
         return self._indices[id(gather.index)] is not None or len(gather.index) != length
 

@@ -169,7 +169,7 @@ def _resized(structure: Structure, channels: ChannelGraph, widths: Mapping[str, 
     kept: dict[str, Computed] = {}
     for path, gathers in by_path.items():
         old = value = tensors.tensors[path]
-        moved = [(axis, g) for axis, g in gathers if weights.move(g, old.shape[axis])]
+        moved = [(axis, g) for axis, g in gathers if weights.changes(g, old.shape[axis])]
         reads = any("in" in structure.tie.roles.get((path, axis), ()) for axis, _ in moved)
         if reads and path in structure.tie.computed:
             kept[path] = structure.tie.computed[path]

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
+from nce_fx.devices import device_of, to_device
 from nce_fx.errors import InputError
 from nce_fx.passes.analysis.channels.graph import ChannelGraph
 from nce_fx.passes.analysis.sensitivity.curvature import hessian
@@ -101,7 +102,8 @@ def analyze_sensitivity(
         channels = analyze_channels(gm)
     share = Share.of(len(given)) if METRICS[name].needs_data else ALONE
     probe = Probe.of(gm, noise or real_noise(bits), loss, share, watch)
-    ready = [(probe.on_device(inputs), probe.on_device(target)) for inputs, target in given]
+    device = device_of(gm)
+    ready = [(to_device(inputs, device), to_device(target, device)) for inputs, target in given]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         scores = METRICS[name].measure(probe, ready, progress or _silent)

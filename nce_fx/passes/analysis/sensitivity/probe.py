@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from nce_fx.devices import device_of, to_device
 from nce_fx.errors import InputError, where
 from nce_fx.passes.analysis.layers import Layer, find_layers, made_from, source_parameters
 from nce_fx.passes.analysis.liveness import writes_in_place
@@ -238,10 +237,6 @@ class Probe:
         if not bool(torch.isfinite(value.detach()).all()):
             raise InputError("the model's loss is NaN or infinite on these batches: check weights and data")
         return value
-
-    def on_device(self, value: Any) -> Any:
-        """Move a batch to where the model's parameters are."""
-        return to_device(value, device_of(self.gm))
 
 
 def first_tensor(output: Any) -> Tensor:

@@ -127,6 +127,15 @@ def test_interpolation_is_the_published_formula(narrow, wide):
     torch.testing.assert_close(module(x, shares), expected)
 
 
+def test_interpolation_leaves_channels_where_they_lie_in_memory():
+    x = torch.randn(2, 5, 4, 4, requires_grad=True)
+    module = WidthInterpolation(-3, 5, (Block(0, torch.arange(5)[:, None], torch.tensor([2, 5])),))
+    mixed = module(x, torch.tensor([0.3, 0.7]))
+    mixed.square().sum().backward()
+    assert x.grad is not None
+    assert mixed.stride() == x.stride() == x.grad.stride()
+
+
 @pytest.mark.parametrize("name", sorted(ZOO)[::4])
 def test_a_sure_preference_is_the_resized_network_for_every_pattern(name):
     known = drawing.traced(ZOO[name].make(), ZOO[name].inputs)

@@ -51,7 +51,7 @@ def insert_width_choices(
         raise ChannelError(f"group {group} cannot choose its width: {reason}; leave it out")
     result = copy.deepcopy(gm)
     draws = _draws(result, candidates)
-    _choices(result, places, draws, mixing)
+    _choices(result, places, draws, candidates, mixing)
     _norms(result, places, draws, candidates)
     result.graph.lint()
     result.recompile()
@@ -93,7 +93,13 @@ def _draws(gm: GraphModule, candidates: Mapping[str, tuple[int, ...]]) -> dict[s
     return draws
 
 
-def _choices(gm: GraphModule, places: Places, draws: Mapping[str, Node], mixing: Mixing) -> None:
+def _choices(
+    gm: GraphModule,
+    places: Places,
+    draws: Mapping[str, Node],
+    candidates: Mapping[str, tuple[int, ...]],
+    mixing: Mixing,
+) -> None:
     uses: dict[str, int] = {}
     made: dict[tuple[Node, tuple[str, ...]], list[tuple[torch.Tensor, Node]]] = {}
     for layer in find_layers(gm):
@@ -108,7 +114,8 @@ def _choices(gm: GraphModule, places: Places, draws: Mapping[str, Node], mixing:
             if choice is None:
                 name = _free(gm, f"{layer.path}_width_choice")
                 stretched = mixing == "interpolate" and reading.axis is not None
-                module = _interpolation(reading) if stretched else WidthChoice(reading.member)
+                counts = tuple(len(candidates[group]) for group in reading.groups)
+                module = _interpolation(reading) if stretched else WidthChoice(reading.member, counts)
                 gm.add_module(name, module.to(device_of(gm)).train(gm.training))
                 with gm.graph.inserting_before(layer.node):
                     arguments = (source, *(draws[group] for group in reading.groups))

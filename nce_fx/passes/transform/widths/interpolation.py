@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -52,7 +53,13 @@ class WidthInterpolation(nn.Module):
         for index, draw in enumerate(self.draws):
             positions, kept = getattr(self, f"positions_{index}"), getattr(self, f"kept_{index}")
             matrix = self._mixed(matrix, positions, kept, draws[draw])
-        return (x.movedim(self.axis, -1) @ matrix.to(x.dtype).T).movedim(-1, self.axis)
+        matrix = matrix.to(x.dtype)
+        if self.axis == -1:
+            return F.linear(x, matrix)
+        # Turned to the last axis and back, channels would lie last in memory. oneDNN's gradient of a strided 1x1
+        # convolution of fewer than 8 (with AVX-512 16) such channels writes beyond its workspace (oneDNN issue 6035).
+        before, length = x.shape[: self.axis], x.shape[self.axis]
+        return F.conv1d(x.reshape(before.numel(), length, -1), matrix[:, :, None]).reshape(x.shape)
 
     @staticmethod
     def _mixed(matrix: Tensor, positions: Tensor, kept: Tensor, draw: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from nce_fx.passes.transform.widths.interpolation import WidthInterpolation
 
 EVERY_CANDIDATE = -1
-"""In ``WidthChoice.member``: an element that every candidate has."""
+"""In place of the narrowest candidate that has an element: every one has it, whatever is drawn."""
 
 
 class WidthDraw(nn.Module):
@@ -68,19 +68,32 @@ class WidthDraw(nn.Module):
 class WidthChoice(nn.Module):
     """What one layer reads of the groups whose channels it sums: (any shape), draws -> (the same shape)."""
 
-    member: Tensor
-    """For each element, up to broadcasting: the narrowest candidate that has it, counted over all draws in turn."""
+    has: Tensor
+    """For each element and each candidate of all draws in turn: whether the candidate has the element."""
+    own: Tensor
+    """1 at elements that every candidate has."""
 
-    def __init__(self, member: Tensor) -> None:
+    def __init__(self, member: Tensor, candidates: tuple[int, ...]) -> None:
+        """Mix elements.
+
+        Args:
+            member: for each element, up to broadcasting: the narrowest candidate that has it, counted over all draws in
+                turn, or EVERY_CANDIDATE.
+            candidates: how many each draw has.
+        """
         super().__init__()
-        self.register_buffer("member", member)
+        self.shape = member.shape
+        rank = torch.arange(sum(candidates))
+        draw = torch.arange(len(candidates)).repeat_interleave(torch.tensor(candidates))
+        first = member.reshape(-1, 1)
+        has = (rank >= first) & (draw == draw[first]) & (first != EVERY_CANDIDATE)
+        self.register_buffer("has", has.float(), persistent=False)
+        self.register_buffer("own", (first[:, 0] == EVERY_CANDIDATE).float(), persistent=False)
 
     def forward(self, x: Tensor, *draws: Tensor) -> Tensor:
         """Return ``x`` times the share of the candidates that have each channel."""
-        shares = [p.flip(0).cumsum(0).flip(0) for p in draws]
-        # The last entry, which EVERY_CANDIDATE looks up, is 1.
-        table = torch.cat([*shares, shares[0].new_ones(1)])
-        return x * table[self.member].to(x.dtype)
+        shares = torch.addmv(self.own, self.has, torch.cat(draws) if len(draws) > 1 else draws[0])
+        return x * shares.view(self.shape).to(x.dtype)
 
 
 class WidthNorm(nn.Module):
@@ -103,8 +116,12 @@ class WidthNorm(nn.Module):
         self.register_buffer("member", member)
         has = torch.arange(candidates)[:, None] >= member
         self.register_buffer("has", has.to(self.weight), persistent=False)
+        least = torch.zeros(candidates, 1)
+        least[-1] = 1e-30
+        self.register_buffer("least", least.to(self.weight), persistent=False)
 
     has: Tensor
+    least: Tensor
 
     def rows(self, name: str) -> Tensor:
         """Return ``weight`` or ``bias`` as (candidates, C)."""
@@ -127,9 +144,8 @@ class WidthNorm(nn.Module):
         if self.candidates == 1:
             return self.weight, self.bias
         parts = draw.to(self.has.dtype)[:, None] * self.has
-        alone = parts.detach()
         # Whoever nobody drew takes the widest's: 1e-30 is lost beside any share that is drawn.
-        alone = torch.cat([alone[:-1], alone[-1:] + 1e-30])
+        alone = parts.detach() + self.least
         total = alone.sum(0)
         # Where only one drawn candidate has a channel its scale does not depend on the shares; dividing by a share that
         # may be 1e-20 would make that zero gradient one of rounding errors.

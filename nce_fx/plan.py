@@ -19,7 +19,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from nce_fx.errors import PlanError
-from nce_fx.paths import module_at
+from nce_fx.paths import module_at, parameters_of
 
 PLAN_VERSION = 1
 
@@ -162,8 +162,10 @@ def _description(gm: GraphModule, as_modules_print: bool = False) -> list[str]:
         if " at 0x" in arguments:
             arguments = re.sub(r" at 0x[0-9a-f]+", "", arguments)
         lines.append(f"{node.op} {_target(gm, node, as_modules_print)} {arguments} {shape}")
-    lines.extend(f"{name} {tuple(value.shape)}" for name, value in gm.named_parameters())
-    return lines
+    parameters: dict[int, str] = {}
+    for name, value in parameters_of(gm):
+        parameters.setdefault(id(value), f"{name} {tuple(value.shape)}")
+    return [*lines, *parameters.values()]
 
 
 def _target(gm: GraphModule, node: Node, as_modules_print: bool) -> str:

@@ -32,6 +32,8 @@ _ENTERED = (
 )
 """torch's own modules that a graph must not hide: sizes written down in them, layers inside them."""
 
+_LITERALS = frozenset({int, float, bool, str, type(None)})
+
 
 class UntraceableError(Exception):
     """Symbolic tracing met something that it cannot follow; the message says what and where."""
@@ -73,6 +75,15 @@ class Tracer(fx.Tracer):
             raise
         self.stack.pop()
         return result
+
+    def create_arg(self, a: Any) -> Any:
+        """Turn a value into an argument of a node; what nearly all are at once, which fx asks a dozen questions."""
+        kind = type(a)
+        if kind is Proxy:
+            return a.node
+        if kind is tuple:
+            return tuple([self.create_arg(item) for item in a])
+        return a if kind in _LITERALS else super().create_arg(a)
 
     def create_proxy(self, *args: Any, **kwargs: Any) -> Proxy:
         """Record the user's own source line with every node."""

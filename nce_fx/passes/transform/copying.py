@@ -23,8 +23,9 @@ def copied(gm: GraphModule, replaced: dict[int, Any]) -> GraphModule:
     """
     memo = dict(replaced)
     result = GraphModule(nn.Module(), Graph(tracer_cls=gm.graph._tracer_cls))
-    for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"):
+    for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
         result.__dict__[name] = _attribute(name, gm.__dict__[name], memo)
+    result.training = gm.training
     for name in ("_state_dict_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"):
         result.__dict__[name] = _attribute(name, gm.__dict__[name], memo)
     result.meta = copy.deepcopy(gm.meta, memo)
@@ -46,7 +47,7 @@ def _module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     memo[id(module)] = result
     for name, value in module.__dict__.items():
         if name != "_compiled_call_impl":  # which PyTorch does not copy either
-            result.__dict__[name] = _attribute(name, value, memo)
+            result.__dict__[name] = value if type(value) in _ATOMS else _attribute(name, value, memo)
     return result
 
 
@@ -62,14 +63,12 @@ def _is_plain(kind: type[nn.Module]) -> bool:
 
 def _attribute(name: str, value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
-    if kind in _ATOMS:
-        return value
+    if kind in _CONTAINERS and not value:
+        return kind()
     if name == "_modules":
         return {key: child and _module(child, memo) for key, child in value.items()}
     if name in ("_parameters", "_buffers"):
         return {key: _tensor(tensor, memo) for key, tensor in value.items()}
-    if kind in _CONTAINERS and not value:
-        return kind()
     if kind is tuple and all(type(item) in _ATOMS for item in value):
         return value
     return copy.deepcopy(value, memo)

@@ -97,9 +97,11 @@ class Weights:
         The noise is the product of a random vector over the axis and one over the rest of the weight, of which a block
         (the whole before any gather, the axis it is cut along, and where it begins) takes its own part.
         """
-        if gather.divisor is None or not (gather.divisor > 1).any():
+        if gather.divisor is None:
             return
         shared = np.flatnonzero(gather.divisor > 1)
+        if not shared.size:
+            return
         begin, end = int(shared[0]), int(shared[-1]) + 1
         divisor = gather.divisor[begin:end]
         generator = np.random.default_rng([zlib.crc32(path.encode()), self._seed])
@@ -108,19 +110,15 @@ class Weights:
         signs -= (np.bincount(channel, signs) / np.bincount(channel))[channel]
         whole, cut, start = block or (weight, axis, 0)
         rest = [1 if k == axis else whole.shape[k] if k == cut else size for k, size in enumerate(weight.shape)]
-        noise = torch.from_numpy(generator.standard_normal(rest)).to(weight.device, weight.dtype)
+        noise = torch.from_numpy(generator.standard_normal(rest)).to(weight)
         if block is not None:
             noise = noise.narrow(cut, start, weight.shape[cut])
         # A quarter of its rows says it; all of a wide weight would take a tenth of a resize to read.
         deviation = _deviation(whole[: (len(whole) + 3) // 4]) or _deviation(whole) or 1.0
-        shape = [-1 if k == axis else 1 for k in range(weight.dim())]
+        along = torch.from_numpy(np.stack([divisor, signs / divisor])).to(weight)
+        shares, parting = along.view(2, *(-1 if k == axis else 1 for k in range(weight.dim())))
         part = weight.narrow(axis, begin, end - begin)
-        part.div_(torch.from_numpy(divisor).to(weight.device, weight.dtype).reshape(shape))
-        part.addcmul_(
-            noise,
-            torch.from_numpy(signs / divisor).to(weight.device, weight.dtype).reshape(shape),
-            value=NOISE * deviation,
-        )
+        part.div_(shares).addcmul_(noise, parting, value=NOISE * deviation)
 
 
 def _index(index: Ids) -> torch.Tensor | None:
@@ -143,5 +141,7 @@ def _deviation(weight: torch.Tensor) -> float:
 def _numbered(index: Ids) -> Ids:
     """Return for each entry the place of its value among the values that occur; most indices are in order."""
     if (index[1:] >= index[:-1]).all():
-        return np.cumsum(np.r_[False, index[1:] != index[:-1]])
+        numbers = np.zeros_like(index)
+        np.cumsum(index[1:] != index[:-1], out=numbers[1:])
+        return numbers
     return np.unique(index, return_inverse=True)[1]

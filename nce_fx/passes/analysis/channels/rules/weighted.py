@@ -207,7 +207,7 @@ def batch_norm(
     *args: Any,
     **kwargs: Any,
 ) -> ChannelTensor:
-    """Normalize each channel (axis 1); statistics and affine parameters follow."""
+    """Normalize each channel (axis 1), of the batch or of each example; statistics and affine parameters follow."""
     run = run_of((input, weight, bias))
     value = input if isinstance(input, ChannelTensor) else weight
     label = label_for(value, 1)
@@ -228,19 +228,6 @@ def aten_batch_norm(
     input: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, *args: Any
 ) -> ChannelTensor:
     """The same, with ATen's order of arguments."""
-    return batch_norm(input, running_mean, running_var, weight, bias)
-
-
-def instance_norm(
-    input: Any,
-    running_mean: Any = None,
-    running_var: Any = None,
-    weight: Any = None,
-    bias: Any = None,
-    *args: Any,
-    **kwargs: Any,
-) -> ChannelTensor:
-    """Normalize each channel of each example; as BatchNorm for channels, in either order of arguments."""
     return batch_norm(input, running_mean, running_var, weight, bias)
 
 

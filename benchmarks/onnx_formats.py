@@ -5,7 +5,7 @@
     python -m benchmarks.onnx_tables                         # writes docs/deploy.md
 
 Each network is trained on the digits in float, rewritten, trained at 2 bits, for six epochs each, exported, and run on
-1,000 digits in onnxruntime. Needs scikit-learn for the digits, torchvision for ten of the networks.
+1,000 digits in onnxruntime. Needs scikit-learn for the digits, torchvision for twelve of the networks.
 """
 
 from __future__ import annotations
@@ -46,8 +46,10 @@ RESULTS = Path(__file__).parent / "results" / "onnx_formats.json"
 TORCHVISION = (
     "squeezenet1_1",
     "mobilenet_v3_small",
+    "shufflenet_v2_x0_5",
     "shufflenet_v2_x1_0",
     "mnasnet1_0",
+    "regnet_x_400mf",
     "regnet_y_400mf",
     "efficientnet_b0",
     "googlenet",

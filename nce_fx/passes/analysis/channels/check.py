@@ -83,8 +83,8 @@ class Check(Run):
         ids: torch.Tensor = bare(label) % self.span
         return ids
 
-    def _copies(self, label: torch.Tensor) -> torch.Tensor:
-        copies: torch.Tensor = bare(label) // self.span
+    def _copies(self, label: Label) -> Ids:
+        copies: Ids = bare(core(label).numpy()) // self.span
         return copies
 
     def _met(self) -> Any:
@@ -124,8 +124,8 @@ class Check(Run):
                     raise Mismatch(f"two inputs meet in another order along axis {axis}", old_a, old_b)
             if a.shape != b.shape:
                 raise Mismatch(f"shapes {tuple(a.shape)} and {tuple(b.shape)} meet", old_a, old_b)
-            both = (core(old_a).max() >= FIRST_ID) & (core(old_b).max() >= FIRST_ID)
-            if both and not bool((self._copies(core(a)) == self._copies(core(b))).all()):
+            named = (int(core(old).numpy().max(initial=0)) >= FIRST_ID for old in (old_a, old_b))
+            if all(named) and not (self._copies(a) == self._copies(b)).all():
                 raise Mismatch("a copy meets what it is not the copy of", old_a, old_b)
         except (Mismatch, RuntimeError) as error:
             self._relayout(old_a, a, old_b)

@@ -61,12 +61,13 @@ def lay_out(line: torch.Tensor, classes: Ids, counts: Ids, mode: int, cuts: froz
     ids = bare(line.numpy())
     begins = np.ones(len(ids), dtype=bool)
     if mode < 2:
-        begins[1:] = (classes[ids[1:]] != classes[ids[:-1]]) | (ids[1:] != ids[:-1] + 1)
+        own = classes[ids]
+        begins[1:] = (own[1:] != own[:-1]) | (ids[1:] != ids[:-1] + 1)
     if mode == 1 and cuts:
         begins |= np.isin(ids, np.fromiter(cuts, dtype=np.int64))
     if begins.all():
         repeat = counts[ids]
-        return np.repeat(np.arange(len(ids)), repeat), _within(repeat)
+        return np.arange(len(ids)).repeat(repeat), _within(repeat)
     starts = np.flatnonzero(begins)
     lengths = np.diff(np.r_[starts, len(ids)])
     repeat = counts[ids[starts]]
@@ -77,5 +78,6 @@ def lay_out(line: torch.Tensor, classes: Ids, counts: Ids, mode: int, cuts: froz
 
 def _within(sizes: Ids) -> Ids:
     """Return for rows of these sizes laid end to end the place of each entry in its row."""
-    places: Ids = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    first = (sizes.cumsum() - sizes).repeat(sizes)
+    places: Ids = np.arange(len(first)) - first
     return places

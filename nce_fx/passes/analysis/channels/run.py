@@ -19,7 +19,7 @@ from torch.fx.passes.shape_prop import TensorMetadata
 from nce_fx.custom import missing, rule_of, rule_of_module
 from nce_fx.errors import ChannelError, where
 from nce_fx.passes.analysis.channels.ids import IdSpace, Tensors
-from nce_fx.passes.analysis.channels.labels import FIXED, constant, core
+from nce_fx.passes.analysis.channels.labels import FIXED, Label, constant, core, line_of
 from nce_fx.passes.analysis.channels.reparametrized import plain_class
 from nce_fx.passes.analysis.channels.value import ChannelTensor, Layer
 from nce_fx.passes.analysis.channels.vocabulary import Vocabulary
@@ -49,6 +49,8 @@ class Run(Vocabulary, Interpreter):
         self.computing: set[Node] = set()
         self._shadows: dict[str, nn.Module] = {}
         self._axes = {}
+        self._read: tuple[Label, int, torch.Tensor] | None = None
+        """The last line that was asked for: a norm and the convolution after it ask for one."""
         self.rules: dict[str, Any] = {}
         """The rules of the plain layers by path; ``None`` for any other module."""
 
@@ -218,6 +220,13 @@ class Run(Vocabulary, Interpreter):
         self.env.clear()
         self._shadows.clear()
         self._axes.clear()
+        self._read = None
+
+    def line(self, label: Label, axis: int) -> torch.Tensor:
+        """Return the ids along one axis of a label at the first index of all others."""
+        if self._read is None or self._read[0] is not label or self._read[1] != axis:
+            self._read = label, axis, line_of(label, axis)
+        return self._read[2]
 
     def execute(self) -> None:
         """Run the whole graph; nothing is computed but labels."""

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from nce_fx.passes.analysis.channels.run import Run
 
 
+_CPU = torch.device("cpu")
+
+
 class ChannelTensor(torch.Tensor):
     """An activation (one label) or a parameter (one label for each of its axes, made when first asked for)."""
 
@@ -43,11 +46,10 @@ class ChannelTensor(torch.Tensor):
         exact: bool = False,
         alias: str | None = None,
     ) -> ChannelTensor:
-        value: ChannelTensor = torch.Tensor._make_wrapper_subclass(
-            cls, tuple(shape), dtype=dtype, device=torch.device("cpu")
-        )
+        size = torch.Size(shape)
+        value: ChannelTensor = torch.Tensor._make_wrapper_subclass(cls, size, dtype=dtype, device=_CPU)
         value.run = run
-        value._size, value._type = torch.Size(shape), dtype
+        value._size, value._type = size, dtype
         value.path, value.alias = path, alias
         value.exact = exact or path is not None
         value._labels = labels

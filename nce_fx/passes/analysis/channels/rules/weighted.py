@@ -23,7 +23,7 @@ _WEIGHTS = (ChannelTensor, Parameter)
 
 def channel_line(run: Run, label: Label, axis: int) -> torch.Tensor:
     """Return the ids along an axis; where other axes vary too (joined tokens), every line must be the same."""
-    line = line_of(label, axis)
+    line = run.line(label, axis)
     if run.decide(lambda: any(varies(label, other) for other in range(label.dim()) if other != axis)):
         run.tie(label, along(line, axis, label.shape))
     return line

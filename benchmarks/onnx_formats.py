@@ -5,7 +5,7 @@
     python -m benchmarks.onnx_tables                         # writes docs/deploy.md
 
 Each network is trained on the digits in float, rewritten, trained at 2 bits, for six epochs each, exported, and run on
-1,000 digits in onnxruntime. Needs scikit-learn for the digits, torchvision for twelve of the networks.
+1,000 digits in onnxruntime. Needs scikit-learn for the digits, torchvision for thirteen of the networks.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ TORCHVISION = (
     "regnet_x_400mf",
     "regnet_y_400mf",
     "efficientnet_b0",
+    "resnet34",
     "googlenet",
     "densenet121",
     "resnext50_32x4d",

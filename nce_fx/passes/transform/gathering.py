@@ -110,12 +110,12 @@ class Weights:
         signs -= (np.bincount(channel, signs) / np.bincount(channel))[channel]
         whole, cut, start = block or (weight, axis, 0)
         rest = [1 if k == axis else whole.shape[k] if k == cut else size for k, size in enumerate(weight.shape)]
-        noise = torch.from_numpy(generator.standard_normal(rest)).to(weight)
+        noise = torch.from_numpy(generator.standard_normal(rest)).to(weight.device, weight.dtype)
         if block is not None:
             noise = noise.narrow(cut, start, weight.shape[cut])
         # A quarter of its rows says it; all of a wide weight would take a tenth of a resize to read.
         deviation = _deviation(whole[: (len(whole) + 3) // 4]) or _deviation(whole) or 1.0
-        along = torch.from_numpy(np.stack([divisor, signs / divisor])).to(weight)
+        along = torch.from_numpy(np.stack([divisor, signs / divisor])).to(weight.device, weight.dtype)
         shares, parting = along.view(2, *(-1 if k == axis else 1 for k in range(weight.dim())))
         part = weight.narrow(axis, begin, end - begin)
         part.div_(shares).addcmul_(noise, parting, value=NOISE * deviation)

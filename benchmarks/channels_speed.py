@@ -65,7 +65,7 @@ _SECTIONS = ("against_torch_pruning", "parts", "image_side", "growth", "memory")
 def main() -> None:
     """Measure everything and write the results; exit with 1 where a bound is broken."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--only", nargs="+", choices=_SECTIONS, default=_SECTIONS, help="measure these, keep the rest")
     options = parser.parse_args()

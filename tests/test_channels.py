@@ -8,9 +8,13 @@ from torch import nn
 import nce_fx
 from nce_fx.errors import ChannelError, TraceError
 from nce_fx.models import MODELS
-from nce_fx.passes.analysis.channels.rules import mixing
+from nce_fx.passes.analysis.channels import labels
+from nce_fx.passes.analysis.channels.rules import mixing, movement
+from nce_fx.passes.analysis.channels.structure import examine
+from nce_fx.passes.analysis.channels.value import ChannelTensor
 from nce_fx.passes.transform.resize import kept_channels
 from tests.observing import counted
+from tests.zoo.attention import WIDTH, PooledHeads
 
 
 def image(channels: int = 3) -> torch.Tensor:
@@ -282,3 +286,22 @@ def test_large_weights_are_gathered_in_blocks(monkeypatch, factor):
     if factor > 1:
         copies = in_blocks.get_parameter("2.weight")
         assert any(not torch.equal(a, b) for a, b in zip(copies, gm.get_parameter("2.weight"), strict=False))
+
+
+def test_tokens_that_are_joined_are_not_named_one_by_one(monkeypatch):
+    """Nor where a view writes sizes down that no longer hold: its repair comes before anything is laid out."""
+    largest = []
+
+    def watched(*args):
+        label = labels.reshape(*args)
+        largest.append(label.untyped_storage().nbytes())
+        return label
+
+    monkeypatch.setattr(movement, "reshape", watched)
+    gm = nce_fx.trace(PooledHeads().eval(), (torch.randn(1, 1 + 4096, WIDTH),))
+    structure, proof = examine(gm)
+    for value in (*structure.tie.seen.values(), *proof.env.values()):
+        if isinstance(value, ChannelTensor):
+            largest += [label.untyped_storage().nbytes() for label in value.labels]
+    assert all(group.free for group in structure.groups if group.axis[0].startswith("qkv"))
+    assert max(largest) < 4096

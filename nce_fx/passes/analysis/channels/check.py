@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,6 +110,19 @@ class Check(Run):
         before = self.first.views.get(self.node, [])
         # What is made of several views takes another way through them where an axis has one entry.
         return Layout(moving | before[0].moving, before[0].named) if len(before) == 1 else Layout(moving)
+
+    def viewed(self, shape: Sequence[int]) -> None:
+        """Refuse a shape that the comparison would refuse before channels are laid out along all tokens to compare."""
+        assert self.node is not None
+        old = self.old.get(self.node)
+        if not isinstance(old, ChannelTensor) or len(old.labels) != 1 or len(old.shape) != len(shape):
+            return
+        (label,) = old.labels
+        if len(self.first.views.get(self.node, [])) != 1 or int(core(label).numpy().max(initial=0)) < FIRST_ID:
+            return
+        for axis, (size, new) in enumerate(zip(old.shape, shape, strict=True)):
+            if 1 < size != new and not varies(label, axis):
+                raise Mismatch(f"axis {axis} has {new} entries instead of {size}", label)
 
     def original(self, value: Any) -> Any:
         return self._met().labels[0]

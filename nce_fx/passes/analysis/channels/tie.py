@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -362,6 +362,9 @@ class Tie(Run):
     def laid_out(self, label: Label, moving: frozenset[int]) -> Layout:
         self.views.setdefault(self.node, []).append(Layout(moving, named_axes(label)))
         return Layout(moving)
+
+    def viewed(self, shape: Sequence[int]) -> None:
+        pass
 
     def original(self, value: Any) -> Any:
         self._remember(value)

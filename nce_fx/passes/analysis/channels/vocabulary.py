@@ -6,7 +6,7 @@ The first run (``Tie``) records what is said, the second (``Check``) demands tha
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -125,6 +125,10 @@ class Vocabulary(ABC):
     @abstractmethod
     def laid_out(self, label: Label, moving: frozenset[int]) -> Layout:
         """Return what a view does with the axes of a label: as in the first run, where one channel may be left."""
+
+    @abstractmethod
+    def viewed(self, shape: Sequence[int]) -> None:
+        """A view is about to make this shape."""
 
     @abstractmethod
     def attribute(self, owner: Any, name: str, value: Any) -> None:

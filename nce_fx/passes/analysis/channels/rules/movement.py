@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from nce_fx.passes.analysis.channels.labels import (
+    FIRST_ID,
     FIXED,
     NEUTRAL,
     Label,
@@ -112,6 +113,7 @@ def view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         sizes[sizes.index(-1)] = total // known
     if numel(sizes) != total:
         raise RuntimeError(f"shape {args[1]} is invalid for input of size {total}")
+    value.run.viewed(sizes)
     result = _like(value, tuple(reshape(label, sizes, value.run.laid_out) for label in value.labels))
     value.run.cut(result.labels, rows=True)
     return result
@@ -144,7 +146,32 @@ def cat(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTens
     if all(isinstance(p, ChannelTensor) and p.is_parameter for p in parts) and len(values) == len(parts):
         joined = [_join([p.labels[k] for p in values], axis) for k in range(min(len(p.labels) for p in values))]
         return ChannelTensor(run, shape, tuple(joined), values[0].dtype)
-    return ChannelTensor(run, shape, (_join(labels, axis),), values[0].dtype)
+    place = run.decide(partial(_finest_tokens, run, labels, axis))
+    if place is None or any(varies(label, axis) for label in labels):
+        return ChannelTensor(run, shape, (_join(labels, axis),), values[0].dtype)
+    finest = labels[place].narrow(axis, 0, 1)
+    for label in labels:
+        run.tie(finest, label.narrow(axis, 0, 1))
+    return ChannelTensor(run, shape, (finest.expand(shape),), values[0].dtype)
+
+
+def _finest_tokens(run: Run, labels: list[Label], axis: int) -> int | None:
+    """Return which of joined parts names most channels, where all run along other axes (a class token, patches).
+
+    Such parts must be equally wide; tied here, they need no label that names channels for every token anew. ``None``
+    where something else is joined.
+    """
+    if all(label.shape[axis] == 1 for label in labels) or any(varies(label, axis) for label in labels):
+        return None
+    ids = [run.ids(core(label)) for label in labels]
+    place = max(range(len(ids)), key=lambda k: ids[k].numel())
+    tokens = all(
+        part.numel() > 1
+        and all(size in (1, most) for size, most in zip(part.shape, ids[place].shape, strict=True))
+        and bool((part >= FIRST_ID).all())
+        for part in ids
+    )
+    return place if tokens else None
 
 
 def _part(run: Run, parts: list[Any], part: Any, axis: int) -> Label:

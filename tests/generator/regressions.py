@@ -261,5 +261,13 @@ REGRESSIONS: dict[str, Program] = {
         ),
         "raw",
     ),
+    "the_one_channel_was_picked_by_an_index": Program(
+        (
+            Op("to_vector", of=2, other=2, size=2, variant=3),
+            Op("mask", other=5, size=1, variant=2),
+            Op("reorder", other=2, size=2, variant=3),
+        ),
+        "tuple",
+    ),
 }
 """What broke -> the program."""

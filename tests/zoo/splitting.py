@@ -172,6 +172,18 @@ class Flipped(nn.Module):
         return self.head(F.relu(self.c(x[:, [0, 2, 4]])))
 
 
+class OnlyChannel(nn.Module):
+    """The one channel of a map is picked: a slice takes the copies too, an index would leave them without a reader."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d, self.head = conv(3, 1), conv(3, 1), conv(1, 4), conv(1, 4), Head(4)
+
+    def forward(self, x):
+        a, b = torch.tanh(self.a(x)), torch.tanh(self.b(x))
+        return self.head(F.relu(self.c(a[:, :1]) + self.d(b[:, [0]])))
+
+
 class Unfold(nn.Module):
     """Involution's read: patches as channels, without overlap."""
 
@@ -200,5 +212,6 @@ MODELS = {
     "pixel_unshuffle": ZooModel(PixelUnshuffle, (image(),), ("a", "b")),
     "space_to_depth": ZooModel(SpaceToDepth, (image(),), ("a", "b")),
     "flipped": ZooModel(Flipped, (image(),), ("a", "c")),
+    "only_channel": ZooModel(OnlyChannel, (image(),), ("a", "c", "d"), {"b": "some of its channels are missing"}),
     "unfold": ZooModel(Unfold, (image(),), ("a", "fc")),
 }

@@ -213,7 +213,8 @@ class Projections:
             cropped = [size if axis in moved else 1 for axis, size in enumerate(sizes)]
             before = old.as_strided(cropped, old.stride(), old.storage_offset())
             wanted = self.counts[bare(before.numpy())].sum()
-        if moved and prod(longer[axis] for axis in moved) != wanted:
+        # An only channel moves along no axis: without this its copies could go missing unseen.
+        if prod(longer[axis] for axis in moved) != wanted:
             raise Mismatch("some of its channels are missing", old)
         return Projection(maps, resized)
 

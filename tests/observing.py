@@ -76,7 +76,7 @@ class _Einsums(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         before = self.counter.get_total_flops()
         result = func(*args, **(kwargs or {}))
-        if func is torch.functional.einsum and self.counter.get_total_flops() == before:
+        if func is torch.functional.einsum and len(args) > 2 and self.counter.get_total_flops() == before:
             letters = args[0].partition("->")[0].split(",")
             sizes = {
                 k: n for part, x in zip(letters, args[1:], strict=True) for k, n in zip(part, x.shape, strict=True)

@@ -173,15 +173,16 @@ class Flipped(nn.Module):
 
 
 class OnlyChannel(nn.Module):
-    """The one channel of a map is picked: a slice takes the copies too, an index would leave them without a reader."""
+    """Maps of one channel: a slice takes its copies too, an index would lose them, a cumulative sum add them up."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c, self.d, self.head = conv(3, 1), conv(3, 1), conv(1, 4), conv(1, 4), Head(4)
+        self.a, self.b, self.c = conv(3, 1), conv(3, 1), conv(3, 1)
+        self.d, self.e, self.f, self.head = conv(1, 4), conv(1, 4), conv(1, 4), Head(4)
 
     def forward(self, x):
-        a, b = torch.tanh(self.a(x)), torch.tanh(self.b(x))
-        return self.head(F.relu(self.c(a[:, :1]) + self.d(b[:, [0]])))
+        a, b, c = (torch.tanh(layer(x)) for layer in (self.a, self.b, self.c))
+        return self.head(F.relu(self.d(a[:, :1]) + self.e(b[:, [0]]) + self.f(c.cumsum(1))))
 
 
 class Unfold(nn.Module):
@@ -212,6 +213,11 @@ MODELS = {
     "pixel_unshuffle": ZooModel(PixelUnshuffle, (image(),), ("a", "b")),
     "space_to_depth": ZooModel(SpaceToDepth, (image(),), ("a", "b")),
     "flipped": ZooModel(Flipped, (image(),), ("a", "c")),
-    "only_channel": ZooModel(OnlyChannel, (image(),), ("a", "c", "d"), {"b": "some of its channels are missing"}),
+    "only_channel": ZooModel(
+        OnlyChannel,
+        (image(),),
+        ("a", "d", "e", "f"),
+        {"b": "some of its channels are missing", "c": "mixed by cumsum"},
+    ),
     "unfold": ZooModel(Unfold, (image(),), ("a", "fc")),
 }

@@ -140,7 +140,7 @@ def scan(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     dim = next((a for a in args[1:] if isinstance(a, int) and not isinstance(a, bool)), kwargs.get("dim", -1))
     axis = dim % value.dim()
     for label in value.labels:
-        if axis in value.run.channel_axes(label):
+        if value.run.carries(label, axis):
             return opaque(func, args, kwargs, f"its channels are mixed by {func._schema.name.removeprefix('aten::')}")
     result = ChannelTensor(value.run, value.shape, value.labels, value.dtype)
     if len(func._schema.returns) == 2:

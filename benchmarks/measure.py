@@ -1,6 +1,7 @@
 """What is measured on one model of a corpus: the laws, the coverage, seconds and memory.
 
-Law 1 is asked with three seeds, laws 2, 3, 5 and 6 with one; laws 2 and 3 of all but the large models.
+Law 1 is asked with three seeds, laws 2, 3, 5 and 6 with one; laws 2 and 3 of all but the large models. A seed of law 3
+is one whose narrowed network is calm enough for a comparison.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import nce_fx
 from benchmarks.layers import coverage
-from benchmarks.vision import Entry, calm, leaves, randomize
+from benchmarks.vision import Entry, amplification, calm, leaves, randomize
 from tests import laws
-from tests.drawing import Traced, keep
+from tests.drawing import Traced, keep, narrower
 
 SEEDS = (0, 1, 2)
 DOUBLE_UP_TO = 150_000_000
@@ -79,7 +80,8 @@ def measure(entry: Entry) -> Iterator[dict[str, Any]]:
             ("2", laws.new_channels_live),
         ):
             if number == "5" or (parameters <= TRAINED_UP_TO and (number == "3" or entry.trained)):
-                kept[number] = broken(law, model, inputs)
+                seed = calm_narrowing(gm, channels, inputs, allowed) if number == "3" else 0
+                kept[number] = broken(law, model, inputs, seed)
                 yield found | {"status": "timeout"}
         failed = [f"law {number}" for number, trouble in sorted(kept.items()) if trouble]
         if found["status"] == "ok" and failed:
@@ -94,10 +96,24 @@ def measure(entry: Entry) -> Iterator[dict[str, Any]]:
         }
 
 
-def broken(law: Callable[..., None], model: nn.Module, inputs: tuple[Any, ...]) -> str:
+def calm_narrowing(
+    gm: GraphModule, channels: nce_fx.ChannelGraph, inputs: tuple[Any, ...], allowed: float, tries: int = 5
+) -> int:
+    """Return the first seed whose narrowed network amplifies roundings no more than is allowed: others show nothing.
+
+    Norms keep the statistics of the whole network, so a narrowed one may be chaotic where the whole one is calm.
+    """
+    for seed in range(tries):
+        narrow = nce_fx.resize(gm, narrower(channels, seed), seed=seed)
+        if amplification(narrow, inputs) <= allowed:
+            return seed
+    return 0
+
+
+def broken(law: Callable[..., None], model: nn.Module, inputs: tuple[Any, ...], seed: int) -> str:
     """Return how a model breaks a law, or an empty string."""
     try:
-        law(model, inputs)
+        law(model, inputs, seed)
     except Exception as error:
         return f"{type(error).__name__}: {str(error)[:400]}"
     return ""

@@ -14,6 +14,7 @@ RESULTS = Path(__file__).parent / "results"
 
 def main() -> None:
     """Write every table that has results."""
+    put("formats summary", formats_summary(load(RESULTS / "onnx_formats.json")))
     put("formats table", formats_table(load(RESULTS / "onnx_formats.json")))
     put("speed table", speed_table(load(RESULTS / "onnx_speed.json")))
     put("qonnx table", qonnx_table(load(RESULTS / "onnx_qonnx.json")))
@@ -27,6 +28,25 @@ def put(name: str, lines: Iterable[str]) -> None:
     if not mark or not closing:
         raise SystemExit(f"{DOCUMENT} has no place for the {name}: add {begin} and {end}")
     DOCUMENT.write_text(f"{before}{begin}\n" + "\n".join(lines) + f"\n{end}{after}")
+
+
+def formats_summary(rows: dict[str, dict[str, Any]]) -> Iterable[str]:
+    """Yield what the rows of int2 say together, with exact scales and as the quantizers were published."""
+    yield "| int2 | networks | rows | of them within 1e-5 | images beyond | another class |"
+    yield "|---|--:|--:|--:|--:|--:|"
+    for name, exact in (("with `--exact`", True), ("without", False)):
+        chosen = {
+            key: row["levels"].values()
+            for key, row in rows.items()
+            if key.endswith("/int2") and "levels" in row and (", exact/" in key) is exact
+        }
+        networks = len({key.split("/")[0] for key in chosen})
+        images, classes = (
+            f"{sum(max(entry[what] for entry in levels) for levels in chosen.values()):,} of {1000 * len(chosen):,}"
+            for what in ("images", "arg_max")
+        )
+        close = sum(all(entry["images"] == 0 for entry in levels) for levels in chosen.values())
+        yield f"| {name} | {networks} | {len(chosen)} | {close} | {images} | {classes} |"
 
 
 def formats_table(rows: dict[str, dict[str, Any]]) -> Iterable[str]:

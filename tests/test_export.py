@@ -22,7 +22,7 @@ from nce_fx.errors import ExportError
 from nce_fx.export import export_onnx, formats, save_packed
 from nce_fx.export.formats import FORMATS
 from nce_fx.export.levels import levels_of
-from nce_fx.export.verify import LEVELS, ROUNDING, runnable
+from nce_fx.export.verify import LEVELS, ROUNDING, Agreement, runnable
 from nce_fx.models import MODELS
 from nce_fx.passes.transform.quantize import IntegerWeight, RemoveQuantizers
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
@@ -450,3 +450,13 @@ def test_the_command_exports_a_result_folder(tmp_path):
     unknown = CliRunner().invoke(app, ["export", str(tmp_path / "result"), "--onnx", str(target), "--format", "tflite"])
     assert unknown.exit_code == 1
     assert "choose one of" in unknown.stderr
+
+
+def test_the_command_says_what_keeps_values_off_borders(tmp_path, monkeypatch):
+    nce_fx.save(resnet8(), tmp_path / "result", model=ModelReference(reference="resnet8", args={"width": 4}))
+    call = ["export", str(tmp_path / "result"), "--onnx", str(tmp_path / "model.onnx")]
+    assert "--exact" not in CliRunner().invoke(app, call).stderr
+    monkeypatch.setattr("nce_fx.export.export.verify", lambda *_, **__: {"all": Agreement(0.0, 3)})
+    said = CliRunner().invoke(app, call)
+    assert said.exit_code == 0
+    assert "3 values on the border" in said.stderr and "--exact" in said.stderr

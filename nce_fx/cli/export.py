@@ -80,6 +80,8 @@ def export(
                 f"onnxruntime, optimizations {level}: {agreement.difference:.1e} of the largest output from PyTorch"
                 + (f", {agreement.on_border} values on the border of two levels" if agreement.on_border else "")
             )
+        if any(agreement.on_border for agreement in written.agreement.values()):
+            terminal.note("rewrite with --exact for a network whose values every runtime rounds alike (docs/deploy.md)")
     terminal.finish(content)
 
 

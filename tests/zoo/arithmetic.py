@@ -63,6 +63,18 @@ class Largest(Between):
         return x - x.amax(1, keepdim=True)
 
 
+class LargestAlone(nn.Module):
+    """Nothing but a maximum with its places reads the channels: of copies, each must get its share of the gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.head = conv(3, 5), conv(3, 5), conv(2, 4), Head(4)
+
+    def forward(self, x):
+        most, least = torch.max(self.a(x), 1, keepdim=True)[0], self.b(x).min(dim=1, keepdim=True).values
+        return self.head(F.relu(self.c(torch.cat([most, least], 1))))
+
+
 class LogSumExp(Between):
     def between(self, x):
         return x - x.logsumexp(1, keepdim=True)
@@ -226,6 +238,7 @@ MODELS = {
     "deviation": _between(Deviation, "a"),
     "unbiased_deviation": _between(UnbiasedDeviation),
     "largest": _between(Largest, "a"),
+    "largest_alone": ZooModel(LargestAlone, (image(),), ("a", "b", "c"), {"head.fc": OUTPUT}),
     "log_sum_exp": _between(LogSumExp),
     "cumulative": _between(Cumulative, a="cumsum"),
     "sorted": _between(Sorted, a="sort"),

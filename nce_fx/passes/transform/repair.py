@@ -36,6 +36,26 @@ def repairs(run: Check, n: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         yield from repair(run, n, old, args, kwargs)
 
 
+def shared_maximum(run: Check, n: Node) -> Call | None:
+    """Return the call that takes a maximum over channels whose number changed; ``None`` for any other node.
+
+    Of equal values, ``max(dim)`` gives all gradient to the first, so that copies would get none; ``amax`` shares it.
+    """
+    source = n.args[0] if n.args else None
+    if not (n.target is operator.getitem and n.args[1] == 0) and not (n.target is getattr and n.args[1] == "values"):
+        return None
+    if not isinstance(source, Node) or source.target not in _SHARED or not isinstance(source.args[0], Node):
+        return None
+    old, new = run.old.get(source.args[0]), run.env.get(source.args[0])
+    axis = source.args[1] if len(source.args) > 1 else source.kwargs.get("dim")
+    if not (isinstance(old, ChannelTensor) and isinstance(new, ChannelTensor) and isinstance(axis, int)):
+        return None
+    if old.shape[axis] == new.shape[axis]:
+        return None
+    keepdim = source.args[2] if len(source.args) > 2 else source.kwargs.get("keepdim", False)
+    return _SHARED[source.target], (source.args[0], axis, keepdim), {}
+
+
 def _number_of(before: Any, now: Any) -> Any:
     """A number as the first run computed it, so that a width it was computed from does not change it."""
     return before if isinstance(now, int | float) else now
@@ -175,6 +195,12 @@ def _squeeze(run: Check, n: Node, old: ChannelTensor, args: tuple[Any, ...], kwa
         yield aten.squeeze.dims if n.target is aten.squeeze.default else n.target, (args[0], axes), {}
 
 
+_SHARED: dict[Any, Any] = {
+    **dict.fromkeys([torch.max, "max"], torch.amax),
+    **dict.fromkeys([torch.min, "min"], torch.amin),
+    aten.max.dim: aten.amax.default,
+    aten.min.dim: aten.amin.default,
+}
 _REPAIRS: dict[Any, Any] = {
     **dict.fromkeys(
         ["view", "reshape", torch.reshape, aten.view.default, aten.reshape.default, aten._unsafe_view.default], _view

@@ -227,9 +227,10 @@ def _edit(result: GraphModule, gm: GraphModule, run: Resizing, kept: Mapping[str
             new.meta["tensor_meta"] = meta._replace(shape=value.shape, stride=stride)
     for path, found in kept.items():
         keep(result, Computed(nodes[found.weight], found.gain and nodes[found.gain]), path)
+    left = {node.args[0] for node in edits.arguments if node.target in (operator.getitem, getattr)}
     for node in reversed(list(gm.graph.nodes)):
-        # What a gather replaced: nothing but movement, and nobody reads it any more.
-        if isinstance(run.env.get(node), Broken) or node in edits.selects:
+        # What a gather or another maximum replaced: nobody reads it any more.
+        if isinstance(run.env.get(node), Broken) or node in edits.selects or node in left:
             for new in (old_nodes[node], nodes[node]):
                 if not new.users and new.graph is result.graph and not new._erased:
                     result.graph.erase_node(new)

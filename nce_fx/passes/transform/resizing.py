@@ -1,7 +1,8 @@
 """Check a graph at new widths and repair it on the way, where it wrote sizes, cuts or orders down.
 
 In this order: a literal size that follows its channels; a ``chunk`` that becomes a ``split`` with sizes; a gather in
-the place of a node, or of a whole region of views and transposes, whose order no view can give any more.
+the place of a node, or of a whole region of views and transposes, whose order no view can give any more. A ``max`` over
+channels becomes one that shares its gradient among copies.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from nce_fx.passes.analysis.channels.edits import lay_out
 from nce_fx.passes.analysis.channels.labels import Ids, compress, core, line_of, varies
 from nce_fx.passes.analysis.channels.projection import Mismatch, moving_axes
 from nce_fx.passes.analysis.channels.value import ChannelTensor
-from nce_fx.passes.transform.repair import repairs
+from nce_fx.passes.transform.repair import repairs, shared_maximum
 
 _FAILURES = (Mismatch, RuntimeError, ValueError, IndexError, TypeError, AssertionError, AttributeError)
 
@@ -53,7 +54,11 @@ class Resizing(Check):
         if n.op == "output":
             return super().run_node(n)
         try:
-            return self._attempt(n, n.target, args, kwargs)
+            result = self._attempt(n, n.target, args, kwargs)
+            shared = shared_maximum(self, n)
+            if shared is not None:
+                self.edits.targets[n], self.edits.arguments[n] = shared[0], shared[1:]
+            return result
         except _FAILURES as error:
             first = error if isinstance(error, Mismatch) else self._blame(n, error)
             first.node = n

@@ -154,6 +154,28 @@ class EncoderLayer(nn.Module):
         return self.out(self.layer(self.table(x)).mean(1))
 
 
+class OutlookAttention(nn.Module):
+    """VOLO: a linear writes the attention over each window down, heads beside; one head may be left."""
+
+    def __init__(self, heads: int = 2) -> None:
+        super().__init__()
+        self.heads = heads
+        self.patch, self.value, self.attn = nn.Conv2d(3, 4, 1), nn.Linear(4, 4, bias=False), nn.Linear(4, 81 * heads)
+        self.proj, self.out = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.patch(x).permute(0, 2, 3, 1)
+        batch, height, width, channels = x.shape
+        windows = height // 2 * (width // 2)
+        v = F.unfold(self.value(x).permute(0, 3, 1, 2), 3, padding=1, stride=2)
+        v = v.reshape(batch, self.heads, channels // self.heads, 9, windows).permute(0, 1, 4, 3, 2)
+        attn = self.attn(F.avg_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1))
+        attn = attn.reshape(batch, windows, self.heads, 9, 9).permute(0, 2, 1, 3, 4).softmax(-1)
+        mixed = (attn @ v).permute(0, 1, 4, 3, 2).reshape(batch, channels * 9, windows)
+        mixed = F.fold(mixed, (height, width), 3, padding=1, stride=2)
+        return self.out((x + self.proj(mixed.permute(0, 2, 3, 1))).mean((1, 2)))
+
+
 MODELS = {
     "class_token": ZooModel(
         ClassToken,
@@ -167,6 +189,13 @@ MODELS = {
     "windows": ZooModel(Windows, (image(),), ("patch", "attn.q", "attn.k", "attn.v", "attn.proj")),
     "mobile_hybrid": ZooModel(MobileHybrid, (image(),), ("a", "c", "d", "block.up")),
     "pooled_attention": ZooModel(PooledAttention, (image(),), ("patch", "reduce", "q", "kv", "proj")),
+    "outlook_attention": ZooModel(
+        OutlookAttention,
+        (image(),),
+        ("patch", "value", "attn", "proj"),
+        {"out": OUTPUT},
+        together("value", "attn"),
+    ),
     "channel_attention": ZooModel(ChannelAttention, (noise(2, 4, 5),), ("embed", "proj", "qkv")),
     "encoder_layer": ZooModel(EncoderLayer, (torch.arange(8).view(2, 4),), ("table", "layer.linear1", "layer.linear2")),
 }

@@ -127,7 +127,7 @@ class Resizing(Check):
         return Mismatch(str(error).splitlines()[0] if str(error) else type(error).__name__, *labels)
 
     def _attempt(self, n: Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self.node, self.step, self.asked = n, 0, 0
+        self.node, self.step, self.asked, self.views = n, 0, 0, 0
         self.input = next((a for a in args if isinstance(a, ChannelTensor)), None)
         self.edits.inputs.pop(n, None)
         self.edits.products.pop(n, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,8 @@ class Check(Run):
         self.cuts = frozenset(int(i) for cut in tie.cuts for i in cut)
         self.edits = Edits()
         self.input: Any = None
+        self.views = 0
+        """How many views the current node has made."""
         self._layouts: dict[Axis, tuple[Ids, Ids]] = {}
         self._own: dict[Axis, torch.Tensor] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -107,9 +110,12 @@ class Check(Run):
         return answer
 
     def laid_out(self, label: Label, moving: frozenset[int]) -> Layout:
-        before = self.first.views.get(self.node, [])
-        # What is made of several views takes another way through them where an axis has one entry.
-        return Layout(moving | before[0].moving, before[0].named) if len(before) == 1 else Layout(moving)
+        before, place = self.first.views.get(self.node, []), self.views
+        self.views += 1
+        # What is made of several views may take another way through them where an axis has one entry.
+        if place < len(before) and before[place].dims == label.dim():
+            return replace(before[place], moving=moving | before[place].moving)
+        return Layout(moving)
 
     def viewed(self, shape: Sequence[int]) -> None:
         """Refuse a shape that the comparison would refuse before channels are laid out along all tokens to compare."""

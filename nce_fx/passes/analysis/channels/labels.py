@@ -109,6 +109,8 @@ class Layout:
     """Those that are laid out in memory."""
     named: frozenset[int] = frozenset()
     """Those along which ids differ: what stands there is never told apart by its place."""
+    dims: int = 0
+    """How many there are."""
 
 
 def named_axes(label: Label) -> frozenset[int]:

@@ -360,7 +360,7 @@ class Tie(Run):
         return answer
 
     def laid_out(self, label: Label, moving: frozenset[int]) -> Layout:
-        self.views.setdefault(self.node, []).append(Layout(moving, named_axes(label)))
+        self.views.setdefault(self.node, []).append(Layout(moving, named_axes(label), label.dim()))
         return Layout(moving)
 
     def viewed(self, shape: Sequence[int]) -> None:

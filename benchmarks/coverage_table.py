@@ -137,7 +137,7 @@ def _speed(speed: Mapping[str, Any]) -> list[str]:
 def _laws_broken(counted: Mapping[str, Result]) -> list[str]:
     broken = {key: result for key, result in counted.items() if result["status"] != "ok"}
     lines = ["", "## Where a law does not hold, or a model was not finished", ""]
-    lines += [f"- **{key}**: {r['status']}. {_safe(r.get('trouble', ''))}" for key, r in broken.items()]
+    lines += [f"- **{key}**: {r['status']}. {_safe(r.get('trouble', ''))}" for key, r in broken.items()] or ["Nowhere."]
     blind = [f"{key} ({len(result['blind'])})" for key, result in counted.items() if result.get("blind")]
     if blind:
         lines += ["", f"Weights that the outputs do not feel, so that law 1 says nothing of them: {', '.join(blind)}."]

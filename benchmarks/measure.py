@@ -80,6 +80,7 @@ def measure(entry: Entry) -> Iterator[dict[str, Any]]:
             ("2", laws.new_channels_live),
         ):
             if number == "5" or (parameters <= TRAINED_UP_TO and (number == "3" or entry.trained)):
+                stage = f"law {number}"
                 seed = calm_narrowing(gm, channels, inputs, allowed) if number == "3" else 0
                 kept[number] = broken(law, model, inputs, seed)
                 yield found | {"status": "timeout"}

@@ -14,8 +14,9 @@ RESULTS = Path(__file__).parent / "results"
 
 def main() -> None:
     """Write every table that has results."""
-    put("formats summary", formats_summary(load(RESULTS / "onnx_formats.json")))
-    put("formats table", formats_table(load(RESULTS / "onnx_formats.json")))
+    formats = load(RESULTS / "onnx_formats.json")
+    put("formats summary", formats_summary(formats))
+    put("formats table", formats_table(formats))
     put("speed table", speed_table(load(RESULTS / "onnx_speed.json")))
     put("qonnx table", qonnx_table(load(RESULTS / "onnx_qonnx.json")))
 

@@ -416,14 +416,11 @@ def test_the_clip_of_least_error_is_the_one_that_rounding_itself_finds(bits, sig
             quantizer.adopt(clip)
             errors.append(float((quantizer(x) - x).square().mean()))
         found = clips[int(np.argmin(errors))]
-        quantizer.adopt(least_error_clip(x, quantizer.grid))
+        values = np.sort(x.numpy(), axis=None)
+        quantizer.adopt(least_error_clip(values, np.ones(len(values), np.int64), quantizer.grid))
         error = float((quantizer(x) - x).square().mean())
-        assert error == pytest.approx(min(errors), rel=1e-9), (found, float(quantizer.clip))
-
-
-def test_half_precision_does_not_change_the_error_of_a_least_error_clip():
-    x = draw(1000).abs()
-    assert least_error_clip(x, Pact(2, False).grid) == pytest.approx(least_error_clip(x.float(), Pact(2, False).grid))
+        assert error <= min(errors) * (1 + 1e-9), (found, float(quantizer.clip))
+        assert float(quantizer.clip) == pytest.approx(found, rel=2 ** (1 / 8) - 1)
 
 
 @pytest.mark.parametrize("grid", [unsigned_grid(2), signed_grid(2), signed_grid(1), unsigned_grid(8)])

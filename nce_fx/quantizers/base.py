@@ -199,8 +199,7 @@ class ActivationQuantizer(Quantizer):
         self.grid = self.grid_for(signed)
         self.origin = origin
         self.replaces = replaces
-        self._least = float("inf")
-        self._estimates: list[tuple[float, float]] = []
+        self._least, self._greatest = float("inf"), float("-inf")
 
     def grid_for(self, signed: bool) -> Grid:
         """Return the whole numbers of a signed or unsigned range."""
@@ -224,8 +223,8 @@ class ActivationQuantizer(Quantizer):
             delattr(self, name)
             self.register_buffer(name, parameter.detach())
 
-    def estimate(self, x: Tensor, grid: Grid) -> float:
-        """Return the range that suits one batch, in the quantizer's own unit (a clip, a step)."""
+    def estimate(self) -> float:
+        """Return the range that suits all that was observed, in the quantizer's own unit (a clip, a step)."""
         raise NotImplementedError
 
     def adopt(self, estimate: float) -> None:
@@ -234,25 +233,19 @@ class ActivationQuantizer(Quantizer):
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Look at one calibration batch."""
-        x = working(x.detach())
-        self._least = min(self._least, float(x.min()))
-        pair = (self.grid_for(False), self.grid_for(True))
-        known = self.origin == "graph"
-        self._estimates.append(
-            tuple(self.estimate(x, grid) if not known or grid == self.grid else 0.0 for grid in pair)  # type: ignore[arg-type]
-        )
+        """Look at one calibration batch. What is kept of it adds up to the same for all batches, sizes and orders."""
+        least, greatest = x.aminmax()
+        self._least, self._greatest = min(self._least, float(least)), max(self._greatest, float(greatest))
 
     @torch.no_grad()
     def settle(self) -> None:
-        """End the calibration: adopt the mean of the batches' estimates. Without batches nothing changes."""
-        if not self._estimates:
+        """End the calibration: set the range from all that was observed. Without batches nothing changes."""
+        if self._greatest < self._least:
             return
         if self.origin != "graph":
             self.set_signed(self._least < 0, "data")
-        index = int(self.signed)
-        self.adopt(max(sum(pair[index] for pair in self._estimates) / len(self._estimates), FLOOR))
-        self._least, self._estimates = float("inf"), []
+        self.adopt(max(self.estimate(), FLOOR))
+        self._least, self._greatest = float("inf"), float("-inf")
 
     def extra_repr(self) -> str:
         """Bits, range, how it was found, and what the quantizer stands for."""

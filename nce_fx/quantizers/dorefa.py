@@ -30,7 +30,6 @@ from torch import Tensor
 from nce_fx.quantizers.base import (
     FLOOR,
     ActivationQuantizer,
-    Grid,
     Integers,
     WeightQuantizer,
     as_integers,
@@ -134,7 +133,7 @@ class DorefaActivation(ActivationQuantizer):
         scale = self.scale(x)
         return as_integers(whole(working(x), scale, self.grid), scale, self.grid)
 
-    def estimate(self, x: Tensor, grid: Grid) -> float:
+    def estimate(self) -> float:
         """Return 1: the range is fixed."""
         return 1.0
 

@@ -81,6 +81,7 @@ class LsqActivation(ActivationQuantizer):
         super().__init__(bits, signed, origin, replaces)
         mean = _MEAN if signed else _MEAN / 2
         self.step = nn.Parameter(torch.tensor(first_step(mean, self.grid)))
+        self._magnitude, self._count = 0.0, 0
 
     def scale(self) -> Tensor:
         """Return the distance between two levels; 0-dimensional."""
@@ -96,9 +97,18 @@ class LsqActivation(ActivationQuantizer):
         step = self.scale()
         return as_integers(whole(working(x), step, self.grid), step, self.grid)
 
-    def estimate(self, x: Tensor, grid: Grid) -> float:
-        """Return the paper's first step for one batch."""
-        return first_step(float(x.abs().mean()), grid)
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Add up the magnitudes of one calibration batch."""
+        super().observe(x)
+        self._magnitude += float(x.abs().sum(dtype=torch.float64))
+        self._count += x.numel()
+
+    def estimate(self) -> float:
+        """Return the paper's first step for all that was added up."""
+        mean = self._magnitude / self._count
+        self._magnitude, self._count = 0.0, 0
+        return first_step(mean, self.grid)
 
     def adopt(self, estimate: float) -> None:
         """Set the step."""

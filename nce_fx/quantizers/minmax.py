@@ -73,7 +73,6 @@ class MinMaxActivation(ActivationQuantizer):
         super().__init__(bits, signed, origin, replaces)
         self.register_buffer("step", torch.tensor(1.0))
         self.register_buffer("zero", torch.tensor(0))
-        self._greatest = float("-inf")
         self._fix(-RANGE if signed else 0.0, RANGE)
 
     def _fix(self, least: float, greatest: float) -> None:
@@ -111,21 +110,13 @@ class MinMaxActivation(ActivationQuantizer):
         step = step.to(q.dtype)
         return Integers(q.to(torch.uint8), step, torch.full_like(step, self.grid.low + self.grid.offset))
 
-    @torch.no_grad()
-    def observe(self, x: Tensor) -> None:
-        """Look at one calibration batch."""
-        x = working(x.detach())
-        self._least, self._greatest = min(self._least, float(x.min())), max(self._greatest, float(x.max()))
+    def estimate(self) -> float:
+        """Return the greatest value seen."""
+        return self._greatest
 
-    @torch.no_grad()
-    def settle(self) -> None:
-        """End the calibration: the range is from the least to the greatest value seen."""
-        if self._greatest < self._least:
-            return
-        if self.origin != "graph":
-            self.set_signed(self._least < 0, "data")
-        self._fix(self._least if self.signed else 0.0, self._greatest)
-        self._least, self._greatest = float("inf"), float("-inf")
+    def adopt(self, estimate: float) -> None:
+        """Set the range: from the least value seen, where negative ones are kept, to ``estimate``."""
+        self._fix(self._least if self.signed else 0.0, estimate)
 
     def extra_repr(self) -> str:
         """As every activation quantizer, and the range."""

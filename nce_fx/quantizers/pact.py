@@ -13,6 +13,7 @@ import math
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nce_fx.quantizers.base import (
@@ -25,13 +26,11 @@ from nce_fx.quantizers.base import (
     whole,
     working,
 )
+from nce_fx.quantizers.histogram import Counts, count_values, counted
 from nce_fx.quantizers.rounding import clip_round
 
 CLIP = 8.0
 """Where the clip starts without data; the paper starts at 8 to 10."""
-
-_CANDIDATES = tuple(2.0 ** (-k / 8) for k in range(41))
-_SAMPLE = 32768
 
 
 class Pact(ActivationQuantizer):
@@ -42,6 +41,7 @@ class Pact(ActivationQuantizer):
     ) -> None:
         super().__init__(bits, signed, origin, replaces)
         self.clip = nn.Parameter(torch.tensor(CLIP))
+        self._counts: Counts | None = None
 
     def scale(self) -> Tensor:
         """Return the distance between two levels; 0-dimensional."""
@@ -58,9 +58,19 @@ class Pact(ActivationQuantizer):
         scale = self.scale()
         return as_integers(whole(working(x), scale, self.grid), scale, self.grid)
 
-    def estimate(self, x: Tensor, grid: Grid) -> float:
-        """Return the clip of least squared error on one batch."""
-        return least_error_clip(x, grid)
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Count the values of one calibration batch."""
+        super().observe(x)
+        counts = count_values(working(x))
+        self._counts = counts if self._counts is None else self._counts + counts
+
+    def estimate(self) -> float:
+        """Return the clip of least squared error on all that was counted."""
+        assert self._counts is not None
+        values, counts = counted(self._counts)
+        self._counts = None
+        return least_error_clip(values, counts, self.grid)
 
     def adopt(self, estimate: float) -> None:
         """Set the clip."""
@@ -71,21 +81,29 @@ class Pact(ActivationQuantizer):
         return f"{super().extra_repr()}, clip={float(self.clip.detach()):.4g}"
 
 
-def least_error_clip(x: Tensor, grid: Grid) -> float:
-    """Return the clip with the least squared error among 41 from max|x| down to max|x| / 32, eight an octave.
+def least_error_clip(values: NDArray[np.float64], counts: Counts, grid: Grid) -> float:
+    """Return the clip of least squared error between max|x| / 32 and max|x|.
 
-    Looks at 32,768 elements at most, evenly spaced, so that calibration costs little and is deterministic.
+    First among 41 candidates, eight an octave, then among those around the best, 64 an octave: 1.1 % apart.
+
+    Args:
+        values: what there is to quantize, in rising order.
+        counts: how often each value is there.
+        grid: what it is rounded to.
     """
-    x = x.reshape(-1)
-    # Sorted once, every candidate's error follows from sums over the runs that it rounds to one level.
-    values = np.sort(x[:: max(1, x.numel() // _SAMPLE)].cpu().numpy()).astype(np.float64)
     top = float(np.abs(values[[0, -1]]).max())
     if not math.isfinite(top):
         return top
+    # Every candidate's error follows from sums over the runs of values that it rounds to one level.
+    many = np.append(0, np.cumsum(counts))
+    sums = np.append(0.0, np.cumsum(values * counts))
     levels = np.arange(grid.low, grid.high + 1) + grid.offset
-    scales = np.maximum(top * np.array(_CANDIDATES), FLOOR)[:, None] / grid.reach
-    cuts = np.searchsorted(values, scales * (levels[:-1] + 0.5))
-    ends = np.pad(cuts, ((0, 0), (1, 1)), constant_values=((0, 0), (0, len(values))))
-    sums = np.diff(np.append(0.0, np.cumsum(values))[ends])
-    errors = (scales * levels * (scales * levels * np.diff(ends) - 2 * sums)).sum(1)
-    return float(top * _CANDIDATES[int(errors.argmin())])
+    best = 0.0
+    for octaves in (np.arange(41) / 8, np.arange(-8, 9) / 64):
+        candidates = np.clip(best - octaves, -5.0, 0.0)
+        scales = np.maximum(top * 2.0**candidates, FLOOR)[:, None] / grid.reach
+        cuts = np.searchsorted(values, scales * (levels[:-1] + 0.5))
+        ends = np.pad(cuts, ((0, 0), (1, 1)), constant_values=((0, 0), (0, len(values))))
+        errors = (scales * levels * (scales * levels * np.diff(many[ends]) - 2 * np.diff(sums[ends]))).sum(1)
+        best = float(candidates[int(errors.argmin())])
+    return float(top * 2.0**best)

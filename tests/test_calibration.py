@@ -1,0 +1,109 @@
+"""Ranges follow from the values that were seen: not from batches, from their order, or from how they lie in memory.
+
+What counts is exact, so what is left is how far the values themselves move: a convolution sums in another order for
+another batch size or memory format. A PACT clip is then another one of its candidates at most, 1.1 % apart (`NEAR`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+import nce_fx
+from nce_fx.models import MODELS
+from nce_fx.passes.transform.quantize import QuantSpec, quantize
+from nce_fx.quantizers import ACTIVATION_QUANTIZERS, ActivationQuantizer
+from nce_fx.quantizers.histogram import count_values, counted
+from tests.zoo import ZOO
+
+NEAR = 2 ** (1 / 64) - 1 + 1e-4
+
+
+def ranges_of(gm: GraphModule) -> dict[str, float]:
+    """The largest level of every activation quantizer."""
+    found = {name: m for name, m in gm.named_modules() if isinstance(m, ActivationQuantizer)}
+    return {name: float(m.integers(torch.zeros(1, 1)).scale) * m.grid.reach for name, m in found.items()}
+
+
+def near(found: dict[str, float], wanted: dict[str, float]) -> None:
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert found[name] == pytest.approx(value, rel=NEAR), name
+
+
+def by_rows(x: Tensor, sizes: list[int]) -> list[Any]:
+    return [(part, None) for part in x.split(sizes)]
+
+
+@pytest.mark.parametrize("name", ["resnet20", "mobilenet_v2"])
+@pytest.mark.parametrize("quantizer", ACTIVATION_QUANTIZERS)
+def test_ranges_do_not_depend_on_batches_their_order_or_memory_format(name, quantizer):
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"resnet20": {"width": 4}, "mobilenet_v2": {"multiplier": 0.25}}
+    model = MODELS[name](**options[name]).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.get_buffer("running_var").uniform_(0.3, 2)
+            module.get_buffer("running_mean").normal_(0, 0.3)
+    x = torch.randn(9, 3, 32, 32)
+    x[:2] *= 4
+    gm = nce_fx.trace(model, (x[:2],))
+    spec = QuantSpec(activation=quantizer)
+    wanted = ranges_of(quantize(gm, spec, by_rows(x, [9])))
+    assert min(wanted.values()) > 0
+    for sizes in ([1] * 9, [2, 7]):
+        near(ranges_of(quantize(gm, spec, by_rows(x, sizes))), wanted)
+    near(ranges_of(quantize(gm, spec, by_rows(x.flip(0), [4, 5]))), wanted)
+    last = gm.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    near(ranges_of(quantize(last, spec, by_rows(x.contiguous(memory_format=torch.channels_last), [6, 3]))), wanted)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_ranges_of_the_zoo_do_not_depend_on_the_order_of_batches(name):
+    model = ZOO[name]
+    gm = nce_fx.trace(model.make(), model.inputs)
+    batches = [tuple(scaled(value, factor) for value in model.inputs) for factor in (0.5, 1.0, 3.0)]
+    one, other = (quantize(gm, None, [(batch, None) for batch in order]) for order in (batches, batches[::-1]))
+    near(ranges_of(other), ranges_of(one))
+
+
+def scaled(value: Any, factor: float) -> Any:
+    if isinstance(value, Tensor):
+        return value * factor if value.is_floating_point() else value
+    return value
+
+
+@pytest.mark.parametrize("quantizer", ACTIVATION_QUANTIZERS)
+def test_a_tensor_whose_rows_have_a_border_is_seen_whole(quantizer):
+    # As convolutions with padding leave it: the first of 32 columns is zero, and 32 divides any even stride.
+    torch.manual_seed(0)
+    x = torch.randn(16, 16, 32, 32)
+    x[..., 0] = 0
+    whole, rows = (ACTIVATION_QUANTIZERS[quantizer](2) for _ in range(2))
+    for module, batches in ((whole, [x]), (rows, list(x.transpose(2, 3).split(3)))):
+        for batch in batches:
+            module.observe(batch)
+        module.settle()
+    assert torch.equal(whole.integers(x).scale, rows.integers(x).scale)
+    with torch.no_grad():
+        assert float((whole(x) - x).square().mean()) < 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_every_value_is_counted_once_however_it_lies(dtype):
+    x = torch.randn(6, 5, 4, 7).to(dtype)
+    values, counts = counted(count_values(x))
+    rounded, often = np.unique(x.to(torch.bfloat16).double().numpy(), return_counts=True)
+    np.testing.assert_array_equal(values, rounded)
+    np.testing.assert_array_equal(counts, often)
+    wanted = count_values(x)
+    for same in (x.contiguous(memory_format=torch.channels_last), x.transpose(1, 3), x.flip(0, 2), x.reshape(-1)):
+        np.testing.assert_array_equal(count_values(same), wanted)
+    np.testing.assert_array_equal(count_values(x[:2]) + count_values(x[2:]), wanted)
+    assert count_values(torch.zeros(3).expand(4, 3))[0] == 12
+    assert count_values(torch.tensor(-2.0)).sum() == 1

@@ -159,9 +159,11 @@ def test_a_sensitivity_that_is_not_finite_is_refused(here):
     assert not (here / "result").exists()
 
 
-def test_exact_scales_are_kept_with_the_result(here):
-    assert call("rewrite", "resnet8", "--out", "result", "--exact").exit_code == 0
-    assert json.loads((here / "result" / "report.json").read_text())["quantization"]["exact"]
+def test_what_a_runtime_needs_is_kept_with_the_result(here):
+    assert call("rewrite", "resnet8", "--out", "result", "--exact", "--sums", "int8").exit_code == 0
+    quantization = json.loads((here / "result" / "report.json").read_text())["quantization"]
+    assert quantization["exact"]
+    assert quantization["sums"] == "int8"
 
 
 def test_a_folder_with_a_result_is_refused_unless_forced(here):

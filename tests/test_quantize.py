@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -30,6 +31,7 @@ from nce_fx.passes.transform.quantize import (
     quantize,
     weight_bits_of,
 )
+from nce_fx.passes.transform.quantize.places import adds
 from nce_fx.quantizers import (
     ACTIVATION_QUANTIZERS,
     WEIGHT_QUANTIZERS,
@@ -37,6 +39,7 @@ from nce_fx.quantizers import (
     Quantizer,
     WeightQuantizer,
 )
+from nce_fx.quantizers.dorefa import DorefaActivation
 from nce_fx.quantizers.pact import Pact
 from nce_fx.quantizers.saving import compact_saving
 
@@ -555,3 +558,47 @@ def test_a_training_step_makes_no_tensor_on_another_device(
         F.cross_entropy(quantized(inputs), target).backward()
     gradients = [parameter.grad for parameter in quantized.parameters()]
     assert all(gradient is not None and gradient.is_meta for gradient in gradients)
+
+
+class InPlace(nn.Module):
+    """Additions that write into their first operand, as torchvision has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b, self.c = (nn.Conv2d(size, 8, 3, padding=1) for size in (3, 8, 8, 8))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        out = self.a(x)
+        out += x
+        out = self.b(F.relu(out)).add_(self.c(x))
+        return self.head(F.relu(out).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("shortcuts", ["quantized", "float"])
+@pytest.mark.parametrize("activation", ["dorefa", "lsq"])
+def test_sums_of_integers_read_quantized_operands(activation: str, shortcuts: str) -> None:
+    x = images(2, 3, 8, 8)
+    gm = traced(InPlace(), x)
+    spec = QuantSpec("dorefa", activation, shortcuts=shortcuts, sums="int8")
+    quantized = quantize(gm, spec, [x])
+    additions = [n for n in quantized.graph.nodes if adds(n)]
+    assert [n.target for n in additions] == [operator.add, "add"], "what is quantized is not written into"
+    for addition in additions:
+        operands = [quantized.get_submodule(str(source.target)) for source in addition.all_input_nodes]
+        assert all(isinstance(operand, ActivationQuantizer) for operand in operands)
+        assert operands[0].bits == 8
+        assert not isinstance(operands[0], DorefaActivation), "its range would cut the branch"
+    assert torch.equal(RemoveQuantizers()(quantized).graph_module(x), gm(x))
+    quantized(x).sum().backward()
+    assert all(value.grad is not None for value in quantized.parameters())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_addition_of_the_built_in_networks_can_be_one_of_integers(name: str) -> None:
+    gm = traced(MODELS[name](), images(2, 3, 32, 32), train=False)
+    quantized = quantize(gm, QuantSpec(sums="int8"))
+    for addition in filter(adds, quantized.graph.nodes):
+        for source in addition.all_input_nodes:
+            assert isinstance(quantized.get_submodule(str(source.target)), ActivationQuantizer)

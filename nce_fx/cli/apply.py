@@ -25,6 +25,7 @@ def apply(
     shortcuts: options.Shortcuts = "quantized",
     override: options.Override = None,
     exact: options.Exact = False,
+    sums: options.Sums = "float",
     seed: options.Seed = 0,
     out: options.Out = Path("nce-fx-out"),
     as_json: options.Json = False,
@@ -46,7 +47,7 @@ def apply(
 
     one_process("apply")
     terminal = Terminal.of(as_json)
-    spec = quant_spec(bits, weight_quantizer, activation_quantizer, first_last_bits, shortcuts, override, exact)
+    spec = quant_spec(bits, weight_quantizer, activation_quantizer, first_last_bits, shortcuts, override, exact, sums)
     args = parse_args(model_args)
     if not force:
         artifacts.check_free(out)

@@ -63,6 +63,7 @@ class Job:
     shortcuts: str
     override: list[str] | None
     exact: bool
+    sums: str
     sensitivity: str | None
     retrain: int
     recipe: str | None
@@ -114,6 +115,7 @@ def run(job: Job) -> None:
         job.shortcuts,
         job.override,
         job.exact,
+        job.sums,
     )
     budget, hardware = job.budget, None if job.hardware is None else HardwareTable.read(job.hardware)
     if (hardware is None) != (job.max_custom is None):

@@ -91,6 +91,15 @@ Exact = Annotated[
         rich_help_panel=_QUANTIZERS,
     ),
 ]
+Sums = Annotated[
+    str,
+    typer.Option(
+        "--sums",
+        metavar="float|int8",
+        help="int8: quantize what enters an addition to 8 bits, so that a runtime adds integers.",
+        rich_help_panel=_QUANTIZERS,
+    ),
+]
 
 
 def most(name: str, what: str) -> Any:

@@ -102,6 +102,7 @@ def quant_spec(
     shortcuts: str = "quantized",
     override: Sequence[str] | None = None,
     exact: bool = False,
+    sums: str = "float",
 ) -> QuantSpec:
     """Return the quantizers that the options name.
 
@@ -117,7 +118,7 @@ def quant_spec(
         if not found or not (value.isdigit() or value == "float"):
             raise InputError(f"--override {text} is not PATTERN=BITS: write such as 'layer1.*=4' or 'fc=float'")
         overrides[pattern] = int(value) if value.isdigit() else value
-    return QuantSpec(weight, activation, bits, bits, first_last_bits, shortcuts, overrides, exact)
+    return QuantSpec(weight, activation, bits, bits, first_last_bits, shortcuts, overrides, exact, sums)
 
 
 def is_code(reference: str) -> bool:

@@ -34,6 +34,7 @@ def rewrite(
     shortcuts: options.Shortcuts = "quantized",
     override: options.Override = None,
     exact: options.Exact = False,
+    sums: options.Sums = "float",
     sensitivity: options.Metric = None,
     retrain: Annotated[
         int, typer.Option("--retrain", metavar="EPOCHS", help="Epochs of retraining; the uniform rival gets as many.")

@@ -23,6 +23,7 @@ def search(
     shortcuts: options.Shortcuts = "quantized",
     override: options.Override = None,
     exact: options.Exact = False,
+    sums: options.Sums = "float",
     max_macs: options.MaxMacs = "1.0x",
     max_params: options.MaxParams = "1.0x",
     max_bit_ops: options.MaxBitOps = None,
@@ -63,7 +64,7 @@ def search(
     from nce_fx.tracing import trace
 
     terminal = Terminal.of(as_json)
-    spec = quant_spec(bits, weight_quantizer, activation_quantizer, first_last_bits, shortcuts, override, exact)
+    spec = quant_spec(bits, weight_quantizer, activation_quantizer, first_last_bits, shortcuts, override, exact, sums)
     budget = Budget(max_macs, max_params, max_bit_ops, max_weight_bytes, max_activation_bytes)
     given = {"epochs": epochs, "expand": expand, "quantized": not in_float, "seed": seed}
     # A short search, to try it, warms up for its first quarter.

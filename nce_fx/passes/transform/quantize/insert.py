@@ -27,10 +27,11 @@ from torch.fx import GraphModule, Node
 from nce_fx.errors import QuantizeError, where
 from nce_fx.passes.analysis.layers import made_from
 from nce_fx.passes.transform.quantize.functional import as_function, module_weight
-from nce_fx.passes.transform.quantize.places import Place, find_places, weight_argument
+from nce_fx.passes.transform.quantize.places import Place, adds, find_places, weight_argument
 from nce_fx.passes.transform.quantize.sign import is_relu, kind_of, never_negative
 from nce_fx.passes.transform.quantize.spec import QuantSpec
 from nce_fx.passes.transform.quantize.stepwise import make_stepwise
+from nce_fx.passes.transform.quantize.sums import SUM_BITS, add_apart, sum_operands
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, Quantizer
 from nce_fx.quantizers.base import Replaced
 
@@ -48,13 +49,15 @@ def insert_quantizers(gm: GraphModule, spec: QuantSpec) -> GraphModule:
         raise QuantizeError("the graph is quantized already: take the quantizers out first, with RemoveQuantizers")
     result = copy.deepcopy(gm)
     places = find_places(result, spec)
-    readers: dict[Node, list[Place]] = {}
+    readers: dict[Node, dict[Node, int | None]] = {}
     for place in places:
-        readers.setdefault(place.data, []).append(place)
+        readers.setdefault(place.data, {})[place.node] = place.bits.activation
+    if spec.sums == "int8":
+        _add_sums(result, spec, readers)
     # Signs are read off the float graph, before any ReLU is replaced.
     unsigned = {node: never_negative(result, node) for node in readers}
-    for producer, group in readers.items():
-        _quantize_activation(result, spec, producer, group, unsigned[producer])
+    for producer, layers in readers.items():
+        _quantize_activation(result, spec, producer, layers, unsigned[producer])
     _quantize_weights(result, spec, places)
     if spec.exact:
         make_stepwise(result)
@@ -63,19 +66,33 @@ def insert_quantizers(gm: GraphModule, spec: QuantSpec) -> GraphModule:
     return result
 
 
-def _quantize_activation(gm: GraphModule, spec: QuantSpec, producer: Node, group: list[Place], unsigned: bool) -> None:
-    """Quantize one tensor for those who read it: one quantizer for each number of bits they ask for."""
-    layers = {place.node: place.bits.activation for place in group}
+def _add_sums(gm: GraphModule, spec: QuantSpec, readers: dict[Node, dict[Node, int | None]]) -> None:
+    """Let additions ask for quantized operands where no layer's quantizer serves them already."""
+    for operand, additions in sum_operands(gm).items():
+        layers = readers.get(operand, {})
+        if spec.shortcuts == "float" or not any(layers.values()):
+            readers.setdefault(operand, {}).update(dict.fromkeys(additions, SUM_BITS))
+        for addition in additions:
+            add_apart(addition)
+
+
+def _quantize_activation(
+    gm: GraphModule, spec: QuantSpec, producer: Node, layers: dict[Node, int | None], unsigned: bool
+) -> None:
+    """Quantize one tensor for those who read it, at the bits they ask for: one quantizer for each number of bits."""
     others = [user for user in producer.users if user not in layers and _reads_quantized(user)]
     widths = sorted({bits for bits in layers.values() if bits is not None}, reverse=True)
     for index, bits in enumerate(widths):
         users = [node for node, asked in layers.items() if asked == bits]
-        if index == 0 and spec.shortcuts == "quantized":
+        sums = all(adds(user) for user in users)
+        if index == 0 and spec.shortcuts == "quantized" and not sums:
             users += others
         alone = len(widths) == 1 and set(users) == set(producer.users)
         replaced = _replaced(gm, producer) if unsigned and alone else None
         origin = "graph" if unsigned else "assumed"
-        quantizer = ACTIVATION_QUANTIZERS[spec.activation](bits, not unsigned, origin, replaced)
+        # DoReFa's range ends at one, which is for what a layer reads: branches would be cut.
+        kind = "pact" if sums and spec.activation == "dorefa" else spec.activation
+        quantizer = ACTIVATION_QUANTIZERS[kind](bits, not unsigned, origin, replaced)
         quantizer.exact = spec.exact
         if not _learns(gm, producer):
             quantizer.fix()

@@ -126,19 +126,19 @@ def is_shortcut(gm: GraphModule, layer: Layer, owners: set[Node]) -> bool:
     if not layer.op.startswith("conv") or any(size != 1 for size in kernel):
         return False
     branch, join = layer.node, _only_user(layer.node)
-    while join is not None and not _adds(join):
-        if join in owners or len(_activations(join)) != 1:
+    while join is not None and not adds(join):
+        if join in owners or len(activations_of(join)) != 1:
             return False
         branch, join = join, _only_user(join)
     if join is None:
         return False
     fork = layer.inputs[0]
     while len(fork.users) < 2:
-        sources = _activations(fork)
+        sources = activations_of(fork)
         if fork in owners or len(sources) != 1:
             return False
         fork = sources[0]
-    others = [source for source in _activations(join) if source is not branch]
+    others = [source for source in activations_of(join) if source is not branch]
     return any(_layers_between(fork, other, owners) >= 2 for other in others)
 
 
@@ -153,12 +153,14 @@ def _only_user(node: Node) -> Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _activations(node: Node) -> list[Node]:
+def activations_of(node: Node) -> list[Node]:
+    """Return what a node reads that is no parameter or buffer."""
     return [source for source in node.all_input_nodes if source.op != "get_attr"]
 
 
-def _adds(node: Node) -> bool:
-    return node.op in ("call_function", "call_method") and node.target in _ADDITIONS and len(_activations(node)) == 2
+def adds(node: Node) -> bool:
+    """Whether a node adds two activations."""
+    return node.op in ("call_function", "call_method") and node.target in _ADDITIONS and len(activations_of(node)) == 2
 
 
 def _layers_between(start: Node, end: Node, owners: set[Node]) -> int:

@@ -11,6 +11,7 @@ from nce_fx.errors import QuantizeError
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 
 SHORTCUTS = ("quantized", "float")
+SUMS = ("float", "int8")
 _FLOAT = 32
 
 
@@ -45,6 +46,9 @@ class QuantSpec:
             levels are exact in float32 in whatever order they are summed: a runtime that sums in another order than
             PyTorch gives the same numbers, and no value falls on the other side of a border between two levels.
             BatchNorm modules multiply and add, each rounded for itself, in evaluation mode.
+        sums: "int8": a tensor that enters an addition and has no quantizer yet gets one of 8 bits (of PACT where DoReFa
+            is asked for, whose range ends at one), so that a runtime can add integers. "float": additions read floats
+            where no layer has its input quantized.
 
     Raises:
         QuantizeError: an unknown name, or bits out of range.
@@ -58,11 +62,13 @@ class QuantSpec:
     shortcuts: str = "quantized"
     overrides: Mapping[str, Any] = field(default_factory=dict, hash=False)
     exact: bool = False
+    sums: str = "float"
 
     def __post_init__(self) -> None:
         _known("weight", self.weight, WEIGHT_QUANTIZERS)
         _known("activation", self.activation, ACTIVATION_QUANTIZERS)
         _known("shortcuts", self.shortcuts, SHORTCUTS)
+        _known("sums", self.sums, SUMS)
         for name in ("weight_bits", "activation_bits", "first_last_bits"):
             object.__setattr__(self, name, checked_bits(getattr(self, name), name))
         for pattern, value in self.overrides.items():

@@ -1,0 +1,55 @@
+"""Sums of integers: which tensors enter an addition and have no quantizer yet.
+
+    branch ---> <branch>_activation_quant (8 bits) ---+
+                                                      add ---> ...
+    shortcut -> its quantizer, the layer's own or 8 bits +
+
+An accelerator adds two integers with two scales and rounds to a third. So both operands are quantized, to enough bits
+that nothing is lost to speak of; what is quantized for a layer already stays as it is.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from nce_fx.passes.analysis.layers import made_from
+from nce_fx.passes.transform.quantize.places import activations_of, adds
+
+aten = torch.ops.aten
+
+SUM_BITS = 8
+
+_APART: Mapping[Any, Any] = {operator.iadd: operator.add, "add_": "add", aten.add_.Tensor: aten.add.Tensor}
+"""Additions that write into their first operand -> those that do not: a quantizer's output is not theirs to change."""
+
+
+def sum_operands(gm: GraphModule) -> dict[Node, list[Node]]:
+    """Return every activation that enters an addition -> the additions it enters, in execution order."""
+    found: dict[Node, list[Node]] = {}
+    for node in gm.graph.nodes:
+        if not adds(node) or not all(_is_activation(source) for source in (node, *activations_of(node))):
+            continue
+        written = activations_of(node)[0]
+        if node.target in _APART and len(written.users) > 1:
+            continue  # whoever else reads what is written into sees the sum
+        for source in activations_of(node):
+            found.setdefault(source, []).append(node)
+    return found
+
+
+def add_apart(node: Node) -> None:
+    """Let an addition make a tensor of its own."""
+    node.target = _APART.get(node.target, node.target)
+
+
+def _is_activation(node: Node) -> bool:
+    """Whether a value is a tensor of real numbers that depends on the model's input."""
+    meta = node.meta.get("tensor_meta")
+    if meta is None or not hasattr(meta, "dtype") or not meta.dtype.is_floating_point:
+        return False
+    return any(source.op == "placeholder" for source in made_from([node]))

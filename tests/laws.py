@@ -238,15 +238,15 @@ def cost_is_exact(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> N
 
 
 @dataclass(frozen=True)
-class _Sensitivity:
+class MadeUpSensitivity:
     """Made up, but fixed: a number for each name."""
 
     by_group: dict[str, float]
     metric: str = "made up"
 
     @staticmethod
-    def of(channels: ChannelGraph, seed: int) -> _Sensitivity:
-        return _Sensitivity({g.id: 0.1 + zlib.crc32(f"{g.id}{seed}".encode()) / 2**32 for g in channels.groups})
+    def of(channels: ChannelGraph, seed: int) -> MadeUpSensitivity:
+        return MadeUpSensitivity({g.id: 0.1 + zlib.crc32(f"{g.id}{seed}".encode()) / 2**32 for g in channels.groups})
 
 
 def the_budget_holds(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> None:
@@ -257,7 +257,7 @@ def the_budget_holds(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -
     for ratio in ({"macs": 1.0, "params": 1.0}, {"params": 1.3, "macs": 0.8}, {"macs": 0.01}):
         refusal = ""
         try:
-            plan = nce_fx.plan_widths(t.channels, cost, _Sensitivity.of(t.channels, seed), nce_fx.Budget(**ratio))
+            plan = nce_fx.plan_widths(t.channels, cost, MadeUpSensitivity.of(t.channels, seed), nce_fx.Budget(**ratio))
         except BudgetError as error:
             refusal = str(error)
         if refusal:

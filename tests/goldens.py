@@ -1,0 +1,84 @@
+"""What the compiler says of every zoo model and built-in network, in one line each: ``python -m tests.goldens`` writes.
+
+A change of structure may change none of it. Where a change means to, the file is written anew and the difference read.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import nce_fx
+from nce_fx.errors import NceFxError
+from nce_fx.models import MODELS
+from nce_fx.passes.analysis.layers import find_layers
+from nce_fx.passes.transform.quantize.sign import never_negative
+from nce_fx.tracing.exported import export_graph
+from nce_fx.tracing.shapes import propagate_shapes
+from tests.laws import MadeUpSensitivity
+from tests.zoo import ZOO, randomize
+from tests.zoo.model import image
+
+FILE = Path(__file__).parent / "data" / "goldens.json"
+
+
+NAMES = (*ZOO, *MODELS)
+
+
+def _subject(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
+    if name in ZOO:
+        return ZOO[name].make(), ZOO[name].inputs
+    torch.manual_seed(0)
+    return randomize(MODELS[name](num_classes=10)).eval(), (image(3, 64, batch=2),)
+
+
+def golden(name: str) -> dict[str, str]:
+    """Return what is said of a model as it is traced, and of what torch.export makes of it."""
+    model, inputs = _subject(name)
+    found = {"traced": _line(nce_fx.trace(model, inputs))}
+    if name in ZOO:
+        try:
+            exported = export_graph(model, inputs)
+            propagate_shapes(exported, inputs)
+        except Exception:
+            return found
+        exported.meta["traced"] = "export"
+        found["exported"] = _line(exported)
+    return found
+
+
+def _line(gm: torch.fx.GraphModule) -> str:
+    """Return counts to read, and for the rest a check sum: groups, axes, layers and MACs, signs, the plan."""
+    try:
+        channels = nce_fx.analyze_channels(gm)
+    except NceFxError as error:
+        return f"refused {_sum(str(error).partition(' at ')[0])}"
+    groups = [
+        (g.id, g.width, g.step, g.min_width, g.producers, g.consumers, g.pinned is None, tuple(g.parts))
+        for g in channels.groups
+    ]
+    axes = sorted(channels.parameter_axes.items()), sorted(channels.value_axes.items())
+    layers = [(layer.path, layer.op, layer.weights, [n.name for n in layer.inputs]) for layer in find_layers(gm)]
+    cost = nce_fx.analyze_cost(gm, channels)
+    nodes = [(path, c.op, c.macs, c.params, c.activation_bytes) for path, c in cost.nodes.items()]
+    signs = [node.name for node in gm.graph.nodes if node.op.startswith("call_") and never_negative(gm, node)]
+    plan = nce_fx.plan_widths(channels, cost, MadeUpSensitivity.of(channels, 0), nce_fx.Budget(macs=1.0, params=1.0))
+    total, free = cost.total, sum(g.pinned is None for g in channels.groups)
+    return (
+        f"{free} of {len(groups)} free, {total.macs} MACs, {total.activation_bytes} bytes at most, "
+        f"groups {_sum(groups)}, axes {_sum(axes)}, layers {_sum((layers, nodes))}, signs {_sum(signs)}, "
+        f"plan {_sum(sorted(plan.widths.items()))}"
+    )
+
+
+def _sum(value: Any) -> str:
+    return f"{zlib.crc32(repr(value).encode()):08x}"
+
+
+if __name__ == "__main__":
+    FILE.write_text(json.dumps({name: golden(name) for name in NAMES}, indent=1) + "\n", encoding="utf-8")

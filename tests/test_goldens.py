@@ -1,0 +1,14 @@
+"""No change of structure changes what is said of any model: groups, axes, MACs, memory, signs, plans."""
+
+import json
+
+import pytest
+
+from tests.goldens import FILE, NAMES, golden
+
+KEPT = json.loads(FILE.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_said_of_a_model_has_changed(name):
+    assert golden(name) == KEPT[name], "where this is meant: python -m tests.goldens, and read the difference"

@@ -202,6 +202,81 @@ def test_words_of_rules():
     assert nce_fx.analyze_channels(nce_fx.trace(Net(Whole()).eval(), (image(),)))["first"].step == 6
 
 
+def once_a_channel(module, x):
+    for _ in range(x.shape[1]):
+        x.run.carries(x.labels[0], 1)
+    return x
+
+
+def halves_where_even(module, x):
+    return custom.together(x, 1) if x.shape[1] == 6 else x.mean((2, 3), keepdim=True) + x
+
+
+def another_parameter(module, x):
+    return x * (module.scale if x.shape[1] <= 6 else module.other)
+
+
+def another_question(module, x):
+    for label in x.labels:
+        (x.run.varies if x.shape[1] <= 6 else x.run.carries)(label, 1)
+    return x
+
+
+def other_channels(module, x):
+    x.run.varies((x if x.shape[1] <= 6 else module.other.expand(2, 6, 6, 6)).labels[0], 1)
+    return x
+
+
+def more_where_narrow(module, x):
+    for _ in range(1 if x.shape[1] >= 6 else 2):
+        custom.together(x[:, :1].expand(x.shape), 1)
+    return x
+
+
+def fewer_where_narrow(module, x):
+    for _ in range(2 if x.shape[1] >= 6 else 1):
+        x.run.number((1,), x.labels[0])
+    return x
+
+
+BY_SHAPE = [
+    once_a_channel,
+    halves_where_even,
+    another_parameter,
+    another_question,
+    other_channels,
+    more_where_narrow,
+    fewer_where_narrow,
+]
+
+
+@pytest.mark.parametrize("rule", BY_SHAPE)
+def test_a_rule_that_a_shape_decides_is_named_and_never_taken_for_another(rule):
+    """Found while all widths grow, it pins in words; found by one width alone, it refuses that width in words."""
+
+    @nce_fx.channel_rule(rule)
+    class Decided(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.other = (nn.Parameter(torch.rand(6, 1, 1) + 0.5) for _ in range(2))
+
+        def forward(self, x):
+            return x * self.scale if float(x.detach().abs().max()) > 0 else x * self.other
+
+    model = randomize(Net(Decided())).eval()
+    gm = nce_fx.trace(model, (image(),))
+    channels = nce_fx.analyze_channels(gm)
+    nothing_is_silent(model, (image(),))
+    reason = channels["first"].pinned
+    if reason is None:
+        with pytest.raises(ChannelError) as refused:
+            nce_fx.resize(gm, {"first": 3})
+        reason = str(refused.value)
+    assert "middle" in reason
+    assert "channel rule" in reason
+    assert rule.__name__ in reason
+
+
 def examples(text: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 

@@ -133,6 +133,7 @@ class Resizing(Check):
         self.edits.products.pop(n, None)
         known = n not in self.first.unknown_nodes
         result = getattr(self, n.op)(target, args, kwargs) if known else self.unknown(n, args, kwargs)
+        self.complete()
         self._verify(self.old[n], result)
         _same_axes(self.old[n], result, self.proven.get(n))
         return result
@@ -238,7 +239,8 @@ def _find_broken(value: Any) -> Broken | None:
 
 def _labels(value: Any) -> list[torch.Tensor]:
     if isinstance(value, ChannelTensor):
-        return list(value.labels)
+        # A parameter that nothing asked for its labels has met no channels, and gets none now.
+        return list(value.labels) if value.labelled else []
     if isinstance(value, list | tuple):
         return [label for v in value for label in _labels(v)]
     return []

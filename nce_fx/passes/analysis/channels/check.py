@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
 from nce_fx.custom import rule_of
+from nce_fx.errors import one_line
 from nce_fx.passes.analysis.channels.edits import Edits, Gather, lay_out
 from nce_fx.passes.analysis.channels.ids import Axis
 from nce_fx.passes.analysis.channels.labels import (
@@ -31,8 +32,9 @@ from nce_fx.passes.analysis.channels.labels import (
 from nce_fx.passes.analysis.channels.products import PRODUCTS, shares_of
 from nce_fx.passes.analysis.channels.projection import Mismatch, Projections, moving_axes
 from nce_fx.passes.analysis.channels.run import Run
-from nce_fx.passes.analysis.channels.tie import Tie
+from nce_fx.passes.analysis.channels.tie import Answer, Meeting, Tie
 from nce_fx.passes.analysis.channels.value import ChannelTensor, Weight
+from nce_fx.passes.analysis.channels.vocabulary import Fact
 
 
 class Relayout(Exception):
@@ -41,6 +43,10 @@ class Relayout(Exception):
     def __init__(self, axis: Axis, index: Ids, copies: Ids) -> None:
         super().__init__(f"{axis} follows another order")
         self.axis, self.index, self.copies = axis, index, copies
+
+
+class AstrayError(RuntimeError):
+    """A rule goes another way than in the first run: what was decided there is not what it asks now."""
 
 
 class Check(Run):
@@ -90,24 +96,68 @@ class Check(Run):
         copies: Ids = bare(core(label).numpy()) // self.span
         return copies
 
-    def _met(self) -> Any:
+    def _met(self, word: str) -> Meeting:
         assert self.node is not None
-        meeting = self.first.meetings[self.node, self.step]
+        meeting = self.first.meetings.get((self.node, self.step))
+        fact = self.fact(word)
+        if meeting is None or meeting.fact != fact:
+            raise self._astray(fact, meeting)
         self.step += 1
         return meeting
 
-    def number(self, values: tuple[Any, ...], label: Label) -> None:
+    def _answer(self, word: str, labels: Sequence[Label], axis: int | None = None) -> Any:
+        """Return what was answered in the first run to the question that is asked now, of the same channels."""
         assert self.node is not None
-        before = self.first.answers[self.node, self.asked]
+        answer = self.first.answers.get((self.node, self.asked))
+        fact = self.fact(word, labels, axis)
+        if answer is None or answer.fact != fact or not all(map(self._same_channels, answer.labels, labels)):
+            raise self._astray(fact, answer)
         self.asked += 1
-        if before != values:
+        return answer.value
+
+    def _same_channels(self, old: Label, new: Label) -> bool:
+        """Whether a label names no channel that an old one does not name."""
+        return bool(np.isin(self.ids(core(new)).numpy(), bare(core(old)).numpy()).all())
+
+    def _astray(self, fact: Fact | None, before: Meeting | Answer | None) -> AstrayError:
+        known = [fact] if fact else []
+        known += [before.fact] if before else []
+        within = next((each.within for each in known if each.within), "")
+        who = f"its channel rule {within}" if within else f"the rule {known[0].rule} of this operation"
+        now = f"says or asks {fact}" if fact else "has no more to say or ask"
+        then = f"said or asked {before.fact}" if before else "had no more to say or ask"
+        return AstrayError(
+            f"{who} goes another way at other widths: it {now} where it {then} at the traced ones; "
+            "write it so that no branch and no loop depends on a shape"
+        )
+
+    def apply(
+        self, rule: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], users: bool = False
+    ) -> Any:
+        try:
+            return super().apply(rule, args, kwargs, users)
+        except (Mismatch, Relayout, AstrayError):
+            raise
+        except Exception as error:
+            if not users:
+                raise
+            name = getattr(rule, "__qualname__", type(rule).__name__)
+            raise AstrayError(f"its channel rule {name} fails at other widths: {one_line(error)}") from error
+
+    def complete(self) -> None:
+        """Demand that the current node has said and asked all that it did in the first run."""
+        assert self.node is not None
+        here = self.node, self.step, self.asked
+        if (self.step, self.asked) != self.first.taken[self.node]:
+            left = self.first.meetings.get(here[:2]) or self.first.answers.get((self.node, self.asked))
+            raise self._astray(None, left)
+
+    def number(self, values: tuple[Any, ...], label: Label) -> None:
+        if self._answer("number", (label,)) != values:
             raise Mismatch("a number that enters the computation is computed from a width", bare(label) % self.span)
 
-    def decide(self, question: Callable[[], Any]) -> Any:
-        assert self.node is not None
-        answer = self.first.answers[self.node, self.asked]
-        self.asked += 1
-        return answer
+    def decide(self, word: str, labels: Sequence[Label], question: Callable[[], Any], axis: int | None = None) -> Any:
+        return self._answer(word, labels, axis)
 
     def laid_out(self, label: Label, moving: frozenset[int]) -> Layout:
         before, place = self.first.views.get(self.node, []), self.views
@@ -131,10 +181,10 @@ class Check(Run):
                 raise Mismatch(f"axis {axis} has {new} entries instead of {size}", label)
 
     def original(self, value: Any) -> Any:
-        return self._met().labels[0]
+        return self._met("original").labels[0]
 
     def tie(self, a: Label, b: Label) -> None:
-        old_a, old_b = self._met().labels
+        old_a, old_b = self._met("tie").labels
         try:
             moving = moving_axes(old_a, old_b)
             maps_a, maps_b = self.project(old_a, a, moving), self.project(old_b, b, moving)
@@ -170,8 +220,10 @@ class Check(Run):
 
     def contract(self, a: torch.Tensor, b: torch.Tensor, by_root: bool) -> None:
         assert self.node is not None
-        old, _ = self.first.meetings[self.node, self.step].labels
+        meeting = self.first.meetings.get((self.node, self.step))
         self.tie(a, b)
+        assert meeting is not None
+        old, _ = meeting.labels
         index, _ = self.match(old, a)
         factor = (len(index) / old.numel()) ** 0.5 if by_root else 1.0
         if factor == 1.0 and np.bincount(index).max() == 1:
@@ -192,10 +244,12 @@ class Check(Run):
         return self.node in self.first.alike
 
     def block(self, label: Label, axis: int) -> None:
-        self._met()
+        meeting = self._met("block")
+        if not self._same_channels(meeting.labels[0], label):
+            raise self._astray(self.fact("block", (label,), axis), meeting)
 
     def uniform(self, label: Label, axis: int) -> None:
-        (old,) = self._met().labels
+        (old,) = self._met("uniform").labels
         # Of a parameter, other axes carry the channels of its other labels.
         index = self.project(old, label, frozenset(range(old.dim())))[axis]
         counts = np.bincount(index, minlength=old.shape[axis]) if index is not None else np.ones(1)
@@ -205,7 +259,7 @@ class Check(Run):
     def _share(self, label: Label, axis: int, meet: Callable[[], None]) -> None:
         assert self.node is not None
         here = self.node, self.step
-        (old,) = self._met().labels
+        (old,) = self._met("share").labels
         if here not in self.first.apart:
             self._aside(here[1], meet)
             return
@@ -214,7 +268,7 @@ class Check(Run):
             raise Mismatch(f"a parameter of {old.shape[axis]} entries is shared by all heads", old)
 
     def rigid(self, label: Label, axis: int) -> None:
-        (old,) = self._met().labels
+        (old,) = self._met("rigid").labels
         if label.shape[axis] != old.shape[axis]:
             raise Mismatch(f"a sum goes over {label.shape[axis]} channels instead of {old.shape[axis]}", old)
         self.project(old, label)
@@ -255,13 +309,13 @@ class Check(Run):
         return new
 
     def produce(self, weight: Weight, axis: int) -> torch.Tensor:
-        meeting = self._met()
+        meeting = self._met("produce")
         if meeting.axis is not None:
             return self._own_line(meeting.axis)
         return line_of(weight.labels[meeting.choice], axis)
 
     def consume(self, weight: Weight, axis: int, line: torch.Tensor) -> None:
-        meeting = self._met()
+        meeting = self._met("consume")
         (old,) = meeting.labels
         index, copies = self.match(old, line)
         divisor = np.bincount(index, minlength=old.numel())[index]
@@ -270,7 +324,7 @@ class Check(Run):
     def follow(self, parameter: Any, axis: int, line: torch.Tensor) -> None:
         if not isinstance(parameter, Weight):
             return
-        meeting = self._met()
+        meeting = self._met("follow")
         (old,) = meeting.labels
         if self._followed is None or self._followed[0] is not old or self._followed[1] is not line:
             self._followed = old, line, Gather(*self.match(old, line), None)
@@ -285,7 +339,7 @@ class Check(Run):
         self._gather(meeting.axis, gather)
 
     def blocks(self, x: ChannelTensor, label: Label, axis: int, size: int) -> tuple[Label, Ids, Ids]:
-        (old,) = self._met().labels
+        (old,) = self._met("blocks").labels
         line = line_of(label, axis)
         index, copies = self.match(line_of(old, axis), line)
         if size == 1:
@@ -309,7 +363,7 @@ class Check(Run):
     def grouped(
         self, weight: Weight, axis: int, size: int, first: torch.Tensor, blocks: tuple[Ids, Ids]
     ) -> torch.Tensor:
-        meeting = self._met()
+        meeting = self._met("produce")
         (old,) = meeting.labels
         index, copies = blocks
         if size > 1:
@@ -328,7 +382,7 @@ class Check(Run):
         return line
 
     def grouped_outputs(self, weight: Weight, size: int, first: torch.Tensor, blocks: tuple[Ids, Ids]) -> torch.Tensor:
-        (old,) = self._met().labels
+        (old,) = self._met("grouped_outputs").labels
         index = torch.from_numpy((blocks[0][:, None] * size + np.arange(size)).reshape(-1))
         line: torch.Tensor = old[index] + torch.from_numpy(np.repeat(blocks[1], size)) * self.span
         return line
@@ -339,7 +393,7 @@ class Check(Run):
     def attribute(self, owner: Any, name: str, value: Any) -> None:
         assert self.node is not None
         if rule_of(self.node.target) is not None and name in ("groups", "num_groups", "normalized_shape"):
-            if value != self.first.attributes[self.node, name]:
+            if value != self.first.attributes.get((self.node, name)):
                 raise Mismatch(f"{name} would change: which argument of {self.message()} has it is unknown")
             return
         path = getattr(owner, "path", None) or ""
@@ -362,11 +416,11 @@ class Check(Run):
         original = self.tensors.tensors[path].shape
         labels = []
         for axis, size in enumerate(original):
-            if "in" in self.first.roles.get((path, axis), ()):
+            if (path, axis) not in self.space.base:
+                labels.append(constant(FIXED, (*shape[:axis], size, *shape[axis + 1 :])))
+            elif "in" in self.first.roles.get((path, axis), ()):
                 # What reads channels is laid out where it reads them.
                 labels.append(along(self.space.line((path, axis), size), axis, shape))
-            elif (path, axis) in self.space.base:
-                labels.append(along(self._own_line((path, axis)), axis, shape))
             else:
-                labels.append(constant(FIXED, (*shape[:axis], size, *shape[axis + 1 :])))
+                labels.append(along(self._own_line((path, axis)), axis, shape))
         return tuple(labels)

@@ -46,6 +46,7 @@ class Run(Vocabulary, Interpreter):
         self.node: Node | None = None
         self.step = 0
         self.asked = 0
+        self.rule = self.within = ""
         self.computing: set[Node] = set()
         self._shadows: dict[str, nn.Module] = {}
         self._axes = {}
@@ -101,7 +102,7 @@ class Run(Vocabulary, Interpreter):
             self.rules[target] = _plain_rule(self.tensors.modules[target])
         plain = self.rules[target]
         if plain is not None and len(args) == 1 and isinstance(args[0], ChannelTensor) and not kwargs:
-            return plain(Layer(self, self.tensors.modules[target], target), args[0])
+            return self.apply(plain, (Layer(self, self.tensors.modules[target], target), args[0]), {})
         shadow = self._shadows.get(target)
         if shadow is None:
             shadow = self._shadows[target] = self._shadow(self.fetch_attr(target), target)
@@ -109,7 +110,7 @@ class Run(Vocabulary, Interpreter):
         if own is not None:
             return self._by_rule(own, (shadow, *args), kwargs)
         rule = module_rule(shadow)
-        return shadow(*args, **kwargs) if rule is None else rule(shadow, *args, **kwargs)
+        return shadow(*args, **kwargs) if rule is None else self.apply(rule, (shadow, *args), kwargs)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Call a function on channel tensors, or the user's own rule for it."""
@@ -121,13 +122,13 @@ class Run(Vocabulary, Interpreter):
         overload = _ARITHMETIC.get(target)
         if overload is not None and not kwargs and len(args) == 2 and all(type(a) is ChannelTensor for a in args):
             self.computes()
-            return pointwise(overload, args, kwargs)
+            return self.apply(pointwise, (overload, args, kwargs), {})
         return _on_cpu(super().call_function(target, args, kwargs))
 
     def _by_rule(self, rule: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Apply a user's rule; what it stands for computes, whatever the rule does, and returns what was traced."""
         self.computes()
-        result = rule(*args, **kwargs)
+        result = self.apply(rule, args, kwargs, users=True)
         assert self.node is not None
         meta = self.node.meta.get("tensor_meta")
         shape = self.original(getattr(result, "shape", None))

@@ -29,16 +29,27 @@ from nce_fx.passes.analysis.channels.labels import (
 )
 from nce_fx.passes.analysis.channels.run import Run
 from nce_fx.passes.analysis.channels.value import ChannelTensor, Weight
+from nce_fx.passes.analysis.channels.vocabulary import Fact
 
 
 @dataclass
 class Meeting:
     """What met at one step of one node in the first run."""
 
+    fact: Fact
     labels: tuple[Label, ...]
     axis: Axis | None = None
     choice: int = 0
     """Which of a weight's labels runs along its output axis."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What was answered to a question of a rule in the first run."""
+
+    fact: Fact
+    labels: tuple[Label, ...]
+    value: Any
 
 
 class Tie(Run):
@@ -75,7 +86,9 @@ class Tie(Run):
         self.attributes: dict[tuple[Node, str], Any] = {}
         self.unknown_nodes: set[Node] = set()
         """What could not be run on channels: all that reaches it is pinned."""
-        self.answers: dict[tuple[Node, int], Any] = {}
+        self.answers: dict[tuple[Node, int], Answer] = {}
+        self.taken: dict[Node, tuple[int, int]] = {}
+        """How many meetings and questions each node had."""
         self.shared: list[tuple[Node, int, Label, int, Callable[[], None]]] = []
         self.apart: set[tuple[Node, int]] = set()
         """The steps at which a parameter is shared by heads, which stay apart."""
@@ -97,6 +110,7 @@ class Tie(Run):
             self.unknown_nodes.add(n)
             result = self.unknown(n, *self.arguments(n), one_line(error) + (_OURS if _is_ours(error) else ""))
         self.seen[n] = result
+        self.taken[n] = self.step, self.asked
         return result
 
     def overwritten(self, value: ChannelTensor) -> None:
@@ -109,9 +123,9 @@ class Tie(Run):
         ids: torch.Tensor = bare(label)
         return ids
 
-    def _remember(self, *labels: Label, axis: Axis | None = None, choice: int = 0) -> None:
+    def _remember(self, word: str, *labels: Label, axis: Axis | None = None, choice: int = 0) -> None:
         assert self.node is not None
-        self.meetings[self.node, self.step] = Meeting(labels, axis, choice)
+        self.meetings[self.node, self.step] = Meeting(self.fact(word), labels, axis, choice)
         self.step += 1
 
     def _join(self, a: torch.Tensor, b: torch.Tensor) -> None:
@@ -138,7 +152,7 @@ class Tie(Run):
             self.edges.append((int(x[own][0]), int(y[own][0]), self.node.name))
 
     def tie(self, a: Label, b: Label) -> None:
-        self._remember(a, b)
+        self._remember("tie", a, b)
         self._join(a, b)
 
     def contract(self, a: torch.Tensor, b: torch.Tensor, by_root: bool) -> None:
@@ -147,7 +161,10 @@ class Tie(Run):
         self.tie(a, b)
 
     def block(self, label: Label, axis: int) -> None:
-        self._remember(label)
+        self._block("block", label, axis)
+
+    def _block(self, word: str, label: Label, axis: int) -> None:
+        self._remember(word, label)
         small = core(label)
         if small.shape[axis] > 1:
             self._join(small, small.narrow(axis, 0, 1).expand_as(small))
@@ -155,7 +172,7 @@ class Tie(Run):
     def _share(self, label: Label, axis: int, meet: Callable[[], None]) -> None:
         assert self.node is not None
         self.shared.append((self.node, self.step, label, axis, meet))
-        self._remember(label)
+        self._remember("share", label)
 
     def settle_shared(self, classes: Ids) -> None:
         """Decide what parameters that heads may share mean, now that all else is known.
@@ -189,10 +206,10 @@ class Tie(Run):
         return frozenset(node for node, labels in self.by_heads if all(_one_line(classes, *label) for label in labels))
 
     def uniform(self, label: Label, axis: int) -> None:
-        self.block(label, axis)
+        self._block("uniform", label, axis)
 
     def rigid(self, label: Label, axis: int) -> None:
-        self.block(label, axis)
+        self._block("rigid", label, axis)
 
     def pin(self, ids: torch.Tensor, reason: str, at: Node | None = None) -> None:
         at = at or self.node
@@ -247,14 +264,14 @@ class Tie(Run):
             self.roles.setdefault(resolved, set()).add("out")
         else:
             self._produces_in_part(line)
-        self._remember(line, axis=resolved, choice=self._choice(weight, axis))
+        self._remember("produce", line, axis=resolved, choice=self._choice(weight, axis))
         return line
 
     def consume(self, weight: Weight, axis: int, line: torch.Tensor) -> None:
         resolved = self._resolve(weight, axis)
         if resolved is not None and not weight.exact and not self._can_keep(weight, resolved):
             resolved = None
-        self._remember(line, axis=resolved)
+        self._remember("consume", line, axis=resolved)
         if resolved is None:
             self.pin(line, "it is read by a weight that the graph computes")
             return
@@ -289,7 +306,7 @@ class Tie(Run):
         if not isinstance(parameter, Weight):
             return
         resolved = self._resolve(parameter, axis)
-        self._remember(line, axis=resolved)
+        self._remember("follow", line, axis=resolved)
         if resolved is not None:
             self._record(resolved, line, "follow")
             if resolved in self.space.base:
@@ -298,7 +315,7 @@ class Tie(Run):
             self._join(self._line(parameter, axis), line)
 
     def blocks(self, x: ChannelTensor, label: Label, axis: int, size: int) -> tuple[Label, Ids, Ids]:
-        self._remember(label)
+        self._remember("blocks", label)
         line = line_of(label, axis)
         rows = line.reshape(-1, size)
         if size > 1:
@@ -319,7 +336,7 @@ class Tie(Run):
         line = self.space.line(axis, first.numel() * size)
         self._produces(axis, weight.alias)
         self.axis_lines[axis] = line
-        self._remember(line, axis=axis)
+        self._remember("grouped_outputs", line, axis=axis)
         rows = line.reshape(-1, size)
         self._join(rows, first.reshape(-1, 1).expand_as(rows))
         return line
@@ -345,17 +362,17 @@ class Tie(Run):
             self.pin(ids, "it is the one channel of several that is cut out")
 
     def number(self, values: tuple[Any, ...], label: Label) -> None:
-        self.answers[self._here(), self.asked] = values
+        self.answers[self._here(), self.asked] = Answer(self.fact("number", (label,)), (label,), values)
         self.asked += 1
 
     def _here(self) -> Node:
         assert self.node is not None
         return self.node
 
-    def decide(self, question: Callable[[], Any]) -> Any:
+    def decide(self, word: str, labels: Sequence[Label], question: Callable[[], Any], axis: int | None = None) -> Any:
         answer = question()
         if self.node is not None:
-            self.answers[self.node, self.asked] = answer
+            self.answers[self.node, self.asked] = Answer(self.fact(word, labels, axis), tuple(labels), answer)
             self.asked += 1
         return answer
 
@@ -367,7 +384,8 @@ class Tie(Run):
         pass
 
     def original(self, value: Any) -> Any:
-        self._remember(value)
+        self.meetings[self._here(), self.step] = Meeting(self.fact("original"), (value,))
+        self.step += 1
         return value
 
     def attribute(self, owner: Any, name: str, value: Any) -> None:

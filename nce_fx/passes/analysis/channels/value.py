@@ -88,6 +88,11 @@ class ChannelTensor(torch.Tensor):
         self._labels = labels
 
     @property
+    def labelled(self) -> bool:
+        """Whether anything has asked for the labels; those of a parameter are made then."""
+        return self._labels is not None
+
+    @property
     def is_parameter(self) -> bool:
         """Whether the value comes from parameters alone, so that its axes are labelled one by one."""
         return self._labels is None or len(self._labels) != 1 or self.path is not None
@@ -104,8 +109,9 @@ class ChannelTensor(torch.Tensor):
 
         rule = FUNCTION_RULES.get(func)
         if rule is not None:
-            run_of([args, list((kwargs or {}).values())]).computes()
-            return rule(*args, **(kwargs or {}))
+            run = run_of([args, list((kwargs or {}).values())])
+            run.computes()
+            return run.apply(rule, args, kwargs or {})
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
 

@@ -6,7 +6,9 @@ The first run (``Tie``) records what is said, the second (``Check``) demands tha
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +23,28 @@ _ASIDE = 1000
 """More steps than one node has."""
 
 
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """What a rule said or asked at one step of a node; the second run knows by it that it stands at the same step.
+
+    For example ``Fact("layer_norm", "uniform", (4,), 1)``: the rule of layer norms says of a label with four axes that
+    a mean goes over axis 1.
+    """
+
+    rule: str
+    word: str
+    dims: tuple[int, ...] = ()
+    """How many axes each label has that a question is about."""
+    axis: int | None = None
+    within: str = ""
+    """The user's own rule that the rule was called by, itself where it is one; empty where there is none."""
+
+    def __str__(self) -> str:
+        about = f" of {' and '.join(f'{d} axes' for d in self.dims)}" if self.dims else ""
+        along = "" if self.axis is None else f" along axis {self.axis}"
+        return f"{self.word!r}{about}{along} (rule {self.rule})"
+
+
 class Vocabulary(ABC):
     """The words of rules; the node at hand is the one they speak of."""
 
@@ -29,6 +53,10 @@ class Vocabulary(ABC):
     step: int
     """How many meetings the current node has had: the two runs meet in the same order."""
     asked: int
+    rule: str
+    """The name of the rule at work; empty between rules."""
+    within: str
+    """The user's own rule that is at work, itself or through the operations it calls; empty where there is none."""
     _axes: dict[Any, tuple[tuple[int, ...], Label]]
     """The channel axes of every label that was asked for, by where it lies."""
     computing: set[Node]
@@ -61,7 +89,7 @@ class Vocabulary(ABC):
     def share(self, label: Label, axis: int, meet: Callable[[], None]) -> None:
         """A parameter meets the channels along an axis: as ``meet`` says, or as one that all heads share."""
         if any(other != axis for other in self.channel_axes(label)):
-            self._share(label, axis, meet)
+            self._share(label, axis, partial(self.apply, meet, (), {}))
         else:
             meet()
 
@@ -119,8 +147,15 @@ class Vocabulary(ABC):
         """Demand that numbers that enter the computation are the same: one computed from a width would change."""
 
     @abstractmethod
-    def decide(self, question: Callable[[], Any]) -> Any:
-        """Return the answer that the first run gave: both runs take the same path through the rules."""
+    def decide(self, word: str, labels: Sequence[Label], question: Callable[[], Any], axis: int | None = None) -> Any:
+        """Return the answer that the first run gave: both runs take the same path through the rules.
+
+        Args:
+            word: what is asked, in one word.
+            labels: what it is asked of.
+            question: finds the answer, in the first run.
+            axis: along which axis it is asked.
+        """
 
     @abstractmethod
     def laid_out(self, label: Label, moving: frozenset[int]) -> Layout:
@@ -142,6 +177,22 @@ class Vocabulary(ABC):
     def ids(self, label: torch.Tensor) -> torch.Tensor:
         """Return the channel ids in a label, without the copies."""
 
+    def apply(
+        self, rule: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], users: bool = False
+    ) -> Any:
+        """Call a rule; what it says and asks is known to come from it."""
+        before = self.rule, self.within
+        self.rule = getattr(rule, "__qualname__", type(rule).__name__)
+        self.within = self.rule if users else self.within
+        try:
+            return rule(*args, **kwargs)
+        finally:
+            self.rule, self.within = before
+
+    def fact(self, word: str, labels: Sequence[Label] = (), axis: int | None = None) -> Fact:
+        """Return what the rule at work says or asks."""
+        return Fact(self.rule, word, tuple([label.dim() for label in labels]), axis, self.within)
+
     # What rules ask.
 
     @abstractmethod
@@ -155,11 +206,11 @@ class Vocabulary(ABC):
 
     def varies(self, label: Label, axis: int) -> bool:
         """Say whether ids differ along an axis of a label."""
-        return bool(self.decide(lambda: varies(label, axis)))
+        return bool(self.decide("varies", (label,), lambda: varies(label, axis), axis))
 
     def carries(self, label: Label, axis: int) -> bool:
         """Say whether an axis has channels: several, or the one of a producer of one channel."""
-        return bool(self.decide(lambda: varies(label, axis) or self._only(label, axis)))
+        return bool(self.decide("carries", (label,), lambda: varies(label, axis) or self._only(label, axis), axis))
 
     def _only(self, label: Label, axis: int) -> bool:
         if label.shape[axis] != 1 or not label.numel():
@@ -169,7 +220,7 @@ class Vocabulary(ABC):
 
     def is_single(self, label: Label, axis: int) -> bool:
         """Say whether an axis has one entry."""
-        return bool(self.decide(lambda: label.shape[axis] == 1))
+        return bool(self.decide("is_single", (label,), lambda: label.shape[axis] == 1, axis))
 
     def channel_axes(self, label: Label) -> tuple[int, ...]:
         """Return the axes along which neighbours are different channels of one producer.
@@ -177,7 +228,7 @@ class Vocabulary(ABC):
         An axis along which ids differ only because tensors were joined (a class token before patches) is not one.
         A producer of one channel has no neighbours of its own, so its channel counts wherever it is joined.
         """
-        axes: tuple[int, ...] = self.decide(lambda: self._channel_axes(label))
+        axes: tuple[int, ...] = self.decide("channel_axes", (label,), lambda: self._channel_axes(label))
         return axes
 
     def _channel_axes(self, label: Label) -> tuple[int, ...]:

@@ -120,16 +120,17 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     name = name.removesuffix("_") if in_place else name
     rule = ATEN_RULES.get(name)
     own = rule_of(func) if rule is None else None
+    run = run_of([args, list(kwargs.values())])
     if own is not None:
-        run_of([args, list(kwargs.values())]).computes()
-        return own(*args, **kwargs)
+        run.computes()
+        return run.apply(own, args, kwargs, users=True)
     if rule is None:
         rule = elementwise.pointwise if torch.Tag.pointwise in func.tags or name in elementwise.UNTAGGED else opaque
     if rule not in movement.MOVEMENT:
-        run_of([args, list(kwargs.values())]).computes()
+        run.computes()
     if in_place and not isinstance(args[0], ChannelTensor):
         return opaque(func, args, kwargs, "it is written into a tensor that the graph holds as a constant")
-    result = rule(func, args, kwargs)
+    result = run.apply(rule, (func, args, kwargs), {})
     if in_place:
         target: ChannelTensor = args[0]
         if result.labels is not target.labels:

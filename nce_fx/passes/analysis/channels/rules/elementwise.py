@@ -121,7 +121,7 @@ def _from_a_table(run: Run, label: Label) -> bool:
         owners = np.unique(run.space.owners(run.ids(core(label)).numpy()))
         return bool((owners >= 0).all()) and all(run.tensors.is_buffer(run.space.axes[k][0]) for k in owners)
 
-    return bool(run.decide(question))
+    return bool(run.decide("from_a_table", (label,), question))
 
 
 def _real(run: Run, label: Label) -> bool:
@@ -138,7 +138,7 @@ def _meet_parameters(run: Run, a: list[Label], b: list[Label], sizes: tuple[int,
         activation, parameter = (a[0], b) if len(a) == 1 else (b[0], a)
         axes = run.channel_axes(activation)
         if not axes:
-            new = run.decide(lambda: [axis for axis, size in enumerate(sizes) if size == 1])
+            new = run.decide("single axes", (activation,), lambda: [k for k, size in enumerate(sizes) if size == 1])
             return tuple(label for label in parameter if any(run.varies(label, axis) for axis in new)) or (activation,)
         for axis in axes:
             for label in parameter:

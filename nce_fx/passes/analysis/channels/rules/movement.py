@@ -146,7 +146,7 @@ def cat(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTens
     if all(isinstance(p, ChannelTensor) and p.is_parameter for p in parts) and len(values) == len(parts):
         joined = [_join([p.labels[k] for p in values], axis) for k in range(min(len(p.labels) for p in values))]
         return ChannelTensor(run, shape, tuple(joined), values[0].dtype)
-    place = run.decide(partial(_finest_tokens, run, labels, axis))
+    place = run.decide("finest tokens", labels, partial(_finest_tokens, run, labels, axis), axis)
     if place is None or any(varies(label, axis) for label in labels):
         return ChannelTensor(run, shape, (_join(labels, axis),), values[0].dtype)
     finest = labels[place].narrow(axis, 0, 1)
@@ -259,8 +259,8 @@ def space_to_depth(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     labels = []
     for label in value.labels:
         spread = reshape(label, blocks).permute(order)
-        moving = folded if value.run.decide(partial(varies, label, len(batch))) else frozenset()
-        named = value.run.decide(partial(named_axes, spread))
+        moving = folded if value.run.varies(label, len(batch)) else frozenset()
+        named = value.run.decide("named_axes", (spread,), partial(named_axes, spread))
         labels.append(reshape(spread, shape, partial(_also, moving, named)))
     return _like(value, tuple(labels))
 

@@ -24,7 +24,8 @@ _WEIGHTS = (ChannelTensor, Parameter)
 def channel_line(run: Run, label: Label, axis: int) -> torch.Tensor:
     """Return the ids along an axis; where other axes vary too (joined tokens), every line must be the same."""
     line = run.line(label, axis)
-    if run.decide(lambda: any(varies(label, other) for other in range(label.dim()) if other != axis)):
+    others = [other for other in range(label.dim()) if other != axis]
+    if run.decide("varies beside", (label,), lambda: any(varies(label, other) for other in others), axis):
         run.tie(label, along(line, axis, label.shape))
     return line
 

@@ -1,15 +1,16 @@
 """Networks on disk: a folder of JSON and safetensors from which the user's own model code rebuilds them, bit for bit.
 
     plan.json            the widths, replayable with `nce-fx apply`
+    history.json         the passes that were applied to the traced model, with what they decided
     model.safetensors    parameters and buffers, quantizers' included
+    constants.safetensors  tensors that the graph computes with and that are no part of its state, where there are any
     report.json          what was done, how to rebuild, and the SHA-256 of the other files
     graph.txt            the rewritten graph, for people
     report.html          the report as a page, for people
     float.safetensors    the float network that the result is held against (`nce-fx rewrite` writes it)
 
-A graph says how it was made in ``gm.meta``, which the passes carry along: ``gm.meta["plan"]`` is the `WidthPlan` that
-resized it, ``gm.meta["spec"]`` the `QuantSpec` that quantized it, ``gm.meta["folded"]`` into which graph, "float" or
-"quantized", BatchNorm was folded.
+A graph says how it was made in ``gm.meta["history"]`` (`nce_fx.pipeline.history`); ``gm.meta["plan"]`` is the
+`WidthPlan` that resized it, ``gm.meta["spec"]`` the `QuantSpec` that quantized it.
 Nothing here is pickle: a file can be wrong, but it cannot run code.
 """
 
@@ -18,33 +19,38 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from nce_fx.errors import ArtifactError, NceFxError
+from nce_fx.errors import ArtifactError, PlanError
 from nce_fx.folders import replaced
-from nce_fx.passes.transform.fold import FoldBatchNorm
-from nce_fx.passes.transform.quantize import QuantSpec, quantize
-from nce_fx.passes.transform.resize import resize
+from nce_fx.passes.known import known_passes
+from nce_fx.paths import module_at
+from nce_fx.pipeline import Pass
+from nce_fx.pipeline.contract import tensors_of
+from nce_fx.pipeline.history import history_of, modes_of, set_modes
+from nce_fx.pipeline.record import HistoryRecord, StepRecord
 from nce_fx.plan import WidthPlan, model_fingerprint
 from nce_fx.report.page import page
-from nce_fx.report.records import Comparison, Manifest, ModelReference, Retraining, RewriteReport
+from nce_fx.report.records import Comparison, Manifest, ModelReference, Retraining, RewriteReport, seal
 from nce_fx.signature import example_of, signature_of
 from nce_fx.tensorfile import fit_problem, pack, unpack
 from nce_fx.tracing import trace
 from nce_fx.version import __version__
 
-VERSION = 1
-PLAN, WEIGHTS, FLOAT, REPORT, GRAPH, PAGE = (
+VERSION = 2
+PLAN, HISTORY, WEIGHTS, CONSTANTS, FLOAT, REPORT, GRAPH, PAGE = (
     "plan.json",
+    "history.json",
     "model.safetensors",
+    "constants.safetensors",
     "float.safetensors",
     "report.json",
     "graph.txt",
@@ -52,7 +58,7 @@ PLAN, WEIGHTS, FLOAT, REPORT, GRAPH, PAGE = (
 )
 CHECKPOINTS = "training"
 """The folder inside a result where retraining keeps its checkpoints and logs."""
-OURS = frozenset({PLAN, WEIGHTS, FLOAT, REPORT, GRAPH, PAGE, CHECKPOINTS})
+OURS = frozenset({PLAN, HISTORY, WEIGHTS, CONSTANTS, FLOAT, REPORT, GRAPH, PAGE, CHECKPOINTS})
 
 
 def save(
@@ -81,17 +87,25 @@ def save(
         keep_checkpoints: leave the checkpoints of an earlier training in place.
 
     Raises:
-        ArtifactError: the folder holds a result, cannot be written, or the graph was not resized first and once.
+        ArtifactError: the folder holds a result, cannot be written, or something was done to the graph that `load`
+            could not do again.
     """
     directory = Path(directory)
     if not force:
         check_free(directory)
-    spec, plan = gm.meta.get("spec"), gm.meta.get("plan", WidthPlan({}, {}, ""))
-    if plan is None:
-        raise ArtifactError("the graph was resized twice, or not first: resize the traced graph, once, with one plan")
-    if not plan.model:
-        plan = WidthPlan({}, {}, model_fingerprint(gm))
-    files: dict[str, bytes] = {PLAN: plan.to_json().encode(), WEIGHTS: pack(gm.state_dict()), GRAPH: _text(gm)}
+    history, spec = history_of(gm), gm.meta.get("spec")
+    history.check(gm)
+    plan = gm.meta.get("plan", WidthPlan({}, {}, history.graph))
+    record = HistoryRecord.of(history, signature_of(gm), modes_of(gm))
+    files: dict[str, bytes] = {
+        PLAN: plan.to_json().encode(),
+        HISTORY: record.to_json().encode(),
+        WEIGHTS: pack(gm.state_dict()),
+        GRAPH: _text(gm),
+    }
+    constants = _constants(gm)
+    if constants:
+        files[CONSTANTS] = pack(constants)
     if float_model is not None:
         files[FLOAT] = pack(float_model.state_dict())
     manifest = Manifest(
@@ -102,7 +116,6 @@ def save(
         inputs=signature_of(gm),
         training=gm.training,
         quantization=asdict(spec) if spec is not None else None,
-        folded=gm.meta.get("folded"),
         files={name: _digest(content) for name, content in files.items()},
         rewrite=report,
         retraining=retraining,
@@ -116,34 +129,54 @@ def save(
             (fresh / name).write_bytes(content)
 
 
-def load(directory: str | Path, model: nn.Module) -> GraphModule:
+def load(directory: str | Path, model: nn.Module, *, passes: Iterable[type[Pass]] = ()) -> GraphModule:
     """Rebuild a saved network from the user's own model; its outputs equal the saved one's, bit for bit.
 
     Args:
         directory: a folder that `save` wrote.
         model: the network before it was rewritten, with any weights; it is not changed.
+        passes: classes of the caller's own passes that the folder names; nothing that it names is imported.
 
     Raises:
-        ArtifactError: files are missing, damaged, foreign or of a newer version.
-        PlanError: the plan is for another model.
+        ArtifactError: files are missing, damaged, foreign or of a newer version, or name a pass that is not known.
+        PlanError: the folder is of another model.
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
     plan = read_plan(directory, manifest)
     state = read_weights(directory, manifest)
+    record = read_history(directory, manifest, plan)
+    known = known_passes(passes)
+    record.passes(known)  # Before anything takes long.
     # Modules that a plan leaves alone may be shared with the traced model: load into a copy.
-    gm = trace(copy.deepcopy(model).train(manifest.training), example_of(manifest.inputs))
-    plan.check(gm)
-    if plan.changed:
-        gm = resize(gm, plan)
-    if manifest.folded == "float":
-        gm = FoldBatchNorm()(gm).graph_module
-    if manifest.quantization is not None:
-        gm = quantize(gm, _spec(manifest.quantization, directory))
-    if manifest.folded == "quantized":
-        gm = FoldBatchNorm()(gm).graph_module
+    own = copy.deepcopy(model)
+    if manifest.version == 1 and FLOAT in manifest.files:
+        # It does not say which channels a narrowed group kept: those which the weights that it was made from choose.
+        _load_state(own, read_weights(directory, manifest, FLOAT), directory / FLOAT)
+    set_modes(own, record.traced_modes)
+    gm = trace(own, example_of(record.inputs))
+    if not record.graph or model_fingerprint(gm) != record.graph:
+        plan.check(gm)
+    if record.graph and model_fingerprint(gm) != record.graph:
+        raise PlanError(f"{directory} is of another model: an operation or a shape differs from this one's")
+    gm = record.replay(gm, known)
+    if (
+        manifest.version == 1
+        and FLOAT not in manifest.files
+        and any("channel_order" in name for name in _constants(gm))
+    ):
+        warnings.warn(
+            f"{directory} is of version 1 and does not say which channels of narrowed groups stayed: the network is "
+            "what was saved if the model that was given has the weights that it was made from",
+            stacklevel=2,
+        )
     _load_state(gm, state, directory / WEIGHTS)
-    return gm.train(manifest.training)
+    if CONSTANTS in manifest.files:
+        _load_constants(gm, read_weights(directory, manifest, CONSTANTS), directory / CONSTANTS)
+    set_modes(gm, record.modes)
+    if plan.model:
+        gm.meta["plan"] = plan
+    return gm
 
 
 def load_float(directory: str | Path, model: nn.Module) -> nn.Module:
@@ -194,7 +227,7 @@ def read_manifest(directory: str | Path) -> Manifest:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise ArtifactError(f"{path} is damaged at {place or 'its top'}: {first['msg']}") from error
-    if manifest.seal() != manifest.digest:
+    if seal(content) != manifest.digest:
         raise ArtifactError(f"{path} is damaged, its digest does not match: write the result again")
     return manifest
 
@@ -212,6 +245,30 @@ def read_plan(directory: str | Path, manifest: Manifest) -> WidthPlan:
         raise ArtifactError(f"{path} is damaged, it is not text: write the result again") from error
 
 
+def read_history(directory: str | Path, manifest: Manifest, plan: WidthPlan) -> HistoryRecord:
+    """Read and check `history.json`; of a folder of version 1, return what it did: resize, quantize, fold.
+
+    Raises:
+        ArtifactError: it is missing or damaged.
+    """
+    if manifest.version > 1:
+        path = Path(directory) / HISTORY
+        try:
+            return HistoryRecord.from_json(_checked(path, manifest).decode())
+        except UnicodeDecodeError as error:
+            raise ArtifactError(f"{path} is damaged, it is not text: write the result again") from error
+    steps = []
+    if plan.changed:
+        steps.append(StepRecord(name="resize", options={"plan": json.loads(plan.to_json())}))
+    if manifest.quantization is not None:
+        steps.append(StepRecord(name="quantize", options=manifest.quantization))
+    if manifest.folded is not None:
+        fold = StepRecord(name="fold-batch-norm", options={})
+        steps.insert(len(steps) - (manifest.folded == "float" and manifest.quantization is not None), fold)
+    modes = {"": manifest.training}
+    return HistoryRecord(graph="", inputs=manifest.inputs, traced_modes=modes, modes=modes, steps=tuple(steps))
+
+
 def read_weights(directory: str | Path, manifest: Manifest, name: str = WEIGHTS) -> dict[str, Tensor]:
     """Read and check a safetensors file of a result.
 
@@ -227,14 +284,27 @@ def _load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> No
     if problem is not None:
         raise ArtifactError(f"{path} does not fit the model: {problem}")
     with torch.no_grad():
+        for name, value in model.state_dict(keep_vars=True).items():
+            if name in state and value.dtype != state[name].dtype:
+                value.data = value.data.to(state[name].dtype)
         model.load_state_dict(dict(state))
 
 
-def _spec(fields: Mapping[str, Any], directory: Path) -> QuantSpec:
-    try:
-        return QuantSpec(**fields)
-    except (TypeError, NceFxError) as error:
-        raise ArtifactError(f"{directory / REPORT} holds a quantization this nce-fx does not know: {error}") from error
+def _constants(gm: GraphModule) -> dict[str, Tensor]:
+    """Return the tensors of a graph that are no part of its state: buffers that are not kept, and plain attributes."""
+    state = gm.state_dict(keep_vars=True)
+    kept = {id(value) for value in state.values()}
+    return {path: tensor for path, tensor in tensors_of(gm) if path not in state and id(tensor) not in kept}
+
+
+def _load_constants(gm: GraphModule, constants: Mapping[str, Tensor], path: Path) -> None:
+    own = _constants(gm)
+    if own.keys() != constants.keys():
+        odd = sorted(own.keys() ^ constants.keys())[0]
+        raise ArtifactError(f"{path} does not fit the model: {odd} is in one of them only")
+    for name, value in constants.items():
+        owner, _, leaf = name.rpartition(".")
+        setattr(module_at(gm, owner) if owner else gm, leaf, value.to(own[name].device))
 
 
 def _text(gm: GraphModule) -> bytes:

@@ -20,11 +20,11 @@ from nce_fx.passes.analysis.channels import ChannelGraph, analyze_channels
 from nce_fx.passes.analysis.cost import CostReport, analyze_cost
 from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.analysis.sensitivity import SensitivityReport, analyze_sensitivity
-from nce_fx.passes.base import Pipeline
 from nce_fx.passes.planning import Budget, plan_widths
 from nce_fx.passes.transform.quantize import InsertQuantizers, Onlookers, QuantSpec, quantize
 from nce_fx.passes.transform.quantize.places import find_places
 from nce_fx.passes.transform.resize import ResizeChannels
+from nce_fx.pipeline import Given, Pipeline
 from nce_fx.plan import WidthPlan
 from nce_fx.report.records import CostRecord, GroupRecord, LayerRecord, RewriteReport
 from nce_fx.tracing import trace
@@ -224,8 +224,8 @@ def build(
     say("resize and quantize")
     spec = spec or QuantSpec()
     ranges = quantize(gm, spec, batches) if uniform is None and batches is not None else uniform
-    compiler = Pipeline((ResizeChannels(plan, seed=seed), InsertQuantizers(spec, batches, like=ranges)))
-    result = compiler(gm).graph_module
+    compiler = Pipeline((ResizeChannels(plan, seed=seed), InsertQuantizers(spec)))
+    result = compiler(gm, Given(batches, like=ranges)).graph_module
     # Also where the plan changes nothing, and no pass had a reason to say it.
     result.meta["plan"] = plan
     return result

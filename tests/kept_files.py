@@ -25,6 +25,19 @@ class Net(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class Shuffled(nn.Module):
+    """Another: narrowed, it holds an index that its weights chose."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.fc = nn.Conv2d(1, 4, 3), nn.Conv2d(1, 4, 3), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = torch.relu(torch.cat([self.one(x), self.two(x)], 1))
+        x = x.unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2)
+        return self.fc(x.mean((2, 3)))
+
+
 def images():
     return torch.randn(4, 1, 6, 6, generator=torch.Generator().manual_seed(1))
 
@@ -46,5 +59,16 @@ def write(folder: Path) -> None:
     safetensors.torch.save_file({"outputs": gm(images()).detach(), **weights}, folder / "expected.safetensors")
 
 
+def write_shuffled(folder: Path) -> None:
+    torch.manual_seed(0)
+    traced = nce_fx.trace(Shuffled().eval(), (images()[:1],))
+    gm = nce_fx.resize(traced, {group.id: 3 for group in nce_fx.analyze_channels(traced) if group.pinned is None})
+    nce_fx.save(gm, folder / "shuffled", float_model=traced)
+    for name in ("report.html", "graph.txt"):
+        (folder / "shuffled" / name).unlink()
+    safetensors.torch.save_file({"outputs": gm(images()).detach()}, folder / "shuffled.safetensors")
+
+
 if __name__ == "__main__":
     write(Path(sys.argv[1]))
+    write_shuffled(Path(sys.argv[1]))

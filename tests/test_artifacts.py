@@ -292,13 +292,18 @@ def test_a_traced_network_is_kept_too(tmp_path):
     assert torch.equal(nce_fx.load(tmp_path / "traced", net())(batch()), gm(batch()))
 
 
-def test_a_graph_resized_twice_is_refused(tmp_path):
+def test_a_graph_resized_twice_is_kept_and_has_the_plan_of_both(tmp_path):
     gm = nce_fx.trace(net(), (batch()[:1],))
-    group = next(group for group in nce_fx.analyze_channels(gm).groups if group.pinned is None)
-    once = nce_fx.resize(gm, {group.id: group.width + group.step})
-    with pytest.raises(ArtifactError, match="resized twice"):
-        nce_fx.save(nce_fx.resize(once, {group.id: group.width}), tmp_path / "result")
-    assert not list(tmp_path.iterdir())
+    one, two = [group for group in nce_fx.analyze_channels(gm).groups if group.pinned is None][:2]
+    once = nce_fx.resize(gm, {one.id: one.width + one.step})
+    twice = nce_fx.resize(once, {one.id: one.width - one.step, two.id: two.width + two.step})
+    nce_fx.save(twice, tmp_path / "result")
+    torch.manual_seed(7)
+    loaded = nce_fx.load(tmp_path / "result", MODELS["resnet8"](width=4).eval())
+    assert torch.equal(loaded(batch()), twice(batch()))
+    plan = nce_fx.WidthPlan.from_json((tmp_path / "result" / "plan.json").read_text())
+    assert plan.changed == {one.id: one.width - one.step, two.id: two.width + two.step}
+    plan.check(gm)
 
 
 def test_float_weights_come_back(result, folder):

@@ -462,10 +462,10 @@ def test_ctrl_c_before_there_is_anything_to_save(here, monkeypatch):
 def test_models_and_passes_list_what_there_is():
     assert {row["name"] for row in json.loads(call("models", "--json").stdout)["models"]} == MODELS.keys()
     found = {row["name"]: row for row in json.loads(call("passes", "--json").stdout)["passes"]}
-    assert {"resize-channels", "insert-quantizers", "pipeline"} <= found.keys()
-    assert "plan" in found["resize-channels"]["options"]
+    assert {"resize", "quantize", "fold-batch-norm"} <= found.keys()
+    assert "plan" in found["resize"]["options"]
     assert "resnet20" in call("models").stdout
-    assert "resize-channels" in call("passes").stdout
+    assert "resize" in call("passes").stdout
 
 
 def test_analyze_shows_layers_groups_and_why():

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from nce_fx import artifacts
 from nce_fx.errors import ArtifactError, PlanError
 from nce_fx.export import load_pt2
 from nce_fx.training.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
-from tests.kept_files import Net, images
+from tests.kept_files import Net, Shuffled, images
 from tests.test_export import DEPLOY
 
 VERSIONS = sorted((Path(__file__).parent / "data").glob("version_*"))
@@ -38,6 +39,25 @@ def test_result_folders_load(kept, expected):
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name].dequantize(), value) for name, value in expected.items())
     assert artifacts.load_float(kept / "result", Net()).state_dict().keys() == Net().state_dict().keys()
+
+
+def test_result_folders_load_into_other_weights_though_weights_chose_an_index(kept, tmp_path):
+    outputs = safetensors.torch.load_file(kept / "shuffled.safetensors")["outputs"]
+    for seed in range(3):
+        torch.manual_seed(seed)
+        gm = nce_fx.load(kept / "shuffled", Shuffled())
+        assert any(name.startswith("channel_order") for name, _ in gm.named_buffers())
+        torch.testing.assert_close(gm(images()), outputs, rtol=1e-5, atol=1e-6)
+
+
+def test_a_folder_of_version_1_without_its_float_weights_says_that_it_wants_them(tmp_path):
+    folder = Path(shutil.copytree(VERSIONS[0] / "shuffled", tmp_path / "shuffled"))
+    (folder / artifacts.FLOAT).unlink()
+    manifest = artifacts.read_manifest(folder)
+    files = {name: digest for name, digest in manifest.files.items() if name != artifacts.FLOAT}
+    (folder / artifacts.REPORT).write_text(manifest.model_copy(update={"files": files}).to_json())
+    with pytest.warns(UserWarning, match="does not say which channels"):
+        nce_fx.load(folder, Shuffled())
 
 
 def test_plans_are_replayed(kept):

@@ -69,16 +69,16 @@ def test_rewriting_twice_gives_the_same_plan_and_weights():
 
 
 def test_the_whole_is_the_parts_composed():
-    from nce_fx.passes.base import Pipeline
     from nce_fx.passes.transform.quantize import InsertQuantizers
     from nce_fx.passes.transform.resize import ResizeChannels
+    from nce_fx.pipeline import Given, Pipeline
 
     result = nce_fx.rewrite(net(), example(), batches=batches())
     gm = nce_fx.trace(net(), example())
     spec = nce_fx.QuantSpec()
     uniform = nce_fx.quantize(gm, spec, batches())
     byhand = nce_fx.quantize(nce_fx.resize(gm, result.plan), spec, like=uniform)
-    piped = Pipeline((ResizeChannels(result.plan), InsertQuantizers(spec, like=uniform)))(gm).graph_module
+    piped = Pipeline((ResizeChannels(result.plan), InsertQuantizers(spec)))(gm, Given(like=uniform)).graph_module
     expected = result.graph_module(*example())
     assert torch.equal(byhand.eval()(*example()), expected)
     assert torch.equal(piped.eval()(*example()), expected)

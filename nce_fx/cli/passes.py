@@ -25,7 +25,7 @@ def find_passes() -> list[Any]:
     import pkgutil
 
     import nce_fx.passes
-    from nce_fx.passes.base import Pass
+    from nce_fx.pipeline import Pass
 
     for module in pkgutil.walk_packages(nce_fx.passes.__path__, "nce_fx.passes."):
         importlib.import_module(module.name)
@@ -50,5 +50,4 @@ def row_of(kind: Any) -> dict[str, Any]:
 
 
 def _name(kind: Any) -> str:
-    # The name is derived from the class alone, so no instance is needed.
-    return str(kind.name.fget(object.__new__(kind)))
+    return str(kind.name)

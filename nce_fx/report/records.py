@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -140,12 +141,16 @@ class Manifest(Record):
     """What came of retraining; ``None`` where there was none, or where it has not finished."""
     digest: str = ""
 
-    def seal(self) -> str:
-        """Return the SHA-256 of everything but the digest itself."""
-        content = self.model_dump(mode="json", exclude={"digest"})
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
     def to_json(self) -> str:
         """Return the text of `report.json`, its digest filled in."""
-        content = self.model_copy(update={"digest": self.seal()}).model_dump(mode="json")
-        return json.dumps(content, indent=2, sort_keys=True) + "\n"
+        content = self.model_dump(mode="json")
+        return json.dumps({**content, "digest": seal(content)}, indent=2, sort_keys=True) + "\n"
+
+
+def seal(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a manifest as it was read or will be written: of everything but the digest itself.
+
+    Of the content, not of the `Manifest`: that of a later version has fields which older files do not have.
+    """
+    rest = {name: value for name, value in content.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

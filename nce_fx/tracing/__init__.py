@@ -17,6 +17,7 @@ from torch.fx import GraphModule, Node
 
 from nce_fx.errors import TraceError, one_line
 from nce_fx.paths import modules_of
+from nce_fx.pipeline.history import HISTORY, begin
 from nce_fx.signature import signature
 from nce_fx.tracing.exported import evaluating, export_graph
 from nce_fx.tracing.shapes import propagate_shapes
@@ -109,6 +110,8 @@ def _with_shapes(gm: GraphModule, model: nn.Module, example_inputs: tuple[Any, .
     gm.meta["traced"] = way
     gm.meta["inputs"] = signature(example_inputs)
     _take_modes(gm, model)
+    if HISTORY not in gm.meta:
+        begin(gm, model)
     return gm
 
 

@@ -24,8 +24,8 @@ from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nce_fx.passes.analysis.layers import Layer, find_layers
-from nce_fx.passes.base import Pass, PassResult
 from nce_fx.passes.transform.quantize.places import quantizable, weight_argument
+from nce_fx.pipeline import Given, Pass
 from nce_fx.plan import WidthPlan, model_fingerprint
 from nce_fx.quantizers import WeightQuantizer
 from nce_fx.quantizers.scaled import ScaledWeight
@@ -39,7 +39,7 @@ class FoldBatchNorm(Pass):
     weight other layers use too or is computed in the graph, and one whose channels are not the layer's.
     """
 
-    def apply(self, gm: GraphModule) -> PassResult:
+    def apply(self, gm: GraphModule, given: Given) -> GraphModule:
         """Return the folded graph."""
         result = copy.deepcopy(gm).eval()
         layers = [layer for layer in find_layers(result) if quantizable(result, layer)]
@@ -54,13 +54,10 @@ class FoldBatchNorm(Pass):
                 continue
             folded += _fold(result, layer, normalization)
         if not folded:
-            return PassResult(gm, modified=False)
-        result.graph.lint()
+            return gm
         result.recompile()
-        # When, and from which graph, so that `nce_fx.load` folds at the same place.
         result.meta.setdefault("plan", WidthPlan({}, {}, model_fingerprint(gm)))
-        result.meta["folded"] = "quantized" if "spec" in gm.meta else "float"
-        return PassResult(result, modified=True)
+        return result
 
 
 class _Normalization(NamedTuple):

@@ -9,8 +9,8 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -32,11 +32,11 @@ from nce_fx.passes.analysis.channels.labels import Ids
 from nce_fx.passes.analysis.channels.projection import Mismatch
 from nce_fx.passes.analysis.channels.structure import Structure, settle, spread_copies
 from nce_fx.passes.analysis.channels.value import ChannelTensor
-from nce_fx.passes.base import Pass, PassResult
 from nce_fx.passes.transform.copying import copied
 from nce_fx.passes.transform.gathering import Weights
 from nce_fx.passes.transform.resizing import Broken, Resizing
 from nce_fx.paths import module_at
+from nce_fx.pipeline import Given, Pass
 from nce_fx.plan import WidthPlan, model_fingerprint
 
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -44,27 +44,45 @@ _ARGUMENT = {"groups": 6, "num_groups": 1, "normalized_shape": 1}
 """Where functions take what modules have as an attribute."""
 
 
+Kept = Mapping[str, tuple[tuple[int, ...], ...]]
+"""Group -> for each of its parts the channels that stay, in order; empty for a part that is not narrowed."""
+
+
 @dataclass(frozen=True)
 class ResizeChannels(Pass):
     """Give channel groups the widths of a plan."""
 
+    name: ClassVar[str] = "resize"
     plan: WidthPlan | Mapping[str, int]
     seed: int = 0
+    keep: Kept | None = None
+    """Which channels narrower groups keep; those that carry most by default."""
 
-    def apply(self, gm: GraphModule) -> PassResult:
+    def decide(self, gm: GraphModule) -> Self:
+        """Write down which channels stay: the weights choose them, and indices in the graph may follow from them."""
+        if self.keep is not None:
+            return self
+        analysis, changed = analysis_of(gm), self._changed(gm)
+        copies = _copies(analysis.structure, analysis.channels, changed, None)
+        return replace(self, keep=_kept(analysis.structure, analysis.channels, copies))
+
+    def apply(self, gm: GraphModule, given: Given) -> GraphModule:
         """Return the resized graph; the given one where no width changes."""
-        widths = self.plan.widths if isinstance(self.plan, WidthPlan) else self.plan
-        analysis = analysis_of(gm)
-        channels = analysis.channels
+        analysis, changed = analysis_of(gm), self._changed(gm)
+        if not changed:
+            return gm
+        result = _resized(analysis.structure, analysis.channels, changed, self.keep, self.seed)
+        # What `nce_fx.save` writes as plan.json.
+        result.meta["plan"] = _plan_of(self.plan, analysis.channels, gm)
+        return result
+
+    def _changed(self, gm: GraphModule) -> dict[str, int]:
+        """Return the widths that are not the graph's own."""
+        channels = analysis_of(gm).channels
         if isinstance(self.plan, WidthPlan):
             self.plan.check(gm)
-        changed = {name: width for name, width in widths.items() if channels[name].width != width}
-        if not changed:
-            return PassResult(gm, modified=False)
-        result = _resized(analysis.structure, channels, changed, self.seed)
-        # What `nce_fx.save` writes as plan.json; a graph resized twice has no one plan from the model to it.
-        result.meta["plan"] = None if "plan" in gm.meta else _plan_of(self.plan, channels, gm)
-        return PassResult(result, modified=True)
+        widths = self.plan.widths if isinstance(self.plan, WidthPlan) else self.plan
+        return {name: width for name, width in widths.items() if channels[name].width != width}
 
 
 def resize(gm: GraphModule, plan: WidthPlan | Mapping[str, int], *, seed: int = 0) -> GraphModule:
@@ -81,15 +99,18 @@ def resize(gm: GraphModule, plan: WidthPlan | Mapping[str, int], *, seed: int = 
 
 
 def _plan_of(plan: WidthPlan | Mapping[str, int], channels: ChannelGraph, gm: GraphModule) -> WidthPlan:
-    if isinstance(plan, WidthPlan):
-        return plan
-    return WidthPlan({**channels.widths, **plan}, channels.widths, model_fingerprint(gm))
+    """Return the plan from the traced model to what is resized now."""
+    widths = plan.widths if isinstance(plan, WidthPlan) else {**channels.widths, **plan}
+    before = gm.meta.get("plan")
+    if isinstance(before, WidthPlan) and before.model:
+        return WidthPlan(widths, before.original or channels.widths, before.model)
+    return plan if isinstance(plan, WidthPlan) else WidthPlan(widths, channels.widths, model_fingerprint(gm))
 
 
 def gathers_of(gm: GraphModule, widths: Mapping[str, int]) -> dict[Axis, Gather]:
     """Return for each parameter axis that `resize` to these widths changes the old position of every new one."""
     analysis = analysis_of(gm)
-    run = _run(analysis.structure, analysis.channels, widths)
+    run = _run(analysis.structure, analysis.channels, widths, None)
     run.forget()
     return dict(run.edits.gathers)
 
@@ -99,19 +120,52 @@ def kept_channels(gm: GraphModule, widths: Mapping[str, int]) -> dict[tuple[str,
     return {axis: sorted(set(gather.index.tolist())) for axis, gather in gathers_of(gm, widths).items()}
 
 
-def _run(structure: Structure, channels: ChannelGraph, widths: Mapping[str, int]) -> Resizing:
+def _copies(
+    structure: Structure, channels: ChannelGraph, widths: Mapping[str, int], keep: Kept | None
+) -> dict[int, Ids]:
+    """Return how often each channel of a part appears, for every part that changes, by its index."""
     part_widths = channels.part_widths(widths)
     copies: dict[int, Ids] = {}
     narrower = any(width < part.width for width, part in zip(part_widths, channels.parts, strict=True))
-    index, scores = 0, importance(structure) if narrower else np.empty(0)
-    for group in structure.groups:
-        for part in group.parts:
+    scores = importance(structure) if narrower and keep is None else np.empty(0)
+    for group, known in zip(structure.groups, channels.groups, strict=True):
+        for place, (index, part) in enumerate(zip(known.parts, group.parts, strict=True)):
             count, wanted = len(part.classes), part_widths[index] // group.positions(part)
             if wanted > count:
                 copies[index] = spread_copies(count, wanted)
-            elif wanted < count:
+            elif wanted < count and keep is None:
                 copies[index] = _most_important(part, wanted, scores)
-            index += 1
+            elif wanted < count:
+                copies[index] = _chosen(known.id, place, keep or {}, count, wanted)
+    return copies
+
+
+def _kept(structure: Structure, channels: ChannelGraph, copies: Mapping[int, Ids]) -> Kept:
+    """Return for each group that gets narrower which channels of its parts stay."""
+    kept: dict[str, tuple[tuple[int, ...], ...]] = {}
+    for group in channels.groups:
+        narrowed = [copies[index] if index in copies and not copies[index].all() else None for index in group.parts]
+        if any(numbers is not None for numbers in narrowed):
+            kept[group.id] = tuple(() if n is None else tuple(np.flatnonzero(n).tolist()) for n in narrowed)
+    return kept
+
+
+def _chosen(group: str, place: int, keep: Kept, count: int, wanted: int) -> Ids:
+    """Return the copies of a part whose channels that stay are given."""
+    parts = keep.get(group, ())
+    stay = parts[place] if place < len(parts) else ()
+    result: Ids = np.zeros(count, dtype=np.int64)
+    if len(set(stay)) != len(stay) or len(stay) != wanted or not all(0 <= channel < count for channel in stay):
+        raise ChannelError(
+            f"group {group} cannot keep channels {list(stay)[:8]}: {wanted} different ones from 0 to {count - 1} stay "
+            "at this width; leave keep out, and those that carry most do"
+        )
+    result[list(stay)] = 1
+    return result
+
+
+def _run(structure: Structure, channels: ChannelGraph, widths: Mapping[str, int], keep: Kept | None) -> Resizing:
+    copies = _copies(structure, channels, widths, keep)
     try:
         _, run = settle(structure, lambda known: known.counts(copies))
         return run
@@ -157,8 +211,10 @@ def _most_important(part: Part, wanted: int, scores: npt.NDArray[np.float64]) ->
     return result
 
 
-def _resized(structure: Structure, channels: ChannelGraph, widths: Mapping[str, int], seed: int) -> GraphModule:
-    run = _run(structure, channels, widths)
+def _resized(
+    structure: Structure, channels: ChannelGraph, widths: Mapping[str, int], keep: Kept | None, seed: int
+) -> GraphModule:
+    run = _run(structure, channels, widths, keep)
     gm, tensors = structure.gm, Tensors.of(structure.gm)
     memo: dict[int, Any] = {}
     by_path: dict[str, list[tuple[int, Gather]]] = {}

@@ -5,15 +5,14 @@ weight -> <layer>_weight_quant -> conv <- <node>_activation_quant <- activation
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from torch.fx import GraphModule
 
-from nce_fx.passes.base import Pass, PassResult
 from nce_fx.passes.transform.quantize.calibrate import Onlookers, calibrate, carry_ranges, set_ranges
-from nce_fx.passes.transform.quantize.insert import insert_quantizers
+from nce_fx.passes.transform.quantize.insert import in_float, insert_quantizers
 from nce_fx.passes.transform.quantize.read import (
     IntegerWeight,
     QuantizedLayer,
@@ -24,6 +23,8 @@ from nce_fx.passes.transform.quantize.read import (
 )
 from nce_fx.passes.transform.quantize.remove import remove_quantizers
 from nce_fx.passes.transform.quantize.spec import LayerBits, QuantSpec
+from nce_fx.pipeline import Given, Pass
+from nce_fx.pipeline.options import made, plain
 from nce_fx.plan import WidthPlan, model_fingerprint
 from nce_fx.quantizers import Quantizer
 
@@ -47,43 +48,55 @@ def quantize(
     Raises:
         QuantizeError: the graph is quantized already, `spec` does not fit the model, or a value is not finite.
     """
-    spec = spec or QuantSpec()
-    result = insert_quantizers(gm, spec)
-    # What `nce_fx.save` rebuilds the graph from.
-    result.meta["spec"] = spec
-    result.meta.setdefault("plan", WidthPlan({}, {}, model_fingerprint(gm)))
-    carried = like is not None and carry_ranges(like, result)
-    if batches is not None and not carried:
-        set_ranges(result, batches)
-    return result
+    return InsertQuantizers(spec or QuantSpec())(gm, Given(batches, like)).graph_module
 
 
 @dataclass(frozen=True)
 class InsertQuantizers(Pass):
-    """`quantize` as a pass; without batches the activations' ranges wait for `calibrate`."""
+    """`quantize` as a pass; its options are those of the `QuantSpec`.
 
+    Ranges come from the network or the batches that it is given; without either they wait for `calibrate`.
+    """
+
+    name: ClassVar[str] = "quantize"
+    requires = (in_float,)
     spec: QuantSpec = field(default_factory=QuantSpec)
-    batches: Iterable[Any] | None = field(default=None, compare=False)
-    like: GraphModule | None = field(default=None, compare=False)
 
-    def apply(self, gm: GraphModule) -> PassResult:
+    def apply(self, gm: GraphModule, given: Given) -> GraphModule:
         """Return the quantized graph.
 
         Raises:
             QuantizeError: as `quantize` does.
         """
-        return PassResult(quantize(gm, self.spec, self.batches, self.like), modified=True)
+        result = insert_quantizers(gm, self.spec)
+        result.meta["spec"] = self.spec
+        result.meta.setdefault("plan", WidthPlan({}, {}, model_fingerprint(gm)))
+        carried = given.like is not None and carry_ranges(given.like, result)
+        if given.batches is not None and not carried:
+            set_ranges(result, given.batches)
+        return result
+
+    def options(self) -> dict[str, Any]:
+        """Return the fields of the spec."""
+        return plain(self.spec)
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Self:
+        """Return the pass with a spec of these fields."""
+        return cls(made(QuantSpec, options, cls.name))
 
 
 @dataclass(frozen=True)
 class RemoveQuantizers(Pass):
     """The way back: the float graph, with every parameter as it is now."""
 
-    def apply(self, gm: GraphModule) -> PassResult:
+    ensures = (in_float,)
+
+    def apply(self, gm: GraphModule, given: Given) -> GraphModule:
         """Return the float graph."""
         if not any(isinstance(module, Quantizer) for module in gm.modules()):
-            return PassResult(gm, modified=False)
-        return PassResult(remove_quantizers(gm), modified=True)
+            return gm
+        return remove_quantizers(gm)
 
 
 __all__ = [

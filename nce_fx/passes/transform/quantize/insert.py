@@ -43,10 +43,8 @@ def insert_quantizers(gm: GraphModule, spec: QuantSpec) -> GraphModule:
     """Return a copy of the graph with quantizers where `spec` wants them.
 
     Raises:
-        QuantizeError: the graph has quantizers already, a weight is not finite, or `spec` does not fit the model.
+        QuantizeError: a weight is not finite, or `spec` does not fit the model.
     """
-    if any(isinstance(module, Quantizer) for module in gm.modules()):
-        raise QuantizeError("the graph is quantized already: take the quantizers out first, with RemoveQuantizers")
     result = copy.deepcopy(gm)
     places = find_places(result, spec)
     readers: dict[Node, dict[Node, int | None]] = {}
@@ -64,6 +62,16 @@ def insert_quantizers(gm: GraphModule, spec: QuantSpec) -> GraphModule:
     result.graph.lint()
     result.recompile()
     return result
+
+
+def in_float(gm: GraphModule) -> None:
+    """Return if a graph has no quantizers.
+
+    Raises:
+        QuantizeError: it has.
+    """
+    if any(isinstance(module, Quantizer) for module in gm.modules()):
+        raise QuantizeError("the graph is quantized already: take the quantizers out first, with RemoveQuantizers")
 
 
 def _add_sums(gm: GraphModule, spec: QuantSpec, readers: dict[Node, dict[Node, int | None]]) -> None:

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from torch.fx import GraphModule
 
 from nce_fx.passes.analysis.channels.ids import Axis
-from nce_fx.passes.base import Pass, PassResult
 from nce_fx.passes.transform.widths.insert import Mixing, insert_width_choices, remove_width_choices
 from nce_fx.passes.transform.widths.modules import WIDTH_MODULES, WidthChoice, WidthDraw, WidthNorm
 from nce_fx.passes.transform.widths.places import Order, carried_order, channel_order
+from nce_fx.pipeline import Given, Pass
 
 
 @dataclass(frozen=True)
@@ -27,26 +27,26 @@ class InsertWidthChoices(Pass):
     order: Order | None = field(default=None, compare=False)
     mixing: Mixing = "zeros"
 
-    def apply(self, gm: GraphModule) -> PassResult:
+    def apply(self, gm: GraphModule, given: Given) -> GraphModule:
         """Return the graph with width choices.
 
         Raises:
             ChannelError: a width that a group cannot take, or one whose widest is not the graph's own.
         """
         if not self.candidates:
-            return PassResult(gm, modified=False)
-        return PassResult(insert_width_choices(gm, self.candidates, self.order, self.mixing), modified=True)
+            return gm
+        return insert_width_choices(gm, self.candidates, self.order, self.mixing)
 
 
 @dataclass(frozen=True)
 class RemoveWidthChoices(Pass):
     """The way back: the plain network at the widest candidates."""
 
-    def apply(self, gm: GraphModule) -> PassResult:
+    def apply(self, gm: GraphModule, given: Given) -> GraphModule:
         """Return the plain graph."""
         if not any(isinstance(module, WIDTH_MODULES) for module in gm.modules()):
-            return PassResult(gm, modified=False)
-        return PassResult(remove_width_choices(gm), modified=True)
+            return gm
+        return remove_width_choices(gm)
 
 
 __all__ = [

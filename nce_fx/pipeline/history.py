@@ -1,0 +1,135 @@
+"""What was done to a graph since it was traced, as a value: `nce_fx.save` writes it, `nce_fx.load` does it again.
+
+A history is the graph as it was traced and a step for every pass that changed it:
+
+    resize{plan={"conv1": 8}, keep={...}}   ->   quantize{weight_bits=2}   ->   mine:Scale{factor=2.0}
+
+It lies in ``gm.meta["history"]``, and whatever copies a graph takes it along. Each graph is known by its fingerprint
+(`nce_fx.plan.model_fingerprint`), so that a change which no pass made is found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import nn
+from torch.fx import GraphModule
+
+from nce_fx.errors import ArtifactError
+from nce_fx.paths import module_at, modules_of
+from nce_fx.plan import model_fingerprint
+
+HISTORY = "history"
+"""The key in ``gm.meta``."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass that changed a graph: ``Step("quantize", {"weight_bits": 2, ...}, "9f3c...")``."""
+
+    name: str
+    options: Mapping[str, Any] | None
+    """The pass's options, and whatever it decided from the weights; ``None`` where they are not plain data."""
+    graph: str
+    """Fingerprint of the graph that came out."""
+    source: str | None = None
+    """``package.module:Class`` of a pass that is not nce-fx's own."""
+    problem: str = ""
+    """Why it has no options that could be written down."""
+
+
+@dataclass(frozen=True)
+class History:
+    """How a graph was traced, and the steps since."""
+
+    graph: str
+    """Fingerprint of the graph as traced."""
+    modes: Mapping[str, bool] = field(default_factory=dict)
+    """Which parts of the model were in training mode then, see `modes_of`."""
+    inputs: tuple[Any, ...] | None = None
+    """The signature of what it was traced with (`nce_fx.signature`)."""
+    steps: tuple[Step, ...] = ()
+    problem: str = ""
+    """Why the graph cannot be made again by doing this again."""
+
+    def __deepcopy__(self, memo: Any) -> History:
+        return self
+
+    @property
+    def result(self) -> str:
+        """Fingerprint of the graph that the last step made."""
+        return self.steps[-1].graph if self.steps else self.graph
+
+    def then(self, step: Step) -> History:
+        """Return the history with one more step."""
+        return replace(self, steps=(*self.steps, step), problem=self.problem or step.problem)
+
+    def check(self, gm: GraphModule) -> None:
+        """Return if the graph is the one that this history makes, and can be made again.
+
+        Raises:
+            ArtifactError: says which step cannot be repeated, or after which the graph was changed by hand.
+        """
+        problem = self.problem or _edited(self, gm)
+        if problem:
+            raise ArtifactError(problem)
+
+
+def begin(gm: GraphModule, model: nn.Module) -> None:
+    """Begin the history of a graph that was just traced from a model."""
+    inputs = gm.meta.get("inputs")
+    gm.meta[HISTORY] = History(model_fingerprint(gm), modes_of(model), None if inputs is None else tuple(inputs))
+
+
+def history_of(gm: GraphModule) -> History:
+    """Return the history of a graph; of one that `nce_fx.trace` did not make, one that begins now."""
+    known = gm.meta.get(HISTORY)
+    if isinstance(known, History):
+        return known
+    return History(model_fingerprint(gm), modes_of(gm))
+
+
+def continued(gm: GraphModule) -> History:
+    """Return the history of a graph that a pass is about to change, which says if it was changed by hand before."""
+    known = history_of(gm)
+    problem = known.problem or _edited(known, gm)
+    return replace(known, problem=problem) if problem else known
+
+
+def _edited(history: History, gm: GraphModule) -> str:
+    if model_fingerprint(gm) == history.result:
+        return ""
+    last = f"after {history.steps[-1].name}" if history.steps else "after it was traced"
+    return (
+        f"the graph was changed by hand {last}, which cannot be replayed: make the change in a pass of your own "
+        "(nce_fx.pipeline.Pass)"
+    )
+
+
+def modes_of(module: nn.Module) -> dict[str, bool]:
+    """Return whether a module is in training mode, and the paths of those in it whose mode is not their owner's.
+
+    ``{"": True, "stem.bn": False}``: all of it trains but for one frozen BatchNorm.
+    """
+    modes: dict[str, bool] = {}
+    training: dict[str, bool] = {}
+    for path, part in modules_of(module):
+        training[path] = part.training
+        if not path or part.training != training[path.rpartition(".")[0]]:
+            modes[path] = part.training
+    return modes
+
+
+def set_modes(module: nn.Module, modes: Mapping[str, bool]) -> None:
+    """Set the modes that `modes_of` returned.
+
+    Raises:
+        ArtifactError: the module has no part at one of the paths.
+    """
+    for path, training in modes.items():
+        try:
+            (module_at(module, path) if path else module).train(training)
+        except AttributeError as error:
+            raise ArtifactError(f"the model has no module {path}: it is not the one that was saved") from error

@@ -1,0 +1,70 @@
+"""The options of a pass, its dataclass fields, as plain data and back: checked by their types, in words.
+
+options_of(FoldBatchNorm())                        {}
+made(ResizeChannels, {"plan": {"conv1": "wide"}})    PassError: resize: plan.conv1: it is 'wide', ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, TypeVar
+
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
+
+from nce_fx.errors import PassError
+
+T = TypeVar("T")
+
+
+def plain(value: Any) -> dict[str, Any]:
+    """Return the fields of a frozen dataclass as JSON values.
+
+    Raises:
+        PassError: a field is not plain data: numbers, words, lists and mappings of them, dataclasses of such.
+    """
+    kind: Any = type(value)
+    try:
+        found: dict[str, Any] = _adapter(kind).dump_python(value, mode="json", warnings="error")
+        again = _adapter(kind).dump_python(_adapter(kind).validate_python(found), mode="json")
+    except (PydanticUserError, NameError, ValueError, TypeError) as error:
+        raise PassError(f"the options of {kind.__name__} are not plain data: {_first_line(error)}") from error
+    if again != found:
+        odd = next(name for name in found if again.get(name) != found[name])
+        raise PassError(f"the options of {kind.__name__} are not plain data: {odd} does not come back as it was")
+    return found
+
+
+def made(kind: Callable[..., T], options: Mapping[str, Any], name: str) -> T:
+    """Return the dataclass with these fields.
+
+    Raises:
+        PassError: an option that it does not have, one that is missing, or one of another type.
+    """
+    try:
+        adapter = _adapter(kind)
+    except (PydanticUserError, NameError) as error:
+        raise PassError(f"pass {name}: its options are not plain data: {_first_line(error)}") from error
+    known = list(getattr(kind, "__dataclass_fields__", {}))
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise PassError(f"pass {name} has no option {unknown[0]!r}: it has {', '.join(known) or 'none'}")
+    try:
+        result: T = adapter.validate_python(dict(options))
+        return result
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise PassError(f"pass {name}, option {place}: {first['msg']}") from error
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

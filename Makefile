@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check
+.PHONY: setup demo test test-quick check
 
 setup: .venv/installed
 
@@ -17,8 +17,15 @@ setup: .venv/installed
 demo: setup
 	$(BIN)/nce-fx rewrite resnet8 --data digits --retrain 30 --out nce-fx-out --force
 
+# A process a core, eight at the most: each holds a PyTorch.
+PARALLEL := -n auto --maxprocesses 8 --dist worksteal
+
 test: setup
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
+
+# A sample of each test, in about a minute: for those who work on the code.
+test-quick: setup
+	$(BIN)/pytest $(PARALLEL) --quick
 
 check: setup
 	$(BIN)/ruff check .

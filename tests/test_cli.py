@@ -247,6 +247,7 @@ def test_json_is_one_object_and_nothing_else(here):
     assert "channels before -> after" in result.stderr
 
 
+@pytest.mark.long
 def test_the_main_job_end_to_end(here):
     """One epoch, so that it is quick; the accuracy means nothing, everything else is as in the demo."""
     args = ["rewrite", "resnet8", "--data", "digits", "--retrain", "1", "--json"]
@@ -411,6 +412,7 @@ def test_two_processes_retrain_one_folder(here):
 
 
 @one_process_a_gpu
+@pytest.mark.long
 def test_two_processes_analyze_as_one_does(here):
     again = ["analyze", "resnet8", "--data", "digits", "--json"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "nce_fx"]
@@ -425,6 +427,7 @@ def test_two_processes_analyze_as_one_does(here):
     assert two == one
 
 
+@pytest.mark.long
 def test_ctrl_c_stops_in_words_and_retrain_goes_on(here):
     """Stopped with Ctrl-C while it retrains; then resumed to the weights of a run that was never stopped."""
     command = ["rewrite", "resnet8", "--data", "digits", "--retrain", "3"]

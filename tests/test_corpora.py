@@ -41,6 +41,7 @@ def holds(model: nn.Module, x: torch.Tensor, free: float) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="torchvision is not installed")
 @pytest.mark.parametrize("name", TORCHVISION)
+@pytest.mark.long
 def test_torchvision(name):
     from torchvision import models
 
@@ -49,6 +50,7 @@ def test_torchvision(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.long
 def test_built_in(name):
     torch.manual_seed(0)
     channels, side, _ = INPUT_SHAPES[name]

@@ -118,6 +118,7 @@ def command(folder, *arguments):
     main([*arguments, "--results", str(folder), "--report", str(folder / "results.md"), "--work", str(folder / "work")])
 
 
+@pytest.mark.long
 def test_every_row_on_cifar10s_folder_and_nothing_twice(tmp_path, cifar, capsys):  # noqa: F811
     batch = {"batch_size": 4}
     study = small(
@@ -166,6 +167,7 @@ def pictures(tmp_path):
     return tmp_path
 
 
+@pytest.mark.long
 def test_imagenets_recipe_on_its_folders(tmp_path, pictures):
     batch = {"batch_size": 3}
     study = small(

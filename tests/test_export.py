@@ -92,6 +92,7 @@ def assert_close(got, expected, tolerance=1e-5):
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize(("weight", "activation"), PAIRS)
+@pytest.mark.long
 def test_resnet8_computes_what_pytorch_computes(tmp_path, name, weight, activation):
     gm = resnet8(weight, activation)
     written = export_onnx(gm, tmp_path / "model.onnx", format=name)
@@ -108,6 +109,7 @@ def test_resnet8_computes_what_pytorch_computes(tmp_path, name, weight, activati
 
 @pytest.mark.parametrize("model", ["resnet18", "resnet20"])
 @pytest.mark.parametrize(("weight", "activation"), PAIRS)
+@pytest.mark.long
 def test_exact_scales_give_every_runtime_the_same_numbers(tmp_path, model, weight, activation):
     torch.manual_seed(0)
     gm = nce_fx.trace(settled(MODELS[model](width=8)), (torch.zeros(2, 3, 32, 32),))
@@ -135,6 +137,7 @@ def test_a_batchnorm_is_exact_where_the_scales_are(tmp_path):
     assert np.array_equal(evaluated(RemoveQuantizers()(gm).graph_module, x), evaluated(plain, x))
 
 
+@pytest.mark.long
 def test_folded_qcdq_is_computed_in_integers(tmp_path):
     gm = resnet8()
     written = export_onnx(gm, tmp_path / "model.onnx", format="qcdq", fold_bn=True)
@@ -148,6 +151,7 @@ def test_folded_qcdq_is_computed_in_integers(tmp_path):
 
 
 @pytest.mark.parametrize("weight", ["sawb", "dorefa", "lsq"])
+@pytest.mark.long
 def test_qonnx_weights_have_no_zero_point(tmp_path, weight):
     """What reads QONNX takes a weight with a zero point for a float, or refuses it."""
     model = onnx.load(export_onnx(resnet8(weight), tmp_path / "model.onnx", format="qonnx").path)
@@ -181,6 +185,7 @@ def test_the_qonnx_package_counts_the_bit_operations_that_we_do(tmp_path, weight
     assert (ours.macs, ours.bit_ops) == (theirs["total_macs"], theirs["total_bops"])
 
 
+@pytest.mark.long
 def test_names_and_metadata_are_the_models(tmp_path):
     gm = resnet8()
     model = onnx.load(export_onnx(gm, tmp_path / "model.onnx").path)
@@ -250,6 +255,7 @@ def test_activations_are_equal_bit_for_bit(name, signed, bits, quantizer):
 
 @pytest.mark.parametrize("quantizer", ["lsq", "minmax"])
 @pytest.mark.parametrize("tokens", [(), (5,)])
+@pytest.mark.long
 def test_linear_layers_with_widths_that_are_no_multiple_of_four(tmp_path, quantizer, tokens):
     gm = mlp(10, 7, 10, spec=nce_fx.QuantSpec(weight=quantizer, first_last_bits=2), shape=(2, *tokens))
     written = export_onnx(gm, tmp_path / "model.onnx")
@@ -257,6 +263,7 @@ def test_linear_layers_with_widths_that_are_no_multiple_of_four(tmp_path, quanti
     assert_close(run(written.path, x), evaluated(gm, x))
 
 
+@pytest.mark.long
 def test_two_bits_take_a_fifteenth_of_the_float_weights(tmp_path):
     gm = mlp(512, 512, 512, 512, spec=nce_fx.QuantSpec(first_last_bits=2))
     written = export_onnx(gm, tmp_path / "model.onnx")
@@ -264,6 +271,7 @@ def test_two_bits_take_a_fifteenth_of_the_float_weights(tmp_path):
     assert floats / written.size > 14.5
 
 
+@pytest.mark.long
 def test_a_batch_that_the_graph_fixes_is_kept_and_said(tmp_path):
     class Fixed(nn.Module):
         def __init__(self):
@@ -452,6 +460,7 @@ def test_the_command_exports_a_result_folder(tmp_path):
     assert "choose one of" in unknown.stderr
 
 
+@pytest.mark.long
 def test_the_command_says_what_keeps_values_off_borders(tmp_path, monkeypatch):
     nce_fx.save(resnet8(), tmp_path / "result", model=ModelReference(reference="resnet8", args={"width": 4}))
     call = ["export", str(tmp_path / "result"), "--onnx", str(tmp_path / "model.onnx")]

@@ -52,6 +52,7 @@ def killed_at(moment: int, folder: Path) -> bool:
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.long
 def test_a_kill_at_any_moment_leaves_the_old_folder_or_the_new_one(tmp_path):
     seen, moment = set(), 0
     while True:

@@ -69,6 +69,7 @@ def obeys_the_laws(program: Program) -> None:
     suppress_health_check=list(HealthCheck),
 )
 @given(programs())
+@pytest.mark.long
 def test_random_networks(program):
     note(f"paste this: {program!r}")
     obeys_the_laws(program)

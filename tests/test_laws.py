@@ -46,7 +46,8 @@ def subject(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
     return randomize(build()).eval(), (x,)
 
 
-@pytest.mark.parametrize(("name", "law"), [(name, law) for law in LAWS for name in NAMES])
+# A model's laws one after another: they share one trace of it in each dtype.
+@pytest.mark.parametrize(("name", "law"), [(name, law) for name in NAMES for law in LAWS])
 def test_law(name, law):
     LAWS[law](*subject(name))
 

@@ -95,6 +95,7 @@ def test_fingerprints_are_of_the_architecture():
     assert len(prints) == 5
 
 
+@pytest.mark.long
 def test_fingerprints_are_the_same_in_another_process():
     program = (
         "import torch, nce_fx; from nce_fx.models import MODELS; from nce_fx.plan import model_fingerprint;"

@@ -56,6 +56,7 @@ def test_archives_are_equal_bit_for_bit(tmp_path, weight, activation):
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
 
 
+@pytest.mark.long
 def test_archives_run_without_nce_fx_and_the_models_code(archive, tmp_path):
     x = random(3, 3, 8, 8)
     torch.save({"x": x, "y": small()(x)}, tmp_path / "case.pt")
@@ -173,6 +174,7 @@ def test_an_archive_that_does_not_verify_is_removed(tmp_path, monkeypatch):
     assert (tmp_path / "model.pt2").read_text() == "as it was"
 
 
+@pytest.mark.long
 def test_the_command_writes_an_archive(tmp_path):
     gm = resnet8()
     nce_fx.save(gm, tmp_path / "result", model=ModelReference(reference="resnet8", args={"width": 4}))

@@ -48,6 +48,7 @@ def test_every_public_name_is_there_and_documented(name):
     assert name == "__version__" or value.__doc__
 
 
+@pytest.mark.long
 def test_rewrite_stays_the_function_when_its_module_is_imported():
     script = (
         "import nce_fx.rewrite, nce_fx.artifacts\n"

@@ -548,6 +548,7 @@ class OneDevice(TorchDispatchMode):
 
 @pytest.mark.parametrize(("weight", "activation"), [("sawb", "pact"), ("lsq", "lsq"), ("dorefa", "dorefa")])
 @pytest.mark.parametrize("saving", [nullcontext, compact_saving])
+@pytest.mark.long
 def test_a_training_step_makes_no_tensor_on_another_device(
     weight: str, activation: str, saving: Callable[[], AbstractContextManager[None]]
 ) -> None:

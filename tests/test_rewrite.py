@@ -60,6 +60,7 @@ def test_the_rewritten_network_has_visible_two_bit_quantizers():
     assert result.graph_module(*example()).shape == (1, 10)
 
 
+@pytest.mark.long
 def test_rewriting_twice_gives_the_same_plan_and_weights():
     one, two = (nce_fx.rewrite(net(), example(), batches=batches(), seed=4) for _ in range(2))
     assert one.plan.to_json() == two.plan.to_json()

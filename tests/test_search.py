@@ -225,6 +225,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.mark.long
 def test_a_search_that_was_killed_ends_with_the_same_plan(whole, tmp_path):
     child = subprocess.Popen([sys.executable, "-m", "tests.search_runs", tmp_path], cwd=ROOT)
     # There is a checkpoint after every one of 30 steps, and the first expansion after the twelfth.
@@ -242,6 +243,7 @@ def test_a_search_that_was_killed_ends_with_the_same_plan(whole, tmp_path):
 
 
 @one_process_a_gpu
+@pytest.mark.long
 def test_two_processes_search_as_one_does(whole, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*torchrun, "-m", "tests.search_runs", tmp_path]

@@ -190,6 +190,7 @@ def test_the_model_is_left_as_it_was_and_the_result_repeats(metric):
         assert node.total == pytest.approx(first.by_node[path].total, rel=1e-3, abs=1e-7)
 
 
+@pytest.mark.long
 def test_what_the_metrics_cost():
     """The gradient metric: at most three plain steps whatever the depth. One at a time: under half of L forwards."""
     gm = nce_fx.trace(MODELS["resnet20"]().eval(), (torch.randn(1, 3, 16, 16),))

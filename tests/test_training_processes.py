@@ -49,6 +49,7 @@ def losses(directory: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("run", ["float", "sawb", "lsq"])
+@pytest.mark.long
 def test_losses_are_those_of_one_process(one, two, run):
     expected, found = losses(one[1] / run), losses(two[1] / run)
     assert len(expected) == 12

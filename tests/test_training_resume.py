@@ -117,6 +117,7 @@ class TestStopped:
         with pytest.raises(KeyboardInterrupt):
             train(net(), Blobs(), RECIPE, progress=stop_at(3, interrupt))
 
+    @pytest.mark.long
     def test_by_sigkill_at_random_moments(self):
         script = Path(__file__).parent.parent / "benchmarks" / "interrupted_training.py"
         done = subprocess.run(

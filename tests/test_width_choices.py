@@ -29,6 +29,7 @@ MIXING = pytest.mark.parametrize("mixing", ["zeros", "interpolate"])
 @SPECS
 @MIXING
 @pytest.mark.parametrize("training", [False, True])
+@pytest.mark.long
 def test_with_one_candidate_it_is_the_plain_network(spec, training, mixing):
     gm, x = traced(), torch.randn(5, 1, 6, 6)
     plain = (gm if spec is None else nce_fx.quantize(gm, spec, [x])).train(training)

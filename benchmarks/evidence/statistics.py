@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 
 from scipy import stats
 
@@ -53,15 +54,12 @@ def summarise(runs: Sequence[Run], reference: Sequence[Run]) -> Summary:
 
 def mean(values: Sequence[float]) -> float:
     """Return the mean; not a number for no values."""
-    return sum(values) / len(values) if values else math.nan
+    return fmean(values) if values else math.nan
 
 
 def deviation(values: Sequence[float]) -> float:
     """Return the standard deviation of a sample; not a number below two values."""
-    if len(values) < 2:
-        return math.nan
-    middle = mean(values)
-    return math.sqrt(sum((value - middle) ** 2 for value in values) / (len(values) - 1))
+    return stdev(values) if len(values) > 1 else math.nan
 
 
 def paired_p(pairs: Sequence[tuple[float, float]]) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-import benchmarks.torchvision_operators  # noqa: F401
+import tests.torchvision_operators  # noqa: F401
 
 torch.set_num_threads(1)
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import nce_fx
-from benchmarks.sensitivity_cost import operations
 from nce_fx.errors import InputError
 from nce_fx.models import MODELS
 from nce_fx.passes.analysis.channels import analyze_channels
 from nce_fx.passes.analysis.channels.graph import ChannelGraph
 from nce_fx.passes.analysis.sensitivity import METRICS, Noise, analyze_sensitivity, gradient, real_noise
+from tests.counting import operations
 
 
 def coarse(value: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ class TestStopped:
 
     @pytest.mark.long
     def test_by_sigkill_at_random_moments(self):
-        script = Path(__file__).parent.parent / "benchmarks" / "interrupted_training.py"
+        script = Path(__file__).parent.parent / "benchmarks" / "steps" / "interrupted_training.py"
         done = subprocess.run(
             [sys.executable, script, "--kills", "3", "--epochs", "2"], capture_output=True, text=True, timeout=300
         )

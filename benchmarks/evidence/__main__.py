@@ -28,12 +28,12 @@ from benchmarks.evidence.records import Run, Widths
 from benchmarks.evidence.report import write_report
 from benchmarks.evidence.rows import ROWS, Bench, run_row
 from benchmarks.evidence.study import DEFAULT, Study, load_study
+from benchmarks.pages import DOCS, RESULTS, ROOT
 from nce_fx.data import Data, load_data
 from nce_fx.errors import InputError, NceFxError
 from nce_fx.training.engine import start_engine
 from nce_fx.version import __version__
 
-ROOT = Path(__file__).parent.parent.parent
 WORK = ROOT / ".evidence"
 
 
@@ -51,8 +51,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--ablation", choices=ABLATIONS, help="run the variants of an ablation instead")
     parser.add_argument("--epochs", type=int, help="train and search for so long instead: for a first try")
     parser.add_argument("--table", action="store_true", help="only write docs/results.md")
-    parser.add_argument("--results", type=Path, default=records.RESULTS, help="the folder of the tables")
-    parser.add_argument("--report", type=Path, default=ROOT / "docs" / "results.md", help="the report to write")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the tables")
+    parser.add_argument("--report", type=Path, default=DOCS / "results.md", help="the report to write")
     parser.add_argument("--work", type=Path, default=WORK, help="the folder of the checkpoints")
     parser.add_argument("--threads", type=int, default=1, help="of a CPU")
     options = parser.parse_args(arguments)
@@ -61,9 +61,14 @@ def main(arguments: list[str] | None = None) -> None:
         if not options.table:
             run(options)
         if start_engine().is_main:
-            write_report(options.results, options.report)
+            write_page(options.results, options.report)
     except NceFxError as error:
         raise SystemExit(f"error: {error}") from error
+
+
+def write_page(results: Path = RESULTS, report: Path = DOCS / "results.md") -> None:
+    """Write docs/results.md and its pictures."""
+    write_report(results, report)
 
 
 def run(options: argparse.Namespace) -> None:

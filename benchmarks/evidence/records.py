@@ -12,8 +12,6 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-RESULTS = Path(__file__).parent.parent / "results"
-
 
 @dataclass(frozen=True)
 class Run:

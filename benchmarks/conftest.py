@@ -1,0 +1,3 @@
+"""Tests of the measurements share what all tests do."""
+
+from tests.conftest import ctrl_c_raises  # noqa: F401

@@ -1,0 +1,91 @@
+"""Write the tables of docs/deploy.md from the results of the other commands: `python -m benchmarks.onnx_tables`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from benchmarks.pages import DOCS, RESULTS, load, put
+
+DOCUMENT = DOCS / "deploy.md"
+
+
+def write_page() -> None:
+    """Write every table that has results."""
+    formats = load(RESULTS / "onnx_formats.json")
+    put(DOCUMENT, "formats summary", formats_summary(formats))
+    put(DOCUMENT, "formats table", formats_table(formats))
+    put(DOCUMENT, "speed table", speed_table(load(RESULTS / "onnx_speed.json")))
+    put(DOCUMENT, "qonnx table", qonnx_table(load(RESULTS / "onnx_qonnx.json")))
+
+
+def formats_summary(rows: dict[str, dict[str, Any]]) -> Iterable[str]:
+    """Yield what the rows of int2 say together, with exact scales and as the quantizers were published."""
+    yield "| int2 | networks | rows | of them within 1e-5 | images beyond | another class |"
+    yield "|---|--:|--:|--:|--:|--:|"
+    for name, exact in (("with `--exact`", True), ("without", False)):
+        chosen = {
+            key: row["levels"].values()
+            for key, row in rows.items()
+            if key.endswith("/int2") and "levels" in row and (", exact/" in key) is exact
+        }
+        networks = len({key.split("/")[0] for key in chosen})
+        images, classes = (
+            f"{sum(max(entry[what] for entry in levels) for levels in chosen.values()):,} of {1000 * len(chosen):,}"
+            for what in ("images", "arg_max")
+        )
+        close = sum(all(entry["images"] == 0 for entry in levels) for levels in chosen.values())
+        yield f"| {name} | {networks} | {len(chosen)} | {close} | {images} | {classes} |"
+
+
+def formats_table(rows: dict[str, dict[str, Any]]) -> Iterable[str]:
+    """Yield a row for every network, quantizer and format that was measured."""
+    heads = (
+        "network, quantizers, format, difference, images, arg-max, PyTorch itself, accuracy % (epochs), classes, size"
+    )
+    yield f"| {heads.replace(', ', ' | ')} |"
+    yield "|---|---|---|--:|--:|--:|--:|--:|--:|--:|"
+    for key, row in rows.items():
+        network, pair, name = key.split("/")
+        if "levels" not in row:
+            yield f"| {network} | {pair} | {name} | {row['trouble']} | | | | | | |"
+            continue
+        levels = row["levels"]
+        followed = [entry.get("trouble") or entry["followed"] for entry in levels.values() if len(entry) > 3]
+        trouble = next((entry for entry in followed if isinstance(entry, str)), None)
+        # What onnxruntime computes in integers is another number on purpose; its worst is in the columns beside.
+        left = trouble or f"{max(followed):.0e}"
+        worst = max(entry["images"] for entry in levels.values())
+        arg_max = max(entry["arg_max"] for entry in levels.values())
+        itself, accuracy = row["pytorch_itself"], f"{100 * row['accuracy']:.1f} ({row['epochs']})"
+        size = f"{row['size'] / 1e6:,.2f} MB, 1/{row['float_size'] / row['size']:.1f}"
+        yield (
+            f"| {network} | {pair} | {name} | {left} | {worst} | {arg_max} |"
+            f" {itself['images']}, {itself['arg_max']} | {accuracy} | {row['classes']} | {size} |"
+        )
+
+
+def speed_table(rows: dict[str, dict[str, Any]]) -> Iterable[str]:
+    """Yield a row for every network and file that was timed."""
+    yield "| network | file | size | time against the float file | how it computes |"
+    yield "|---|---|--:|--:|---|"
+    for key, row in rows.items():
+        network, name = key.split("/")
+        size = f"{row['size'] / 1e6:,.2f} MB, 1/{row['float_size'] / row['size']:.1f}"
+        yield f"| {network} | {name} | {size} | {row['ratio']:.2f} | {row['operators']} |"
+
+
+def qonnx_table(rows: dict[str, dict[str, Any]]) -> Iterable[str]:
+    """Yield a row for every network that the qonnx package read."""
+    yield "| network | quantizers | difference | MACs, qonnx / ours | bit operations, qonnx / ours |"
+    yield "|---|---|--:|--:|--:|"
+    for key, row in rows.items():
+        network, pair = key.split("/")
+        yield (
+            f"| {network} | {pair} | {row['difference']:.0e} | {row['qonnx_macs']:,} / {row['macs']:,} |"
+            f" {row['qonnx_bit_ops']:,} / {row['bit_ops']:,} |"
+        )
+
+
+if __name__ == "__main__":
+    write_page()

@@ -1,0 +1,138 @@
+"""Which layers of public vision models can be widened, and whether widening keeps what the models compute.
+
+    python -m benchmarks.coverage --corpus torchvision            # goes on where it stopped
+    python -m benchmarks.coverage --only 'resnet*' --again
+    python -m benchmarks.coverage --table                         # writes docs/coverage.md
+
+Each model runs in a process of its own, one after the other. Needs torchvision, timm and transformers for their models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from functools import cache
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmarks.coverage_table import write_table
+from benchmarks.measure import measure
+
+from benchmarks import pages, vision
+from benchmarks.pages import load, save
+
+_PATIENCE = 10
+"""Seconds on the wall for each processor second, where other work shares the machine."""
+RESULTS = pages.RESULTS / "coverage.json"
+
+
+def main() -> None:
+    """Run the models that were asked for, or write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", action="append", choices=vision.CORPORA, help="default: all of them")
+    parser.add_argument("--only", nargs="+", default=["*"], help="names to run, with * and ?; in this order")
+    parser.add_argument("--again", action="store_true", help="also run what has a result")
+    parser.add_argument("--failed", action="store_true", help="also run what failed or timed out")
+    parser.add_argument("--timeout", type=float, default=240.0, help="processor seconds a model may take")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no model after so many seconds")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--table", action="store_true", help="write docs/coverage.md from the results, run nothing")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    last = time.perf_counter() + options.seconds
+    results = load(options.results)
+    if options.table:
+        write_page(options.results)
+        return
+    for name in options.corpus or vision.CORPORA:
+        vision.load(name)
+        for entry in entries(name, options.only):
+            key = f"{entry.corpus}/{entry.name}"
+            known = results.get(key)
+            if time.perf_counter() > last:
+                return
+            if known and not options.again and not (options.failed and known["status"] != "ok"):
+                continue
+            found = in_a_process(entry, options.timeout)
+            # Read again: another corpus may be running beside this one.
+            results = load(options.results)
+            results[key] = {**found, "when": time.strftime("%Y-%m-%d %H:%M"), "revision": revision()}
+            save(options.results, results)
+            print(one_line(key, results[key]), flush=True)
+
+
+def write_page(results: Path = RESULTS) -> None:
+    """Write docs/coverage.md from the results."""
+    write_table(load(results))
+
+
+def entries(corpus: str, patterns: list[str]) -> Iterator[vision.Entry]:
+    """Yield the models of a corpus whose names match, those that match the first pattern first."""
+    models = list(vision.corpus(corpus))
+    seen: set[str] = set()
+    for pattern in patterns:
+        for entry in models:
+            if fnmatch(entry.name, pattern) and entry.name not in seen:
+                seen.add(entry.name)
+                yield entry
+
+
+def in_a_process(entry: vision.Entry, timeout: float) -> dict[str, Any]:
+    """Measure one model in a forked process, which a model that hangs or eats the memory cannot outlive."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(entry, sender, round(timeout)))
+    begin = time.perf_counter()
+    process.start()
+    sender.close()
+    result: dict[str, Any] = {"status": "timeout"}
+    last = begin + _PATIENCE * timeout
+    with contextlib.suppress(EOFError):
+        while receiver.poll(max(0.0, last - time.perf_counter())):
+            result = {**result, **receiver.recv()}
+    if process.is_alive():
+        process.kill()
+    process.join()
+    if result["status"] == "timeout" and process.exitcode != -signal.SIGXCPU:
+        result["status"] = f"killed: exit {process.exitcode}"
+    return {**result, "wall": round(time.perf_counter() - begin, 1)}
+
+
+def _child(entry: vision.Entry, sender: Connection, seconds: int) -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    torch.set_num_threads(1)
+    for found in measure(entry):
+        sender.send(found)
+    sender.close()
+    os._exit(0)
+
+
+@cache
+def revision() -> str:
+    """Return the commit that is measured."""
+    command = ["git", "-C", str(pages.ROOT), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+
+
+def one_line(key: str, result: dict[str, Any]) -> str:
+    """Say in one line how a model fared."""
+    layers = "".join(f" {kind} {result[kind][0]}/{result[kind][1]}" for kind in ("convs", "linears") if kind in result)
+    error = max(result.get("errors") or [float("nan")])
+    trouble = result.get("trouble", "")
+    return (
+        f"{key}: {result['status']}{layers} error {error:.1e} {result['wall']} s {result.get('traced', '')} {trouble}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -15,6 +15,7 @@ from pathlib import Path
 from torch.fx import GraphModule
 
 from nce_fx.data import Data
+from nce_fx.frozen import freeze
 from nce_fx.report.records import Comparison, ResultRow
 from nce_fx.rewrite import cost_record
 from nce_fx.training import Recipe, StepReport, evaluate, train
@@ -29,6 +30,9 @@ class Trained:
 
     comparison: Comparison
     networks: Mapping[str, GraphModule]
+
+    def __post_init__(self) -> None:
+        freeze(self)
 
 
 def compare(

@@ -9,12 +9,12 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
-import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from nce_fx.errors import ArtifactError
+from nce_fx.files import beside, settle
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -36,13 +36,14 @@ def replaced(target: Path, ours: Collection[str]) -> Iterator[Path]:
         raise ArtifactError(f"{target} is a file, not a folder: choose another --out")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".new", dir=target.parent))
+        fresh = beside(target)
+        fresh.mkdir()
     except OSError as error:
         raise ArtifactError(f"cannot write beside {target}: {error.strerror or error}") from error
     try:
         yield fresh
-        _settle(fresh)
-        fresh.chmod(0o777 & ~_umask())
+        for path in [*fresh.rglob("*"), fresh]:  # so that the swap cannot overtake the data
+            settle(path)
         if target.exists():
             _keep_others(target, fresh, ours)
             _exchange(fresh, target)  # from here on `fresh` is the old folder
@@ -54,16 +55,6 @@ def replaced(target: Path, ours: Collection[str]) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _settle(folder: Path) -> None:
-    """Have the system write every file to the disk, so that the swap cannot overtake the data."""
-    for path in [*folder.rglob("*"), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _keep_others(old: Path, fresh: Path, ours: Collection[str]) -> None:
@@ -97,9 +88,3 @@ def _exchange(one: Path, other: Path) -> None:
     other.rename(aside)
     one.rename(other)
     aside.rename(one)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

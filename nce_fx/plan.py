@@ -19,6 +19,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from nce_fx.errors import PlanError
+from nce_fx.frozen import freeze
 from nce_fx.paths import module_at, parameters_of
 
 PLAN_VERSION = 1
@@ -48,6 +49,9 @@ class WidthPlan:
     version: int = PLAN_VERSION
     source: Mapping[str, Any] = field(default_factory=dict)
     """Where the plan comes from: metric, data, seed, budget, objective, certified bound, gap; JSON values."""
+
+    def __post_init__(self) -> None:
+        freeze(self)
 
     @property
     def changed(self) -> dict[str, int]:

@@ -4,12 +4,14 @@ import os
 import resource
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from nce_fx.errors import NceFxError
 from nce_fx.export.files import replaced_file
+from nce_fx.files import write_whole
 from nce_fx.folders import replaced
 
 OURS = {"plan.json", "model.safetensors"}
@@ -88,3 +90,29 @@ def test_a_full_disk_leaves_the_old_folder_and_the_old_file(tmp_path, limit):
     assert read(folder) == OLD
     assert single.read_bytes() == b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "result"]
+
+
+@pytest.mark.parametrize(("mask", "file", "folder"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700), (0, 0o666, 0o777)])
+def test_permissions_are_the_systems_and_the_mask_is_never_set(tmp_path, monkeypatch, mask, file, folder):
+    before = os.umask(mask)
+    try:
+        with monkeypatch.context() as patch:
+            # The mask is the whole process's: another thread's files would come out with the one set here.
+            patch.setattr(os, "umask", lambda mask: pytest.fail("the mask was set"))
+            replace(tmp_path / "result")
+            with replaced_file(tmp_path / "model.onnx") as fresh:
+                fresh.write_bytes(b"new")
+            write_whole(tmp_path / "log.csv", b"new")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "result").stat().st_mode & 0o777 == folder
+    assert (tmp_path / "model.onnx").stat().st_mode & 0o777 == file
+    assert (tmp_path / "log.csv").stat().st_mode & 0o777 == file
+
+
+def test_threads_that_write_one_file_leave_one_of_its_contents(tmp_path):
+    path, contents = tmp_path / "log.csv", [bytes([letter]) * 50_000 for letter in b"abcdefgh"]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda content: write_whole(path, content), contents * 5))
+    assert path.read_bytes() in contents
+    assert list(tmp_path.iterdir()) == [path]

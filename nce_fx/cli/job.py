@@ -11,7 +11,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from nce_fx import artifacts
-from nce_fx.cli.reference import build_model, example_input, one_process, parse_args, quant_spec
+from nce_fx.cli.reference import build_model, example_input, one_process, parse_args, quant_spec, recipe_fields
 from nce_fx.cli.terminal import Terminal
 from nce_fx.comparison import Trained, compare
 from nce_fx.data import Data, load_data
@@ -121,8 +121,8 @@ def run(job: Job) -> None:
     if (hardware is None) != (job.max_custom is None):
         raise InputError("--hardware is the table and --max-custom its limit: give both or neither")
     args = parse_args(job.model_args)
-    asked = parse_args(job.recipe, "--recipe") | ({"compile": True} if job.compile else {})
-    recipe = Recipe.from_dict({**asked, "epochs": job.retrain, "seed": job.seed})
+    compiled = {"compile": True} if job.compile else {}
+    recipe = Recipe.from_dict(recipe_fields(job.recipe, epochs=job.retrain, seed=job.seed, **compiled))
     if not job.dry_run and not job.force:
         artifacts.check_free(job.out, artifacts.OURS if job.sweep is None else SWEEP)
     data = None if job.data is None else load_data(job.data, seed=job.seed, strict=job.strict)

@@ -94,6 +94,19 @@ def parse_args(text: str | None, option: str = "--model-args") -> dict[str, Any]
     return args
 
 
+def recipe_fields(text: str | None, **own: Any) -> dict[str, Any]:
+    """Return the fields of ``--recipe``, with those that options of their own give.
+
+    Raises:
+        InputError: not a JSON object, or a field whose own option says something else.
+    """
+    asked = parse_args(text, "--recipe")
+    for name, value in own.items():
+        if asked.get(name, value) != value:
+            raise InputError(f"--recipe says {name} is {asked[name]!r}, its own option says {value!r}: give that one")
+    return asked | own
+
+
 def quant_spec(
     bits: int,
     weight: str = "sawb",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from nce_fx import artifacts
 from nce_fx.cli.job import calibration, content, retrain_networks, rewritten_name, uniform_name
-from nce_fx.cli.reference import build_model, is_code, parse_args
+from nce_fx.cli.reference import build_model, is_code, recipe_fields
 from nce_fx.cli.terminal import Terminal
 from nce_fx.data import load_data
 from nce_fx.errors import InputError
@@ -109,14 +109,14 @@ def asked_for(job: Resume, manifest: Manifest) -> Retraining:
             f"{job.directory} was trained on {before.data}: a folder runs no code, add --data {before.data}"
         )
     data = job.data or (before.data if before is not None else None)
-    epochs = job.epochs if job.epochs is not None else before.recipe.get("epochs") if before is not None else None
+    kept = before.recipe if before is not None else {}
+    compiled = {"compile": True} if job.compile else {}
+    options = {"epochs": job.epochs, "seed": job.seed}
+    asked = recipe_fields(job.recipe, **{k: v for k, v in options.items() if v is not None}, **compiled)
+    epochs = asked.get("epochs", kept.get("epochs"))
     if data is None or epochs is None:
         raise InputError(f"{job.directory} has not been trained before: say --data and --epochs")
-    kept = before.recipe if before is not None else {}
-    recipe = Recipe.from_dict({**kept, **parse_args(job.recipe, "--recipe"), "epochs": epochs})
-    recipe = replace(recipe, seed=recipe.seed if job.seed is None else job.seed)
-    if job.compile:
-        recipe = replace(recipe, compile=True)
+    recipe = Recipe.from_dict(kept | asked)
     scratch = job.from_scratch or (before is not None and before.from_scratch and not job.force)
     float_epochs = before.float_epochs if before is not None else 0
     return Retraining(

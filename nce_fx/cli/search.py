@@ -52,7 +52,7 @@ def search(
     import json
 
     from nce_fx import artifacts
-    from nce_fx.cli.reference import build_model, example_input, parse_args, quant_spec
+    from nce_fx.cli.reference import build_model, example_input, parse_args, quant_spec, recipe_fields
     from nce_fx.cli.terminal import Terminal
     from nce_fx.data import load_data
     from nce_fx.errors import InputError, TrainingError
@@ -69,7 +69,7 @@ def search(
     given = {"epochs": epochs, "expand": expand, "quantized": not in_float, "seed": seed}
     # A short search, to try it, warms up for its first quarter.
     warmup = {"warmup_epochs": min(SearchRecipe.warmup_epochs, epochs // 4)}
-    asked = SearchRecipe.from_dict({**warmup, **parse_args(recipe, "--recipe"), **given})
+    asked = SearchRecipe.from_dict(warmup | recipe_fields(recipe, **given))
     if data is None:
         raise InputError("a search needs data to learn from: give --data")
     if force:

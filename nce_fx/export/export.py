@@ -20,6 +20,7 @@ from nce_fx.export.levels import Marked, mark
 from nce_fx.export.onnx_graph import to_onnx
 from nce_fx.export.program import example, share_a_batch
 from nce_fx.export.verify import Agreement, verify
+from nce_fx.frozen import freeze
 from nce_fx.passes.transform.fold import FoldBatchNorm
 from nce_fx.plan import WidthPlan
 from nce_fx.version import __version__
@@ -37,6 +38,9 @@ class OnnxExport:
     """Samples in a batch; ``None``: any number."""
     agreement: Mapping[str, Agreement]
     """By optimization level of onnxruntime."""
+
+    def __post_init__(self) -> None:
+        freeze(self)
 
 
 def export_onnx(

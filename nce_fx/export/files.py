@@ -1,42 +1,24 @@
-"""Single files that are whole or not there: written beside, then put in place in one step."""
+"""Exported files, whole or not there, with the errors of an export."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from nce_fx import files
 from nce_fx.errors import ExportError
 
 
-@contextlib.contextmanager
+@contextmanager
 def replaced_file(path: Path) -> Iterator[Path]:
-    """Give a file beside ``path`` to write, which takes its name when the block ends well and is removed otherwise.
+    """Give a file beside ``path`` to write, as `nce_fx.files.replaced_file` does.
 
     Raises:
         ExportError: the file cannot be written; one that was there is as it was.
     """
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".new", dir=path.parent)
+        with files.replaced_file(path) as fresh:
+            yield fresh
     except OSError as error:
         raise ExportError(f"{path} cannot be written: {error.strerror or error}") from error
-    os.close(handle)
-    fresh = Path(name)
-    try:
-        yield fresh
-        fresh.chmod(0o666 & ~_umask())
-        with fresh.open("rb") as written:
-            os.fsync(written.fileno())
-        fresh.replace(path)
-    except OSError as error:
-        raise ExportError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        fresh.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -9,9 +9,10 @@ from typing import Any
 
 from rich.table import Table
 
+from nce_fx.files import write_whole
+from nce_fx.frozen import freeze
 from nce_fx.plan import WidthPlan
 from nce_fx.report.lines import Line, lines_svg
-from nce_fx.training.checkpoint import write_whole
 from nce_fx.training.log import csv_table
 
 FILES = ("plan.json", "widths.csv", "expansions.csv", "widths.svg", "log.csv", "steps.csv")
@@ -38,6 +39,9 @@ class SearchEpoch:
     """What the preferred network costs, as shares of the budgets."""
     braked: Mapping[str, str] = field(default_factory=dict)
     """Groups whose widest candidate passed the threshold and got no wider one, and why."""
+
+    def __post_init__(self) -> None:
+        freeze(self)
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,9 @@ class SearchLog:
     expansions: tuple[Expansion, ...]
     left: Mapping[str, str]
     """Groups that kept their width, and why."""
+
+    def __post_init__(self) -> None:
+        freeze(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the log as JSON values."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from nce_fx.errors import InputError
 from nce_fx.training.recipe import Recipe
+from nce_fx.validated import LIST, BelowOne, Count, NotNegative, Positive, from_mapping, validated
 
 _TAS_STEPS = 600 * 98
 """Steps on widths in TAS's own CIFAR recipe: 600 epochs of half of 50,000 images in batches of 256."""
@@ -17,45 +20,45 @@ BETAS = (0.5, 0.999)
 """Of Adam on the preferences, as in TAS."""
 
 
-@dataclass(frozen=True)
+@validated("search recipe")
 class SearchRecipe:
     """The choices of a search; the defaults are TAS's where TAS has them (see docs/search.md)."""
 
-    epochs: int = 60
+    epochs: Count = 60
     """Passes over the half of the training data that the weights learn from; each weight step has a width step."""
     expand: bool = True
     """Whether a group's widest candidate gets a wider one where it is preferred; off, widths only shrink: TAS."""
-    threshold: float = 0.5
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Preference (softmax) of a group's widest candidate from which a wider one is added."""
-    lambda_flop: float = 2.0
+    lambda_flop: NotNegative = 2.0
     """Weight of the loss on what computation costs: MACs, bit operations."""
-    lambda_param: float = 2.0
+    lambda_param: NotNegative = 2.0
     """Weight of the loss on what storage costs: parameters, bytes of weights."""
-    ratios: tuple[float, ...] = (0.4, 0.55, 0.7, 0.85, 1.0)
+    ratios: Annotated[tuple[Positive, ...], LIST] = (0.4, 0.55, 0.7, 0.85, 1.0)
     """Candidates at the start, as ratios of the original width; each becomes the nearest legal width."""
-    expand_by: float = 0.15
+    expand_by: Positive = 0.15
     """How much wider an added candidate is than the widest, as a ratio of the original width."""
-    max_ratio: float = 2.0
+    max_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 2.0
     """No candidate is wider than this, as a ratio of the original width."""
-    warmup_epochs: int = 5
+    warmup_epochs: Annotated[int, Field(ge=0)] = 5
     """Epochs at the start in which only weights learn, on widths drawn evenly."""
-    band: float = 0.05
+    band: BelowOne = 0.05
     """The cost loss leaves networks alone that are under a budget by no more than this share of the original cost."""
-    tau_start: float = 5.0
-    tau_end: float = 0.1
-    width_learning_rate: float | None = None
+    tau_start: Positive = 5.0
+    tau_end: Positive = 0.1
+    width_learning_rate: Positive | None = None
     """Of Adam on the preferences. None: TAS's 1e-3 over its 58,800 steps, as much more as the steps are fewer, at most
     0.05, so that preferences can travel as far."""
-    width_weight_decay: float = 1e-3
+    width_weight_decay: NotNegative = 1e-3
     mixing: Literal["zeros", "interpolate"] = "zeros"
     """What becomes of the narrower of two drawn candidates: padded with zeros, or interpolated as published."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Samples in one step over all processes together, on weights and on widths alike."""
-    learning_rate: float = 0.05
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    lr_warmup_epochs: float = 1.0
-    clip_gradient: float | None = None
+    learning_rate: Positive = 0.05
+    momentum: BelowOne = 0.9
+    weight_decay: NotNegative = 5e-4
+    lr_warmup_epochs: NotNegative = 1.0
+    clip_gradient: Positive | None = None
     quantized: bool = True
     """Off: the search runs on the float network, whatever bits it is for."""
     seed: int = 0
@@ -67,22 +70,10 @@ class SearchRecipe:
             InputError: a field is out of range; the message names the field and what it may be.
         """
         object.__setattr__(self, "ratios", tuple(sorted(set(self.ratios))))
-        rate = self.width_learning_rate
         checks = {
-            "epochs": (self.epochs >= 1, "1 or more"),
-            "threshold": (0 < self.threshold < 1, "in (0, 1)"),
-            "lambda_flop": (0 <= self.lambda_flop < math.inf, "0 or more"),
-            "lambda_param": (0 <= self.lambda_param < math.inf, "0 or more"),
-            "ratios": (bool(self.ratios) and self.ratios[0] > 0 and self.ratios[-1] == 1.0, "in (0, 1], 1 among them"),
-            "expand_by": (0 < self.expand_by < math.inf, "positive"),
-            "max_ratio": (1 <= self.max_ratio < math.inf, "1 or more"),
-            "warmup_epochs": (0 <= self.warmup_epochs < self.epochs, f"in [0, epochs = {self.epochs})"),
-            "band": (0 <= self.band < 1, "in [0, 1)"),
-            "tau_start": (0 < self.tau_start < math.inf, "positive"),
-            "tau_end": (0 < self.tau_end <= self.tau_start, "in (0, tau_start]"),
-            "width_learning_rate": (rate is None or 0 < rate < math.inf, "positive, or None"),
-            "mixing": (self.mixing in ("zeros", "interpolate"), "'zeros' or 'interpolate'"),
-            "width_weight_decay": (0 <= self.width_weight_decay < math.inf, "0 or more"),
+            "ratios": (bool(self.ratios) and self.ratios[-1] == 1.0, "in (0, 1], 1 among them"),
+            "warmup_epochs": (self.warmup_epochs < self.epochs, f"in [0, epochs = {self.epochs})"),
+            "tau_end": (self.tau_end <= self.tau_start, "in (0, tau_start]"),
         }
         for name, (holds, allowed) in checks.items():
             if not holds:
@@ -111,10 +102,7 @@ class SearchRecipe:
         Raises:
             InputError: a field that a recipe does not have, or a value out of range.
         """
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
-        if unknown:
-            raise InputError(f"search recipe: no such field: {', '.join(unknown)}")
-        return cls(**values)
+        return from_mapping(cls, values)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as JSON values."""

@@ -9,6 +9,7 @@ from torch.fx import GraphModule
 
 from nce_fx.data.loaders import CALIBRATION_BATCHES, CALIBRATION_SIZE, Data
 from nce_fx.errors import InputError
+from nce_fx.files import write_whole
 from nce_fx.passes.analysis.channels import analyze_channels
 from nce_fx.passes.analysis.cost import analyze_cost
 from nce_fx.passes.planning import Budget
@@ -23,7 +24,6 @@ from nce_fx.search.halves import halves
 from nce_fx.search.history import SearchLog
 from nce_fx.search.outcome import plan_from
 from nce_fx.search.recipe import SearchRecipe
-from nce_fx.training.checkpoint import write_whole
 from nce_fx.training.engine import start_engine
 from nce_fx.training.loop import fit
 from nce_fx.training.progress import Progress

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,8 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from nce_fx.errors import ArtifactError, TrainingError
+from nce_fx.files import write_whole
+from nce_fx.frozen import freeze
 from nce_fx.tensorfile import digest
 
 FORMAT = 1
@@ -39,6 +40,9 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     state: Mapping[str, Any]
     """JSON values."""
+
+    def __post_init__(self) -> None:
+        freeze(self)
 
 
 def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
@@ -123,25 +127,6 @@ def last_good(directory: Path | None) -> str:
 
 def _seal(header: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that, whenever the machine stops, it holds the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _newest_first(directory: Path) -> list[Path]:

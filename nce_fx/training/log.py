@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from nce_fx.errors import TrainingError
-from nce_fx.training.checkpoint import last_good, write_whole
+from nce_fx.files import write_whole
+from nce_fx.training.checkpoint import last_good
 from nce_fx.training.result import EpochRecord
 
 _STEP_COLUMNS = ("step", "epoch", "learning_rate", "loss", "accuracy")

@@ -8,13 +8,16 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from nce_fx.errors import InputError
+from nce_fx.validated import LIST, BelowOne, Count, NotNegative, Positive, Share, from_mapping, validated
 
 
-@dataclass(frozen=True)
+@validated("recipe")
 class Recipe:
     """The choices of a training run; two runs of one recipe on one machine give the same weights, bit for bit.
 
@@ -22,58 +25,40 @@ class Recipe:
     distillation defaults (a = 0.9, T = 4) are those of TAS (Dong and Yang, 2019); they apply where a teacher is given.
     """
 
-    epochs: int = 30
-    batch_size: int = 64
+    epochs: Annotated[int, Field(ge=0)] = 30
+    batch_size: Count = 64
     """Samples in one step over all processes together, so that a recipe means the same on one device and on many."""
-    learning_rate: float = 0.05
-    momentum: float = 0.9
+    learning_rate: Positive = 0.05
+    momentum: BelowOne = 0.9
     nesterov: bool = True
-    weight_decay: float = 5e-4
+    weight_decay: NotNegative = 5e-4
     """Applies to the weights of convolutions and linear layers: not to biases, normalization, clips and steps."""
-    clip_decay: float = 0.0
+    clip_decay: NotNegative = 0.0
     """Weight decay of the quantizers' own parameters; PACT's paper regularises its clip values with it."""
-    warmup_epochs: float = 1.0
+    warmup_epochs: NotNegative = 1.0
     cosine: bool = True
-    label_smoothing: float = 0.0
-    distill_alpha: float = 0.9
-    distill_temperature: float = 4.0
-    bits: tuple[int, ...] = ()
+    label_smoothing: BelowOne = 0.0
+    distill_alpha: Share = 0.9
+    distill_temperature: Positive = 4.0
+    bits: Annotated[tuple[Annotated[int, Field(ge=1, le=8)], ...], LIST] = ()
     """Progressive bits, such as (8, 4, 2): the epochs are split evenly, a quantizer never goes below its own bits."""
-    clip_gradient: float | None = None
+    clip_gradient: Positive | None = None
     """The largest global gradient norm, or None for no limit."""
     precision: Literal["no", "bf16"] = "no"
     compile: bool = False
     """Compile the model for full batches; in one process. The same seed gives other bits than without."""
-    evaluate_every: int = 1
+    evaluate_every: Annotated[int, Field(ge=0)] = 1
     """Epochs between two evaluations on the test split; the last epoch is always evaluated. 0: only the last."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be trained.
+        """Refuse what no single field is wrong about.
 
         Raises:
-            InputError: a field is out of range; the message names the field and what it may be.
+            InputError: as for a field that is out of range; the message names the field and what it may be.
         """
-        checks = {
-            "epochs": (self.epochs >= 0, "0 or more"),
-            "batch_size": (self.batch_size >= 1, "1 or more"),
-            "learning_rate": (math.isfinite(self.learning_rate) and self.learning_rate > 0, "positive"),
-            "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
-            "nesterov": (not self.nesterov or self.momentum > 0, "off where momentum is 0"),
-            "weight_decay": (0 <= self.weight_decay < math.inf, "0 or more"),
-            "clip_decay": (0 <= self.clip_decay < math.inf, "0 or more"),
-            "warmup_epochs": (0 <= self.warmup_epochs < math.inf, "0 or more"),
-            "label_smoothing": (0 <= self.label_smoothing < 1, "in [0, 1)"),
-            "distill_alpha": (0 <= self.distill_alpha <= 1, "in [0, 1]"),
-            "distill_temperature": (0 < self.distill_temperature < math.inf, "positive"),
-            "bits": (all(1 <= b <= 8 for b in self.bits), "numbers of bits from 1 to 8"),
-            "clip_gradient": (self.clip_gradient is None or 0 < self.clip_gradient < math.inf, "positive, or None"),
-            "precision": (self.precision in ("no", "bf16"), "'no' or 'bf16'"),
-            "evaluate_every": (self.evaluate_every >= 0, "0 or more"),
-        }
-        for name, (holds, allowed) in checks.items():
-            if not holds:
-                raise InputError(f"recipe: {name} is {getattr(self, name)!r}; it must be {allowed}")
+        if self.nesterov and not self.momentum:
+            raise InputError(f"recipe: nesterov is {self.nesterov}; it must be off where momentum is 0")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as JSON values."""
@@ -86,10 +71,7 @@ class Recipe:
         Raises:
             InputError: a field that a recipe does not have, or a value out of range.
         """
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
-        if unknown:
-            raise InputError(f"recipe: no such field: {', '.join(unknown)}")
-        return cls(**{**values, "bits": tuple(values.get("bits", ()))})
+        return from_mapping(cls, values)
 
 
 def learning_rate_at(recipe: Recipe, step: int, steps_per_epoch: int) -> float:

@@ -22,6 +22,7 @@ import numpy as np
 from scipy.interpolate import LinearNDInterpolator, RegularGridInterpolator
 
 from nce_fx.errors import InputError
+from nce_fx.frozen import freeze
 from nce_fx.passes.analysis.polynomial import Floats
 
 COLUMNS = ("op", "c_in", "c_out", "h", "w", "bits", "cost")
@@ -33,6 +34,9 @@ class HardwareTable:
 
     measurements: Mapping[tuple[str, int], tuple[tuple[float, float, float, float, float], ...]] = field(repr=False)
     name: str = "table"
+
+    def __post_init__(self) -> None:
+        freeze(self)
 
     @staticmethod
     def read(path: str | Path) -> HardwareTable:

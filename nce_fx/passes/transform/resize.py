@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from nce_fx.devices import device_of
 from nce_fx.errors import ChannelError, where
+from nce_fx.frozen import freeze
 from nce_fx.passes.analysis.channels import ChannelGraph, analysis_of
 from nce_fx.passes.analysis.channels.computed import Computed, keep, value_of
 from nce_fx.passes.analysis.channels.edits import Gather
@@ -57,6 +58,9 @@ class ResizeChannels(Pass):
     seed: int = 0
     keep: Kept | None = None
     """Which channels narrower groups keep; those that carry most by default."""
+
+    def __post_init__(self) -> None:
+        freeze(self)
 
     def decide(self, gm: GraphModule) -> Self:
         """Write down which channels stay: the weights choose them, and indices in the graph may follow from them."""

@@ -15,6 +15,7 @@ from fractions import Fraction
 import networkx as nx
 
 from nce_fx.errors import ChannelError
+from nce_fx.frozen import freeze
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,9 @@ class ChannelGraph:
     """For each parameter and buffer by its path: the width of each of its axes."""
     value_axes: Mapping[str, tuple[AxisWidth, ...]] = field(repr=False)
     """For each graph node whose output is one tensor: the width of each of its axes."""
+
+    def __post_init__(self) -> None:
+        freeze(self)
 
     def __iter__(self) -> Iterator[ChannelGroup]:
         return iter(self.groups)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from nce_fx.frozen import freeze
+
 
 @dataclass(frozen=True)
 class NodeSensitivity:
@@ -32,6 +34,9 @@ class SensitivityReport:
     """What the analysis cost, in forward passes over the batches (a backward counts as two)."""
     batches: Mapping[str, Any] = field(default_factory=dict)
     """What it was measured on: number of batches, of samples, and the SHA-256 of their content; empty without data."""
+
+    def __post_init__(self) -> None:
+        freeze(self)
 
     def ranked(self) -> list[tuple[str, float]]:
         """Return (layer path, weight and activation together), the most sensitive first."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BeforeValidator, ValidationInfo
 
 from nce_fx.errors import QuantizeError
+from nce_fx.frozen import FrozenDict, freeze
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
+from nce_fx.validated import validated
 
 SHORTCUTS = ("quantized", "float")
 SUMS = ("float", "int8")
@@ -22,7 +26,28 @@ class LayerBits(NamedTuple):
     activation: int | None
 
 
-@dataclass(frozen=True)
+def checked_bits(bits: Any, name: str) -> int | None:
+    """Return bits from 1 to 8, or ``None`` for float.
+
+    Raises:
+        QuantizeError: anything else.
+    """
+    if bits is None or bits == _FLOAT or bits == "float":
+        return None
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
+        raise QuantizeError(f"{name} is {bits!r}: give 1 to 8 bits, or 32 for float")
+    return bits
+
+
+def _of_field(bits: Any, info: ValidationInfo) -> int | None:
+    return checked_bits(bits, info.field_name or "bits")
+
+
+Bits = Annotated[int | None, BeforeValidator(_of_field)]
+"""1 to 8, or ``None`` for float."""
+
+
+@validated("quantization", QuantizeError)
 class QuantSpec:
     """Quantizers by name and bits by place.
 
@@ -56,11 +81,11 @@ class QuantSpec:
 
     weight: str = "sawb"
     activation: str = "pact"
-    weight_bits: int | None = 2
-    activation_bits: int | None = 2
-    first_last_bits: int | None = 8
+    weight_bits: Bits = 2
+    activation_bits: Bits = 2
+    first_last_bits: Bits = 8
     shortcuts: str = "quantized"
-    overrides: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    overrides: Mapping[str, Any] = field(default_factory=FrozenDict)
     exact: bool = False
     sums: str = "float"
 
@@ -69,8 +94,7 @@ class QuantSpec:
         _known("activation", self.activation, ACTIVATION_QUANTIZERS)
         _known("shortcuts", self.shortcuts, SHORTCUTS)
         _known("sums", self.sums, SUMS)
-        for name in ("weight_bits", "activation_bits", "first_last_bits"):
-            object.__setattr__(self, name, checked_bits(getattr(self, name), name))
+        freeze(self)
         for pattern, value in self.overrides.items():
             _override(pattern, value, LayerBits(None, None))
 
@@ -97,19 +121,6 @@ class QuantSpec:
             if not any(fnmatchcase(path, pattern) for path in paths):
                 some = ", ".join(paths[:4]) + (" ..." if len(paths) > 4 else "")
                 raise QuantizeError(f"override {pattern!r} matches no layer; the layers are {some or 'none'}")
-
-
-def checked_bits(bits: Any, name: str) -> int | None:
-    """Return bits from 1 to 8, or ``None`` for float.
-
-    Raises:
-        QuantizeError: anything else.
-    """
-    if bits is None or bits == _FLOAT or bits == "float":
-        return None
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
-        raise QuantizeError(f"{name} is {bits!r}: give 1 to 8 bits, or 32 for float")
-    return bits
 
 
 def _known(what: str, name: Any, known: Iterable[str]) -> None:

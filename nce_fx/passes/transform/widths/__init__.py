@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from torch.fx import GraphModule
 
+from nce_fx.frozen import freeze
 from nce_fx.passes.analysis.channels.ids import Axis
 from nce_fx.passes.transform.widths.insert import Mixing, insert_width_choices, remove_width_choices
 from nce_fx.passes.transform.widths.modules import WIDTH_MODULES, WidthChoice, WidthDraw, WidthNorm
@@ -26,6 +27,9 @@ class InsertWidthChoices(Pass):
     candidates: Mapping[str, tuple[int, ...]]
     order: Order | None = field(default=None, compare=False)
     mixing: Mixing = "zeros"
+
+    def __post_init__(self) -> None:
+        freeze(self)
 
     def apply(self, gm: GraphModule, given: Given) -> GraphModule:
         """Return the graph with width choices.

@@ -1,0 +1,71 @@
+"""Frozen dataclasses whose fields are checked (by pydantic) wherever a value comes from: a program, a file, an option.
+
+A field of another type or out of its range is one line that names it: ``recipe: learning_rate is '0.1': input should be
+a valid number``. Nothing is converted but a whole number where a real one is meant, and a list where a tuple is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Annotated, Any, TypeVar, dataclass_transform
+
+from pydantic import ConfigDict, Field, Strict, ValidationError
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from nce_fx.errors import InputError, NceFxError
+
+T = TypeVar("T")
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+LIST = Strict(False)
+"""Beside a tuple's type: a list is one too, as JSON has it."""
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+def validated(what: str, error: type[NceFxError] = InputError) -> Callable[[type[T]], type[T]]:
+    """Make a class a frozen dataclass that checks its fields.
+
+    Args:
+        what: what messages call it, such as "recipe".
+        error: what is raised where a field is not right.
+    """
+
+    def decorate(cls: type[T]) -> type[T]:
+        made: Any = checked_dataclass(cls, frozen=True, config=ConfigDict(strict=True, extra="forbid"))
+        plain = made.__init__
+
+        @wraps(plain)
+        def checked(self: Any, *args: Any, **values: Any) -> None:
+            try:
+                plain(self, *args, **values)
+            except ValidationError as problems:
+                raise error(f"{what}: {_in_words(problems)}") from None
+
+        made.__init__ = checked
+        return made  # type: ignore[no-any-return]
+
+    return decorate
+
+
+def from_mapping(cls: type[T], values: Mapping[Any, Any]) -> T:
+    """Return the value whose fields a mapping names, such as one read from JSON."""
+    return cls(**{str(name): value for name, value in values.items()})
+
+
+def _in_words(problems: ValidationError) -> str:
+    """The first problem in one line."""
+    first = problems.errors(include_url=False)[0]
+    name, *inside = (str(part) for part in first["loc"])
+    if first["type"] == "unexpected_keyword_argument":
+        return f"no such field: {name}"
+    if first["type"] in ("missing", "missing_argument"):
+        return f"{name} is missing"
+    wanted = first["msg"].replace("valid tuple", "list").replace("valid dictionary", "mapping")
+    place = f" at {'.'.join(inside)}" if inside else ""
+    return f"{name} is {first['input']!r}{place}: {wanted[0].lower()}{wanted[1:]}"

@@ -18,6 +18,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from nce_fx.errors import ArtifactError
+from nce_fx.frozen import freeze
 from nce_fx.paths import module_at, modules_of
 from nce_fx.plan import model_fingerprint
 
@@ -39,6 +40,9 @@ class Step:
     problem: str = ""
     """Why it has no options that could be written down."""
 
+    def __post_init__(self) -> None:
+        freeze(self)
+
 
 @dataclass(frozen=True)
 class History:
@@ -53,6 +57,9 @@ class History:
     steps: tuple[Step, ...] = ()
     problem: str = ""
     """Why the graph cannot be made again by doing this again."""
+
+    def __post_init__(self) -> None:
+        freeze(self)
 
     def __deepcopy__(self, memo: Any) -> History:
         return self

@@ -11,20 +11,21 @@ from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
-from pydantic import ConfigDict, Field, Strict, ValidationError
+from pydantic import ConfigDict, Field, StrictFloat, StrictInt, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from nce_fx.errors import InputError, NceFxError
 
 T = TypeVar("T")
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-BelowOne = Annotated[float, Field(ge=0, lt=1)]
-LIST = Strict(False)
-"""Beside a tuple's type: a list is one too, as JSON has it."""
+# Strict field by field: a strict dataclass would not be made from a mapping where it is part of another.
+Positive = Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[StrictFloat, Field(ge=0, le=1)]
+BelowOne = Annotated[StrictFloat, Field(ge=0, lt=1)]
+AtLeastOne = Annotated[StrictFloat, Field(ge=1, allow_inf_nan=False)]
+Count = Annotated[StrictInt, Field(ge=1)]
+Whole = Annotated[StrictInt, Field(ge=0)]
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
@@ -37,7 +38,7 @@ def validated(what: str, error: type[NceFxError] = InputError) -> Callable[[type
     """
 
     def decorate(cls: type[T]) -> type[T]:
-        made: Any = checked_dataclass(cls, frozen=True, config=ConfigDict(strict=True, extra="forbid"))
+        made: Any = checked_dataclass(cls, frozen=True, config=ConfigDict(extra="forbid"))
         plain = made.__init__
 
         @wraps(plain)

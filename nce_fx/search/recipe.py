@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, StrictBool, StrictFloat, StrictInt
 
 from nce_fx.errors import InputError
 from nce_fx.training.recipe import Recipe
-from nce_fx.validated import LIST, BelowOne, Count, NotNegative, Positive, from_mapping, validated
+from nce_fx.validated import AtLeastOne, BelowOne, Count, NotNegative, Positive, Whole, from_mapping, validated
 
 _TAS_STEPS = 600 * 98
 """Steps on widths in TAS's own CIFAR recipe: 600 epochs of half of 50,000 images in batches of 256."""
@@ -26,21 +26,21 @@ class SearchRecipe:
 
     epochs: Count = 60
     """Passes over the half of the training data that the weights learn from; each weight step has a width step."""
-    expand: bool = True
+    expand: StrictBool = True
     """Whether a group's widest candidate gets a wider one where it is preferred; off, widths only shrink: TAS."""
-    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    threshold: Annotated[StrictFloat, Field(gt=0, lt=1)] = 0.5
     """Preference (softmax) of a group's widest candidate from which a wider one is added."""
     lambda_flop: NotNegative = 2.0
     """Weight of the loss on what computation costs: MACs, bit operations."""
     lambda_param: NotNegative = 2.0
     """Weight of the loss on what storage costs: parameters, bytes of weights."""
-    ratios: Annotated[tuple[Positive, ...], LIST] = (0.4, 0.55, 0.7, 0.85, 1.0)
+    ratios: tuple[Positive, ...] = (0.4, 0.55, 0.7, 0.85, 1.0)
     """Candidates at the start, as ratios of the original width; each becomes the nearest legal width."""
     expand_by: Positive = 0.15
     """How much wider an added candidate is than the widest, as a ratio of the original width."""
-    max_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 2.0
+    max_ratio: AtLeastOne = 2.0
     """No candidate is wider than this, as a ratio of the original width."""
-    warmup_epochs: Annotated[int, Field(ge=0)] = 5
+    warmup_epochs: Whole = 5
     """Epochs at the start in which only weights learn, on widths drawn evenly."""
     band: BelowOne = 0.05
     """The cost loss leaves networks alone that are under a budget by no more than this share of the original cost."""
@@ -59,9 +59,9 @@ class SearchRecipe:
     weight_decay: NotNegative = 5e-4
     lr_warmup_epochs: NotNegative = 1.0
     clip_gradient: Positive | None = None
-    quantized: bool = True
+    quantized: StrictBool = True
     """Off: the search runs on the float network, whatever bits it is for."""
-    seed: int = 0
+    seed: StrictInt = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be searched.

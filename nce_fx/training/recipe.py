@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, StrictBool, StrictInt
 
 from nce_fx.errors import InputError
-from nce_fx.validated import LIST, BelowOne, Count, NotNegative, Positive, Share, from_mapping, validated
+from nce_fx.validated import BelowOne, Count, NotNegative, Positive, Share, Whole, from_mapping, validated
 
 
 @validated("recipe")
@@ -25,31 +25,31 @@ class Recipe:
     distillation defaults (a = 0.9, T = 4) are those of TAS (Dong and Yang, 2019); they apply where a teacher is given.
     """
 
-    epochs: Annotated[int, Field(ge=0)] = 30
+    epochs: Whole = 30
     batch_size: Count = 64
     """Samples in one step over all processes together, so that a recipe means the same on one device and on many."""
     learning_rate: Positive = 0.05
     momentum: BelowOne = 0.9
-    nesterov: bool = True
+    nesterov: StrictBool = True
     weight_decay: NotNegative = 5e-4
     """Applies to the weights of convolutions and linear layers: not to biases, normalization, clips and steps."""
     clip_decay: NotNegative = 0.0
     """Weight decay of the quantizers' own parameters; PACT's paper regularises its clip values with it."""
     warmup_epochs: NotNegative = 1.0
-    cosine: bool = True
+    cosine: StrictBool = True
     label_smoothing: BelowOne = 0.0
     distill_alpha: Share = 0.9
     distill_temperature: Positive = 4.0
-    bits: Annotated[tuple[Annotated[int, Field(ge=1, le=8)], ...], LIST] = ()
+    bits: tuple[Annotated[StrictInt, Field(ge=1, le=8)], ...] = ()
     """Progressive bits, such as (8, 4, 2): the epochs are split evenly, a quantizer never goes below its own bits."""
     clip_gradient: Positive | None = None
     """The largest global gradient norm, or None for no limit."""
     precision: Literal["no", "bf16"] = "no"
-    compile: bool = False
+    compile: StrictBool = False
     """Compile the model for full batches; in one process. The same seed gives other bits than without."""
-    evaluate_every: Annotated[int, Field(ge=0)] = 1
+    evaluate_every: Whole = 1
     """Epochs between two evaluations on the test split; the last epoch is always evaluated. 0: only the last."""
-    seed: int = 0
+    seed: StrictInt = 0
 
     def __post_init__(self) -> None:
         """Refuse what no single field is wrong about.

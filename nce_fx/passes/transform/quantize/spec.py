@@ -7,7 +7,7 @@ from dataclasses import field
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BeforeValidator, ValidationInfo
+from pydantic import BeforeValidator, StrictBool, StrictStr, ValidationInfo
 
 from nce_fx.errors import QuantizeError
 from nce_fx.frozen import FrozenDict, freeze
@@ -79,15 +79,15 @@ class QuantSpec:
         QuantizeError: an unknown name, or bits out of range.
     """
 
-    weight: str = "sawb"
-    activation: str = "pact"
+    weight: StrictStr = "sawb"
+    activation: StrictStr = "pact"
     weight_bits: Bits = 2
     activation_bits: Bits = 2
     first_last_bits: Bits = 8
-    shortcuts: str = "quantized"
-    overrides: Mapping[str, Any] = field(default_factory=FrozenDict)
-    exact: bool = False
-    sums: str = "float"
+    shortcuts: StrictStr = "quantized"
+    overrides: Mapping[StrictStr, Any] = field(default_factory=FrozenDict)
+    exact: StrictBool = False
+    sums: StrictStr = "float"
 
     def __post_init__(self) -> None:
         _known("weight", self.weight, WEIGHT_QUANTIZERS)

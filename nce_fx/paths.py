@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def module_at(root: nn.Module, path: str) -> nn.Module:
@@ -29,3 +29,10 @@ def parameters_of(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         for name, parameter in owner._parameters.items():
             if parameter is not None:
                 yield f"{path}.{name}" if path else name, parameter
+
+
+def tensor_at(root: nn.Module, path: str) -> Tensor:
+    """Return the parameter or buffer at a path, or what a parametrized module computes there."""
+    owner, _, name = path.rpartition(".")
+    value: Tensor = getattr(module_at(root, owner) if owner else root, name)
+    return value

@@ -9,7 +9,8 @@ Retraining what comes out is `nce_fx.training`; training it beside its rivals is
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -21,8 +22,8 @@ from nce_fx.passes.analysis.cost import CostReport, analyze_cost
 from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.analysis.sensitivity import SensitivityReport, analyze_sensitivity
 from nce_fx.passes.planning import Budget, plan_widths
-from nce_fx.passes.transform.quantize import InsertQuantizers, Onlookers, QuantSpec, quantize
-from nce_fx.passes.transform.quantize.places import find_places
+from nce_fx.passes.planning.counted import Reserve, count, plan_and_build
+from nce_fx.passes.transform.quantize import InsertQuantizers, Onlookers, QuantSpec, quantize, weight_bits_of
 from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.pipeline import Given, Pipeline
 from nce_fx.plan import WidthPlan
@@ -44,8 +45,9 @@ class Analyses:
     channels: ChannelGraph
     cost: CostReport
     sensitivity: SensitivityReport
-    uniform: GraphModule | None = None
-    """The network quantized at its own widths, with ranges where there was data; where it was asked for."""
+    uniform: GraphModule
+    """The network quantized at its own widths, with ranges where there was data: its quantizers say the bits of every
+    layer, to the cost, to the sensitivity, and to whoever asks `nce_fx.passes.transform.quantize.describe`."""
 
 
 @dataclass(frozen=True)
@@ -112,28 +114,36 @@ def rewrite(
         spec=spec,
         metric=metric,
         hardware=hardware,
-        quantized=True,
         observe=observe,
         progress=progress,
     )
-    uniform = analyses.uniform
-    assert uniform is not None
-    plan = plan_analyzed(
-        analyses,
-        budget or Budget(macs=1.0, params=1.0),
-        min_width=min_width,
-        max_width=max_width,
-        round_to=round_to,
-        freeze=freeze,
-        only=only,
-        source={"seed": seed, **(source or {})},
-        observe=observe,
+    plan, rewritten = plan_and_build(
+        partial(
+            plan_analyzed,
+            analyses,
+            budget := budget or Budget(macs=1.0, params=1.0),
+            min_width=min_width,
+            max_width=max_width,
+            round_to=round_to,
+            freeze=tuple(freeze),
+            only=tuple(only),
+            source={"seed": seed, **(source or {})},
+            observe=observe,
+        ),
+        partial(
+            build,
+            analyses.graph_module,
+            spec=spec,
+            batches=batches,
+            uniform=analyses.uniform,
+            seed=seed,
+            observe=observe,
+        ),
+        budget.limits(asdict(analyses.cost.total)),
+        hardware,
     )
-    rewritten = build(
-        analyses.graph_module, plan, spec=spec, batches=batches, uniform=uniform, seed=seed, observe=observe
-    )
-    report = describe(analyses, plan, spec, uniform, rewritten)
-    return RewriteResult(rewritten, plan, report, analyses.graph_module, uniform)
+    report = describe(analyses, plan, spec, rewritten)
+    return RewriteResult(rewritten, plan, report, analyses.graph_module, analyses.uniform)
 
 
 def analyze(
@@ -144,13 +154,13 @@ def analyze(
     spec: QuantSpec | None = None,
     metric: str | None = None,
     hardware: HardwareTable | None = None,
-    quantized: bool = False,
     observe: Observer | None = None,
     progress: Progress | None = None,
 ) -> Analyses:
     """Trace a model and analyze its channels, its cost and its sensitivity.
 
-    Where ``quantized`` asks for the network at its own widths too, the sensitivity pass sets its ranges.
+    It is quantized at its own widths once: that says which layers have how many bits. The sensitivity pass sets the
+    ranges.
 
     Raises:
         InputError: the weights or the sensitivities are not finite.
@@ -163,30 +173,23 @@ def analyze(
     say("analyze channels")
     channels = analyze_channels(gm)
     say("analyze cost")
-    bits = layer_bits(gm, spec)
-    cost = analyze_cost(gm, channels, weight_bits=bits, activation_bits=bits, hardware=hardware)
+    uniform = quantize(gm, spec)
+    cost = analyze_cost(gm, channels, quantized=uniform, hardware=hardware)
     say("analyze sensitivity")
-    uniform = quantize(gm, spec) if quantized else None
-    onlookers = None if uniform is None else Onlookers(uniform)
+    onlookers = Onlookers(uniform)
     # In training mode BatchNorm's values are those of the batch, which the sensitivity pass does not see.
-    watch = None if onlookers is None or gm.training else onlookers.see
+    watch = None if gm.training else onlookers.see
+    bits = weight_bits_of(uniform)
     sensitivity = analyze_sensitivity(gm, batches, metric, bits, channels=channels, progress=progress, watch=watch)
-    if onlookers is not None and batches:
+    if batches:
         onlookers.settle(batches)
     return Analyses(gm, channels, cost, sensitivity, uniform)
-
-
-def layer_bits(gm: GraphModule, spec: QuantSpec) -> dict[str, int]:
-    """Return the bits that each layer's weights will have; layers that stay in float are left out.
-
-    Sensitivity is asked at these bits: a first layer that stays at 8 does not suffer as one at 2 would.
-    """
-    return {place.path: place.bits.weight for place in find_places(gm, spec) if place.bits.weight is not None}
 
 
 def plan_analyzed(
     analyses: Analyses,
     budget: Budget,
+    reserve: Reserve | None = None,
     *,
     source: Mapping[str, Any] | None = None,
     observe: Observer | None = None,
@@ -194,11 +197,14 @@ def plan_analyzed(
 ) -> WidthPlan:
     """Plan the widths of an analyzed network; ``limits`` are those of `plan_widths`, ``source`` is added to the plan's.
 
+    What the network of the plan costs in the report can be more than the plan says where a resize has to put something
+    into the graph; `rewrite` looks, and plans again with that left free (``reserve``).
+
     Raises:
         BudgetError: no plan meets the budget; the message says what the least is.
     """
     (observe or _silent)("plan")
-    plan = plan_widths(analyses.channels, analyses.cost, analyses.sensitivity, budget, **limits)
+    plan = plan_widths(analyses.channels, analyses.cost, analyses.sensitivity, budget, reserve=reserve, **limits)
     return replace(plan, source={**plan.source, **(source or {})})
 
 
@@ -231,19 +237,17 @@ def build(
     return result
 
 
-def describe(
-    analyses: Analyses, plan: WidthPlan, spec: QuantSpec, uniform: GraphModule, rewritten: GraphModule
-) -> RewriteReport:
+def describe(analyses: Analyses, plan: WidthPlan, spec: QuantSpec, rewritten: GraphModule) -> RewriteReport:
     """Return what the compiler found and decided, as a record."""
-    sensitivity = analyses.sensitivity
+    sensitivity, hardware = analyses.sensitivity, analyses.cost.model.hardware
     float_cost = analyze_cost(analyses.graph_module, analyses.channels, weight_bits=32, activation_bits=32)
     return RewriteReport(
         traced=str(analyses.graph_module.meta.get("traced", "fx")),
         metric=sensitivity.metric,
         bits=spec.weight_bits or 32,
         budget=dict(plan.source.get("budget", {})),
-        original=cost_record(uniform),
-        rewritten=cost_record(rewritten),
+        original=cost_record(analyses.uniform, hardware),
+        rewritten=cost_record(rewritten, hardware),
         float_weight_bytes=int(float_cost.total.weight_bytes),
         groups=tuple(
             GroupRecord(
@@ -264,13 +268,11 @@ def describe(
     )
 
 
-def cost_record(gm: GraphModule) -> CostRecord:
-    """Return what a network costs as it is, at the bits of its own quantizers."""
-    # At its own widths no axis needs a group, so the channels need no analysis.
-    total = analyze_cost(gm, ChannelGraph((), (), {}, {})).total
-    return CostRecord(
-        macs=int(total.macs), params=int(total.params), bit_ops=int(total.bit_ops), weight_bytes=int(total.weight_bytes)
-    )
+def cost_record(gm: GraphModule, hardware: HardwareTable | None = None) -> CostRecord:
+    """Return what a network costs as it is, at the bits of its own quantizers; ``custom`` by the user's own table."""
+    total = asdict(count(gm, hardware))
+    custom = total.pop("custom")
+    return CostRecord(**total, custom=None if hardware is None else custom)
 
 
 def _silent(stage: str) -> None:

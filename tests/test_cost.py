@@ -233,8 +233,8 @@ def test_a_table_of_products_gives_products(tmp_path, suffix):
 
 def test_tables_interpolate_between_and_scale_beyond(tmp_path):
     table = table_file(tmp_path, ".csv", lambda c_in, c_out: 100.0 + c_in * c_out)
-    ends = np.array([[4, 8], [4, 20], [128, 64], [4, 8]], np.float64)
-    at = table.price("conv2d", "_3x3", ends, 8, 8, 2, "layer")
+    sizes = np.array([[4, 8, 8, 8], [4, 20, 8, 8], [128, 64, 8, 8], [4, 8, 8, 8]], np.float64)
+    at = table.price("conv2d", "_3x3", sizes, 2, "layer")
     assert at[0] == pytest.approx(132)
     assert 132 < at[1] < 100 + 4 * 64
     assert at[2] == pytest.approx(2 * (100 + 64 * 64))
@@ -265,8 +265,8 @@ def test_scattered_tables_stay_exact_at_their_points(tmp_path):
         (9.0, 30.0, 8.0, 8.0, 40.0),
     )
     table = HardwareTable({("linear", 2): points})
-    ends = np.array([point[:2] for point in points])
-    assert table.price("linear", "", ends, 8, 8, 2, "x") == pytest.approx([point[4] for point in points])
+    sizes = np.array([point[:4] for point in points])
+    assert table.price("linear", "", sizes, 2, "x") == pytest.approx([point[4] for point in points])
 
 
 def test_networkx_graph_says_op_shape_cost_group_and_bits():

@@ -50,6 +50,17 @@ def test_the_budget_holds_on_the_network_itself(ratio):
     assert result.report.rewritten.macs == counted(resized, example())
 
 
+@pytest.mark.parametrize("quantity", ["macs", "params", "bit_ops", "weight_bytes", "activation_bytes"])
+@pytest.mark.parametrize("spec", [nce_fx.QuantSpec(weight_bits=2, activation_bits=8), nce_fx.QuantSpec("lsq", "lsq")])
+def test_a_lone_limit_holds_in_the_report_and_is_spent(quantity, spec):
+    result = nce_fx.rewrite(net(), example(), budget=nce_fx.Budget(**{quantity: 0.8}), spec=spec)
+    before, after = (getattr(record, quantity) for record in (result.report.original, result.report.rewritten))
+    assert 0.9 * 0.8 * before <= after <= 0.8 * before
+    assert result.plan.source["cost"] == {quantity: after}
+    absolute = nce_fx.rewrite(net(), example(), budget=nce_fx.Budget(**{quantity: after}), spec=spec)
+    assert getattr(absolute.report.rewritten, quantity) <= after
+
+
 def test_the_rewritten_network_has_visible_two_bit_quantizers():
     result = nce_fx.rewrite(net(), example(), batches=batches())
     names = [node.name for node in result.graph_module.graph.nodes]
@@ -89,7 +100,7 @@ def test_the_whole_is_the_parts_composed():
 @pytest.mark.parametrize("activation", ["pact", "minmax"])
 def test_ranges_of_the_sensitivity_pass_are_those_of_a_pass_of_their_own(metric, activation):
     spec = nce_fx.QuantSpec(activation=activation)
-    found = analyze(net(), example(), batches=batches(3), spec=spec, metric=metric, quantized=True).uniform
+    found = analyze(net(), example(), batches=batches(3), spec=spec, metric=metric).uniform
     assert found is not None
     own = nce_fx.quantize(nce_fx.trace(net(), example()), spec, batches(3)).state_dict()
     assert found.state_dict().keys() == own.keys()
@@ -108,7 +119,7 @@ def test_a_rewrite_runs_over_the_data_once(monkeypatch):
 
 def test_batchnorm_in_training_mode_is_calibrated_with_the_statistics_of_the_batch():
     model = net().train()
-    found = analyze(model, example(), batches=batches(), quantized=True).uniform
+    found = analyze(model, example(), batches=batches()).uniform
     assert found is not None
     own = nce_fx.quantize(nce_fx.trace(model, example()), batches=batches())
     assert all(torch.equal(value, own.state_dict()[name]) for name, value in found.state_dict().items())

@@ -54,7 +54,7 @@ def measure(data: Data, seed: int) -> dict[str, Any]:
     """Return the seconds and the accuracies of one seed."""
     original = float_network("resnet8", data, 20, seed).eval()
     batches = data.batches(8, 64, seed)
-    analyses = analyze(original, (batches[0][0][:2],), batches=batches, quantized=True)
+    analyses = analyze(original, (batches[0][0][:2],), batches=batches)
     gm, uniform = analyses.graph_module, analyses.uniform
     assert uniform is not None
     plan = plan_analyzed(analyses, nce_fx.Budget(macs=1.0, params=1.0))

@@ -25,6 +25,10 @@ class CostRecord(Record):
     """Multiply-accumulates times weight bits times activation bits."""
     weight_bytes: int
     """The weights at the bits they have."""
+    activation_bytes: int | None = None
+    """The most bytes of values that are in memory at once; ``None`` in folders of older versions."""
+    custom: float | None = None
+    """What the user's own hardware table says; ``None`` without one."""
 
 
 class GroupRecord(Record):

@@ -19,6 +19,7 @@ from typing import Any
 
 from nce_fx.passes.analysis.cost import CostReport
 from nce_fx.passes.planning import Budget, plan_widths
+from nce_fx.passes.planning.counted import Reserve
 from nce_fx.plan import WidthPlan
 
 _POWER = 4.0
@@ -38,6 +39,7 @@ def plan_from(
     least: float,
     most: float,
     source: Mapping[str, Any],
+    reserve: Reserve | None = None,
 ) -> WidthPlan:
     """Return the plan within the budget that is nearest to the preferred widths.
 
@@ -48,6 +50,7 @@ def plan_from(
         least: least width of a group, as a ratio of its own.
         most: greatest.
         source: what the plan shall say of where it comes from.
+        reserve: how much of a limit stays free.
 
     Raises:
         BudgetError: no widths keep the budget.
@@ -64,5 +67,6 @@ def plan_from(
         max_width=most,
         freeze=others,
         exponent=_POWER,
+        reserve=reserve,
     )
     return replace(plan, source={**plan.source, "preferred": dict(preferred), **source})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from torch.fx import GraphModule
@@ -13,11 +14,12 @@ from nce_fx.files import write_whole
 from nce_fx.passes.analysis.channels import analyze_channels
 from nce_fx.passes.analysis.cost import analyze_cost
 from nce_fx.passes.planning import Budget
+from nce_fx.passes.planning.counted import plan_and_build
 from nce_fx.passes.transform.quantize import QuantSpec, quantize
+from nce_fx.passes.transform.resize import resize
 from nce_fx.passes.transform.widths import InsertWidthChoices, channel_order
 from nce_fx.passes.transform.widths.places import find_places
 from nce_fx.plan import WidthPlan
-from nce_fx.rewrite import layer_bits
 from nce_fx.search.candidates import first_candidates
 from nce_fx.search.companion import WidthSearch
 from nce_fx.search.halves import halves
@@ -76,8 +78,7 @@ def search(
     """
     recipe, budget = recipe or SearchRecipe(), budget or Budget(macs=1.0, params=1.0)
     channels = analyze_channels(gm)
-    bits = None if spec is None else layer_bits(gm, spec)
-    cost = analyze_cost(gm, channels, weight_bits=bits, activation_bits=bits)
+    cost = analyze_cost(gm, channels, quantized=None if spec is None else quantize(gm, spec))
     start, order = first_candidates(channels, recipe), channel_order(gm)
     for group, reason in find_places(gm, start.candidates, order).refused.items():
         del start.candidates[group]
@@ -85,9 +86,15 @@ def search(
     if not start.candidates:
         raise InputError("no group of the network has widths to choose from: see `nce-fx analyze MODEL --groups`")
     least = min(widths[0] / channels[group].width for group, widths in start.candidates.items())
-    bounds = {"least": min(least, recipe.ratios[0]), "most": recipe.max_ratio if recipe.expand else 1.0}
+    within = partial(
+        plan_from,
+        cost,
+        budget=budget,
+        least=min(least, recipe.ratios[0]),
+        most=recipe.max_ratio if recipe.expand else 1.0,
+    )
     # Before anything takes long: a budget that no plan can meet.
-    plan_from(cost, {group: widths[0] for group, widths in start.candidates.items()}, budget, source={}, **bounds)
+    within({group: widths[0] for group, widths in start.candidates.items()}, source={})
 
     for_weights, for_widths = halves(data, recipe.seed)
     quantized = spec if recipe.quantized else None
@@ -106,7 +113,11 @@ def search(
         "search": recipe.to_dict(),
         "expansions": len(log.expansions),
     }
-    plan = plan_from(cost, log.epochs[-1].widths, budget, source=source, **bounds)
+    plan, _ = plan_and_build(
+        lambda reserve: within(log.epochs[-1].widths, source=source, reserve=reserve),
+        lambda plan: resize(gm, plan) if spec is None else quantize(resize(gm, plan), spec),
+        budget.limits(asdict(cost.total)),
+    )
     if folder is not None and engine.is_main:
         log.write(folder, channels.widths)
         write_whole(folder / "plan.json", plan.to_json().encode())

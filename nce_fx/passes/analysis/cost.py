@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch.fx import GraphModule, Node
 
 from nce_fx.errors import InputError
@@ -27,7 +28,9 @@ from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.analysis.layers import Axis, Layer, find_layers, shape_of, source_parameters
 from nce_fx.passes.analysis.liveness import aliases, storages
 from nce_fx.passes.analysis.polynomial import Integers, Term
+from nce_fx.paths import tensor_at
 from nce_fx.plan import model_fingerprint
+from nce_fx.quantizers import ActivationQuantizer, Quantizer
 
 Bits = int | Mapping[str, int] | None
 """Bits for every layer, or per layer path; ``None``: as the quantizers of the graph say, else of the tensors' type."""
@@ -109,6 +112,7 @@ def analyze_cost(
     *,
     weight_bits: Bits = None,
     activation_bits: Bits = None,
+    quantized: GraphModule | None = None,
     hardware: HardwareTable | None = None,
 ) -> CostReport:
     """Return what a traced graph costs, per layer and in total, as a function of its channel widths.
@@ -118,6 +122,9 @@ def analyze_cost(
         channels: its channel analysis; made here where not given.
         weight_bits: bits of the weights.
         activation_bits: bits of what layers read; a single number also sets the size of every stored value.
+        quantized: ``gm`` as `nce_fx.quantize` makes it. Then this is what is counted, at the widths of ``gm``: its
+            quantizers say the bits of every layer, and what they store and learn themselves is counted too. So a plan
+            made from this report costs what is counted on the network that is built from it.
         hardware: the user's own costs, summed into ``custom``.
 
     Raises:
@@ -131,6 +138,8 @@ def analyze_cost(
         _check_bits(bits)
     if not any(shape_of(node) for node in gm.graph.nodes):
         raise InputError("the graph carries no shapes: make it with nce_fx.trace(model, example_inputs)")
+    fingerprint = model_fingerprint(gm)
+    gm = gm if quantized is None else quantized
     axes = AxisLengths(gm, channels)
     layers = find_layers(gm)
     bits_of = {layer.node: _layer_bits(gm, layer, weight_bits, activation_bits) for layer in layers}
@@ -142,20 +151,24 @@ def analyze_cost(
     sites = tuple(_site(gm, layer, axes, *bits_of[layer.node]) for layer in layers)
     parameters = _parameters(gm, layers, axes, {layer.path: bits_of[layer.node][0] for layer in layers})
     values = _values(gm, axes, activation_bits)
-    model = CostModel(channels, tuple(work), parameters, values, sites, hardware, model_fingerprint(gm))
+    model = CostModel(channels, tuple(work), parameters, values, sites, hardware, fingerprint)
     return CostReport(model, tuple(part.width for part in channels.parts))
 
 
 @dataclass(frozen=True)
 class AxisLengths:
-    """Looks up how long an axis is; what the channel analysis does not know is as long as it was traced."""
+    """Looks up how long an axis is; what the channel analysis does not know is as long as it was traced.
+
+    The channels may be those of a float graph where ``gm`` is that graph quantized: a quantizer's value has the axes of
+    what it quantizes, and a parameter that became a node has those of the parameter.
+    """
 
     gm: GraphModule
     channels: ChannelGraph
 
     @cached_property
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        return {node.name: shape_of(node) for node in self.gm.graph.nodes}
+    def _nodes(self) -> dict[str, Node]:
+        return {node.name: node for node in self.gm.graph.nodes}
 
     def __getitem__(self, axis: Axis) -> AxisWidth:
         if axis.parameter:
@@ -164,13 +177,37 @@ class AxisLengths:
 
     def value(self, name: str) -> tuple[AxisWidth, ...]:
         """Return the axes of a node's value."""
-        known = self.channels.value_axes.get(name)
-        return known or tuple(AxisWidth(length) for length in self._shapes[name])
+        node = self._nodes[name]
+        return self.channels.value_axes.get(name) or self._like(node) or _literal(shape_of(node))
+
+    def _like(self, node: Node) -> tuple[AxisWidth, ...] | None:
+        """Return the axes of a node that quantizing put into the graph, or ``None``."""
+        if node.op == "get_attr":
+            return self.channels.parameter_axes.get(str(node.target))
+        if _repeats(node):
+            inner, shape = self.value(node.all_input_nodes[0].name), shape_of(node)
+            same = len(shape) - len(node.args[1]) // 2  # type: ignore[arg-type]
+            return inner[:same] + _literal(shape[same:])
+        if node.op != "call_module":
+            return None
+        path, parametrized, _ = str(node.target).rpartition(".parametrizations.weight.")
+        if parametrized:
+            return self.channels.parameter_axes.get(f"{path}.weight")
+        module = self.gm.get_submodule(str(node.target))
+        if not isinstance(module, Quantizer):
+            return None
+        replaced = module.replaces if isinstance(module, ActivationQuantizer) else None
+        known = None if replaced is None else self.channels.value_axes.get(replaced.name)
+        return known or self.value(node.all_input_nodes[0].name)
 
     def parameter(self, path: str) -> tuple[AxisWidth, ...]:
         """Return the axes of a parameter."""
         known = self.channels.parameter_axes.get(path)
-        return known or tuple(AxisWidth(length) for length in self.gm.get_parameter(path).shape)
+        return known or _literal(tuple(tensor_at(self.gm, path).shape))
+
+
+def _literal(shape: tuple[int, ...]) -> tuple[AxisWidth, ...]:
+    return tuple(AxisWidth(length) for length in shape)
 
 
 def node_costs(model: CostModel, values: Mapping[str, Integers]) -> dict[str, NodeCost]:
@@ -211,12 +248,17 @@ def _type_bits(node: Node) -> int:
 
 
 def quantizer_bits(gm: GraphModule, node: Node) -> int | None:
-    """Return the bits that a value has been rounded to by a quantizer of the graph, seen through views."""
+    """Return the bits that a value has been rounded to by a quantizer, seen through views and repeating paddings."""
     while node.op != "call_module" or not isinstance(getattr(gm.get_submodule(str(node.target)), "bits", None), int):
-        if not node.all_input_nodes or not aliases(gm, node):
+        if not node.all_input_nodes or not (aliases(gm, node) or _repeats(node)):
             return None
         node = node.all_input_nodes[0]
     return int(gm.get_submodule(str(node.target)).bits)  # type: ignore[arg-type]
+
+
+def _repeats(node: Node) -> bool:
+    """Whether a node pads with values that are there already."""
+    return node.target is F.pad and node.kwargs.get("mode", "constant") != "constant"
 
 
 def _layer_bits(gm: GraphModule, layer: Layer, weight_bits: Bits, activation_bits: Bits) -> tuple[int, int]:
@@ -292,6 +334,6 @@ def _site(gm: GraphModule, layer: Layer, axes: AxisLengths, weight_bits: int, ac
         kernel = "_" + "x".join(str(size) for size in weight[2:])
         if weight[1] == 1 and "transpose" not in op and c_in.at(original) > 1:
             op = f"depthwise_{op}"
-    tokens = shape[1:-1] if not spatial else shape[out_axis + 1 :]
-    height, width = (*tokens, 1, 1)[:2]
+    tokens = known_out[1:-1] if not spatial else known_out[out_axis + 1 :]
+    height, width = (*tokens, AxisWidth(1), AxisWidth(1))[:2]
     return LayerSite(layer.path, node.name, op, kernel, c_in, c_out, height, width, weight_bits, activation_bits)

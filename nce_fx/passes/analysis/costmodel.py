@@ -53,10 +53,16 @@ class LayerSite(NamedTuple):
     kernel: str
     c_in: AxisWidth
     c_out: AxisWidth
-    height: int
-    width: int
+    height: AxisWidth
+    """Of what the layer gives; tokens for sequences, heads for the products of an attention."""
+    width: AxisWidth
     weight_bits: int
     activation_bits: int
+
+    @property
+    def sizes(self) -> tuple[AxisWidth, AxisWidth, AxisWidth, AxisWidth]:
+        """What a price depends on."""
+        return self.c_in, self.c_out, self.height, self.width
 
 
 @dataclass(frozen=True)
@@ -75,12 +81,12 @@ class CostModel:
     @cached_property
     def _terms(self) -> tuple[Terms, Terms, Terms, Terms]:
         parts = len(self.channels.parts)
-        ends = [Term(1, (axis,)) for site in self.sites for axis in (site.c_in, site.c_out)]
+        sizes = [Term(1, (axis,)) for site in self.sites for axis in site.sizes]
         return (
             Terms(tuple(term.macs for term in self.work), parts),
             Terms(tuple(parameter.numel for parameter in self.parameters), parts),
             Terms(tuple(tensor.numel for tensor in self.tensors), parts),
-            Terms(tuple(_padded(term) for term in ends), parts),
+            Terms(tuple(_padded(term) for term in sizes), parts),
         )
 
     @cached_property
@@ -156,9 +162,9 @@ class CostModel:
         """Price of every site (batch x sites) in the user's table; zeros without one."""
         if self.hardware is None:
             return np.zeros((len(part_widths), len(self.sites)))
-        ends = self._terms[3].at_many(part_widths).reshape(len(part_widths), len(self.sites), 2)
+        sizes = self._terms[3].at_many(part_widths).reshape(len(part_widths), len(self.sites), 4)
         columns = [
-            self.hardware.price(site.op, site.kernel, ends[:, i], site.height, site.width, site.weight_bits, site.path)
+            self.hardware.price(site.op, site.kernel, sizes[:, i], site.weight_bits, site.path)
             for i, site in enumerate(self.sites)
         ]
         return np.stack(columns, axis=1) if columns else np.zeros((len(part_widths), 0))

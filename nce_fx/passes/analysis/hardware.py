@@ -12,6 +12,7 @@ scaled by c_in x c_out x h x w (by c_out x h x w for depthwise layers).
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -74,16 +75,16 @@ class HardwareTable:
         return self._surfaces.get((op + kernel, bits)) or self._surfaces.get((op, bits))
 
     def corners(self, op: str, kernel: str, bits: int, ranges: Sequence[tuple[float, float]]) -> Floats:
-        """Return the (c_in, c_out) pairs at which a price can be extreme within two ranges: ends and measurements."""
+        """Return the sizes (c_in, c_out, h, w) at which a price can be extreme within ranges: ends and measurements."""
         surface = self._surface(op, kernel, bits)
         ticks = []
         for axis, (low, high) in enumerate(ranges):
             measured = [] if surface is None else np.unique(np.exp(surface.points[:, axis])).tolist()
             ticks.append(sorted({low, high, *(tick for tick in measured if low < tick < high)}))
-        return np.array([(c_in, c_out) for c_in in ticks[0] for c_out in ticks[1]], np.float64)
+        return np.array(list(itertools.product(*ticks)), np.float64)
 
-    def price(self, op: str, kernel: str, ends: Floats, height: int, width: int, bits: int, path: str) -> Floats:
-        """Return the cost of a layer at many (c_in, c_out) pairs (batch x 2).
+    def price(self, op: str, kernel: str, sizes: Floats, bits: int, path: str) -> Floats:
+        """Return the cost of a layer at many sizes (batch x (c_in, c_out, h, w)).
 
         Lookups are free, and so is what owns no weights and is not in the table.
 
@@ -93,11 +94,10 @@ class HardwareTable:
         surface = self._surface(op, kernel, bits)
         if surface is None:
             if op in ("embedding", "attention", "matmul", "einsum"):
-                return np.zeros(len(ends))
+                return np.zeros(len(sizes))
             known = ", ".join(f"{name} at {b} bits" for name, b in sorted(self.measurements))
             missing = f"no {op}{kernel} at {bits} bits, which {path} needs"
             raise InputError(f"hardware table {self.name} has {missing}; it has {known}")
-        sizes = np.column_stack([ends, np.full(len(ends), height), np.full(len(ends), width)])
         return surface(np.log(np.maximum(sizes, 1e-9)), "depthwise" in op)
 
 

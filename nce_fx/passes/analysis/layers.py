@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from nce_fx.paths import tensor_at
+
 aten = torch.ops.aten
 
 
@@ -123,10 +125,7 @@ def _axes(node: Node, *, but: int | None = None) -> tuple[Axis, ...]:
 
 
 def _parameter_axes(gm: GraphModule, path: str) -> tuple[Axis, ...]:
-    owner, _, name = path.rpartition(".")
-    # An attribute, not a parameter: a parametrized module computes it.
-    weight: torch.Tensor = getattr(gm.get_submodule(owner), name)
-    return tuple(Axis(path, index, True) for index in range(weight.dim()))
+    return tuple(Axis(path, index, True) for index in range(tensor_at(gm, path).dim()))
 
 
 def _weight_axes(gm: GraphModule, weight: Any) -> tuple[Axis, ...]:

@@ -47,6 +47,7 @@ def plan_widths(
     freeze: Iterable[str] = (),
     only: Iterable[str] = (),
     exponent: float = NOISE_EXPONENT,
+    reserve: Mapping[str, float] | None = None,
 ) -> WidthPlan:
     """Return the widths of least total noise within the budget, with a certified bound on how far from the best it is.
 
@@ -64,6 +65,7 @@ def plan_widths(
         freeze: name patterns (``fnmatch``) of group ids or producers that keep their width.
         only: name patterns of the only groups that may change.
         exponent: how fast noise falls with width.
+        reserve: how much of a limit stays free, by quantity, see `nce_fx.passes.planning.counted`.
 
     Raises:
         BudgetError: no plan can meet the budget, or an option makes no sense.
@@ -71,7 +73,7 @@ def plan_widths(
     rules = Rules(min_width, max_width, round_to, tuple(freeze), tuple(only))
     choices = legal_choices(channels, rules)
     original = cost.model.totals([part.width for part in channels.parts])
-    limits = budget.limits(original)
+    limits = {name: limit - (reserve or {}).get(name, 0.0) for name, limit in budget.limits(original).items()}
     if "custom" in limits and cost.model.hardware is None:
         raise BudgetError(
             "a custom budget needs a hardware table: analyze_cost(..., hardware=HardwareTable.read(FILE))"

@@ -166,13 +166,13 @@ def _price_monomial(
     if model.hardware is None:
         return (), 0.0
     ends = []
-    for axis in (site.c_in, site.c_out):
+    for axis in site.sizes:
         affine = _affine(choices, slopes, axis)
         low = sum(s * (1.0 if v < 0 else choices.ratios[v][0]) for v, s in affine.items())
         high = sum(s * (1.0 if v < 0 else choices.ratios[v][-1]) for v, s in affine.items())
         ends.append((affine, low, high))
     corners = model.hardware.corners(site.op, site.kernel, site.weight_bits, [(low, high) for _, low, high in ends])
-    prices = model.hardware.price(site.op, site.kernel, corners, site.height, site.width, site.weight_bits, site.path)
+    prices = model.hardware.price(site.op, site.kernel, corners, site.weight_bits, site.path)
     if not prices.any():
         return (), 0.0
     logs = np.column_stack([np.ones(len(corners)), np.log(corners)])

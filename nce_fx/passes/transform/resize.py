@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.passes.shape_prop import TensorMetadata, _extract_tensor_metadata
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
@@ -36,7 +36,7 @@ from nce_fx.passes.analysis.channels.value import ChannelTensor
 from nce_fx.passes.transform.copying import copied
 from nce_fx.passes.transform.gathering import Weights
 from nce_fx.passes.transform.resizing import Broken, Resizing
-from nce_fx.paths import module_at
+from nce_fx.paths import module_at, tensor_at
 from nce_fx.pipeline import Given, Pass
 from nce_fx.plan import WidthPlan, model_fingerprint
 
@@ -294,8 +294,30 @@ def _edit(result: GraphModule, gm: GraphModule, run: Resizing, kept: Mapping[str
             for new in (old_nodes[node], nodes[node]):
                 if not new.users and new.graph is result.graph and not new._erased:
                     result.graph.erase_node(new)
+    _describe_rest(result)
     if edits.change_the_graph or kept:
         result.recompile()
+
+
+def _describe_rest(gm: GraphModule) -> None:
+    """Say the shapes that the run on ids does not: of gathers that were put in, of parameters (which it saw before they
+    were gathered), and of what is computed from parameters alone."""
+    values: dict[Node, Any] = {}
+    interpreter = Interpreter(gm)
+    for node in gm.graph.nodes:
+        sources = node.all_input_nodes
+        if node.op == "get_attr":
+            values[node] = tensor_at(gm, str(node.target)).to("meta")
+        elif node.op in ("call_function", "call_method") and sources and all(source in values for source in sources):
+            args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            values[node] = getattr(interpreter, node.op)(node.target, args, kwargs)
+        elif node.target is torch.index_select and "tensor_meta" not in node.meta:
+            meta = sources[0].meta["tensor_meta"]
+            value = torch.empty(meta.shape, dtype=meta.dtype, device="meta")
+            gathered = value.index_select(node.args[1], values[sources[1]])
+            node.meta["tensor_meta"] = _extract_tensor_metadata(gathered)
+        if "tensor_meta" in node.meta and isinstance(values.get(node), torch.Tensor):
+            node.meta["tensor_meta"] = _extract_tensor_metadata(values[node])
 
 
 def _set_argument(node: Node, name: str, value: Any) -> None:

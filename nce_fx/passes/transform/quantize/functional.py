@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.fx import GraphModule, Node
@@ -81,11 +82,21 @@ def as_function(gm: GraphModule, node: Node, weight: Node) -> None:
             padding = module.padding
             if module.padding_mode != "zeros":
                 sides = tuple(module._reversed_padding_repeated_twice)
-                data = gm.graph.call_function(F.pad, (data, sides), {"mode": module.padding_mode})
+                data = _padded(gm, data, sides, module.padding_mode)
                 padding = (0,) * len(module.stride)
             rest = (module.stride, padding, module.dilation, module.groups)
     node.op, node.target = "call_function", FUNCTIONS[module_name(module)]
     node.args, node.kwargs = (data, weight, bias, *rest), {}
+
+
+def _padded(gm: GraphModule, data: Node, sides: tuple[int, ...], mode: str) -> Node:
+    """Pad what a convolution reads as its module would by itself."""
+    node = gm.graph.call_function(F.pad, (data, sides), {"mode": mode})
+    meta = data.meta.get("tensor_meta")
+    if meta is not None:
+        value = torch.empty(tuple(meta.shape), dtype=meta.dtype, device="meta")
+        node.meta["tensor_meta"] = _extract_tensor_metadata(F.pad(value, sides, mode=mode))
+    return node
 
 
 def as_module(gm: GraphModule, node: Node, weight: Node, quantizer: WeightQuantizer) -> None:

@@ -1,0 +1,65 @@
+"""A plan held against the network that is built from it, by the count that the report makes.
+
+What a plan costs is known before anything is built, exactly, but for what a resize may have to put into the graph: a
+product with the shares of copies, say, whose value is one more that is in memory. Where that breaks a limit, the plan
+is made again with so much of the limit left free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+
+from torch.fx import GraphModule
+
+from nce_fx.errors import BudgetError
+from nce_fx.passes.analysis.channels.graph import ChannelGraph
+from nce_fx.passes.analysis.cost import Cost, analyze_cost
+from nce_fx.passes.analysis.hardware import HardwareTable
+from nce_fx.plan import WidthPlan
+
+Reserve = Mapping[str, float]
+"""Quantity -> how much of its limit a plan leaves free: ``{"activation_bytes": 256}``."""
+
+_ATTEMPTS = 6
+
+
+def count(gm: GraphModule, hardware: HardwareTable | None = None) -> Cost:
+    """Return what a network costs as it is, at the bits of its own quantizers."""
+    # At its own widths no axis needs a group, so the channels need no analysis.
+    return analyze_cost(gm, ChannelGraph((), (), {}, {}), hardware=hardware).total
+
+
+def plan_and_build(
+    plan: Callable[[Reserve], WidthPlan],
+    build: Callable[[WidthPlan], GraphModule],
+    limits: Mapping[str, float],
+    hardware: HardwareTable | None = None,
+) -> tuple[WidthPlan, GraphModule]:
+    """Return a plan whose network keeps every limit in the count that the report makes, and that network.
+
+    Args:
+        plan: makes the plan that leaves so much of each limit free.
+        build: makes the network of a plan.
+        limits: the absolute limits, by quantity.
+        hardware: the user's own cost of layers.
+
+    Raises:
+        BudgetError: no such plan was found.
+    """
+    reserve: dict[str, float] = {}
+    for _ in range(_ATTEMPTS):
+        found = plan(reserve)
+        network = build(found)
+        counted = asdict(count(network, hardware))
+        over = {name: counted[name] - limit for name, limit in limits.items() if counted[name] > limit}
+        if not over:
+            cost = {name: counted[name] for name in limits}
+            claimed = found.source.get("cost", {})
+            if any(isinstance(value, int) and value != claimed.get(name) for name, value in cost.items()):
+                found = replace(found, source={**found.source, "cost": {**claimed, **cost}})
+                network = build(found)
+            return found, network
+        reserve |= {name: reserve.get(name, 0.0) + excess for name, excess in over.items()}
+    most = ", ".join(f"{name} by {excess:,.0f}" for name, excess in over.items())
+    raise BudgetError(f"the network of every plan tried is over its limit, at last {most}: raise the budget by so much")

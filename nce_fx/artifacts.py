@@ -40,6 +40,7 @@ from nce_fx.pipeline.record import HistoryRecord, StepRecord
 from nce_fx.plan import WidthPlan, model_fingerprint
 from nce_fx.report.page import page
 from nce_fx.report.records import Comparison, Manifest, ModelReference, Retraining, RewriteReport, seal
+from nce_fx.report.view import view_of
 from nce_fx.signature import example_of, signature_of
 from nce_fx.tensorfile import fit_problem, pack, unpack
 from nce_fx.tracing import trace
@@ -122,7 +123,17 @@ def save(
         comparison=comparison,
     )
     files[REPORT] = manifest.to_json().encode()
-    files[PAGE] = page(manifest, plan).encode()
+    view = view_of(
+        "a network" if model is None else model.reference,
+        plan,
+        gm,
+        original=float_model,
+        report=report,
+        comparison=comparison,
+        logs=directory / CHECKPOINTS if keep_checkpoints else None,
+        sweep=directory,
+    )
+    files[PAGE] = page(view).encode()
     ours = OURS - {CHECKPOINTS} if keep_checkpoints else OURS
     with replaced(directory, ours) as fresh:
         for name, content in files.items():

@@ -31,6 +31,8 @@ from nce_fx.report.records import Comparison, ModelReference, Retraining, Rewrit
 from nce_fx.rewrite import RewriteResult, analyze, rewrite
 from nce_fx.sweep import ratios_of, sweep
 from nce_fx.training import Recipe, evaluate, train
+from nce_fx.training.log import write_epochs
+from nce_fx.training.result import EpochRecord
 from nce_fx.training.scratch import from_scratch
 
 SWEEP = ("sweep.csv", "sweep.svg")
@@ -132,7 +134,8 @@ def run(job: Job) -> None:
     example = example_input(job.model, job.input_shape, data, args)
 
     ratios = None if job.sweep is None else ratios_of(job.sweep)
-    model, float_epochs = float_network(job, model, data, recipe, terminal)
+    model, float_history = float_network(job, model, data, recipe, terminal)
+    float_epochs = len(float_history)
     batches = calibration(data, job.seed)
     if ratios is not None:
         run_sweep(job, model, (example,), batches, spec, hardware, ratios, terminal)
@@ -169,6 +172,10 @@ def run(job: Job) -> None:
         )
     artifacts.save(result.graph_module, job.out, force=job.force, **about)
     if data is not None and job.retrain:
+        if float_history:
+            float_log = job.out / artifacts.CHECKPOINTS / "float"
+            float_log.mkdir(parents=True)
+            write_epochs(float_log, float_history)
         fresh = build_model(job.model, args, seed=job.seed) if job.from_scratch else None
         trained = retrain_both(result, spec, data, recipe, float_epochs, job.out, terminal, fresh)
         comparison = trained.comparison
@@ -180,8 +187,8 @@ def run(job: Job) -> None:
 
 def float_network(
     job: Job, model: nn.Module, data: Data | None, recipe: Recipe, terminal: Terminal
-) -> tuple[nn.Module, int]:
-    """Return the float network and the epochs it was trained here: none but for a built-in one without weights."""
+) -> tuple[nn.Module, tuple[EpochRecord, ...]]:
+    """Return the float network and how it was trained here: not at all but for a built-in one without weights."""
     if data is None:
         terminal.note("no --data: sensitivity comes from the weights alone")
     untrained = job.weights is None and job.model in MODELS
@@ -190,7 +197,7 @@ def float_network(
             # Progressive bits are for quantizers; the rest of the recipe trains the float network too.
             result = train(model, data, replace(recipe, bits=()), progress=progress)
         terminal.show(f"float {job.model} on {data.name}: {tables.percent(result.accuracy)} after {job.retrain} epochs")
-        return result.model.eval(), job.retrain
+        return result.model.eval(), result.history
     if untrained:
         terminal.note(
             f"{job.model} has random weights: give --weights, or --data and --retrain, for a plan with meaning"
@@ -200,7 +207,7 @@ def float_network(
         terminal.show(f"float {job.model} on {data.name}: {tables.percent(accuracy)}")
         if accuracy < 2 / data.classes:
             terminal.note(f"the float network is at chance on {data.name}: give --weights that were trained on it")
-    return model, 0
+    return model, ()
 
 
 def run_sweep(

@@ -1,0 +1,169 @@
+"""The graph as the page draws it: a node per operation on tensors, with what the compiler knows of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from nce_fx.errors import source_line
+from nce_fx.passes.analysis.channels import AxisWidth, ChannelGraph
+from nce_fx.passes.analysis.cost import NodeCost, analyze_cost, quantizer_bits
+from nce_fx.passes.analysis.layers import find_layers, shape_of
+from nce_fx.passes.analysis.sensitivity.groups import shares_of
+from nce_fx.quantizers import ActivationQuantizer, WeightQuantizer
+from nce_fx.report.weight_view import WeightView, weight_views
+
+_NO_GROUPS = ChannelGraph((), (), {}, {})
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """One operation, such as the convolution ``layer1.0.conv1``."""
+
+    id: str
+    """The name of the fx node: ``layer1_0_conv1``."""
+    name: str
+    """The full name: the module's path, or the path of the module that called the function and the node's name."""
+    owner: str
+    """The module that holds it: ``layer1.0``; empty at the top."""
+    op: str
+    inputs: tuple[str, ...]
+    source: str
+    """The user's own line, ``nets.py:12``."""
+    shape: tuple[int, ...]
+    groups: tuple[str, ...]
+    """Ids of the channel groups on its axes."""
+    channels: tuple[int, int] | None
+    """Channels before and after."""
+    bits: int | None
+    """What its output is rounded to."""
+    costs: Mapping[str, tuple[float, float]]
+    """Quantity -> before and after; before is the float network at its own widths."""
+    weight: WeightView | None
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Channels of every group before and after, such as those of a plan."""
+
+    before: Mapping[str, int]
+    after: Mapping[str, int]
+
+
+def node_views(
+    gm: GraphModule, channels: ChannelGraph | None, widths: Widths, rewritten: GraphModule
+) -> tuple[NodeView, ...]:
+    """Return the operations of a network in the order they run.
+
+    Args:
+        gm: the network to draw: traced, in float; or the rewritten one, where no other is at hand.
+        channels: its channel groups, where they are known.
+        widths: the widths between which it is shown.
+        rewritten: the network whose costs, bits and weights are shown as "after".
+    """
+    layers = {layer.node: layer for layer in find_layers(gm)}
+    sizes = None if channels is None else (_part_widths(channels, widths.before), _part_widths(channels, widths.after))
+    before, after = (analyze_cost(each, _NO_GROUPS).nodes for each in (gm, rewritten))
+    weights, rounded = weight_views(rewritten), _rounded_values(rewritten)
+    views = []
+    for node in gm.graph.nodes:
+        if not _is_shown(gm, node):
+            continue
+        layer = layers.get(node)
+        path = layer.path if layer else str(node.target) if node.op == "call_module" else None
+        name = _full_name(node, path)
+        axes = () if channels is None else channels.value_axes.get(node.name, ())
+        views.append(
+            NodeView(
+                id=node.name,
+                name=name,
+                owner=name.rpartition(".")[0],
+                op=layer.op if layer else _operation(gm, node),
+                inputs=tuple(dict.fromkeys(_sources(gm, node))),
+                source=source_line(node).removeprefix(f"{Path.cwd()}/"),
+                shape=shape_of(node) if hasattr(node.meta.get("tensor_meta"), "shape") else (),
+                groups=() if channels is None else tuple(shares_of(channels, axes)),
+                channels=_channels(axes, sizes),
+                bits=rounded.get(node.name),
+                costs=_costs(before.get(path or ""), after.get(path or "")),
+                weight=weights.get(path) if path is not None else None,
+            )
+        )
+    return tuple(views)
+
+
+def _is_shown(gm: GraphModule, node: Node) -> bool:
+    """Operations on tensors, inputs and outputs; not parameters, sizes and what quantizers add."""
+    if node.op == "get_attr" or _quantizer(gm, node) is not None:
+        return False
+    found: list[Any] = []
+    torch.fx.node.map_aggregate(node.meta.get("tensor_meta"), found.append)
+    return node.op in ("placeholder", "output") or any(value is not None for value in found)
+
+
+def _sources(gm: GraphModule, node: Node) -> Iterator[str]:
+    """The operations whose values a node reads, through quantizers."""
+    for read in node.all_input_nodes:
+        if isinstance(_quantizer(gm, read), ActivationQuantizer):
+            yield from _sources(gm, read)
+        elif _is_shown(gm, read):
+            yield read.name
+
+
+def _quantizer(gm: GraphModule, node: Node) -> ActivationQuantizer | WeightQuantizer | None:
+    module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return module if isinstance(module, ActivationQuantizer | WeightQuantizer) else None
+
+
+def _rounded_values(gm: GraphModule) -> dict[str, int]:
+    """Bits of every value that an activation quantizer rounds, by the name of the node that makes it."""
+    bits: dict[str, int] = {}
+    for node in gm.graph.nodes:
+        module = _quantizer(gm, node)
+        if isinstance(module, ActivationQuantizer):
+            name = module.replaces.name if module.replaces is not None else node.all_input_nodes[0].name
+            bits[name] = module.bits
+        elif (known := quantizer_bits(gm, node)) is not None and node.op != "get_attr":
+            bits.setdefault(node.name, known)
+    return bits
+
+
+def _full_name(node: Node, path: str | None) -> str:
+    if node.op == "call_module" or (path is not None and path != node.name):
+        return path or str(node.target)
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    owner = str(stack[-1][0]) if stack else ""
+    return f"{owner}.{node.name}" if owner else node.name
+
+
+def _operation(gm: GraphModule, node: Node) -> str:
+    if node.op == "call_module":
+        return type(gm.get_submodule(str(node.target))).__name__
+    if node.op in ("placeholder", "output"):
+        return "input" if node.op == "placeholder" else "output"
+    return node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", node.target))
+
+
+def _part_widths(channels: ChannelGraph, widths: Mapping[str, int]) -> tuple[int, ...]:
+    return channels.part_widths({group: widths[group] for group in channels.widths if group in widths})
+
+
+def _channels(
+    axes: Iterable[AxisWidth], sizes: tuple[tuple[int, ...], tuple[int, ...]] | None
+) -> tuple[int, int] | None:
+    """The length of the first axis that has a group, before and after."""
+    axis = next((axis for axis in axes if axis.terms), None)
+    return None if axis is None or sizes is None else (axis.at(sizes[0]), axis.at(sizes[1]))
+
+
+def _costs(before: NodeCost | None, after: NodeCost | None) -> dict[str, tuple[float, float]]:
+    """Every number that a layer's cost has."""
+    names = [field.name for field in fields(NodeCost) if field.name not in ("op", "weight_bits", "activation_bits")]
+    zero = dict.fromkeys(names, 0)
+    first, last = (zero if each is None else {name: getattr(each, name) for name in names} for each in (before, after))
+    return {name: (first[name], last[name]) for name in names if first[name] or last[name]}

@@ -1,0 +1,206 @@
+"""Everything that the page of a network shows, as one frozen value: the page adds looks, and no numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.fx import GraphModule
+
+from nce_fx.passes.analysis.channels import ChannelGraph, analyze_channels
+from nce_fx.plan import WidthPlan, model_fingerprint
+from nce_fx.report.graph_view import NodeView, Widths, node_views
+from nce_fx.report.logs import Run, sweep_points, training_runs
+from nce_fx.report.records import Comparison, RewriteReport
+from nce_fx.report.tables import RESULT_COLUMNS, budget_text, result_cells, thousands
+
+_LABELS = {"macs": "MACs", "params": "parameters", "bit_ops": "bit operations"}
+
+
+@dataclass(frozen=True)
+class QuantityView:
+    """One cost before and after, beside what it may be, such as 49,568 -> 49,436 MACs of at most 1x."""
+
+    name: str
+    label: str
+    before: float
+    after: float
+    budget: str
+    """As people write it: ``1x``, or a dash for none."""
+    limit: float | None
+
+
+@dataclass(frozen=True)
+class GroupView:
+    """One channel group, such as the 16 channels that ``conv1`` and ``layer1.0.conv2`` make together."""
+
+    id: str
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    before: int
+    after: int
+    step: int
+    pinned: str | None
+    sensitivity: float | None
+
+    @property
+    def change(self) -> str:
+        """``pinned``, ``wider``, ``narrower`` or ``same``."""
+        if self.pinned is not None:
+            return "pinned"
+        return "wider" if self.after > self.before else "narrower" if self.after < self.before else "same"
+
+
+@dataclass(frozen=True)
+class View:
+    """The content of one page."""
+
+    title: str
+    facts: tuple[str, ...]
+    """Sentences for the head of the page."""
+    before: str
+    after: str
+    """What the two sides are: ``original``, ``rewritten``."""
+    quantities: tuple[QuantityView, ...] = ()
+    groups: tuple[GroupView, ...] = ()
+    nodes: tuple[NodeView, ...] = ()
+    sensitivity: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Layer -> how much rounding its weights and its output hurts."""
+    metric: str = ""
+    results: tuple[tuple[str, ...], ...] = ()
+    """The last table, header first."""
+    results_note: str = ""
+    runs: tuple[Run, ...] = ()
+    sweep: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    here: Mapping[str, float] = field(default_factory=dict)
+    """Where the network of the page is in the picture of the sweep."""
+
+    @property
+    def changes(self) -> dict[str, int]:
+        """How many groups are wider, narrower, as they were, and pinned."""
+        kinds = [group.change for group in self.groups]
+        return {kind: kinds.count(kind) for kind in ("wider", "narrower", "same", "pinned")}
+
+
+def view_of(
+    title: str,
+    plan: WidthPlan,
+    rewritten: GraphModule,
+    *,
+    original: nn.Module | None = None,
+    report: RewriteReport | None = None,
+    comparison: Comparison | None = None,
+    logs: Path | None = None,
+    sweep: Path | None = None,
+    sides: tuple[str, str] = ("original", "rewritten"),
+) -> View:
+    """Return what there is to see of a rewritten network.
+
+    Args:
+        title: what the network is called.
+        plan: its widths before and after.
+        rewritten: the network itself.
+        original: the traced float network, whose graph is drawn and whose channel groups are known; without it the
+            rewritten network's own graph is drawn.
+        report: what the compiler found and decided.
+        comparison: what came of training.
+        logs: the folder where each training run has one of its own.
+        sweep: the folder where `nce-fx rewrite --sweep` left its points.
+        sides: what "before" and "after" are called.
+    """
+    # A plan belongs to one graph; of another one it says nothing.
+    fits = isinstance(original, GraphModule) and (not plan.widths or model_fingerprint(original) == plan.model)
+    drawn = original if isinstance(original, GraphModule) and fits else rewritten
+    channels = analyze_channels(drawn) if fits else None
+    widths = Widths(plan.original, plan.widths)
+    return View(
+        title=title,
+        facts=_facts(plan, report),
+        before=sides[0],
+        after=sides[1],
+        quantities=() if report is None else _quantities(report),
+        groups=_groups(channels, plan, report),
+        nodes=node_views(drawn, channels, widths, rewritten),
+        sensitivity={} if report is None else {each.name: (each.weight, each.activation) for each in report.layers},
+        metric="" if report is None else report.metric,
+        results=() if comparison is None else (RESULT_COLUMNS, *(result_cells(row) for row in comparison.rows)),
+        results_note="" if comparison is None else _note(comparison),
+        runs=() if logs is None else training_runs(logs, _names(comparison)),
+        sweep={} if sweep is None else sweep_points(sweep),
+        here=_here(plan, report),
+    )
+
+
+def _facts(plan: WidthPlan, report: RewriteReport | None) -> tuple[str, ...]:
+    if report is None:
+        return ()
+    facts = [f"{report.bits} bits", f"sensitivity by {report.metric}", f"traced by {report.traced}"]
+    if plan.predicted_noise is not None:
+        facts.append(f"predicted noise {plan.predicted_noise:.3f} of that at the original widths")
+    return tuple(facts)
+
+
+def _quantities(report: RewriteReport) -> tuple[QuantityView, ...]:
+    views = []
+    for name, after in report.rewritten:
+        before, asked = getattr(report.original, name), report.budget.get(name)
+        if before is None or after is None:
+            continue
+        limit = asked * before if isinstance(asked, float) else asked if isinstance(asked, int) else None
+        label = _LABELS.get(name, name.replace("_", " "))
+        views.append(QuantityView(name, label, before, after, budget_text(asked), limit))
+    return tuple(views)
+
+
+def _groups(channels: ChannelGraph | None, plan: WidthPlan, report: RewriteReport | None) -> tuple[GroupView, ...]:
+    scores = {} if report is None else {group.id: group.sensitivity for group in report.groups}
+    if channels is not None:
+        return tuple(
+            GroupView(
+                id=group.id,
+                producers=group.producers,
+                consumers=group.consumers,
+                before=plan.original.get(group.id, group.width),
+                after=plan.widths.get(group.id, group.width),
+                step=group.step,
+                pinned=group.pinned,
+                sensitivity=scores.get(group.id),
+            )
+            for group in channels
+        )
+    if report is not None:
+        return tuple(
+            GroupView(each.id, each.producers, (), each.before, each.after, each.step, each.pinned, each.sensitivity)
+            for each in report.groups
+        )
+    return tuple(
+        GroupView(each, (each,), (), plan.original[each], plan.widths[each], 1, None, None) for each in plan.widths
+    )
+
+
+def _note(comparison: Comparison) -> str:
+    return (
+        f"{comparison.data}, {comparison.epochs} epochs each with one recipe, seed {comparison.seed}. One run: how sure"
+        " a difference is takes several seeds."
+    )
+
+
+def _names(comparison: Comparison | None) -> dict[str, str]:
+    rows = () if comparison is None else comparison.rows
+    return {"-".join(row.network.lower().split()): row.network for row in rows}
+
+
+def _here(plan: WidthPlan, report: RewriteReport | None) -> dict[str, float]:
+    if report is None or plan.predicted_noise is None:
+        return {}
+    costs: dict[str, Any] = dict(report.rewritten)
+    known = {name: float(value) for name, value in costs.items() if value is not None}
+    return {**known, "noise": plan.predicted_noise}
+
+
+def number(value: float) -> str:
+    """Return a count with separators, or a fraction as it is."""
+    return thousands(value) if value == round(value) else f"{value:.4g}"

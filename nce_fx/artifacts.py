@@ -36,7 +36,7 @@ from nce_fx.paths import module_at
 from nce_fx.pipeline import Pass
 from nce_fx.pipeline.contract import tensors_of
 from nce_fx.pipeline.history import history_of, modes_of, set_modes
-from nce_fx.pipeline.record import HistoryRecord, StepRecord
+from nce_fx.pipeline.record import HistoryRecord, StepRecord, passes_of
 from nce_fx.plan import WidthPlan, model_fingerprint
 from nce_fx.report.page import page
 from nce_fx.report.records import Comparison, Manifest, ModelReference, Retraining, RewriteReport, seal
@@ -158,7 +158,7 @@ def load(directory: str | Path, model: nn.Module, *, passes: Iterable[type[Pass]
     state = read_weights(directory, manifest)
     record = read_history(directory, manifest, plan)
     known = known_passes(passes)
-    record.passes(known)  # Before anything takes long.
+    passes_of(record.steps, known)  # Before anything takes long.
     # Modules that a plan leaves alone may be shared with the traced model: load into a copy.
     own = copy.deepcopy(model)
     if manifest.version == 1 and FLOAT in manifest.files:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
 from torch import nn
@@ -26,6 +27,7 @@ from nce_fx.passes.planning.counted import Reserve, count, plan_and_build
 from nce_fx.passes.transform.quantize import InsertQuantizers, Onlookers, QuantSpec, quantize, weight_bits_of
 from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.pipeline import Given, Pipeline
+from nce_fx.pipeline.base import Between
 from nce_fx.plan import WidthPlan
 from nce_fx.report.records import CostRecord, GroupRecord, LayerRecord, RewriteReport
 from nce_fx.tracing import trace
@@ -217,6 +219,7 @@ def build(
     uniform: GraphModule | None = None,
     seed: int = 0,
     observe: Observer | None = None,
+    between: Between | None = None,
 ) -> GraphModule:
     """Resize a traced network to a plan and insert its quantizers, with the ranges of the network at its own widths.
 
@@ -225,16 +228,33 @@ def build(
     Raises:
         PlanError: the plan is for another network; the message names the first difference.
     """
-    say = observe or _silent
-    plan.check(gm)
-    say("resize and quantize")
-    spec = spec or QuantSpec()
-    ranges = quantize(gm, spec, batches) if uniform is None and batches is not None else uniform
-    compiler = Pipeline((ResizeChannels(plan, seed=seed), InsertQuantizers(spec)))
-    result = compiler(gm, Given(batches, like=ranges)).graph_module
+    (observe or _silent)("resize and quantize")
+    passes = ResizeChannels(plan, seed=seed), InsertQuantizers(spec or QuantSpec())
+    result = compiled(gm, Pipeline(passes, between), batches, uniform)
     # Also where the plan changes nothing, and no pass had a reason to say it.
     result.meta["plan"] = plan
     return result
+
+
+def compiled(
+    gm: GraphModule, pipeline: Pipeline, batches: Batches | None = None, uniform: GraphModule | None = None
+) -> GraphModule:
+    """Run a pipeline on a traced network.
+
+    Where it resizes and quantizes, ranges are those of the network at its own widths: a plan keeps them. Behind any
+    other pass they are those of the batches.
+
+    Raises:
+        PlanError: the plan is for another network; the message names the first difference.
+    """
+    before = list(takewhile(lambda step: isinstance(step, ResizeChannels), pipeline.steps))
+    after = pipeline.steps[len(before) :]
+    if before and isinstance(before[0], ResizeChannels) and isinstance(before[0].plan, WidthPlan):
+        before[0].plan.check(gm)  # Before anything takes long.
+    ranges = None
+    if before and after and isinstance(after[0], InsertQuantizers):
+        ranges = quantize(gm, after[0].spec, batches) if uniform is None and batches is not None else uniform
+    return pipeline(gm, Given(batches, like=ranges)).graph_module
 
 
 def describe(analyses: Analyses, plan: WidthPlan, spec: QuantSpec, rewritten: GraphModule) -> RewriteReport:

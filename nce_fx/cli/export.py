@@ -40,6 +40,7 @@ def export(
         ),
     ] = None,
     model: options.ModelAgain = None,
+    own_passes: options.OwnPasses = None,
     as_json: options.Json = False,
 ) -> None:
     """Write the network in DIR for use without its code; the file is compared with PyTorch before it is kept."""
@@ -51,13 +52,15 @@ def export(
     from nce_fx.cli.terminal import Terminal
     from nce_fx.errors import InputError
     from nce_fx.export import export_onnx, export_pt2, save_packed
+    from nce_fx.passes.known import pass_named
 
     terminal = Terminal.of(as_json)
     if onnx is None and pt2 is None and packed is None:
         raise InputError("nothing to write: add --onnx FILE.onnx, --pt2 FILE.pt2 or --packed FILE.safetensors")
     manifest = artifacts.read_manifest(directory)
     args = manifest.model.args if manifest.model is not None else {}
-    gm = artifacts.load(directory, build_model(model_of(directory, model, manifest), args, seed=0))
+    built = build_model(model_of(directory, model, manifest), args, seed=0)
+    gm = artifacts.load(directory, built, passes=[pass_named(name) for name in own_passes or ()])
     content: dict[str, object] = {"directory": str(directory)}
     if packed is not None:
         save_packed(gm, packed)

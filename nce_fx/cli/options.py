@@ -179,6 +179,40 @@ FromScratch = Annotated[
         rich_help_panel=_TRAINING,
     ),
 ]
+_PASSES = "Passes"
+Passes = Annotated[
+    str | None,
+    typer.Option(
+        "--passes",
+        metavar="PIPELINE",
+        help="Passes with their options, yours among them: 'resize,my.module:MyPass{k=1},quantize{weight_bits=3}'. "
+        "Where these options are not given, resize takes PLAN.json and quantize the options below.",
+        rich_help_panel=_PASSES,
+    ),
+]
+VerifyEach = Annotated[
+    bool,
+    typer.Option(
+        "--verify-each", help="Run the network after every pass, and the pass again.", rich_help_panel=_PASSES
+    ),
+]
+PrintAfter = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--print-after",
+        metavar="NAME|all",
+        help="Print the code of the network after a pass, on stderr; may be repeated.",
+        rich_help_panel=_PASSES,
+    ),
+]
+OwnPasses = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--pass",
+        metavar="my.module:MyPass",
+        help="A pass of your own that the network was made with: a folder runs no code by itself; may be repeated.",
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the result.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace a result that the folder already holds.")]

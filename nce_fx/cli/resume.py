@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.fx import GraphModule
 
 from nce_fx import artifacts
 from nce_fx.cli.job import calibration, content, retrain_networks, rewritten_name, uniform_name
@@ -15,7 +16,10 @@ from nce_fx.cli.reference import build_model, is_code, recipe_fields
 from nce_fx.cli.terminal import Terminal
 from nce_fx.data import load_data
 from nce_fx.errors import InputError
-from nce_fx.passes.transform.quantize import quantize
+from nce_fx.passes.known import known_passes, pass_named
+from nce_fx.passes.transform.resize import ResizeChannels
+from nce_fx.pipeline import Given, Pass, Pipeline, history_of
+from nce_fx.pipeline.record import passes_of
 from nce_fx.report.records import Manifest, Retraining
 from nce_fx.signature import example_of
 from nce_fx.tracing import trace
@@ -37,6 +41,7 @@ class Resume:
     compile: bool
     from_scratch: bool
     model: str | None
+    own_passes: list[str] | None
     uniform: bool
     force: bool
     as_json: bool
@@ -59,13 +64,19 @@ def run(job: Resume) -> None:
     data = load_data(retraining.data, seed=recipe.seed, strict=job.strict)
     args = manifest.model.args if manifest.model is not None else {}
     model = build_model(model_of(job.directory, job.model, manifest), args, seed=recipe.seed)
-    rewritten = artifacts.load(job.directory, model)
+    own = [pass_named(name) for name in job.own_passes or ()]
+    rewritten = artifacts.load(job.directory, model, passes=own)
+    if "spec" not in rewritten.meta:
+        raise InputError(
+            f"{job.directory} holds a network in float, none of its passes is quantize: there is nothing to retrain"
+        )
     float_network = trace(artifacts.load_float(job.directory, model).eval(), example_of(manifest.inputs))
     spec = rewritten.meta["spec"]
     networks = {rewritten_name(spec): rewritten}
     if retraining.uniform:
-        batches = calibration(data, recipe.seed)
-        networks = {uniform_name(spec): quantize(float_network, spec, batches), **networks}
+        given = Given(calibration(data, recipe.seed))
+        uniform = _unresized(rewritten, own)(float_network, given).graph_module
+        networks = {uniform_name(spec): uniform, **networks}
     if retraining.from_scratch:
         batches = calibration(data, recipe.seed)
         networks = {name: from_scratch(gm, model, spec, batches, recipe.seed) for name, gm in networks.items()}
@@ -95,6 +106,12 @@ def run(job: Resume) -> None:
         )
     terminal.note(f"written to {job.directory}")
     terminal.finish(content(rewritten.meta["plan"], manifest.rewrite, trained.comparison, job.directory))
+
+
+def _unresized(gm: GraphModule, own: list[type[Pass]]) -> Pipeline:
+    """Return what was done to a network but for the change of its widths: what the uniform rival goes through."""
+    steps = passes_of(history_of(gm).steps, known_passes(own))
+    return Pipeline(tuple(step for step in steps if not isinstance(step, ResizeChannels)))
 
 
 def asked_for(job: Resume, manifest: Manifest) -> Retraining:

@@ -27,6 +27,7 @@ def retrain(
     compile: options.Compile = False,
     from_scratch: options.FromScratch = False,
     model: options.ModelAgain = None,
+    own_passes: options.OwnPasses = None,
     uniform: Annotated[bool, typer.Option("--uniform/--no-uniform", help="Train the uniform rival as well.")] = True,
     force: Annotated[
         bool, typer.Option("--force", help="Train again from the weights in DIR, though it is trained.")

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from importlib.metadata import entry_points
+from typing import Any
 
-from nce_fx.errors import PassError, one_line
+from nce_fx.callables import load_callable, nearest
+from nce_fx.errors import InputError, PassError, one_line
 from nce_fx.passes.transform.fold import FoldBatchNorm
 from nce_fx.passes.transform.quantize import InsertQuantizers, RemoveQuantizers
 from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.passes.transform.widths import InsertWidthChoices, RemoveWidthChoices
-from nce_fx.pipeline import Pass
+from nce_fx.pipeline import Pass, Pipeline
+from nce_fx.pipeline.text import parse
 
 OWN: tuple[type[Pass], ...] = (
     ResizeChannels,
@@ -47,6 +50,34 @@ def known_passes(given: Iterable[type[Pass]] = ()) -> Mapping[str, type[Pass]]:
                 f"{other.__module__}.{other.__qualname__}; give one another name"
             )
     return found
+
+
+def pass_named(name: str) -> type[Pass]:
+    """Return the pass of a name, or the class that ``package.module:Class`` or ``path/to/file.py:Class`` names.
+
+    Raises:
+        InputError: there is none.
+    """
+    known = known_passes()
+    if ":" not in name and name not in known:
+        raise InputError(
+            f"no pass {name!r}: there are {', '.join(known)}, package.module:Class and path/to/file.py:Class"
+            f"{nearest(name, known)}"
+        )
+    found: Any = known[name] if name in known else load_callable(name, "pass")
+    if not (isinstance(found, type) and issubclass(found, Pass)):
+        raise InputError(f"pass {name!r} is no pass: give a class that derives from nce_fx.pipeline.Pass")
+    return found
+
+
+def pipeline_from(text: str, defaults: Mapping[str, Mapping[str, Any]] | None = None) -> Pipeline:
+    """Return the pipeline that a text such as ``resize{plan=@plan.json},quantize`` says, see `nce_fx.pipeline.text`.
+
+    Raises:
+        InputError: no pipeline, or a pass that is not known.
+        PassError: options that a pass does not have.
+    """
+    return parse(text, pass_named, defaults)
 
 
 def _installed() -> Iterable[type[Pass]]:

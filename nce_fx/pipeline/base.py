@@ -20,10 +20,11 @@ Options are the dataclass's fields, plain data. Data that a pass only looks at (
 from __future__ import annotations
 
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal, Self
 
 from torch.fx import GraphModule
 
@@ -57,6 +58,10 @@ class PassResult:
     modified: bool
 
 
+Between = Callable[["Pass", GraphModule, PassResult], None]
+"""Called between passes, to print, time or verify (`nce_fx.pipeline.verify`)."""
+
+
 class Pass(ABC):
     """One step from graph to graph; subclasses are frozen dataclasses that implement ``apply``."""
 
@@ -66,6 +71,8 @@ class Pass(ABC):
     """What a graph must be before."""
     ensures: ClassVar[tuple[Property, ...]] = ()
     """What the *result* is."""
+    keeps: ClassVar[Literal["interface", "function"]] = "interface"
+    """What stays: the form of what the model returns, or its values in evaluation mode too, to rounding."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -87,13 +94,18 @@ class Pass(ABC):
         """
         return self
 
-    def options(self) -> dict[str, Any]:
-        """Return the options as JSON values.
+    def options(self, *, changed: bool = False) -> dict[str, Any]:
+        """Return the options as JSON values; with ``changed`` those only that are not as by default.
 
         Raises:
             PassError: one is not plain data.
         """
-        return plain(self)
+        return plain(self, changed=changed)
+
+    @classmethod
+    def option_names(cls) -> list[str]:
+        """Return the names of the options: the dataclass's fields."""
+        return [entry.name for entry in fields(cls)]  # type: ignore[arg-type]
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:
@@ -139,12 +151,21 @@ class Pass(ABC):
         return PassResult(after, modified=True)
 
 
+def source_of(kind: type[Pass]) -> str | None:
+    """Return where the class of a pass is, ``package.module:Class``; ``None`` for nce-fx's own, which have a name."""
+    module = kind.__module__
+    if module.startswith("nce_fx."):
+        return None
+    if module.startswith("nce_fx_user_"):  # Of a file that no import finds, see `nce_fx.callables`.
+        module = str(sys.modules[module].__file__)
+    return f"{module}:{kind.__qualname__}"
+
+
 def _step(decided: Pass, after: GraphModule) -> Step:
     from nce_fx.plan import model_fingerprint
 
     kind = type(decided)
-    own = kind.__module__.startswith("nce_fx.")
-    source = None if own else f"{kind.__module__}:{kind.__qualname__}"
+    source = source_of(kind)
     graph = model_fingerprint(after)
     try:
         return Step(kind.name, decided.options(), graph, source)
@@ -154,10 +175,10 @@ def _step(decided: Pass, after: GraphModule) -> Step:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Passes applied in order, pipelines among them; ``between`` is called with each pass and its result."""
+    """Passes applied in order, pipelines among them; ``between`` is called with each pass, its input and its result."""
 
     passes: tuple[Pass | Pipeline, ...]
-    between: Callable[[Pass, PassResult], None] | None = field(default=None, compare=False)
+    between: Between | None = field(default=None, compare=False)
 
     @property
     def steps(self) -> tuple[Pass, ...]:
@@ -178,7 +199,8 @@ class Pipeline:
             except PassError as error:
                 done = ", ".join(p.name for p in self.steps[:index]) or "nothing"
                 raise PassError(f"{error} (after {done})") from error
+            before = result.graph_module
             result = PassResult(after.graph_module, result.modified or after.modified)
             if self.between is not None:
-                self.between(step, after)
+                self.between(step, before, after)
         return result

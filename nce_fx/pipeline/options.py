@@ -1,12 +1,16 @@
 """The options of a pass, its dataclass fields, as plain data and back: checked by their types, in words.
 
-options_of(FoldBatchNorm())                        {}
-made(ResizeChannels, {"plan": {"conv1": "wide"}})    PassError: resize: plan.conv1: it is 'wide', ...
+    plain(ResizeChannels({"conv1": 8}))              {"plan": {"conv1": 8}, "seed": 0, "keep": None}
+    made(ResizeChannels, {"plan": 8}, "resize")      PassError: pass resize, option plan: ...
+
+Histories keep options so, and text is read and printed by them.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
 from functools import cache
 from typing import Any, TypeVar
 
@@ -17,8 +21,8 @@ from nce_fx.errors import PassError
 T = TypeVar("T")
 
 
-def plain(value: Any) -> dict[str, Any]:
-    """Return the fields of a frozen dataclass as JSON values.
+def plain(value: Any, *, changed: bool = False) -> dict[str, Any]:
+    """Return the fields of a frozen dataclass as JSON values; with ``changed`` those only that are not as by default.
 
     Raises:
         PassError: a field is not plain data: numbers, words, lists and mappings of them, dataclasses of such.
@@ -27,12 +31,23 @@ def plain(value: Any) -> dict[str, Any]:
     try:
         found: dict[str, Any] = _adapter(kind).dump_python(value, mode="json", warnings="error")
         again = _adapter(kind).dump_python(_adapter(kind).validate_python(found), mode="json")
+        json.dumps(found, allow_nan=False)
     except (PydanticUserError, NameError, ValueError, TypeError) as error:
         raise PassError(f"the options of {kind.__name__} are not plain data: {_first_line(error)}") from error
     if again != found:
         odd = next(name for name in found if again.get(name) != found[name])
         raise PassError(f"the options of {kind.__name__} are not plain data: {odd} does not come back as it was")
-    return found
+    return {name: found[name] for name in _changed(value)} if changed else found
+
+
+def _changed(value: Any) -> list[str]:
+    """Return the fields of a dataclass that are not as by default."""
+    return [
+        entry.name
+        for entry in fields(value)
+        if (entry.default is MISSING or getattr(value, entry.name) != entry.default)
+        and (entry.default_factory is MISSING or getattr(value, entry.name) != entry.default_factory())
+    ]
 
 
 def made(kind: Callable[..., T], options: Mapping[str, Any], name: str) -> T:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch.fx import GraphModule
 
 from nce_fx.errors import ArtifactError
-from nce_fx.pipeline.base import NOTHING, Pass, PassResult
-from nce_fx.pipeline.history import History
+from nce_fx.pipeline.base import Pass, PassResult, Pipeline
+from nce_fx.pipeline.history import History, Step
 from nce_fx.plan import model_fingerprint
 
 
@@ -70,37 +70,42 @@ class HistoryRecord(BaseModel):
         """Return the text of `history.json`; the same history is the same bytes."""
         return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
 
-    def passes(self, known: Mapping[str, type[Pass]]) -> tuple[Pass, ...]:
-        """Return the passes with their options.
-
-        Raises:
-            ArtifactError: one is not known. Nothing that a folder names is imported.
-            PassError: options that this version of the pass does not have.
-        """
-        for step in self.steps:
-            if step.name not in known:
-                name = (step.source or "").rpartition(":")[2]
-                missing = (
-                    f"{step.source}, which is not nce-fx's: a folder imports no code, give its class, "
-                    f"load(directory, model, passes=({name},))"
-                    if step.source
-                    else "which this nce-fx does not have: install the version that wrote the folder"
-                )
-                raise ArtifactError(f"the network was made with the pass {step.name}, {missing}")
-        return tuple(known[step.name].from_options(step.options) for step in self.steps)
-
     def replay(self, gm: GraphModule, known: Mapping[str, type[Pass]]) -> GraphModule:
         """Apply the passes to a traced graph, and check that each makes what it made.
 
         Raises:
             ArtifactError: a pass is not known, or makes another graph than it made before.
         """
-        result = PassResult(gm, modified=False)
-        for step, run in zip(self.steps, self.passes(known), strict=True):
-            result = run(result, NOTHING)
-            if step.graph and model_fingerprint(result.graph_module) != step.graph:
+        made = iter(self.steps)
+
+        def check(ran: Pass, before: GraphModule, result: PassResult) -> None:
+            expected = next(made).graph
+            if expected and model_fingerprint(result.graph_module) != expected:
                 raise ArtifactError(
-                    f"the pass {step.name} makes another graph than it made when the network was saved: its code has "
+                    f"the pass {ran.name} makes another graph than it made when the network was saved: its code has "
                     "changed since, or something besides its options decides what it does (see Pass.decide)"
                 )
-        return result.graph_module
+
+        return Pipeline(passes_of(self.steps, known), between=check)(gm).graph_module
+
+
+def passes_of(steps: Iterable[Step | StepRecord], known: Mapping[str, type[Pass]]) -> tuple[Pass, ...]:
+    """Return the passes of a history, with their options.
+
+    Raises:
+        ArtifactError: one is not known. Nothing that a folder names is imported.
+        PassError: options that this version of the pass does not have.
+    """
+    found = []
+    for step in steps:
+        if step.name not in known:
+            name = (step.source or "").rpartition(":")[2]
+            missing = (
+                f"{step.source}, which is not nce-fx's: a folder imports no code, give its class, "
+                f"load(directory, model, passes=({name},)) or --pass {step.source}"
+                if step.source
+                else "which this nce-fx does not have: install the version that wrote the folder"
+            )
+            raise ArtifactError(f"the network was made with the pass {step.name}, {missing}")
+        found.append(known[step.name].from_options(step.options or {}))
+    return tuple(found)

@@ -6,7 +6,7 @@ weight -> <layer>_weight_quant -> conv <- <node>_activation_quant <- activation
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
 
 from torch.fx import GraphModule
@@ -76,9 +76,14 @@ class InsertQuantizers(Pass):
             set_ranges(result, given.batches)
         return result
 
-    def options(self) -> dict[str, Any]:
+    def options(self, *, changed: bool = False) -> dict[str, Any]:
         """Return the fields of the spec."""
-        return plain(self.spec)
+        return plain(self.spec, changed=changed)
+
+    @classmethod
+    def option_names(cls) -> list[str]:
+        """Return the names of the fields of the spec."""
+        return [entry.name for entry in fields(QuantSpec)]
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:

@@ -8,8 +8,10 @@ conv -> bn_width_norm -+-> relu -> <layer>_width_choice -> layer
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
+import numpy as np
 from torch.fx import GraphModule
 
 from nce_fx.frozen import freeze
@@ -18,6 +20,16 @@ from nce_fx.passes.transform.widths.insert import Mixing, insert_width_choices, 
 from nce_fx.passes.transform.widths.modules import WIDTH_MODULES, WidthChoice, WidthDraw, WidthNorm
 from nce_fx.passes.transform.widths.places import Order, carried_order, channel_order
 from nce_fx.pipeline import Given, Pass
+from nce_fx.pipeline.options import made, plain
+
+
+@dataclass(frozen=True)
+class _Options:
+    """The options of `InsertWidthChoices` as plain data."""
+
+    candidates: Mapping[str, tuple[int, ...]]
+    order: tuple[tuple[str, int, tuple[int, ...]], ...] | None = None
+    mixing: Mixing = "zeros"
 
 
 @dataclass(frozen=True)
@@ -26,10 +38,29 @@ class InsertWidthChoices(Pass):
 
     candidates: Mapping[str, tuple[int, ...]]
     order: Order | None = field(default=None, compare=False)
+    """In which order channels go; as `resize` narrows by default."""
     mixing: Mixing = "zeros"
 
     def __post_init__(self) -> None:
         freeze(self)
+
+    def decide(self, gm: GraphModule) -> Self:
+        """Write down the order, which the weights give."""
+        return self if self.order is not None or not self.candidates else replace(self, order=channel_order(gm))
+
+    def options(self, *, changed: bool = False) -> dict[str, Any]:
+        """Return the options, the order as rows (path, axis, ranks)."""
+        order = self.order
+        rows = None if order is None else tuple((*axis, tuple(ranks.tolist())) for axis, ranks in order.items())
+        return plain(_Options(self.candidates, rows, self.mixing), changed=changed)
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Self:
+        """Return the pass with these options."""
+        found = made(_Options, options, cls.name)
+        rows = found.order
+        order = None if rows is None else {(path, axis): np.array(ranks, np.int64) for path, axis, ranks in rows}
+        return cls(found.candidates, order, found.mixing)
 
     def apply(self, gm: GraphModule, given: Given) -> GraphModule:
         """Return the graph with width choices.

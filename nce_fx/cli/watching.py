@@ -1,0 +1,41 @@
+"""`--verify-each` and `--print-after`: what is done between the passes of a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch.fx import GraphModule
+
+from nce_fx.cli.terminal import Terminal
+from nce_fx.errors import InputError
+from nce_fx.pipeline import Pass, PassResult, Pipeline
+from nce_fx.pipeline.verify import verify
+
+
+def watched(pipeline: Pipeline, verify_each: bool, print_after: Sequence[str] | None, terminal: Terminal) -> Pipeline:
+    """Return the pipeline with what was asked for between its passes.
+
+    Raises:
+        InputError: a pass that is to be printed after is not in the pipeline.
+    """
+    # A pass is asked for by its name or its class, whatever module or file that was given with.
+    asked = {name.rpartition(":")[2] for name in print_after or ()}
+    known = {"all", *(name for step in pipeline.steps for name in _names(step))}
+    if asked - known:
+        names = ", ".join(step.name for step in pipeline.steps)
+        raise InputError(f"--print-after {sorted(asked - known)[0]}: the passes are {names}; or all")
+
+    def between(step: Pass, before: GraphModule, result: PassResult) -> None:
+        if asked & {"all", *_names(step)}:
+            changed = "" if result.modified else ", which changed nothing"
+            terminal.notes.print(f"after {step.name}{changed}:", style="bold", markup=False)
+            terminal.notes.print(result.graph_module.code.strip(), markup=False, highlight=False, soft_wrap=True)
+        if verify_each:
+            verify(step, before, result)
+
+    return replace(pipeline, between=between) if asked or verify_each else pipeline
+
+
+def _names(step: Pass) -> tuple[str, str]:
+    return step.name, type(step).__qualname__

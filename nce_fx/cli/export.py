@@ -18,13 +18,15 @@ def export(
         Path | None, typer.Option("--onnx", metavar="FILE.onnx", help="Write the network as ONNX.", show_default=False)
     ] = None,
     format: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--format",
-            metavar="int2|qcdq|qonnx",
-            help="int2: packed weights, exact; qcdq: int8 containers, for stock onnxruntime; qonnx: for FPGA flows.",
+            metavar="integer|int2|qcdq|qonnx",
+            help="integer: packed weights, computed in integers; int2: packed weights, computed in float; "
+            "qcdq: int8 containers; qonnx: for FPGA flows. By default integer, int2 for a network that it is not for.",
+            show_default=False,
         ),
-    ] = "int2",
+    ] = None,
     fold_bn: Annotated[bool, typer.Option("--fold-bn", help="Fold BatchNorm into the scales of the weights.")] = False,
     batch: Annotated[
         int | None, typer.Option("--batch", metavar="N", help="Samples in a batch; any number by default.")
@@ -50,7 +52,7 @@ def export(
     from nce_fx.cli.reference import build_model
     from nce_fx.cli.resume import model_of
     from nce_fx.cli.terminal import Terminal
-    from nce_fx.errors import InputError
+    from nce_fx.errors import ExportError, InputError
     from nce_fx.export import export_onnx, export_pt2, save_packed
     from nce_fx.passes.known import pass_named
 
@@ -74,8 +76,14 @@ def export(
         terminal.note(f"written to {pt2}: {archive.size:,} bytes, batch of {_size(archive.batch)}, equal bit for bit")
     if onnx is not None:
         with terminal.steps() as steps:
-            steps(f"export, and compare with PyTorch ({format})")
-            written = export_onnx(gm, onnx, format=format, fold_bn=fold_bn, batch=batch)
+            steps(f"export, and compare with PyTorch ({format or 'integer'})")
+            try:
+                written = export_onnx(gm, onnx, format=format or "integer", fold_bn=fold_bn, batch=batch)
+            except ExportError as error:
+                if format is not None:
+                    raise
+                terminal.note(f"not in integers, so as int2: {error}")
+                written = export_onnx(gm, onnx, fold_bn=fold_bn, batch=batch)
         content["onnx"] = asdict(written) | {"path": str(written.path)}
         terminal.note(f"written to {onnx}: {written.size:,} bytes, batch of {_size(written.batch)}")
         for level, agreement in written.agreement.items():
@@ -83,6 +91,8 @@ def export(
                 f"onnxruntime, optimizations {level}: {agreement.difference:.1e} of the largest output from PyTorch"
                 + (f", {agreement.on_border} values on the border of two levels" if agreement.on_border else "")
             )
+        for node, reason in written.float_nodes.items():
+            terminal.note(f"in float: {node}: {reason}")
         if any(agreement.on_border for agreement in written.agreement.values()):
             terminal.note("rewrite with --exact for a network whose values every runtime rounds alike (docs/deploy.md)")
     terminal.finish(content)

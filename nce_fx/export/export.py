@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.fx import GraphModule
 from nce_fx.errors import ExportError
 from nce_fx.export.files import replaced_file
 from nce_fx.export.formats import FORMATS, Format
+from nce_fx.export.integer import Lowered
 from nce_fx.export.levels import Marked, mark
 from nce_fx.export.onnx_graph import to_onnx
 from nce_fx.export.program import example, share_a_batch
@@ -38,6 +39,8 @@ class OnnxExport:
     """Samples in a batch; ``None``: any number."""
     agreement: Mapping[str, Agreement]
     """By optimization level of onnxruntime."""
+    float_nodes: Mapping[str, str] = field(default_factory=dict)
+    """Format "integer": the nodes that compute in float -> why, in words."""
 
     def __post_init__(self) -> None:
         freeze(self)
@@ -59,9 +62,10 @@ def export_onnx(
     Args:
         gm: a graph that `quantize` made, in float32. It is not changed.
         path: the file; one of that name is replaced once the new one has been checked.
-        format: "int2": weights packed to their bits, exact at every optimization level of onnxruntime. "qcdq": int8
-            containers, which onnxruntime computes with in integers. "qonnx": Quant nodes, for FPGA flows; onnxruntime
-            does not run these.
+        format: "int2": weights packed to their bits, exact at every optimization level of onnxruntime. "integer":
+            packed, too, and computed in integers by onnxruntime, see `nce_fx.export.integer`. "qcdq": int8 containers,
+            some of which onnxruntime computes with in integers. "qonnx": Quant nodes, for FPGA flows; onnxruntime does
+            not run these.
         fold_bn: fold BatchNorm into the scales of the weights first, see `FoldBatchNorm`.
         batch: samples in a batch. By default any number, or the traced one where the graph fixes it.
         inputs: what to compare on; random numbers of the traced shapes by default.
@@ -81,28 +85,30 @@ def export_onnx(
     gm = copy.deepcopy(gm).cpu().eval()
     gm = FoldBatchNorm()(gm).graph_module if fold_bn else gm
     marked = mark(gm)
-    model, batch = _model(gm, marked, form, batch)
+    model, lowered, batch = _model(gm, marked, form, batch)
     _put_metadata(model, gm, marked, format, batch)
     checked = inputs if inputs is not None else example(gm, batch or 2)
     with replaced_file(path) as fresh:
         content = model.SerializeToString()
         fresh.write_bytes(content)
-        agreement = verify(gm, model, fresh.read_bytes(), checked, exact_when_optimized=form.exact_when_optimized)
-    return OnnxExport(path, format, len(content), batch, agreement)
+        content_of = fresh.read_bytes()
+        exact = form.exact_when_optimized
+        agreement = verify(gm, model, content_of, checked, exact_when_optimized=exact, lowered=lowered)
+    return OnnxExport(path, format, len(content), batch, agreement, lowered.float_nodes)
 
 
-def _model(gm: GraphModule, marked: Marked, form: Format, batch: int | None) -> tuple[ModelProto, int | None]:
-    """Return the ONNX model and its batch, of any size where the graph permits."""
+def _model(gm: GraphModule, marked: Marked, form: Format, batch: int | None) -> tuple[ModelProto, Lowered, int | None]:
+    """Return the ONNX model, what of it computes in integers, and its batch, of any size where the graph permits."""
     if batch is not None:
-        return to_onnx(marked, example(gm, batch), form, dynamic=False), batch
+        return *to_onnx(marked, example(gm, batch), form, dynamic=False), batch
     traced = example(gm)
     if not share_a_batch(traced):
-        return to_onnx(marked, traced, form, dynamic=False), None
+        return *to_onnx(marked, traced, form, dynamic=False), None
     try:
-        return to_onnx(marked, example(gm, 2), form, dynamic=True), None
+        return *to_onnx(marked, example(gm, 2), form, dynamic=True), None
     except ExportError:
         # A graph that torch.export traced has the batch as a number in its reshapes.
-        return to_onnx(marked, traced, form, dynamic=False), traced[0].shape[0]
+        return *to_onnx(marked, traced, form, dynamic=False), traced[0].shape[0]
 
 
 def _put_metadata(model: ModelProto, gm: GraphModule, marked: Marked, name: str, batch: int | None) -> None:

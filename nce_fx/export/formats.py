@@ -1,5 +1,7 @@
 """The formats: what each puts into an ONNX graph for a quantized weight, and for a quantized activation.
 
+`nce_fx.export.integer` writes "integer", where a node stands for a layer with all that lies behind it.
+
     int2    weights    packed INT2 (INT4 from 3, INT8 from 5 bits) -> DequantizeLinear
             activation Div -> Round -> Clip -> Mul, in float: exact at every optimization level of onnxruntime
     qcdq    weights    int8 -> DequantizeLinear
@@ -22,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -46,18 +48,25 @@ class Piece:
     """Name of a result -> its QONNX data type, where readers cannot infer it."""
 
 
+class Pieces(NamedTuple):
+    """What a format writes for a quantized weight, and for a quantized activation."""
+
+    weight: Callable[[str, IntegerWeight, str, bool], Piece]
+    """(name of the weight, its integers, name of the result, whether a MatMul reads it) -> nodes."""
+    activation: Callable[[str, ActivationLevels, str, str], Piece]
+    """(name of the quantizer, its levels, name of the tensor it reads, name of the result) -> nodes."""
+
+
 @dataclass(frozen=True)
 class Format:
     """One way to write a quantized network in ONNX."""
 
     opset: int
     ir_version: int
-    weight: Callable[[str, IntegerWeight, str, bool], Piece]
-    """(name of the weight, its integers, name of the result, whether a MatMul reads it) -> nodes."""
-    activation: Callable[[str, ActivationLevels, str, str], Piece]
-    """(name of the quantizer, its levels, name of the tensor it reads, name of the result) -> nodes."""
     domains: Mapping[str, int]
     """Operator sets beside ONNX's own."""
+    pieces: Pieces | None
+    """What is written for each quantizer; ``None``: the graph is written as a whole, see `nce_fx.export.integer`."""
     exact_when_optimized: bool = True
     """Whether onnxruntime's optimizations leave the numbers as they are, up to rounding."""
 
@@ -66,10 +75,11 @@ def int2_weight(name: str, weight: IntegerWeight, result: str, matmul: bool = Fa
     """Integers packed to 2, 4 or 8 bits, and what turns them into levels."""
     # onnxruntime fuses DequantizeLinear and MatMul, also across a Transpose, into MatMulNBits, which rounds activations
     # and is wrong where the columns are no multiple of four. A Mul between the two keeps them apart.
-    return _dequantize(name, weight, result, _packed_type(weight.bits), apart=matmul)
+    return _dequantize(name, weight, result, packed_type(weight.bits), apart=matmul)
 
 
-def _packed_type(bits: int) -> Any:
+def packed_type(bits: int) -> Any:
+    """Return the least type that NumPy and ONNX have for so many bits."""
     if bits <= 2:
         return ml_dtypes.int2
     return ml_dtypes.int4 if bits <= 4 else np.int8
@@ -196,9 +206,10 @@ def _quant(
 
 
 FORMATS: Mapping[str, Format] = {
-    "int2": Format(25, 13, int2_weight, int2_activation, {}),
-    "qcdq": Format(21, 10, qcdq_weight, qcdq_activation, {}, exact_when_optimized=False),
-    "qonnx": Format(18, 9, qonnx_weight, qonnx_activation, {QONNX_DOMAIN: 1}),
+    "int2": Format(25, 13, {}, Pieces(int2_weight, int2_activation)),
+    "integer": Format(25, 13, {"com.microsoft": 1}, None),
+    "qcdq": Format(21, 10, {}, Pieces(qcdq_weight, qcdq_activation), exact_when_optimized=False),
+    "qonnx": Format(18, 9, {QONNX_DOMAIN: 1}, Pieces(qonnx_weight, qonnx_activation)),
 }
 
 

@@ -1,0 +1,69 @@
+"""A sum of two quantized tensors, with what follows and the next quantizer, as one QLinearAdd where that is exact.
+
+There are no more than 65,536 pairs of numbers, so all of them are asked. onnxruntime multiplies each operand with a
+quotient of two scales and adds; in which order, and whether rounded once or twice, is the processor's. Where that could
+tell a pair apart from PyTorch's level, the sum is computed in float as PyTorch does, and rounded then.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import NodeProto
+
+from nce_fx.export.integer.epilogue import Epilogue
+from nce_fx.export.integer.onnx_nodes import CONTRIB, Writer
+from nce_fx.export.integer.tensors import IntegerTensor, clip, level_numbers, stored
+from nce_fx.export.levels import ActivationLevels
+
+
+def is_exact(first: IntegerTensor, second: IntegerTensor, epilogue: Epilogue, levels: ActivationLevels) -> bool:
+    """Whether onnxruntime's sum of integers gives PyTorch's level for every pair."""
+    if first.whole != 1 or second.whole != 1:
+        return False
+    low, high = ends(epilogue, levels)
+    a, b = (np.arange(tensor.most + 1) - tensor.zero for tensor in (first, second))
+    values = [(numbers * np.float32(t.levels.scale)).astype(np.float32) for numbers, t in ((a, first), (b, second))]
+    wanted = level_numbers(levels, epilogue(values[0][:, None] + values[1][None, :]))
+    ratios = [float(np.float32(t.levels.scale) / np.float32(levels.scale)) for t in (first, second)]
+    places = (a * ratios[0])[:, None] + (b * ratios[1])[None, :]
+    # Nothing is rounded where all ratios are short numbers: then only ties have to go the same way.
+    short = all(float(np.float32(ratio)) == ratio and _significant(ratio) <= 8 for ratio in ratios)
+    exact_ratios = all(
+        ratio * float(np.float32(levels.scale)) == float(np.float32(t.levels.scale))
+        for ratio, t in zip(ratios, (first, second), strict=True)
+    )
+    largest = sum(tensor.most * ratio for tensor, ratio in zip((first, second), ratios, strict=True)) - levels.grid.low
+    doubt = 0.0 if short and exact_ratios else float(np.finfo(np.float32).eps) * largest
+    got = [np.clip(np.rint(places + sign * doubt), low, high) for sign in (-1, 1)]
+    return bool(np.array_equal(got[0], wanted) and np.array_equal(got[1], wanted))
+
+
+def _significant(number: float) -> int:
+    """How many binary digits a number has, from the first to the last that is not zero."""
+    mantissa = int(np.frexp(number)[0] * 2**53)
+    return 53 - ((mantissa & -mantissa).bit_length() - 1)
+
+
+def ends(epilogue: Epilogue, levels: ActivationLevels) -> tuple[int, int]:
+    """Return the least and the largest level that can come out."""
+    edges = level_numbers(levels, epilogue(np.array([[-1e30, 1e30]], np.float32)))[0]
+    return int(edges[0]), int(edges[1])
+
+
+def write(
+    writer: Writer,
+    node: NodeProto,
+    operands: tuple[IntegerTensor, IntegerTensor],
+    epilogue: Epilogue,
+    levels: ActivationLevels,
+    result: str,
+) -> str:
+    """Write the sum of integers, and return the name of the numbers."""
+    low, high = (end - levels.grid.low for end in ends(epilogue, levels))
+    inputs = [name for tensor in operands for name in stored(writer, tensor).inputs]
+    inputs.append(writer.constant(f"{result}_scale", np.float32(levels.scale)))
+    inputs.append(writer.constant(f"{result}_number_of_zero", np.uint8(-levels.grid.low)))
+    whole = (low, high) == (0, 255)
+    made = writer.free(node.output[0])
+    writer.node("QLinearAdd", inputs, result if whole else made, node, domain=CONTRIB)
+    return result if whole else clip(writer, made, result, low, high)

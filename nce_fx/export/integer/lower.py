@@ -1,0 +1,154 @@
+"""From a plan to the nodes of the file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from onnx import ModelProto, NodeProto
+
+from nce_fx.export.integer import addition, convolution, product
+from nce_fx.export.integer.onnx_nodes import Array, Nodes, Writer, is_activation, is_marker, marked
+from nce_fx.export.integer.plan import QUESTIONS, Plan, make_plan, moves
+from nce_fx.export.integer.reasons import float_nodes
+from nce_fx.export.integer.sources import Added, Convolved, Moved, Plain, Source, chooses
+from nce_fx.export.integer.tensors import IntegerTensor, clip, dequantize
+from nce_fx.export.integer.weights import write_float
+from nce_fx.export.levels import WEIGHT, ActivationLevels, Marked
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """What became of a network."""
+
+    float_nodes: Mapping[str, str] = field(default_factory=dict)
+    """Node that computes in float -> why, in words."""
+    misses: Mapping[str, int] = field(default_factory=dict)
+    """Quantizer -> rises of its levels that are at another sum than in PyTorch; those that have any."""
+    activations: Mapping[str, ActivationLevels] = field(default_factory=dict)
+    """Tensor of integers, named as its quantizer -> the levels."""
+
+    def floats(self, name: str, values: Array) -> Array:
+        """Return a tensor of the file as PyTorch has it."""
+        if name not in self.activations:
+            return values
+        low, _, offset = self.activations[name].grid
+        numbers = values.astype(np.float32) + np.float32(low) + np.float32(offset)
+        return numbers * np.float32(self.activations[name].scale)
+
+
+def lower(model: ModelProto, given: Marked) -> Lowered:
+    """Replace the nodes of a marked model by those that compute in integers, where it can be done exactly."""
+    nodes = Nodes(model)
+    plan = make_plan(nodes, given)
+    writer = Writer()
+    names: dict[str, str] = {}
+    for node in nodes.all:
+        _write_node(writer, plan, node, names)
+    read = {name for node in writer.nodes for name in node.input}
+    kept = [tensor for name, tensor in nodes.constants.items() if name in read or name in nodes.outputs]
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.node.extend(writer.nodes)
+    model.graph.initializer.extend([*kept, *writer.constants.values()])
+    for output in model.graph.output:
+        output.name = names.get(output.name, output.name)
+    done = {marked(nodes.writer[t]) for t in plan.sources if t in plan.wanted or t in plan.wanted_integers}
+    misses = {
+        marked(nodes.writer[quantizer]): int(fitted.requantization.misses.sum())
+        for (_, quantizer), fitted in plan.fitted.items()
+    }
+    return Lowered(
+        float_nodes(plan),
+        {name: count for name, count in misses.items() if count},
+        {name: given.activations[name] for name in done},
+    )
+
+
+def _write_node(writer: Writer, plan: Plan, node: NodeProto, names: dict[str, str]) -> None:
+    """Write what is wanted of a node; ``names``: the exporter's name of a tensor -> the file's, where it differs."""
+    output = node.output[0] if node.output else ""
+    as_is, in_numbers = output in plan.wanted, output in plan.wanted_integers
+    if is_activation(node):
+        if as_is or in_numbers:
+            tensor = plan.integers[output]
+            _write_source(writer, plan, plan.sources[output], node, tensor, names)
+            if as_is:
+                names[output] = dequantize(writer, tensor, f"{tensor.name}_float")
+    elif is_marker(node, WEIGHT):
+        if as_is:
+            names[output] = write_float(writer, marked(node), plan.marked.weights[marked(node)])
+    elif moves(plan, node):
+        if as_is or in_numbers:
+            tensor = plan.integers[output]
+            _copy(writer, node, names, [plan.integers[node.input[0]].name], tensor.name)
+            if node.op_type == "Pad" and not chooses(node):
+                del writer.nodes[-1].input[2:]
+                writer.nodes[-1].input.append(
+                    writer.constant("padding_" + str(int(tensor.zero)), np.uint8(tensor.zero))
+                )
+            if as_is:
+                dequantize(writer, tensor, output)
+    elif output in plan.linear:
+        if as_is:
+            product.write(writer, plan.linear[output], plan.integers[node.input[0]])
+    elif any(name in plan.wanted for name in node.output):
+        asks = node.op_type in QUESTIONS and node.input[0] in plan.integers
+        _copy(writer, node, names, [plan.integers[node.input[0]].name] if asks else [], "")
+        added = node.op_type == "Add" and all(name in plan.integers for name in node.input)
+        if added:
+            # onnxruntime would make an addition of integers of it, which rounds otherwise.
+            writer.nodes[-1].op_type = "Sum"
+
+
+def _copy(writer: Writer, node: NodeProto, names: Mapping[str, str], first: list[str], result: str) -> None:
+    """Write a node of the exporter, with other names for what it reads first and what it writes."""
+    made = NodeProto()
+    made.CopyFrom(node)
+    del made.input[:]
+    made.input.extend([*first, *(names.get(name, name) for name in node.input[len(first) :])])
+    if result:
+        made.output[0] = result
+    writer.add(made)
+
+
+def _write_source(
+    writer: Writer, plan: Plan, source: Source, marker: NodeProto, tensor: IntegerTensor, names: dict[str, str]
+) -> None:
+    """Write a quantizer of activations and what it reads, the numbers under the tensor's name."""
+    levels, result = tensor.levels, tensor.name
+    if isinstance(source, Plain):
+        wanted = source.tensor or marker.input[0]
+        _quantize(writer, names.get(wanted, wanted), tensor)
+    elif isinstance(source, Convolved):
+        fitted = plan.fitted[source.node.output[0], marker.output[0]]
+        convolution.write(writer, fitted, plan.integers[source.node.input[0]], levels, result)
+    elif isinstance(source, Added):
+        first, second = (plan.integers[name] for name in source.node.input)
+        addition.write(writer, source.node, (first, second), source.epilogue, levels, result)
+    elif isinstance(source, Moved):
+        inner = tensor.named(writer.free(f"{result}_before"))
+        _write_source(writer, plan, source.inner, marker, inner, names)
+        _copy(writer, source.node, names, [inner.name], result)
+    else:
+        parts = [tensor.named(f"{result}_{index}") for index in range(len(source.parts))]
+        for part, inner in zip(source.parts, parts, strict=True):
+            _write_source(writer, plan, part, marker, inner, names)
+        _copy(writer, source.node, names, [part.name for part in parts], result)
+
+
+def _quantize(writer: Writer, source: str, tensor: IntegerTensor) -> None:
+    """Write a quantizer of floats, with PyTorch's arithmetic."""
+    grid, name = tensor.levels.grid, tensor.name
+    scale = writer.constant(f"{name}_step", np.float32(tensor.levels.scale))
+    if grid.offset:
+        source = writer.node("Div", [source, scale], f"{name}_steps")
+        source = writer.node(
+            "Sub", [source, writer.constant(f"{name}_offset", np.float32(grid.offset))], f"{name}_centred"
+        )
+        scale = writer.constant("one", np.float32(1))
+    point = writer.constant(f"{name}_number_of_zero", np.uint8(-grid.low))
+    whole = tensor.most == 255
+    made = writer.node("QuantizeLinear", [source, scale, point], name if whole else f"{name}_wide")
+    if not whole:
+        clip(writer, made, name, 0, tensor.most)

@@ -1,0 +1,103 @@
+"""A linear layer of integers: MatMulInteger, and a float scale and bias behind it.
+
+    y = (sum of x q) * (s_x * s_w) + bias
+
+The sum is exact. Where a weight's levels need nine bits (8 bits of SAWB), ``q`` stays eight bits and half a level times
+the sum of x is added: one more column, of ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnx import NodeProto, TensorProto
+
+from nce_fx.export.integer.onnx_nodes import Array, Nodes, Writer, attributes
+from nce_fx.export.integer.tensors import IntegerTensor, stored
+from nce_fx.export.integer.weights import WholeWeight, whole_weight, write_int8
+from nce_fx.passes.transform.quantize import IntegerWeight
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer in numbers."""
+
+    node: NodeProto
+    name: str
+    """Of the weight."""
+    weight: WholeWeight
+    """(inputs, outputs)."""
+    bias: str
+    """Name of the bias; empty where there is none."""
+
+
+def find_linear(nodes: Nodes, node: NodeProto, integers: dict[str, IntegerTensor], weights: Any) -> Linear | str | None:
+    """Return a linear layer whose input and weight are integers, why it has to stay in float, or that it is none."""
+    if node.op_type not in ("Gemm", "MatMul") or (found := nodes.weight(node.input[1])) is None:
+        return None
+    name, turned = found
+    weight: IntegerWeight = weights[name]
+    settings = {"transA": 0, "transB": 0, "alpha": 1.0, "beta": 1.0} | attributes(node)
+    if node.input[0] not in integers:
+        return "its input is not quantized"
+    plain = (settings["transA"], settings["alpha"], settings["beta"]) == (0, 1.0, 1.0)
+    if not plain or weight.integers.dim() != 2:
+        return "its product is scaled or transposed"
+    whole = whole_weight(weight)
+    if whole is None:
+        return "its weight's levels are no multiples of one number"
+    if bool(settings["transB"]) != turned:
+        unit, shift = (np.broadcast_to(array, _kept(array)).T for array in (whole.unit, whole.shift))
+        whole = WholeWeight(whole.values.T, unit, whole.factor, shift, whole.bits)
+    if whole.unit.ndim == 2 and whole.unit.shape[0] > 1:
+        return "its weight has a scale for each input"
+    bias = node.input[2] if len(node.input) > 2 else ""
+    return Linear(node, name, whole, bias)
+
+
+def _kept(array: Array) -> tuple[int, ...]:
+    """A shape of two axes for a scale: one number, or one a row or column."""
+    return (1,) * (2 - array.ndim) + tuple(array.shape)
+
+
+def write(writer: Writer, linear: Linear, tensor: IntegerTensor) -> str:
+    """Write the layer, and return the name of its float output, which is the exporter's."""
+    node, weight, name = linear.node, linear.weight, linear.name
+    result = node.output[0]
+    data = stored(writer, tensor)
+    outputs = weight.values.shape[1]
+    unit = np.broadcast_to(weight.unit * (tensor.step), (1, outputs)).astype(np.float32)
+    unit = unit[0, 0] if np.ptp(unit) == 0 else unit[0]
+    if weight.largest <= 127:
+        whole = write_int8(writer, name, weight, 1, np.zeros((1, 1), bool))
+        sums = writer.node("MatMulInteger", [data.name, whole, data.zero], f"{result}_sums", node)
+    else:
+        sums = _nine_bits(writer, linear, data.name, data.zero)
+    floats = writer.node("Cast", [sums], f"{result}_cast", node, to=TensorProto.FLOAT)
+    scale = writer.constant(f"{name}_scale", unit)
+    if not linear.bias:
+        return writer.node("Mul", [floats, scale], result, node)
+    scaled = writer.node("Mul", [floats, scale], f"{result}_scaled", node)
+    return writer.node("Add", [scaled, linear.bias], result, node)
+
+
+def _nine_bits(writer: Writer, linear: Linear, source: str, zero: str) -> str:
+    """Write ``(sum of x q) * factor + (sum of x) * shift``, with the sum of x from a column of ones."""
+    weight, name, result = linear.weight, linear.name, linear.node.output[0]
+    q = (weight.values - weight.shift) // weight.factor
+    columns = np.concatenate([q, np.ones((len(q), 1), np.int64)], 1).astype(np.int8)
+    both = writer.node(
+        "MatMulInteger", [source, writer.constant(name, columns), zero], f"{result}_columns", linear.node
+    )
+    ends = [writer.constant(f"at_{end}", np.array([end], np.int64)) for end in (0, -1, 2**31 - 1)]
+    last = writer.constant("at_-1", np.array([-1], np.int64))
+    products = writer.node("Slice", [both, ends[0], ends[1], last], f"{result}_products", linear.node)
+    total = writer.node("Slice", [both, ends[1], ends[2], last], f"{result}_total", linear.node)
+    by = writer.constant(f"{name}_factor", np.int32(weight.factor))
+    shifts = weight.shift.reshape(-1).astype(np.int32)
+    shift = writer.constant(f"{name}_shift", shifts[0] if np.ptp(shifts) == 0 else shifts)
+    first = writer.node("Mul", [products, by], f"{result}_times", linear.node)
+    second = writer.node("Mul", [total, shift], f"{result}_half", linear.node)
+    return writer.node("Add", [first, second], f"{result}_sums", linear.node)

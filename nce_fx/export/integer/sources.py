@@ -1,0 +1,147 @@
+"""What a quantizer of activations reads, as far as it can be computed in integers.
+
+    Conv -> BatchNorm -> ReLU -> quantizer        one convolution of integers (`Convolved`)
+    quantizer, quantizer -> Add -> ReLU -> ...    one addition of integers (`Added`)
+    ... -> MaxPool -> quantizer                   pooled after rounding, which is the same (`Moved`)
+    ..., ... -> Concat -> quantizer               each branch by itself (`Joined`)
+    all else                                      floats, then rounded (`Plain`)
+
+What lies between must have no other reader, who would want it in float.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnx import NodeProto
+
+from nce_fx.export.integer.epilogue import Epilogue, Step, grows, step_of
+from nce_fx.export.integer.onnx_nodes import Nodes, attributes, is_activation
+
+MOVES = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Slice", "DepthToSpace")
+"""Operators that only choose among the values of their first input, with constants or shapes for the others."""
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A float tensor."""
+
+    tensor: str
+
+
+@dataclass(frozen=True)
+class Convolved:
+    """A convolution of integers with a quantized weight, and what follows."""
+
+    node: NodeProto
+    weight: str
+    epilogue: Epilogue
+
+
+@dataclass(frozen=True)
+class Added:
+    """A sum of two tensors of integers, and what follows."""
+
+    node: NodeProto
+    epilogue: Epilogue
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A tensor that chooses among another's values."""
+
+    node: NodeProto
+    inner: Source
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Several tensors, side by side."""
+
+    node: NodeProto
+    parts: tuple[Source, ...]
+    bare: bool
+    """Whether nothing lies between it and the quantizer, so that a part may come from a float tensor."""
+
+
+Source = Plain | Convolved | Added | Moved | Joined
+
+
+def find_source(nodes: Nodes, tensor: str, integers: set[str], ranks: dict[str, int]) -> Source:
+    """Return what a quantizer reads.
+
+    Args:
+        nodes: the model.
+        tensor: what the quantizer reads.
+        integers: the tensors before it that there are as integers.
+        ranks: weight -> number of its axes.
+    """
+    if tensor in nodes.outputs or not all(is_activation(reader) for reader in nodes.readers[tensor]):
+        return Plain(tensor)
+    return _follow(nodes, tensor, (), integers, ranks) or Plain(tensor)
+
+
+def _follow(
+    nodes: Nodes, tensor: str, chain: tuple[NodeProto, ...], integers: set[str], ranks: dict[str, int]
+) -> Source | None:
+    """Go up from a tensor that only ``chain`` and what follows it read; ``None``: in float."""
+    node = nodes.writer.get(tensor)
+    if node is None:
+        return None
+    source = _conv_or_sum(nodes, node, chain, integers, ranks)
+    if source is not None:
+        return source
+    if chooses(node) and grows(chain) and _private(nodes, node.input[0]):
+        inner = _follow(nodes, node.input[0], chain, integers, ranks)
+        return Moved(node, inner) if inner is not None else None
+    if node.op_type == "Concat" and grows(chain):
+        parts = [_follow(nodes, name, chain, integers, ranks) if _private(nodes, name) else None for name in node.input]
+        if not any(parts) or (chain and not all(parts)):
+            return None
+        settled = (part or Plain(name) for part, name in zip(parts, node.input, strict=True))
+        return Joined(node, tuple(settled), bare=not chain)
+    computed = [name for name in node.input if name and nodes.array(name) is None]
+    if len(computed) == 1 and len(node.output) == 1 and _private(nodes, computed[0]):
+        return _follow(nodes, computed[0], (node, *chain), integers, ranks)
+    return None
+
+
+def _conv_or_sum(
+    nodes: Nodes, node: NodeProto, chain: tuple[NodeProto, ...], integers: set[str], ranks: dict[str, int]
+) -> Source | None:
+    if node.op_type == "Conv" and node.input[0] in integers:
+        weight = nodes.weight(node.input[1])
+        bias = nodes.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        if weight is None or (bias is None and len(node.input) > 2 and node.input[2]):
+            return None
+        steps = _steps(nodes, node.output[0], chain, ranks[weight[0]])
+        if steps is None:
+            return None
+        first = () if bias is None else (Step(shift=bias.reshape(-1, 1)),)
+        return Convolved(node, weight[0], Epilogue((*first, *steps)))
+    if node.op_type == "Add" and all(name in integers for name in node.input) and grows(chain):
+        steps = _steps(nodes, node.output[0], chain, 4)
+        return None if steps is None else Added(node, Epilogue(steps))
+    return None
+
+
+def _steps(nodes: Nodes, tensor: str, chain: tuple[NodeProto, ...], rank: int) -> tuple[Step, ...] | None:
+    steps = []
+    for node in chain:
+        step = step_of(nodes, node, tensor, rank)
+        if step is None:
+            return None
+        steps.append(step)
+        tensor = node.output[0]
+    return tuple(steps)
+
+
+def chooses(node: NodeProto) -> bool:
+    """Whether a node chooses among the values of its first input."""
+    copies = node.op_type == "Pad" and attributes(node).get("mode", b"constant") != b"constant"
+    return (node.op_type in MOVES or copies) and len(node.output) == 1
+
+
+def _private(nodes: Nodes, tensor: str) -> bool:
+    """Whether a tensor has one reader, which is how it was come by."""
+    return tensor not in nodes.outputs and len(nodes.readers[tensor]) == 1

@@ -1,0 +1,96 @@
+"""Activations as whole numbers: ``(stored - zero) * scale``, stored as uint8."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from nce_fx.export.integer.onnx_nodes import Array, Writer
+from nce_fx.export.levels import ActivationLevels
+
+
+@dataclass(frozen=True)
+class IntegerTensor:
+    """A tensor of levels. What is stored is the level's number, 0 for the lowest."""
+
+    name: str
+    levels: ActivationLevels
+
+    @property
+    def zero(self) -> float:
+        """What stands for zero; with one signed bit half-way between the two levels."""
+        return -(self.levels.grid.low + self.levels.grid.offset)
+
+    @property
+    def most(self) -> int:
+        """The largest number stored."""
+        return self.levels.grid.high - self.levels.grid.low
+
+    @property
+    def whole(self) -> int:
+        """What numbers have to be multiplied with for the zero to be one: 1, or 2 for one signed bit."""
+        return 1 if self.zero == int(self.zero) else 2
+
+    @property
+    def step(self) -> float:
+        """The value of one, where the zero is whole."""
+        return self.levels.scale / self.whole
+
+    @property
+    def reach(self) -> int:
+        """The largest magnitude in such steps."""
+        return int(self.whole * max(self.zero, self.most - self.zero))
+
+    def named(self, name: str) -> IntegerTensor:
+        """Return another tensor with the same levels."""
+        return replace(self, name=name)
+
+    def same_levels(self, other: IntegerTensor) -> bool:
+        """Whether equal numbers mean equal values."""
+        return (self.levels.grid, self.levels.scale) == (other.levels.grid, other.levels.scale)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Names of what an operator on integers reads: the numbers, their scale, what stands for zero."""
+
+    name: str
+    scale: str
+    zero: str
+    step: float
+    """The scale, exactly a float32."""
+
+    @property
+    def inputs(self) -> list[str]:
+        """All three, in their usual order."""
+        return [self.name, self.scale, self.zero]
+
+
+def stored(writer: Writer, tensor: IntegerTensor, times: int = 1) -> Stored:
+    """Return a tensor with its numbers multiplied, which leaves more room between two sums."""
+    times = times * tensor.whole
+    name = tensor.name if times == 1 else f"{tensor.name}_times_{times}"
+    if times > 1 and name not in writer.written:
+        writer.node("Mul", [tensor.name, writer.constant(f"times_{times}", np.uint8(times))], name)
+    step = np.float32(tensor.levels.scale / times)
+    scale = writer.constant(f"{name}_scale", step)
+    zero = writer.constant(f"{name}_zero_point", np.uint8(tensor.zero * times))
+    return Stored(name, scale, zero, float(step))
+
+
+def dequantize(writer: Writer, tensor: IntegerTensor, result: str) -> str:
+    """Write a tensor as floats, as PyTorch has them."""
+    return writer.node("DequantizeLinear", stored(writer, tensor).inputs, result)
+
+
+def clip(writer: Writer, source: str, result: str, low: int, high: int) -> str:
+    """Keep numbers between two ends, both included."""
+    ends = [writer.constant(f"number_{end}", np.uint8(end)) for end in (low, high)]
+    return writer.node("Clip", [source, *ends], result)
+
+
+def level_numbers(levels: ActivationLevels, values: Array) -> Array:
+    """Return what a quantizer makes of float32 values, as numbers of levels from ``grid.low``; PyTorch's arithmetic."""
+    low, high, offset = levels.grid
+    return np.rint(np.clip(values / np.float32(levels.scale) - np.float32(offset), low, high))

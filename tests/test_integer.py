@@ -1,0 +1,177 @@
+"""Networks in integers: every quantized value is on PyTorch's level, and what stays in float says why."""
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from onnx import TensorProto
+from torch import nn
+
+import nce_fx
+from nce_fx.export import export_onnx
+from nce_fx.export.integer import addition
+from nce_fx.export.integer.epilogue import Epilogue
+from nce_fx.export.integer.staircase import count_misses, find_rises, requantize
+from nce_fx.export.integer.tensors import IntegerTensor
+from nce_fx.export.levels import ActivationLevels
+from nce_fx.models import MODELS
+from nce_fx.quantizers.base import Grid
+from tests.test_export import PAIRS, random, settled
+
+
+def quantized(model, x, **spec):
+    """A network with settled statistics, whose additions are of integers, calibrated on four samples."""
+    torch.manual_seed(0)
+    gm = nce_fx.trace(settled(model), (x[:2],))
+    return nce_fx.quantize(gm, nce_fx.QuantSpec(**{"sums": "int8", **spec}), [x])
+
+
+def integer_file(tmp_path, gm, x):
+    """Write the file, which is compared with PyTorch on the way, and return what was said and how many operators."""
+    written = export_onnx(gm, tmp_path / "model.onnx", format="integer", inputs=(x,))
+    model = onnx.load(written.path)
+    onnx.checker.check_model(model)
+    return written, Counter(node.op_type for node in model.graph.node), model
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize(("weight", "activation"), PAIRS)
+def test_resnet8_runs_in_integers_on_pytorchs_levels(tmp_path, weight, activation, exact):
+    x = random(4, 3, 16, 16)
+    gm = quantized(MODELS["resnet8"](width=4), x, weight=weight, activation=activation, exact=exact)
+    written, operators, model = integer_file(tmp_path, gm, random(16, 3, 16, 16, seed=2))
+    assert operators["QLinearConv"] == 9
+    assert operators["Conv"] == operators["BatchNormalization"] == 0
+    assert {agreement.on_border for agreement in written.agreement.values()} == {0}
+    if exact:
+        assert {agreement.difference for agreement in written.agreement.values()} == {0.0}
+    stored = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    assert stored["layer1.0.conv1.weight"] == TensorProto.INT2
+    assert "layer1.0.bn1.weight" not in stored
+    names = {node.name for node in model.graph.node}
+    assert {"layer1.0.conv1", "layer3.0.downsample.0", "fc", "layer1.0.bn1_activation_quant"} & names
+    # What is behind the last sum, and nothing else.
+    assert all(name.startswith(("add", "layer3.0.relu2", "avgpool")) for name in written.float_nodes)
+
+
+@pytest.mark.parametrize("bits", [(1, 1), (1, 2), (3, 3), (8, 4), (4, 8)])
+def test_other_bits_run_in_integers(tmp_path, bits):
+    x = random(4, 3, 16, 16)
+    gm = quantized(
+        MODELS["resnet8"](width=4), x, weight="lsq", weight_bits=bits[0], activation_bits=bits[1], exact=True
+    )
+    written, operators, _ = integer_file(tmp_path, gm, random(8, 3, 16, 16, seed=2))
+    assert operators["QLinearConv"] == 9
+    for agreement in written.agreement.values():
+        # Sums of many bits are hardly finer than a branch of eight: a few in a thousand values are on the next level.
+        assert agreement.on_border <= (100 if max(bits) == 8 else 0)
+
+
+class Everything(nn.Module):
+    """Pools, branches side by side, groups, ReLU6, dilation, another padding, and a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
+        self.depthwise = nn.Sequential(
+            nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), nn.BatchNorm2d(8), nn.ReLU6()
+        )
+        self.left = nn.Sequential(nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=2), nn.BatchNorm2d(8), nn.ReLU())
+        self.right = nn.Sequential(nn.Conv2d(8, 4, 1), nn.ReLU())
+        self.mirror = nn.Sequential(
+            nn.Conv2d(12, 8, 3, padding=1, padding_mode="reflect"), nn.BatchNorm2d(8), nn.ReLU()
+        )
+        self.hidden, self.head = nn.Linear(8 * 4 * 4, 10), nn.Linear(10, 5)
+
+    def forward(self, x):
+        x = self.depthwise(self.stem(x))
+        x = self.mirror(torch.cat((self.left(x), self.right(x)), 1))
+        return self.head(F.relu(self.hidden(x.flatten(1))))
+
+
+@pytest.mark.parametrize(("weight", "activation"), PAIRS)
+def test_layers_of_all_kinds_run_in_integers(tmp_path, weight, activation):
+    x = random(4, 3, 16, 16)
+    gm = quantized(Everything(), x, weight=weight, activation=activation)
+    written, operators, _ = integer_file(tmp_path, gm, random(16, 3, 16, 16, seed=2))
+    assert operators["QLinearConv"] == 5
+    assert operators["MatMulInteger"] == 2
+    assert {agreement.on_border for agreement in written.agreement.values()} == {0}
+    assert not {name for name, why in written.float_nodes.items() if why.startswith(("Conv", "Gemm"))}
+
+
+def test_negative_zero_and_tiny_factors_of_a_normalization(tmp_path):
+    norm = nn.BatchNorm2d(6)
+    net = settled(nn.Sequential(nn.Conv2d(3, 6, 3, bias=False), norm, nn.Hardtanh(-1, 1), nn.Conv2d(6, 4, 3)))
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([1.0, -1.0, 0.0, -0.3, 1e-7, -1e-20]))
+    torch.manual_seed(0)
+    gm = nce_fx.trace(net, (random(2, 3, 9, 9),))
+    gm = nce_fx.quantize(gm, nce_fx.QuantSpec(), [random(4, 3, 9, 9)])
+    written, operators, _ = integer_file(tmp_path, gm, random(32, 3, 9, 9, seed=3))
+    assert operators["QLinearConv"] == 1
+    assert {agreement.on_border for agreement in written.agreement.values()} == {0}
+
+
+def test_what_stays_in_float_says_why(tmp_path):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.up = (
+                nn.Conv2d(3, 4, 3, padding=1),
+                nn.Conv2d(4, 4, 3, padding=1),
+                nn.ConvTranspose2d(4, 4, 2),
+            )
+            self.last = nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            x = F.relu(self.a(x))
+            x = F.relu(self.b(x) + x)
+            return self.last(F.silu(self.up(x)))
+
+    x = random(4, 3, 8, 8)
+    said = integer_file(tmp_path, quantized(Net(), x, sums="float"), x)[0].float_nodes
+    assert "sums=" in said["b"]
+    assert "ConvTranspose" in said["up"]
+    assert "output" in said["last"]
+    assert any(why.startswith(("Sigmoid", "Swish")) for why in said.values())
+    assert not integer_file(tmp_path, quantized(Net(), x), x)[0].float_nodes.keys() & {"a", "b"}
+
+
+@pytest.mark.parametrize("fineness", [42, 1806])
+def test_where_no_rise_is_missed_every_sum_is_on_its_level(fineness):
+    source = np.random.default_rng(0)
+    slope, start = 10 ** source.uniform(-3, 1, 200), source.uniform(-20, 260, 200)
+    reach = source.integers(1, 2000, (200, 1))
+    exact = np.round(slope * 64) / 64
+    slope = np.where(source.random(200) < 0.3, np.maximum(exact, 1 / 64), slope)
+    start = np.where(source.random(200) < 0.3, np.round(start) + 0.5, start)
+
+    def level(sums):
+        return np.rint(np.clip((sums * slope[:, None] + start[:, None]).astype(np.float32), 0, 255))
+
+    stairs = find_rises(level, np.arange(1, 256), reach)
+    made = requantize(stairs, slope, start, fineness, lambda ratio: ratio.astype(np.float32))
+    ratio = made.ratio.astype(np.float32)
+    assert np.array_equal(count_misses(stairs, made.bias.astype(np.int64), ratio, fineness), made.misses)
+    for channel in range(200):
+        sums = np.arange(-reach[channel, 0], reach[channel, 0] + 1)
+        fine = (sums * fineness + int(made.bias[channel])).astype(np.float32) * ratio[channel]
+        wrong = np.rint(np.clip(fine, 0, 255)) != level(np.broadcast_to(sums, (200, len(sums))))[channel]
+        assert wrong.any() == bool(made.misses[channel])
+    assert (made.misses == 0).mean() > (0.95 if fineness > 1000 else 0.3)
+
+
+def test_a_sum_of_integers_is_written_where_every_pair_is_right():
+    def tensor(scale, low=-128, bits=8):
+        return IntegerTensor("x", ActivationLevels(Grid(low, low + 2**bits - 1), float(np.float32(scale)), bits))
+
+    two_bits = Grid(0, 3)
+    short, long = (ActivationLevels(two_bits, float(np.float32(scale)), 2) for scale in (0.5, 0.625))
+    nothing = Epilogue(())
+    assert addition.is_exact(tensor(1 / 32), tensor(1 / 64), nothing, short)
+    # 1.5 * 0.625 is a sum of the two, whose quotients are no float32: onnxruntime may round it down.
+    assert not addition.is_exact(tensor(1 / 32), tensor(1 / 64), nothing, long)

@@ -114,9 +114,7 @@ def _plan_of(plan: WidthPlan | Mapping[str, int], channels: ChannelGraph, gm: Gr
 def gathers_of(gm: GraphModule, widths: Mapping[str, int]) -> dict[Axis, Gather]:
     """Return for each parameter axis that `resize` to these widths changes the old position of every new one."""
     analysis = analysis_of(gm)
-    run = _run(analysis.structure, analysis.channels, widths, None)
-    run.forget()
-    return dict(run.edits.gathers)
+    return dict(_run(analysis.structure, analysis.channels, widths, None).edits.gathers)
 
 
 def kept_channels(gm: GraphModule, widths: Mapping[str, int]) -> dict[tuple[str, int], list[int]]:
@@ -176,7 +174,7 @@ def _run(structure: Structure, channels: ChannelGraph, widths: Mapping[str, int]
     except Mismatch as mismatch:
         at = f" at {where(mismatch.node)}" if mismatch.node is not None else ""
         names = ", ".join(f"{name}={width}" for name, width in list(widths.items())[:4])
-        raise ChannelError(f"the model cannot take the widths {names}: {mismatch.reason}{at}") from mismatch
+        raise ChannelError(f"the model cannot take the widths {names}: {mismatch.reason}{at}") from mismatch.alone()
 
 
 def importance(structure: Structure) -> npt.NDArray[np.float64]:
@@ -241,7 +239,6 @@ def _resized(
             memo[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
     result = copied(gm, memo)
     _edit(result, gm, run, kept)
-    run.forget()
     return result
 
 

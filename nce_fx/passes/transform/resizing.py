@@ -60,7 +60,7 @@ class Resizing(Check):
                 self.edits.targets[n], self.edits.arguments[n] = shared[0], shared[1:]
             return result
         except _FAILURES as error:
-            first = error if isinstance(error, Mismatch) else self._blame(n, error)
+            first = error.alone() if isinstance(error, Mismatch) else self._blame(n, error)
             first.node = n
         for target, new_args, new_kwargs in repairs(self, n, args, kwargs):
             try:

@@ -61,7 +61,6 @@ def analysis_of(gm: GraphModule) -> Analysis:
         return memo.analysis
     structure, proof = examine(gm)
     analysis = Analysis(structure, _describe(structure, proof))
-    proof.forget()
     gm.__dict__["_channel_analysis"] = _Memo(key, analysis)
     return analysis
 

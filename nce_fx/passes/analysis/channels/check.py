@@ -83,11 +83,6 @@ class Check(Run):
         self._followed: tuple[Any, Any, Gather] | None = None
         """The last line that a parameter followed, old and new, and how: the parameters of a norm follow one."""
 
-    def forget(self) -> None:
-        super().forget()
-        self._projections.forget()
-        self.input = self._followed = None
-
     def ids(self, label: torch.Tensor) -> torch.Tensor:
         ids: torch.Tensor = bare(label) % self.span
         return ids

@@ -132,13 +132,6 @@ class Projections:
         self._labels: dict[Any, tuple[Any, Projection]] = {}
         self._held = 0
 
-    def forget(self) -> None:
-        """Let go of every value."""
-        self._held = 0
-        self._lines.clear()
-        self._same.clear()
-        self._labels.clear()
-
     def match(self, old: torch.Tensor, new: torch.Tensor) -> tuple[Ids, Ids]:
         """Return for each entry of a new line the old entry it repeats, and its copy number.
 
@@ -157,8 +150,9 @@ class Projections:
         """Make room for a label that is kept: where tokens differ, one takes many megabytes."""
         self._held += new.untyped_storage().nbytes()
         if self._held > _MOST_HELD:
-            self.forget()
-            self._held += new.untyped_storage().nbytes()
+            for kept in (self._lines, self._same, self._labels):
+                kept.clear()
+            self._held = new.untyped_storage().nbytes()
 
     def know(self, old: torch.Tensor, new: torch.Tensor, index: Ids, copies: Ids) -> None:
         """Take down how a new line was made from the old one: it need not be compared."""

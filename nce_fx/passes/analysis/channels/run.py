@@ -216,13 +216,6 @@ class Run(Vocabulary, Interpreter):
     def overwritten(self, value: ChannelTensor) -> None:
         """Keep what a value has been until now where that is asked for later: a node writes into it."""
 
-    def forget(self) -> None:
-        """Let go of every value: values and run hold each other, and memory would wait for a collection of cycles."""
-        self.env.clear()
-        self._shadows.clear()
-        self._axes.clear()
-        self._read = None
-
     def line(self, label: Label, axis: int) -> torch.Tensor:
         """Return the ids along one axis of a label at the first index of all others."""
         if self._read is None or self._read[0] is not label or self._read[1] != axis:

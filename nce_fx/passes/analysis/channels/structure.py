@@ -60,12 +60,8 @@ class Structure:
             try:
                 check.execute()
             except Relayout as relayout:
-                check.forget()
                 orders[relayout.axis] = (relayout.index, relayout.copies)
                 continue
-            except Exception:
-                check.forget()
-                raise
             return check
         raise Mismatch("parameters do not settle in one order")
 
@@ -81,16 +77,14 @@ def examine(gm: GraphModule) -> tuple[Structure, Resizing]:
     if not alike:
         return prove(_structured(gm, tie, classes))
     # What is summed in all heads alike needs no head kept whole: what was tied or pinned for that comes loose.
-    tie.forget()
+    del tie, classes
     loose = _structured(gm, *_tied(gm, alike))
     inside = prove(loose)
     if _free_axes(inside[0]) == _free_axes(loose):
         return inside
     # Heads that widen inside may want of their neighbours what these cannot give: then heads stay whole.
     outside = prove(_structured(gm, *_tied(gm)))
-    lesser, better = sorted((outside, inside), key=lambda proved: _free_axes(proved[0]))
-    lesser[1].forget()
-    return better
+    return max(inside, outside, key=lambda proved: _free_axes(proved[0]))
 
 
 def _structured(gm: GraphModule, tie: Tie, classes: Ids) -> Structure:
@@ -147,7 +141,7 @@ def prove(structure: Structure) -> tuple[Structure, Resizing]:
             proved, proof = settle(structure, lambda known: known.counts(enlarged(known)))
             return replace(proved, proven={node: shapes_of(value) for node, value in proof.env.items()}), proof
         except Mismatch as mismatch:
-            structure = _yield_to(structure, mismatch)
+            structure = _yield_to(structure, mismatch.alone())
 
 
 def settle(structure: Structure, widths: Callable[[Structure], Ids]) -> tuple[Structure, Resizing]:
@@ -252,9 +246,9 @@ def _failing(structure: Structure, groups: list[Group]) -> list[Group]:
 
 def _hold(structure: Structure, groups: list[Group]) -> bool:
     try:
-        _, run = settle(structure, lambda known: known.counts(enlarged(known, groups)))
-        run.forget()
-    except Mismatch:
+        settle(structure, lambda known: known.counts(enlarged(known, groups)))
+    except Mismatch as mismatch:
+        mismatch.alone()
         return False
     return True
 

@@ -93,11 +93,6 @@ class Tie(Run):
         self.apart: set[tuple[Node, int]] = set()
         """The steps at which a parameter is shared by heads, which stay apart."""
 
-    def forget(self) -> None:
-        super().forget()
-        for kept in (self.seen, self.meetings, self.axis_lines, self.shared, self.by_heads):
-            kept.clear()
-
     def run_node(self, n: Node) -> Any:
         """Run a node and keep what it returned."""
         try:
@@ -196,6 +191,7 @@ class Tie(Run):
             self.node = node
             self._aside(step, meet)
         self.node = None
+        self.shared.clear()
 
     def heads_alike(self, *labels: tuple[Label, int]) -> bool:
         self.by_heads.append((self._here(), labels))

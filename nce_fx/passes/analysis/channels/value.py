@@ -6,6 +6,7 @@ those whose meaning is lost below them, are caught as torch functions; everythin
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,9 @@ _CPU = torch.device("cpu")
 class ChannelTensor(torch.Tensor):
     """An activation (one label) or a parameter (one label for each of its axes, made when first asked for)."""
 
-    run: Run
+    _run: weakref.ref[Run]
+    """Whoever keeps values keeps their run, which has them all; a value that kept its run would keep all others alive,
+    in a cycle that Python cannot see: PyTorch holds what a view is of where no garbage collector looks."""
     path: str | None
     """For a parameter: its path, the first one where modules share it."""
     alias: str | None
@@ -48,7 +51,7 @@ class ChannelTensor(torch.Tensor):
     ) -> ChannelTensor:
         size = torch.Size(shape)
         value: ChannelTensor = torch.Tensor._make_wrapper_subclass(cls, size, dtype=dtype, device=_CPU)
-        value.run = run
+        value._run = weakref.ref(run)
         value._size, value._type = size, dtype
         value.path, value.alias = path, alias
         value.exact = exact or path is not None
@@ -57,6 +60,13 @@ class ChannelTensor(torch.Tensor):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
+
+    @property
+    def run(self) -> Run:
+        """The run of the graph that the value is of."""
+        run = self._run()
+        assert run is not None
+        return run
 
     # Asked for at every turn, and PyTorch would go through its dispatcher for each answer.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map
 
 from nce_fx.custom import missing
 from nce_fx.passes.analysis.channels.labels import FIXED, Label, constant, core
@@ -51,12 +52,10 @@ def on_meta(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             return torch.empty(value.shape, dtype=value.dtype, device="meta")
         if isinstance(value, torch.Tensor):
             return value.to("meta")
-        if isinstance(value, list | tuple):
-            return type(value)(strip(v) for v in value)
         return value
 
-    kwargs = {key: strip(value) for key, value in kwargs.items() if key != "device"}
-    return func(*strip(args), **kwargs)
+    kwargs = {key: value for key, value in kwargs.items() if key != "device"}
+    return func(*tree_map(strip, args), **tree_map(strip, kwargs))
 
 
 def opaque(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str | None = None) -> Any:
@@ -72,8 +71,6 @@ def opaque(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str
     def wrap(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return run.activation(constant(FIXED, value.shape), value.dtype)
-        if isinstance(value, list | tuple):
-            return type(value)(wrap(v) for v in value)
         return value
 
-    return wrap(result)
+    return tree_map(wrap, result)

@@ -1,0 +1,133 @@
+"""Memory of what is dropped is given back: what lives after any number of rounds is what lived after one."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+
+import nce_fx
+from nce_fx.models.resnet_cifar import resnet8
+from nce_fx.passes.analysis.channels.run import Run
+from nce_fx.passes.transform.fold import FoldBatchNorm
+from nce_fx.passes.transform.quantize.remove import remove_quantizers
+from nce_fx.search import SearchRecipe, search
+from nce_fx.training import Recipe, train
+from tests.search_runs import quarters
+from tests.zoo import ZOO
+
+_KINDS = (torch.Tensor, Run, nn.Module, torch.fx.Graph, Node)
+_ROUNDS = 3
+_IMAGE = (torch.randn(2, 1, 6, 6, generator=torch.Generator().manual_seed(0)),)
+_BATCHES = [(torch.randn(8, 1, 6, 6), torch.randint(0, 4, (8,))) for _ in range(2)]
+
+
+def living() -> Counter[str]:
+    """Return how many graphs, modules, runs and tensors live, and the bytes that the tensors hold."""
+    gc.collect()
+    found: Counter[str] = Counter()
+    storages: dict[int, int] = {}
+    for item in gc.get_objects():
+        kind = next((kind for kind in _KINDS if isinstance(item, kind)), None)
+        if kind is not None:
+            found[kind.__name__] += 1
+        if type(item) in (torch.Tensor, nn.Parameter) and item.layout is torch.strided:
+            storages[item.untyped_storage().data_ptr()] = item.untyped_storage().nbytes()
+    return found + Counter(bytes=sum(storages.values()))
+
+
+def _traced() -> GraphModule:
+    torch.manual_seed(0)
+    return nce_fx.trace(resnet8(4, 1), _IMAGE)
+
+
+def _wider(gm: GraphModule) -> dict[str, int]:
+    return {g.id: g.width + g.step for g in nce_fx.analyze_channels(gm).groups if g.pinned is None}
+
+
+def _saved(folder: Path) -> None:
+    nce_fx.save(nce_fx.quantize(_traced(), nce_fx.QuantSpec(), _BATCHES), folder, force=True)
+    nce_fx.load(folder, resnet8(4, 1))
+
+
+def _trained(folder: Path) -> None:
+    train(nce_fx.quantize(_traced(), nce_fx.QuantSpec(), _BATCHES), quarters(), Recipe(epochs=1, batch_size=96))
+
+
+WORK: dict[str, Callable[[Path], object]] = {
+    "trace": lambda _: _traced(),
+    "channels": lambda _: nce_fx.analyze_channels(_traced()),
+    "cost": lambda _: nce_fx.analyze_cost(_traced()),
+    "sensitivity": lambda _: nce_fx.analyze_sensitivity(_traced(), _BATCHES),
+    "resize": lambda _: nce_fx.resize(gm := _traced(), _wider(gm)),
+    "fold": lambda _: FoldBatchNorm()(_traced()),
+    "quantize": lambda _: remove_quantizers(nce_fx.quantize(_traced(), nce_fx.QuantSpec(), _BATCHES)),
+    "networkx": lambda _: nce_fx.to_networkx(_traced()),
+    "rewrite": lambda _: nce_fx.rewrite(resnet8(4, 1), _IMAGE, batches=_BATCHES),
+    "save and load": _saved,
+    "search": lambda _: search(_traced(), quarters(), SearchRecipe(epochs=2, warmup_epochs=1, batch_size=48)),
+    "train": _trained,
+}
+
+
+@pytest.mark.parametrize("work", WORK)
+def test_several_times_hold_what_one_holds(work: str, tmp_path: Path) -> None:
+    """Each time with another model, of which nothing is kept."""
+    WORK[work](tmp_path)
+    before = living()
+    for _ in range(_ROUNDS):
+        WORK[work](tmp_path)
+    assert living() == before
+
+
+def test_a_graph_that_is_kept_does_not_grow_with_what_is_asked_of_it() -> None:
+    gm = _traced()
+    widths = _wider(gm)
+    nce_fx.resize(gm, widths)
+    before = living()
+    for seed in range(_ROUNDS):
+        nce_fx.resize(gm, widths, seed=seed)
+        nce_fx.analyze_cost(gm)
+        nce_fx.quantize(gm, nce_fx.QuantSpec(), _BATCHES)
+    assert living() == before
+
+
+def test_nothing_of_any_pattern_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among them are in-place writes, views of views, heads that share a parameter, and models run many times.
+
+    A run's values are many megabytes in a large network, so they wait for no collection: they go when the last name for
+    them goes, and of all runs only the first one of each graph is left, which is kept with it.
+    """
+    runs: weakref.WeakSet[Run] = weakref.WeakSet()
+    monkeypatch.setattr(Run, "__init__", _counted(Run.__init__, runs))
+    kept: dict[str, list[weakref.ref[object]]] = {}
+    gc.collect()
+    gc.disable()
+    try:
+        for name, pattern in ZOO.items():
+            model = pattern.make()
+            gm = nce_fx.trace(model, pattern.inputs)
+            resized = nce_fx.resize(gm, _wider(gm))
+            kept[name] = [weakref.ref(item) for item in (model, gm, gm.graph, resized)]
+            assert len(runs) == len(kept), f"{name}: a run waits for the collector"
+            del model, gm, resized
+    finally:
+        gc.enable()
+    gc.collect()
+    assert not [name for name, items in kept.items() if any(item() is not None for item in items)]
+    assert not runs
+
+
+def _counted(build: Callable[..., None], runs: weakref.WeakSet[Run]) -> Callable[..., None]:
+    def init(run: Run, *args: object, **options: object) -> None:
+        runs.add(run)
+        build(run, *args, **options)
+
+    return init

@@ -24,7 +24,7 @@ from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.analysis.sensitivity import SensitivityReport, analyze_sensitivity
 from nce_fx.passes.planning import Budget, plan_widths
 from nce_fx.passes.planning.counted import Reserve, count, plan_and_build
-from nce_fx.passes.transform.quantize import InsertQuantizers, Onlookers, QuantSpec, quantize, weight_bits_of
+from nce_fx.passes.transform.quantize import InsertQuantizers, Onlookers, QuantSpec, quantize
 from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.pipeline import Given, Pipeline
 from nce_fx.pipeline.base import Between
@@ -181,8 +181,9 @@ def analyze(
     onlookers = Onlookers(uniform)
     # In training mode BatchNorm's values are those of the batch, which the sensitivity pass does not see.
     watch = None if gm.training else onlookers.see
-    bits = weight_bits_of(uniform)
-    sensitivity = analyze_sensitivity(gm, batches, metric, bits, channels=channels, progress=progress, watch=watch)
+    sensitivity = analyze_sensitivity(
+        gm, batches, metric, channels=channels, quantized=uniform, progress=progress, watch=watch
+    )
     if batches:
         onlookers.settle(batches)
     return Analyses(gm, channels, cost, sensitivity, uniform)

@@ -8,14 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Interpreter
 
 import nce_fx
 from nce_fx.errors import InputError
 from nce_fx.models import MODELS
 from nce_fx.passes.analysis.channels import analyze_channels
 from nce_fx.passes.analysis.channels.graph import ChannelGraph
-from nce_fx.passes.analysis.sensitivity import METRICS, Noise, analyze_sensitivity, gradient, real_noise
+from nce_fx.passes.analysis.sensitivity import METRICS, Noise, analyze_sensitivity, gradient, noise_of, real_noise
+from nce_fx.passes.transform.quantize import describe
+from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, ActivationQuantizer
 from tests.counting import operations
 
 
@@ -24,7 +26,7 @@ def coarse(value: Tensor) -> Tensor:
     return (value * 4).round() / 4
 
 
-COARSE = Noise(lambda path, weight: coarse(weight), lambda readers, sample: coarse)
+COARSE = Noise(lambda path, weight: coarse(weight), lambda name, readers, sample: coarse)
 
 
 class Block(nn.Module):
@@ -94,7 +96,7 @@ def test_kl_is_never_negative_and_zero_without_noise(block):
     batches = drawn(3, 6, 6)
     report = analyze_sensitivity(block, [(x, None) for x, _ in batches], "kl", noise=COARSE)
     assert all(node.weight > 0 for node in report.by_node.values())
-    nothing = Noise(lambda path, weight: weight, lambda readers, sample: lambda value: value)
+    nothing = Noise(lambda path, weight: weight, lambda name, readers, sample: lambda value: value)
     for metric in METRICS:
         silent = analyze_sensitivity(block, batches, metric, noise=nothing)
         assert all(abs(node.total) < 1e-9 for node in silent.by_node.values()), metric
@@ -142,7 +144,7 @@ def test_gauss_newton_is_the_curvature_of_the_divergence(monkeypatch):
     weight, bias = gm.get_parameter("0.weight").detach(), gm.get_parameter("0.bias").detach()
     chances = (x @ weight.t() + bias).softmax(1)
     tilt = 0.01 * torch.arange(15).view(3, 5)
-    tilted = Noise(lambda path, weight: weight + tilt, lambda readers, sample: coarse)
+    tilted = Noise(lambda path, weight: weight + tilt, lambda name, readers, sample: coarse)
     error = x @ tilt.t()
     exact = 0.5 * ((chances * error.square()).sum(1) - (chances * error).sum(1).square()).mean()
     report = analyze_sensitivity(gm, [(x, None)], "gauss_newton", noise=tilted)
@@ -269,7 +271,51 @@ def test_the_real_noise_has_few_levels(block):
     noise = real_noise(2)
     assert len(set(noise.weight("second", block.second.weight.detach()).flatten().tolist())) == 4
     sample = torch.randn(100).relu()
-    assert len(set(noise.activation(("second",), sample)(sample).tolist())) == 4
+    assert len(set(noise.activation("relu", ("second",), sample)(sample).tolist())) == 4
+
+
+@pytest.mark.parametrize("activation", ACTIVATION_QUANTIZERS)
+@pytest.mark.parametrize("weight", WEIGHT_QUANTIZERS)
+def test_the_noise_is_that_of_the_quantizers_that_will_be_inserted(block, weight, activation):
+    """Of each at the bits of its own layer, with the sign of its own value; levels of any scale at the nearest one."""
+    spec = nce_fx.QuantSpec(weight, activation, 2, 4, overrides={"second": {"weight_bits": 3, "activation_bits": 5}})
+    batches = drawn(3, 6, 6, count=1)
+    noise, quantized = noise_of(block, spec), nce_fx.quantize(block, spec, batches)
+    values = Interpreter(block)
+    values.garbage_collect_values = False
+    values.run(batches[0][0])
+    seen = 0
+    for path, layer in ((row.layer, row) for row in describe(quantized)):
+        own = block.get_parameter(f"{path}.weight").detach()
+        inserted = quantized.get_submodule(f"{path}.weight_quant")(own).detach()
+        if float(inserted.abs().max()) == 1.0:
+            inserted *= (inserted * own).sum() / inserted.square().sum()
+        assert layer.weight_bits is not None
+        assert inserted.unique().numel() <= 2**layer.weight_bits * (len(own) if weight == "minmax" else 1)
+        assert torch.allclose(noise.weight(path, own), inserted, atol=1e-6), path
+    for node in quantized.graph.nodes:
+        module = quantized.get_submodule(node.target) if node.op == "call_module" else None
+        if isinstance(module, ActivationQuantizer):
+            name = module.replaces.name if module.replaces else node.all_input_nodes[0].name
+            sample = next(value for key, value in values.env.items() if key.name == name).detach()
+            assert torch.equal(noise.activation(name, (), sample)(sample), module(sample)), name
+            seen += 1
+    assert seen == 3
+    assert torch.equal(noise.activation("nobody", (), own)(own), own)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_sensitivity_depends_on_the_quantizers(block, metric):
+    scores = {
+        (weight, activation): analyze_sensitivity(
+            block, drawn(3, 6, 6), metric, nce_fx.QuantSpec(weight, activation, first_last_bits=2)
+        )
+        for weight, activation in (("sawb", "pact"), ("dorefa", "pact"), ("lsq", "minmax"), ("sawb", "lsq"))
+    }
+    different = {tuple(report.by_group.values()) for report in scores.values()}
+    assert len(different) == (4 if METRICS[metric].needs_data else 3)
+    nothing = nce_fx.QuantSpec(weight_bits=None, activation_bits=None, first_last_bits=None)
+    assert set(analyze_sensitivity(block, drawn(3, 6, 6), metric, nothing).by_group.values()) == {0.0}
 
 
 def test_defaults(block):
@@ -325,7 +371,7 @@ def test_a_report_and_its_plan_say_which_batches_they_come_from(block):
     cost = nce_fx.analyze_cost(block, channels)
     plan = nce_fx.plan_widths(channels, cost, report, nce_fx.Budget(macs=1.0))
     assert plan.source["measured_on"] == report.batches
-    assert nce_fx.rewrite(block, (batches[0][0],), batches=batches).plan.source["measured_on"] == report.batches
+    assert nce_fx.rewrite(copy.deepcopy(block), (batches[0][0],), batches=batches).plan.source["measured_on"] == report.batches
 
 
 class Viewing(nn.Module):

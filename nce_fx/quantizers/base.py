@@ -171,6 +171,11 @@ class WeightQuantizer(Quantizer):
     def layer(self, kind: LayerKind) -> None:
         self._layer = kind
 
+    @property
+    def scale_free(self) -> bool:
+        """Whether the levels lie anywhere, as far as the weights do or not: a normalization undoes it."""
+        return False
+
     def start(self, weight: Tensor, normalized: bool = True) -> None:
         """Take a first look at the weight, and at whether a normalization follows its layer, which undoes any scale.
 

@@ -59,6 +59,11 @@ class DorefaWeight(WeightQuantizer):
         self.register_buffer("factor", torch.tensor(1.0))
         self.register_buffer("follows", torch.tensor(False))
 
+    @property
+    def scale_free(self) -> bool:
+        """From -1 to 1, but where the levels follow the weights."""
+        return self.bits > 1 and not bool(self.follows)
+
     @torch.no_grad()
     def start(self, weight: Tensor, normalized: bool = True) -> None:
         """Find g and f; the published 1 stays where no other g is better."""

@@ -2,7 +2,7 @@
 
 from nce_fx.passes.analysis.sensitivity.analyze import METRICS, Metric, analyze_sensitivity
 from nce_fx.passes.analysis.sensitivity.report import NodeSensitivity, SensitivityReport
-from nce_fx.passes.analysis.sensitivity.rounding import Noise, noise_of, real_noise
+from nce_fx.passes.analysis.sensitivity.rounding import Noise, noise_in, noise_of, real_noise
 
 __all__ = [
     "METRICS",
@@ -11,6 +11,7 @@ __all__ = [
     "Noise",
     "SensitivityReport",
     "analyze_sensitivity",
+    "noise_in",
     "noise_of",
     "real_noise",
 ]

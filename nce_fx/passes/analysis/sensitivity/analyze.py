@@ -21,10 +21,11 @@ from nce_fx.passes.analysis.sensitivity.groups import by_group
 from nce_fx.passes.analysis.sensitivity.onebyone import kl, loss
 from nce_fx.passes.analysis.sensitivity.probe import Batch, Loss, Probe, Watch
 from nce_fx.passes.analysis.sensitivity.report import NodeSensitivity, SensitivityReport
-from nce_fx.passes.analysis.sensitivity.rounding import Bits, Noise, real_noise
+from nce_fx.passes.analysis.sensitivity.rounding import Bits, Noise, noise_in, real_noise
 from nce_fx.passes.analysis.sensitivity.scores import Progress, Scores
 from nce_fx.passes.analysis.sensitivity.sharing import ALONE, Share
 from nce_fx.passes.analysis.sensitivity.weights import sqnr, sqnr_activation
+from nce_fx.passes.transform.quantize import QuantSpec, quantize, weight_bits_of
 from nce_fx.tensorfile import digest
 
 
@@ -57,9 +58,10 @@ def analyze_sensitivity(
     gm: GraphModule,
     batches: Iterable[Batch] | None = None,
     metric: str | None = None,
-    bits: Bits = 2,
+    bits: Bits | QuantSpec = 2,
     *,
     channels: ChannelGraph | None = None,
+    quantized: GraphModule | None = None,
     loss: Loss | None = None,
     noise: Noise | None = None,
     progress: Progress | None = None,
@@ -74,10 +76,12 @@ def analyze_sensitivity(
         gm: a traced graph.
         batches: pairs (inputs, target); inputs a tensor or a tuple of them. Not needed by metrics on weights alone.
         metric: a name in ``METRICS``; by default the gradient metric with data, the weights' own noise without.
-        bits: of weights and activations, 1 to 8; or per layer path, where layers left out stay in float.
+        bits: of weights and activations, 1 to 8, by the default quantizers; or per layer path, where layers left out
+            stay in float; or a `QuantSpec`: what `nce_fx.quantize` will insert, where and at the bits that it will.
         channels: the channel analysis; made here where not given.
+        quantized: ``gm`` as `nce_fx.quantize` makes it, where that is there; goes before ``bits``.
         loss: ``loss(output, target)``, a mean over the batch; cross entropy of the first output by default.
-        noise: what rounding does to a tensor; the package's own quantizers at ``bits`` by default.
+        noise: what rounding does to a tensor; that of the quantizers by default.
         progress: called with (steps done, steps in all).
         watch: called with what every node gave, batch by batch, by metrics that run the plain network over all of them
             (those that need data, but for ``kl`` and ``loss``) in one process.
@@ -93,6 +97,9 @@ def analyze_sensitivity(
     if METRICS[name].needs_data and not given:
         weight_only = ", ".join(other for other, entry in METRICS.items() if not entry.needs_data)
         raise InputError(f"the {name} metric needs data: give batches, or choose {weight_only}")
+    if isinstance(bits, QuantSpec) or quantized is not None:
+        quantized = quantized or quantize(gm, bits)  # type: ignore[arg-type]
+        bits, noise = weight_bits_of(quantized), noise or noise_in(quantized)
     for number in (bits,) if isinstance(bits, int) else bits.values():
         if not 1 <= number <= 8:
             raise InputError(f"{number} bits: choose 1 to 8")

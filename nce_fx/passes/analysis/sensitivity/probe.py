@@ -131,7 +131,7 @@ class Probe:
     def rounded(self, node: Node, value: Tensor) -> Tensor:
         """Return an activation after rounding; the first value of a node that comes here sets its range."""
         if node not in self._roundings:
-            self._roundings[node] = self.noise.activation(self.readers[node], value.detach())
+            self._roundings[node] = self.noise.activation(node.name, self.readers[node], value.detach())
         return self._roundings[node](value.detach())
 
     @torch.no_grad()

@@ -1,7 +1,8 @@
-"""The noise of the package's own quantizers, each calibrated as `quantize` would calibrate it."""
+"""The noise of quantizers: of those that a network will have, or of the package's default ones at so many bits."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -9,9 +10,13 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from nce_fx.passes.transform.quantize.places import find_places
-from nce_fx.passes.transform.quantize.spec import QuantSpec
-from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
+from nce_fx.passes.transform.quantize import QuantSpec, quantize
+from nce_fx.passes.transform.quantize.calibrate import quantizers_by_value
+from nce_fx.passes.transform.quantize.read import weight_quantizers
+from nce_fx.quantizers import ActivationQuantizer
+from nce_fx.quantizers.base import WeightQuantizer
+from nce_fx.quantizers.pact import Pact
+from nce_fx.quantizers.sawb import Sawb
 
 Rounding = Callable[[Tensor], Tensor]
 Bits = int | Mapping[str, int]
@@ -24,38 +29,21 @@ class Noise:
 
     weight: Callable[[str, Tensor], Tensor]
     """(layer path, weight) -> the rounded weight."""
-    activation: Callable[[tuple[str, ...], Tensor], Rounding]
-    """(paths of the layers that read it, a sample of it) -> what rounds it, with the range that suits the sample."""
+    activation: Callable[[str, tuple[str, ...], Tensor], Rounding]
+    """(name of the value, paths of the layers that read it, a sample of it) -> what rounds it, with the range that
+    suits the sample."""
 
 
-def real_noise(bits: Bits, weight: str = "sawb", activation: str = "pact", exact: bool = False) -> Noise:
-    """Return what two quantizers of the package's tables do at so many bits; ``exact`` is as in `QuantSpec`."""
+def real_noise(bits: Bits) -> Noise:
+    """Return what the default quantizers do at so many bits, wherever a layer reads."""
 
     def round_weight(path: str, value: Tensor) -> Tensor:
         own = bits_of(bits, (path,))
-        if own is None:
-            return value
-        quantizer = WEIGHT_QUANTIZERS[weight](own, 0).to(value.device)
-        quantizer.exact = exact
-        quantizer.start(value)
-        rounded: Tensor = quantizer(value)
-        return rounded.detach()
+        return value if own is None else _rounded(Sawb(own).to(value.device), value)
 
-    def round_activation(readers: tuple[str, ...], sample: Tensor) -> Rounding:
+    def round_activation(name: str, readers: tuple[str, ...], sample: Tensor) -> Rounding:
         own = bits_of(bits, readers)
-        if own is None:
-            return lambda value: value
-        quantizer = ACTIVATION_QUANTIZERS[activation](own).to(sample.device)
-        quantizer.exact = exact
-        quantizer.observe(sample)
-        quantizer.settle()
-
-        @torch.no_grad()
-        def rounding(value: Tensor) -> Tensor:
-            rounded: Tensor = quantizer(value)
-            return rounded
-
-        return rounding
+        return _kept if own is None else _settled(Pact(own).to(sample.device), sample)
 
     return Noise(round_weight, round_activation)
 
@@ -72,13 +60,60 @@ def bits_of(bits: Bits, layers: tuple[str, ...]) -> int | None:
 
 
 def noise_of(gm: GraphModule, spec: QuantSpec) -> Noise:
-    """Return the noise that ``quantize(gm, spec)`` will add: its quantizers, at its bits for every layer.
+    """Return the noise that ``quantize(gm, spec)`` will add.
 
     Raises:
         QuantizeError: the spec does not fit the graph.
     """
-    places = find_places(gm, spec)
-    weights = {place.path: place.bits.weight for place in places if place.bits.weight is not None}
-    activations = {place.path: place.bits.activation for place in places if place.bits.activation is not None}
-    of_weights = real_noise(weights, spec.weight, spec.activation, spec.exact)
-    return Noise(of_weights.weight, real_noise(activations, spec.weight, spec.activation, spec.exact).activation)
+    return noise_in(quantize(gm, spec))
+
+
+def noise_in(quantized: GraphModule) -> Noise:
+    """Return the noise of the quantizers that a network has: each rounds its own weight or value, none any other.
+
+    Where levels lie at a scale of their own, which the normalization after the layer undoes, the scale is no noise:
+    they are taken at the one that is nearest to the weights.
+    """
+    of_weights, of_values = weight_quantizers(quantized), quantizers_by_value(quantized)
+
+    def round_weight(path: str, value: Tensor) -> Tensor:
+        quantizer = of_weights.get(path)
+        if quantizer is None:
+            return value
+        if value.shape == quantizer.weight.shape and torch.equal(value, quantizer.weight):
+            return _rounded(quantizer.module, value, start=False)
+        # A parameter that the layer's weight is computed from.
+        return _rounded(copy.deepcopy(quantizer.module), value)
+
+    def round_activation(name: str, readers: tuple[str, ...], sample: Tensor) -> Rounding:
+        # Of several the first has most bits: the tensor as such is as good as the best.
+        found = of_values.get(name)
+        return _settled(copy.deepcopy(found[0]), sample) if found else _kept
+
+    return Noise(round_weight, round_activation)
+
+
+@torch.no_grad()
+def _rounded(quantizer: WeightQuantizer, weight: Tensor, start: bool = True) -> Tensor:
+    if start:
+        quantizer.start(weight)
+    rounded: Tensor = quantizer(weight)
+    if not quantizer.scale_free:
+        return rounded
+    return rounded * ((rounded * weight).sum() / rounded.square().sum())
+
+
+def _settled(quantizer: ActivationQuantizer, sample: Tensor) -> Rounding:
+    quantizer.observe(sample)
+    quantizer.settle()
+
+    @torch.no_grad()
+    def rounding(value: Tensor) -> Tensor:
+        rounded: Tensor = quantizer(value)
+        return rounded
+
+    return rounding
+
+
+def _kept(value: Tensor) -> Tensor:
+    return value

@@ -72,6 +72,17 @@ def set_ranges(gm: GraphModule, batches: Iterable[Any]) -> None:
             quantizer.settle()
 
 
+def quantizers_by_value(quantized: GraphModule) -> dict[str, list[ActivationQuantizer]]:
+    """Return by the name of a value in the float graph what quantizes it, that of most bits first."""
+    found: dict[str, list[ActivationQuantizer]] = {}
+    for node in quantized.graph.nodes:
+        module = quantized.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, ActivationQuantizer):
+            name = module.replaces.name if module.replaces is not None else node.all_input_nodes[0].name
+            found.setdefault(name, []).append(module)
+    return {name: sorted(several, key=lambda module: -module.bits) for name, several in found.items()}
+
+
 @dataclass
 class Onlookers:
     """The activation quantizers of a graph, shown the values of its float graph while that runs elsewhere."""
@@ -82,12 +93,7 @@ class Onlookers:
     _by_value: dict[str, list[ActivationQuantizer]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._by_value = {}
-        for node in self.quantized.graph.nodes:
-            module = self.quantized.get_submodule(str(node.target)) if node.op == "call_module" else None
-            if isinstance(module, ActivationQuantizer):
-                name = module.replaces.name if module.replaces is not None else node.all_input_nodes[0].name
-                self._by_value.setdefault(name, []).append(module)
+        self._by_value = quantizers_by_value(self.quantized)
 
     def see(self, values: Mapping[Node, Any]) -> None:
         """Look at what the nodes of the float graph gave for one batch.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -49,9 +50,16 @@ class QuantizedLayer:
     activation_quantizer: str
 
 
-def integer_weights(gm: GraphModule) -> Mapping[str, IntegerWeight]:
-    """Return the quantized weights of a graph, by layer name."""
-    found = {}
+class QuantizedWeight(NamedTuple):
+    """The weight of a layer, in float, and what quantizes it."""
+
+    module: WeightQuantizer
+    weight: Tensor
+
+
+def weight_quantizers(gm: GraphModule) -> Mapping[str, QuantizedWeight]:
+    """Return the weights that a graph quantizes, by layer name."""
+    found: dict[str, QuantizedWeight] = {}
     for layer in find_layers(gm):
         node = _weight_quantizer_node(gm, layer.node)
         if node is None or (path := _path(layer, node)) in found:
@@ -59,10 +67,16 @@ def integer_weights(gm: GraphModule) -> Mapping[str, IntegerWeight]:
         quantizer = gm.get_submodule(str(node.target))
         assert isinstance(quantizer, WeightQuantizer)
         assert isinstance(node.args[0], Node)
-        weight = computed_value(gm, node.args[0]).detach()
-        values, scale, offset = quantizer.integers(weight)
-        found[path] = IntegerWeight(values, scale, offset, quantizer.bits, weight.dtype)
+        found[path] = QuantizedWeight(quantizer, computed_value(gm, node.args[0]).detach())
     return found
+
+
+def integer_weights(gm: GraphModule) -> Mapping[str, IntegerWeight]:
+    """Return the quantized weights of a graph, by layer name."""
+    return {
+        path: IntegerWeight(*quantizer.integers(weight), quantizer.bits, weight.dtype)
+        for path, (quantizer, weight) in weight_quantizers(gm).items()
+    }
 
 
 def describe(gm: GraphModule) -> tuple[QuantizedLayer, ...]:

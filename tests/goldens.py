@@ -19,6 +19,7 @@ from nce_fx.models import MODELS
 from nce_fx.passes.analysis.layers import find_layers
 from nce_fx.passes.transform.quantize.sign import never_negative
 from nce_fx.tracing.exported import export_graph
+from nce_fx.tracing.inputs import inputs_of
 from nce_fx.tracing.shapes import propagate_shapes
 from tests.laws import MadeUpSensitivity
 from tests.zoo import ZOO, randomize
@@ -43,7 +44,7 @@ def golden(name: str) -> dict[str, str]:
     found = {"traced": _line(nce_fx.trace(model, inputs))}
     if name in ZOO:
         try:
-            exported = export_graph(model, inputs)
+            exported = export_graph(model, inputs_of(model, inputs))
             propagate_shapes(exported, inputs)
         except Exception:
             return found

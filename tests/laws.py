@@ -31,6 +31,7 @@ from nce_fx.passes.transform.quantize.places import find_places
 from nce_fx.passes.transform.resize import kept_channels
 from tests.drawing import Traced, narrower, traced, wider
 from tests.observing import (
+    again,
     counted,
     difference,
     in_training,
@@ -40,10 +41,40 @@ from tests.observing import (
     producing_nodes,
     reading_axes,
     run,
+    seeded,
+    state_of,
+    to_dtype,
     watched,
 )
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+
+def the_graph_is_the_model(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> None:
+    """Law 0: in both modes, whichever was traced, at other values and batch sizes; the model is what it was."""
+    for training in (False, True):
+        own = copy.deepcopy(model).double().train(training)
+        examples = to_dtype(inputs, torch.float64)
+        before, held = state_of(own), {path: dict(vars(m)) for path, m in own.named_modules()}
+        gm = nce_fx.trace(own, examples)
+        assert state_of(own) == before, "tracing changed the model's tensors"
+        for path, module in own.named_modules():
+            now = vars(module)
+            assert now.keys() == held[path].keys(), f"tracing left {now.keys() ^ held[path].keys()} at {path!r}"
+            assert all(now[k] is v for k, v in held[path].items()), f"tracing changed what {path!r} holds"
+        for mode in (training, not training, training):
+            for others in (examples, again(examples, seed), again(examples, seed, batch=3)):
+                wanted = seeded(copy.deepcopy(own).train(mode), others)
+                if wanted is None:
+                    continue
+                got = seeded(copy.deepcopy(gm).train(mode), others)
+                assert got is not None, f"in training={mode} the graph fails where the model runs"
+                (outputs, moved), (graph_outputs, graph_moved) = wanted, got
+                off = difference(outputs, graph_outputs)
+                where = f"traced in training={training}, run in training={mode}"
+                assert off <= TOLERANCE[torch.float64], f"{where}: off by {off:.2e}"
+                for name in moved.keys() & graph_moved.keys():
+                    torch.testing.assert_close(graph_moved[name], moved[name], msg=f"buffer {name} in training={mode}")
 
 
 def widening_keeps_the_function(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> None:
@@ -365,6 +396,7 @@ def the_same_again(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> 
 
 
 LAWS: Mapping[str, Callable[..., None]] = {
+    "0_the_graph_is_the_model": the_graph_is_the_model,
     "1_widening_keeps_the_function": widening_keeps_the_function,
     "2_new_channels_live": new_channels_live,
     "3_narrowing_is_removal": narrowing_is_removal,

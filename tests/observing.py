@@ -37,6 +37,36 @@ def run(model: nn.Module, inputs: tuple[Any, ...]) -> list[Any]:
         return tree_flatten(model(*inputs))[0]
 
 
+def state_of(model: nn.Module) -> dict[str, bytes]:
+    """Return the bytes of every tensor of a model."""
+    return {name: tensor.detach().numpy().tobytes() for name, tensor in model.state_dict().items()}
+
+
+def again(inputs: tuple[Any, ...], seed: int, batch: int | None = None) -> tuple[Any, ...]:
+    """Return inputs of the same form with other values; with ``batch``, so many rows where the form has one."""
+    generator = torch.Generator().manual_seed(seed + 1)
+
+    def other(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or not value.dim():
+            return value
+        value = value if batch is None else value[torch.arange(batch) % len(value)]
+        if not value.is_floating_point():
+            return value
+        return torch.randn(value.shape, generator=generator, dtype=value.dtype)
+
+    return tree_map(other, inputs)  # type: ignore[no-any-return]
+
+
+def seeded(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[Any], dict[str, torch.Tensor]] | None:
+    """Return outputs and buffers after a run with a fixed seed; ``None`` where the model does not run."""
+    torch.manual_seed(0)
+    try:
+        outputs = [value for value in run(model, tree_map(lambda v: v, inputs)) if isinstance(value, torch.Tensor)]
+    except (RuntimeError, ValueError, IndexError):
+        return None
+    return outputs, dict(model.named_buffers())
+
+
 def difference(a: list[Any], b: list[Any]) -> float:
     """Return the largest difference as a share of the largest output."""
     assert len(a) == len(b), f"{len(a)} outputs became {len(b)}"

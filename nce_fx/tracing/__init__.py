@@ -4,14 +4,17 @@
     export           torch.export, its ops put back into the modules they came from
     fx with leaves   symbolic tracing that leaves the modules it cannot enter whole
 
-The way is in ``gm.meta["traced"]``, in words.
+Whatever way it is, the graph is the model: both are run on the example inputs, in evaluation and in training mode, and
+where they differ the next way is tried. The way is in ``gm.meta["traced"]``, in words, and what was compared in
+``gm.meta["compared"]``.
 """
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
@@ -19,60 +22,153 @@ from nce_fx.errors import TraceError, one_line
 from nce_fx.paths import modules_of
 from nce_fx.pipeline.history import HISTORY, begin
 from nce_fx.signature import signature
-from nce_fx.tracing.exported import evaluating, export_graph
+from nce_fx.tracing.agreement import Reference
+from nce_fx.tracing.exported import export_graph
+from nce_fx.tracing.inputs import UnsuitableError, inputs_of
+from nce_fx.tracing.joining import join
+from nce_fx.tracing.modes import Modes, modes_of
 from nce_fx.tracing.shapes import propagate_shapes
 from nce_fx.tracing.symbolic import UntraceableError, symbolic_graph
+from nce_fx.tracing.traced import ATTRIBUTES, FROZEN, ORIGIN, plain_attributes
+from nce_fx.tracing.untouched import Kept, untouched
 
 __all__ = ["trace"]
 
+_ONE_AT_A_TIME = threading.RLock()
+"""What tracing replaces in PyTorch, every thread meets."""
 
-def trace(model: nn.Module, example_inputs: tuple[Any, ...]) -> GraphModule:
+
+def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
     """Return the graph of a model, in the model's own mode, with fx's ``tensor_meta`` on its nodes.
 
-    The graph shares the model's parameters; ``gm.meta["traced"]`` says how it was made.
+    The graph shares the model's parameters and follows ``train()`` and ``eval()`` as the model does; the model itself
+    is as it was. ``gm.meta["traced"]`` says how the graph was made.
+
+    Args:
+        model: any module; one that is a graph already is taken as it is.
+        example_inputs: a tensor, a tuple in the order of ``forward``, or a dict by the names of its arguments; what is
+            left out keeps its default.
 
     Raises:
-        TraceError: no way takes the model, or it does not take the example inputs.
+        TraceError: no way makes a graph that is the model, or it does not take the example inputs.
     """
-    if not isinstance(example_inputs, tuple):
-        example_inputs = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
-    if isinstance(model, GraphModule):
-        return _with_shapes(model, model, example_inputs, str(model.meta.get("traced", "given as a graph")))
-    _check_names(model)
-    failures: list[str] = []
-    try:
-        gm = symbolic_graph(model, len(example_inputs))
-        if not _hides_weights(gm):
-            return _with_shapes(gm, model, example_inputs, "fx")
-        failures.append("fx: a function it does not enter holds weights")
-    except UntraceableError as error:
-        gm = None
-        failures.append(f"fx: {error}")
-    try:
-        return _with_shapes(export_graph(model, example_inputs), model, example_inputs, "export")
-    except _UnsuitableError:
-        raise
-    except Exception as error:
-        failures.append(f"export: {one_line(error, libraries=True)}")
-    if gm is not None:
-        return _with_shapes(gm, model, example_inputs, "fx")
-    try:
-        gm, leaves = symbolic_graph(model, len(example_inputs), enter=False), ""
-    except UntraceableError as error:
-        _check_takes(model, example_inputs)
-        if str(error) not in failures[0]:
-            failures.append(f"fx with leaves: {error}")
-        parts = ", ".join(name for name, _ in model.named_children()) or "none"
+    with _ONE_AT_A_TIME, untouched(model) as before:
+        if isinstance(model, GraphModule):
+            return _given(model, example_inputs)
+        return _Tracing(model, example_inputs, before).graph()
+
+
+class _Tracing:
+    def __init__(self, model: nn.Module, example_inputs: Any, before: Kept) -> None:
+        _check_names(model)
+        self.model = model
+        self.before = before
+        self.inputs = inputs_of(model, example_inputs)
+        self.reference = Reference(model, self.inputs)
+        self.modes: Modes = modes_of(model, before)
+
+    def graph(self) -> GraphModule:
+        """Return the first graph that is the model."""
+        failures: list[str] = []
+        for way, make in self._ways():
+            try:
+                gm = make()
+                way = way + ", ".join(gm.meta.pop("leaves", ()))
+                self._finish(gm, way)
+                difference = self.reference.difference(gm)
+            except UnsuitableError:
+                raise
+            except Exception as error:
+                self.before.restore()
+                text = str(error) if isinstance(error, UntraceableError) else one_line(error, libraries=True)
+                difference = None if any(text in failure for failure in failures) else text
+            else:
+                if difference is None:
+                    return gm
+                difference = f"its graph is not the model, {difference}"
+            if difference is not None:
+                failures.append(f"{way.removesuffix(': ')}: {difference}")
+        self.reference.check()
+        parts = ", ".join(name for name, _ in self.model.named_children()) or "none"
         raise TraceError(
-            f"{type(model).__name__} cannot be traced as one graph: write what stops it so that no tensor's values "
-            f"decide what runs, or give a part of the model alone ({parts}). {'; '.join(failures)}"
-        ) from error
-    leaves = ", ".join(gm.meta.get("leaves", ()))
-    return _with_shapes(gm, model, example_inputs, f"fx with leaves: {leaves}")
+            f"{type(self.model).__name__} cannot be traced as one graph: write what stops it so that no tensor's "
+            f"values decide what runs, or give a part of the model alone ({parts}). {'; '.join(failures)}"
+        )
+
+    def _ways(self) -> Iterator[tuple[str, Callable[[], GraphModule]]]:
+        hidden: list[GraphModule] = []
+
+        def entered() -> GraphModule:
+            gm = self._symbolic(enter=True)
+            if _hides_weights(gm):
+                hidden.append(gm)
+                raise UntraceableError("a function it does not enter holds weights")
+            return gm
+
+        yield "fx", entered
+        yield "export", self._exported
+        if hidden:
+            yield "fx", hidden.pop
+        else:
+            yield "fx with leaves: ", lambda: self._symbolic(enter=False)
+
+    def _symbolic(self, *, enter: bool) -> GraphModule:
+        def make() -> GraphModule:
+            return symbolic_graph(self.model, self.inputs, self.before, self.modes.following, enter=enter)
+
+        gm = make()
+        return self._joined(make, gm) if gm.meta.pop("decided") else gm
+
+    def _exported(self) -> GraphModule:
+        self.model.train(False)
+        gm = export_graph(self.model, self.inputs)
+        self.before.restore()
+        if self.modes.following:
+            self._finish(gm, "export")
+            if self.reference.difference(gm) is not None:
+                return self._joined(lambda: export_graph(self.model, self.inputs, one_of_two=True))
+        return gm
+
+    def _joined(self, make: Callable[[], GraphModule], own: GraphModule | None = None) -> GraphModule:
+        """Return one graph of the two that a model has in its two modes."""
+        graphs = []
+        for training in (False, True):
+            if own is not None and self.modes.is_pure(self.model, training):
+                graphs.append(own)
+                continue
+            self.model.train(training)
+            graphs.append(make())
+            self.before.restore()
+        joined = join(*graphs, name=type(self.model).__name__)
+        joined.meta.update({"leaves": graphs[0].meta.get("leaves", ())})
+        return joined
+
+    def _finish(self, gm: GraphModule, way: str) -> None:
+        propagate_shapes(gm, self.inputs.values)
+        gm.meta["traced"] = way
+        gm.meta["inputs"] = signature(self.inputs.values)
+        gm.meta[FROZEN] = self.modes.frozen
+        gm.meta[ORIGIN] = type(self.model)
+        gm.meta[ATTRIBUTES] = plain_attributes(self.model)
+        gm.meta["compared"] = self.reference.compared()
+        _take_modes(gm, self.model)
+        if HISTORY not in gm.meta:
+            begin(gm, self.model)
 
 
-class _UnsuitableError(TraceError):
-    """The example inputs do not fit the model: no other way of tracing will help."""
+def _given(gm: GraphModule, example_inputs: Any) -> GraphModule:
+    """Return a graph that is given, with shapes."""
+    inputs = inputs_of(gm, example_inputs)
+    try:
+        propagate_shapes(gm, inputs.values)
+    except Exception:
+        Reference(gm, inputs).check()
+        raise
+    gm.meta["traced"] = gm.meta.get("traced", "given as a graph")
+    gm.meta["inputs"] = signature(inputs.values)
+    if HISTORY not in gm.meta:
+        begin(gm, gm)
+    return gm
 
 
 def _check_names(model: nn.Module) -> None:
@@ -84,35 +180,6 @@ def _check_names(model: nn.Module) -> None:
                 f"{type(model).__name__}.{name} cannot be traced: torch.fx's graphs have a {name!r} of their own; "
                 "rename it, or put the model into an nn.Sequential"
             )
-
-
-def _check_takes(model: nn.Module, example_inputs: tuple[Any, ...]) -> None:
-    """Check that the model itself takes the example inputs."""
-    try:
-        with evaluating(model), torch.no_grad():
-            model(*example_inputs)
-    except Exception as error:
-        raise _unsuitable(model, example_inputs, error) from error
-
-
-def _unsuitable(model: nn.Module, example_inputs: tuple[Any, ...], error: Exception) -> TraceError:
-    shapes = ", ".join("x".join(map(str, v.shape)) for v in example_inputs if isinstance(v, torch.Tensor))
-    return _UnsuitableError(
-        f"{type(model).__name__} does not take the example input ({shapes}): {one_line(error, libraries=True)}"
-    )
-
-
-def _with_shapes(gm: GraphModule, model: nn.Module, example_inputs: tuple[Any, ...], way: str) -> GraphModule:
-    try:
-        propagate_shapes(gm, example_inputs)
-    except Exception as error:
-        raise _unsuitable(model, example_inputs, error) from error
-    gm.meta["traced"] = way
-    gm.meta["inputs"] = signature(example_inputs)
-    _take_modes(gm, model)
-    if HISTORY not in gm.meta:
-        begin(gm, model)
-    return gm
 
 
 def _take_modes(gm: GraphModule, model: nn.Module) -> None:

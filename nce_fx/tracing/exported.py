@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import logging
 import operator
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import fields, is_dataclass
 from io import StringIO
 from typing import Any
 
 import torch
 from torch import nn
 from torch.export import Dim
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.graph import CodeGen
+from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
+
+from nce_fx.tracing.inputs import Inputs
+from nce_fx.tracing.joining import writes
+from nce_fx.tracing.traced import TracedModule
 
 aten = torch.ops.aten
 
@@ -30,21 +38,24 @@ _RAISED: dict[Any, tuple[type[nn.Module], ...]] = {
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def export_graph(model: nn.Module, example_inputs: tuple[Any, ...]) -> GraphModule:
-    """Return the exported graph of a model in eval mode, on the model's own parameters.
+def export_graph(model: nn.Module, inputs: Inputs, *, one_of_two: bool = False) -> GraphModule:
+    """Return the exported graph of a model in its own mode, on the model's own parameters.
+
+    Dropout functions become modules that follow the mode; where the graph is ``one_of_two``, of both modes, they stay
+    as they are in this one.
 
     Raises:
         Exception: whatever torch.export raises.
     """
-    with evaluating(model):
-        program = _export(model, example_inputs)
+    program = _export(model, inputs)
     gm = program.module(check_guards=False)
     assert isinstance(gm, GraphModule)
     _share(gm, model)
     _inline_contexts(gm)
     _drop_guards(gm)
-    _raise_modules(gm, model)
-    gm.graph.eliminate_dead_code()
+    _raise_modules(gm, model, orphans=not one_of_two)
+    _restore_structure(gm, inputs)
+    gm.graph.eliminate_dead_code(lambda node: node.is_impure() or writes(node))
     gm.recompile()
     return _plain(gm, type(model).__name__)
 
@@ -61,18 +72,25 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _export(model: nn.Module, example_inputs: tuple[Any, ...]) -> Any:
+def _export(model: nn.Module, inputs: Inputs) -> Any:
     """Export with a free batch where the model allows it."""
-    batched = tuple(
-        torch.cat([v, v]) if isinstance(v, torch.Tensor) and v.dim() and v.shape[0] == 1 else v for v in example_inputs
-    )
-    free = tuple({0: Dim.AUTO} if isinstance(v, torch.Tensor) and v.dim() else None for v in batched)
+
+    def free(value: Any) -> Any:
+        return tree_map(lambda v: {0: Dim.AUTO} if isinstance(v, torch.Tensor) and v.dim() else None, value)
+
+    def doubled(value: Any) -> Any:
+        return tree_map(
+            lambda v: torch.cat([v, v]) if isinstance(v, torch.Tensor) and v.dim() and v.shape[0] == 1 else v, value
+        )
+
+    bound = inputs.filled(inputs.named)
+    args, kwargs, shapes = bound.args, bound.kwargs, free(bound.arguments)
     # With gradients on, torch's transformer layers take their plain path, not the one that is fused for inference.
     with torch.enable_grad(), _quietly():
         try:
-            return torch.export.export(model, batched, dynamic_shapes=free, strict=False)
+            return torch.export.export(model, doubled(args), doubled(kwargs), dynamic_shapes=shapes, strict=False)
         except Exception:
-            return torch.export.export(model, example_inputs, strict=False)
+            return torch.export.export(model, args, kwargs, strict=False)
 
 
 @contextmanager
@@ -81,7 +99,7 @@ def _quietly() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(max(before, logging.WARNING))
     try:
-        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()), warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logging.disable(before)
@@ -89,14 +107,16 @@ def _quietly() -> Iterator[None]:
 
 def _share(gm: GraphModule, model: nn.Module) -> None:
     """Let the graph hold the model's own parameters and buffers, not copies."""
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    own = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    for name, tensor in own:
         owner, _, leaf = name.rpartition(".")
         try:
             holder = gm.get_submodule(owner)
         except AttributeError:
             continue
-        if leaf in holder._parameters:
-            holder._parameters[leaf] = parameter
+        for group in (holder._parameters, holder._buffers):
+            if leaf in group:
+                group[leaf] = tensor  # type: ignore[assignment]
 
 
 def _inline_contexts(gm: GraphModule) -> None:
@@ -160,7 +180,7 @@ def _module_path(node: Node) -> str:
     return paths[-1] if paths else ""
 
 
-def _raise_modules(gm: GraphModule, model: nn.Module) -> None:
+def _raise_modules(gm: GraphModule, model: nn.Module, *, orphans: bool) -> None:
     modules = dict(model.named_modules())
     for node in list(gm.graph.nodes):
         kinds = _RAISED.get(node.target)
@@ -169,7 +189,7 @@ def _raise_modules(gm: GraphModule, model: nn.Module) -> None:
         path = _module_path(node)
         module = _itself(modules.get(path), kinds)
         if module is None:
-            if node.target is aten.dropout.default:
+            if node.target is aten.dropout.default and orphans and node.args[2] is False:
                 module, path = nn.Dropout(node.args[1]), f"{node.name}_module"
             else:
                 continue
@@ -179,6 +199,18 @@ def _raise_modules(gm: GraphModule, model: nn.Module) -> None:
         raised.meta = dict(node.meta)
         node.replace_all_uses_with(raised)
         gm.graph.erase_node(node)
+    _drop_counts(gm)
+
+
+def _drop_counts(gm: GraphModule) -> None:
+    """Take out the counting of batches, which modules that were put back do themselves."""
+    norms = {node.target for node in gm.graph.find_nodes(op="call_module")}
+    for node in gm.graph.find_nodes(op="get_attr"):
+        owner, _, leaf = str(node.target).rpartition(".")
+        if leaf == "num_batches_tracked" and owner in norms:
+            for user in list(node.users):
+                if not user.users:
+                    gm.graph.erase_node(user)
 
 
 def _itself(module: nn.Module | None, kinds: tuple[type[nn.Module], ...]) -> nn.Module | None:
@@ -210,8 +242,63 @@ def _place(gm: GraphModule, path: str, module: nn.Module) -> None:
     owner._modules[leaf] = module
 
 
+def _restore_structure(gm: GraphModule, inputs: Inputs) -> None:
+    """Give the graph the inputs and outputs that the model has, in the place of export's flat ones."""
+    graph, spec = gm.graph, gm.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
+    flat = iter(graph.find_nodes(op="placeholder"))
+    graph.set_codegen(CodeGen())
+    taken_apart: list[tuple[Node, Any, list[Node]]] = []
+    last: Node | None = None
+    for name, value in inputs.named.items():
+        leaves = [next(flat) for _ in tree_leaves(value)]
+        if len(leaves) == 1 and not isinstance(value, dict | list | tuple):
+            last, last.target = leaves[0], name
+        else:
+            with graph.inserting_after(last) if last is not None else graph.inserting_before(next(iter(graph.nodes))):
+                last = graph.placeholder(name)
+            taken_apart.append((last, value, leaves))
+    first = next(node for node in graph.nodes if node.op != "placeholder")
+    for node, value, leaves in taken_apart:
+        with graph.inserting_before(first):
+            items = tree_leaves(_items(graph, node, value))
+        for old, new in zip(leaves, items, strict=True):
+            new.meta = dict(old.meta)
+            old.replace_all_uses_with(new)
+            graph.erase_node(old)
+    output = graph.output_node()
+    if spec is not None:
+        with graph.inserting_before(output):
+            output.args = (_structure(graph, tree_unflatten(list(output.args[0]), spec)),)  # type: ignore[arg-type]
+
+
+def _items(graph: Graph, node: Node, value: Any) -> Any:
+    """Return the structure of an input, with nodes that take its items out in their place."""
+    if isinstance(value, dict):
+        pairs = ((key, graph.call_function(operator.getitem, (node, key)), item) for key, item in value.items())
+        return type(value)((key, _items(graph, inner, item)) for key, inner, item in pairs)
+    if type(value) in (list, tuple):
+        inner = [graph.call_function(operator.getitem, (node, index)) for index in range(len(value))]
+        return type(value)(_items(graph, node, item) for node, item in zip(inner, value, strict=True))
+    return node
+
+
+def _structure(graph: Graph, value: Any) -> Any:
+    """Return an output as a graph can hold it: objects of other classes are made by nodes."""
+    if is_dataclass(value) and not isinstance(value, type):
+        known = {each.name: getattr(value, each.name) for each in fields(value)}
+        given = {name: _structure(graph, item) for name, item in known.items() if item is not None}
+        return graph.call_function(type(value), (), given)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return graph.call_function(type(value), tuple(_structure(graph, item) for item in value))
+    if isinstance(value, dict):
+        return {key: _structure(graph, item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_structure(graph, item) for item in value)
+    return value
+
+
 def _plain(gm: GraphModule, name: str) -> GraphModule:
-    """Return the same graph as a plain GraphModule: structured inputs and outputs stay with the graph's code."""
-    result = GraphModule(gm, gm.graph, name)
+    """Return the same graph as a graph module of our own."""
+    result = TracedModule(gm, gm.graph, name)
     result.meta.clear()
     return result

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
-from collections.abc import Callable
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Set
 from functools import cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
-from torch.fx import GraphModule, Node, Proxy
+from torch.fx import GraphModule, Proxy
 
 from nce_fx.custom import rule_of_module
 from nce_fx.errors import one_line
 from nce_fx.tracing.attention import can_open, open_attention
+from nce_fx.tracing.inputs import Inputs
+from nce_fx.tracing.joining import writes
+from nce_fx.tracing.modes import flags, place_flags
+from nce_fx.tracing.traced import TracedModule
+from nce_fx.tracing.untouched import Kept
 
 _LEAVES = 64
 _INNER = ("/torch/", "/nce_fx/tracing/")
@@ -33,6 +38,8 @@ _ENTERED = (
 """torch's own modules that a graph must not hide: sizes written down in them, layers inside them."""
 
 _LITERALS = frozenset({int, float, bool, str, type(None)})
+_SWITCHES = frozenset({bool, str, type(None), torch.dtype, torch.device})
+"""Inputs that say what a model does; they are what they were in the example."""
 
 
 class UntraceableError(Exception):
@@ -42,9 +49,12 @@ class UntraceableError(Exception):
 class Tracer(fx.Tracer):
     """Leaves torch's own layers whole, and modules that behave differently in training (dropout, stochastic depth)."""
 
-    def __init__(self, leaves: frozenset[str] = frozenset()) -> None:
+    def __init__(self, inputs: Inputs, leaves: frozenset[str] = frozenset()) -> None:
         super().__init__()
+        self.inputs = inputs
         self.leaves = leaves
+        self.thread = threading.get_ident()
+        self.decided: list[int] = []
         self.stack: list[str] = []
         self.failed: str | None = None
 
@@ -63,6 +73,8 @@ class Tracer(fx.Tracer):
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Enter a module, or make it a node; remember where tracing failed."""
+        if not self.is_here():
+            return forward(*args, **kwargs)
         path = self.path_of_module(m)
         if isinstance(m, nn.MultiheadAttention) and path not in self.leaves and can_open(m, args, kwargs):
             return open_attention(m, *args, **kwargs)
@@ -75,6 +87,30 @@ class Tracer(fx.Tracer):
             raise
         self.stack.pop()
         return result
+
+    def is_here(self) -> bool:
+        """Whether the thread that traces is the one that asks: what fx replaces meanwhile, all threads meet."""
+        return threading.get_ident() == self.thread
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Return what stands for an attribute of a module."""
+        return super().getattr(attr, attr_val, parameter_proxy_cache) if self.is_here() else attr_val
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """Make an input of each argument that is given; the others keep their defaults."""
+        filled = self.inputs.filled({name: self._input(name, value) for name, value in self.inputs.named.items()})
+        forward = self.root.forward
+
+        def call() -> Any:
+            return forward(*filled.args, **filled.kwargs)
+
+        return call, []
+
+    def _input(self, name: str, value: Any) -> Any:
+        proxy = self.create_proxy("placeholder", name, (), {})
+        return _spread(proxy, value)
 
     def create_arg(self, a: Any) -> Any:
         """Turn a value into an argument of a node; what nearly all are at once, which fx asks a dozen questions."""
@@ -97,6 +133,18 @@ class Tracer(fx.Tracer):
         return proxy
 
 
+def _spread(proxy: Any, value: Any) -> Any:
+    """Return what stands for an input: a container of its items, and plain switches as they are."""
+    kind = type(value)
+    if kind in _SWITCHES:
+        return value
+    if kind in (dict, OrderedDict):
+        return kind((key, _spread(proxy[key], item)) for key, item in value.items())
+    if kind in (list, tuple):
+        return kind(_spread(proxy[index], item) for index, item in enumerate(value))
+    return proxy
+
+
 @cache
 def _is_inner(file: str) -> bool:
     return any(part in file for part in _INNER)
@@ -110,84 +158,53 @@ def _depends_on_mode(m: nn.Module) -> bool:
     return code is not None and "training" in code.co_names
 
 
-def symbolic_graph(model: nn.Module, inputs: int, *, enter: bool = True) -> GraphModule:
-    """Trace a model that is given so many inputs; with ``enter=False`` leave whole what cannot be entered.
+def symbolic_graph(
+    model: nn.Module, inputs: Inputs, before: Kept, following: Set[nn.Module], *, enter: bool = True
+) -> GraphModule:
+    """Trace a model in its own mode; with ``enter=False`` leave whole what cannot be entered.
 
-    Arguments that are not given keep their defaults, and are no inputs of the graph.
+    Arguments that are not given keep their defaults, and are no inputs of the graph. What was assigned to the model
+    meanwhile is put back. ``gm.meta["decided"]`` says whether the model branches on its mode.
 
     Raises:
         UntraceableError: the model, or its outermost module, cannot be followed.
     """
     leaves: frozenset[str] = frozenset()
-    defaults = _defaults(model, inputs)
     for _ in range(_LEAVES):
-        tracer = Tracer(leaves)
+        tracer = Tracer(inputs, leaves)
         try:
-            graph = tracer.trace(model, concrete_args=defaults or None)
+            with flags(following, tracer.decided, tracer.is_here):
+                graph = tracer.trace(model)
         except Exception as error:
+            before.restore()
             if enter or tracer.failed is None or tracer.failed in leaves or not tracer.failed:
                 raise UntraceableError(one_line(error, libraries=True)) from error
             leaves |= {tracer.failed}
             continue
-        _drop_defaults(graph, len(defaults))
-        gm = GraphModule(tracer.root, graph, type(model).__name__)
+        gm = _graph_module(model, graph, before)
+        changed = place_flags(gm)
         if any(not node.users and node.op not in ("placeholder", "output") for node in graph.nodes):
-            gm.graph.eliminate_dead_code(lambda node: node.is_impure() or _writes(node))
+            gm.graph.eliminate_dead_code(lambda node: node.is_impure() or writes(node))
+            changed = True
+        if changed:
             gm.recompile()
         gm.meta["leaves"] = tuple(sorted(leaves))
-        _dropout_modules(gm, model.training)
+        gm.meta["decided"] = bool(tracer.decided)
         return gm
     raise UntraceableError("too many modules cannot be entered")
 
 
-def _writes(node: Node) -> bool:
-    """Whether a node changes one of its inputs in place, so that it does something though nobody reads its result."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    if node.op == "call_method":
-        return (name.endswith("_") and not name.startswith("__")) or name in ("__setitem__", "__iadd__", "__imul__")
-    in_place = name == "setitem" or name.endswith("_") or bool(node.kwargs.get("inplace") or node.kwargs.get("out"))
-    return node.op == "call_function" and in_place
-
-
-def _defaults(model: nn.Module, inputs: int) -> dict[str, Any]:
-    """Return the arguments of a model that are not given, with their defaults."""
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    plain = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return {p.name: p.default for p in plain[inputs:] if p.default is not p.empty}
-
-
-def _drop_defaults(graph: fx.Graph, count: int) -> None:
-    """Take out the inputs that stand for defaults, and the assertions that fx puts on them."""
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    for placeholder in placeholders[len(placeholders) - count :]:
-        for user in list(placeholder.users):
-            for check in list(user.users):
-                graph.erase_node(check)
-            graph.erase_node(user)
-        graph.erase_node(placeholder)
-
-
-def _dropout_modules(gm: GraphModule, training: bool) -> None:
-    """Make modules of dropout functions whose flag was written into the graph, so that they follow the mode."""
-    kinds = {F.dropout: nn.Dropout, F.dropout2d: nn.Dropout2d, F.dropout1d: nn.Dropout1d, torch.dropout: nn.Dropout}
-    changed = False
-    for node in list(gm.graph.nodes):
-        if node.op != "call_function" or node.target not in kinds:
-            continue
-        p = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
-        flag = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", True)
-        if flag is training:
-            _as_module(gm, node, kinds[node.target](p))
-            changed = True
-    if changed:
-        gm.recompile()
-
-
-def _as_module(gm: GraphModule, node: Node, module: nn.Module) -> None:
-    name = f"{node.name}_module"
-    gm.add_submodule(name, module)
-    with gm.graph.inserting_before(node):
-        new = gm.graph.call_module(name, (node.args[0],))
-    new.meta = dict(node.meta)
-    node.replace_all_uses_with(new)
-    gm.graph.erase_node(node)
+def _graph_module(model: nn.Module, graph: fx.Graph, before: Kept) -> GraphModule:
+    """Return the graph module of a traced model, which is as it was but for the constants that fx keeps on it."""
+    known = before.names(model)
+    made = {
+        str(node.target): vars(model)[str(node.target)]
+        for node in graph.find_nodes(op="get_attr")
+        if str(node.target) in vars(model) and str(node.target) not in known
+    }
+    before.restore()
+    vars(model).update(made)
+    try:
+        return TracedModule(model, graph, type(model).__name__)
+    finally:
+        before.restore()

@@ -31,6 +31,7 @@ from nce_fx.passes.analysis.polynomial import Integers, Term
 from nce_fx.paths import tensor_at
 from nce_fx.plan import model_fingerprint
 from nce_fx.quantizers import ActivationQuantizer, Quantizer
+from nce_fx.tracing.modes import runs_in
 
 Bits = int | Mapping[str, int] | None
 """Bits for every layer, or per layer path; ``None``: as the quantizers of the graph say, else of the tensors' type."""
@@ -143,9 +144,10 @@ def analyze_cost(
     axes = AxisLengths(gm, channels)
     layers = find_layers(gm)
     bits_of = {layer.node: _layer_bits(gm, layer, weight_bits, activation_bits) for layer in layers}
+    evaluated = runs_in(gm.graph.nodes, training=False)
     work = [
         WorkTerm(layer.path, Term.of(axes[axis] for axis in product.axes), _bit_product(product.weighted, bits))
-        for layer, bits in ((layer, bits_of[layer.node]) for layer in layers)
+        for layer, bits in ((layer, bits_of[layer.node]) for layer in layers if layer.node in evaluated)
         for product in layer.work
     ]
     sites = tuple(_site(gm, layer, axes, *bits_of[layer.node]) for layer in layers)

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule
 
+from nce_fx.tracing.traced import TracedModule
+
 _ATOMS = frozenset({int, float, bool, str, type(None), torch.Size, torch.dtype, torch.device})
 _CODE = frozenset({"_code", "_lineno_map", "_prologue_start"})
 """What a graph module keeps beside its compiled ``forward``, which its class holds: fx makes a class for each."""
@@ -22,7 +24,8 @@ def copied(gm: GraphModule, replaced: dict[int, Any]) -> GraphModule:
     ``replaced`` holds what takes the place of tensors, by the ``id`` of the old ones.
     """
     memo = dict(replaced)
-    result = GraphModule(nn.Module(), Graph(tracer_cls=gm.graph._tracer_cls))
+    kind = TracedModule if isinstance(gm, TracedModule) else GraphModule
+    result = kind(nn.Module(), Graph(tracer_cls=gm.graph._tracer_cls))
     for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
         result.__dict__[name] = _attribute(name, gm.__dict__[name], memo)
     result.training = gm.training

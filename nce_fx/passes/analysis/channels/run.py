@@ -23,6 +23,7 @@ from nce_fx.passes.analysis.channels.labels import FIXED, Label, constant, core,
 from nce_fx.passes.analysis.channels.reparametrized import plain_class
 from nce_fx.passes.analysis.channels.value import ChannelTensor, Layer
 from nce_fx.passes.analysis.channels.vocabulary import Vocabulary
+from nce_fx.tracing.modes import is_by_mode
 
 _ARITHMETIC = {
     operator.add: torch.ops.aten.add.Tensor,
@@ -243,9 +244,9 @@ def _plain_rule(module: nn.Module) -> Any:
 
 
 def makers(node: Node) -> list[Node]:
-    """Return the nodes whose values an output holds, through the named tuples that they are put into."""
+    """Return the nodes whose values an output holds, through what they are put into and what chooses by the mode."""
     found: dict[Node, None] = {}
     for source in node.all_input_nodes:
-        structure = isinstance(source.target, type) and issubclass(source.target, tuple)
+        structure = isinstance(source.target, type) or is_by_mode(source)
         found.update(dict.fromkeys(makers(source) if structure else [source]))
     return list(found)

@@ -18,6 +18,7 @@ from nce_fx.passes.analysis.channels.rules import contraction, elementwise, mixi
 from nce_fx.passes.analysis.channels.rules.calls import opaque, run_of
 from nce_fx.passes.analysis.channels.value import ChannelTensor
 from nce_fx.quantizers.base import Quantizer
+from nce_fx.tracing.modes import ByMode
 
 aten = torch.ops.aten
 
@@ -74,8 +75,9 @@ MODULE_RULES: dict[type[nn.Module], Any] = {
     nn.GRU: weighted.recurrent,
     nn.RNN: weighted.recurrent,
     Quantizer: elementwise.quantizer,
+    ByMode: elementwise.by_mode,
 }
-"""Modules that look at their own sizes before they call a function, and our own quantizers."""
+"""Modules that look at their own sizes before they call a function, and our own."""
 
 
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Mish, nn.Hardswish, nn.Hardsigmoid)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_leaves
 
 from nce_fx.passes.analysis.channels.labels import FIRST_ID, FIXED, NEUTRAL, Label, broadcast, constant, core
 from nce_fx.passes.analysis.channels.rules.calls import channel_tensors
@@ -54,6 +55,22 @@ def activation_layer(layer: Layer, input: ChannelTensor) -> ChannelTensor:
 def passing_layer(layer: Layer, input: ChannelTensor) -> ChannelTensor:
     """A layer that does nothing when it is not trained."""
     return input
+
+
+def by_mode(module: Any, evaluated: Any, trained: Any, *effects: Any) -> Any:
+    """One of two values: they are tied where they can be, else both are fixed; what is an output is fixed there."""
+    both = isinstance(evaluated, ChannelTensor) and isinstance(trained, ChannelTensor)
+    if both and evaluated.shape == trained.shape:
+        evaluated.run.computes()
+        return meet(evaluated.run, evaluated, trained)
+    values = [value for value in tree_leaves((evaluated, trained)) if isinstance(value, ChannelTensor)]
+    node = values[0].run.node if values else None
+    if evaluated is trained or node is None or all(user.op == "output" for user in node.users):
+        return evaluated
+    for value in values:
+        for label in value.labels:
+            value.run.pin(value.run.ids(core(label)), "evaluation and training go on with values of different form")
+    return evaluated
 
 
 def _is_comparison(func: Any) -> bool:

@@ -1,0 +1,165 @@
+"""Whether a graph is its model: both are run on the example inputs, in evaluation and in training mode.
+
+The same seed starts both, so that what is random is the same as long as both draw the same numbers in the same order.
+What a mode does to buffers counts, too. A mode that the model itself cannot run is left out, and said.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_map
+
+from nce_fx.errors import one_line
+from nce_fx.tracing.inputs import Inputs, UnsuitableError, shapes
+from nce_fx.tracing.untouched import seed, untouched, values_untouched
+
+_TOLERANCE = {torch.float64: 1e-9, torch.complex128: 1e-9, torch.float32: 1e-4, torch.complex64: 1e-4}
+"""Allowed difference, as a share of the largest value; half precision gets `_COARSE`."""
+_COARSE = 3e-2
+_SEED = 20
+MODES = {False: "evaluation", True: "training"}
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a run returned and left in the buffers, or why it could not run."""
+
+    outputs: Any = None
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
+    error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model and its example inputs; it is run once in each mode, when a graph is first compared with it."""
+
+    model: nn.Module
+    inputs: Inputs
+
+    @cached_property
+    def ran(self) -> Mapping[bool, Ran]:
+        """What the model does in evaluation and in training mode."""
+        return {mode: _run(self.model, self.inputs.args, self.inputs.kwargs, mode) for mode in MODES}
+
+    @property
+    def has_values(self) -> bool:
+        """Whether there is something to run: models without values can be traced, but not compared."""
+        return not any(t.is_meta for t in _tensors((list(self.model.parameters()), list(self.model.buffers()))))
+
+    def check(self) -> None:
+        """Check that the model itself takes the example inputs, in one mode at least.
+
+        Raises:
+            UnsuitableError: it does not; the message says how it fails in its own mode.
+        """
+        if not self.has_values or any(ran.error is None for ran in self.ran.values()):
+            return
+        error = self.ran[self.model.training].error
+        assert error is not None
+        raise UnsuitableError(
+            f"{type(self.model).__name__} does not take the example input "
+            f"({shapes(self.inputs.values)}): {one_line(error, libraries=True)}{self.inputs.hint}"
+        ) from error
+
+    def compared(self) -> str:
+        """Return in words which modes graphs are compared in."""
+        if not self.has_values:
+            return "not compared with the model, which holds no values"
+        left_out = [
+            f"not in {MODES[mode]} mode, which the model itself does not run: {one_line(ran.error, libraries=True)}"
+            for mode, ran in self.ran.items()
+            if ran.error
+        ]
+        return f"compared with the model, {left_out[0]}" if left_out else "compared with the model in both modes"
+
+    def difference(self, gm: GraphModule) -> str | None:
+        """Return in words where a graph differs from the model; ``None`` where it is the same."""
+        if not self.has_values:
+            return None
+        self.check()
+        for training, ran in self.ran.items():
+            if ran.error is not None:
+                continue
+            graph = _run(gm, self.inputs.values, {}, training)
+            found = _difference(ran, graph)
+            if found is not None:
+                return f"in {MODES[training]} mode {found}"
+        return None
+
+
+def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool) -> Ran:
+    def own(value: Any) -> Any:
+        return tree_map(lambda v: v.detach().clone() if isinstance(v, Tensor) else v, value)
+
+    try:
+        with untouched(model), values_untouched(model), warnings.catch_warnings(action="ignore"):
+            model.train(training)
+            seed(_SEED)
+            with torch.no_grad():
+                outputs = model(*own(args), **own(dict(kwargs)))
+            buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+            return Ran(outputs, buffers)
+    except Exception as error:
+        return Ran(error=error)
+
+
+def _difference(model: Ran, graph: Ran) -> str | None:
+    if graph.error is not None:
+        return f"the graph fails: {one_line(graph.error, libraries=True)}"
+    wanted, got = list(_leaves(model.outputs)), list(_leaves(graph.outputs))
+    if [path for path, _ in wanted] != [path for path, _ in got]:
+        return f"the graph returns {len(got)} values in another structure, the model {len(wanted)}"
+    pairs = [(f"output{path}", a, b) for (path, a), (_, b) in zip(wanted, got, strict=True)]
+    moved = [(f"buffer {k}", a, graph.buffers[k]) for k, a in model.buffers.items() if k in graph.buffers]
+    for name, a, b in pairs + moved:
+        found = _off(a, b)
+        if found is not None:
+            return f"{name} {found}"
+    return None
+
+
+def _off(wanted: Any, got: Any) -> str | None:
+    """Return in words how a value differs from the one that is wanted."""
+    if not isinstance(wanted, Tensor) or not isinstance(got, Tensor):
+        same = type(wanted) is type(got) and (wanted == got or wanted != wanted)
+        return None if same else f"is {got!r:.60}, not {wanted!r:.60}"
+    if wanted.shape != got.shape or wanted.dtype != got.dtype:
+        return f"is {got.dtype} of shape {tuple(got.shape)}, not {wanted.dtype} of shape {tuple(wanted.shape)}"
+    if not wanted.numel() or wanted.is_meta or got.is_meta:
+        return None
+    if not (wanted.is_floating_point() or wanted.is_complex()):
+        return None if torch.equal(wanted, got) else "has other values"
+    finite = wanted.isfinite()
+    if not torch.equal(finite, got.isfinite()):
+        return "is not finite in other places"
+    scale = float(wanted[finite].abs().max()) if bool(finite.any()) else 0.0
+    off = float((wanted[finite] - got[finite]).abs().max()) if bool(finite.any()) else 0.0
+    tolerance = _TOLERANCE.get(wanted.dtype, _COARSE)
+    return None if off <= tolerance * scale else f"is off by {off / (scale or 1.0):.2g} of its largest value"
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what a structure holds with its place; objects that cannot be looked into are passed by."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _leaves(item, f"{path}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _leaves(item, f"{path}[{index}]")
+    elif is_dataclass(value) and not isinstance(value, type):
+        for each in fields(value):
+            yield from _leaves(getattr(value, each.name), f"{path}.{each.name}")
+    elif value is None or isinstance(value, Tensor | int | float | str | complex):
+        yield path, value
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    return (leaf for _, leaf in _leaves(value) if isinstance(leaf, Tensor))

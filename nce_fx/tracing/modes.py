@@ -1,0 +1,242 @@
+"""Graphs that follow train() and eval(): what depends on the mode is a node that chooses, and a flag is a node too.
+
+`ByMode` returns one of two values. A model is traced with its flag as a `Flag`, which says where it goes; where the
+model branches on it, it is traced in both modes and the two graphs are joined: what they share is there once, what only
+one of them does runs in that mode alone (`ModeCode`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.fx import GraphModule, Node
+from torch.fx.graph import CodeGen, PythonCode
+from torch.fx.node import map_aggregate
+
+from nce_fx.paths import modules_of
+from nce_fx.tracing.untouched import Kept
+
+aten = torch.ops.aten
+
+_NAME = "_by_mode_"
+
+
+class ByMode(nn.Module):
+    """Return the first of two values in evaluation, the second in training.
+
+    What changes something in place in one mode only is given, too, so that it runs in that mode alone.
+    """
+
+    def forward(self, evaluated: Any, trained: Any, first: Any = (), second: Any = ()) -> Any:
+        """Return the value of the mode."""
+        return trained if self.training else evaluated
+
+
+class Flag(int):
+    """The mode of a module that is being traced: as good as a bool where it is passed on; deciding on it is noted."""
+
+    decided: list[int]
+
+    def __new__(cls, training: bool, decided: list[int]) -> Flag:
+        """Make a flag; ``decided`` grows where somebody asks whether it is true."""
+        flag = super().__new__(cls, training)
+        flag.decided = decided
+        return flag
+
+    def __bool__(self) -> bool:
+        self.decided.append(1)
+        return self != 0
+
+
+@contextmanager
+def flags(following: Collection[nn.Module], decided: list[int], here: Callable[[], bool]) -> Iterator[None]:
+    """Let ``training`` of modules that follow the mode be a `Flag` while ``here()`` is true."""
+
+    def get(module: nn.Module) -> Any:
+        training = module.__dict__["training"]
+        return Flag(training, decided) if module in following and here() else training
+
+    def put(module: nn.Module, value: bool) -> None:
+        module.__dict__["training"] = bool(value)
+
+    nn.Module.training = property(get, put)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del nn.Module.training
+
+
+def is_by_mode(node: Node) -> bool:
+    """Whether a node chooses by the mode."""
+    return node.op == "call_module" and str(node.target).startswith(_NAME)
+
+
+def place_by_mode(gm: GraphModule, *values: Any) -> Node:
+    """Add a node that chooses between two values; where the graph's insertion point is."""
+    index = sum(name.startswith(_NAME) for name in gm._modules)
+    gm.add_module(f"{_NAME}{index}", ByMode())
+    if not isinstance(gm.graph._codegen, ModeCode):
+        gm.graph.set_codegen(ModeCode())
+    choice = gm.graph.call_module(f"{_NAME}{index}", values)
+    made = [node for node in choice.all_input_nodes if node.stack_trace]
+    choice.stack_trace = made[-1].stack_trace if made else None
+    return choice
+
+
+def runs_in(nodes: Iterable[Node], training: bool) -> set[Node]:
+    """Return the nodes that run in one mode."""
+    needed: set[Node] = set()
+    for node in reversed(list(nodes)):
+        if node.op in ("placeholder", "output") or not node.users:
+            needed.add(node)
+        if node in needed:
+            chosen = (node.args[training], node.args[2 + training :: 2]) if is_by_mode(node) else None
+            map_aggregate(
+                (node.args, node.kwargs) if chosen is None else chosen,
+                lambda value: needed.add(value) if isinstance(value, Node) else None,
+            )
+    return needed
+
+
+class ModeCode(CodeGen):
+    """Code in which what only one mode needs runs in that mode alone."""
+
+    def _gen_python_code(self, nodes: Any, *args: Any, **options: Any) -> PythonCode:
+        guards = _guards(list(nodes))
+        self._body_transformer = lambda body: _guarded(body, guards)
+        try:
+            return super()._gen_python_code(nodes, *args, **options)
+        finally:
+            self._body_transformer = None
+
+
+def _guards(nodes: list[Node]) -> dict[int, tuple[str, str]]:
+    """Return the places of nodes that one mode needs -> name, and the condition under which they run."""
+    choice = next((node for node in nodes if is_by_mode(node)), None)
+    if choice is None:
+        return {}
+    evaluated, trained = runs_in(nodes, False), runs_in(nodes, True)
+    condition = f"self.{choice.target}.training"
+    return {
+        index: (node.name, f"if {condition}" if node in trained else f"if not {condition}")
+        for index, node in enumerate(nodes)
+        if (node in trained) != (node in evaluated)
+    }
+
+
+def _guarded(body: list[str], guards: Mapping[int, tuple[str, str]]) -> list[str]:
+    lines, guard = [], None
+    for line in "".join(body).splitlines(keepends=True):
+        place = re.match(r"# COUNTER: (\d+)", line)
+        if place is not None:
+            guard = guards.get(int(place[1]))
+        elif guard is not None and line.strip() and not line.startswith("#"):
+            lines.append(f"{guard[0]} = None\n")
+            line = f"{guard[1]}: {line}"
+        lines.append(line)
+    return lines
+
+
+_DROPOUTS: dict[Any, type[nn.Module]] = {
+    F.dropout: nn.Dropout,
+    torch.dropout: nn.Dropout,
+    F.dropout1d: nn.Dropout1d,
+    F.dropout2d: nn.Dropout2d,
+    F.dropout3d: nn.Dropout3d,
+    F.alpha_dropout: nn.AlphaDropout,
+    torch.alpha_dropout: nn.AlphaDropout,
+    F.feature_alpha_dropout: nn.FeatureAlphaDropout,
+    aten.dropout.default: nn.Dropout,
+    aten.feature_dropout.default: nn.Dropout2d,
+    aten.alpha_dropout.default: nn.AlphaDropout,
+    aten.feature_alpha_dropout.default: nn.FeatureAlphaDropout,
+}
+
+
+def place_flags(gm: GraphModule) -> bool:
+    """Make every flag in a graph follow the mode: of a dropout by its module, else as a node of its own."""
+    changed = False
+    for node in list(gm.graph.nodes):
+        found = _flags(node)
+        if not found:
+            continue
+        changed = True
+        kind = _DROPOUTS.get(node.target) if node.op == "call_function" else None
+        rest = _dropout_options(node) if kind is not None else None
+        if kind is not None and rest is not None:
+            _as_module(gm, node, kind(**rest))
+            continue
+        with gm.graph.inserting_before(node):
+            choice = place_by_mode(gm, False, True)
+        node.args = map_aggregate(node.args, lambda v, c=choice: c if isinstance(v, Flag) else v)  # type: ignore
+        node.kwargs = map_aggregate(node.kwargs, lambda v, c=choice: c if isinstance(v, Flag) else v)  # type: ignore
+    return changed
+
+
+def _flags(node: Node) -> list[Flag]:
+    found: list[Flag] = []
+    map_aggregate((node.args, node.kwargs), lambda v: found.append(v) if isinstance(v, Flag) else None)
+    return found
+
+
+def _dropout_options(node: Node) -> dict[str, Any] | None:
+    """Return the options of the module that does what a call of a dropout function does; ``None`` where none does."""
+    given = dict(zip(("input", "p", "training", "inplace"), node.args, strict=False)) | dict(node.kwargs)
+    flag = given.get("training", given.get("train"))
+    p, inplace = given.get("p", 0.5), given.get("inplace", False)
+    plain = isinstance(flag, Flag) and isinstance(p, int | float) and isinstance(inplace, bool)
+    return {"p": p, "inplace": inplace} if plain and isinstance(given.get("input"), Node) else None
+
+
+def _as_module(gm: GraphModule, node: Node, module: nn.Module) -> None:
+    name = f"{node.name}_module"
+    gm.add_submodule(name, module)
+    source = node.args[0] if node.args else node.kwargs["input"]
+    with gm.graph.inserting_before(node):
+        new = gm.graph.call_module(name, (source,))
+    new.meta = dict(node.meta)
+    node.replace_all_uses_with(new)
+    gm.graph.erase_node(node)
+
+
+@dataclass(frozen=True)
+class Modes:
+    """What train() and eval() do to the modules of a model."""
+
+    evaluated: Mapping[nn.Module, bool]
+    trained: Mapping[nn.Module, bool]
+    frozen: frozenset[str]
+    """Paths of modules that stay in evaluation mode when the model is trained."""
+
+    @property
+    def following(self) -> frozenset[nn.Module]:
+        """The modules whose mode is the model's."""
+        return frozenset(module for module, mode in self.trained.items() if mode != self.evaluated[module])
+
+    def is_pure(self, model: nn.Module, training: bool) -> bool:
+        """Whether a model is as train() or eval() leaves it."""
+        modes = self.trained if training else self.evaluated
+        return all(module.training == mode for module, mode in modes.items())
+
+
+def modes_of(model: nn.Module, before: Kept) -> Modes:
+    """Ask a model for the modes of its modules, as its own train() sets them."""
+    found = []
+    for training in (False, True):
+        try:
+            model.train(training)
+        except Exception:
+            # Graphs of torch.export have one mode, and say so.
+            found.append(dict.fromkeys(model.modules(), training))
+        else:
+            found.append({module: module.training for module in model.modules()})
+        before.restore()
+    frozen = frozenset(path for path, module in modules_of(model) if not found[1][module] and found[1][model])
+    return Modes(found[0], found[1], frozen)

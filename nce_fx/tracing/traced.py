@@ -1,0 +1,79 @@
+"""The graph module that tracing returns: the user's model goes on in it, its frozen norms, methods and numbers.
+
+What it needs to know travels in its ``meta``, which every pass carries along.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from types import FunctionType, MethodType
+from typing import Any
+
+from torch import nn
+from torch.fx import GraphModule
+
+from nce_fx.paths import modules_of
+
+FROZEN = "frozen"
+"""In ``meta``: paths of modules that stay in evaluation mode when the model is trained."""
+ORIGIN = "origin"
+"""In ``meta``: the class of the user's model."""
+ATTRIBUTES = "attributes"
+"""In ``meta``: plain values that the user's model has beside its modules and tensors."""
+
+
+class TracedModule(GraphModule):
+    """A graph module that is trained as its model is, and answers what its model's class answers."""
+
+    def train(self, mode: bool = True) -> TracedModule:
+        """Set the mode of all but what the user's model keeps frozen."""
+        super().train(mode)
+        frozen = self.meta.get(FROZEN) if mode else None
+        if frozen:
+            for path, module in modules_of(self):
+                if path in frozen:
+                    module.training = False
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the graph has, else what the user's own model has under that name."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            meta = self.__dict__.get("meta", {})
+            if name in meta.get(ATTRIBUTES, ()):
+                return meta[ATTRIBUTES][name]
+            origin = meta.get(ORIGIN)
+            if origin is None or name.startswith("__") or hasattr(nn.Module, name):
+                raise
+            return _of_class(self, origin, name)
+
+
+def _of_class(gm: TracedModule, origin: type, name: str) -> Any:
+    found = inspect.getattr_static(origin, name, None)
+    if found is None:
+        raise AttributeError(f"neither {origin.__name__} nor its graph has an attribute {name!r}")
+    if isinstance(found, FunctionType):
+        return MethodType(found, gm)
+    if isinstance(found, property) and found.fget is not None:
+        return found.fget(gm)
+    return getattr(origin, name)
+
+
+def plain_attributes(model: nn.Module) -> dict[str, Any]:
+    """Return the numbers, words and containers of them that a model keeps beside its modules and tensors."""
+    own = set(vars(nn.Module()))
+    return {name: value for name, value in vars(model).items() if name not in own and _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, list | tuple | set):
+        return _all_plain(value)
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _all_plain(values: Iterable[Any]) -> bool:
+    return all(_is_plain(value) for value in values)

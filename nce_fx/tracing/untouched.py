@@ -1,0 +1,147 @@
+"""Leave a model, and the random state, as they were: what ``forward`` assigns while it is traced or run is put back.
+
+Models cache grids and masks on themselves, move statistics, count steps. A tracer leaves a proxy there, torch.export a
+tensor without values.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+_DEPTH = 4
+"""How deep plain objects and containers that hang on modules are looked into."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a model's modules, and the containers and plain objects on them, held at one moment."""
+
+    attributes: tuple[tuple[dict[Any, Any], dict[Any, Any]], ...]
+    lists: tuple[tuple[list[Any], list[Any]], ...]
+    sets: tuple[tuple[set[Any], set[Any]], ...]
+    gradients: tuple[tuple[Tensor, bool], ...]
+
+    def names(self, module: nn.Module) -> frozenset[str]:
+        """Return the names of what a module held, its tensors and parts aside."""
+        return frozenset(next(before for now, before in self.attributes if now is vars(module)))
+
+    def restore(self) -> None:
+        """Put everything back; what did not change is not touched."""
+        for now, before in self.attributes:
+            if len(now) != len(before) or any(now.get(key, now) is not value for key, value in before.items()):
+                now.clear()
+                now.update(before)
+        for sequence, items in self.lists:
+            if len(sequence) != len(items) or any(a is not b for a, b in zip(sequence, items, strict=True)):
+                sequence[:] = items
+        for group, members in self.sets:
+            if group != members:
+                group.clear()
+                group.update(members)
+        for parameter, required in self.gradients:
+            if parameter.requires_grad != required:
+                parameter.requires_grad_(required)
+
+
+def kept(model: nn.Module) -> Kept:
+    """Remember what every module of a model holds."""
+    dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
+    lists: list[tuple[list[Any], list[Any]]] = []
+    sets: list[tuple[set[Any], set[Any]]] = []
+    seen: set[int] = set()
+
+    def look(value: Any, depth: int) -> None:
+        kind = type(value)
+        if kind in _ATOMS or id(value) in seen:
+            return
+        if isinstance(value, dict):
+            seen.add(id(value))
+            dicts.append((value, dict(value)))
+            inside = list(value.values())
+        elif isinstance(value, list):
+            seen.add(id(value))
+            lists.append((value, list(value)))
+            inside = value
+        elif isinstance(value, set):
+            seen.add(id(value))
+            sets.append((value, set(value)))
+            return
+        elif isinstance(value, tuple):
+            inside = list(value)
+        elif _is_plain_object(value):
+            look(vars(value), depth)
+            return
+        else:
+            return
+        if depth < _DEPTH:
+            for item in inside:
+                look(item, depth + 1)
+
+    for module in model.modules():
+        look(module.__dict__, 0)
+    gradients = tuple((p, p.requires_grad) for p in model.parameters() if p.is_leaf)
+    return Kept(tuple(dicts), tuple(lists), tuple(sets), gradients)
+
+
+_ATOMS = frozenset({int, float, bool, str, type(None), bytes, Tensor, nn.Parameter, torch.Size, torch.dtype})
+
+
+def _is_plain_object(value: Any) -> bool:
+    """Whether a value is an object of somebody's own class, which modules keep and ``forward`` may write to."""
+    if isinstance(value, nn.Module | Tensor | type) or not hasattr(value, "__dict__"):
+        return False
+    return type(value).__module__.partition(".")[0] not in ("torch", "builtins", "numpy")
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[Kept]:
+    """Put back what is assigned to a model, its modes and the random state, whatever happens."""
+    before = kept(model)
+    with _random_state(model):
+        try:
+            yield before
+        finally:
+            before.restore()
+
+
+@contextmanager
+def values_untouched(model: nn.Module) -> Iterator[None]:
+    """Put back the values, too, of all that a model holds: a run moves statistics, and may write to parameters."""
+    own = [*model.parameters(), *model.buffers()]
+    own += [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor)]
+    with torch.no_grad():
+        values = [(tensor, tensor.detach().clone()) for tensor in own if not tensor.is_meta]
+        try:
+            yield
+        finally:
+            for tensor, value in values:
+                if not torch.equal(tensor, value):
+                    tensor.data.copy_(value)
+
+
+@contextmanager
+def _random_state(model: nn.Module) -> Iterator[None]:
+    """Put back the state of every source of random numbers that a model may draw from."""
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    python, array = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(array)
+
+
+def seed(number: int) -> None:
+    """Start every source of random numbers anew."""
+    random.seed(number)
+    np.random.seed(number)
+    torch.manual_seed(number)

@@ -1,0 +1,215 @@
+"""Law 0 at its edges: what is refused in words, what inputs look like, what a model is after it was traced."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import nce_fx
+from nce_fx.errors import TraceError
+from nce_fx.models import MODELS
+from nce_fx.tracing.modes import runs_in
+from tests.observing import counted
+from tests.zoo import ZOO
+from tests.zoo.model import Head, conv, image
+
+
+class Asks(nn.Module):
+    """Takes the first way where a question about its input is answered with yes."""
+
+    def __init__(self, question, channels=6):
+        super().__init__()
+        self.question = question
+        self.a, self.b, self.out = conv(3, 6, 1), conv(3, channels, 1), conv(6, 2, 1)
+
+    def forward(self, x):
+        return self.out(self.a(x) if self.question(x) else self.b(x))
+
+
+QUESTIONS = {
+    "isinstance": lambda x: isinstance(x, torch.Tensor),
+    "is_tensor": torch.is_tensor,
+    "jit.isinstance": lambda x: torch.jit.isinstance(x, torch.Tensor),
+    "is a proxy": lambda x: not hasattr(x, "tracer"),
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+@pytest.mark.parametrize("channels", [6, 5])
+def test_a_branch_on_what_a_value_is_goes_the_models_way(question, channels):
+    model = Asks(QUESTIONS[question], channels).eval()
+    gm = nce_fx.trace(model, (image(),))
+    torch.testing.assert_close(gm(image()), model(image()))
+
+
+def test_a_graph_that_no_way_of_tracing_makes_right_is_refused_with_the_difference():
+    model = Asks(lambda x: type(x) is torch.Tensor).eval()
+    with pytest.raises(
+        TraceError, match=r"fx: its graph is not the model, in evaluation mode output is off by"
+    ) as caught:
+        nce_fx.trace(model, (image(),))
+    assert "\n" not in str(caught.value)
+
+
+class TwoWays(nn.Module):
+    """Needs more than its inputs in one mode, as detectors need targets in training."""
+
+    def __init__(self, mode):
+        super().__init__()
+        self.mode, self.a, self.head = mode, conv(3, 6), Head(6)
+
+    def forward(self, x):
+        if self.training is self.mode:
+            raise ValueError("targets are needed")
+        return self.head(F.relu(self.a(x)))
+
+
+def test_a_mode_that_the_model_does_not_run_is_left_out_and_said():
+    gm = nce_fx.trace(TwoWays(True).eval(), (image(),))
+    assert "not in training mode" in gm.meta["compared"]
+    assert "targets are needed" in gm.meta["compared"]
+    assert (
+        nce_fx.trace(MODELS["resnet8"](), (image(3, 16),)).meta["compared"] == "compared with the model in both modes"
+    )
+
+
+def test_the_graph_of_an_auxiliary_head_has_every_layer_and_runs_what_its_mode_needs():
+    zoo = ZOO["auxiliary_head"]
+    model = zoo.make()
+    gm = nce_fx.trace(model, zoo.inputs)
+    assert {name for name, _ in gm.named_parameters()} == {name for name, _ in model.named_parameters()}
+    assert (nce_fx.analyze_cost(gm).total.macs, sum(p.numel() for p in gm.parameters())) == counted(gm, zoo.inputs)
+    assert counted(gm, zoo.inputs) == counted(model, zoo.inputs)
+    skipped = {str(n.target) for n in set(gm.graph.nodes) - runs_in(gm.graph.nodes, training=False)}
+    assert {"extra", "norm", "aux.fc"} <= skipped
+    wide = nce_fx.resize(gm, {"extra": 9, "a": 8})
+    wanted, got = model.train()(*zoo.inputs), wide.train()(*zoo.inputs)
+    assert wanted.keys() == got.keys()
+    torch.testing.assert_close(got["aux"], wanted["aux"])
+
+
+def test_what_only_training_does_does_not_move_statistics_in_evaluation():
+    zoo = ZOO["one_way_each"]
+    gm = nce_fx.trace(zoo.make(), zoo.inputs).train()
+    first, second = (gm.get_buffer(f"{name}.running_mean").clone() for name in ("first", "second"))
+    gm(*zoo.inputs)
+    assert torch.equal(gm.get_buffer("first.running_mean"), first)
+    assert not torch.equal(gm.get_buffer("second.running_mean"), second)
+
+
+@pytest.mark.parametrize("passes", ["resize", "quantize", "deepcopy"])
+def test_a_frozen_norm_stays_frozen_after_every_pass(passes):
+    zoo = ZOO["frozen_norm"]
+    gm = nce_fx.trace(zoo.make(), zoo.inputs)
+    done: Any = {
+        "resize": lambda: nce_fx.resize(gm, {"a": 9}),
+        "quantize": lambda: nce_fx.quantize(gm, nce_fx.QuantSpec(), zoo.inputs),
+        "deepcopy": lambda: copy.deepcopy(gm),
+    }[passes]()
+    done.train()
+    assert not done.get_submodule("norm").training
+    assert done.get_submodule("moving").training
+    before = done.get_buffer("norm.running_mean").clone()
+    done(*zoo.inputs)
+    assert torch.equal(done.get_buffer("norm.running_mean"), before)
+
+
+class Named(nn.Module):
+    classes = 4
+
+    def __init__(self):
+        super().__init__()
+        self.c, self.f, self.scale = conv(3, 8), nn.Linear(8, 4), 2.0
+
+    def forward(self, image, gain=None, *, mask=None):
+        x = self.c(image).relu()
+        x = x if gain is None else x * gain
+        x = x if mask is None else x * mask
+        return self.f(x.mean((2, 3)))
+
+    def predict(self, image):
+        return self(image).argmax(1)
+
+    @property
+    def doubled(self):
+        return self.scale * 2
+
+
+GIVEN: tuple[Any, ...] = (
+    image(),
+    (image(),),
+    [image(), image(1)],
+    {"image": image()},
+    {"mask": image(1), "image": image()},
+    {"image": image(), "gain": image(1), "mask": image(1)},
+    {"gain": None, "image": image()},
+)
+
+
+@pytest.mark.parametrize("given", GIVEN)
+def test_inputs_are_given_in_any_form(given):
+    model = Named().eval()
+    gm = nce_fx.trace(model, given)
+    args, kwargs = (
+        ((), given) if isinstance(given, dict) else (given if isinstance(given, tuple | list) else (given,), {})
+    )
+    torch.testing.assert_close(gm(*args, **kwargs), model(*args, **kwargs))
+    assert {name for name, _ in gm.named_parameters()} == {name for name, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize("given", [{"picture": image()}, (image(),) * 4, {"gain": image()}])
+def test_inputs_that_the_model_does_not_take_are_refused_with_its_arguments(given):
+    with pytest.raises(TraceError, match=r"Named does not take the example input.*\(image, gain=None, \*, mask=None\)"):
+        nce_fx.trace(Named(), given)
+
+
+def test_what_the_users_class_has_is_there_on_every_result():
+    gm = nce_fx.trace(Named().eval(), (image(),))
+    for result in (gm, nce_fx.resize(gm, {"c": 12}), nce_fx.quantize(gm), copy.deepcopy(gm)):
+        own: Any = result
+        assert torch.equal(own.predict(image()), own(image()).argmax(1))
+        assert (own.classes, own.scale, own.doubled) == (4, 2.0, 4.0)
+        with pytest.raises(AttributeError, match="nothing_like_it"):
+            own.nothing_like_it  # noqa: B018
+
+
+def test_the_random_state_is_what_it_was():
+    zoo = ZOO["functions_of_the_mode"]
+    model = zoo.make().train()
+    state = torch.get_rng_state()
+    nce_fx.trace(model, zoo.inputs)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_threads_trace_and_run_at_the_same_time():
+    models = [MODELS["resnet8"]().eval() for _ in range(4)]
+    x, failures, done = image(3, 16), [], threading.Event()
+
+    def run(model: nn.Module) -> None:
+        wanted = model(x)
+        while not done.is_set():
+            if not torch.equal(model(x), wanted):
+                failures.append("another output")
+
+    def trace(model: nn.Module) -> None:
+        try:
+            for _ in range(3):
+                torch.testing.assert_close(nce_fx.trace(model, (x,))(x), model(x))
+        except Exception as error:
+            failures.append(repr(error))
+
+    runner = threading.Thread(target=run, args=(MODELS["resnet8"]().eval(),))
+    tracers = [threading.Thread(target=trace, args=(model,)) for model in models]
+    for thread in (runner, *tracers):
+        thread.start()
+    for thread in tracers:
+        thread.join()
+    done.set()
+    runner.join()
+    assert failures == []

@@ -1,0 +1,162 @@
+"""What depends on the mode, on what is given, on what a value is: networks that one run of a tracer sees half of."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.zoo.model import OUTPUT, Head, ZooModel, conv, image, noise, together
+
+
+class FunctionsOfTheMode(nn.Module):
+    """Dropouts, a norm and attention as functions that are told the mode."""
+
+    mean: torch.Tensor
+    var: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.register_buffer("mean", torch.zeros(8))
+        self.register_buffer("var", torch.ones(8))
+
+    def forward(self, x):
+        x = F.dropout(self.a(x).relu(), p=0.5, training=self.training)
+        x = F.alpha_dropout(self.b(x), 0.3, self.training)
+        x = F.batch_norm(x.flatten(0, 1), self.mean, self.var.abs() + 0.5, training=self.training).view(x.shape)
+        h = x.unflatten(-1, (2, -1)).transpose(1, 2)
+        h = F.scaled_dot_product_attention(h, h, h, dropout_p=0.5 if self.training else 0.0)
+        return self.out(F.dropout1d(h.transpose(1, 2).flatten(2), 0.2, self.training))
+
+
+class AuxiliaryHead(nn.Module):
+    """Another type of output in training, with layers of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.extra = conv(3, 6), conv(6, 4), conv(6, 5)
+        self.norm, self.head, self.aux = nn.BatchNorm2d(5), Head(4), Head(5)
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        y = self.head(F.relu(self.b(x)))
+        if self.training:
+            return {"out": y, "aux": self.aux(F.relu(self.norm(self.extra(x))))}
+        return y
+
+
+class OneWayEach(nn.Module):
+    """A branch for each mode, each with a norm, and what only training adds in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.slow, self.fast, self.head = conv(3, 6), conv(6, 6), conv(6, 6, 1), Head(6)
+        self.first, self.second = nn.BatchNorm2d(6), nn.BatchNorm2d(6)
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        y = self.second(self.slow(x)) if self.training else self.first(self.fast(x))
+        if self.training:
+            y[:, :, 0] += torch.rand_like(y[:, :, 0])
+        return self.head(F.relu(y))
+
+
+class Frozen(nn.Module):
+    """A norm that stays as it is in training, by the model's own ``train``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b, self.moving, self.head = (
+            conv(3, 6),
+            nn.BatchNorm2d(6),
+            conv(6, 4),
+            nn.BatchNorm2d(4),
+            Head(4),
+        )
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.norm.eval()
+        return self
+
+    def forward(self, x):
+        return self.head(F.relu(self.moving(self.b(F.relu(self.norm(self.a(x)))))))
+
+
+class AsksForTensors(nn.Module):
+    """An optional skip connection that is used where it is a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.other, self.head = conv(3, 6), conv(6, 6), conv(6, 4), Head(6)
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        x = self.b(x) if isinstance(x, torch.Tensor) else self.other(x)
+        return self.head(F.relu(x) if torch.is_tensor(x) else x)
+
+
+class OptionalArguments(nn.Module):
+    """Arguments that are left out keep their defaults, by position, by keyword and loose."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.adapt, self.head = conv(3, 6), conv(6, 6), conv(6, 6, 1), Head(6)
+
+    def forward(self, x, scale=None, *, domain=None, **more):
+        x = F.relu(self.a(x))
+        x = x if scale is None else x * scale
+        x = x if domain is None else self.adapt(x)
+        return self.head(F.relu(self.b(x)) if not more else x)
+
+
+class Caches(nn.Module):
+    """What ``forward`` keeps on the model: a mean in the right type, a grid for the last size, a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 6), conv(6, 4), Head(4)
+        self.mean = torch.full((1, 3, 1, 1), 0.5)
+        self.seen: list[torch.Tensor] = []
+        self.known: dict[str, torch.Size] = {}
+
+    def forward(self, x):
+        self.mean = self.mean.type_as(x)
+        x = F.relu(self.a(x - self.mean))
+        self.seen.append(x)
+        self.known["last"] = x.shape
+        return self.head(F.relu(self.b(x)))
+
+
+class NamedInputs(nn.Module):
+    """A dict of tensors, and a nested one, taken apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.v, self.b, self.head = conv(3, 6), nn.Linear(5, 6), conv(6, 4), Head(4)
+
+    def forward(self, batch):
+        total = sum(self.v(value) for _, value in sorted(batch["vectors"].items()))
+        x = F.relu(self.a(batch["image"])) * total[:, :, None, None]
+        return self.head(F.relu(self.b(x)))
+
+
+MODELS = {
+    "functions_of_the_mode": ZooModel(FunctionsOfTheMode, (noise(2, 4, 6),), ("a", "b"), {"out": OUTPUT}),
+    "auxiliary_head": ZooModel(AuxiliaryHead, (image(),), ("a", "b", "extra"), {"head.fc": OUTPUT, "aux.fc": OUTPUT}),
+    "one_way_each": ZooModel(
+        OneWayEach, (image(),), ("a", "slow", "fast"), {"head.fc": OUTPUT}, together("slow", "fast")
+    ),
+    "frozen_norm": ZooModel(Frozen, (image(),), ("a", "b"), {"head.fc": OUTPUT}),
+    "asks_for_tensors": ZooModel(AsksForTensors, (image(),), ("a", "b"), {"head.fc": OUTPUT}),
+    "optional_arguments": ZooModel(OptionalArguments, (image(),), ("a", "b"), {"head.fc": OUTPUT}),
+    "caches": ZooModel(Caches, (image(),), ("a", "b"), {"head.fc": OUTPUT}),
+    "named_inputs": ZooModel(
+        NamedInputs,
+        ({"image": image(), "vectors": {"s": noise(2, 5), "t": noise(2, 5, seed=1)}},),
+        ("a", "b"),
+        {"head.fc": OUTPUT},
+        together("a", "v"),
+    ),
+}

@@ -371,7 +371,10 @@ def test_a_report_and_its_plan_say_which_batches_they_come_from(block):
     cost = nce_fx.analyze_cost(block, channels)
     plan = nce_fx.plan_widths(channels, cost, report, nce_fx.Budget(macs=1.0))
     assert plan.source["measured_on"] == report.batches
-    assert nce_fx.rewrite(copy.deepcopy(block), (batches[0][0],), batches=batches).plan.source["measured_on"] == report.batches
+    assert (
+        nce_fx.rewrite(copy.deepcopy(block), (batches[0][0],), batches=batches).plan.source["measured_on"]
+        == report.batches
+    )
 
 
 class Viewing(nn.Module):

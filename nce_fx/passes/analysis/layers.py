@@ -8,19 +8,15 @@ of an operation: module, function, method, and ATen overload.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from nce_fx.ops import OPS
 from nce_fx.paths import tensor_at
-
-aten = torch.ops.aten
 
 
 class Axis(NamedTuple):
@@ -138,8 +134,8 @@ def _operands(node: Node, first: int = 0) -> tuple[Node, Any, tuple[str, ...]]:
     if node.op == "call_module":
         path = f"{node.target}.weight"
         return node.all_input_nodes[0], path, (path,)
-    weight = _argument(node, first + 1, "weight", "other", "mat2", "batch2")
-    return _argument(node, first, "input", "self", "mat1", "batch1"), weight, source_parameters(weight)
+    weight = _argument(node, first + 1, "weight", "other", "mat2", "batch2", "vec")
+    return _argument(node, first, "input", "self", "mat1", "batch1", "mat"), weight, source_parameters(weight)
 
 
 def _multiplied(inputs: Node, weight: Any, weights: tuple[str, ...]) -> tuple[Node, ...]:
@@ -172,7 +168,7 @@ def _linear(gm: GraphModule, node: Node) -> Layer:
 
 def _matmul(first: int = 0) -> Rule:
     def rule(gm: GraphModule, node: Node) -> Layer:
-        left, right = _argument(node, first, "input", "self", "mat1", "batch1"), _operands(node, first)[1]
+        left, right, _ = _operands(node, first)
         weights = source_parameters(right) or source_parameters(left)
         inputs = tuple(side for side in (left, right) if not weights or source_parameters(side) != weights)
         work = (Work((*_axes(node), Axis(left.name, len(shape_of(left)) - 1)), bool(weights)),)
@@ -259,46 +255,48 @@ def _recurrent_function(gm: GraphModule, node: Node) -> Layer:
     weights = tuple(path for value in matrices for path in source_parameters(value))
     work = tuple(Work(_axes(inputs, but=-1) + _axes(value)) for value in matrices)
     path = weights[0].rpartition(".")[0] or weights[0] if weights else node.name
-    return Layer(path, node, str(node.target).split(".")[1], weights, (inputs,), work)
+    return Layer(path, node, OPS.spellings[node.target].name, weights, (inputs,), work)
 
 
 def _bilinear(gm: GraphModule, node: Node) -> Layer:
-    path = f"{node.target}.weight"
-    left, right = node.all_input_nodes[:2]
-    work = Work(_axes(node, but=-1) + _parameter_axes(gm, path))
-    return Layer(str(node.target), node, "bilinear", (path,), (left, right), (work,))
+    left, right = (_argument(node, index, f"input{index + 1}") for index in (0, 1))
+    if node.op == "call_module":
+        weight: Any = f"{node.target}.weight"
+        weights: tuple[str, ...] = (weight,)
+    else:
+        weight = _argument(node, 2, "weight")
+        weights = source_parameters(weight)
+    work = Work(_axes(node, but=-1) + _weight_axes(gm, weight), bool(weights))
+    return Layer(layer_path(node, weights), node, "bilinear", weights, tuple(dict.fromkeys((left, right))), (work,))
 
 
 def _embedding(gm: GraphModule, node: Node) -> Layer:
     """A lookup: it owns parameters and does no work."""
     if node.op == "call_module":
         weights: tuple[str, ...] = (f"{node.target}.weight",)
-    else:  # F.embedding(input, weight), but aten.embedding(weight, indices)
-        weights = next(filter(None, (source_parameters(argument) for argument in node.args)), ())
+    else:
+        weights = source_parameters(OPS.arguments(node.target, node.args, node.kwargs)["weight"])
     inputs = tuple(value for value in node.all_input_nodes if not source_parameters(value))
     return Layer(layer_path(node, weights), node, "embedding", weights, inputs, ())
 
 
-_SPELLINGS: tuple[tuple[Rule, tuple[Any, ...]], ...] = (
-    (_conv(1), (nn.Conv1d, F.conv1d, torch.conv1d, aten.conv1d.default, aten.conv1d.padding)),
-    (_conv(2), (nn.Conv2d, F.conv2d, torch.conv2d, aten.conv2d.default, aten.conv2d.padding)),
-    (_conv(3), (nn.Conv3d, F.conv3d, torch.conv3d, aten.conv3d.default, aten.conv3d.padding)),
-    (_conv(1, transposed=True), (nn.ConvTranspose1d, F.conv_transpose1d, aten.conv_transpose1d.default)),
-    (_conv(2, transposed=True), (nn.ConvTranspose2d, F.conv_transpose2d, aten.conv_transpose2d.input)),
-    (_conv(3, transposed=True), (nn.ConvTranspose3d, F.conv_transpose3d, aten.conv_transpose3d.input)),
-    (_convolution, (aten.convolution.default,)),
-    (_linear, (nn.Linear, F.linear, aten.linear.default)),
-    (_matmul(), (torch.matmul, operator.matmul, torch.bmm, torch.mm, "matmul", "bmm", "mm", "__matmul__")),
-    (_matmul(), (aten.matmul.default, aten.bmm.default, aten.mm.default)),
-    (_matmul(1), (torch.addmm, torch.baddbmm, "addmm", "baddbmm", aten.addmm.default, aten.baddbmm.default)),
-    (_einsum, (torch.einsum, aten.einsum.default)),
-    (_attention, (F.scaled_dot_product_attention, aten.scaled_dot_product_attention.default)),
-    (_multihead, (nn.MultiheadAttention,)),
-    (_recurrent, (nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell)),
-    (_recurrent, (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)),
-    (_bilinear, (nn.Bilinear,)),
-    (_embedding, (nn.Embedding, nn.EmbeddingBag, F.embedding, aten.embedding.default)),
-)
-
-LAYER_RULES: Mapping[Any, Rule] = {spelling: rule for rule, spellings in _SPELLINGS for spelling in spellings}
+LAYER_RULES: Mapping[Any, Rule] = {
+    **OPS.by_spelling(
+        {
+            **{f"conv{n}d": _conv(n) for n in (1, 2, 3)},
+            **{f"conv_transpose{n}d": _conv(n, transposed=True) for n in (1, 2, 3)},
+            "convolution": _convolution,
+            "linear": _linear,
+            "bilinear": _bilinear,
+            **dict.fromkeys(("matmul", "mm", "bmm", "mv"), _matmul()),
+            **dict.fromkeys(("addmm", "baddbmm", "addmv"), _matmul(1)),
+            "einsum": _einsum,
+            "scaled_dot_product_attention": _attention,
+            "nn.MultiheadAttention": _multihead,
+            **dict.fromkeys(("lstm", "gru", "rnn"), _recurrent),
+            **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_cell"), _recurrent),
+            **dict.fromkeys(("embedding", "nn.EmbeddingBag"), _embedding),
+        }
+    )
+}
 """Spelling of an operation (module type, function, method name, ATen overload) -> its rule."""

@@ -8,20 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
-# fmt: off
-_VIEWS = frozenset((
-    "alias", "chunk", "contiguous", "detach", "diagonal", "dropout", "expand", "expand_as", "flatten", "getattr",
-    "getitem", "identity", "movedim", "narrow", "permute", "ravel", "reshape", "select", "slice", "split",
-    "split_with_sizes", "squeeze", "stochastic_depth", "swapaxes", "t", "tensor_split", "transpose", "unbind",
-    "unflatten", "unfold", "unsqueeze", "view", "view_as",
-))
-_IN_PLACE = frozenset(("iadd", "isub", "imul", "itruediv"))
-# fmt: on
-_PLAIN_MODULES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+from nce_fx.ops import OPS
+from nce_fx.ops.spellings import in_place
 
 
 @dataclass(frozen=True)
@@ -53,13 +44,12 @@ def storages(gm: GraphModule) -> tuple[Storage, ...]:
 
 def aliases(gm: GraphModule, node: Node) -> bool:
     """Return whether a node's value lives in the memory of its first input."""
-    if node.op == "call_module" and isinstance(gm.get_submodule(str(node.target)), _PLAIN_MODULES):
-        return True
     if isinstance(node.target, OpOverload):
         returns = node.target._schema.returns
         if returns and returns[0].alias_info is not None:
             return True
-    return _name(node) in _VIEWS or writes_in_place(gm, node)
+    op = OPS.of(gm, node)
+    return (op is not None and op.memory == "view") or writes_in_place(gm, node)
 
 
 def writes_in_place(gm: GraphModule, node: Node) -> bool:
@@ -68,11 +58,4 @@ def writes_in_place(gm: GraphModule, node: Node) -> bool:
         return bool(getattr(gm.get_submodule(str(node.target)), "inplace", False))
     if node.op not in ("call_function", "call_method"):
         return False
-    name = _name(node)
-    return name in _IN_PLACE or (name.endswith("_") and not name.endswith("__")) or bool(node.kwargs.get("inplace"))
-
-
-def _name(node: Node) -> str:
-    if isinstance(node.target, OpOverload):
-        return node.target._schema.name.removeprefix("aten::")
-    return node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", ""))
+    return in_place(node.target) or bool(node.kwargs.get("inplace"))

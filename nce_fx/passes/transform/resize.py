@@ -24,6 +24,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from nce_fx.devices import device_of
 from nce_fx.errors import ChannelError, where
 from nce_fx.frozen import freeze
+from nce_fx.ops import OPS
+from nce_fx.ops.table import argument_names
 from nce_fx.passes.analysis.channels import ChannelGraph, analysis_of
 from nce_fx.passes.analysis.channels.computed import Computed, keep, value_of
 from nce_fx.passes.analysis.channels.edits import Gather
@@ -41,8 +43,8 @@ from nce_fx.pipeline import Given, Pass
 from nce_fx.plan import WidthPlan, model_fingerprint
 
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
-_ARGUMENT = {"groups": 6, "num_groups": 1, "normalized_shape": 1}
-"""Where functions take what modules have as an attribute."""
+_ARGUMENTS = {"groups": 1, "num_groups": None, "normalized_shape": None}
+"""What functions take as an argument that modules have as an attribute, and what it is where it is not given."""
 
 
 Kept = Mapping[str, tuple[tuple[int, ...], ...]]
@@ -253,7 +255,7 @@ def _edit(result: GraphModule, gm: GraphModule, run: Resizing, kept: Mapping[str
                 owner.__dict__[name] = value
             elif getattr(owner, name, value) != value:
                 setattr(owner, name, value)
-        elif node.op == "call_function" and name in _ARGUMENT:
+        elif node.op == "call_function" and name in _ARGUMENTS:
             _set_argument(nodes[node], name, value)
     for node, (args, kwargs) in edits.arguments.items():
         new = nodes[node]
@@ -318,10 +320,9 @@ def _describe_rest(gm: GraphModule) -> None:
 
 
 def _set_argument(node: Node, name: str, value: Any) -> None:
-    position = _ARGUMENT[name]
+    position = argument_names(OPS.signatures[node.target]).index(name)
     if name in node.kwargs or len(node.args) <= position:
-        default = {"groups": 1}.get(name)
-        if name in node.kwargs or value != default:
+        if name in node.kwargs or value != _ARGUMENTS[name]:
             node.update_kwarg(name, value)
     else:
         node.update_arg(position, value)

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import operator
 import zlib
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
 
+from nce_fx.ops import OPS
 from nce_fx.passes.analysis.channels.labels import Ids
 
-aten = torch.ops.aten
 Shares = npt.NDArray[np.float64]
 
-PRODUCTS = {
-    operator.matmul,
-    torch.matmul,
-    torch.bmm,
-    torch.einsum,
-    F.scaled_dot_product_attention,
-    aten.matmul.default,
-    aten.bmm.default,
-    aten.mm.default,
-    aten.einsum.default,
-    aten.scaled_dot_product_attention.default,
-    "matmul",
-    "bmm",
-}
+_PRODUCTS = ("matmul", "mm", "bmm", "mv", "addmm", "baddbmm", "addmv", "einsum", "scaled_dot_product_attention")
+PRODUCTS = OPS.where(lambda op: op.name in _PRODUCTS)
 """What multiplies its arguments and sums over channels that both have."""
 
 

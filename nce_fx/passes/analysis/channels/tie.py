@@ -29,7 +29,7 @@ from nce_fx.passes.analysis.channels.labels import (
 )
 from nce_fx.passes.analysis.channels.run import Run
 from nce_fx.passes.analysis.channels.value import ChannelTensor, Weight
-from nce_fx.passes.analysis.channels.vocabulary import Fact
+from nce_fx.passes.analysis.channels.vocabulary import Fact, NotFollowedError
 
 
 @dataclass
@@ -396,6 +396,8 @@ _OURS = "; the error is inside nce-fx's own rule for it: please report it"
 
 def _is_ours(error: Exception) -> bool:
     """Whether the line that failed is one of this package: a rule that does not know this way of calling its op."""
+    if isinstance(error, NotFollowedError):
+        return False
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -23,6 +23,10 @@ _ASIDE = 1000
 """More steps than one node has."""
 
 
+class NotFollowedError(RuntimeError):
+    """What an operation does cannot be followed on channels; the message says why, and what to write instead."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fact:
     """What a rule said or asked at one step of a node; the second run knows by it that it stands at the same step.

@@ -7,64 +7,60 @@ arguments of the function. ``ATEN_RULES`` has everything else, by the name of th
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from nce_fx.custom import rule_of
+from nce_fx.ops import OPS
 from nce_fx.passes.analysis.channels.rules import contraction, elementwise, mixing, movement, weighted
 from nce_fx.passes.analysis.channels.rules.calls import opaque, run_of
 from nce_fx.passes.analysis.channels.value import ChannelTensor
+from nce_fx.passes.analysis.channels.vocabulary import NotFollowedError
 from nce_fx.quantizers.base import Quantizer
 from nce_fx.tracing.modes import ByMode
 
-aten = torch.ops.aten
+_CALLS: dict[str, Any] = {
+    "linear": weighted.linear,
+    "bilinear": weighted.bilinear,
+    **{f"conv{n}d": weighted.convolution(n) for n in (1, 2, 3)},
+    **{f"conv_transpose{n}d": weighted.transposed_convolution(n) for n in (1, 2, 3)},
+    "convolution": weighted.any_convolution,
+    "batch_norm": weighted.batch_norm,
+    "instance_norm": weighted.batch_norm,
+    "layer_norm": weighted.layer_norm,
+    "rms_norm": weighted.rms_norm,
+    "group_norm": weighted.group_norm,
+    "local_response_norm": mixing.local_response_norm,
+    "prelu": weighted.prelu,
+    "embedding": weighted.embedding,
+    "scaled_dot_product_attention": contraction.attention,
+    "normalize": mixing.normalize,
+    "pad": movement.pad,
+    "im2col": movement.im2col,
+    "col2im": movement.col2im,
+    "einsum": contraction.einsum,
+}
+"""Operations that are caught as they are called, in every spelling."""
+
+
+def _in_own_order(spelling: Any, rule: Any) -> Any:
+    """Return a rule that takes its arguments in the order of a spelling."""
+    if OPS.signatures[spelling] == OPS.spellings[spelling].signature:
+        return rule
+
+    @functools.wraps(rule)
+    def reordered(*args: Any, **kwargs: Any) -> Any:
+        return rule(**OPS.arguments(spelling, args, kwargs))
+
+    return reordered
+
 
 FUNCTION_RULES: dict[Any, Any] = {
-    F.linear: weighted.linear,
-    aten.linear.default: weighted.linear,
-    F.bilinear: weighted.bilinear,
-    F.conv1d: weighted.convolution(1),
-    F.conv2d: weighted.convolution(2),
-    F.conv3d: weighted.convolution(3),
-    aten.conv1d.default: weighted.convolution(1),
-    aten.conv2d.default: weighted.convolution(2),
-    aten.conv2d.padding: weighted.convolution(2),
-    aten.conv3d.default: weighted.convolution(3),
-    F.conv_transpose1d: weighted.transposed_convolution(1),
-    F.conv_transpose2d: weighted.transposed_convolution(2),
-    F.conv_transpose3d: weighted.transposed_convolution(3),
-    aten.conv_transpose1d.default: weighted.transposed_convolution(1),
-    aten.conv_transpose2d.input: weighted.transposed_convolution(2),
-    aten.conv_transpose3d.input: weighted.transposed_convolution(3),
-    F.batch_norm: weighted.batch_norm,
-    aten.batch_norm.default: weighted.aten_batch_norm,
-    F.instance_norm: weighted.batch_norm,
-    aten.instance_norm.default: weighted.batch_norm,
-    F.layer_norm: weighted.layer_norm,
-    aten.layer_norm.default: weighted.layer_norm,
-    F.rms_norm: weighted.rms_norm,
-    aten.rms_norm.default: weighted.rms_norm,
-    F.group_norm: weighted.group_norm,
-    aten.group_norm.default: weighted.group_norm,
-    F.local_response_norm: mixing.local_response_norm,
-    F.prelu: weighted.prelu,
-    torch.prelu: weighted.prelu,
-    aten.prelu.default: weighted.prelu,
-    F.embedding: weighted.embedding,
-    aten.embedding.default: weighted.aten_embedding,
-    F.scaled_dot_product_attention: contraction.attention,
-    aten.scaled_dot_product_attention.default: contraction.attention,
-    F.normalize: mixing.normalize,
-    F.pad: movement.pad,
-    aten.pad.default: movement.pad,
-    F.unfold: movement.im2col,
-    F.fold: movement.col2im,
+    **{spelling: _in_own_order(spelling, rule) for spelling, rule in OPS.by_spelling(_CALLS).items()},
     torch.Tensor.expand: movement.expand,
-    torch.einsum: contraction.einsum,
-    aten.einsum.default: contraction.einsum,
 }
 
 MODULE_RULES: dict[type[nn.Module], Any] = {
@@ -115,10 +111,19 @@ ATEN_RULES: dict[str, Any] = {
 }
 
 
+def _is_pointwise(func: Any, name: str) -> bool:
+    """Whether PyTorch tags an op as elementwise, its form that works in place or the other; the tags have gaps."""
+    other = getattr(torch.ops.aten, name, None) if func._schema.is_mutable else None
+    forms = (func, *(getattr(other, overload) for overload in (other.overloads() if other is not None else ())))
+    return any(torch.Tag.pointwise in form.tags for form in forms) or name in elementwise.UNTAGGED
+
+
 def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Apply the rule of an ATen op; one without a rule pins what it touches."""
     name = func._schema.name.removeprefix("aten::")
     in_place = name.endswith("_") and not name.endswith("__")
+    if torch.Tag.inplace_view in func.tags:
+        raise NotFollowedError(f"{name} changes the axes of a tensor in place: write it without the underscore")
     name = name.removesuffix("_") if in_place else name
     rule = ATEN_RULES.get(name)
     own = rule_of(func) if rule is None else None
@@ -127,7 +132,7 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         run.computes()
         return run.apply(own, args, kwargs, users=True)
     if rule is None:
-        rule = elementwise.pointwise if torch.Tag.pointwise in func.tags or name in elementwise.UNTAGGED else opaque
+        rule = elementwise.pointwise if _is_pointwise(func, name) else opaque
     if rule not in movement.MOVEMENT:
         run.computes()
     if in_place and not isinstance(args[0], ChannelTensor):

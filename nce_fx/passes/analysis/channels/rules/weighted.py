@@ -138,6 +138,24 @@ def transposed_convolution(dims: int) -> Callable[..., ChannelTensor]:
     return rule
 
 
+def any_convolution(
+    input: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+) -> ChannelTensor:
+    """``aten.convolution``: the number of axes and the direction are arguments."""
+    if transposed:
+        whole = transposed_convolution(len(stride))
+        return whole(input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return convolution(len(stride))(input, weight, bias, stride, padding, dilation, groups)
+
+
 def _convolve(
     run: Run, x: Any, weight: Any, bias: Any, groups: int, axis: int, rows: Sequence[int], weight_axes: tuple[int, int]
 ) -> ChannelTensor:
@@ -223,13 +241,6 @@ def batch_norm_layer(layer: Layer, input: ChannelTensor) -> ChannelTensor:
     """The layer as a module."""
     layer.run.computes()
     return batch_norm(input, *map(layer.parameter, ("running_mean", "running_var", "weight", "bias")))
-
-
-def aten_batch_norm(
-    input: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, *args: Any
-) -> ChannelTensor:
-    """The same, with ATen's order of arguments."""
-    return batch_norm(input, running_mean, running_var, weight, bias)
 
 
 def instance_norm_module(module: Any, input: Any) -> ChannelTensor:
@@ -328,8 +339,3 @@ def embedding(input: Any, weight: Any, *args: Any, **kwargs: Any) -> ChannelTens
     run.attribute(weight, "embedding_dim", line.numel())
     shape = (*input.shape, line.numel())
     return run.activation(along(line, len(shape) - 1, shape))
-
-
-def aten_embedding(weight: Any, indices: Any, *args: Any) -> ChannelTensor:
-    """The same, with ATen's order of arguments."""
-    return embedding(indices, weight)

@@ -1,0 +1,24 @@
+"""Linear and bilinear layers."""
+
+from __future__ import annotations
+
+from torch import nn, randn
+
+from nce_fx.ops.op import Op
+
+ROWS = (
+    Op(
+        name="linear",
+        kind="weighted",
+        modules=(nn.Linear,),
+        signature="input, weight, bias=None",
+        example=lambda: (randn(2, 8), randn(6, 8), randn(6)),
+    ),
+    Op(
+        name="bilinear",
+        kind="weighted",
+        modules=(nn.Bilinear,),
+        signature="input1, input2, weight, bias=None",
+        example=lambda: (randn(2, 8), randn(2, 8), randn(6, 8, 8), randn(6)),
+    ),
+)

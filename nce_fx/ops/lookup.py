@@ -1,0 +1,32 @@
+"""Tables that rows are looked up in."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn, randint, randn
+
+from nce_fx.ops.op import Op
+
+aten = torch.ops.aten
+
+ROWS = (
+    Op(
+        name="embedding",
+        kind="lookup",
+        modules=(nn.Embedding,),
+        signature="input, weight, padding_idx=None, max_norm=None, norm_type=2.0, scale_grad_by_freq=False, "
+        "sparse=False",
+        spellings=dict.fromkeys(
+            (torch.embedding, aten.embedding.default),
+            "weight, input, padding_idx=-1, scale_grad_by_freq=False, sparse=False",
+        ),
+        example=lambda: (randint(0, 5, (2, 3)), randn(5, 8)),
+    ),
+    Op(
+        name="nn.EmbeddingBag",
+        kind="lookup",
+        modules=(nn.EmbeddingBag,),
+        signature="input, offsets=None, per_sample_weights=None",
+        example=lambda: (randint(0, 5, (2, 3)),),
+    ),
+)

@@ -1,0 +1,42 @@
+"""Recurrent layers and their cells."""
+
+from __future__ import annotations
+
+from torch import nn, randn
+
+from nce_fx.ops.op import NOTHING, Op, same
+
+_FUNCTION = "input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first"
+
+ROWS = (
+    *(
+        Op(
+            name=name,
+            kind="recurrent",
+            modules=modules,
+            signature=_FUNCTION,
+            spellings=same("rnn_tanh", "rnn_relu") if name == "rnn" else NOTHING,
+            example=lambda: (randn(5, 2, 8),),
+        )
+        for name, modules in (
+            ("lstm", (nn.LSTM,)),
+            ("gru", (nn.GRU,)),
+            ("rnn", (nn.RNN,)),
+        )
+    ),
+    *(
+        Op(
+            name=name,
+            kind="recurrent",
+            modules=modules,
+            signature="input, hx, w_ih, w_hh, b_ih=None, b_hh=None",
+            spellings=same("rnn_tanh_cell", "rnn_relu_cell") if name == "rnn_cell" else NOTHING,
+            example=lambda: (randn(2, 8),),
+        )
+        for name, modules in (
+            ("lstm_cell", (nn.LSTMCell,)),
+            ("gru_cell", (nn.GRUCell,)),
+            ("rnn_cell", (nn.RNNCell,)),
+        )
+    ),
+)

@@ -1,0 +1,162 @@
+"""The table of operations: one row for each, found by whatever a graph calls."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from nce_fx.errors import InputError
+from nce_fx.ops import (
+    attention,
+    conv,
+    linear,
+    lookup,
+    movement,
+    norm,
+    pointwise,
+    product,
+    recurrent,
+    reduction,
+    spatial,
+)
+from nce_fx.ops.op import Op
+from nce_fx.ops.spellings import spelled
+
+Value = TypeVar("Value")
+
+
+_OWN_NAMES = {"self": "input", "indices": "input"}
+"""What ATen calls an argument -> what the signatures call it."""
+
+
+class Ops:
+    """An immutable table of operations.
+
+    ``OPS["conv2d"]`` is the row of a name, ``OPS.of(gm, node)`` that of what a node calls, in any spelling.
+
+    Raises:
+        InputError: two rows have one name or one spelling.
+    """
+
+    def __init__(self, rows: tuple[Op, ...]) -> None:
+        named: dict[str, Op] = {}
+        for row in rows:
+            if named.setdefault(row.name, row) is not row:
+                raise InputError(f"two rows of the table of operations are called {row.name!r}: give one another name")
+        by_spelling: dict[Any, Op] = {}
+        orders: dict[Any, str] = {}
+        # What a row says of a callable goes before what another one has by its name: F.unfold is no Tensor.unfold.
+        for find in (_said, _named):
+            said = frozenset(by_spelling) if find is _named else frozenset()
+            for row in rows:
+                for spelling, order in find(row):
+                    if spelling in said:
+                        continue
+                    known = by_spelling.setdefault(spelling, row)
+                    if known is not row:
+                        raise InputError(_twice(spelling, known, row))
+                    orders[spelling] = order or row.signature
+        self.rows: Mapping[str, Op] = MappingProxyType(named)
+        self.spellings: Mapping[Any, Op] = MappingProxyType(by_spelling)
+        """Callable, method name, module type or ATen overload -> its row."""
+        self.signatures: Mapping[Any, str] = MappingProxyType(orders)
+        """The same -> the names of its arguments in its own order."""
+
+    def __getitem__(self, name: str) -> Op:
+        return self.rows[name]
+
+    def __iter__(self) -> Iterator[Op]:
+        return iter(self.rows.values())
+
+    def adding(self, *rows: Op) -> Ops:
+        """Return a table with these rows too.
+
+        Raises:
+            InputError: a row has a name or a spelling that another one has.
+        """
+        for row in rows:
+            for spelling, _ in (*_said(row), *_named(row)):
+                if spelling in self.spellings:
+                    raise InputError(_twice(spelling, self.spellings[spelling], row))
+        return Ops((*self, *rows))
+
+    def of(self, gm: GraphModule, node: Node) -> Op | None:
+        """Return the row of what a node calls; ``None`` where the table has none, or the node calls nothing."""
+        if node.op == "call_module":
+            return self.of_module(gm.get_submodule(str(node.target)))
+        return self.of_call(node.target) if node.op in ("call_function", "call_method") else None
+
+    def of_call(self, target: Any) -> Op | None:
+        """Return the row of a function, method name or overload."""
+        found = self.spellings.get(target)
+        if found is None and inspect.isfunction(target):
+            found = self.spellings.get(f"{target.__module__}.{target.__qualname__}")
+        return found
+
+    def of_module(self, module: nn.Module) -> Op | None:
+        """Return the row of a module: of its own class, or of one whose ``forward`` it has."""
+        kinds: Any = type(module).__mro__
+        for kind in kinds:
+            if kind in self.spellings:
+                return self.spellings[kind] if type(module).forward is kind.forward else None
+        return None
+
+    def arguments(self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of a call by their names in the signature, whatever the order of this spelling."""
+        names = argument_names(self.signatures[target])
+        return dict(zip(names, args, strict=False)) | {_OWN_NAMES.get(name, name): v for name, v in kwargs.items()}
+
+    def where(self, wanted: Callable[[Op], bool]) -> frozenset[Any]:
+        """Return every spelling of the rows that one asks for."""
+        return frozenset(spelling for spelling, row in self.spellings.items() if wanted(row))
+
+    def by_spelling(self, values: Mapping[str, Value]) -> dict[Any, Value]:
+        """Return for every spelling of some operations what is given by their names."""
+        return {spelling: values[row.name] for spelling, row in self.spellings.items() if row.name in values}
+
+
+@cache
+def argument_names(signature: str) -> tuple[str, ...]:
+    """Return the names of the arguments of a signature in order: ``("input", "dim")`` of ``"input, dim=None"``."""
+    return tuple(part.split("=")[0].strip() for part in signature.split(", "))
+
+
+def _twice(spelling: Any, known: Op, row: Op) -> str:
+    return f"{spelling} is a spelling of {known.name!r}: it cannot be one of {row.name!r} too"
+
+
+def _said(row: Op) -> Iterator[tuple[Any, str]]:
+    """Yield the modules and callables of a row, with the order of arguments where that differs."""
+    yield from ((kind, "") for kind in row.modules)
+    # A dot: the full name of a function of a library that need not be installed.
+    yield from ((s, order) for s, order in row.spellings.items() if not isinstance(s, str) or "." in s)
+
+
+def _named(row: Op) -> Iterator[tuple[Any, str]]:
+    """Yield what PyTorch calls by the names of a row."""
+    names = {row.name: ""} | {s: order for s, order in row.spellings.items() if isinstance(s, str)}
+    yield from ((s, order) for name, order in names.items() if "." not in name for s in spelled(name))
+
+
+OPS = Ops(
+    (
+        *conv.ROWS,
+        *linear.ROWS,
+        *product.ROWS,
+        *attention.ROWS,
+        *lookup.ROWS,
+        *recurrent.ROWS,
+        *norm.ROWS,
+        *pointwise.ROWS,
+        *reduction.ROWS,
+        *spatial.ROWS,
+        *movement.ROWS,
+    )
+)
+"""The operations that nce-fx knows."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
-from nce_fx.devices import device_of, to_device
+from nce_fx.devices import device_of, same_sums, to_device
 from nce_fx.errors import InputError
 from nce_fx.passes.analysis.channels.graph import ChannelGraph
 from nce_fx.passes.analysis.sensitivity.curvature import hessian
@@ -111,7 +111,7 @@ def analyze_sensitivity(
     probe = Probe.of(gm, noise or real_noise(bits), loss, share, watch)
     device = device_of(gm)
     ready = [(to_device(inputs, device), to_device(target, device)) for inputs, target in given]
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), same_sums(gm, given[:1]):
         torch.manual_seed(0)
         scores = METRICS[name].measure(probe, ready, progress or _silent)
     return replace(_report(probe, channels, scores, name, bits), batches=_described(given))

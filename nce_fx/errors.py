@@ -73,11 +73,17 @@ class PassError(NceFxError):
 def source_line(node: torch.fx.Node) -> str:
     """Return the user's own source line of a node as ``file:line``, or an empty string where fx recorded none."""
     frames = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip().startswith("File ")]
-    own = [frame for frame in frames if "/torch/" not in frame and "/nce_fx/tracing" not in frame]
+    own = [frame for frame in frames if "/torch/" not in frame and not _is_compiler(frame)]
     if not own:
         return ""
     path, line, *_ = own[-1].removeprefix("File ").split(", ")
     return f"{path.strip(chr(34))}:{line.removeprefix('line ')}"
+
+
+def _is_compiler(frame: str) -> bool:
+    """Whether a frame is this package's own, not a built-in model's: it called ``trace``, and is no line of the model."""
+    path = frame.removeprefix('File "')
+    return path.startswith(_OWN) and not path.startswith(f"{_OWN}/models/")
 
 
 def where(node: torch.fx.Node) -> str:

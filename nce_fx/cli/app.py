@@ -14,7 +14,9 @@ from typer.core import TyperGroup
 
 from nce_fx.cli.analyze import analyze
 from nce_fx.cli.apply import apply
+from nce_fx.cli.diff import diff
 from nce_fx.cli.export import export
+from nce_fx.cli.inspect import inspect
 from nce_fx.cli.models import models
 from nce_fx.cli.passes import passes
 from nce_fx.cli.retrain import retrain
@@ -60,7 +62,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (rewrite, search, analyze, apply, retrain, export, models, passes):
+for _command in (rewrite, search, analyze, inspect, diff, apply, retrain, export, models, passes):
     app.command()(_command)
 
 

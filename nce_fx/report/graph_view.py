@@ -43,7 +43,7 @@ class NodeView:
     bits: int | None
     """What its output is rounded to."""
     costs: Mapping[str, tuple[float, float]]
-    """Quantity -> before and after; before is the float network at its own widths."""
+    """Quantity -> before and after."""
     weight: WeightView | None
 
 
@@ -56,7 +56,7 @@ class Widths:
 
 
 def node_views(
-    gm: GraphModule, channels: ChannelGraph | None, widths: Widths, rewritten: GraphModule
+    gm: GraphModule, channels: ChannelGraph | None, widths: Widths, compared: GraphModule, rewritten: GraphModule
 ) -> tuple[NodeView, ...]:
     """Return the operations of a network in the order they run.
 
@@ -64,11 +64,12 @@ def node_views(
         gm: the network to draw: traced, in float; or the rewritten one, where no other is at hand.
         channels: its channel groups, where they are known.
         widths: the widths between which it is shown.
+        compared: the network whose costs are shown as "before".
         rewritten: the network whose costs, bits and weights are shown as "after".
     """
     layers = {layer.node: layer for layer in find_layers(gm)}
     sizes = None if channels is None else (_part_widths(channels, widths.before), _part_widths(channels, widths.after))
-    before, after = (analyze_cost(each, _NO_GROUPS).nodes for each in (gm, rewritten))
+    before, after = (analyze_cost(each, _NO_GROUPS).nodes for each in (compared, rewritten))
     weights, rounded = weight_views(rewritten), _rounded_values(rewritten)
     views = []
     for node in gm.graph.nodes:
@@ -85,7 +86,7 @@ def node_views(
                 owner=name.rpartition(".")[0],
                 op=layer.op if layer else _operation(gm, node),
                 inputs=tuple(dict.fromkeys(_sources(gm, node))),
-                source=source_line(node).removeprefix(f"{Path.cwd()}/"),
+                source="" if node.op in ("placeholder", "output") else source_line(node).removeprefix(f"{Path.cwd()}/"),
                 shape=shape_of(node) if hasattr(node.meta.get("tensor_meta"), "shape") else (),
                 groups=() if channels is None else tuple(shares_of(channels, axes)),
                 channels=_channels(axes, sizes),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +18,22 @@ if TYPE_CHECKING:
     from nce_fx.passes.analysis.cost import CostReport
     from nce_fx.passes.analysis.sensitivity import SensitivityReport
     from nce_fx.sweep import SweepPoint
+
+
+class Quantity(Protocol):
+    """A cost before and after."""
+
+    @property
+    def label(self) -> str:
+        """As people say it: ``bit operations``."""
+
+    @property
+    def before(self) -> float:
+        """Before."""
+
+    @property
+    def after(self) -> float:
+        """After."""
 
 
 RESULT_COLUMNS = ("network", "accuracy", "MACs", "parameters", "bit operations", "weights")
@@ -103,6 +119,37 @@ def budget_text(limit: object) -> str:
     if isinstance(limit, float):
         return f"{limit:g}x"
     return thousands(limit) if isinstance(limit, int) else str(limit)
+
+
+def quantity_table(before: str, after: str, quantities: Iterable[Quantity]) -> Table:
+    """Return costs of two networks side by side."""
+    table = Table(title="Cost for one example", title_justify="left")
+    for column in ("", before, after, "ratio"):
+        table.add_column(column, justify="left" if not column else "right", overflow="fold")
+    for each in quantities:
+        ratio = f"{each.after / each.before:.4f}x" if each.before else "-"
+        table.add_row(each.label, thousands(each.before), thousands(each.after), ratio)
+    return table
+
+
+def difference_table(before: str, after: str, report: RewriteReport) -> Table:
+    """Return the groups whose widths differ between two networks, and say how many do not."""
+    differ = [group for group in report.groups if group.before != group.after]
+    table = Table(title="Channels", title_justify="left", caption_justify="left")
+    table.caption = f"{len(report.groups) - len(differ)} groups are alike"
+    for column in ("group", "layers", before, after, "ratio"):
+        table.add_column(column, justify="left" if column in ("group", "layers") else "right", overflow="fold")
+    for group in differ:
+        style = "green" if group.after > group.before else "yellow"
+        ratio = Text(f"{group.after / group.before:.2f}x" if group.before else "-", style=style)
+        table.add_row(group.id, named(group), str(group.before), Text(str(group.after), style=style), ratio)
+    return table
+
+
+def comparison_line(comparison: Comparison) -> str:
+    """Return the last table in one line: ``digits: float 98.16 %, NCE 2-bit 97.72 %``."""
+    rows = ", ".join(f"{row.network} {percent(row.accuracy)}" for row in comparison.rows)
+    return f"{comparison.data}: {rows}"
 
 
 def comparison_table(comparison: Comparison) -> Table:

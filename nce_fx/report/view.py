@@ -64,6 +64,8 @@ class View:
     before: str
     after: str
     """What the two sides are: ``original``, ``rewritten``."""
+    against: str = "float"
+    """What the costs of single operations are held against."""
     quantities: tuple[QuantityView, ...] = ()
     groups: tuple[GroupView, ...] = ()
     nodes: tuple[NodeView, ...] = ()
@@ -96,6 +98,7 @@ def view_of(
     logs: Path | None = None,
     sweep: Path | None = None,
     sides: tuple[str, str] = ("original", "rewritten"),
+    compared: GraphModule | None = None,
 ) -> View:
     """Return what there is to see of a rewritten network.
 
@@ -110,6 +113,7 @@ def view_of(
         logs: the folder where each training run has one of its own.
         sweep: the folder where `nce-fx rewrite --sweep` left its points.
         sides: what "before" and "after" are called.
+        compared: the network that operations are held against; the one that is drawn where not given.
     """
     # A plan belongs to one graph; of another one it says nothing.
     fits = isinstance(original, GraphModule) and (not plan.widths or model_fingerprint(original) == plan.model)
@@ -121,9 +125,10 @@ def view_of(
         facts=_facts(plan, report),
         before=sides[0],
         after=sides[1],
+        against=sides[0] if compared is not None else "float",
         quantities=() if report is None else _quantities(report),
         groups=_groups(channels, plan, report),
-        nodes=node_views(drawn, channels, widths, rewritten),
+        nodes=node_views(drawn, channels, widths, compared or drawn, rewritten),
         sensitivity={} if report is None else {each.name: (each.weight, each.activation) for each in report.layers},
         metric="" if report is None else report.metric,
         results=() if comparison is None else (RESULT_COLUMNS, *(result_cells(row) for row in comparison.rows)),

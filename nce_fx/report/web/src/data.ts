@@ -42,6 +42,7 @@ export interface View {
   title: string;
   before: string;
   after: string;
+  against: string;
   quantities: { name: string; label: string; before: number; after: number }[];
   groups: Group[];
   nodes: Operation[];

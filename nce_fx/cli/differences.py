@@ -1,0 +1,125 @@
+"""What `nce-fx diff` does: two networks of one model, side by side in the terminal and as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.fx import GraphModule
+
+from nce_fx.cli.pages import Rebuilt, content, is_result, publish, rebuild
+from nce_fx.cli.terminal import Terminal
+from nce_fx.errors import InputError
+from nce_fx.passes.transform.quantize import QuantSpec, quantize
+from nce_fx.plan import WidthPlan
+from nce_fx.report import tables
+from nce_fx.report.page import page
+from nce_fx.report.records import Comparison, GroupRecord, RewriteReport
+from nce_fx.report.view import view_of
+from nce_fx.rewrite import cost_record
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The options of `nce-fx diff`, by their names."""
+
+    a: str
+    b: str
+    html: Path | None
+    open_page: bool
+    model: str | None
+    as_json: bool
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two networks."""
+
+    name: str
+    network: GraphModule
+    widths: Mapping[str, int]
+    spec: Mapping[str, Any]
+    comparison: Comparison | None
+
+
+def run(job: Difference) -> None:
+    """Show what was asked for.
+
+    Raises:
+        NceFxError: anything that was not right, in one line.
+    """
+    terminal = Terminal.of(job.as_json)
+    folders = [side for side in (job.a, job.b) if is_result(side)]
+    if not folders:
+        raise InputError("neither side is a result folder: give one that `nce-fx rewrite` wrote, at least for one side")
+    with terminal.steps() as steps:
+        steps("rebuild")
+        rebuilt = {folder: rebuild(Path(folder), job.model) for folder in folders}
+        first = rebuilt[folders[0]]
+        a, b = (_side(side, rebuilt.get(side), first, job.model) for side in (job.a, job.b))
+        _check_alike(a, b)
+        report = _report(a, b, first)
+        plan = WidthPlan(b.widths, a.widths, first.plan.model)
+        view = view_of(
+            f"{job.a} and {job.b}", plan, b.network, original=first.original, report=report, sides=(job.a, job.b),
+            compared=a.network,
+        )  # fmt: skip
+    terminal.show(tables.quantity_table(job.a, job.b, view.quantities))
+    terminal.show(tables.difference_table(job.a, job.b, report))
+    changed = {key: (a.spec.get(key), value) for key, value in b.spec.items() if a.spec.get(key) != value}
+    for key, (was, now) in changed.items():
+        terminal.show(f"{key.replace('_', ' ')}: {was} in {job.a}, {now} in {job.b}")
+    results = [(side.name, side.comparison) for side in (a, b) if side.comparison is not None]
+    for name, comparison in results:
+        terminal.show(f"{name}, on {tables.comparison_line(comparison)}")
+    if job.html is not None or job.open_page:
+        publish(page(view), job.html or Path("diff.html"), job.open_page, terminal)
+    said = {"a": job.a, "b": job.b, "quantization": changed, "html": None if job.html is None else str(job.html)}
+    terminal.finish(said | content(view))
+
+
+def _side(name: str, rebuilt: Rebuilt | None, other: Rebuilt, model: str | None) -> Side:
+    """A folder's network, or the model of the other side's folder, quantized as that is, at its own widths."""
+    if rebuilt is not None:
+        spec = rebuilt.rewritten.meta.get("spec")
+        known = {} if spec is None else asdict(spec)
+        return Side(name, rebuilt.rewritten, rebuilt.plan.widths, known, rebuilt.manifest.comparison)
+    named = other.manifest.model.reference if other.manifest.model is not None else ""
+    if name not in (named, model):
+        raise InputError(f"{name} is no result folder, and the other side was made from {named or 'another model'}")
+    if other.original is None:
+        raise InputError(f"the other side keeps no float weights, so {name} cannot be built as it was")
+    spec = other.rewritten.meta.get("spec") or QuantSpec()
+    network = quantize(other.original, spec)
+    return Side(name, network, other.plan.original, asdict(spec), None)
+
+
+def _check_alike(a: Side, b: Side) -> None:
+    odd = sorted(a.widths.keys() ^ b.widths.keys())
+    if odd:
+        raise InputError(f"{a.name} and {b.name} are of different models: only one has a channel group {odd[0]}")
+
+
+def _report(a: Side, b: Side, first: Rebuilt) -> RewriteReport:
+    """The difference as a rewrite from A to B."""
+    known = first.manifest.rewrite
+    groups = {} if known is None else {group.id: group for group in known.groups}
+    records = []
+    for key, before in a.widths.items():
+        group = groups.get(key) or GroupRecord(
+            id=key, producers=(key,), before=before, after=before, step=1, pinned=None, sensitivity=None
+        )
+        records.append(group.model_copy(update={"before": before, "after": b.widths[key]}))
+    return RewriteReport(
+        traced="fx" if known is None else known.traced,
+        metric="" if known is None else known.metric,
+        bits=32 if known is None else known.bits,
+        budget={},
+        original=cost_record(a.network),
+        rewritten=cost_record(b.network),
+        float_weight_bytes=0 if known is None else known.float_weight_bytes,
+        groups=tuple(records),
+        layers=() if known is None else known.layers,
+    )

@@ -25,7 +25,7 @@ from tests.zoo.model import image
 INPUTS = (image(CHANNELS, SIDE).double(),)
 EXAMPLES = os.environ.get("NCE_FX_EXAMPLES")
 PLANS = 3
-OTHERS = ("2", "3", "4", "5", "6", "7")
+OTHERS = ("2", "3", "4", "5", "6", "7", "10")
 """The laws checked besides the first."""
 
 

@@ -131,12 +131,20 @@ def by_hand(gm: GraphModule) -> GraphModule:
     return gm
 
 
+def with_setting(gm: GraphModule, path: str, name: str, value: Any) -> GraphModule:
+    setattr(gm.get_submodule(path), name, value)
+    return gm
+
+
 @pytest.mark.parametrize(
     ("make", "when"),
     [
         (lambda: by_hand(traced()), "after it was traced"),
         (lambda: by_hand(nce_fx.quantize(traced())), "after quantize"),
         (lambda: nce_fx.quantize(by_hand(nce_fx.resize(traced(), {"conv1": 6}))), "after resize"),
+        (lambda: with_setting(nce_fx.quantize(traced()), "bn1", "eps", 1e-3), "after quantize"),
+        (lambda: with_setting(nce_fx.quantize(traced()), "fc.weight_quant", "bits", 3), "after quantize"),
+        (lambda: nce_fx.quantize(with_setting(traced(), "conv1", "padding", (0, 0))), "after it was traced"),
     ],
 )
 def test_what_was_changed_by_hand_is_refused_at_save(make, when, tmp_path):
@@ -173,7 +181,7 @@ class InPlace(Pass):
             weight = next(gm.parameters()).data
             weight.copy_(weight.flip(0))
         elif self.way == "setting":
-            setattr(gm.get_submodule("bn1"), "eps", 1e-3)  # noqa: B010
+            with_setting(gm, "bn1", "eps", 1e-3)
         elif self.way == "mode":
             gm.train()
         elif self.way == "buffer":

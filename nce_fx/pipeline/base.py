@@ -30,7 +30,7 @@ from torch.fx import GraphModule
 
 from nce_fx.errors import NceFxError, PassError
 from nce_fx.pipeline.contract import Snapshot, check_sound
-from nce_fx.pipeline.history import HISTORY, Step, continued
+from nce_fx.pipeline.history import HISTORY, Step, continued, settings_of
 from nce_fx.pipeline.options import made, plain
 
 Property = Callable[[GraphModule], None]
@@ -168,9 +168,9 @@ def _step(decided: Pass, after: GraphModule) -> Step:
     source = source_of(kind)
     graph = model_fingerprint(after)
     try:
-        return Step(kind.name, decided.options(), graph, source)
+        return Step(kind.name, decided.options(), graph, source, settings_of(after))
     except PassError as error:
-        return Step(kind.name, None, graph, source, f"pass {kind.name} cannot be replayed: {error}")
+        return Step(kind.name, None, graph, source, problem=f"pass {kind.name} cannot be replayed: {error}")
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,11 @@ def tensors_of(module: nn.Module) -> list[tuple[str, Tensor]]:
     return found
 
 
+def plain_attributes(module: nn.Module) -> list[tuple[str, Any]]:
+    """Return the attributes of a module that are plain data: ``("eps", 1e-05)``."""
+    return [(name, value) for name, value in vars(module).items() if name not in _OWN and _is_plain(value)]
+
+
 def checksum(tensor: Tensor) -> int:
     """Return a number that changes with the values of a tensor, whoever changed them: ``.data`` counts no versions.
 
@@ -102,8 +107,7 @@ def _node(node: Any) -> tuple[Any, ...]:
 
 def _module(module: nn.Module) -> tuple[Any, ...]:
     kind = GraphModule if isinstance(module, GraphModule) else type(module)
-    settings = {name: value for name, value in vars(module).items() if name not in _OWN and _is_plain(value)}
-    return kind, module.training, repr(settings)
+    return kind, module.training, repr(plain_attributes(module))
 
 
 def _is_plain(value: Any) -> bool:

@@ -20,7 +20,9 @@ from torch.fx import GraphModule
 from nce_fx.errors import ArtifactError
 from nce_fx.frozen import freeze
 from nce_fx.paths import module_at, modules_of
+from nce_fx.pipeline.contract import plain_attributes
 from nce_fx.plan import model_fingerprint
+from nce_fx.quantizers import Quantizer
 
 HISTORY = "history"
 """The key in ``gm.meta``."""
@@ -37,6 +39,8 @@ class Step:
     """Fingerprint of the graph that came out."""
     source: str | None = None
     """``package.module:Class`` of a pass that is not nce-fx's own."""
+    settings: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """The settings of every module of that graph, see `settings_of`; for this process only."""
     problem: str = ""
     """Why it has no options that could be written down."""
 
@@ -54,6 +58,8 @@ class History:
     """Which parts of the model were in training mode then, see `modes_of`."""
     inputs: tuple[Any, ...] | None = None
     """The signature of what it was traced with (`nce_fx.signature`)."""
+    settings: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """The settings of the modules of the graph as traced."""
     steps: tuple[Step, ...] = ()
     problem: str = ""
     """Why the graph cannot be made again by doing this again."""
@@ -87,7 +93,8 @@ class History:
 def begin(gm: GraphModule, model: nn.Module) -> None:
     """Begin the history of a graph that was just traced from a model."""
     inputs = gm.meta.get("inputs")
-    gm.meta[HISTORY] = History(model_fingerprint(gm), modes_of(model), None if inputs is None else tuple(inputs))
+    signature = None if inputs is None else tuple(inputs)
+    gm.meta[HISTORY] = History(model_fingerprint(gm), modes_of(model), signature, settings_of(gm))
 
 
 def history_of(gm: GraphModule) -> History:
@@ -95,7 +102,7 @@ def history_of(gm: GraphModule) -> History:
     known = gm.meta.get(HISTORY)
     if isinstance(known, History):
         return known
-    return History(model_fingerprint(gm), modes_of(gm))
+    return History(model_fingerprint(gm), modes_of(gm), None, settings_of(gm))
 
 
 def continued(gm: GraphModule) -> History:
@@ -106,13 +113,34 @@ def continued(gm: GraphModule) -> History:
 
 
 def _edited(history: History, gm: GraphModule) -> str:
+    known = history.steps[-1].settings if history.steps else history.settings
+    what = "the graph was"
     if model_fingerprint(gm) == history.result:
-        return ""
+        settings = settings_of(gm)
+        changed = sorted(path for path in known.keys() & settings.keys() if known[path] != settings[path])
+        if not changed:
+            return ""
+        what = f"the settings of {changed[0]} were"
     last = f"after {history.steps[-1].name}" if history.steps else "after it was traced"
     return (
-        f"the graph was changed by hand {last}, which cannot be replayed: make the change in a pass of your own "
+        f"{what} changed by hand {last}, which cannot be replayed: make the change in a pass of your own "
         "(nce_fx.pipeline.Pass)"
     )
+
+
+def settings_of(gm: GraphModule) -> dict[str, str]:
+    """Return what modules are set to, by path: ``{"bn1": "eps=1e-05, momentum=0.1, ..."}``.
+
+    Of PyTorch's own modules that is every attribute of plain data; of quantizers, whose ranges are state, the bits.
+    What modules of the user's own keep in attributes may be counters and caches, so it is not looked at.
+    """
+    found = {}
+    for path, module in modules_of(gm):
+        if isinstance(module, Quantizer):
+            found[path] = f"bits={module.bits}, exact={module.exact}"
+        elif path and type(module).__module__.startswith("torch.nn."):
+            found[path] = ", ".join(f"{name}={value!r}" for name, value in plain_attributes(module))
+    return found
 
 
 def modes_of(module: nn.Module) -> dict[str, bool]:

@@ -33,7 +33,8 @@ from nce_fx.search.outcome import plan_from
 from nce_fx.search.recipe import tau_at, width_rate
 from nce_fx.tensorfile import digest
 from nce_fx.training.checkpoint import latest_checkpoint
-from tests.search_runs import free, quarters, run, traced
+from tests.laws import comes_back
+from tests.search_runs import Residual, free, quarters, run, traced
 from tests.training_runs import one_process_a_gpu
 
 SPECS = pytest.mark.parametrize("spec", [None, nce_fx.QuantSpec(), nce_fx.QuantSpec("lsq", "lsq", shortcuts="float")])
@@ -120,6 +121,7 @@ def test_expanding_keeps_the_float_function_and_carries_what_was_learned(spec):
     assert set(grown.momenta) == set(momenta)
     assert all(value.shape == shapes[name] for name, value in grown.momenta.items())
     copied = gathers_of(gm, {"stem": 7, "inner": 8})["stem.weight", 0].index
+    comes_back(grown.network.eval(), Residual(), (x,))
     times = torch.bincount(torch.from_numpy(copied))[copied]
     torch.testing.assert_close(
         grown.momenta["stem.weight"], momenta["stem.weight"][copied] / times[:, None, None, None]

@@ -21,8 +21,8 @@ from torch.fx import GraphModule
 
 from nce_fx.devices import device_of
 from nce_fx.passes.analysis.channels.edits import Gather
-from nce_fx.passes.transform.quantize import QuantSpec, quantize
-from nce_fx.passes.transform.resize import gathers_of, resize
+from nce_fx.passes.transform.quantize import InsertQuantizers, QuantSpec, RemoveQuantizers
+from nce_fx.passes.transform.resize import ResizeChannels, gathers_of
 from nce_fx.passes.transform.widths import (
     InsertWidthChoices,
     Mixing,
@@ -32,7 +32,7 @@ from nce_fx.passes.transform.widths import (
     WidthNorm,
     carried_order,
 )
-from nce_fx.passes.transform.widths.places import plain_float
+from nce_fx.pipeline import Pass, Pipeline
 from nce_fx.quantizers import Quantizer
 
 M = TypeVar("M")
@@ -71,15 +71,12 @@ def grow(
     draws = {draw.group: draw for draw in of_kind(network, WidthDraw).values()}
     rows = {path: _rows(norm) for path, norm in of_kind(network, WidthNorm).items()}
     wider = {group: widths[-1] for group, widths in candidates.items() if widths[-1] != draws[group].widths[-1]}
+    ranges = {path: quantizer.state_dict() for path, quantizer in of_kind(network, Quantizer).items()}
     # One name for all that it becomes, so that a large network is not held at every stage.
-    result = RemoveWidthChoices()(network).graph_module.cpu()
-    ranges = {path: quantizer.state_dict() for path, quantizer in of_kind(result, Quantizer).items()}
-    result = plain_float(result)
+    result = Pipeline((RemoveWidthChoices(), RemoveQuantizers()))(network).graph_module.cpu()
     gathers = gathers_of(result, wider)
-    result = resize(result, wider, seed=seed)
-    if spec is not None:
-        result = quantize(result, spec)
-        _restore_quantizers(result, ranges)
+    result = Pipeline((ResizeChannels(wider, seed), *quantizing(spec)))(result).graph_module
+    _restore_quantizers(result, ranges)
     order = carried_order(result, order, {axis: gather.index for axis, gather in gathers.items()})
     result = InsertWidthChoices(candidates, order, mixing)(result).graph_module
     for draw in of_kind(result, WidthDraw).values():
@@ -104,6 +101,11 @@ def grow(
         if value.shape == parameter.shape:
             carried[name] = value.to(device)
     return Grown(result.to(device).train(network.training), order, carried)
+
+
+def quantizing(spec: QuantSpec | None) -> tuple[Pass, ...]:
+    """Return the pass that quantizes as a spec says; none where there is none."""
+    return () if spec is None else (InsertQuantizers(spec),)
 
 
 def of_kind(gm: GraphModule, kind: type[M]) -> dict[str, M]:

@@ -16,12 +16,14 @@ from nce_fx.passes.analysis.cost import analyze_cost
 from nce_fx.passes.planning import Budget
 from nce_fx.passes.planning.counted import plan_and_build
 from nce_fx.passes.transform.quantize import QuantSpec, quantize
-from nce_fx.passes.transform.resize import resize
+from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.passes.transform.widths import InsertWidthChoices, channel_order
 from nce_fx.passes.transform.widths.places import find_places
+from nce_fx.pipeline import Given, Pipeline
 from nce_fx.plan import WidthPlan
 from nce_fx.search.candidates import first_candidates
 from nce_fx.search.companion import WidthSearch
+from nce_fx.search.expansion import quantizing
 from nce_fx.search.halves import halves
 from nce_fx.search.history import SearchLog
 from nce_fx.search.outcome import plan_from
@@ -98,8 +100,9 @@ def search(
 
     for_weights, for_widths = halves(data, recipe.seed)
     quantized = spec if recipe.quantized else None
-    plain = gm if quantized is None else quantize(gm, quantized, data.batches(CALIBRATION_BATCHES, CALIBRATION_SIZE))
-    network = InsertWidthChoices(start.candidates, order, recipe.mixing)(plain).graph_module
+    choices = InsertWidthChoices(start.candidates, order, recipe.mixing)
+    prepared = Pipeline((*quantizing(quantized), choices))
+    network = prepared(gm, Given(data.batches(CALIBRATION_BATCHES, CALIBRATION_SIZE))).graph_module
     companion = WidthSearch(for_widths, cost, start.candidates, order, recipe, budget, quantized)
     folder = None if directory is None else Path(directory)
     engine = start_engine()
@@ -115,7 +118,7 @@ def search(
     }
     plan, _ = plan_and_build(
         lambda reserve: within(log.epochs[-1].widths, source=source, reserve=reserve),
-        lambda plan: resize(gm, plan) if spec is None else quantize(resize(gm, plan), spec),
+        lambda plan: Pipeline((ResizeChannels(plan), *quantizing(spec)))(gm).graph_module,
         budget.limits(asdict(cost.total)),
     )
     if folder is not None and engine.is_main:

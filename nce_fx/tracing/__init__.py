@@ -18,9 +18,10 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from nce_fx.copying import sharing
 from nce_fx.errors import TraceError, one_line
 from nce_fx.paths import modules_of
-from nce_fx.pipeline.history import HISTORY, begin
+from nce_fx.pipeline.history import HISTORY, begin, history_of
 from nce_fx.signature import signature
 from nce_fx.tracing.agreement import Reference
 from nce_fx.tracing.exported import export_graph
@@ -45,7 +46,7 @@ def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
     is as it was. ``gm.meta["traced"]`` says how the graph was made.
 
     Args:
-        model: any module; one that is a graph already is taken as it is.
+        model: any module; of one that is a graph already it is a copy with these shapes.
         example_inputs: a tensor, a tuple in the order of ``forward``, or a dict by the names of its arguments; what is
             left out keeps its default.
 
@@ -156,9 +157,10 @@ class _Tracing:
             begin(gm, self.model)
 
 
-def _given(gm: GraphModule, example_inputs: Any) -> GraphModule:
-    """Return a graph that is given, with shapes."""
-    inputs = inputs_of(gm, example_inputs)
+def _given(given: GraphModule, example_inputs: Any) -> GraphModule:
+    """Return a graph that is given, with the shapes that it has at these inputs."""
+    inputs = inputs_of(given, example_inputs)
+    gm = sharing(given)
     try:
         propagate_shapes(gm, inputs.values)
     except Exception:
@@ -166,7 +168,7 @@ def _given(gm: GraphModule, example_inputs: Any) -> GraphModule:
         raise
     gm.meta["traced"] = gm.meta.get("traced", "given as a graph")
     gm.meta["inputs"] = signature(inputs.values)
-    if HISTORY not in gm.meta:
+    if not history_of(gm).steps:
         begin(gm, gm)
     return gm
 

@@ -21,6 +21,7 @@ from torch.fx.passes.shape_prop import TensorMetadata, _extract_tensor_metadata
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from nce_fx.copying import copied
 from nce_fx.devices import device_of
 from nce_fx.errors import ChannelError, where
 from nce_fx.frozen import freeze
@@ -35,7 +36,6 @@ from nce_fx.passes.analysis.channels.labels import Ids
 from nce_fx.passes.analysis.channels.projection import Mismatch
 from nce_fx.passes.analysis.channels.structure import Structure, settle, spread_copies
 from nce_fx.passes.analysis.channels.value import ChannelTensor
-from nce_fx.passes.transform.copying import copied
 from nce_fx.passes.transform.gathering import Weights
 from nce_fx.passes.transform.resizing import Broken, Resizing
 from nce_fx.paths import module_at, tensor_at

@@ -14,11 +14,11 @@ from nce_fx.passes.analysis.channels.graph import AxisWidth, ChannelGraph, Chann
 from nce_fx.passes.analysis.channels.groups import Group
 from nce_fx.passes.analysis.channels.ids import Axis
 from nce_fx.passes.analysis.channels.labels import FIRST_ID, Ids, bare, lies, line_of, varies
+from nce_fx.passes.analysis.channels.memo import Facts, keep_analysis, known_analysis
 from nce_fx.passes.analysis.channels.structure import Structure, enlarged, examine
 from nce_fx.passes.analysis.channels.tie import Tie
 from nce_fx.passes.analysis.channels.value import ChannelTensor
 from nce_fx.passes.transform.resizing import Resizing
-from nce_fx.paths import parameters_of
 
 __all__ = ["AxisWidth", "ChannelGraph", "ChannelGroup", "ChannelPart", "analyze_channels"]
 
@@ -40,29 +40,15 @@ class Analysis:
     channels: ChannelGraph
 
 
-class _Memo:
-    """Keeps the last analysis with the graph it is of, and lets go of it when the graph changes or is copied."""
-
-    def __init__(self, key: Any = None, analysis: Analysis | None = None) -> None:
-        self.key, self.analysis = key, analysis
-
-    def __deepcopy__(self, memo: Any) -> _Memo:
-        return _Memo()
-
-    def __reduce__(self) -> Any:
-        return _Memo, ()
-
-
 def analysis_of(gm: GraphModule) -> Analysis:
-    """Analyze a graph, or return what is known of it where neither code nor shapes have changed since."""
-    key = (gm.code, tuple((name, p.shape, p.dtype) for name, p in parameters_of(gm)))
-    memo = gm.__dict__.get("_channel_analysis")
-    if isinstance(memo, _Memo) and memo.key == key and memo.analysis is not None:
-        return memo.analysis
-    structure, proof = examine(gm)
-    analysis = Analysis(structure, _describe(structure, proof))
-    gm.__dict__["_channel_analysis"] = _Memo(key, analysis)
-    return analysis
+    """Analyze a graph, or return what is known of it where nothing that matters has changed since."""
+    facts = Facts(gm)
+    known: Analysis | None = known_analysis(gm, facts)
+    if known is None:
+        structure, proof = examine(gm)
+        known = Analysis(structure, _describe(structure, proof))
+        keep_analysis(gm, facts, known)
+    return known
 
 
 def _describe(structure: Structure, proof: Resizing) -> ChannelGraph:

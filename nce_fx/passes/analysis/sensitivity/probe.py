@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
+from nce_fx.copying import copied
 from nce_fx.errors import InputError, where
 from nce_fx.passes.analysis.layers import Layer, find_layers, made_from, source_parameters
 from nce_fx.passes.analysis.liveness import writes_in_place
 from nce_fx.passes.analysis.sensitivity.rounding import Noise, Rounding
 from nce_fx.passes.analysis.sensitivity.sharing import ALONE, Share
-from nce_fx.passes.transform.copying import copied
 from nce_fx.paths import parameters_of
 
 Batch = tuple[Any, Any]

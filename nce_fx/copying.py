@@ -40,6 +40,15 @@ def copied(gm: GraphModule, replaced: dict[int, Any]) -> GraphModule:
     return result
 
 
+def sharing(gm: GraphModule) -> GraphModule:
+    """Return a copy of a graph module on the same tensors: it can be edited and take another mode."""
+    result = copied(gm, {id(tensor): tensor for tensor in (*gm.parameters(), *gm.buffers())})
+    for name, hooks in gm.__dict__.items():
+        if name.startswith(("_forward_hooks", "_forward_pre_hooks")):
+            result.__dict__[name] = hooks.copy()
+    return result
+
+
 def _module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     known: nn.Module | None = memo.get(id(module))
     if known is not None:

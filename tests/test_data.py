@@ -1,10 +1,13 @@
 """Data by name, and the law of its loaders: what they give is a function of seed and epoch."""
 
+import gzip
 import hashlib
 import pickle
 import random
+import sys
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -325,8 +328,6 @@ def test_every_listed_source_is_known(spec):
 
 
 def test_missing_packages_are_named(monkeypatch, tmp_path):
-    import sys
-
     monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
     monkeypatch.setitem(sys.modules, "torchvision.transforms", None)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
@@ -482,3 +483,124 @@ def test_folders_that_are_not_image_folders(pictures):
     (pictures / "val").rename(pictures / "validation")
     with pytest.raises(InputError, match="has no folder val/"):
         load_data(f"imagefolder:{pictures}")
+
+
+# Fashion-MNIST, from generated files.
+
+
+def idx(values: np.ndarray[Any, Any]) -> bytes:
+    head = bytes((0, 0, 8, values.ndim)) + b"".join(size.to_bytes(4, "big") for size in values.shape)
+    return head + values.astype(np.uint8).tobytes()
+
+
+def fashion_folder(
+    folder: Path, packed: bool = True, images: tuple[int, int] = (40, 20)
+) -> dict[str, np.ndarray[Any, Any]]:
+    generator = np.random.default_rng(0)
+    parts = {}
+    for split, count in zip(("train", "t10k"), images, strict=True):
+        parts[f"{split}-images-idx3-ubyte"] = generator.integers(0, 256, (count, 28, 28))
+        parts[f"{split}-labels-idx1-ubyte"] = generator.integers(0, 10, count)
+    for name, values in parts.items():
+        content = idx(values)
+        (folder / (name + ".gz" * packed)).write_bytes(gzip.compress(content) if packed else content)
+    return parts
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_fashion_mnist_is_what_the_files_say(tmp_path, packed):
+    parts = fashion_folder(tmp_path, packed)
+    data = load_data(f"fashion-mnist:{tmp_path}", augment=False)
+    assert (data.name, data.input_shape, data.classes) == ("fashion-mnist", (1, 28, 28), 10)
+    for split, name in (("train", "train"), ("test", "t10k")):
+        images, labels = all_of(data.loader(split, shuffle=False))
+        pixels = (images[:, 0] * 90.021 + 72.940).round().numpy()
+        np.testing.assert_array_equal(pixels, parts[f"{name}-images-idx3-ubyte"])
+        np.testing.assert_array_equal(labels.numpy(), parts[f"{name}-labels-idx1-ubyte"])
+
+
+def test_fashion_mnist_is_moved_and_mirrored_for_training_alone(tmp_path):
+    fashion_folder(tmp_path)
+    data, plain = load_data(f"fashion-mnist:{tmp_path}"), load_data(f"fashion-mnist:{tmp_path}", augment=False)
+    seen, still = (all_of(each.loader("train", seed=0, epoch=1))[0] for each in (data, plain))
+    assert not torch.equal(seen, still)
+    moved = 0
+    for image, original in zip(seen, still, strict=True):
+        black = -72.940 / 90.021
+        around = torch.nn.functional.pad(original, (2,) * 4, value=black)
+        places = [around[:, r : r + 28, c : c + 28] for r in range(5) for c in range(5)]
+        assert any(torch.allclose(image, each) for place in places for each in (place, place.flip(2)))
+        moved += not torch.allclose(image, original)
+    assert moved > 30
+    assert torch.equal(all_of(data.loader("test"))[0], all_of(plain.loader("test"))[0])
+
+
+def test_fashion_mnist_that_is_not_there_says_how_to_get_it(tmp_path, monkeypatch):
+    module = sys.modules["nce_fx.data.fashion_mnist"]
+    monkeypatch.setattr(module, "DEBIAN", tmp_path / "none")
+    with pytest.raises(InputError, match="apt-get install dataset-fashion-mnist"):
+        load_data("fashion-mnist")
+    with pytest.raises(InputError, match=r"neither train-images-idx3-ubyte nor train-images-idx3-ubyte\.gz: on Debian"):
+        load_data(f"fashion-mnist:{tmp_path}")
+    monkeypatch.setattr(module, "DEBIAN", tmp_path)
+    fashion_folder(tmp_path)
+    assert len(load_data("fashion-mnist").train) == 40
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda content: content[:-1], lambda content: content + b"x", lambda content: content[:7], lambda content: b"",
+        lambda content: b"\0\0\x0d" + content[3:], lambda content: content[:3] + b"\2" + content[4:],
+        lambda content: content[:4] + b"\xff" * 4 + content[8:], lambda content: b"PK" + content[2:],
+    ],
+)  # fmt: skip
+def test_fashion_mnist_refuses_a_damaged_file_by_name(tmp_path, name, packed, spoil):
+    fashion_folder(tmp_path, packed)
+    path = tmp_path / (name + ".gz" * packed)
+    content = path.read_bytes()
+    path.write_bytes(gzip.compress(spoil(gzip.decompress(content))) if packed else spoil(content))
+    with pytest.raises(InputError, match=f"{name}.* is no intact IDX file") as raised:
+        load_data(f"fashion-mnist:{tmp_path}")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda c: c[:-9], lambda c: c[:40], lambda c: b"", lambda c: b"\x1f\x8b" + b"\0" * 60]
+)
+def test_fashion_mnist_refuses_a_damaged_archive_by_name(tmp_path, spoil):
+    fashion_folder(tmp_path)
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(InputError, match=r"train-images-idx3-ubyte\.gz (cannot be read|is no intact)"):
+        load_data(f"fashion-mnist:{tmp_path}")
+
+
+def test_fashion_mnist_refuses_splits_and_labels_that_do_not_fit(tmp_path):
+    parts = fashion_folder(tmp_path, packed=False)
+    labels = tmp_path / "t10k-labels-idx1-ubyte"
+    labels.write_bytes(idx(parts[labels.name][:-1]))
+    with pytest.raises(InputError, match="20 images and 19 labels in t10k"):
+        load_data(f"fashion-mnist:{tmp_path}")
+    labels.write_bytes(idx(np.full(20, 10)))
+    with pytest.raises(InputError, match="a label 10 in t10k"):
+        load_data(f"fashion-mnist:{tmp_path}")
+    labels.write_bytes(idx(parts[labels.name]))
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(idx(np.zeros((20, 32, 32))))
+    with pytest.raises(InputError, match="differ in size: 28x28 and 32x32"):
+        load_data(f"fashion-mnist:{tmp_path}")
+
+
+def test_fashion_mnist_of_debian_is_whole_where_it_is_installed():
+    from nce_fx.data.fashion_mnist import DEBIAN
+
+    if not DEBIAN.is_dir():
+        pytest.skip("Debian's package dataset-fashion-mnist is not installed")
+    data: Any = load_data("fashion-mnist")
+    assert (len(data.train), len(data.test)) == (60000, 10000)
+    assert torch.bincount(data.train.labels).tolist() == [6000] * 10
+    pixels = data.train.pixels.double()
+    assert float(pixels.mean()) == pytest.approx(72.940, abs=1e-2)
+    assert float(pixels.std()) == pytest.approx(90.021, abs=1e-2)

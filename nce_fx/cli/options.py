@@ -40,7 +40,11 @@ Weights = Annotated[
 ]
 Data = Annotated[
     str | None,
-    typer.Option("--data", metavar="DATA", help="digits, cifar10:DIR, imagefolder:DIR, or package.module:callable."),
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="digits, fashion-mnist, cifar10:DIR, imagefolder:DIR, or package.module:callable.",
+    ),
 ]
 _QUANTIZERS, _BUDGET, _WIDTHS, _TRAINING = "Quantizers", "Budget", "Widths", "Training"
 

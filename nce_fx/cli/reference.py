@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nce_fx.data import Data
+from nce_fx.data import BUILT_IN, Data
 from nce_fx.errors import InputError
 from nce_fx.models import INPUT_SHAPES, MODELS
 from nce_fx.models.loading import load_model, load_weights
@@ -136,7 +136,7 @@ def quant_spec(
 
 def is_code(reference: str) -> bool:
     """Return whether a reference names code to import, not something built in."""
-    return ":" in reference and reference not in MODELS and not reference.startswith(("cifar10:", "imagefolder:"))
+    return ":" in reference and reference not in MODELS and reference.partition(":")[0] not in BUILT_IN
 
 
 def shown(shape: tuple[int, ...]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from nce_fx.callables import nearest
 from nce_fx.data.cifar10 import cifar10
 from nce_fx.data.digits import digits
+from nce_fx.data.fashion_mnist import fashion_mnist
 from nce_fx.data.image_folder import image_folder
 from nce_fx.data.loaders import Data
 from nce_fx.data.own import own_data
@@ -12,12 +13,15 @@ from nce_fx.errors import InputError
 
 SOURCES = {
     "digits": "scikit-learn's 1,797 grey 8x8 images",
+    "fashion-mnist:DIR": "60,000 grey 28x28 images of clothes; without DIR from where Debian puts them",
     "cifar10:DIR": "CIFAR-10 from a folder, through torchvision",
     "imagefolder:DIR": "train/CLASS/* and val/CLASS/* images, through torchvision",
     "package.module:callable": "a callable that gives (train, test)",
     "path/to/file.py:callable": "the same, from a file",
 }
 """What ``load_data`` takes, and what each is."""
+BUILT_IN = ("digits", "fashion-mnist", "cifar10", "imagefolder")
+"""The names before the colon that are data of nce-fx's own, not modules to import."""
 
 
 def load_data(
@@ -32,7 +36,8 @@ def load_data(
     """Return the data that ``spec`` names; see ``SOURCES``.
 
     Args:
-        spec: ``digits``, ``cifar10:DIR``, ``imagefolder:DIR``, ``package.module:callable`` or ``file.py:callable``.
+        spec: ``digits``, ``fashion-mnist[:DIR]``, ``cifar10:DIR``, ``imagefolder:DIR``, ``package.module:callable`` or
+            ``file.py:callable``.
         seed: the default seed of the data's loaders. It never changes which images are in which split.
         batch_size: the default batch size of the data's loaders.
         augment: whether training sees augmented images; by default as is usual for the data (digits: no).
@@ -45,6 +50,8 @@ def load_data(
     name, colon, rest = spec.partition(":")
     if name == "digits" and not colon:
         return digits(seed, batch_size, augment)
+    if name == "fashion-mnist":
+        return fashion_mnist(rest, seed, batch_size, augment)
     if name == "cifar10":
         return cifar10(rest, seed, batch_size, augment)
     if name == "imagefolder":
@@ -54,4 +61,4 @@ def load_data(
     raise InputError(f"no data {spec!r}: there are {', '.join(SOURCES)}{nearest(spec, SOURCES)}")
 
 
-__all__ = ["SOURCES", "Data", "load_data"]
+__all__ = ["BUILT_IN", "SOURCES", "Data", "load_data"]

@@ -41,7 +41,7 @@ from nce_fx.plan import WidthPlan, model_fingerprint
 from nce_fx.report.page import page
 from nce_fx.report.records import Comparison, Manifest, ModelReference, Retraining, RewriteReport, seal
 from nce_fx.report.view import view_of
-from nce_fx.signature import example_of, signature_of
+from nce_fx.signature import call_of, signature_of
 from nce_fx.tensorfile import fit_problem, pack, unpack
 from nce_fx.tracing import trace
 from nce_fx.version import __version__
@@ -165,7 +165,7 @@ def load(directory: str | Path, model: nn.Module, *, passes: Iterable[type[Pass]
         # It does not say which channels a narrowed group kept: those which the weights that it was made from choose.
         _load_state(own, read_weights(directory, manifest, FLOAT), directory / FLOAT)
     set_modes(own, record.traced_modes)
-    gm = trace(own, example_of(record.inputs))
+    gm = trace(own, call_of(record.inputs))
     if not record.graph or model_fingerprint(gm) != record.graph:
         plan.check(gm)
     if record.graph and model_fingerprint(gm) != record.graph:

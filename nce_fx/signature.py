@@ -3,10 +3,13 @@
 {"tensor": [1, 3, 32, 32], "dtype": "float32"}    a tensor
 {"list": [...]}, {"tuple": [...]}, {"dict": {...}}  containers
 {"value": 0.5}                                     a number, a string, or null
+
+An input that the model was given by name has that, too: ``{"tensor": ..., "dtype": ..., "name": "mask"}``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,10 +19,10 @@ from torch.fx.passes.shape_prop import TensorMetadata
 from nce_fx.errors import ArtifactError
 
 
-def signature(inputs: tuple[Any, ...]) -> list[Any] | None:
+def signature(inputs: Mapping[str, Any], *, by_name: bool = False) -> list[Any] | None:
     """Return the signature of inputs, or ``None`` where JSON cannot hold it; `nce_fx.trace` keeps it with the graph."""
     try:
-        return [describe(value) for value in inputs]
+        return [describe(value) | ({"name": name} if by_name else {}) for name, value in inputs.items()]
     except ArtifactError:
         return None
 
@@ -69,6 +72,17 @@ def example_of(signature: list[Any]) -> tuple[Any, ...]:
         return tuple(_example(item) for item in signature)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"not the signature of a model's inputs: {signature!r}"[:300]) from error
+
+
+def call_of(signature: list[Any]) -> Any:
+    """Return example inputs as the model takes them: by name where they were given so, else in order.
+
+    Raises:
+        ArtifactError: not a signature.
+    """
+    values = example_of(signature)
+    names = [item.get("name") for item in signature]
+    return dict(zip(names, values, strict=True)) if names and all(names) else values
 
 
 def _example(item: dict[str, Any]) -> Any:

@@ -228,8 +228,9 @@ def materialize(gm: GraphModule) -> None:
             module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
             parametrize.remove_parametrizations(module, "weight")
     for node in list(gm.graph.nodes):
-        if node.op == "call_function" and "conv" in str(node.target) and isinstance(node.args[1], Node):
-            _store(gm, node, node.args[1])
+        weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
+        if node.op == "call_function" and "conv" in str(node.target) and isinstance(weight, Node):
+            _store(gm, node, weight)
 
 
 def _store(gm: GraphModule, reader: Node, weight: Node) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import threading
 from typing import Any
 
@@ -12,9 +13,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import nce_fx
-from nce_fx.errors import TraceError
+from nce_fx.errors import ChannelError, TraceError
 from nce_fx.models import MODELS
+from nce_fx.passes.transform import resize as resizing
 from nce_fx.tracing.modes import runs_in
+from nce_fx.tracing.shapes import first_misfit
 from tests.observing import counted
 from tests.zoo import ZOO
 from tests.zoo.model import Head, conv, image
@@ -169,6 +172,13 @@ def test_inputs_that_the_model_does_not_take_are_refused_with_its_arguments(give
         nce_fx.trace(Named(), given)
 
 
+def test_a_graph_of_named_inputs_is_saved_and_loaded(tmp_path):
+    model, given = Named().eval(), {"mask": image(1), "image": image()}
+    quantized = nce_fx.quantize(nce_fx.resize(nce_fx.trace(model, given), {"c": 12}))
+    nce_fx.save(quantized, tmp_path / "result")
+    assert torch.equal(nce_fx.load(tmp_path / "result", Named())(**given), quantized(**given))
+
+
 def test_what_the_users_class_has_is_there_on_every_result():
     gm = nce_fx.trace(Named().eval(), (image(),))
     for result in (gm, nce_fx.resize(gm, {"c": 12}), nce_fx.quantize(gm), copy.deepcopy(gm)):
@@ -213,3 +223,27 @@ def test_threads_trace_and_run_at_the_same_time():
     done.set()
     runner.join()
     assert failures == []
+
+
+def test_a_graph_that_does_not_fit_its_shapes_says_where():
+    gm = nce_fx.trace(MODELS["resnet8"]().eval(), (image(3, 16),))
+    assert first_misfit(gm) is None
+    wrong = copy.deepcopy(gm)
+    wrong.get_submodule("layer1.0.conv2").stride = (2, 2)  # type: ignore[assignment]
+    assert re.match(r"layer1_0_conv2 .*resnet.py:\d+ gives \(2, ", first_misfit(wrong) or "")
+    wrong.get_submodule("layer1.0.conv1").groups = 3  # type: ignore[assignment]
+    assert re.match(r"layer1_0_conv1 .*: RuntimeError", first_misfit(wrong) or "")
+
+
+def test_a_resized_graph_that_cannot_run_is_not_returned(monkeypatch):
+    gm = nce_fx.trace(MODELS["resnet8"]().eval(), (image(3, 16),))
+    resized = resizing._resized
+
+    def broken(*args: Any) -> Any:
+        result = resized(*args)
+        result.get_submodule("layer2.0.conv1").groups = 2  # type: ignore[assignment]
+        return result
+
+    monkeypatch.setattr(resizing, "_resized", broken)
+    with pytest.raises(ChannelError, match=r"does not fit at layer2_0_conv1 .*please report it"):
+        nce_fx.resize(gm, {"conv1": 8})

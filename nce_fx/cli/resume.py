@@ -21,7 +21,7 @@ from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.pipeline import Given, Pass, Pipeline, history_of
 from nce_fx.pipeline.record import passes_of
 from nce_fx.report.records import Manifest, Retraining
-from nce_fx.signature import example_of
+from nce_fx.signature import call_of
 from nce_fx.tracing import trace
 from nce_fx.training import Recipe
 from nce_fx.training.engine import all_reduce_sum, start_engine
@@ -70,7 +70,7 @@ def run(job: Resume) -> None:
         raise InputError(
             f"{job.directory} holds a network in float, none of its passes is quantize: there is nothing to retrain"
         )
-    float_network = trace(artifacts.load_float(job.directory, model).eval(), example_of(manifest.inputs))
+    float_network = trace(artifacts.load_float(job.directory, model).eval(), call_of(manifest.inputs))
     spec = rewritten.meta["spec"]
     networks = {rewritten_name(spec): rewritten}
     if retraining.uniform:

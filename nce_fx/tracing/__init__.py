@@ -147,7 +147,7 @@ class _Tracing:
     def _finish(self, gm: GraphModule, way: str) -> None:
         propagate_shapes(gm, self.inputs.values)
         gm.meta["traced"] = way
-        gm.meta["inputs"] = signature(self.inputs.values)
+        gm.meta["inputs"] = signature(self.inputs.named, by_name=bool(self.inputs.kwargs))
         gm.meta[FROZEN] = self.modes.frozen
         gm.meta[ORIGIN] = type(self.model)
         gm.meta[ATTRIBUTES] = plain_attributes(self.model)
@@ -167,7 +167,7 @@ def _given(given: GraphModule, example_inputs: Any) -> GraphModule:
         Reference(gm, inputs).check()
         raise
     gm.meta["traced"] = gm.meta.get("traced", "given as a graph")
-    gm.meta["inputs"] = signature(inputs.values)
+    gm.meta["inputs"] = signature(inputs.named, by_name=bool(inputs.kwargs))
     if not history_of(gm).steps:
         begin(gm, gm)
     return gm

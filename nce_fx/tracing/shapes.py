@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.node import map_aggregate
 from torch.fx.passes.shape_prop import TensorMetadata
 
+from nce_fx.errors import one_line, where
 from nce_fx.paths import module_at
 
 aten = torch.ops.aten
@@ -36,6 +37,33 @@ def propagate_shapes(gm: GraphModule, example_inputs: tuple[Any, ...]) -> None:
         except Exception:
             # Some ops have no shapes without values; the real run then says what is wrong, if something is.
             _Shapes(gm, None).follow(example_inputs)
+
+
+def first_misfit(gm: GraphModule) -> str | None:
+    """Return in words where a graph does not run, or gives another shape than its ``tensor_meta`` says.
+
+    It is run without values on inputs of its own shapes; ``None`` where all fits.
+    """
+    run = _Misfits(gm)
+    try:
+        with torch.no_grad():
+            run.follow(tuple(_stand_for(node) for node in gm.graph.find_nodes(op="placeholder")))
+    except Exception as error:
+        return run.found or f"{where(run.node) if run.node is not None else 'its inputs'}: {one_line(error)}"
+    return run.found
+
+
+def _stand_for(placeholder: Node) -> Any:
+    """Return an input without values."""
+
+    def tensor(value: Any) -> Any:
+        if isinstance(value, TensorMetadata):
+            return torch.empty_strided(tuple(value.shape), value.stride, dtype=value.dtype, device="meta")
+        if isinstance(value, dict):
+            return {key: tensor(item) for key, item in value.items()}
+        return type(value)(map(tensor, value)) if type(value) in (list, tuple) else value
+
+    return tensor(placeholder.meta.get("tensor_meta", placeholder.meta.get("val")))
 
 
 def _to(value: Any, device: str | None) -> Any:
@@ -84,6 +112,9 @@ class _Shapes(Interpreter):
             return args[0]
         if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
             module._check_input_dim(args[0])
+            held = (module.running_mean, module.running_var, module.weight, module.bias)
+            if any(t is not None and t.shape != (args[0].shape[1],) for t in held):
+                raise RuntimeError(f"{target} holds {module.num_features} channels, got {args[0].shape[1]}")
             if args[0].shape[1] != module.num_features:
                 raise RuntimeError(f"{target} expects {module.num_features} channels, got {args[0].shape[1]}")
             return args[0]
@@ -118,6 +149,25 @@ class _Shapes(Interpreter):
             elif n.op == "placeholder":
                 n.meta["val"] = result
             n.meta["type"] = type(result)
+        return result
+
+
+class _Misfits(_Shapes):
+    """Compares the shape of every value with what its node says of it, which stays as it is."""
+
+    def __init__(self, gm: GraphModule) -> None:
+        super().__init__(gm, "meta")
+        self.node: Node | None = None
+        self.found: str | None = None
+
+    def run_node(self, n: Node) -> Any:
+        self.node = n
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        result = getattr(self, n.op)(n.target, args, kwargs)
+        meta: Any = n.meta.get("tensor_meta")
+        told = isinstance(result, torch.Tensor) and isinstance(meta, TensorMetadata)
+        if told and self.found is None and tuple(result.shape) != tuple(meta.shape):
+            self.found = f"{where(n)} gives {tuple(result.shape)}, not {tuple(meta.shape)}"
         return result
 
 
@@ -157,12 +207,19 @@ def _convolved(module: nn.Module, x: Any) -> torch.Tensor | None:
         return None
     axes = _CONVOLUTIONS.get(type(module))  # type: ignore[arg-type]
     m: Any = module
-    if axes is not None and x.dim() == axes + 2 and x.shape[1] == m.in_channels and x.dtype == m.weight.dtype:
+    if axes is not None and x.dim() == axes + 2 and x.dtype == m.weight.dtype and _reads(m, x.shape[1]):
         rows = convolved(x.shape[2:], m.kernel_size, m.stride, m.padding, m.dilation)
         return x.new_empty((x.shape[0], m.out_channels, *rows)) if min(rows) > 0 else None
-    if type(module) is nn.Linear and x.dim() and x.shape[-1] == m.in_features and x.dtype == m.weight.dtype:
+    read = (m.out_features, x.shape[-1]) if type(module) is nn.Linear and x.dim() else None
+    if read is not None and x.dtype == m.weight.dtype and m.weight.shape == read and m.in_features == read[1]:
         return x.new_empty((*x.shape[:-1], m.out_features))
     return None
+
+
+def _reads(module: Any, channels: int) -> bool:
+    """Whether a convolution reads so many channels, by what it says of itself and by its weight."""
+    weight = (module.out_channels, channels // module.groups, *module.kernel_size)
+    return bool(module.in_channels == channels and module.weight.shape == weight)
 
 
 def _visit(value: Any, look: Any) -> None:

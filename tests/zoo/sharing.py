@@ -171,6 +171,52 @@ class ScaledWeight(nn.Module):
         return self.head(F.relu(F.conv2d(x, self.kernel * self.gain, padding=1)))
 
 
+class CutByNumbers(nn.Module):
+    """Weights moved and cut out of parameters by widths that are written down: kept as parameters of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 8), conv(6, 4), Head(4)
+        self.viewed, self.narrowed = nn.Parameter(torch.zeros(6, 8, 1, 1)), nn.Parameter(torch.zeros(6, 6, 1, 1))
+        self.indexed = nn.Parameter(torch.zeros(6, 6, 1, 1))
+
+    def forward(self, x):
+        x = F.relu(F.conv2d(F.relu(self.a(x)), self.viewed.view(6, 8, 1, 1)))
+        x = F.relu(F.conv2d(x, self.narrowed.narrow(1, 0, 6)))
+        x = F.relu(F.conv2d(x, self.indexed[:, [0, 1, 2, 3, 4, 5]]))
+        return self.head(F.relu(self.b(x)))
+
+
+class Octave(nn.Module):
+    """One parameter cut into the weights of two convolutions, along both axes, by numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.head = conv(3, 8), conv(6, 5), conv(4, 5), Head(5)
+        self.weight = nn.Parameter(torch.zeros(10, 8, 1, 1))
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        high = F.relu(F.conv2d(input=x, weight=self.weight[0:6, 0:8]))
+        low = F.relu(F.conv2d(F.avg_pool2d(x, 2), self.weight[6:, 0:8]))
+        return self.head(F.relu(self.b(high)) + F.interpolate(F.relu(self.c(low)), scale_factor=2.0))
+
+
+class ConstantBlur(nn.Module):
+    """A depthwise blur by a kernel that the graph makes: of the image, whose channels stay, and of others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.head = conv(3, 6), conv(6, 6), conv(6, 4), Head(4)
+
+    def forward(self, x):
+        line = torch.tensor([1.0, 2.0, 1.0], dtype=x.dtype)
+        kernel = (line[:, None] * line[None, :])[None, None] / 16
+        x = F.conv2d(x, kernel.repeat(x.shape[1], 1, 1, 1), padding=1, groups=x.shape[1])
+        x = F.relu(self.b(F.relu(self.a(x))))
+        return self.head(F.relu(self.c(F.conv2d(x, kernel.repeat((x.shape[1], 1, 1, 1)), groups=x.shape[1]))))
+
+
 MODELS = {
     "shared_module": ZooModel(SharedModule, (image(),), ("stem", "shared"), together=together("stem", "shared")),
     "shared_head": ZooModel(SharedHead, (image(),), ("a", "b", "shared"), {"out": "output"}, together("a", "b")),
@@ -188,4 +234,7 @@ MODELS = {
     "parametrized": ZooModel(Parametrized, (image(),), ()),
     "weight_standardized": ZooModel(WeightStandardized, (image(),), ("stem", "a", "b")),
     "scaled_weight": ZooModel(ScaledWeight, (image(),), ("stem", "kernel")),
+    "cut_by_numbers": ZooModel(CutByNumbers, (image(),), ("a", "viewed", "narrowed", "indexed", "b")),
+    "octave": ZooModel(Octave, (image(),), ("b", "c"), {"a": "cut out by numbers"}),
+    "constant_blur": ZooModel(ConstantBlur, (image(),), ("a", "c"), {"b": "constant of the graph"}),
 }

@@ -41,6 +41,7 @@ from nce_fx.passes.transform.resizing import Broken, Resizing
 from nce_fx.paths import module_at, tensor_at
 from nce_fx.pipeline import Given, Pass
 from nce_fx.plan import WidthPlan, model_fingerprint
+from nce_fx.tracing.shapes import first_misfit
 
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _ARGUMENTS = {"groups": 1, "num_groups": None, "normalized_shape": None}
@@ -78,6 +79,7 @@ class ResizeChannels(Pass):
         if not changed:
             return gm
         result = _resized(analysis.structure, analysis.channels, changed, self.keep, self.seed)
+        _check_runs(gm, result)
         # What `nce_fx.save` writes as plan.json.
         result.meta["plan"] = _plan_of(self.plan, analysis.channels, gm)
         return result
@@ -89,6 +91,20 @@ class ResizeChannels(Pass):
             self.plan.check(gm)
         widths = self.plan.widths if isinstance(self.plan, WidthPlan) else self.plan
         return {name: width for name, width in widths.items() if channels[name].width != width}
+
+
+def _check_runs(gm: GraphModule, resized: GraphModule) -> None:
+    """Check that a resized graph runs, and that every value has the shape that the analysis says.
+
+    Raises:
+        ChannelError: it does not; where the graph at its own widths cannot be run without values, nothing is checked.
+    """
+    problem = first_misfit(resized)
+    if problem is not None and first_misfit(gm) is None:
+        raise ChannelError(
+            f"at these widths the graph does not fit at {problem}; leave the groups that it reads at their widths, "
+            "and please report it"
+        )
 
 
 def resize(gm: GraphModule, plan: WidthPlan | Mapping[str, int], *, seed: int = 0) -> GraphModule:

@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Node
 
 from nce_fx.errors import ChannelError, one_line, where
 from nce_fx.passes.analysis.channels.computed import Computed, computed
+from nce_fx.passes.analysis.channels.cutouts import grows
 from nce_fx.passes.analysis.channels.ids import Axis, IdSpace, Pin, Tensors
 from nce_fx.passes.analysis.channels.labels import (
     FIRST_ID,
@@ -265,18 +266,30 @@ class Tie(Run):
 
     def consume(self, weight: Weight, axis: int, line: torch.Tensor) -> None:
         resolved = self._resolve(weight, axis)
-        if resolved is not None and not weight.exact and not self._can_keep(weight, resolved):
+        reason = "it is read by a weight that the graph computes"
+        if resolved is not None and weight.exact and not self._grows(weight, axis, resolved):
+            reason = f"it is read by a part of {resolved[0]} that is cut out by numbers"
+            resolved = resolved if self._can_keep(weight, resolved) else None
+        elif resolved is not None and not weight.exact and not self._can_keep(weight, resolved):
             resolved = None
         self._remember("consume", line, axis=resolved)
         if resolved is None:
-            self.pin(line, "it is read by a weight that the graph computes")
+            self.pin(line, reason)
             return
         self._record(resolved, line, "in")
         self.consumers.append((resolved[0], bare(line.numpy())))
 
+    def _grows(self, weight: Weight, axis: int, read: Axis) -> bool:
+        """Whether a weight that was moved or cut out of a parameter is longer where the parameter is."""
+        node = None if weight.path is not None else self._node_of(weight)
+        return node is None or grows(node, axis, read, self.tensors, self.env)
+
+    def _node_of(self, weight: Weight) -> Node | None:
+        return next((n for n in self._here().all_input_nodes if self.env.get(n) is weight), None)
+
     def _can_keep(self, weight: Weight, read: Axis) -> bool:
         """Whether a computed weight can be kept in the place of the parameter it is computed from, axis for axis."""
-        node = next((n for n in self._here().all_input_nodes if self.env.get(n) is weight), None)
+        node = self._node_of(weight)
         known = self.tensors.tensors.get(read[0])
         moving = [axis for axis in (0, 1) if any(varies(label, axis) for label in weight.labels)]
         in_place = known is not None and known.shape == weight.shape

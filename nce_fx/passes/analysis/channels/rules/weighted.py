@@ -165,14 +165,14 @@ def _convolve(
         if isinstance(x, ChannelTensor):
             read(run, x, axis, weight, in_axis)
         line = made(run, weight, out_axis, bias)
-        count = 1
+        count = groups
     elif out_axis == 0:
         line, count = _grouped(run, x, weight, groups, axis)
         run.follow(bias, 0, line)
     else:
         return _grouped_transposed(run, x, weight, bias, groups, axis, shape)
     _set_channels(run, weight, x.shape[axis] if groups == 1 else None, line.numel(), count if groups > 1 else None)
-    if groups > 1:
+    if groups > 1 and isinstance(weight, _WEIGHTS):
         run.attribute(weight, "in_channels", int(count * weight.shape[1]))
     return run.activation(along(line, axis, shape), x.dtype)
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule
 
-from nce_fx.tracing.traced import TracedModule
+from nce_fx.traced import TracedModule
 
 _ATOMS = frozenset({int, float, bool, str, type(None), torch.Size, torch.dtype, torch.device})
 _CODE = frozenset({"_code", "_lineno_map", "_prologue_start"})

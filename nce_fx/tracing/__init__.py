@@ -23,6 +23,7 @@ from nce_fx.errors import TraceError, one_line
 from nce_fx.paths import modules_of
 from nce_fx.pipeline.history import HISTORY, begin, history_of
 from nce_fx.signature import signature
+from nce_fx.traced import ATTRIBUTES, FROZEN, ORIGIN, plain_attributes
 from nce_fx.tracing.agreement import Reference
 from nce_fx.tracing.exported import export_graph
 from nce_fx.tracing.inputs import UnsuitableError, inputs_of
@@ -30,7 +31,6 @@ from nce_fx.tracing.joining import join
 from nce_fx.tracing.modes import Modes, modes_of
 from nce_fx.tracing.shapes import propagate_shapes
 from nce_fx.tracing.symbolic import UntraceableError, symbolic_graph
-from nce_fx.tracing.traced import ATTRIBUTES, FROZEN, ORIGIN, plain_attributes
 from nce_fx.tracing.untouched import Kept, untouched
 
 __all__ = ["trace"]

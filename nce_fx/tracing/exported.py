@@ -22,9 +22,9 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import CodeGen
 from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
 
+from nce_fx.traced import TracedModule
 from nce_fx.tracing.inputs import Inputs
 from nce_fx.tracing.joining import writes
-from nce_fx.tracing.traced import TracedModule
 
 aten = torch.ops.aten
 

@@ -15,8 +15,8 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
+from nce_fx.traced import TracedModule
 from nce_fx.tracing.modes import Flag, ModeCode, place_by_mode, place_flags
-from nce_fx.tracing.traced import TracedModule
 
 _CONTAINERS = (dict, list, tuple)
 

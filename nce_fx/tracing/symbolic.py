@@ -15,11 +15,11 @@ from torch.fx import GraphModule, Proxy
 
 from nce_fx.custom import rule_of_module
 from nce_fx.errors import one_line
+from nce_fx.traced import TracedModule
 from nce_fx.tracing.attention import can_open, open_attention
 from nce_fx.tracing.inputs import Inputs
 from nce_fx.tracing.joining import writes
 from nce_fx.tracing.modes import flags, place_flags
-from nce_fx.tracing.traced import TracedModule
 from nce_fx.tracing.untouched import Kept
 
 _LEAVES = 64

@@ -83,6 +83,7 @@ def rewrite(
     source: Mapping[str, Any] | None = None,
     observe: Observer | None = None,
     progress: Progress | None = None,
+    between: Between | None = None,
 ) -> RewriteResult:
     """Rewrite a model: wider where low precision hurts, narrower where it does not, quantized, within the budget.
 
@@ -104,6 +105,7 @@ def rewrite(
         source: what else the plan shall say of where it comes from, such as the name of the data.
         observe: called with the name of each step as it starts.
         progress: called with (done, in all) while sensitivity is measured, the one step that can take long.
+        between: called after each pass, such as `nce_fx.pipeline.verify.verify`.
 
     Raises:
         NceFxError: any step that cannot be done, in one line.
@@ -140,6 +142,7 @@ def rewrite(
             uniform=analyses.uniform,
             seed=seed,
             observe=observe,
+            between=between,
         ),
         budget.limits(asdict(analyses.cost.total)),
         hardware,

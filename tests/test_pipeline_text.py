@@ -202,7 +202,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("own", ["scale:Scale", "scale.py:Scale"])
 def test_the_command_line_takes_a_pass_of_the_users_own_anywhere(here, own):
-    assert call("rewrite", "resnet8", "--max-macs", "0.7x", "--out", "one").exit_code == 0
+    looked = call(
+        "rewrite", "resnet8", "--max-macs", "0.7x", "--out", "one", "--verify-each", "--print-after", "quantize"
+    )
+    assert looked.exit_code == 0, looked.output
+    assert "weight_quant" in looked.stderr.split("after quantize:")[1]
     passes = f"resize,{own}{{factor=4}},quantize{{weight_bits=3}}"
     options = ["--verify-each", "--print-after", own, "--json"]
     result = call("apply", "resnet8", "one/plan.json", "--passes", passes, *options, "--out", "two")

@@ -11,6 +11,7 @@ from torch import nn
 import nce_fx
 from nce_fx.models import INPUT_SHAPES, MODELS
 from nce_fx.training import Recipe, train
+from nce_fx.training.scratch import from_scratch
 from tests.laws import comes_back, what_is_saved_is_what_was
 from tests.training_runs import Blobs
 from tests.zoo import randomize
@@ -45,3 +46,4 @@ def test_what_was_retrained(spec):
     trained = [train(start, Blobs(), recipe).model.eval() for start in (gm, again)]
     assert all(torch.equal(a, b) for a, b in zip(*(model.state_dict().values() for model in trained), strict=True))
     comes_back(trained[0], net(3), (x,))
+    comes_back(from_scratch(gm, net(4), spec, [x]), net(5), (x,))

@@ -40,13 +40,13 @@ def apply(
 
     The same model, weights, data and seed give the same weights.
     """
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from nce_fx import artifacts
     from nce_fx.cli.job import calibration, content
     from nce_fx.cli.reference import build_model, example_input, one_process, parse_args, quant_spec
     from nce_fx.cli.terminal import Terminal
-    from nce_fx.cli.watching import watched
+    from nce_fx.cli.watching import between_passes
     from nce_fx.data import load_data
     from nce_fx.errors import ArtifactError, InputError
     from nce_fx.models.loading import arguments_for
@@ -75,7 +75,7 @@ def apply(
     pipeline = pipeline_from("resize,quantize" if passes is None else passes, defaults)
     if wanted is not None and not any(isinstance(step, ResizeChannels) for step in pipeline.steps):
         raise InputError(f"--passes {passes} has no resize that would take {plan}: add one, or leave the plan out")
-    pipeline = watched(pipeline, verify_each, print_after, terminal)
+    pipeline = replace(pipeline, between=between_passes(pipeline.steps, verify_each, print_after, terminal))
     found = None if data is None else load_data(data, seed=seed)
     if found is not None:
         args = arguments_for(model, args, found.input_shape, found.classes)

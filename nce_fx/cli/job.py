@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 from nce_fx import artifacts
 from nce_fx.cli.reference import build_model, example_input, one_process, parse_args, quant_spec, recipe_fields
 from nce_fx.cli.terminal import Terminal
+from nce_fx.cli.watching import between_passes
 from nce_fx.comparison import Trained, compare
 from nce_fx.data import Data, load_data
 from nce_fx.data.loaders import CALIBRATION_BATCHES, CALIBRATION_SIZE
@@ -23,7 +24,8 @@ from nce_fx.models.loading import arguments_for
 from nce_fx.passes.analysis.costmodel import QUANTITIES
 from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.planning import Budget
-from nce_fx.passes.transform.quantize import QuantSpec
+from nce_fx.passes.transform.quantize import InsertQuantizers, QuantSpec
+from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.plan import WidthPlan
 from nce_fx.report import tables
 from nce_fx.report.front import front_svg
@@ -73,6 +75,8 @@ class Job:
     compile: bool
     from_scratch: bool
     sweep: str | None
+    verify_each: bool
+    print_after: list[str] | None
     seed: int
     out: Path
     dry_run: bool
@@ -122,6 +126,7 @@ def run(job: Job) -> None:
     budget, hardware = job.budget, None if job.hardware is None else HardwareTable.read(job.hardware)
     if (hardware is None) != (job.max_custom is None):
         raise InputError("--hardware is the table and --max-custom its limit: give both or neither")
+    between = between_passes((ResizeChannels, InsertQuantizers), job.verify_each, job.print_after, terminal)
     args = parse_args(job.model_args)
     compiled = {"compile": True} if job.compile else {}
     recipe = Recipe.from_dict(recipe_fields(job.recipe, epochs=job.retrain, seed=job.seed, **compiled))
@@ -154,6 +159,7 @@ def run(job: Job) -> None:
             source={} if data is None else {"data": data.name},
             observe=steps,
             progress=steps.advance,
+            between=between,
         )
     present(result.report, result.plan, result.graph_module, terminal)
     if job.dry_run:

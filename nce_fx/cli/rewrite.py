@@ -51,6 +51,8 @@ def rewrite(
             help="Plan along a range of budgets, draw the Pareto front, rewrite nothing.",
         ),
     ] = None,
+    verify_each: options.VerifyEach = False,
+    print_after: options.PrintAfter = None,
     seed: options.Seed = 0,
     out: options.Out = Path("nce-fx-out"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from torch.fx import GraphModule
 
 from nce_fx.cli.terminal import Terminal
 from nce_fx.errors import InputError
-from nce_fx.pipeline import Pass, PassResult, Pipeline
+from nce_fx.pipeline import Pass, PassResult
+from nce_fx.pipeline.base import Between
 from nce_fx.pipeline.verify import verify
 
 
-def watched(pipeline: Pipeline, verify_each: bool, print_after: Sequence[str] | None, terminal: Terminal) -> Pipeline:
-    """Return the pipeline with what was asked for between its passes.
+def between_passes(
+    passes: Sequence[Pass | type[Pass]], verify_each: bool, print_after: Sequence[str] | None, terminal: Terminal
+) -> Between | None:
+    """Return what was asked to be done between these passes.
 
     Raises:
-        InputError: a pass that is to be printed after is not in the pipeline.
+        InputError: a pass that is to be printed after is not one of them.
     """
     # A pass is asked for by its name or its class, whatever module or file that was given with.
     asked = {name.rpartition(":")[2] for name in print_after or ()}
-    known = {"all", *(name for step in pipeline.steps for name in _names(step))}
+    known = {"all", *(name for step in passes for name in _names(step))}
     if asked - known:
-        names = ", ".join(step.name for step in pipeline.steps)
+        names = ", ".join(step.name for step in passes)
         raise InputError(f"--print-after {sorted(asked - known)[0]}: the passes are {names}; or all")
 
     def between(step: Pass, before: GraphModule, result: PassResult) -> None:
@@ -34,8 +36,8 @@ def watched(pipeline: Pipeline, verify_each: bool, print_after: Sequence[str] | 
         if verify_each:
             verify(step, before, result)
 
-    return replace(pipeline, between=between) if asked or verify_each else pipeline
+    return between if asked or verify_each else None
 
 
-def _names(step: Pass) -> tuple[str, str]:
-    return step.name, type(step).__qualname__
+def _names(step: Pass | type[Pass]) -> tuple[str, str]:
+    return step.name, (step if isinstance(step, type) else type(step)).__qualname__

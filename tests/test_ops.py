@@ -191,8 +191,8 @@ def model_of(name: str) -> Between | None:
     model = between(OPS[op], spelling)
     if model is None:
         return None
-    randomize(model, 0).eval()
-    return model
+    # Examples are random as they are; the statistics of a batch_norm among them must stay possible.
+    return randomize(model).eval() if isinstance(spelling, type) else model.eval()
 
 
 @cache

@@ -86,7 +86,7 @@ def counted(gm: nn.Module, inputs: tuple[Any, ...]) -> tuple[int, int]:
     """Return multiply-accumulates by PyTorch's own counter, and the parameters; fused kernels are taken apart."""
     with (
         warnings.catch_warnings(action="ignore"),
-        FlopCounterMode(display=False, custom_mapping={torch.ops.aten._trilinear: _bilinear_flops}) as counter,
+        FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as counter,
         sdpa_kernel(SDPBackend.MATH),
         torch.backends.mkldnn.flags(enabled=False),
         torch.enable_grad(),
@@ -118,6 +118,17 @@ class _Einsums(TorchFunctionMode):
 def _bilinear_flops(x: Any, weight: Any, y: Any, *_: Any, **__: Any) -> int:
     """What PyTorch's counter does not know: every row meets the whole weight."""
     return int(2 * x[0] * torch.Size(weight).numel())
+
+
+def _vector_flops(matrix: Any, vector: Any, *_: Any, **__: Any) -> int:
+    return int(2 * torch.Size(matrix).numel())
+
+
+_UNCOUNTED = {
+    torch.ops.aten._trilinear: _bilinear_flops,
+    torch.ops.aten.mv: _vector_flops,
+    torch.ops.aten.addmv: lambda _, *shapes, **options: _vector_flops(*shapes, **options),
+}
 
 
 def loss_of(outputs: Any) -> torch.Tensor:

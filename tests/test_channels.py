@@ -7,11 +7,11 @@ from torch import nn
 
 import nce_fx
 from nce_fx.errors import ChannelError, TraceError
+from nce_fx.ids import labels
+from nce_fx.ids.value import ChannelTensor
 from nce_fx.models import MODELS
-from nce_fx.passes.analysis.channels import labels
-from nce_fx.passes.analysis.channels.rules import mixing, movement
+from nce_fx.ops.rules import mixing, movement
 from nce_fx.passes.analysis.channels.structure import examine
-from nce_fx.passes.analysis.channels.value import ChannelTensor
 from nce_fx.passes.transform.resize import kept_channels
 from tests.observing import counted
 from tests.zoo.attention import WIDTH, PooledHeads

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from torch import nn, randn
 
-from nce_fx.ops.op import Op
+from nce_fx.ops.op import Absent, Op
+from nce_fx.ops.rules import contraction
 
 ROWS = (
     Op(
         name="scaled_dot_product_attention",
         kind="product",
         signature="query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False",
+        channels=contraction.attention,
+        catch="call",
         example=lambda: (randn(2, 1, 5, 8), randn(2, 1, 5, 8), randn(2, 1, 5, 8)),
     ),
     Op(
@@ -19,6 +22,7 @@ ROWS = (
         modules=(nn.MultiheadAttention,),
         signature="query, key, value, key_padding_mask=None, need_weights=True, attn_mask=None, "
         "average_attn_weights=True, is_causal=False",
+        channels=Absent("tracing takes it apart into linear layers and attention"),
         example=lambda: (randn(5, 2, 8), randn(5, 2, 8), randn(5, 2, 8)),
     ),
 )

@@ -6,6 +6,7 @@ import torch
 from torch import nn, randn
 
 from nce_fx.ops.op import Op
+from nce_fx.ops.rules import weighted
 
 _CONVOLUTION = "input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1"
 _TRANSPOSED = "input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1"
@@ -16,6 +17,8 @@ ROWS = (
         kind="weighted",
         modules=(nn.Conv1d,),
         signature=_CONVOLUTION,
+        channels=weighted.convolution(1),
+        catch="call",
         example=lambda: (randn(2, 8, 7), randn(6, 8, 3), randn(6), [1], [1]),
     ),
     Op(
@@ -23,6 +26,8 @@ ROWS = (
         kind="weighted",
         modules=(nn.Conv2d,),
         signature=_CONVOLUTION,
+        channels=weighted.convolution(2),
+        catch="call",
         example=lambda: (randn(2, 8, 5, 5), randn(6, 8, 3, 3), randn(6), [1, 1], [1, 1]),
     ),
     Op(
@@ -30,6 +35,8 @@ ROWS = (
         kind="weighted",
         modules=(nn.Conv3d,),
         signature=_CONVOLUTION,
+        channels=weighted.convolution(3),
+        catch="call",
         example=lambda: (randn(2, 8, 4, 4, 4), randn(6, 8, 3, 3, 3), randn(6), [1, 1, 1], [1, 1, 1]),
     ),
     Op(
@@ -37,6 +44,8 @@ ROWS = (
         kind="weighted",
         modules=(nn.ConvTranspose1d,),
         signature=_TRANSPOSED,
+        channels=weighted.transposed_convolution(1),
+        catch="call",
         example=lambda: (randn(2, 8, 5), randn(8, 6, 3), randn(6), [2]),
     ),
     Op(
@@ -44,6 +53,8 @@ ROWS = (
         kind="weighted",
         modules=(nn.ConvTranspose2d,),
         signature=_TRANSPOSED,
+        channels=weighted.transposed_convolution(2),
+        catch="call",
         example=lambda: (randn(2, 8, 4, 4), randn(8, 6, 3, 3), randn(6), [2, 2]),
     ),
     Op(
@@ -51,6 +62,8 @@ ROWS = (
         kind="weighted",
         modules=(nn.ConvTranspose3d,),
         signature=_TRANSPOSED,
+        channels=weighted.transposed_convolution(3),
+        catch="call",
         example=lambda: (randn(2, 8, 3, 3, 3), randn(8, 6, 2, 2, 2), randn(6), [2, 2, 2]),
     ),
     Op(
@@ -58,6 +71,8 @@ ROWS = (
         kind="weighted",
         signature="input, weight, bias, stride, padding, dilation, transposed, output_padding, groups",
         spellings={torch.convolution: ""},
+        channels=weighted.any_convolution,
+        catch="call",
         example=lambda: (randn(2, 8, 5, 5), randn(6, 8, 3, 3), randn(6), [1, 1], [1, 1], [1, 1], False, [0, 0], 1),
     ),
 )

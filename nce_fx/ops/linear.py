@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn, randn
 
 from nce_fx.ops.op import Op
+from nce_fx.ops.rules import weighted
 
 ROWS = (
     Op(
@@ -12,6 +13,8 @@ ROWS = (
         kind="weighted",
         modules=(nn.Linear,),
         signature="input, weight, bias=None",
+        channels=weighted.linear,
+        catch="call",
         example=lambda: (randn(2, 8), randn(6, 8), randn(6)),
     ),
     Op(
@@ -19,6 +22,8 @@ ROWS = (
         kind="weighted",
         modules=(nn.Bilinear,),
         signature="input1, input2, weight, bias=None",
+        channels=weighted.bilinear,
+        catch="call",
         example=lambda: (randn(2, 8), randn(2, 8), randn(6, 8, 8), randn(6)),
     ),
 )

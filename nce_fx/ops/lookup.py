@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn, randint, randn
 
-from nce_fx.ops.op import Op
+from nce_fx.ops.op import Absent, Op
+from nce_fx.ops.rules import weighted
 
 aten = torch.ops.aten
 
@@ -20,6 +21,8 @@ ROWS = (
             (torch.embedding, aten.embedding.default),
             "weight, input, padding_idx=-1, scale_grad_by_freq=False, sparse=False",
         ),
+        channels=weighted.embedding,
+        catch="call",
         example=lambda: (randint(0, 5, (2, 3)), randn(5, 8)),
     ),
     Op(
@@ -27,6 +30,7 @@ ROWS = (
         kind="lookup",
         modules=(nn.EmbeddingBag,),
         signature="input, offsets=None, per_sample_weights=None",
+        channels=Absent("a sum of rows is no channel rule yet"),
         example=lambda: (randint(0, 5, (2, 3)),),
     ),
 )

@@ -15,6 +15,13 @@ Sign = Literal["any", "never_negative", "kept"]
 NOTHING: Mapping[Any, str] = MappingProxyType({})
 
 
+@dataclass(frozen=True)
+class Absent:
+    """Why something does not apply to an operation: ``Absent("holds no matrix")``."""
+
+    reason: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Op:
     """One operation, in every way that it can be written.
@@ -30,6 +37,13 @@ class Op:
     """Names, order and defaults of its arguments: ``"input, weight, bias=None, groups=1"``; ``*`` for any others."""
     example: Callable[[], tuple[Any, ...]]
     """Makes the arguments of one call, on values of 8 channels."""
+    channels: Callable[..., Any] | Absent
+    """What it does to channels (`nce_fx.ops.rules`)."""
+    catch: Literal["call", "module", "aten"] = "aten"
+    """Whether the rule sees the call, with its arguments; the module, then its arguments; or the ATen ops
+    ``(func, args, kwargs)`` that the operation comes apart into."""
+    not_held: tuple[str, ...] = ()
+    """Arguments that have defaults, and that its modules do not hold as attributes."""
     modules: tuple[type[nn.Module], ...] = ()
     """The modules that do the same and hold its other arguments as attributes."""
     spellings: Mapping[Any, str] = field(default_factory=lambda: NOTHING)

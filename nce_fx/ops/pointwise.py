@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn, rand, randn
 
 from nce_fx.ops.op import NOTHING, Op, Sign, same
+from nce_fx.ops.rules import elementwise, weighted
 
 
 def _activation(name: str, *modules: type[nn.Module], signature: str = "input", sign: Sign = "any", **also: Any) -> Op:
@@ -19,6 +20,7 @@ def _activation(name: str, *modules: type[nn.Module], signature: str = "input", 
         kind="pointwise",
         modules=modules,
         signature=signature,
+        channels=elementwise.pointwise,
         sign=sign,
         example=lambda: (randn(2, 8),),
         **also,
@@ -29,7 +31,15 @@ def _arithmetic(
     name: str, example: Callable[[], tuple[Any, ...]], sign: Sign = "any", spellings: Mapping[Any, str] = NOTHING
 ) -> Op:
     signature = "input, other, alpha=1"
-    return Op(name=name, kind="pointwise", signature=signature, sign=sign, spellings=spellings, example=example)
+    return Op(
+        name=name,
+        kind="pointwise",
+        signature=signature,
+        channels=elementwise.pointwise,
+        sign=sign,
+        spellings=spellings,
+        example=example,
+    )
 
 
 def _two() -> tuple[Any, ...]:
@@ -42,6 +52,7 @@ def _dropout(name: str, *modules: type[nn.Module], axes: int = 2, sign: Sign = "
         kind="pointwise",
         modules=modules,
         signature="input, p=0.5, training=True, inplace=False",
+        channels=elementwise.pointwise,
         memory="view",
         sign=sign,
         example=lambda: (randn(2, 8, *[5] * axes), 0.5, False),
@@ -69,12 +80,14 @@ ROWS = (
         kind="pointwise",
         modules=(nn.PReLU,),
         signature="input, weight",
+        channels=weighted.prelu,
+        catch="call",
         example=lambda: (randn(2, 8), rand(8)),
     ),
     _arithmetic("add", _two, sign="kept"),
     _arithmetic("mul", _two, sign="kept", spellings=same("multiply")),
     _arithmetic("sub", _two, spellings=same("subtract")),
-    _arithmetic("div", _two, spellings=same("divide", "true_divide")),
+    _arithmetic("div", lambda: (randn(2, 8), 2.0), spellings=same("divide", "true_divide")),
     _arithmetic("maximum", _two, sign="kept"),
     _arithmetic("minimum", _two, sign="kept"),
     Op(
@@ -82,6 +95,7 @@ ROWS = (
         kind="pointwise",
         modules=(nn.Identity,),
         signature="input",
+        channels=elementwise.pointwise,
         sign="kept",
         memory="view",
         example=lambda: (randn(2, 8),),

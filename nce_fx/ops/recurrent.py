@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn, randn
 
-from nce_fx.ops.op import NOTHING, Op, same
+from nce_fx.ops.op import NOTHING, Absent, Op, same
+from nce_fx.ops.rules import weighted
 
 _FUNCTION = "input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first"
 
@@ -15,6 +16,8 @@ ROWS = (
             kind="recurrent",
             modules=modules,
             signature=_FUNCTION,
+            channels=weighted.recurrent,
+            catch="module",
             spellings=same("rnn_tanh", "rnn_relu") if name == "rnn" else NOTHING,
             example=lambda: (randn(5, 2, 8),),
         )
@@ -30,6 +33,7 @@ ROWS = (
             kind="recurrent",
             modules=modules,
             signature="input, hx, w_ih, w_hh, b_ih=None, b_hh=None",
+            channels=Absent("its gates keep their width, and so do the channels that it reads"),
             spellings=same("rnn_tanh_cell", "rnn_relu_cell") if name == "rnn_cell" else NOTHING,
             example=lambda: (randn(2, 8),),
         )

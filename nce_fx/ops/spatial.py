@@ -6,9 +6,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from torch import nn, randn
+from torch import nn, rand, randn
 
-from nce_fx.ops.op import Op, Sign, same
+from nce_fx.ops.op import Absent, Op, Sign, same
+from nce_fx.ops.rules import mixing, movement
 
 
 def _image(axes: int, *rest: Any) -> tuple[Any, ...]:
@@ -16,10 +17,19 @@ def _image(axes: int, *rest: Any) -> tuple[Any, ...]:
 
 
 def _pool(
-    name: str, axes: int, *rest: Any, modules: tuple[type[nn.Module], ...], sign: Sign = "kept", **also: Any
+    name: str, axes: int, *rest: Any, modules: tuple[type[nn.Module], ...] = (), sign: Sign = "kept", **also: Any
 ) -> Op:
     example: Callable[[], tuple[Any, ...]] = partial(_image, axes, *rest)
-    return Op(name=name, kind="spatial", modules=modules, signature="input, *size", sign=sign, example=example, **also)
+    return Op(
+        name=name,
+        kind="spatial",
+        modules=modules,
+        signature="input, *size",
+        channels=mixing.spatial(axes),
+        sign=sign,
+        example=example,
+        **also,
+    )
 
 
 ROWS = (
@@ -41,6 +51,8 @@ ROWS = (
         name="pad",
         kind="spatial",
         signature="input, pad, mode='constant', value=None",
+        channels=movement.pad,
+        catch="call",
         example=lambda: (randn(2, 8, 4, 4), (1, 1, 0, 2)),
     ),
     *(
@@ -49,6 +61,7 @@ ROWS = (
             kind="spatial",
             modules=(kind,),
             signature="input",
+            channels=Absent("it calls pad"),
             sign="kept",
             example=partial(_image, axes),
         )
@@ -58,5 +71,33 @@ ROWS = (
             (3, (nn.ZeroPad3d, nn.ReflectionPad3d, nn.ReplicationPad3d, nn.CircularPad3d)),
         )
         for kind in kinds
+    ),
+    *(
+        _pool(f"upsample_nearest{axes}d", axes, [8] * axes, spellings=same(f"_upsample_nearest_exact{axes}d"))
+        for axes in (1, 2, 3)
+    ),
+    _pool("upsample_linear1d", 1, [8], False),
+    _pool("upsample_bilinear2d", 2, [8, 8], False, spellings=same("_upsample_bilinear2d_aa")),
+    _pool("upsample_trilinear3d", 3, [8, 8, 8], False),
+    _pool("upsample_bicubic2d", 2, [8, 8], False, sign="any", spellings=same("_upsample_bicubic2d_aa")),
+    _pool("grid_sampler", 2, rand(2, 4, 4, 2) - 0.5, 0, 0, False),
+    Op(
+        name="constant_pad_nd",
+        kind="spatial",
+        signature="input, pad, value=0",
+        channels=movement.constant_pad,
+        example=partial(_image, 2, [1, 1]),
+    ),
+    *(
+        Op(
+            name=f"{kind}_pad{axes}d",
+            kind="spatial",
+            signature="input, padding",
+            channels=movement.edge_pad,
+            sign="kept",
+            example=partial(_image, axes, [1, 1] * axes),
+        )
+        for kind in ("reflection", "replication")
+        for axes in (1, 2, 3)
     ),
 )

@@ -15,6 +15,7 @@ from nce_fx.errors import InputError
 from nce_fx.ops import (
     attention,
     conv,
+    creation,
     linear,
     lookup,
     movement,
@@ -140,6 +141,7 @@ def _said(row: Op) -> Iterator[tuple[Any, str]]:
 
 def _named(row: Op) -> Iterator[tuple[Any, str]]:
     """Yield what PyTorch calls by the names of a row."""
+    # A dot: a row of a module alone, or of one callable.
     names = {row.name: ""} | {s: order for s, order in row.spellings.items() if isinstance(s, str)}
     yield from ((s, order) for name, order in names.items() if "." not in name for s in spelled(name))
 
@@ -157,6 +159,7 @@ OPS = Ops(
         *reduction.ROWS,
         *spatial.ROWS,
         *movement.ROWS,
+        *creation.ROWS,
     )
 )
 """The operations that nce-fx knows."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch.fx.node import map_aggregate
 from torch.fx.passes.shape_prop import TensorMetadata
 
 from nce_fx.errors import one_line, where
+from nce_fx.ops.shapes import convolved
 from nce_fx.paths import module_at
 
 aten = torch.ops.aten
@@ -175,26 +175,6 @@ def _alike(a: Any, b: Any) -> bool:
     """Whether two values are tensors without values, of one shape and type, laid out in order."""
     both = type(a) is torch.Tensor and type(b) is torch.Tensor and a.is_meta and b.is_meta
     return both and a.shape == b.shape and a.dtype == b.dtype and a.is_contiguous() and b.is_contiguous()
-
-
-def convolved(
-    sizes: Sequence[int], kernel: Sequence[int], stride: Any, padding: Any, dilation: Any = 1
-) -> tuple[int, ...]:
-    """Return the lengths that axes have after a convolution along them; options are numbers or one for each axis."""
-    if padding == "same":
-        return tuple(sizes)
-    around = each(0 if padding == "valid" else padding, len(sizes))
-    options = (kernel, each(stride, len(sizes)), around, each(dilation, len(sizes)))
-    return tuple(
-        (size + 2 * beside - spread * (taps - 1) - 1) // step + 1
-        for size, taps, step, beside, spread in zip(sizes, *options, strict=True)
-    )
-
-
-def each(value: Any, axes: int) -> Sequence[int]:
-    """Return an option as one number for each axis."""
-    values = [value] if isinstance(value, int) else list(value)
-    return values * axes if len(values) == 1 else values
 
 
 _CONVOLUTIONS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}

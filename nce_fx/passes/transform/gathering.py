@@ -9,8 +9,8 @@ from math import prod
 import numpy as np
 import torch
 
+from nce_fx.ids.labels import Ids
 from nce_fx.passes.analysis.channels.edits import Gather
-from nce_fx.passes.analysis.channels.labels import Ids
 
 NOISE = 0.25
 """Deviation of what parts copies, in units of the weight's own deviation."""

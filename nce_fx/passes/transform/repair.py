@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch.fx import Node
 
+from nce_fx.ids.labels import varies
+from nce_fx.ids.value import ChannelTensor
 from nce_fx.passes.analysis.channels.check import Check
-from nce_fx.passes.analysis.channels.labels import varies
-from nce_fx.passes.analysis.channels.value import ChannelTensor
 
 aten = torch.ops.aten
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]]

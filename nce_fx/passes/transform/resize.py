@@ -25,17 +25,17 @@ from nce_fx.copying import copied
 from nce_fx.devices import device_of
 from nce_fx.errors import ChannelError, where
 from nce_fx.frozen import freeze
+from nce_fx.ids.labels import Ids
+from nce_fx.ids.space import Axis, Tensors
+from nce_fx.ids.value import ChannelTensor
 from nce_fx.ops import OPS
 from nce_fx.ops.table import argument_names
 from nce_fx.passes.analysis.channels import ChannelGraph, analysis_of
 from nce_fx.passes.analysis.channels.computed import Computed, keep, value_of
 from nce_fx.passes.analysis.channels.edits import Gather
 from nce_fx.passes.analysis.channels.groups import Part
-from nce_fx.passes.analysis.channels.ids import Axis, Tensors
-from nce_fx.passes.analysis.channels.labels import Ids
 from nce_fx.passes.analysis.channels.projection import Mismatch
 from nce_fx.passes.analysis.channels.structure import Structure, settle, spread_copies
-from nce_fx.passes.analysis.channels.value import ChannelTensor
 from nce_fx.passes.transform.gathering import Weights
 from nce_fx.passes.transform.resizing import Broken, Resizing
 from nce_fx.paths import module_at, tensor_at

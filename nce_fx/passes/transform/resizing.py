@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch.fx import Node
 
+from nce_fx.ids.labels import Ids, compress, core, line_of, varies
+from nce_fx.ids.value import ChannelTensor, activation
 from nce_fx.passes.analysis.channels.check import Check
 from nce_fx.passes.analysis.channels.edits import lay_out
-from nce_fx.passes.analysis.channels.labels import Ids, compress, core, line_of, varies
 from nce_fx.passes.analysis.channels.projection import Mismatch, moving_axes
-from nce_fx.passes.analysis.channels.value import ChannelTensor
 from nce_fx.passes.transform.repair import repairs, shared_maximum
 
 _FAILURES = (Mismatch, RuntimeError, ValueError, IndexError, TypeError, AssertionError, AttributeError)
@@ -96,7 +96,7 @@ class Resizing(Check):
                 if index is None:
                     continue
                 label = compress(args[moved].labels[0].index_select(axis, torch.from_numpy(index)))
-                gathered = self.activation(label, args[moved].dtype)
+                gathered = activation(self, label, args[moved].dtype)
                 try:
                     result = self._attempt(n, n.target, (*args[:moved], gathered, *args[moved + 1 :]), kwargs)
                 except _FAILURES:
@@ -194,7 +194,7 @@ class Resizing(Check):
             return None
         index = np.array(wanted, dtype=np.int64)
         self.edits.selects[n] = (source, axis, index)
-        return self.activation(compress(label.index_select(axis, torch.from_numpy(index))), new_source.dtype)
+        return activation(self, compress(label.index_select(axis, torch.from_numpy(index))), new_source.dtype)
 
 
 def shapes_of(value: Any) -> Any:

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from torch.fx import GraphModule, Node
 
+from nce_fx.ids.labels import FIRST_ID, Ids, bare, lies, line_of, varies
+from nce_fx.ids.space import Axis
+from nce_fx.ids.value import ChannelTensor
 from nce_fx.passes.analysis.channels.graph import AxisWidth, ChannelGraph, ChannelGroup, ChannelPart, least
 from nce_fx.passes.analysis.channels.groups import Group
-from nce_fx.passes.analysis.channels.ids import Axis
-from nce_fx.passes.analysis.channels.labels import FIRST_ID, Ids, bare, lies, line_of, varies
 from nce_fx.passes.analysis.channels.memo import Facts, keep_analysis, known_analysis
 from nce_fx.passes.analysis.channels.structure import Structure, enlarged, examine
 from nce_fx.passes.analysis.channels.tie import Tie
-from nce_fx.passes.analysis.channels.value import ChannelTensor
 from nce_fx.passes.transform.resizing import Resizing
 
 __all__ = ["AxisWidth", "ChannelGraph", "ChannelGroup", "ChannelPart", "analyze_channels"]

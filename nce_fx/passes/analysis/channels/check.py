@@ -13,9 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from nce_fx.custom import rule_of
 from nce_fx.errors import one_line
-from nce_fx.passes.analysis.channels.edits import Edits, Gather, lay_out
-from nce_fx.passes.analysis.channels.ids import Axis
-from nce_fx.passes.analysis.channels.labels import (
+from nce_fx.ids.labels import (
     FIRST_ID,
     FIXED,
     Ids,
@@ -29,12 +27,14 @@ from nce_fx.passes.analysis.channels.labels import (
     line_of,
     varies,
 )
+from nce_fx.ids.space import Axis
+from nce_fx.ids.value import ChannelTensor, Weight
+from nce_fx.ids.vocabulary import Fact
+from nce_fx.passes.analysis.channels.edits import Edits, Gather, lay_out
 from nce_fx.passes.analysis.channels.products import PRODUCTS, shares_of
 from nce_fx.passes.analysis.channels.projection import Mismatch, Projections, moving_axes
 from nce_fx.passes.analysis.channels.run import Run
 from nce_fx.passes.analysis.channels.tie import Answer, Meeting, Tie
-from nce_fx.passes.analysis.channels.value import ChannelTensor, Weight
-from nce_fx.passes.analysis.channels.vocabulary import Fact
 
 
 class Relayout(Exception):
@@ -82,6 +82,9 @@ class Check(Run):
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._followed: tuple[Any, Any, Gather] | None = None
         """The last line that a parameter followed, old and new, and how: the parameters of a norm follow one."""
+
+    def overwritten(self, value: ChannelTensor) -> None:
+        pass
 
     def ids(self, label: torch.Tensor) -> torch.Tensor:
         ids: torch.Tensor = bare(label) % self.span

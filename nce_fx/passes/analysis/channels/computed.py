@@ -16,7 +16,7 @@ from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
-from nce_fx.passes.analysis.channels.ids import Axis, Tensors
+from nce_fx.ids.space import Axis, Tensors
 from nce_fx.passes.analysis.layers import source_parameters
 from nce_fx.tracing.exported import evaluating
 

@@ -13,8 +13,8 @@ import torch
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from nce_fx.passes.analysis.channels.ids import Axis, Tensors
-from nce_fx.passes.analysis.channels.value import ChannelTensor
+from nce_fx.ids.space import Axis, Tensors
+from nce_fx.ids.value import ChannelTensor
 
 
 class _UnknownError(Exception):

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from nce_fx.passes.analysis.channels.ids import Axis
-from nce_fx.passes.analysis.channels.labels import Ids, bare
+from nce_fx.ids.labels import Ids, bare
+from nce_fx.ids.space import Axis
 from nce_fx.passes.analysis.channels.products import Shares
 
 

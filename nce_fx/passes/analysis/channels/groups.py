@@ -16,8 +16,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from nce_fx.errors import where
-from nce_fx.passes.analysis.channels.ids import Axis, Pin
-from nce_fx.passes.analysis.channels.labels import FIRST_ID, Ids, lies
+from nce_fx.ids.labels import FIRST_ID, Ids, lies
+from nce_fx.ids.space import Axis, Pin
 from nce_fx.passes.analysis.channels.tie import Tie
 
 

@@ -7,8 +7,8 @@ import zlib
 import numpy as np
 import numpy.typing as npt
 
+from nce_fx.ids.labels import Ids
 from nce_fx.ops import OPS
-from nce_fx.passes.analysis.channels.labels import Ids
 
 Shares = npt.NDArray[np.float64]
 

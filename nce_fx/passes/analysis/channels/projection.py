@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from nce_fx.passes.analysis.channels.labels import (
+from nce_fx.ids.labels import (
     FIRST_ID,
     Ids,
     Label,

@@ -18,12 +18,17 @@ from torch.fx.passes.shape_prop import TensorMetadata
 
 from nce_fx.custom import missing, rule_of, rule_of_module
 from nce_fx.errors import ChannelError, where
-from nce_fx.passes.analysis.channels.ids import IdSpace, Tensors
-from nce_fx.passes.analysis.channels.labels import FIXED, Label, constant, core, line_of
-from nce_fx.passes.analysis.channels.reparametrized import plain_class
-from nce_fx.passes.analysis.channels.value import ChannelTensor, Layer
-from nce_fx.passes.analysis.channels.vocabulary import Vocabulary
-from nce_fx.tracing.modes import is_by_mode
+from nce_fx.ids.labels import FIXED, Label, constant, core, line_of
+from nce_fx.ids.reparametrized import plain_class
+from nce_fx.ids.space import IdSpace, Tensors
+from nce_fx.ids.value import ChannelTensor, Layer, activation
+from nce_fx.ids.vocabulary import Vocabulary
+from nce_fx.ops import OPS
+from nce_fx.ops.rules import elementwise
+from nce_fx.passes.analysis.channels import dispatch
+from nce_fx.passes.analysis.channels.dispatch import layer_rule
+from nce_fx.quantizers.base import Quantizer
+from nce_fx.tracing.modes import ByMode, is_by_mode
 
 _ARITHMETIC = {
     operator.add: torch.ops.aten.add.Tensor,
@@ -33,6 +38,7 @@ _ARITHMETIC = {
     torch.mul: torch.ops.aten.mul.Tensor,
 }
 """What would come back as these ops by way of PyTorch's dispatcher."""
+_OWN_MODULES: dict[type[nn.Module], Any] = {Quantizer: elementwise.quantizer, ByMode: elementwise.by_mode}
 
 
 class Run(Vocabulary, Interpreter):
@@ -42,6 +48,7 @@ class Run(Vocabulary, Interpreter):
         # fx lists all modules of the one it is given by name, which nothing here asks for.
         super().__init__(nn.Module(), garbage_collect_values=False, graph=gm.graph)
         self.module = gm
+        self.ops = OPS
         self.space = space
         self.tensors = tensors
         self.node: Node | None = None
@@ -84,7 +91,7 @@ class Run(Vocabulary, Interpreter):
 
     def _given(self, meta: Any) -> Any:
         if hasattr(meta, "shape"):
-            return self.activation(constant(FIXED, meta.shape), meta.dtype)
+            return activation(self, constant(FIXED, meta.shape), meta.dtype)
         if isinstance(meta, dict):
             return {key: self._given(value) for key, value in meta.items()}
         return type(meta)(self._given(value) for value in meta) if isinstance(meta, list | tuple) else meta
@@ -97,10 +104,8 @@ class Run(Vocabulary, Interpreter):
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Apply the rule of a plain layer; call a copy of any other module, whose parameters are channel tensors."""
-        from nce_fx.passes.analysis.channels.rules import module_rule
-
         if target not in self.rules:
-            self.rules[target] = _plain_rule(self.tensors.modules[target])
+            self.rules[target] = self._plain_rule(self.tensors.modules[target])
         plain = self.rules[target]
         if plain is not None and len(args) == 1 and isinstance(args[0], ChannelTensor) and not kwargs:
             return self.apply(plain, (Layer(self, self.tensors.modules[target], target), args[0]), {})
@@ -110,20 +115,39 @@ class Run(Vocabulary, Interpreter):
         own = rule_of_module(type(shadow))
         if own is not None:
             return self._by_rule(own, (shadow, *args), kwargs)
-        rule = module_rule(shadow)
+        rule = self._module_rule(shadow)
         return shadow(*args, **kwargs) if rule is None else self.apply(rule, (shadow, *args), kwargs)
+
+    def _plain_rule(self, module: nn.Module) -> Any:
+        """Return the rule of a plain layer; ``None`` for any other module."""
+        plain = not module._forward_pre_hooks and not module._forward_hooks and "forward" not in module.__dict__
+        op = self.ops.spellings.get(type(module))
+        known = plain and op is not None and rule_of_module(type(module)) is None
+        return layer_rule(op, module) if known and op is not None else None
+
+    def _module_rule(self, module: nn.Module) -> Any:
+        """Return the rule of a module that takes it whole; ``None`` for one whose forward is simply run."""
+        own = next((rule for kind, rule in _OWN_MODULES.items() if isinstance(module, kind)), None)
+        op = self.ops.of_module(module)
+        return op.channels if own is None and op is not None and op.catch == "module" else own
+
+    def called(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Do to channels what a torch function does that was called on them."""
+        return dispatch.called(self.ops, self, func, args, kwargs)
+
+    def dispatched(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Do to channels what an ATen op does."""
+        return dispatch.dispatched(self.ops, self, func, args, kwargs)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Call a function on channel tensors, or the user's own rule for it."""
-        from nce_fx.passes.analysis.channels.rules.elementwise import pointwise
-
         own = rule_of(target)
         if own is not None:
             return self._by_rule(own, args, kwargs)
         overload = _ARITHMETIC.get(target)
         if overload is not None and not kwargs and len(args) == 2 and all(type(a) is ChannelTensor for a in args):
             self.computes()
-            return self.apply(pointwise, (overload, args, kwargs), {})
+            return self.apply(elementwise.pointwise, (overload, args, kwargs), {})
         return _on_cpu(super().call_function(target, args, kwargs))
 
     def _by_rule(self, rule: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -214,9 +238,6 @@ class Run(Vocabulary, Interpreter):
                 self.pin(small, "it makes an output of the model, whose shape is the user's", source)
         return value
 
-    def overwritten(self, value: ChannelTensor) -> None:
-        """Keep what a value has been until now where that is asked for later: a node writes into it."""
-
     def line(self, label: Label, axis: int) -> torch.Tensor:
         """Return the ids along one axis of a label at the first index of all others."""
         if self._read is None or self._read[0] is not label or self._read[1] != axis:
@@ -233,14 +254,6 @@ class Run(Vocabulary, Interpreter):
 def _on_cpu(value: Any) -> Any:
     """Bring a tensor that the model holds or makes to where labels are, which an index for example must meet."""
     return value.cpu() if isinstance(value, torch.Tensor) and not isinstance(value, ChannelTensor) else value
-
-
-def _plain_rule(module: nn.Module) -> Any:
-    """Return the rule of a plain layer; ``None`` for any other module."""
-    from nce_fx.passes.analysis.channels.rules import layer_rule
-
-    rule = layer_rule(module)
-    return None if rule is None or rule_of_module(type(module)) is not None else rule
 
 
 def makers(node: Node) -> list[Node]:

@@ -11,10 +11,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from nce_fx.errors import ChannelError, one_line, where
-from nce_fx.passes.analysis.channels.computed import Computed, computed
-from nce_fx.passes.analysis.channels.cutouts import grows
-from nce_fx.passes.analysis.channels.ids import Axis, IdSpace, Pin, Tensors
-from nce_fx.passes.analysis.channels.labels import (
+from nce_fx.ids.labels import (
     FIRST_ID,
     FIXED,
     Ids,
@@ -28,9 +25,12 @@ from nce_fx.passes.analysis.channels.labels import (
     placed,
     varies,
 )
+from nce_fx.ids.space import Axis, IdSpace, Pin, Tensors
+from nce_fx.ids.value import ChannelTensor, Weight
+from nce_fx.ids.vocabulary import Fact, NotFollowedError
+from nce_fx.passes.analysis.channels.computed import Computed, computed
+from nce_fx.passes.analysis.channels.cutouts import grows
 from nce_fx.passes.analysis.channels.run import Run
-from nce_fx.passes.analysis.channels.value import ChannelTensor, Weight
-from nce_fx.passes.analysis.channels.vocabulary import Fact, NotFollowedError
 
 
 @dataclass

@@ -15,7 +15,7 @@ import numpy as np
 from torch.fx import GraphModule
 
 from nce_fx.frozen import freeze
-from nce_fx.passes.analysis.channels.ids import Axis
+from nce_fx.ids.space import Axis
 from nce_fx.passes.transform.widths.insert import Mixing, insert_width_choices, remove_width_choices
 from nce_fx.passes.transform.widths.modules import WIDTH_MODULES, WidthChoice, WidthDraw, WidthNorm
 from nce_fx.passes.transform.widths.places import Order, carried_order, channel_order

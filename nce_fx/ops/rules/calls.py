@@ -8,31 +8,8 @@ import torch
 from torch.utils._pytree import tree_map
 
 from nce_fx.custom import missing
-from nce_fx.passes.analysis.channels.labels import FIXED, Label, constant, core
-from nce_fx.passes.analysis.channels.run import Run
-from nce_fx.passes.analysis.channels.value import ChannelTensor
-
-
-def channel_tensors(args: Any) -> list[ChannelTensor]:
-    """Return the channel tensors among arguments, in order, through lists and tuples."""
-    if isinstance(args, ChannelTensor):
-        return [args]
-    if isinstance(args, list | tuple):
-        return [value for arg in args for value in channel_tensors(arg)]
-    return []
-
-
-def find(args: Any) -> ChannelTensor | None:
-    """Return the first channel tensor among arguments."""
-    values = channel_tensors(args)
-    return values[0] if values else None
-
-
-def run_of(args: Any) -> Run:
-    """Return the run that the arguments belong to."""
-    value = find(args)
-    assert value is not None
-    return value.run
+from nce_fx.ids.labels import FIXED, Label, constant, core
+from nce_fx.ids.value import ChannelTensor, activation, channel_tensors
 
 
 def label_for(value: ChannelTensor, axis: int) -> Label:
@@ -70,7 +47,7 @@ def opaque(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str
 
     def wrap(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            return run.activation(constant(FIXED, value.shape), value.dtype)
+            return activation(run, constant(FIXED, value.shape), value.dtype)
         return value
 
     return tree_map(wrap, result)

@@ -15,9 +15,8 @@ import torch
 from torch.fx import Node
 
 from nce_fx.errors import where
-from nce_fx.passes.analysis.channels.ids import IdSpace
-from nce_fx.passes.analysis.channels.labels import Ids, Label, Layout, core, lies, varies
-from nce_fx.passes.analysis.channels.value import ChannelTensor, Weight
+from nce_fx.ids.labels import Ids, Label, Layout, core, lies, varies
+from nce_fx.ids.space import IdSpace, Tensors
 
 _ASIDE = 1000
 """More steps than one node has."""
@@ -53,6 +52,7 @@ class Vocabulary(ABC):
     """The words of rules; the node at hand is the one they speak of."""
 
     space: IdSpace
+    tensors: Tensors
     node: Node | None
     step: int
     """How many meetings the current node has had: the two runs meet in the same order."""
@@ -113,11 +113,11 @@ class Vocabulary(ABC):
         """Demand that these channels stay as they are."""
 
     @abstractmethod
-    def produce(self, weight: Weight, axis: int) -> torch.Tensor:
+    def produce(self, weight: Any, axis: int) -> torch.Tensor:
         """Return the ids of the output channels that an axis of a weight makes."""
 
     @abstractmethod
-    def consume(self, weight: Weight, axis: int, line: torch.Tensor) -> None:
+    def consume(self, weight: Any, axis: int, line: torch.Tensor) -> None:
         """An axis of a weight is summed against these channels: one entry for each, divided among copies."""
 
     @abstractmethod
@@ -125,17 +125,15 @@ class Vocabulary(ABC):
         """An axis of a parameter has one entry for each of these channels."""
 
     @abstractmethod
-    def blocks(self, x: ChannelTensor, label: Label, axis: int, size: int) -> tuple[Label, Ids, Ids]:
+    def blocks(self, x: Any, label: Label, axis: int, size: int) -> tuple[Label, Ids, Ids]:
         """Channels come in blocks of this size, copied whole; return the label, and each block's (old index, copy)."""
 
     @abstractmethod
-    def grouped(
-        self, weight: Weight, axis: int, size: int, first: torch.Tensor, blocks: tuple[Ids, Ids]
-    ) -> torch.Tensor:
+    def grouped(self, weight: Any, axis: int, size: int, first: torch.Tensor, blocks: tuple[Ids, Ids]) -> torch.Tensor:
         """Return the output channels of a grouped op: for each input block, a block of the weight's axis."""
 
     @abstractmethod
-    def grouped_outputs(self, weight: Weight, size: int, first: torch.Tensor, blocks: tuple[Ids, Ids]) -> torch.Tensor:
+    def grouped_outputs(self, weight: Any, size: int, first: torch.Tensor, blocks: tuple[Ids, Ids]) -> torch.Tensor:
         """Return output channels that no axis of the weight holds: a block of this size for each input block."""
 
     @abstractmethod
@@ -197,6 +195,10 @@ class Vocabulary(ABC):
         """Return what the rule at work says or asks."""
         return Fact(self.rule, word, tuple([label.dim() for label in labels]), axis, self.within)
 
+    @abstractmethod
+    def overwritten(self, value: Any) -> None:
+        """Keep what a value has been until now where that is asked for later: a node writes into it."""
+
     # What rules ask.
 
     @abstractmethod
@@ -257,9 +259,21 @@ class Vocabulary(ABC):
                 axes.append(axis)
         return tuple(axes)
 
-    def activation(self, label: Label, dtype: torch.dtype = torch.float32) -> ChannelTensor:
-        """Wrap a label as a value."""
-        return ChannelTensor(self, label.shape, (label,), dtype)
+    @abstractmethod
+    def line(self, label: Label, axis: int) -> torch.Tensor:
+        """Return the ids along one axis of a label at the first index of all others."""
+
+    @abstractmethod
+    def called(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Do to channels what a torch function does that was called on them."""
+
+    @abstractmethod
+    def dispatched(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Do to channels what an ATen op does."""
+
+    @abstractmethod
+    def shape_of(self, path: str) -> tuple[int, ...]:
+        """Return the shape of a parameter in this run."""
 
     def message(self) -> str:
         """Return how messages name the node at hand."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from nce_fx.passes.analysis.channels.labels import (
+from nce_fx.ids.labels import (
     FIRST_ID,
     FIXED,
     NEUTRAL,
@@ -27,10 +27,10 @@ from nce_fx.passes.analysis.channels.labels import (
     resized,
     varies,
 )
-from nce_fx.passes.analysis.channels.rules.calls import channel_tensors, label_for, opaque, run_of
-from nce_fx.passes.analysis.channels.rules.elementwise import neutral, one_channel
-from nce_fx.passes.analysis.channels.run import Run
-from nce_fx.passes.analysis.channels.value import ChannelTensor
+from nce_fx.ids.value import ChannelTensor, activation, channel_tensors, run_of
+from nce_fx.ids.vocabulary import Vocabulary
+from nce_fx.ops.rules.calls import label_for, opaque
+from nce_fx.ops.rules.elementwise import neutral, one_channel
 
 
 def _like(value: ChannelTensor, labels: tuple[Label, ...]) -> ChannelTensor:
@@ -155,7 +155,7 @@ def cat(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTens
     return ChannelTensor(run, shape, (finest.expand(shape),), values[0].dtype)
 
 
-def _finest_tokens(run: Run, labels: list[Label], axis: int) -> int | None:
+def _finest_tokens(run: Vocabulary, labels: list[Label], axis: int) -> int | None:
     """Return which of joined parts names most channels, where all run along other axes (a class token, patches).
 
     Such parts must be equally wide; tied here, they need no label that names channels for every token anew. ``None``
@@ -174,7 +174,7 @@ def _finest_tokens(run: Run, labels: list[Label], axis: int) -> int | None:
     return place if tokens else None
 
 
-def _part(run: Run, parts: list[Any], part: Any, axis: int) -> Label:
+def _part(run: Vocabulary, parts: list[Any], part: Any, axis: int) -> Label:
     """Return the one label of a part: of a parameter's, the one that runs where the others have channels."""
     if not isinstance(part, ChannelTensor):
         return constant(FIXED, part.shape)
@@ -276,7 +276,7 @@ def im2col(input: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, st
     line = core(label_for(input, 1)).reshape(-1)[: input.shape[1]]
     places = meta.shape[1] // input.shape[1]
     repeated = at_places(line[:, None], torch.arange(places)[None], places).reshape(1, -1, 1)
-    return run.activation(repeated.expand(meta.shape), input.dtype)
+    return activation(run, repeated.expand(meta.shape), input.dtype)
 
 
 def col2im(
@@ -289,7 +289,7 @@ def col2im(
     rows = line.reshape(meta.shape[1], -1)
     first = rows[:, :1]
     run.tie(rows, first.expand(rows.shape))
-    return run.activation(along(first.reshape(-1), 1, meta.shape), input.dtype)
+    return activation(run, along(first.reshape(-1), 1, meta.shape), input.dtype)
 
 
 def index(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -339,76 +339,6 @@ def glu(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     first, second = (value.narrow(axis, start, half) for start in (0, half))
     return first * second
 
-
-RULES: dict[str, Any] = {
-    "glu": glu,
-    "clone": same,
-    "alias": same,
-    "detach": same,
-    "lift_fresh": same,
-    "contiguous": same,
-    "_to_copy": same,
-    "to": same,
-    "tril": alike,
-    "triu": alike,
-    "view": view,
-    "_unsafe_view": view,
-    "reshape": view,
-    "_reshape_alias": view,
-    "permute": moved,
-    "transpose": moved,
-    "t": moved,
-    "expand": moved,
-    "select": select,
-    "slice": split,
-    "narrow": split,
-    "split": split,
-    "split_with_sizes": split,
-    "chunk": split,
-    "unsafe_chunk": split,
-    "unsafe_split": split,
-    "unbind": split,
-    "unsqueeze": moved,
-    "squeeze": moved,
-    "unfold": moved,
-    "diagonal": moved,
-    "cat": cat,
-    "stack": stack,
-    "roll": shifted,
-    "flip": shifted,
-    "index_select": copied,
-    "repeat": copied,
-    "repeat_interleave": copied,
-    "tile": copied,
-    "rot90": copied,
-    "pixel_shuffle": copied,
-    "pixel_unshuffle": space_to_depth,
-    "channel_shuffle": copied,
-    "native_channel_shuffle": copied,
-    "index": index,
-    "constant_pad_nd": constant_pad,
-    "reflection_pad1d": edge_pad,
-    "reflection_pad2d": edge_pad,
-    "reflection_pad3d": edge_pad,
-    "replication_pad1d": edge_pad,
-    "replication_pad2d": edge_pad,
-    "replication_pad3d": edge_pad,
-    "zeros_like": alike,
-    "ones_like": alike,
-    "full_like": alike,
-    "empty_like": alike,
-    "rand_like": alike,
-    "randn_like": alike,
-    "bernoulli": alike,
-    "new_zeros": new_shape,
-    "new_ones": new_shape,
-    "new_full": new_shape,
-    "new_empty": new_shape,
-    "fill": filled,
-    "zero": filled,
-    "copy": write,
-    "_assert_tensor_metadata": asserted,
-}
 
 MOVEMENT = frozenset({same, moved, split, select, copied, shifted, view, cat, stack, index, space_to_depth})
 """Rules of ops that change no value: a region of them can become one gather."""

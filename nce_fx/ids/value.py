@@ -9,15 +9,12 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from nce_fx.passes.analysis.channels.labels import NEUTRAL, Label, constant
-
-if TYPE_CHECKING:
-    from nce_fx.passes.analysis.channels.run import Run
-
+from nce_fx.ids.labels import NEUTRAL, Label, constant
+from nce_fx.ids.vocabulary import Vocabulary
 
 _CPU = torch.device("cpu")
 
@@ -25,7 +22,7 @@ _CPU = torch.device("cpu")
 class ChannelTensor(torch.Tensor):
     """An activation (one label) or a parameter (one label for each of its axes, made when first asked for)."""
 
-    _run: weakref.ref[Run]
+    _run: weakref.ref[Vocabulary]
     """Whoever keeps values keeps their run, which has them all; a value that kept its run would keep all others alive,
     in a cycle that Python cannot see: PyTorch holds what a view is of where no garbage collector looks."""
     path: str | None
@@ -41,7 +38,7 @@ class ChannelTensor(torch.Tensor):
     @staticmethod
     def __new__(
         cls,
-        run: Run,
+        run: Vocabulary,
         shape: Sequence[int],
         labels: tuple[Label, ...] | None,
         dtype: torch.dtype = torch.float32,
@@ -62,7 +59,7 @@ class ChannelTensor(torch.Tensor):
         pass
 
     @property
-    def run(self) -> Run:
+    def run(self) -> Vocabulary:
         """The run of the graph that the value is of."""
         run = self._run()
         assert run is not None
@@ -114,14 +111,9 @@ class ChannelTensor(torch.Tensor):
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        from nce_fx.passes.analysis.channels.rules import FUNCTION_RULES
-        from nce_fx.passes.analysis.channels.rules.calls import run_of
-
-        rule = FUNCTION_RULES.get(func)
-        if rule is not None:
-            run = run_of([args, list((kwargs or {}).values())])
-            run.computes()
-            return run.apply(rule, args, kwargs or {})
+        run = found_run([args, list((kwargs or {}).values())])
+        if run is not None:
+            return run.called(func, args, kwargs or {})
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
 
@@ -129,16 +121,49 @@ class ChannelTensor(torch.Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        from nce_fx.passes.analysis.channels.rules import dispatch
+        run = found_run([args, list((kwargs or {}).values())])
+        assert run is not None
+        return run.dispatched(func, args, kwargs or {})
 
-        return dispatch(func, args, kwargs or {})
+
+def activation(run: Vocabulary, label: Label, dtype: torch.dtype = torch.float32) -> ChannelTensor:
+    """Wrap a label as a value."""
+    return ChannelTensor(run, label.shape, (label,), dtype)
+
+
+def channel_tensors(args: Any) -> list[ChannelTensor]:
+    """Return the channel tensors among arguments, in order, through lists and tuples."""
+    if isinstance(args, ChannelTensor):
+        return [args]
+    if isinstance(args, list | tuple):
+        return [value for arg in args for value in channel_tensors(arg)]
+    return []
+
+
+def find(args: Any) -> ChannelTensor | None:
+    """Return the first channel tensor among arguments."""
+    values = channel_tensors(args)
+    return values[0] if values else None
+
+
+def found_run(args: Any) -> Vocabulary | None:
+    """Return the run that the arguments belong to; ``None`` where no channel tensor is among them."""
+    value = find(args)
+    return None if value is None else value.run
+
+
+def run_of(args: Any) -> Vocabulary:
+    """Return the run that the arguments belong to."""
+    value = find(args)
+    assert value is not None
+    return value.run
 
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
     """A parameter or buffer by its path alone, for rules of layers that nothing else is done with."""
 
-    run: Run
+    run: Vocabulary
     path: str
     alias: str
     exact: bool = True
@@ -162,7 +187,7 @@ Weight = ChannelTensor | Parameter
 class Layer:
     """A module of a graph whose parameters are channel parameters: what the rule of a plain layer is given."""
 
-    run: Run
+    run: Vocabulary
     module: Any
     path: str
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from nce_fx.passes.analysis.channels.labels import FIRST_ID, Ids
-from nce_fx.passes.analysis.channels.reparametrized import WeightNormed, weight_normed
+from nce_fx.ids.labels import FIRST_ID, Ids
+from nce_fx.ids.reparametrized import WeightNormed, weight_normed
 from nce_fx.paths import modules_of
 
 Axis = tuple[str, int]

@@ -12,16 +12,16 @@ from typing import Any
 
 import torch
 
-from nce_fx.passes.analysis.channels.labels import FIXED, Label, along, constant, core, line_of, varies
-from nce_fx.passes.analysis.channels.rules.calls import channel_tensors, label_for, run_of
-from nce_fx.passes.analysis.channels.run import Run
-from nce_fx.passes.analysis.channels.value import ChannelTensor, Layer, Parameter, Weight
-from nce_fx.tracing.shapes import convolved, each
+from nce_fx.ids.labels import FIXED, Label, along, constant, core, line_of, varies
+from nce_fx.ids.value import ChannelTensor, Parameter, Weight, activation, channel_tensors, run_of
+from nce_fx.ids.vocabulary import Vocabulary
+from nce_fx.ops.rules.calls import label_for
+from nce_fx.ops.shapes import convolved, each
 
 _WEIGHTS = (ChannelTensor, Parameter)
 
 
-def channel_line(run: Run, label: Label, axis: int) -> torch.Tensor:
+def channel_line(run: Vocabulary, label: Label, axis: int) -> torch.Tensor:
     """Return the ids along an axis; where other axes vary too (joined tokens), every line must be the same."""
     line = run.line(label, axis)
     others = [other for other in range(label.dim()) if other != axis]
@@ -30,7 +30,7 @@ def channel_line(run: Run, label: Label, axis: int) -> torch.Tensor:
     return line
 
 
-def read(run: Run, x: ChannelTensor, axis: int, weight: Any, weight_axis: int) -> None:
+def read(run: Vocabulary, x: ChannelTensor, axis: int, weight: Any, weight_axis: int) -> None:
     """Sum the channels along an axis of ``x`` against an axis of a weight."""
     label = label_for(x, axis)
     if isinstance(weight, _WEIGHTS):
@@ -39,7 +39,7 @@ def read(run: Run, x: ChannelTensor, axis: int, weight: Any, weight_axis: int) -
         run.pin(run.ids(core(label)), "it is read by a weight that is a constant of the graph")
 
 
-def made(run: Run, weight: Any, axis: int, bias: Any) -> torch.Tensor:
+def made(run: Vocabulary, weight: Any, axis: int, bias: Any) -> torch.Tensor:
     """Return the ids that an axis of a weight makes; a bias follows them."""
     if not isinstance(weight, _WEIGHTS):
         return torch.zeros(weight.shape[axis], dtype=torch.int64)
@@ -60,20 +60,14 @@ def linear(input: Any, weight: Any, bias: Any = None) -> ChannelTensor:
     line = made(run, weight, 0, bias)
     run.attribute(weight, "out_features", line.numel())
     run.attribute(weight, "in_features", input.shape[-1])
-    return run.activation(along(line, input.dim() - 1, input.shape), input.dtype)
+    return activation(run, along(line, input.dim() - 1, input.shape), input.dtype)
 
 
-def _along_tokens(run: Run, x: ChannelTensor, weight: Any, bias: Any) -> ChannelTensor:
+def _along_tokens(run: Vocabulary, x: ChannelTensor, weight: Any, bias: Any) -> ChannelTensor:
     """Mix tokens (a mixer's first linear): channels stay what they were, and what it makes keeps its number."""
     run.pin(made(run, weight, 0, bias), "it mixes tokens, whose channels run along another axis")
     label = x.labels[0].narrow(x.dim() - 1, 0, 1)
-    return run.activation(label.expand(*x.shape[:-1], weight.shape[0]), x.dtype)
-
-
-def linear_layer(layer: Layer, input: ChannelTensor) -> ChannelTensor:
-    """The layer as a module."""
-    layer.run.computes()
-    return linear(input, layer.parameter("weight"), layer.parameter("bias"))
+    return activation(run, label.expand(*x.shape[:-1], weight.shape[0]), x.dtype)
 
 
 def bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> ChannelTensor:
@@ -81,7 +75,7 @@ def bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> Channel
     run = run_of((input1, input2, weight))
     read(run, input1, input1.dim() - 1, weight, 1)
     read(run, input2, input2.dim() - 1, weight, 2)
-    return run.activation(along(made(run, weight, 0, bias), input1.dim() - 1, input1.shape))
+    return activation(run, along(made(run, weight, 0, bias), input1.dim() - 1, input1.shape))
 
 
 def convolution(dims: int) -> Callable[..., ChannelTensor]:
@@ -93,20 +87,6 @@ def convolution(dims: int) -> Callable[..., ChannelTensor]:
         axis = input.dim() - dims - 1
         rows = convolved(input.shape[axis + 1 :], weight.shape[2:], stride, padding, dilation)
         return _convolve(run_of((input, weight)), input, weight, bias, groups, axis, rows, (0, 1))
-
-    return rule
-
-
-def convolution_layer(dims: int) -> Callable[..., ChannelTensor]:
-    """Return the rule of a plain convolution layer over this many axes."""
-
-    def rule(layer: Layer, input: ChannelTensor) -> ChannelTensor:
-        layer.run.computes()
-        axis = input.dim() - dims - 1
-        m = layer.module
-        rows = convolved(input.shape[axis + 1 :], m.kernel_size, m.stride, m.padding, m.dilation)
-        weight, bias = layer.parameter("weight"), layer.parameter("bias")
-        return _convolve(layer.run, input, weight, bias, m.groups, axis, rows, (0, 1))
 
     return rule
 
@@ -157,7 +137,14 @@ def any_convolution(
 
 
 def _convolve(
-    run: Run, x: Any, weight: Any, bias: Any, groups: int, axis: int, rows: Sequence[int], weight_axes: tuple[int, int]
+    run: Vocabulary,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    groups: int,
+    axis: int,
+    rows: Sequence[int],
+    weight_axes: tuple[int, int],
 ) -> ChannelTensor:
     out_axis, in_axis = weight_axes
     shape = [*x.shape[: axis + 1], *rows]
@@ -174,10 +161,10 @@ def _convolve(
     _set_channels(run, weight, x.shape[axis] if groups == 1 else None, line.numel(), count if groups > 1 else None)
     if groups > 1 and isinstance(weight, _WEIGHTS):
         run.attribute(weight, "in_channels", int(count * weight.shape[1]))
-    return run.activation(along(line, axis, shape), x.dtype)
+    return activation(run, along(line, axis, shape), x.dtype)
 
 
-def _set_channels(run: Run, weight: Any, inputs: int | None, outputs: int, groups: int | None) -> None:
+def _set_channels(run: Vocabulary, weight: Any, inputs: int | None, outputs: int, groups: int | None) -> None:
     if inputs is not None:
         run.attribute(weight, "in_channels", inputs)
     run.attribute(weight, "out_channels", outputs)
@@ -185,7 +172,7 @@ def _set_channels(run: Run, weight: Any, inputs: int | None, outputs: int, group
         run.attribute(weight, "groups", groups)
 
 
-def _grouped(run: Run, x: ChannelTensor, weight: Weight, groups: int, axis: int) -> tuple[torch.Tensor, int]:
+def _grouped(run: Vocabulary, x: ChannelTensor, weight: Weight, groups: int, axis: int) -> tuple[torch.Tensor, int]:
     """Blocks of input channels and the blocks of output channels they make are copied as one."""
     sizes = run.original((x.shape[axis] // groups, weight.shape[0] // groups))
     label = label_for(x, axis)
@@ -197,7 +184,7 @@ def _grouped(run: Run, x: ChannelTensor, weight: Weight, groups: int, axis: int)
 
 
 def _grouped_transposed(
-    run: Run, x: ChannelTensor, weight: Weight, bias: Any, groups: int, axis: int, shape: list[int]
+    run: Vocabulary, x: ChannelTensor, weight: Weight, bias: Any, groups: int, axis: int, shape: list[int]
 ) -> ChannelTensor:
     """(in, out / groups, ...): the input axis has the blocks, the output axis is shared by all of them.
 
@@ -214,7 +201,7 @@ def _grouped_transposed(
     run.follow(bias, 0, out)
     _set_channels(run, weight, line.numel(), out.numel(), len(index))
     shape[axis] = out.numel()
-    return run.activation(along(out, axis, shape), x.dtype)
+    return activation(run, along(out, axis, shape), x.dtype)
 
 
 def batch_norm(
@@ -237,17 +224,6 @@ def batch_norm(
     return ChannelTensor(run, value.shape, value.labels, value.dtype)
 
 
-def batch_norm_layer(layer: Layer, input: ChannelTensor) -> ChannelTensor:
-    """The layer as a module."""
-    layer.run.computes()
-    return batch_norm(input, *map(layer.parameter, ("running_mean", "running_var", "weight", "bias")))
-
-
-def instance_norm_module(module: Any, input: Any) -> ChannelTensor:
-    """The module, which looks at the number of its channels first."""
-    return batch_norm(input, module.running_mean, module.running_var, module.weight, module.bias)
-
-
 def recurrent(module: Any, input: Any, state: Any = None) -> Any:
     """LSTM, GRU and RNN: what they read can be of any width; their own width stays, gates and states depend on it."""
     run = run_of((input, state))
@@ -261,11 +237,11 @@ def recurrent(module: Any, input: Any, state: Any = None) -> Any:
     run.computes()
     directions = 2 if module.bidirectional else 1
     features = (module.proj_size or module.hidden_size) * directions
-    output = run.activation(constant(FIXED, (*input.shape[:-1], features)), input.dtype)
+    output = activation(run, constant(FIXED, (*input.shape[:-1], features)), input.dtype)
     batch = () if input.dim() == 2 else (input.shape[0 if module.batch_first else 1],)
     layers = module.num_layers * directions
-    hidden = run.activation(constant(FIXED, (layers, *batch, module.proj_size or module.hidden_size)), input.dtype)
-    cell = run.activation(constant(FIXED, (layers, *batch, module.hidden_size)), input.dtype)
+    hidden = activation(run, constant(FIXED, (layers, *batch, module.proj_size or module.hidden_size)), input.dtype)
+    cell = activation(run, constant(FIXED, (layers, *batch, module.hidden_size)), input.dtype)
     return output, ((hidden, cell) if module.mode == "LSTM" else hidden)
 
 
@@ -286,7 +262,9 @@ def layer_norm(
     return ChannelTensor(run, input.shape, input.labels, input.dtype)
 
 
-def _scaled(run: Run, label: Label, axis: int, parameters: Sequence[Any], own_axis: int, normalized: int) -> None:
+def _scaled(
+    run: Vocabulary, label: Label, axis: int, parameters: Sequence[Any], own_axis: int, normalized: int
+) -> None:
     """Scale and shift follow the channels that they meet."""
     line = channel_line(run, label, axis) if normalized == 1 else line_of(label, axis)
     for parameter in parameters:
@@ -318,7 +296,7 @@ def group_norm(
     run.follow(bias, 0, line)
     run.attribute(weight, "num_groups", count)
     run.attribute(weight, "num_channels", line.numel())
-    return run.activation(label, input.dtype)
+    return activation(run, label, input.dtype)
 
 
 def prelu(input: Any, weight: Any) -> ChannelTensor:
@@ -338,4 +316,4 @@ def embedding(input: Any, weight: Any, *args: Any, **kwargs: Any) -> ChannelTens
     line = made(run, weight, 1, None)
     run.attribute(weight, "embedding_dim", line.numel())
     shape = (*input.shape, line.numel())
-    return run.activation(along(line, len(shape) - 1, shape))
+    return activation(run, along(line, len(shape) - 1, shape))

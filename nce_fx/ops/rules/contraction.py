@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from nce_fx.passes.analysis.channels.labels import (
+from nce_fx.ids.labels import (
     FIXED,
     NEUTRAL,
     Label,
@@ -17,12 +17,12 @@ from nce_fx.passes.analysis.channels.labels import (
     core,
     line_of,
 )
-from nce_fx.passes.analysis.channels.rules.calls import channel_tensors, label_for
-from nce_fx.passes.analysis.channels.rules.elementwise import meet, meet_constant
-from nce_fx.passes.analysis.channels.rules.mixing import beside, sum_over
-from nce_fx.passes.analysis.channels.rules.weighted import made, read
-from nce_fx.passes.analysis.channels.run import Run
-from nce_fx.passes.analysis.channels.value import ChannelTensor
+from nce_fx.ids.value import ChannelTensor, activation, channel_tensors
+from nce_fx.ids.vocabulary import Vocabulary
+from nce_fx.ops.rules.calls import label_for
+from nce_fx.ops.rules.elementwise import meet, meet_constant
+from nce_fx.ops.rules.mixing import beside, sum_over
+from nce_fx.ops.rules.weighted import made, read
 
 
 def attention(
@@ -50,37 +50,37 @@ def matmul(a: Any, b: Any, by_root: bool = False) -> ChannelTensor:
         if len(run.channel_axes(label_for(b, -1))) > 1:
             return _by_position(run, a, b, shape)
         read(run, a, a.dim() - 1, b, b.dim() - 2)
-        return run.activation(along(made(run, b, b.dim() - 1, None), len(shape) - 1, shape), a.dtype)
+        return activation(run, along(made(run, b, b.dim() - 1, None), len(shape) - 1, shape), a.dtype)
     if a.is_parameter and len(a.labels) > 1 and not b.is_parameter:
         read(run, b, b.dim() - 2, a, a.dim() - 1)
-        return run.activation(along(made(run, a, a.dim() - 2, None), len(shape) - 2, shape), b.dtype)
+        return activation(run, along(made(run, a, a.dim() - 2, None), len(shape) - 2, shape), b.dtype)
     left, right = label_for(a, -1), label_for(b, -2)
-    return run.activation(_contract(run, left, right, shape, by_root), a.dtype)
+    return activation(run, _contract(run, left, right, shape, by_root), a.dtype)
 
 
-def _by_position(run: Run, a: ChannelTensor, table: ChannelTensor, shape: list[int]) -> ChannelTensor:
+def _by_position(run: Vocabulary, a: ChannelTensor, table: ChannelTensor, shape: list[int]) -> ChannelTensor:
     """Queries times a table that is looked up by two positions: the entries are no channels, nor is what they make."""
     run.pin(run.ids(core(label_for(table, -1))), "they are looked up by position")
     label, axis = label_for(a, -1), a.dim() - 1
     if not run.varies(label, axis):
-        return run.activation(label.narrow(axis, 0, 1).expand(shape), a.dtype)
+        return activation(run, label.narrow(axis, 0, 1).expand(shape), a.dtype)
     if beside(run, label, axis):
         if not run.heads_alike((label, axis)):
             run.rigid(label, axis)
-            return run.activation(label.narrow(axis, 0, 1).expand(shape), a.dtype)
+            return activation(run, label.narrow(axis, 0, 1).expand(shape), a.dtype)
         run.tie(label, along(line_of(label, axis), axis, list(label.shape)))
     # The table makes channels as an embedding does: einsum wants operands of one length, before anything is read.
     run.contract(line_of(label, axis), made(run, table, table.dim() - 2, None), by_root=False)
-    return run.activation(constant(NEUTRAL, shape), a.dtype)
+    return activation(run, constant(NEUTRAL, shape), a.dtype)
 
 
-def _matmul_opaque(run: Run, a: ChannelTensor, b: ChannelTensor, shape: list[int]) -> ChannelTensor:
+def _matmul_opaque(run: Vocabulary, a: ChannelTensor, b: ChannelTensor, shape: list[int]) -> ChannelTensor:
     for label in (*a.labels, *b.labels):
         run.pin(run.ids(core(label)), "several axes of a parameter are folded into one, and multiplied")
-    return run.activation(constant(FIXED, shape), a.dtype)
+    return activation(run, constant(FIXED, shape), a.dtype)
 
 
-def _contract(run: Run, a: Label, b: Label, shape: list[int], by_root: bool) -> Label:
+def _contract(run: Vocabulary, a: Label, b: Label, shape: list[int], by_root: bool) -> Label:
     """Contract the last axis of ``a`` with the axis before the last of ``b``, and return the label of the result.
 
     Raises:
@@ -128,7 +128,7 @@ def _contract(run: Run, a: Label, b: Label, shape: list[int], by_root: bool) -> 
     return left
 
 
-def _heads(run: Run, label: Label, axes: tuple[int, ...], shared: list[int]) -> Label:
+def _heads(run: Vocabulary, label: Label, axes: tuple[int, ...], shared: list[int]) -> Label:
     shape = label.shape
     for axis in axes:
         if axis not in shared:
@@ -137,15 +137,15 @@ def _heads(run: Run, label: Label, axes: tuple[int, ...], shared: list[int]) -> 
     return label
 
 
-def _matmul_constant(run: Run, a: Any, b: Any, shape: list[int]) -> ChannelTensor:
+def _matmul_constant(run: Vocabulary, a: Any, b: Any, shape: list[int]) -> ChannelTensor:
     value, axis = (a, -1) if isinstance(a, ChannelTensor) else (b, -2)
     label = label_for(value, axis)
     if run.varies(label, axis % label.dim()):
         run.pin(run.ids(core(label)), "its channels are summed with a constant of the graph")
-        return run.activation(constant(FIXED, shape), value.dtype)
+        return activation(run, constant(FIXED, shape), value.dtype)
     sizes = [1 if stride == 0 else size for size, stride in zip(label.shape, label.stride(), strict=True)]
     small = label.as_strided(sizes, label.stride(), label.storage_offset())
-    return run.activation(small.expand(shape), value.dtype)
+    return activation(run, small.expand(shape), value.dtype)
 
 
 def aten_matmul(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
@@ -165,7 +165,7 @@ def einsum(equation: str, *operands: Any) -> Any:
     read(x.run, x, left.index(summed), weight, right.index(summed))
     line = made(x.run, weight, right.index(new), None)
     sizes = dict(zip(left, x.shape, strict=True)) | {new: line.numel()}
-    return x.run.activation(along(line, result.index(new), [sizes[letter] for letter in result]), x.dtype)
+    return activation(x.run, along(line, result.index(new), [sizes[letter] for letter in result]), x.dtype)
 
 
 def _layer(equation: str, values: Any) -> tuple[ChannelTensor, ChannelTensor, str, str, str] | None:
@@ -204,13 +204,3 @@ def dot_vector(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     values = channel_tensors(args)
     product = matmul(args[0], args[1].unsqueeze(-1))
     return product.squeeze(-1) if values else product
-
-
-RULES: dict[str, Any] = {
-    "mm": aten_matmul,
-    "bmm": aten_matmul,
-    "matmul": aten_matmul,
-    "mv": dot_vector,
-    "addmm": add_matmul,
-    "baddbmm": add_matmul,
-}

@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-from nce_fx.passes.analysis.channels.labels import (
+from nce_fx.ids.labels import (
     NEUTRAL,
     Label,
     constant,
     core,
     resized,
 )
-from nce_fx.passes.analysis.channels.rules.calls import label_for, on_meta, opaque
-from nce_fx.passes.analysis.channels.run import Run
-from nce_fx.passes.analysis.channels.value import ChannelTensor
+from nce_fx.ids.value import ChannelTensor, activation
+from nce_fx.ids.vocabulary import Vocabulary
+from nce_fx.ops.rules.calls import label_for, on_meta, opaque
 
 
 def _dims(value: torch.Tensor, dim: Any) -> list[int]:
@@ -58,7 +58,7 @@ def _reduce(value: ChannelTensor, dims: list[int], keepdim: bool, kind: str) -> 
     return ChannelTensor(run, labels[0].shape, tuple(labels), value.dtype)
 
 
-def sum_over(run: Run, label: Label, axis: int, what: str) -> None:
+def sum_over(run: Vocabulary, label: Label, axis: int, what: str) -> None:
     """A sum over channels: copied as a block beside it where there is an axis beside it, else not at all."""
     if beside(run, label, axis) or any(k != axis and run.is_single(label, k) for k in range(1, label.dim())):
         run.rigid(label, axis)
@@ -66,7 +66,7 @@ def sum_over(run: Run, label: Label, axis: int, what: str) -> None:
         run.pin(run.ids(core(label)), f"its channels are mixed by {what}")
 
 
-def beside(run: Run, label: Label, axis: int) -> bool:
+def beside(run: Vocabulary, label: Label, axis: int) -> bool:
     """Whether channels run along other axes too: heads, that can be copied whole."""
     return any(run.varies(label, k) for k in range(label.dim()) if k != axis)
 
@@ -103,7 +103,7 @@ def largest(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     result = _reduce(value, dims, keepdim, "largest")
     if len(args) == 1:
         return result
-    return result, value.run.activation(constant(NEUTRAL, result.shape), torch.int64)
+    return result, activation(value.run, constant(NEUTRAL, result.shape), torch.int64)
 
 
 def vector_norm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
@@ -144,7 +144,7 @@ def scan(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return opaque(func, args, kwargs, f"its channels are mixed by {func._schema.name.removeprefix('aten::')}")
     result = ChannelTensor(value.run, value.shape, value.labels, value.dtype)
     if len(func._schema.returns) == 2:
-        return result, value.run.activation(constant(NEUTRAL, value.shape), torch.int64)
+        return result, activation(value.run, constant(NEUTRAL, value.shape), torch.int64)
     return result
 
 
@@ -167,9 +167,9 @@ def spatial(axes: int) -> Any:
                 run.tie(label, first)
                 label = first
         first_out = outputs[0] if isinstance(outputs, tuple) else outputs
-        result = run.activation(resized(label, first_out.shape), value.dtype)
+        result = activation(run, resized(label, first_out.shape), value.dtype)
         if isinstance(outputs, tuple):
-            return result, run.activation(constant(NEUTRAL, outputs[1].shape), torch.int64)
+            return result, activation(run, constant(NEUTRAL, outputs[1].shape), torch.int64)
         return result
 
     return rule
@@ -188,59 +188,3 @@ def local_response_norm(input: Any, *args: Any, **kwargs: Any) -> ChannelTensor:
     """Sums over neighbouring channels: their number and order are fixed."""
     input.run.pin(input.run.ids(core(label_for(input, 1))), "its neighbours are summed by local_response_norm")
     return ChannelTensor(input.run, input.shape, input.labels, input.dtype)
-
-
-_POOLS = {
-    f"{name}{axes}d": spatial(axes)
-    for axes in (1, 2, 3)
-    for name in (
-        "max_pool",
-        "avg_pool",
-        "_adaptive_avg_pool",
-        "adaptive_avg_pool",
-        "adaptive_max_pool",
-        "upsample_nearest",
-        "_upsample_nearest_exact",
-    )
-}
-
-RULES: dict[str, Any] = {
-    **_POOLS,
-    "max_pool1d_with_indices": spatial(1),
-    "max_pool2d_with_indices": spatial(2),
-    "max_pool3d_with_indices": spatial(3),
-    "upsample_linear1d": spatial(1),
-    "upsample_bilinear2d": spatial(2),
-    "_upsample_bilinear2d_aa": spatial(2),
-    "upsample_bicubic2d": spatial(2),
-    "_upsample_bicubic2d_aa": spatial(2),
-    "upsample_trilinear3d": spatial(3),
-    "grid_sampler": spatial(2),
-    "mean": reduction("mean"),
-    "amax": reduction("largest"),
-    "amin": reduction("largest"),
-    "max": largest,
-    "min": largest,
-    "any": reduction("largest"),
-    "all": reduction("largest"),
-    "argmax": reduction("argmax, an index of channels"),
-    "argmin": reduction("argmin, an index of channels"),
-    "sum": reduction("a sum"),
-    "prod": reduction("a product"),
-    "logsumexp": reduction("logsumexp"),
-    "nansum": reduction("a sum"),
-    "linalg_vector_norm": vector_norm,
-    "norm": vector_norm,
-    "var": variance,
-    "std": variance,
-    "var_mean": variance,
-    "std_mean": variance,
-    "softmax": softmax,
-    "_softmax": softmax,
-    "log_softmax": softmax,
-    "_log_softmax": softmax,
-    "cumsum": scan,
-    "cumprod": scan,
-    "sort": scan,
-    "logcumsumexp": scan,
-}

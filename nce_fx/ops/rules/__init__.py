@@ -1,0 +1,1 @@
+"""What operations do to channels, by theme: the functions that rows of the table name."""

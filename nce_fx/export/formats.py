@@ -15,23 +15,23 @@ point. Half an offset (SAWB and DoReFa have no zero among their levels) is no ze
     qcdq    2q + 1 with half the scale: (2q + 1) * (s / 2) = (q + 1/2) * s exactly, a power of two rounds nothing.
             Up to 7 bits; with 8 bits 2q + 1 is no int8, and the weight is written as in int2.
     qonnx   2q + 1 with half the scale, too, and so Quant says one bit more: what reads QONNX wants no zero point (the
-            qonnx package counts others as float, its conversion to QCDQ and FPGA flows refuse them). Behind it a Sum of
-            this one tensor, which changes nothing, and of which the file says that it has as many levels as b bits:
-            what qonnx would infer of Quant, or of any operator it knows, it takes to be b + 1 bits, or a float.
+            qonnx package counts others as float, its conversion to QCDQ and FPGA flows refuse them), and nothing
+            between the Quant of a weight and its layer. What else such flows ask for is in `nce_fx.export.qonnx`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 import torch
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from nce_fx.export.levels import ActivationLevels
+from nce_fx.export.qonnx import suit_flows
 from nce_fx.passes.transform.quantize import IntegerWeight
 
 Array = np.ndarray[Any, Any]
@@ -44,8 +44,6 @@ class Piece:
 
     nodes: tuple[NodeProto, ...]
     constants: tuple[TensorProto, ...]
-    types: Mapping[str, str] = field(default_factory=dict)
-    """Name of a result -> its QONNX data type, where readers cannot infer it."""
 
 
 class Pieces(NamedTuple):
@@ -69,6 +67,8 @@ class Format:
     """What is written for each quantizer; ``None``: the graph is written as a whole, see `nce_fx.export.integer`."""
     exact_when_optimized: bool = True
     """Whether onnxruntime's optimizations leave the numbers as they are, up to rounding."""
+    finish: Callable[[ModelProto, Mapping[str, ActivationLevels]], None] | None = None
+    """What is changed in the graph once quantizers are written: (model, its quantizers of activations)."""
 
 
 def int2_weight(name: str, weight: IntegerWeight, result: str, matmul: bool = False) -> Piece:
@@ -173,21 +173,18 @@ def qcdq_activation(name: str, levels: ActivationLevels, source: str, result: st
 def qonnx_weight(name: str, weight: IntegerWeight, result: str, matmul: bool = False) -> Piece:
     """The levels as floats, which Quant rounds to themselves."""
     values = numpy_helper.from_array(weight.dequantize().cpu().numpy(), name)
-    half, bits, rounded = bool((weight.offset == 0.5).all()), weight.bits, result
-    if half:
-        weight, rounded = _odd(weight), f"{name}_odd"
+    if bool((weight.offset == 0.5).all()):
+        weight = _odd(weight)
     _, scale, offset = _arrays(weight)
-    quant, constants = _quant(name, name, rounded, _shortest(scale), _shortest(-offset), weight.bits, signed=True)
-    if not half:
-        return Piece((quant,), (values, *constants))
-    return Piece((quant, _node("Sum", [rounded], result)), (values, *constants), {result: f"SCALEDINT<{bits}>"})
+    quant, constants = _quant(name, name, result, _shortest(scale), _shortest(0 - offset), weight.bits, signed=True)
+    return Piece((quant,), (values, *constants))
 
 
 def qonnx_activation(name: str, levels: ActivationLevels, source: str, result: str) -> Piece:
     """One Quant."""
     low, _, offset = levels.grid
     signed = low == -(2 ** (levels.bits - 1))
-    zero = np.float32(-offset if signed else -low - offset)
+    zero = np.float32(0 - offset if signed else 0 - low - offset)
     quant, constants = _quant(name, source, result, np.float32(levels.scale), zero, levels.bits, signed=signed)
     return Piece((quant,), constants)
 
@@ -209,7 +206,7 @@ FORMATS: Mapping[str, Format] = {
     "int2": Format(25, 13, {}, Pieces(int2_weight, int2_activation)),
     "integer": Format(25, 13, {"com.microsoft": 1}, None),
     "qcdq": Format(21, 10, {}, Pieces(qcdq_weight, qcdq_activation), exact_when_optimized=False),
-    "qonnx": Format(18, 9, {QONNX_DOMAIN: 1}, Pieces(qonnx_weight, qonnx_activation)),
+    "qonnx": Format(18, 9, {QONNX_DOMAIN: 1}, Pieces(qonnx_weight, qonnx_activation), finish=suit_flows),
 }
 
 

@@ -46,6 +46,8 @@ def to_onnx(marked: Marked, inputs: tuple[Any, ...], form: Format, *, dynamic: b
         lowered = lower(model, marked)
     else:
         _put_formats(model, marked, form.pieces)
+    if form.finish is not None:
+        form.finish(model, marked.activations)
     put_names(model, lowered.activations)
     model.ir_version = max(form.ir_version, model.ir_version if form.opset > 18 else 0)
     for name in list(model.opset_import):
@@ -91,9 +93,6 @@ def _put_formats(model: ModelProto, marked: Marked, form: Pieces) -> None:
             piece = form.activation(name, marked.activations[name], node.input[0], name)
         nodes += piece.nodes
         model.graph.initializer.extend(piece.constants)
-        for tensor, kind in piece.types.items():
-            annotation = model.graph.quantization_annotation.add(tensor_name=tensor)
-            annotation.quant_parameter_tensor_names.add(key="finn_datatype", value=kind)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     rename(model, results)

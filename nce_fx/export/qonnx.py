@@ -1,0 +1,98 @@
+"""QONNX as FPGA flows take it: what FINN's conversion and hls4ml's reader ask of a graph beside its Quant nodes.
+
+    unsigned Quant       behind a Relu, which is what both make of the pair; the quantizer had replaced it
+    Clip(0, 6) -> Quant  a Relu, where the quantizer ends before the clip does
+    ReduceMean           over the last two axes: GlobalAveragePool
+    Gemm                 with a bias, of zeros where the layer has none
+
+None of these changes a value. That a weight's Quant has no zero point, and its consumer for the only reader, is seen to
+in `nce_fx.export.formats`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from nce_fx.export.levels import ActivationLevels
+
+
+def suit_flows(model: ModelProto, activations: Mapping[str, ActivationLevels]) -> None:
+    """Change a graph with Quant nodes, in place.
+
+    Args:
+        model: the graph; a quantizer of activations is a Quant node named as it is.
+        activations: by those names.
+    """
+    writer = {name: node for node in model.graph.node for name in node.output}
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes: list[NodeProto] = []
+    for node in model.graph.node:
+        if node.op_type == "Quant" and node.name in activations and activations[node.name].grid.low == 0:
+            nodes.extend(_behind_relu(node, writer, constants, activations[node.name]))
+        elif node.op_type == "ReduceMean":
+            nodes.extend(_pooled(node, constants))
+        elif node.op_type == "Gemm" and len(node.input) < 3 and (bias := _no_bias(node, constants)) is not None:
+            model.graph.initializer.append(bias)
+            node.input.append(bias.name)
+            nodes.append(node)
+        else:
+            nodes.append(node)
+    read = {name for node in nodes for name in node.input} | {value.name for value in model.graph.output}
+    del model.graph.node[:]
+    model.graph.node.extend(node for node in nodes if node.op_type != "Clip" or node.output[0] in read)
+
+
+def _behind_relu(
+    node: NodeProto, writer: Mapping[str, NodeProto], constants: Mapping[str, TensorProto], levels: ActivationLevels
+) -> Iterator[NodeProto]:
+    """Yield an unsigned Quant, and a Relu before it where there is none."""
+    before = writer.get(node.input[0])
+    if before is None or before.op_type != "Relu":
+        source = node.input[0]
+        if before is not None and _ends_later(before, constants, levels):
+            source = before.input[0]
+        relu = f"{node.name}_relu"
+        yield helper.make_node("Relu", [source], [relu], name=relu)
+        node.input[0] = relu
+    yield node
+
+
+def _ends_later(node: NodeProto, constants: Mapping[str, TensorProto], levels: ActivationLevels) -> bool:
+    """Whether a node clips from zero to where the highest level is, or beyond it."""
+    if node.op_type != "Clip" or len(node.input) < 3 or not all(name in constants for name in node.input[1:]):
+        return False
+    low, high = (float(numpy_helper.to_array(constants[name])) for name in node.input[1:])
+    return low == 0 and high > (levels.grid.high - 0.5) * levels.scale
+
+
+def _pooled(node: NodeProto, constants: Mapping[str, TensorProto]) -> Iterator[NodeProto]:
+    """Yield a mean over an image as a pool."""
+    settings = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+    axes = (
+        numpy_helper.to_array(constants[node.input[1]]).tolist()
+        if node.input[1:2] and node.input[1] in constants
+        else []
+    )
+    if sorted(axes) not in ([2, 3], [-2, -1]):
+        yield node
+        return
+    keeps = settings.get("keepdims", 1)
+    pooled = node.output[0] if keeps else f"{node.output[0]}_pooled"
+    pool = helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], name=node.name if keeps else pooled)
+    pool.metadata_props.extend(node.metadata_props)
+    yield pool
+    if not keeps:
+        flat = helper.make_node("Flatten", [pooled], [node.output[0]], name=node.name, axis=1)
+        flat.metadata_props.extend(node.metadata_props)
+        yield flat
+
+
+def _no_bias(node: NodeProto, constants: Mapping[str, TensorProto]) -> TensorProto | None:
+    weight = next((constants[name] for name in (f"{node.input[1].removesuffix('_quant')}",) if name in constants), None)
+    if weight is None:
+        return None
+    turned = any(entry.name == "transB" and entry.i for entry in node.attribute)
+    return numpy_helper.from_array(np.zeros(weight.dims[0 if turned else 1], np.float32), f"{weight.name}_no_bias")

@@ -24,6 +24,8 @@ from nce_fx.quantizers.minmax import MinMaxActivation
 from nce_fx.quantizers.pact import Pact, least_error_clip
 from nce_fx.quantizers.saving import compact_saving
 from nce_fx.quantizers.sawb import COEFFICIENTS, Sawb
+from nce_fx.quantizers.seq import Seq
+from nce_fx.quantizers.statsq import StatsQ
 from nce_fx.tensorfile import fit_problem
 
 BITS = range(1, 9)
@@ -102,6 +104,27 @@ def test_lsq_starts_at_twice_the_mean_over_the_root_of_the_largest_level():
     quantizer = LsqWeight(3).double()
     quantizer.start(w)
     close(quantizer.step, 2 * np.abs(w.numpy()).mean() / np.sqrt(3))
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_seq_has_sawbs_levels_at_a_scale_of_its_own(bits):
+    w, n = draw(4, 6), 2 ** (bits - 1)
+    quantizer = Seq(bits).double()
+    quantizer.alpha.data.fill_(0.7)
+    close(quantizer(w), 0.7 * (np.round(np.clip(n * np.clip(w.numpy() / 0.7, -1, 1) - 0.5, -n, n - 1)) + 0.5) / n)
+    quantizer.start(w)
+    np.testing.assert_allclose(quantizer(w).detach().numpy(), Sawb(bits)(w).numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_statsq_has_a_scale_per_channel_from_its_mean(bits, axis):
+    w, n = draw(5, 4, 3), 2 ** (bits - 1)
+    g = 2 * np.abs(w.numpy()).mean(tuple(i for i in range(3) if i != axis), keepdims=True)
+    expected = g * (np.round(np.clip(n * np.clip(w.numpy() / g, -1, 1) - 0.5, -n, n - 1)) + 0.5) / n
+    close(StatsQ(bits, axis)(w), expected)
+    to_w, _ = gradients(StatsQ(bits, axis), w, draw(5, 4, 3, seed=1))
+    np.testing.assert_array_equal(to_w, draw(5, 4, 3, seed=1).numpy() * (np.abs(w.numpy()) <= g))
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -230,6 +253,55 @@ def test_lsq_gradient(bits, kind):
     each = np.where(inside, np.round(steps) - steps, np.where(steps <= low, low, high))
     count = 200 if kind == "weight" else 25
     close(learned["step"], (upstream.numpy() * each).sum() / np.sqrt(count * high))
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_seq_gradient(bits):
+    quantizer, n = Seq(bits).double(), 2 ** (bits - 1)
+    quantizer.alpha.data.fill_(0.7)
+    w, upstream = draw(8, 25), draw(8, 25, seed=1)
+    to_w, learned = gradients(quantizer, w, upstream)
+    at = w.numpy() / 0.7
+    inside = np.abs(at) < 1
+    np.testing.assert_allclose(to_w, upstream.numpy() * inside)
+    levels = (np.clip(np.round(n * at - 0.5), -n, n - 1) + 0.5) / n
+    each = np.where(inside, levels - at, levels)
+    assert inside.any()
+    assert not inside.all()
+    close(learned["alpha"], (upstream.numpy() * each).sum() / np.sqrt(200 * (n - 1)))
+
+
+DELTA = 0.4
+
+
+@pytest.mark.parametrize("name", ["sawb", "lsq", "minmax", "seq", "pact activation", "lsq activation"])
+def test_ewgs_scales_what_comes_back_element_by_element(name):
+    table = ACTIVATION_QUANTIZERS if name.endswith("activation") else WEIGHT_QUANTIZERS
+    plain, scaled = (table[name.removesuffix(" activation")](2).double() for _ in range(2))
+    x, upstream = draw(8, 25), draw(8, 25, seed=1)
+    for quantizer in (plain, scaled):
+        prepared(quantizer, x)
+    scaled.ewgs = DELTA
+    y = plain(x)
+    assert torch.equal(scaled(x), y)
+    away = ((x - y) / plain.step_size(x)).clamp(-0.5, 0.5)
+    g = upstream * (1 + DELTA * upstream.sign() * away)
+    (to_x, learned), (wanted, wanted_learned) = gradients(scaled, x, upstream), gradients(plain, x, g.detach())
+    np.testing.assert_allclose(to_x, wanted, rtol=1e-12)
+    for parameter, gradient in wanted_learned.items():
+        close(learned[parameter], gradient)
+    assert not np.allclose(to_x, gradients(plain, x, upstream)[0])
+
+
+def test_ewgs_of_dorefa_scales_where_tanh_is_rounded():
+    plain, scaled = (DorefaWeight(2).double() for _ in range(2))
+    scaled.ewgs = DELTA
+    w, upstream = draw(6, 5), draw(6, 5, seed=1)
+    position = 1.5 * np.tanh(w.numpy()) / np.abs(np.tanh(w.numpy())).max() - 0.5
+    g = upstream.numpy() * (1 + DELTA * np.sign(upstream.numpy()) * (position - np.round(position)))
+    (to_w, _), (wanted, _) = gradients(scaled, w, upstream), gradients(plain, w, torch.from_numpy(g))
+    np.testing.assert_allclose(to_w, wanted, rtol=1e-9, atol=1e-12)
+    assert torch.equal(scaled(w), plain(w))
 
 
 @pytest.mark.parametrize("bits", BITS)

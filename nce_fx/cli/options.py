@@ -54,7 +54,10 @@ Bits = Annotated[
 WeightQuantizer = Annotated[
     str,
     typer.Option(
-        "--weight-quantizer", metavar="NAME", help="sawb, lsq, dorefa or minmax.", rich_help_panel=_QUANTIZERS
+        "--weight-quantizer",
+        metavar="NAME",
+        help="sawb, lsq, dorefa, minmax, seq or statsq.",
+        rich_help_panel=_QUANTIZERS,
     ),
 ]
 ActivationQuantizer = Annotated[

@@ -14,12 +14,16 @@ from nce_fx.quantizers.lsq import LsqActivation, LsqWeight
 from nce_fx.quantizers.minmax import MinMaxActivation, MinMaxWeight
 from nce_fx.quantizers.pact import Pact
 from nce_fx.quantizers.sawb import Sawb
+from nce_fx.quantizers.seq import Seq
+from nce_fx.quantizers.statsq import StatsQ
 
 WEIGHT_QUANTIZERS: Mapping[str, Callable[..., WeightQuantizer]] = {
     "sawb": Sawb,
     "lsq": LsqWeight,
     "dorefa": DorefaWeight,
     "minmax": MinMaxWeight,
+    "seq": Seq,
+    "statsq": StatsQ,
 }
 
 ACTIVATION_QUANTIZERS: Mapping[str, Callable[..., ActivationQuantizer]] = {

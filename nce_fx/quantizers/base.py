@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from nce_fx.errors import QuantizeError
+from nce_fx.quantizers.ewgs import scale_gradient
 
 FLOOR = 1e-8
 """The least scale; a weight or activation that is zero everywhere stays finite."""
@@ -136,6 +137,24 @@ class Quantizer(nn.Module):
         self.bits = bits
         self.exact = False
         """Whether scales have so few significant bits that sums of products of levels are exact, in whatever order."""
+        self.ewgs = 0.0
+        """How much the gradient of an element depends on how far rounding moved it, see `forward`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` on its levels.
+
+        With ``ewgs`` the gradient that comes back is scaled, see `nce_fx.quantizers.ewgs`.
+        """
+        y = self.quantized(x)
+        return scale_gradient(y, x, self.step_size(x).detach(), self.ewgs) if self.ewgs else y
+
+    def quantized(self, x: Tensor) -> Tensor:
+        """Return ``x`` on its levels, with the quantizer's own gradient."""
+        raise NotImplementedError
+
+    def step_size(self, x: Tensor) -> Tensor:
+        """Return the distance between two levels; 0-dimensional, or shaped to broadcast over ``x``."""
+        raise NotImplementedError
 
     def fine(self, scale: Tensor) -> Tensor:
         """Return a scale as it is used: of few significant bits where sums have to be exact."""
@@ -147,7 +166,7 @@ class Quantizer(nn.Module):
 
     def extra_repr(self) -> str:
         """The bits; subclasses add what they know of their range."""
-        return f"bits={self.bits}, exact" if self.exact else f"bits={self.bits}"
+        return f"bits={self.bits}" + ", exact" * self.exact + (f", ewgs={self.ewgs:g}" if self.ewgs else "")
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
         for name, value in self.absent.items():

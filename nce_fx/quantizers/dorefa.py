@@ -37,6 +37,7 @@ from nce_fx.quantizers.base import (
     whole,
     working,
 )
+from nce_fx.quantizers.ewgs import scale_gradient
 from nce_fx.quantizers.rounding import Nearest, PassRound, clip_round
 
 _SPREADS = tuple(k / 10 for k in range(1, 13))
@@ -98,13 +99,21 @@ class DorefaWeight(WeightQuantizer):
         scale = self.factor.to(weight.dtype) * torch.where(self.follows, most, 1.0) / self.grid.reach
         return position, self.fine(scale)
 
-    def forward(self, weight: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` on its levels; what is rounded, and so how far, is not ``x`` but what tanh makes of it."""
+        return super().forward(x) if self.bits == 1 else self.quantized(x)
+
+    def step_size(self, x: Tensor) -> Tensor:
+        """As `scale`."""
+        return self.scale(x)
+
+    def quantized(self, x: Tensor) -> Tensor:
         """Quantize, with DoReFa's gradient."""
         if self.bits == 1:
-            return PassRound.apply(weight, self.scale(weight), self.grid)  # type: ignore[no-any-return, no-untyped-call]
-        position, scale = self._scaled(working(weight))
-        q = Nearest.apply(position)  # type: ignore[no-untyped-call]
-        return ((q + self.grid.offset) * scale).to(weight.dtype)  # type: ignore[no-any-return]
+            return PassRound.apply(x, self.scale(x), self.grid)  # type: ignore[no-any-return, no-untyped-call]
+        position, scale = self._scaled(working(x))
+        q = scale_gradient(Nearest.apply(position), position, 1.0, self.ewgs)  # type: ignore[no-untyped-call]
+        return ((q + self.grid.offset) * scale).to(x.dtype)
 
     def extra_repr(self) -> str:
         """The bits, g and f."""
@@ -128,7 +137,11 @@ class DorefaActivation(ActivationQuantizer):
         """Return the distance between two levels; 0-dimensional."""
         return self.fine(torch.full((), 1 / self.grid.reach, dtype=working(x).dtype, device=x.device))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def step_size(self, x: Tensor) -> Tensor:
+        """As `scale`."""
+        return self.scale(x)
+
+    def quantized(self, x: Tensor) -> Tensor:
         """Quantize, with the clipped straight-through gradient."""
         return clip_round(x, self.scale(x), 1.0, self.grid)
 

@@ -40,7 +40,8 @@ def first_step(mean: float, grid: Grid) -> float:
     return max(2 * mean / math.sqrt(max(grid.high, 1)), FLOOR)
 
 
-def _share(count: int, grid: Grid) -> float:
+def share(count: int, grid: Grid) -> float:
+    """Return 1 / sqrt(N * Qp), by which the gradient of a learned scale is multiplied."""
     return 1 / math.sqrt(count * max(grid.high, 1))
 
 
@@ -61,9 +62,13 @@ class LsqWeight(WeightQuantizer):
         """Return the distance between two levels; 0-dimensional."""
         return self.fine(self.step.clamp(min=FLOOR))
 
-    def forward(self, weight: Tensor) -> Tensor:
+    def step_size(self, x: Tensor) -> Tensor:
+        """As `scale`."""
+        return self.scale()
+
+    def quantized(self, x: Tensor) -> Tensor:
         """Quantize, with LSQ's gradients."""
-        return StepRound.apply(weight, self.scale(), self.grid, _share(weight.numel(), self.grid), True)  # type: ignore[no-any-return, no-untyped-call]
+        return StepRound.apply(x, self.scale(), self.grid, share(x.numel(), self.grid), True)  # type: ignore[no-any-return, no-untyped-call]
 
     @torch.no_grad()
     def integers(self, weight: Tensor) -> Integers:
@@ -87,9 +92,13 @@ class LsqActivation(ActivationQuantizer):
         """Return the distance between two levels; 0-dimensional."""
         return self.fine(self.step.clamp(min=FLOOR))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def step_size(self, x: Tensor) -> Tensor:
+        """As `scale`."""
+        return self.scale()
+
+    def quantized(self, x: Tensor) -> Tensor:
         """Quantize, with LSQ's gradients."""
-        return StepRound.apply(x, self.scale(), self.grid, _share(x[0].numel(), self.grid), False)  # type: ignore[no-any-return, no-untyped-call]
+        return StepRound.apply(x, self.scale(), self.grid, share(x[0].numel(), self.grid), False)  # type: ignore[no-any-return, no-untyped-call]
 
     @torch.no_grad()
     def integers(self, x: Tensor) -> Integers:

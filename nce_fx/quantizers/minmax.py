@@ -44,10 +44,14 @@ class MinMaxWeight(WeightQuantizer):
         scale = self.fine(((greatest - least) / (2**self.bits - 1)).clamp(min=FLOOR))
         return scale, (least / scale).round() - self.low
 
-    def forward(self, weight: Tensor) -> Tensor:
+    def step_size(self, x: Tensor) -> Tensor:
+        """Return the distances between two levels, per channel."""
+        return self.ranges(x)[0]
+
+    def quantized(self, x: Tensor) -> Tensor:
         """Quantize; the gradient goes straight through."""
-        scale, offset = self.ranges(weight)
-        return RangeRound.apply(weight, scale, offset, self.low, self.high)  # type: ignore[no-any-return, no-untyped-call]
+        scale, offset = self.ranges(x)
+        return RangeRound.apply(x, scale, offset, self.low, self.high)  # type: ignore[no-any-return, no-untyped-call]
 
     @torch.no_grad()
     def integers(self, weight: Tensor) -> Integers:
@@ -98,7 +102,11 @@ class MinMaxActivation(ActivationQuantizer):
         """Whether negative values are kept."""
         return bool(self.is_signed)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def step_size(self, x: Tensor) -> Tensor:
+        """Return the distance between two levels; 0-dimensional."""
+        return self.fine(self.step)
+
+    def quantized(self, x: Tensor) -> Tensor:
         """Quantize, with the clipped straight-through gradient."""
         return clip_round(x, self.fine(self.step), 1.0, self.grid)
 

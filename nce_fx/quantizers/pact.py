@@ -47,7 +47,11 @@ class Pact(ActivationQuantizer):
         """Return the distance between two levels; 0-dimensional."""
         return self.fine(self.clip.clamp(min=FLOOR * self.grid.reach) / self.grid.reach)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def step_size(self, x: Tensor) -> Tensor:
+        """As `scale`."""
+        return self.scale()
+
+    def quantized(self, x: Tensor) -> Tensor:
         """Quantize, with PACT's gradients."""
         clip = self.scale() * self.grid.reach if self.exact else self.clip
         return clip_round(x, clip, self.grid.reach, self.grid)

@@ -140,35 +140,38 @@ class StepRound(Function):
     """LSQ: the same forward pass as `clip_round`, and a gradient to the step from the rounding, too.
 
     Gradients: dy/dx is 1 strictly inside the range, else 0. dy/dscale is q + offset - x / scale inside and q + offset
-    outside, summed and multiplied by ``share`` (the published 1 / sqrt(N * Qp)).
+    outside, summed and multiplied by ``share`` (the published 1 / sqrt(N * Qp)). ``margin`` moves both ends of the
+    range outwards, in steps, for the gradients alone.
 
     Shapes: x any; scale 0-dimensional; y as x. Keeps x: the rounding error of each element is part of the gradient.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, grid: Grid, share: float, weight: bool) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, grid: Grid, share: float, weight: bool, margin: float = 0.0
+    ) -> Tensor:
         """Keep x."""
-        ctx.grid, ctx.share = grid, share
+        ctx.grid, ctx.share, ctx.margin = grid, share, margin
         ctx.save_for_backward(x, scale)
         return _rounded(x, scale, grid, weight)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         """Split the gradient into what passes and what is clipped."""
         x, scale = ctx.saved_tensors
-        grid = ctx.grid
+        grid, margin = ctx.grid, ctx.margin
         steps = working(x) / scale
         if grid.offset:
             steps = steps.sub_(grid.offset)
         wide = grad.to(steps.dtype)
-        passed = torch.ops.aten.hardtanh_backward(wide, steps, grid.low, grid.high)
+        passed = torch.ops.aten.hardtanh_backward(wide, steps, grid.low - margin, grid.high + margin)
         levels = steps.clamp(grid.low, grid.high).round_()
         pull = _dot(passed, levels - steps)
         if grid.offset:
             levels.add_(grid.offset)
         pull = (pull + _dot(wide - passed, levels)) * ctx.share
-        return passed.to(grad.dtype), pull.to(scale.dtype), None, None, None
+        return passed.to(grad.dtype), pull.to(scale.dtype), None, None, None, None
 
 
 class PassRound(Function):

@@ -52,9 +52,13 @@ class Sawb(WeightQuantizer):
         clip = torch.where(clip > 0, clip, torch.linalg.vector_norm(weight, float("inf")))
         return self.fine(clip.clamp(min=FLOOR) / self.grid.reach)
 
-    def forward(self, weight: Tensor) -> Tensor:
+    def step_size(self, x: Tensor) -> Tensor:
+        """As `scale`."""
+        return self.scale(x)
+
+    def quantized(self, x: Tensor) -> Tensor:
         """Quantize; the gradient goes straight through."""
-        return PassRound.apply(weight, self.scale(weight), self.grid)  # type: ignore[no-any-return, no-untyped-call]
+        return PassRound.apply(x, self.scale(x), self.grid)  # type: ignore[no-any-return, no-untyped-call]
 
     @torch.no_grad()
     def integers(self, weight: Tensor) -> Integers:

@@ -64,7 +64,7 @@ def set_bits(quantizer: Quantizer, bits: int) -> None:
         state["zero"] = (state["zero"] / fewer).round().to(state["zero"].dtype)
     # What follows from the bits (the grid) is taken from a new one; loading then settles what follows from the state.
     for name, value in vars(_another(quantizer, bits)).items():
-        if not name.startswith("_") and name not in ("training", "exact"):
+        if not name.startswith("_") and name not in ("training", "exact", "ewgs"):
             setattr(quantizer, name, value)
     quantizer.load_state_dict(state)
 

@@ -101,7 +101,7 @@ def _quantize_activation(
         # DoReFa's range ends at one, which is for what a layer reads: branches would be cut.
         kind = "pact" if sums and spec.activation == "dorefa" else spec.activation
         quantizer = ACTIVATION_QUANTIZERS[kind](bits, not unsigned, origin, replaced)
-        quantizer.exact = spec.exact
+        quantizer.exact, quantizer.ewgs = spec.exact, spec.ewgs
         if not _learns(gm, producer):
             quantizer.fix()
         name = f"{producer.name}_activation_quant" + (f"_{bits}" if index else "")
@@ -190,7 +190,7 @@ def _weight_node(gm: GraphModule, spec: QuantSpec, place: Place, bits: int) -> N
             "choose sawb, lsq or dorefa, or 2 bits"
         )
     quantizer = WEIGHT_QUANTIZERS[spec.weight](bits, axis)
-    quantizer.exact = spec.exact
+    quantizer.exact, quantizer.ewgs = spec.exact, spec.ewgs
     with gm.graph.inserting_before(node):
         if node.op == "call_module":
             weight, quantizer.layer = module_weight(gm, str(node.target))

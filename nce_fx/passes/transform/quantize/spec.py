@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, StrictBool, StrictStr, ValidationInfo
 from nce_fx.errors import QuantizeError
 from nce_fx.frozen import FrozenDict, freeze
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
-from nce_fx.validated import validated
+from nce_fx.validated import NotNegative, validated
 
 SHORTCUTS = ("quantized", "float")
 SUMS = ("float", "int8")
@@ -74,6 +74,8 @@ class QuantSpec:
         sums: "int8": a tensor that enters an addition and has no quantizer yet gets one of 8 bits (of PACT where DoReFa
             is asked for, whose range ends at one), so that a runtime can add integers. "float": additions read floats
             where no layer has its input quantized.
+        ewgs: how much the gradients of training depend on how far rounding moved each element, see
+            `nce_fx.quantizers.ewgs`; 0 is the quantizer's own gradient. Below 2 no gradient changes its sign.
 
     Raises:
         QuantizeError: an unknown name, or bits out of range.
@@ -88,6 +90,7 @@ class QuantSpec:
     overrides: Mapping[StrictStr, Any] = field(default_factory=FrozenDict)
     exact: StrictBool = False
     sums: StrictStr = "float"
+    ewgs: NotNegative = 0.0
 
     def __post_init__(self) -> None:
         _known("weight", self.weight, WEIGHT_QUANTIZERS)

@@ -1,0 +1,48 @@
+"""Element-wise gradient scaling, for any quantizer (Lee, Kim and Ham 2021, "Network quantization with element-wise
+gradient scaling", arXiv 2104.00903).
+
+    g' = g (1 + delta sign(g) (x - y) / step),   y = Q(x)
+
+A step against g' moves x further where it leads towards a border between two levels' ranges, and less where it leads
+back to the level. g' takes the place of the gradient that comes back to the quantizer, so what is learned of the range
+sees it as well, as published. There distances are in units of the whole range, here in steps: from -1/2 to 1/2, which
+is also what a value beyond the range counts as.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+
+def scale_gradient(y: Tensor, x: Tensor, step: Tensor | float, delta: float) -> Tensor:
+    """Return ``y``, which is ``x`` on its levels, with the gradient that comes back to it scaled element by element.
+
+    Shapes: y and x any, alike; step broadcasts over them.
+    """
+    if not delta or not torch.is_grad_enabled():
+        return y
+    distance = torch.clamp((x.detach() - y.detach()) / step, -0.5, 0.5)
+    return _ElementScaled.apply(y, distance.to(y.dtype), delta)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _ElementScaled(Function):
+    """The identity, and the scaled gradient. Keeps the distances."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, distance: Tensor, delta: float) -> Tensor:
+        """Return y."""
+        ctx.delta = delta
+        ctx.save_for_backward(distance)
+        return y.view_as(y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """Scale the gradient."""
+        (distance,) = ctx.saved_tensors
+        return grad + ctx.delta * grad.abs() * distance, None, None

@@ -1,0 +1,59 @@
+"""SEQ, stretched elastic quantization: SAWB's levels at a scale that is learned (Liu et al. 2025, "ParetoQ", arXiv
+2502.02631).
+
+    y = alpha (round(n clip(w / alpha, -1, 1) - 1/2) + 1/2) / n,   n = 2^(b-1)
+
+The 2^b levels are symmetric and evenly spaced, none of them zero: -3a/4, -a/4, a/4, 3a/4 at 2 bits.
+
+Gradient: dL/dw passes where |w| < alpha. Of alpha, each element gives (y - w) / alpha inside and y / alpha outside, and
+the sum is multiplied by 1 / sqrt(N * Qp), N the number of weights, Qp = 2^(b-1) - 1 or at 1 bit 1. (Published is
+0.99 alpha for the border, which keeps w / alpha from being rounded to a level beyond; here the levels end by
+themselves.) Published is one alpha a row, from its largest weight; here it is one a tensor, and starts where SAWB's
+levels are.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nce_fx.quantizers.base import FLOOR, Integers, WeightQuantizer, as_integers, centred_grid, whole, working
+from nce_fx.quantizers.lsq import share
+from nce_fx.quantizers.rounding import StepRound
+from nce_fx.quantizers.sawb import Sawb
+
+
+class Seq(WeightQuantizer):
+    """Weights: (any shape) -> (the same shape), one learned scale a tensor."""
+
+    def __init__(self, bits: int, channel_axis: int = 0) -> None:
+        super().__init__(bits)
+        self.grid = centred_grid(bits)
+        self.alpha = nn.Parameter(torch.tensor(1.0))
+
+    @torch.no_grad()
+    def start(self, weight: Tensor, normalized: bool = True) -> None:
+        """Start where SAWB's levels are."""
+        self.alpha.fill_(float(Sawb(self.bits).scale(weight)) * 2 ** (self.bits - 1))
+
+    def scale(self) -> Tensor:
+        """Return the distance between two levels; 0-dimensional."""
+        return self.fine(self.alpha.clamp(min=FLOOR) / 2 ** (self.bits - 1))
+
+    def step_size(self, x: Tensor) -> Tensor:
+        """As `scale`."""
+        return self.scale()
+
+    def quantized(self, x: Tensor) -> Tensor:
+        """Quantize, with SEQ's gradients."""
+        return StepRound.apply(x, self.scale(), self.grid, share(x.numel(), self.grid), True, 0.5)  # type: ignore[no-any-return, no-untyped-call]
+
+    @torch.no_grad()
+    def integers(self, weight: Tensor) -> Integers:
+        """Return the weight in integers; the offset is 1/2."""
+        scale = self.scale()
+        return as_integers(whole(working(weight), scale, self.grid), scale, self.grid)
+
+    def extra_repr(self) -> str:
+        """The bits, and the scale."""
+        return f"{super().extra_repr()}, alpha={float(self.alpha.detach()):.4g}"

@@ -1,0 +1,53 @@
+"""StatsQ: a scale from the mean magnitude of each output channel, so that levels do not follow single steps (Liu, Liu
+and Cheng 2023, "Oscillation-free quantization for low-bit vision transformers", arXiv 2302.02210).
+
+    g = 2 E|w| over the channel,   y = g (round(n clip(w / g, -1, 1) - 1/2) + 1/2) / n,   n = 2^(b-1)
+
+The 2^b levels are those of SEQ. The mean is taken anew in every forward pass.
+
+Gradient: dL/dw passes where |w| <= g; none through g.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nce_fx.quantizers.base import FLOOR, Integers, WeightQuantizer, as_integers, centred_grid, whole, working
+from nce_fx.quantizers.rounding import PassRound
+
+
+class StatsQ(WeightQuantizer):
+    """Weights: (any shape) -> (the same shape), one scale per index of ``channel_axis``."""
+
+    def __init__(self, bits: int, channel_axis: int = 0) -> None:
+        super().__init__(bits)
+        self.channel_axis = channel_axis
+        self.grid = centred_grid(bits)
+
+    def scale(self, weight: Tensor) -> Tensor:
+        """Return the distances between two levels, shaped to broadcast over the weight; without a gradient."""
+        weight = working(weight.detach())
+        others = [axis for axis in range(weight.dim()) if axis != self.channel_axis % weight.dim()]
+        magnitude = weight.abs().mean(others, keepdim=True) if others else weight.abs()
+        return self.fine((2 * magnitude).clamp(min=FLOOR) / 2 ** (self.bits - 1))
+
+    def step_size(self, x: Tensor) -> Tensor:
+        """As `scale`."""
+        return self.scale(x)
+
+    def quantized(self, x: Tensor) -> Tensor:
+        """Quantize; the gradient stops where the weight is beyond the range."""
+        scale = self.scale(x)
+        reach = (scale * 2 ** (self.bits - 1)).to(x.dtype)
+        return PassRound.apply(x.clamp(-reach, reach), scale, self.grid)  # type: ignore[no-any-return, no-untyped-call]
+
+    @torch.no_grad()
+    def integers(self, weight: Tensor) -> Integers:
+        """Return the weight in integers; the offset is 1/2."""
+        scale = self.scale(weight)
+        return as_integers(whole(working(weight), scale, self.grid), scale, self.grid)
+
+    def extra_repr(self) -> str:
+        """The bits, and which axis has a scale of its own per index."""
+        return f"{super().extra_repr()}, channel_axis={self.channel_axis}"

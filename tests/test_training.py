@@ -5,6 +5,7 @@ import importlib.util
 import math
 import random
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import nce_fx
 from nce_fx.errors import InputError, TrainingError
 from nce_fx.models import MODELS
+from nce_fx.passes.transform.quantize import integer_weights
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 from nce_fx.training import Recipe, StepReport, evaluate, train
 from nce_fx.training.batches import batches_of
@@ -401,3 +403,71 @@ def test_from_scratch_keeps_nothing_of_the_weights_and_all_of_the_scales():
         assert weight.std().item() == pytest.approx(source.std().item() * math.sqrt(fan_in), rel=0.25), name
     assert bool((first.get_parameter("bn1.weight") == 1).all())
     assert bool(first(x).isfinite().all())
+
+
+def quantized_net() -> Any:
+    torch.manual_seed(0)
+    body = (nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+    model = nn.Sequential(*body, nn.Flatten(), nn.Linear(32, 4))
+    spec = nce_fx.QuantSpec(first_last_bits=2, weight="seq")
+    return nce_fx.quantize(nce_fx.trace(model, (torch.randn(2, 1, 6, 6),)), spec)
+
+
+class TestRestlessness:
+    """Levels that weights leave, statistics taken anew, the rate of scales."""
+
+    def test_the_share_of_weights_that_left_their_level_is_in_the_log(self, tmp_path):
+        gm, data = quantized_net(), Blobs()
+        recipe = Recipe(epochs=1, batch_size=16, learning_rate=0.1)
+        result = train(gm, data, recipe, directory=tmp_path)
+        before, after = (
+            torch.cat([w.integers.flatten() for w in integer_weights(x).values()]) for x in (gm, result.model)
+        )
+        assert result.history[0].moved == float((before != after).double().mean())
+        assert 0 < result.history[0].moved < 0.9
+        (row,) = csv.DictReader((tmp_path / "log.csv").read_text().splitlines())
+        assert float(row["moved"]) == result.history[0].moved
+        still = train(gm, data, Recipe(epochs=1, learning_rate=1e-12, weight_decay=0))
+        assert still.history[0].moved == 0
+        assert train(net(), data, Recipe(epochs=1)).history[0].moved is None
+
+    def test_a_run_stopped_within_an_epoch_logs_the_same_share(self, tmp_path):
+        data, recipe = Blobs(), Recipe(epochs=2, batch_size=16, learning_rate=0.1)
+        whole = train(quantized_net(), data, recipe)
+
+        def stop(report: StepReport) -> None:
+            if report.step == 13:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            train(quantized_net(), data, recipe, directory=tmp_path, progress=stop, checkpoint_seconds=0)
+        again = train(quantized_net(), data, recipe, directory=tmp_path)
+        assert [record.moved for record in again.history] == [record.moved for record in whole.history]
+        assert same_state(again.model.state_dict(), whole.model.state_dict())
+
+    def test_statistics_taken_anew_are_the_means_over_the_batches(self):
+        data, recipe = Blobs(), Recipe(epochs=1, batch_size=16, learning_rate=0.1)
+        as_trained = train(quantized_net(), data, recipe).model
+        anew = train(quantized_net(), data, replace(recipe, reestimate=5)).model
+        for name, value in as_trained.named_parameters():
+            assert torch.equal(value, anew.get_parameter(name)), name
+        seen: list[Tensor] = []
+        loader = data.loader("train", batch_size=16, seed=0, epoch=1, shuffle=True)
+        batches = [batch[0] for batch, _ in zip(loader, range(5), strict=False)]
+        norm = next(module for module in anew.modules() if isinstance(module, nn.BatchNorm2d))
+        norm.register_forward_pre_hook(lambda module, given: seen.append(given[0].detach()))
+        for batch in batches:
+            anew.eval()(batch)
+        torch.testing.assert_close(norm.running_mean, torch.stack([x.mean((0, 2, 3)) for x in seen]).mean(0))
+        torch.testing.assert_close(norm.running_var, torch.stack([x.var((0, 2, 3)) for x in seen]).mean(0))
+        assert norm.momentum == 0.1
+        assert int(norm.get_buffer("num_batches_tracked")) == 5
+
+    def test_scales_learn_at_a_rate_of_their_own(self):
+        data, recipe = Blobs(), Recipe(epochs=1, batch_size=150, learning_rate=0.1, warmup_epochs=0, cosine=False)
+        gm = quantized_net()
+        plain, faster = (train(gm, data, replace(recipe, clip_rate=rate)).model for rate in (1.0, 3.0))
+        for name, value in gm.named_parameters():
+            one, three = (model.get_parameter(name) - value for model in (plain, faster))
+            scale = 3.0 if name.endswith(("alpha", "clip")) else 1.0
+            torch.testing.assert_close(three, scale * one, rtol=1e-4, atol=1e-7)

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,10 +30,12 @@ from nce_fx.training.evaluation import accuracy_of
 from nce_fx.training.interruption import interruptions
 from nce_fx.training.log import Log, open_log
 from nce_fx.training.loss import count_correct, logits_of, training_loss
+from nce_fx.training.oscillation import levels_of, share_moved
 from nce_fx.training.progress import Progress, reporting
 from nce_fx.training.recipe import Recipe, bits_at, learning_rate_at
 from nce_fx.training.result import EpochRecord, StepReport, TrainResult
 from nce_fx.training.run import Keeper, Run, prepare
+from nce_fx.training.statistics import reestimate
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -115,6 +118,8 @@ def _train_epoch(
     loader = run.data.loader("train", batch_size=recipe.batch_size, seed=recipe.seed, epoch=epoch, shuffle=True)
     batches = batches_of(loader, engine, position.step)
     run.companion.before_epoch(run)
+    if not position.step:
+        position.levels = levels_of(run.model)
     for step in range(position.step, run.steps_per_epoch):
         batch_seed = seed_step(recipe.seed, epoch, step, engine)
         rate = learning_rate_at(recipe, run.done, run.steps_per_epoch)
@@ -141,6 +146,9 @@ def _train_epoch(
             keeper.save()
     tested = None
     last = epoch + 1 == recipe.epochs
+    moved = share_moved(position.levels, levels_of(run.model))
+    if last and recipe.reestimate:
+        reestimate(run.model, _inputs(run), lambda: forward_pass(engine, recipe))
     if last or (recipe.evaluate_every and (epoch + 1) % recipe.evaluate_every == 0):
         tested = accuracy_of(run.model, run.data, recipe.batch_size, engine)
     position.history.append(
@@ -153,11 +161,20 @@ def _train_epoch(
             accuracy=position.correct / position.samples,
             test_accuracy=tested,
             seconds=before + time.monotonic() - started,
+            moved=moved,
         )
     )
     log.epoch(position.history)
     position.epoch, position.step, position.seconds = epoch + 1, 0, 0.0
     position.loss = position.correct = position.samples = 0.0
+
+
+def _inputs(run: Run) -> Iterator[Any]:
+    """The inputs of the batches that BatchNorm's statistics are taken from: those of the epoch that would come next."""
+    recipe = run.recipe
+    loader = run.data.loader("train", batch_size=recipe.batch_size, seed=recipe.seed, epoch=recipe.epochs, shuffle=True)
+    for inputs, _ in islice(batches_of(loader, run.engine), recipe.reestimate):
+        yield to_device(inputs, run.engine.device)
 
 
 def train_step(run: Run, batch: Any, rate: float, seed: int, stop: bool) -> list[float]:
@@ -190,7 +207,7 @@ def train_step(run: Run, batch: Any, rate: float, seed: int, stop: bool) -> list
     if recipe.clip_gradient is not None:
         nn.utils.clip_grad_norm_(run.model.parameters(), recipe.clip_gradient)
     for group in run.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["rate"]
     run.optimizer.step()
     return totals
 

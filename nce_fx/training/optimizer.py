@@ -11,9 +11,10 @@ from nce_fx.training.recipe import Recipe
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
-    """Return the optimizer over every parameter that requires a gradient, in three groups.
+    """Return the optimizer over every parameter that requires a gradient, in three groups at most.
 
-    - quantizers' own parameters (clip values, step sizes): ``clip_decay``, 0 by default;
+    - quantizers' own parameters (clip values, step sizes): ``clip_decay``, 0 by default, and ``clip_rate`` times the
+      learning rate;
     - what has one axis or none (biases, the scales of normalization): no decay;
     - weights: ``weight_decay``.
 
@@ -24,11 +25,14 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trained:
         raise TrainingError("the model has no parameter that requires a gradient: there is nothing to train")
-    decays: dict[float, list[Tensor]] = {}
+    found: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in trained.items():
-        decay = recipe.clip_decay if name in quantizers else recipe.weight_decay if parameter.ndim > 1 else 0.0
-        decays.setdefault(decay, []).append(parameter)
-    groups = [{"params": parameters, "weight_decay": decay} for decay, parameters in decays.items()]
+        if name in quantizers:
+            kind = (recipe.clip_decay, recipe.clip_rate)
+        else:
+            kind = (recipe.weight_decay if parameter.ndim > 1 else 0.0, 1.0)
+        found.setdefault(kind, []).append(parameter)
+    groups = [{"params": own, "weight_decay": decay, "rate": rate} for (decay, rate), own in found.items()]
     return torch.optim.SGD(groups, recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.nesterov)
 
 

@@ -33,6 +33,8 @@ class Recipe:
     nesterov: StrictBool = True
     weight_decay: NotNegative = 5e-4
     """Applies to the weights of convolutions and linear layers: not to biases, normalization, clips and steps."""
+    clip_rate: Positive = 1.0
+    """Learning rate of the quantizers' own parameters (clips, steps, scales), as a multiple of the others'."""
     clip_decay: NotNegative = 0.0
     """Weight decay of the quantizers' own parameters; PACT's paper regularises its clip values with it."""
     warmup_epochs: NotNegative = 1.0
@@ -42,6 +44,8 @@ class Recipe:
     distill_temperature: Positive = 4.0
     bits: tuple[Annotated[StrictInt, Field(ge=1, le=8)], ...] = ()
     """Progressive bits, such as (8, 4, 2): the epochs are split evenly, a quantizer never goes below its own bits."""
+    reestimate: Whole = 0
+    """Training batches from which BatchNorm's statistics are taken anew at the end, before the last evaluation."""
     clip_gradient: Positive | None = None
     """The largest global gradient norm, or None for no limit."""
     precision: Literal["no", "bf16"] = "no"

@@ -24,6 +24,8 @@ class EpochRecord:
     accuracy: float
     test_accuracy: float | None
     seconds: float = field(compare=False)
+    moved: float | None = None
+    """The share of quantized weights that are on another level than when the epoch began, in [0, 1]."""
 
 
 @dataclass(frozen=True)

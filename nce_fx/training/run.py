@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,14 @@ class Position:
     samples: float = 0.0
     seconds: float = 0.0
     history: list[EpochRecord] = field(default_factory=list)
+    levels: dict[str, Tensor] = field(default_factory=dict, compare=False)
+    """Of the quantized weights, when the epoch began."""
+
+    def plain(self) -> dict[str, Any]:
+        """Return all but the tensors, as JSON values."""
+        values = asdict(replace(self, levels={}))
+        del values["levels"]
+        return values
 
 
 @dataclass(frozen=True)
@@ -110,8 +118,10 @@ def prepare(
     # The bits first: the weights of a checkpoint are those of its stage.
     stages.enter(recipe, position.epoch)
     if found is not None:
-        companion.restore(model, _restore(found, model, optimizer))
-    agree_on(identity | {"position": asdict(position)})
+        kept = _restore(found, model, optimizer)
+        position.levels = kept["levels"]
+        companion.restore(model, kept["companion"])
+    agree_on(identity | {"position": position.plain()})
     return Run(
         model,
         teacher,
@@ -162,8 +172,9 @@ class Keeper:
             _check_finite({**dict(run.model.named_parameters()), **momentum}, run)
             tensors = {f"model/{name}": tensor for name, tensor in _state_of(run.model).items()}
             tensors |= {f"momentum/{name}": tensor for name, tensor in momentum.items()}
+            tensors |= {f"levels/{name}": tensor for name, tensor in run.position.levels.items()}
             tensors |= {f"companion/{name}": tensor for name, tensor in run.companion.tensors().items()}
-            state = {"run": run.identity, "position": asdict(run.position), "plan": run.plan}
+            state = {"run": run.identity, "position": run.position.plain(), "plan": run.plan}
             state["companion"] = run.companion.state()
             save_checkpoint(run.directory, Checkpoint(run.done, tensors, state))
         self.saved = time.monotonic()
@@ -189,7 +200,8 @@ def compiled(model: nn.Module, device: torch.device) -> Callable[..., Any]:
 
 
 def _check_same_run(checkpoint: Checkpoint, identity: dict[str, Any], directory: Path | None) -> None:
-    theirs = checkpoint.state["run"]
+    # A recipe of before has not the fields that came later: it was trained as their defaults say.
+    theirs = {f"recipe.{name}": value for name, value in Recipe().to_dict().items()} | checkpoint.state["run"]
     for name, value in identity.items():
         if theirs.get(name) != value:
             raise ArtifactError(
@@ -198,15 +210,15 @@ def _check_same_run(checkpoint: Checkpoint, identity: dict[str, Any], directory:
             )
 
 
-def _restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
-    """Put the weights, the statistics and the momenta back to a checkpoint; return the companion's tensors."""
-    groups: dict[str, dict[str, Tensor]] = {"model": {}, "momentum": {}, "companion": {}}
+def _restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, dict[str, Tensor]]:
+    """Put the weights, the statistics and the momenta back to a checkpoint; return all its tensors by kind and name."""
+    groups: dict[str, dict[str, Tensor]] = {"model": {}, "momentum": {}, "levels": {}, "companion": {}}
     for name, tensor in checkpoint.tensors.items():
         group, _, rest = name.partition("/")
         groups[group][rest] = tensor
     model.load_state_dict(groups["model"])
     restore_momenta(model, optimizer, groups["momentum"])
-    return groups["companion"]
+    return groups
 
 
 def _check_finite(tensors: dict[str, Tensor], run: Run) -> None:

@@ -1,0 +1,50 @@
+"""The running statistics of BatchNorm, taken anew from a trained network.
+
+While a network trains its statistics are averages over networks that were: at few bits weights jump between levels to
+the last step, and what a layer gives jumps with them (Nagel et al. 2022, "Overcoming oscillations in quantization-aware
+training", arXiv 2203.11086). Plain means over some batches of the network as it is take their place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from nce_fx.training.engine import call
+
+
+def reestimate(
+    model: nn.Module, batches: Iterable[Any], forward_pass: Callable[[], AbstractContextManager[None]]
+) -> None:
+    """Set the running mean and variance of every BatchNorm module to their means over batches.
+
+    All else runs as in evaluation. Modes and momenta are put back.
+
+    Args:
+        model: a trained network; its BatchNorm modules are changed.
+        batches: the inputs of each forward pass.
+        forward_pass: what surrounds one.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    modes = {module: module.training for module in model.modules()}
+    momenta = [norm.momentum for norm in norms]
+    try:
+        for module in modes:
+            module.training = module in norms
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain mean over all batches
+        with torch.no_grad():
+            for inputs in batches:
+                with forward_pass():
+                    call(model, inputs)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

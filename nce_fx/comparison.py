@@ -84,14 +84,6 @@ def folder_of(network: str) -> str:
 
 
 def _row(network: str, gm: GraphModule, accuracy: float, epochs: int, seconds: float) -> ResultRow:
-    cost = cost_record(gm)
     return ResultRow(
-        network=network,
-        accuracy=accuracy,
-        macs=cost.macs,
-        params=cost.params,
-        bit_ops=cost.bit_ops,
-        weight_bytes=cost.weight_bytes,
-        epochs=epochs,
-        seconds=round(seconds, 3),
+        network=network, accuracy=accuracy, epochs=epochs, seconds=round(seconds, 3), **cost_record(gm).cost
     )

@@ -81,7 +81,7 @@ def source_line(node: torch.fx.Node) -> str:
 
 
 def _is_compiler(frame: str) -> bool:
-    """Whether a frame is this package's own, not a built-in model's: it called ``trace``, and is no line of the model."""
+    """Whether a frame is this package's own, not a built-in model's: it called ``trace``, it is not of the model."""
     path = frame.removeprefix('File "')
     return path.startswith(_OWN) and not path.startswith(f"{_OWN}/models/")
 

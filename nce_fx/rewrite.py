@@ -9,7 +9,7 @@ Retraining what comes out is `nce_fx.training`; training it beside its rivals is
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
 from typing import Any
@@ -29,6 +29,7 @@ from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.pipeline import Given, Pipeline
 from nce_fx.pipeline.base import Between
 from nce_fx.plan import WidthPlan
+from nce_fx.quantities import Quantity
 from nce_fx.report.records import CostRecord, GroupRecord, LayerRecord, RewriteReport
 from nce_fx.tracing import trace
 
@@ -74,6 +75,7 @@ def rewrite(
     spec: QuantSpec | None = None,
     metric: str | None = None,
     hardware: HardwareTable | None = None,
+    quantities: Iterable[Quantity] = (),
     min_width: float = 0.25,
     max_width: float = 2.0,
     round_to: int = 1,
@@ -92,10 +94,13 @@ def rewrite(
         example_inputs: a tuple of inputs, as `model` takes them.
         batches: pairs (inputs, target) from real data; they tell where quantization hurts and how far activations
             reach. Without them the weights alone must tell.
-        budget: what the rewritten network may cost; no more MACs and no more parameters than `model` by default.
+        budget: what the rewritten network may cost. By default nothing that is paid rises: MACs, parameters, bit
+            operations and weight bytes are at most those of ``model`` quantized as it is. A budget that is given limits
+            what it names, and leaves the rest free.
         spec: bits and quantizers; 2-bit weights and activations by default.
         metric: the sensitivity metric; by default one by gradient with batches, from the weights without.
         hardware: the user's own cost of layers, which ``Budget(custom=...)`` limits.
+        quantities: more rows of what a network costs, see `nce_fx.quantities`.
         min_width: the least width of a group, as a ratio of its own.
         max_width: the greatest width of a group, as a ratio of its own.
         round_to: widths come in multiples of this.
@@ -118,6 +123,7 @@ def rewrite(
         spec=spec,
         metric=metric,
         hardware=hardware,
+        quantities=quantities,
         observe=observe,
         progress=progress,
     )
@@ -125,7 +131,7 @@ def rewrite(
         partial(
             plan_analyzed,
             analyses,
-            budget := budget or Budget(macs=1.0, params=1.0),
+            budget := budget or Budget.default(),
             min_width=min_width,
             max_width=max_width,
             round_to=round_to,
@@ -144,8 +150,8 @@ def rewrite(
             observe=observe,
             between=between,
         ),
-        budget.limits(asdict(analyses.cost.total)),
-        hardware,
+        budget,
+        analyses.cost,
     )
     report = describe(analyses, plan, spec, rewritten)
     return RewriteResult(rewritten, plan, report, analyses.graph_module, analyses.uniform)
@@ -159,6 +165,7 @@ def analyze(
     spec: QuantSpec | None = None,
     metric: str | None = None,
     hardware: HardwareTable | None = None,
+    quantities: Iterable[Quantity] = (),
     observe: Observer | None = None,
     progress: Progress | None = None,
 ) -> Analyses:
@@ -179,7 +186,7 @@ def analyze(
     channels = analyze_channels(gm)
     say("analyze cost")
     uniform = quantize(gm, spec)
-    cost = analyze_cost(gm, channels, quantized=uniform, hardware=hardware)
+    cost = analyze_cost(gm, channels, quantized=uniform, hardware=hardware, quantities=quantities)
     say("analyze sensitivity")
     onlookers = Onlookers(uniform)
     # In training mode BatchNorm's values are those of the batch, which the sensitivity pass does not see.
@@ -263,15 +270,15 @@ def compiled(
 
 def describe(analyses: Analyses, plan: WidthPlan, spec: QuantSpec, rewritten: GraphModule) -> RewriteReport:
     """Return what the compiler found and decided, as a record."""
-    sensitivity, hardware = analyses.sensitivity, analyses.cost.model.hardware
+    sensitivity = analyses.sensitivity
     float_cost = analyze_cost(analyses.graph_module, analyses.channels, weight_bits=32, activation_bits=32)
     return RewriteReport(
         traced=str(analyses.graph_module.meta.get("traced", "fx")),
         metric=sensitivity.metric,
         bits=spec.weight_bits or 32,
         budget=dict(plan.source.get("budget", {})),
-        original=cost_record(analyses.uniform, hardware),
-        rewritten=cost_record(rewritten, hardware),
+        original=cost_record(analyses.uniform, analyses.cost),
+        rewritten=cost_record(rewritten, analyses.cost),
         float_weight_bytes=int(float_cost.total.weight_bytes),
         groups=tuple(
             GroupRecord(
@@ -292,11 +299,9 @@ def describe(analyses: Analyses, plan: WidthPlan, spec: QuantSpec, rewritten: Gr
     )
 
 
-def cost_record(gm: GraphModule, hardware: HardwareTable | None = None) -> CostRecord:
-    """Return what a network costs as it is, at the bits of its own quantizers; ``custom`` by the user's own table."""
-    total = asdict(count(gm, hardware))
-    custom = total.pop("custom")
-    return CostRecord(**total, custom=None if hardware is None else custom)
+def cost_record(gm: GraphModule, like: CostReport | None = None) -> CostRecord:
+    """Return what a network costs as it is, at the bits of its own quantizers, in the quantities of a report."""
+    return CostRecord(**count(gm, like).by_quantity)
 
 
 def _silent(stage: str) -> None:

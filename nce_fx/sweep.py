@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from nce_fx.errors import BudgetError, InputError
@@ -21,16 +21,20 @@ class SweepPoint:
     """The plan at one budget: what it costs and what it promises."""
 
     budget: float
-    """Ratio of the original's MACs and parameters."""
-    macs: int
-    params: int
-    bit_ops: int
+    """Ratio of the original's, of every quantity that a rewrite limits by default."""
+    cost: Mapping[str, float]
+    """What the plan costs, by quantity."""
     noise: float
     """Predicted loss through low precision, as a ratio of the original widths' (lower is better)."""
     bound: float
     """What no plan of this budget can go below, on the same scale."""
     widths: str
     """The widths of the groups that change: ``conv1=7 layer2.0.conv1=6``."""
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the point as columns: the budget, one a quantity, what it promises, the widths."""
+        ends = {"noise": self.noise, "bound": self.bound, "widths": self.widths}
+        return {"budget": self.budget, **self.cost, **ends}
 
 
 @dataclass(frozen=True)
@@ -43,14 +47,15 @@ class Sweep:
     def to_csv(self) -> str:
         """Return the points as CSV."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, [field.name for field in fields(SweepPoint)], lineterminator="\n")
+        rows = [point.to_row() for point in self.points]
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(asdict(point) for point in self.points)
+        writer.writerows(rows)
         return text.getvalue()
 
 
 def sweep(analyses: Analyses, ratios: Sequence[float], **limits: Any) -> Sweep:
-    """Plan at each ratio of the original's MACs and parameters; ``limits`` are those of `plan_widths`.
+    """Plan at each ratio of what a rewrite limits by default; ``limits`` are those of `plan_widths`.
 
     Raises:
         BudgetError: no ratio has a plan; the message is that of the largest.
@@ -58,7 +63,7 @@ def sweep(analyses: Analyses, ratios: Sequence[float], **limits: Any) -> Sweep:
     points, refused = [], []
     for ratio in ratios:
         try:
-            plan = plan_analyzed(analyses, Budget(macs=ratio, params=ratio), **limits)
+            plan = plan_analyzed(analyses, Budget(**dict.fromkeys(Budget.default().as_mapping(), ratio)), **limits)
         except BudgetError as error:
             refused.append((ratio, str(error)))
             continue
@@ -85,14 +90,11 @@ def ratios_of(text: str) -> tuple[float, ...]:
 
 
 def _point(analyses: Analyses, ratio: float, plan: WidthPlan) -> SweepPoint:
-    total = analyses.cost.at(plan.widths).total
     before, noise = float(plan.source["noise_before"]) or 1.0, plan.predicted_noise
     assert noise is not None
     return SweepPoint(
         budget=ratio,
-        macs=total.macs,
-        params=total.params,
-        bit_ops=total.bit_ops,
+        cost=analyses.cost.at(plan.widths).total.by_quantity,
         noise=round(noise, 6),
         bound=round(float(plan.source["bound"]) / before, 6),
         widths=" ".join(f"{group}={width}" for group, width in plan.changed.items()),

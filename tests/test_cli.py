@@ -195,7 +195,15 @@ def test_without_data_it_says_where_sensitivity_comes_from(here):
     assert result.exit_code == 0
     assert "from the weights alone" in result.stderr
     assert listing(here / "result") == sorted(
-        ["float.safetensors", "graph.txt", "model.safetensors", "plan.json", "report.html", "report.json"]
+        [
+            "float.safetensors",
+            "graph.txt",
+            "history.json",
+            "model.safetensors",
+            "plan.json",
+            "report.html",
+            "report.json",
+        ]
     )
 
 

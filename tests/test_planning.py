@@ -15,13 +15,13 @@ from nce_fx.errors import BudgetError
 from nce_fx.models import INPUT_SHAPES, MODELS
 from nce_fx.passes.analysis.channels import analyze_channels
 from nce_fx.passes.analysis.cost import analyze_cost
-from nce_fx.passes.analysis.costmodel import QUANTITIES
 from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.planning import Budget, plan_widths
 from nce_fx.passes.planning.choices import Rules, legal_choices
 from nce_fx.passes.planning.posynomial import constraints
 from nce_fx.passes.planning.relaxation import relax
 from nce_fx.plan import WidthPlan
+from nce_fx.quantities import known_quantities
 
 
 class Analysed:
@@ -221,7 +221,7 @@ def test_budgets_from_words():
     assert Budget.parse(" 2E6 ") == 2_000_000
     assert Budget.parse("40_000") == 40_000
     assert Budget(macs=16, params="0.5").as_mapping() == {"macs": 16.0, "params": 0.5}
-    assert Budget(macs=17).limits(dict.fromkeys(QUANTITIES, 100.0)) == {"macs": 17}
+    assert Budget(macs=17).limits(dict.fromkeys(known_quantities(), 100.0)) == {"macs": 17}
     for nonsense in ("", "x", "-1", "1.0xx", "nan", -3, 0, float("inf"), True, "20x"):
         with pytest.raises(BudgetError):
             Budget.parse(nonsense)

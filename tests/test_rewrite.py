@@ -61,6 +61,21 @@ def test_a_lone_limit_holds_in_the_report_and_is_spent(quantity, spec):
     assert getattr(absolute.report.rewritten, quantity) <= after
 
 
+@pytest.mark.parametrize("name", ["resnet8", "mobilenet_v2"])
+@pytest.mark.parametrize("spec", [nce_fx.QuantSpec(), nce_fx.QuantSpec(weight_bits=2, activation_bits=4)])
+def test_without_a_budget_nothing_that_is_paid_rises(name, spec):
+    result = nce_fx.rewrite(net(name), example(32), spec=spec)
+    before, after = result.report.original.cost, result.report.rewritten.cost
+    assert set(result.report.budget) == {"macs", "params", "bit_ops", "weight_bytes"}
+    assert all(after[quantity] <= before[quantity] for quantity in result.report.budget)
+    assert result.plan.changed
+    assert before.keys() == after.keys() >= {"activation_bytes"}
+    alone = nce_fx.rewrite(net(name), example(32), spec=spec, budget=nce_fx.Budget(macs=1.0))
+    assert alone.report.budget == {"macs": 1.0}
+    assert alone.plan.widths != result.plan.widths
+    assert alone.plan.source["objective"] <= result.plan.source["objective"]
+
+
 def test_the_rewritten_network_has_visible_two_bit_quantizers():
     result = nce_fx.rewrite(net(), example(), batches=batches())
     names = [node.name for node in result.graph_module.graph.nodes]

@@ -25,8 +25,8 @@ def test_every_point_is_within_its_budget_and_above_its_bound(analyses):
     found = sweep(analyses, (0.6, 1.0, 1.4))
     assert [point.budget for point in found.points] == [0.6, 1.0, 1.4]
     for point in found.points:
-        assert point.macs <= point.budget * analyses.cost.total.macs
-        assert point.params <= point.budget * analyses.cost.total.params
+        assert point.cost["macs"] <= point.budget * analyses.cost.total.macs
+        assert point.cost["params"] <= point.budget * analyses.cost.total.params
         assert point.bound <= point.noise
     noises = [point.noise for point in found.points]
     assert noises == sorted(noises, reverse=True)

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
 from nce_fx.cli import options
+from nce_fx.cli.command import command
 
 
-def analyze(
-    model: options.Model,
-    input_shape: options.Input = None,
-    weights: options.Weights = None,
-    data: options.Data = None,
-    bits: options.Bits = 2,
-    sensitivity: options.Metric = None,
+@dataclass(frozen=True, kw_only=True)
+class Analyze(options.ModelOptions):
+    """Show a model's layers with their cost and sensitivity, or its channel groups, or why one layer is as it is."""
+
+    bits: options.Bits = 2
+    sensitivity: options.Metric = None
     groups: Annotated[
         bool, typer.Option("--groups", help="Every channel group, and why the pinned ones are pinned.")
-    ] = False,
+    ] = False
     why: Annotated[
         str | None,
         typer.Option("--why", metavar="NAME", help="One layer: its group, and the chain of nodes that ties it."),
-    ] = None,
-    seed: options.Seed = 0,
-    as_json: options.Json = False,
-    model_args: options.ModelArgs = None,
-) -> None:
-    """Show a model's layers with their cost and sensitivity, or its channel groups, or why one layer is as it is."""
-    given = dict(locals())
-    from nce_fx.cli.inspection import Inspection, run
+    ] = None
+    as_json: options.Json = False
 
-    run(Inspection(**given))
+
+analyze = command(Analyze, "nce_fx.cli.inspection:run")

@@ -17,6 +17,7 @@ from nce_fx.cli.apply import apply
 from nce_fx.cli.diff import diff
 from nce_fx.cli.export import export
 from nce_fx.cli.inspect import inspect
+from nce_fx.cli.list import known
 from nce_fx.cli.models import models
 from nce_fx.cli.passes import passes
 from nce_fx.cli.retrain import retrain
@@ -64,6 +65,7 @@ app = typer.Typer(
 )
 for _command in (rewrite, search, analyze, inspect, diff, apply, retrain, export, models, passes):
     app.command()(_command)
+app.command("list")(known)
 
 
 def _version(wanted: bool) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 from torch.fx import GraphModule
 
+from nce_fx.cli.analyze import Analyze
 from nce_fx.cli.job import calibration
 from nce_fx.cli.reference import build_model, example_input, parse_args, quant_spec
 from nce_fx.cli.terminal import Terminal
@@ -23,24 +23,7 @@ from nce_fx.tracing import trace
 from nce_fx.training.engine import start_engine
 
 
-@dataclass(frozen=True)
-class Inspection:
-    """The options of `nce-fx analyze`, by their names."""
-
-    model: str
-    input_shape: str | None
-    weights: Path | None
-    data: str | None
-    bits: int
-    sensitivity: str | None
-    groups: bool
-    why: str | None
-    seed: int
-    as_json: bool
-    model_args: str | None
-
-
-def run(job: Inspection) -> None:
+def run(job: Analyze) -> None:
     """Show what was asked for.
 
     Raises:
@@ -87,7 +70,7 @@ def run(job: Inspection) -> None:
         {
             "traced": _traced(found.graph_module),
             "metric": found.sensitivity.metric,
-            "total": asdict(found.cost.total),
+            "total": dict(found.cost.total.by_quantity),
             "layers": {name: asdict(node) for name, node in found.cost.nodes.items()},
             "sensitivity": {
                 "by_node": {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from torch import nn
 from torch.fx import GraphModule
 
 from nce_fx import artifacts
-from nce_fx.cli.reference import build_model, example_input, one_process, parse_args, quant_spec, recipe_fields
+from nce_fx.cli.reference import build_model, example_input, one_process, parse_args, recipe_fields
+from nce_fx.cli.rewrite import Rewrite
 from nce_fx.cli.terminal import Terminal
 from nce_fx.cli.watching import between_passes
 from nce_fx.comparison import Trained, compare
@@ -21,9 +22,7 @@ from nce_fx.errors import InputError, TrainingError
 from nce_fx.folders import replaced
 from nce_fx.models import MODELS
 from nce_fx.models.loading import arguments_for
-from nce_fx.passes.analysis.costmodel import QUANTITIES
 from nce_fx.passes.analysis.hardware import HardwareTable
-from nce_fx.passes.planning import Budget
 from nce_fx.passes.transform.quantize import InsertQuantizers, QuantSpec
 from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.plan import WidthPlan
@@ -40,67 +39,7 @@ from nce_fx.training.scratch import from_scratch
 SWEEP = ("sweep.csv", "sweep.svg")
 
 
-@dataclass(frozen=True)
-class Job:
-    """The options of `nce-fx rewrite`, by their names."""
-
-    model: str
-    input_shape: str | None
-    weights: Path | None
-    data: str | None
-    max_macs: str
-    max_params: str
-    max_bit_ops: str | None
-    max_weight_bytes: str | None
-    max_activation_bytes: str | None
-    hardware: Path | None
-    max_custom: str | None
-    min_width: float
-    max_width: float
-    round_to: int
-    freeze: list[str] | None
-    only: list[str] | None
-    bits: int
-    weight_quantizer: str
-    activation_quantizer: str
-    first_last_bits: int
-    shortcuts: str
-    override: list[str] | None
-    exact: bool
-    sums: str
-    sensitivity: str | None
-    retrain: int
-    recipe: str | None
-    strict: bool
-    compile: bool
-    from_scratch: bool
-    sweep: str | None
-    verify_each: bool
-    print_after: list[str] | None
-    seed: int
-    out: Path
-    dry_run: bool
-    as_json: bool
-    model_args: str | None
-    force: bool
-
-    @property
-    def budget(self) -> Budget:
-        """The upper limits.
-
-        Raises:
-            BudgetError: one that is no limit.
-        """
-        return Budget(**{name: getattr(self, f"max_{name}") for name in QUANTITIES})
-
-    @property
-    def limits(self) -> dict[str, Any]:
-        """What the planner may do with widths."""
-        ranges = {"min_width": self.min_width, "max_width": self.max_width, "round_to": self.round_to}
-        return {**ranges, "freeze": self.freeze or (), "only": self.only or ()}
-
-
-def run(job: Job) -> None:
+def run(job: Rewrite) -> None:
     """Do the job.
 
     Raises:
@@ -113,19 +52,7 @@ def run(job: Job) -> None:
         raise InputError(f"--retrain {job.retrain}: epochs are 0 or more, and need --data to train on")
     if job.from_scratch and not job.retrain:
         raise InputError("--from-scratch is about retraining: give --retrain EPOCHS as well")
-    spec = quant_spec(
-        job.bits,
-        job.weight_quantizer,
-        job.activation_quantizer,
-        job.first_last_bits,
-        job.shortcuts,
-        job.override,
-        job.exact,
-        job.sums,
-    )
-    budget, hardware = job.budget, None if job.hardware is None else HardwareTable.read(job.hardware)
-    if (hardware is None) != (job.max_custom is None):
-        raise InputError("--hardware is the table and --max-custom its limit: give both or neither")
+    spec, hardware, budget = job.spec, job.table, job.budget
     between = between_passes((ResizeChannels, InsertQuantizers), job.verify_each, job.print_after, terminal)
     args = parse_args(job.model_args)
     compiled = {"compile": True} if job.compile else {}
@@ -192,7 +119,7 @@ def run(job: Job) -> None:
 
 
 def float_network(
-    job: Job, model: nn.Module, data: Data | None, recipe: Recipe, terminal: Terminal
+    job: Rewrite, model: nn.Module, data: Data | None, recipe: Recipe, terminal: Terminal
 ) -> tuple[nn.Module, tuple[EpochRecord, ...]]:
     """Return the float network and how it was trained here: not at all but for a built-in one without weights."""
     if data is None:
@@ -217,7 +144,7 @@ def float_network(
 
 
 def run_sweep(
-    job: Job,
+    job: Rewrite,
     model: nn.Module,
     example: tuple[Any, ...],
     batches: list[Any] | None,
@@ -249,7 +176,7 @@ def run_sweep(
             (fresh / SWEEP[0]).write_text(found.to_csv())
             (fresh / SWEEP[1]).write_text(front_svg(found.points, title))
         terminal.note(f"written to {job.out}: {', '.join(SWEEP)}")
-    points = [asdict(point) for point in found.points]
+    points = [point.to_row() for point in found.points]
     terminal.finish({"out": None if job.dry_run else str(job.out), "sweep": points})
 
 

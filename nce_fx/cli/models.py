@@ -22,7 +22,7 @@ def models(as_json: options.Json = False) -> None:
         with torch.device("meta"):
             params = sum(parameter.numel() for parameter in builder().parameters())
         args = {key: parameter.default for key, parameter in signature(builder).parameters.items()}
-        rows.append({"name": name, "input": [1, *INPUT_SHAPES[name]], "params": params, "args": args})
+        rows.append({"name": name, "input": [1, *INPUT_SHAPES.get(name, ())], "params": params, "args": args})
     if as_json:
         print(json.dumps({"models": rows}, indent=2))
         return

@@ -1,11 +1,19 @@
-"""The options that several commands share, each defined once."""
+"""The options that several commands share: each declared once, in groups that the commands' own options inherit."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from nce_fx.quantities import OWN, QUANTITIES
+
+if TYPE_CHECKING:
+    from nce_fx.passes.analysis.hardware import HardwareTable
+    from nce_fx.passes.planning import Budget
+    from nce_fx.passes.transform.quantize import QuantSpec
 
 Model = Annotated[
     str,
@@ -109,19 +117,6 @@ Sums = Annotated[
 ]
 
 
-def most(name: str, what: str) -> Any:
-    """Return the option of one upper limit."""
-    return typer.Option(
-        f"--max-{name}", metavar="1.0x|NUMBER", help=f"Most {what}: a ratio or a number.", rich_help_panel=_BUDGET
-    )
-
-
-MaxMacs = Annotated[str, most("macs", "multiply-accumulates")]
-MaxParams = Annotated[str, most("params", "parameters")]
-MaxBitOps = Annotated[str | None, most("bit-ops", "bit operations")]
-MaxWeightBytes = Annotated[str | None, most("weight-bytes", "bytes of quantized weights")]
-MaxActivationBytes = Annotated[str | None, most("activation-bytes", "bytes of activations alive at once")]
-MaxCustom = Annotated[str | None, most("custom", "of what --hardware measures")]
 Hardware = Annotated[
     Path | None,
     typer.Option(
@@ -232,3 +227,139 @@ Metric = Annotated[
         help="How sensitivity is measured; by gradient with data, from the weights without.",
     ),
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which network, with which weights."""
+
+    model: Model
+    input_shape: Input = None
+    weights: Weights = None
+    data: Data = None
+    model_args: ModelArgs = None
+    seed: Seed = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizerOptions:
+    """What to quantize with."""
+
+    bits: Bits = 2
+    weight_quantizer: WeightQuantizer = "sawb"
+    activation_quantizer: ActivationQuantizer = "pact"
+    first_last_bits: FirstLastBits = 8
+    shortcuts: Shortcuts = "quantized"
+    override: Override = None
+    exact: Exact = False
+    sums: Sums = "float"
+
+    @property
+    def spec(self) -> QuantSpec:
+        """The quantizers that the options name.
+
+        Raises:
+            InputError: bits outside 1 to 8, or an override that is not PATTERN=BITS.
+            QuantizeError: an unknown name, or bits out of range elsewhere.
+        """
+        from nce_fx.cli.reference import quant_spec
+
+        return quant_spec(
+            self.bits,
+            self.weight_quantizer,
+            self.activation_quantizer,
+            self.first_last_bits,
+            self.shortcuts,
+            self.override,
+            self.exact,
+            self.sums,
+        )
+
+
+def _limit(name: str, help: str, default: str | None) -> tuple[str, Any, Any]:
+    """The option of one upper limit."""
+    text = f"Most {help}: a ratio, a number, or none."
+    option = typer.Option(f"--max-{name.replace('_', '-')}", metavar="1.0x|NUMBER|none", help=text)
+    option.rich_help_panel = _BUDGET
+    return f"max_{name}", Annotated[str | None, option], default
+
+
+if TYPE_CHECKING:
+
+    class _Limits:
+        """An option for every quantity."""
+
+else:
+    _Limits = make_dataclass(
+        "_Limits",
+        [
+            *(_limit(row.name, row.help or row.title, row.default) for row in OWN),
+            *(_limit(name, name.replace("_", " "), None) for name in QUANTITIES.names()[len(OWN) :]),
+        ],
+        frozen=True,
+        kw_only=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetOptions(_Limits):
+    """What the result may cost."""
+
+    hardware: Hardware = None
+
+    @property
+    def budget(self) -> Budget:
+        """The upper limits.
+
+        Raises:
+            BudgetError: one that is no limit.
+            InputError: a hardware table without a limit, or a limit without one.
+        """
+        from nce_fx.errors import InputError
+        from nce_fx.passes.planning import Budget
+        from nce_fx.quantities import known_quantities
+
+        rows = known_quantities()
+        asked = {name: getattr(self, f"max_{name}", None) for name in rows}
+        budget = Budget(**{name: row.default if asked[name] is None else asked[name] for name, row in rows.items()})
+        if (self.hardware is None) != (budget.custom is None):
+            raise InputError("--hardware is the table and --max-custom its limit: give both or neither")
+        return budget
+
+    @property
+    def table(self) -> HardwareTable | None:
+        """The user's own cost of layers.
+
+        Raises:
+            InputError: the file is no table.
+        """
+        from nce_fx.passes.analysis.hardware import HardwareTable
+
+        return None if self.hardware is None else HardwareTable.read(self.hardware)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WidthOptions:
+    """What the planner may do with widths."""
+
+    min_width: MinWidth = 0.25
+    max_width: MaxWidth = 2.0
+    round_to: RoundTo = 1
+    freeze: Freeze = None
+    only: Only = None
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """As `plan_widths` takes them."""
+        ranges = {"min_width": self.min_width, "max_width": self.max_width, "round_to": self.round_to}
+        return {**ranges, "freeze": self.freeze or (), "only": self.only or ()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How networks are trained."""
+
+    recipe: Recipe = None
+    strict: Strict = False
+    compile: Compile = False
+    from_scratch: FromScratch = False

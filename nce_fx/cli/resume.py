@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch.fx import GraphModule
 from nce_fx import artifacts
 from nce_fx.cli.job import calibration, content, retrain_networks, rewritten_name, uniform_name
 from nce_fx.cli.reference import build_model, is_code, recipe_fields
+from nce_fx.cli.retrain import Retrain
 from nce_fx.cli.terminal import Terminal
 from nce_fx.data import load_data
 from nce_fx.errors import InputError
@@ -28,26 +28,7 @@ from nce_fx.training.engine import all_reduce_sum, start_engine
 from nce_fx.training.scratch import from_scratch
 
 
-@dataclass(frozen=True)
-class Resume:
-    """The options of `nce-fx retrain`, by their names."""
-
-    directory: Path
-    data: str | None
-    epochs: int | None
-    seed: int | None
-    recipe: str | None
-    strict: bool
-    compile: bool
-    from_scratch: bool
-    model: str | None
-    own_passes: list[str] | None
-    uniform: bool
-    force: bool
-    as_json: bool
-
-
-def run(job: Resume) -> None:
+def run(job: Retrain) -> None:
     """Train the network of the folder, and put what came of it there.
 
     Raises:
@@ -114,7 +95,7 @@ def _unresized(gm: GraphModule, own: list[type[Pass]]) -> Pipeline:
     return Pipeline(tuple(step for step in steps if not isinstance(step, ResizeChannels)))
 
 
-def asked_for(job: Resume, manifest: Manifest) -> Retraining:
+def asked_for(job: Retrain, manifest: Manifest) -> Retraining:
     """Return how to retrain: as the folder says, but for what the user says.
 
     Raises:

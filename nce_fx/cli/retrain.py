@@ -2,40 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from nce_fx.cli import options
+from nce_fx.cli.command import command
 
 
-def retrain(
+@dataclass(frozen=True, kw_only=True)
+class Retrain(options.TrainingOptions):
+    """Retrain the network in DIR, distilled from its float network; a run that was stopped goes on."""
+
     directory: Annotated[
         Path, typer.Argument(metavar="DIR", help="A folder that `nce-fx rewrite` wrote.", show_default=False)
-    ],
-    data: options.Data = None,
+    ]
+    data: options.Data = None
     epochs: Annotated[
         int | None,
         typer.Option("--epochs", metavar="N", help="Epochs; those of the training that was stopped by default."),
-    ] = None,
+    ] = None
     seed: Annotated[
         int | None, typer.Option("--seed", help="Seed; that of the training that was stopped by default.")
-    ] = None,
-    recipe: options.Recipe = None,
-    strict: options.Strict = False,
-    compile: options.Compile = False,
-    from_scratch: options.FromScratch = False,
-    model: options.ModelAgain = None,
-    own_passes: options.OwnPasses = None,
-    uniform: Annotated[bool, typer.Option("--uniform/--no-uniform", help="Train the uniform rival as well.")] = True,
+    ] = None
+    model: options.ModelAgain = None
+    own_passes: options.OwnPasses = None
+    uniform: Annotated[bool, typer.Option("--uniform/--no-uniform", help="Train the uniform rival as well.")] = True
     force: Annotated[
         bool, typer.Option("--force", help="Train again from the weights in DIR, though it is trained.")
-    ] = False,
-    as_json: options.Json = False,
-) -> None:
-    """Retrain the network in DIR, distilled from its float network; a run that was stopped goes on."""
-    given = dict(locals())
-    from nce_fx.cli.resume import Resume, run
+    ] = False
+    as_json: options.Json = False
 
-    run(Resume(**given))
+
+retrain = command(Retrain, "nce_fx.cli.resume:run")

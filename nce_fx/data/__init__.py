@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from nce_fx.callables import nearest
+from collections.abc import Callable
+from typing import Any
+
+from nce_fx.callables import load_callable, nearest
 from nce_fx.data.cifar10 import cifar10
 from nce_fx.data.digits import digits
 from nce_fx.data.fashion_mnist import fashion_mnist
@@ -10,6 +13,7 @@ from nce_fx.data.image_folder import image_folder
 from nce_fx.data.loaders import Data
 from nce_fx.data.own import own_data
 from nce_fx.errors import InputError
+from nce_fx.registry import Registry
 
 SOURCES = {
     "digits": "scikit-learn's 1,797 grey 8x8 images",
@@ -24,6 +28,10 @@ BUILT_IN = ("digits", "fashion-mnist", "cifar10", "imagefolder")
 """The names before the colon that are data of nce-fx's own, not modules to import."""
 
 
+FROM_PACKAGES: Registry[Callable[[], Any]] = Registry("data", {}, callable)
+"""Data of installed packages by name: callables that give (train, test), as a user's own do."""
+
+
 def load_data(
     spec: str,
     *,
@@ -36,8 +44,8 @@ def load_data(
     """Return the data that ``spec`` names; see ``SOURCES``.
 
     Args:
-        spec: ``digits``, ``fashion-mnist[:DIR]``, ``cifar10:DIR``, ``imagefolder:DIR``, ``package.module:callable`` or
-            ``file.py:callable``.
+        spec: ``digits``, ``fashion-mnist:DIR``, ``cifar10:DIR``, ``imagefolder:DIR``, ``package.module:callable``,
+            ``file.py:callable``, or what an installed package brings.
         seed: the default seed of the data's loaders. It never changes which images are in which split.
         batch_size: the default batch size of the data's loaders.
         augment: whether training sees augmented images; by default as is usual for the data (digits: no).
@@ -57,8 +65,11 @@ def load_data(
     if name == "imagefolder":
         return image_folder(rest, seed, batch_size, augment, strict=strict, size=size)
     if colon:
-        return own_data(spec, seed, batch_size, augment)
-    raise InputError(f"no data {spec!r}: there are {', '.join(SOURCES)}{nearest(spec, SOURCES)}")
+        return own_data(spec, load_callable(spec, "data"), seed, batch_size, augment)
+    if spec in FROM_PACKAGES:
+        return own_data(spec, FROM_PACKAGES[spec], seed, batch_size, augment)
+    known = (*SOURCES, *FROM_PACKAGES)
+    raise InputError(f"no data {spec!r}: there are {', '.join(known)}{nearest(spec, known)}")
 
 
-__all__ = ["BUILT_IN", "SOURCES", "Data", "load_data"]
+__all__ = ["BUILT_IN", "FROM_PACKAGES", "SOURCES", "Data", "load_data"]

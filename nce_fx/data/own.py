@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,13 +17,14 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from nce_fx.callables import load_callable
 from nce_fx.data.loaders import BatchDataset, Data, Loader, Samples
 from nce_fx.errors import InputError, one_line
 
 
-def own_data(spec: str, seed: int = 0, batch_size: int = 64, augment: bool | None = None) -> Data:
-    """Return the data of the callable that ``spec`` names (``package.module:callable``, ``file.py:callable``).
+def own_data(
+    spec: str, factory: Callable[[], Any], seed: int = 0, batch_size: int = 64, augment: bool | None = None
+) -> Data:
+    """Return the data of a callable, which ``spec`` names (``package.module:callable``, ``file.py:callable``).
 
     It gives a pair (train, test). Each is a map-style data set of (input, class), or a DataLoader, or any other sized
     iterable of batches. A DataLoader with torch's own samplers is taken apart: its data set, its collate function and
@@ -35,9 +36,8 @@ def own_data(spec: str, seed: int = 0, batch_size: int = 64, augment: bool | Non
     or of the targets read one by one, which takes as long as it takes to load the training split.
 
     Raises:
-        InputError: the callable cannot be imported or raises, or what it gives is not two splits of (input, class).
+        InputError: the callable raises, or what it gives is not two splits of (input, class).
     """
-    factory = load_callable(spec, "data")
     try:
         given = factory()
     except Exception as error:

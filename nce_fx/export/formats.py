@@ -33,6 +33,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from nce_fx.export.levels import ActivationLevels
 from nce_fx.export.qonnx import suit_flows
 from nce_fx.passes.transform.quantize import IntegerWeight
+from nce_fx.registry import Registry
 
 Array = np.ndarray[Any, Any]
 QONNX_DOMAIN = "qonnx.custom_op.general"
@@ -69,6 +70,8 @@ class Format:
     """Whether onnxruntime's optimizations leave the numbers as they are, up to rounding."""
     finish: Callable[[ModelProto, Mapping[str, ActivationLevels]], None] | None = None
     """What is changed in the graph once quantizers are written: (model, its quantizers of activations)."""
+    says: str = ""
+    """What it is for, in a few words."""
 
 
 def int2_weight(name: str, weight: IntegerWeight, result: str, matmul: bool = False) -> Piece:
@@ -202,12 +205,21 @@ def _quant(
     return _node("Quant", inputs, result, domain=QONNX_DOMAIN, **attributes), constants
 
 
-FORMATS: Mapping[str, Format] = {
-    "int2": Format(25, 13, {}, Pieces(int2_weight, int2_activation)),
-    "integer": Format(25, 13, {"com.microsoft": 1}, None),
-    "qcdq": Format(21, 10, {}, Pieces(qcdq_weight, qcdq_activation), exact_when_optimized=False),
-    "qonnx": Format(18, 9, {QONNX_DOMAIN: 1}, Pieces(qonnx_weight, qonnx_activation), finish=suit_flows),
-}
+FORMATS: Registry[Format] = Registry(
+    "formats",
+    {
+        "int2": Format(25, 13, {}, Pieces(int2_weight, int2_activation), says="packed weights, computed in float"),
+        "integer": Format(25, 13, {"com.microsoft": 1}, None, says="packed weights, computed in integers"),
+        "qcdq": Format(
+            21, 10, {}, Pieces(qcdq_weight, qcdq_activation), exact_when_optimized=False, says="int8 containers"
+        ),
+        "qonnx": Format(
+            18, 9, {QONNX_DOMAIN: 1}, Pieces(qonnx_weight, qonnx_activation), finish=suit_flows, says="for FPGA flows"
+        ),
+    },
+    lambda value: isinstance(value, Format),
+    lambda format: format.says,
+)
 
 
 def _node(op: str, inputs: list[str], output: str, **attributes: Any) -> NodeProto:

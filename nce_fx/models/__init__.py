@@ -14,17 +14,22 @@ from nce_fx.models.mobilenet_v2 import mobilenet_v2
 from nce_fx.models.resnet import resnet18, resnet50
 from nce_fx.models.resnet_cifar import resnet8, resnet20, resnet56
 from nce_fx.models.vgg import vgg16_bn
+from nce_fx.registry import Registry
 
-MODELS: Mapping[str, Callable[..., nn.Module]] = {
-    "resnet8": resnet8,
-    "resnet20": resnet20,
-    "resnet56": resnet56,
-    "resnet18": resnet18,
-    "resnet50": resnet50,
-    "mobilenet_v2": mobilenet_v2,
-    "vgg16_bn": vgg16_bn,
-}
-"""Name -> builder."""
+MODELS: Registry[Callable[..., nn.Module]] = Registry(
+    "models",
+    {
+        "resnet8": resnet8,
+        "resnet20": resnet20,
+        "resnet56": resnet56,
+        "resnet18": resnet18,
+        "resnet50": resnet50,
+        "mobilenet_v2": mobilenet_v2,
+        "vgg16_bn": vgg16_bn,
+    },
+    callable,
+)
+"""Name -> builder; those of installed packages among them, see `nce_fx.registry`."""
 
 INPUT_SHAPES: Mapping[str, tuple[int, int, int]] = {
     "resnet8": (3, 32, 32),
@@ -35,6 +40,6 @@ INPUT_SHAPES: Mapping[str, tuple[int, int, int]] = {
     "mobilenet_v2": (3, 224, 224),
     "vgg16_bn": (3, 224, 224),
 }
-"""Name -> (channels, height, width) of one image with the builder's default arguments."""
+"""Name -> (channels, height, width) of one image with the builder's default arguments, of those that are built in."""
 
 __all__ = ["INPUT_SHAPES", "MODELS"]

@@ -1,4 +1,4 @@
-"""The quantizers, one a file, and the two tables of them.
+"""The quantizers, one a file, and the two tables of them; installed packages bring more, see `nce_fx.registry`.
 
 ``WEIGHT_QUANTIZERS[name](bits, channel_axis)`` and ``ACTIVATION_QUANTIZERS[name](bits, signed, origin, replaces)`` are
 modules whose forward pass is a fake quantization; see `nce_fx.quantizers.base` for what they share.
@@ -6,7 +6,7 @@ modules whose forward pass is a fake quantization; see `nce_fx.quantizers.base` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from nce_fx.quantizers.base import ActivationQuantizer, Integers, Quantizer, WeightQuantizer
 from nce_fx.quantizers.dorefa import DorefaActivation, DorefaWeight
@@ -16,22 +16,19 @@ from nce_fx.quantizers.pact import Pact
 from nce_fx.quantizers.sawb import Sawb
 from nce_fx.quantizers.seq import Seq
 from nce_fx.quantizers.statsq import StatsQ
+from nce_fx.registry import Registry
 
-WEIGHT_QUANTIZERS: Mapping[str, Callable[..., WeightQuantizer]] = {
-    "sawb": Sawb,
-    "lsq": LsqWeight,
-    "dorefa": DorefaWeight,
-    "minmax": MinMaxWeight,
-    "seq": Seq,
-    "statsq": StatsQ,
-}
+WEIGHT_QUANTIZERS: Registry[Callable[..., WeightQuantizer]] = Registry(
+    "weight_quantizers",
+    {"sawb": Sawb, "lsq": LsqWeight, "dorefa": DorefaWeight, "minmax": MinMaxWeight, "seq": Seq, "statsq": StatsQ},
+    lambda value: isinstance(value, type) and issubclass(value, WeightQuantizer),
+)
 
-ACTIVATION_QUANTIZERS: Mapping[str, Callable[..., ActivationQuantizer]] = {
-    "pact": Pact,
-    "lsq": LsqActivation,
-    "dorefa": DorefaActivation,
-    "minmax": MinMaxActivation,
-}
+ACTIVATION_QUANTIZERS: Registry[Callable[..., ActivationQuantizer]] = Registry(
+    "activation_quantizers",
+    {"pact": Pact, "lsq": LsqActivation, "dorefa": DorefaActivation, "minmax": MinMaxActivation},
+    lambda value: isinstance(value, type) and issubclass(value, ActivationQuantizer),
+)
 
 __all__ = [
     "ACTIVATION_QUANTIZERS",

@@ -18,8 +18,7 @@ _STYLE = (
 
 def front_svg(points: Sequence[SweepPoint], title: str) -> str:
     """Return two panels side by side; the line is the plans, the dashes what no plan can go below."""
-    macs = [float(point.macs) for point in points]
-    params = [float(point.params) for point in points]
+    macs, params = ([float(point.cost[name]) for point in points] for name in ("macs", "params"))
     width = 2 * (_LEFT + _WIDTH) + _GAP
     height = _TOP + _HEIGHT + _BOTTOM
     return (

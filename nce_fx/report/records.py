@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Record(BaseModel):
@@ -16,19 +16,28 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class CostRecord(Record):
-    """What one network costs for one example."""
+class Costed(Record):
+    """A record that has what a network costs for one example beside its own fields, by the names of quantities.
 
-    macs: int
-    params: int
-    bit_ops: int
-    """Multiply-accumulates times weight bits times activation bits."""
-    weight_bytes: int
-    """The weights at the bits they have."""
-    activation_bytes: int | None = None
-    """The most bytes of values that are in memory at once; ``None`` in folders of older versions."""
-    custom: float | None = None
-    """What the user's own hardware table says; ``None`` without one."""
+    Folders of other versions, and networks with quantities of the user's own, may have fewer or more of them.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, int | float] = Field(init=False)
+
+    @property
+    def cost(self) -> dict[str, int | float]:
+        """The costs by quantity: ``{"macs": 49436, "params": 1224, ...}``."""
+        return dict(self.__pydantic_extra__)
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Return one quantity."""
+
+
+class CostRecord(Costed):
+    """What one network costs for one example."""
 
 
 class GroupRecord(Record):
@@ -77,16 +86,12 @@ class RewriteReport(Record):
         return sum(group.after < group.before for group in self.groups)
 
 
-class ResultRow(Record):
-    """One network of the last table."""
+class ResultRow(Costed):
+    """One network of the last table, with what it costs."""
 
     network: str
     accuracy: float | None
     """On the test data, in [0, 1]."""
-    macs: int
-    params: int
-    bit_ops: int
-    weight_bytes: int
     epochs: int
     seconds: float
 

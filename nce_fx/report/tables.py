@@ -10,8 +10,9 @@ from rich.text import Text
 from torch.fx import GraphModule, Node
 
 from nce_fx.plan import WidthPlan
+from nce_fx.quantities import known_quantities, title_of
 from nce_fx.quantizers import Quantizer
-from nce_fx.report.records import Comparison, GroupRecord, ResultRow, RewriteReport
+from nce_fx.report.records import Comparison, GroupRecord, RewriteReport
 
 if TYPE_CHECKING:
     from nce_fx.passes.analysis.channels import ChannelGraph
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from nce_fx.sweep import SweepPoint
 
 
-class Quantity(Protocol):
+class BeforeAfter(Protocol):
     """A cost before and after."""
 
     @property
@@ -34,9 +35,6 @@ class Quantity(Protocol):
     @property
     def after(self) -> float:
         """After."""
-
-
-RESULT_COLUMNS = ("network", "accuracy", "MACs", "parameters", "bit operations", "weights")
 
 
 def thousands(number: float) -> str:
@@ -104,11 +102,10 @@ def cost_table(report: RewriteReport) -> Table:
     table = Table(title="Cost for one example, both quantized", title_justify="left")
     for column in ("", "before", "after", "ratio", "budget"):
         table.add_column(column, justify="left" if not column else "right")
-    names = {"macs": "MACs", "params": "parameters", "bit_ops": "bit operations", "weight_bytes": "weight bytes"}
-    for field, name in names.items():
-        before, after = getattr(report.original, field), getattr(report.rewritten, field)
+    for name, before in report.original.cost.items():
+        after = report.rewritten.cost[name]
         ratio = f"{after / before:.4f}x" if before else "-"
-        table.add_row(name, thousands(before), thousands(after), ratio, budget_text(report.budget.get(field)))
+        table.add_row(title_of(name), thousands(before), thousands(after), ratio, budget_text(report.budget.get(name)))
     return table
 
 
@@ -121,7 +118,7 @@ def budget_text(limit: object) -> str:
     return thousands(limit) if isinstance(limit, int) else str(limit)
 
 
-def quantity_table(before: str, after: str, quantities: Iterable[Quantity]) -> Table:
+def quantity_table(before: str, after: str, quantities: Iterable[BeforeAfter]) -> Table:
     """Return costs of two networks side by side."""
     table = Table(title="Cost for one example", title_justify="left")
     for column in ("", before, after, "ratio"):
@@ -156,18 +153,32 @@ def comparison_table(comparison: Comparison) -> Table:
     """Return the last table: every trained network with its accuracy and cost."""
     title = f"{comparison.data}: {comparison.epochs} epochs each, seed {comparison.seed}"
     table = Table(title=title, title_justify="left")
-    for column in RESULT_COLUMNS:
+    header, *rows = result_rows(comparison)
+    for column in header:
         table.add_column(column, justify="left" if column == "network" else "right")
-    for row in comparison.rows:
-        table.add_row(*result_cells(row))
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
 def comparison_markdown(comparison: Comparison) -> str:
     """Return the last table in Markdown."""
-    lines = ["| " + " | ".join(RESULT_COLUMNS) + " |", "|---|--:|--:|--:|--:|--:|"]
-    lines += ["| " + " | ".join(result_cells(row)) + " |" for row in comparison.rows]
-    return "\n".join(lines)
+    header, *rows = result_rows(comparison)
+    rule = "|".join(["", "---", *["--:"] * (len(header) - 1), ""])
+    return "\n".join(["| " + " | ".join(header) + " |", rule, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def result_rows(comparison: Comparison) -> tuple[tuple[str, ...], ...]:
+    """Return the last table as text, header first: every network with its accuracy and all that it costs."""
+    names = list(dict.fromkeys(name for row in comparison.rows for name in row.cost))
+    header = ("network", "accuracy", *(title_of(name) for name in names))
+    return header, *((row.network, percent(row.accuracy), *_costs(row.cost, names)) for row in comparison.rows)
+
+
+def _costs(cost: Mapping[str, float], names: Iterable[str]) -> tuple[str, ...]:
+    known = known_quantities()
+    shown = {name: size if name in known and known[name].unit == "bytes" else thousands for name in names}
+    return tuple(shown[name](cost[name]) if name in cost else "-" for name in names)
 
 
 def group_table(groups: Iterable[GroupRecord], consumers: Mapping[str, tuple[str, ...]]) -> Table:
@@ -183,7 +194,7 @@ def group_table(groups: Iterable[GroupRecord], consumers: Mapping[str, tuple[str
 
 def layer_table(cost: CostReport, channels: ChannelGraph, sensitivity: SensitivityReport) -> Table:
     """Return every layer in the order they run, with its channel group, cost and sensitivity."""
-    table = Table(title=f"Layers; sensitivity by {sensitivity.metric}", title_justify="left")
+    table = Table(title=f"Layers; sensitivity by {sensitivity.metric}", title_justify="left", caption_justify="left")
     for column in ("layer", "op", "group", "MACs", "parameters", "weights hurt", "activations hurt"):
         table.add_column(column, justify="left" if column in ("layer", "op", "group") else "right", overflow="fold")
     for name, node in cost.nodes.items():
@@ -198,17 +209,21 @@ def layer_table(cost: CostReport, channels: ChannelGraph, sensitivity: Sensitivi
             "" if hurt is None else f"{hurt.activation:.3g}",
         )
     table.add_section()
-    table.add_row("total", "", "", thousands(cost.total.macs), thousands(cost.total.params), "", "")
+    table.add_row("total", "", "", thousands(cost.macs), thousands(cost.params), "", "")
+    total = cost.total.by_quantity
+    shown = zip(total, _costs(total, total), strict=True)
+    table.caption = "; ".join(f"{title_of(name)} {value}" for name, value in shown)
     return table
 
 
 def sweep_table(points: Sequence[SweepPoint]) -> Table:
     """Return the plans along a range of budgets."""
     table = Table(title="Plans along the budget; noise 1 is that of the original widths", title_justify="left")
-    for column in ("budget", "MACs", "parameters", "noise", "no plan below"):
+    names = list(dict.fromkeys(name for point in points for name in point.cost))
+    for column in ("budget", *(title_of(name) for name in names), "noise", "no plan below"):
         table.add_column(column, justify="right")
     for point in points:
-        costs = thousands(point.macs), thousands(point.params)
+        costs = _costs(point.cost, names)
         table.add_row(f"{point.budget:g}x", *costs, f"{point.noise:.4f}", f"{point.bound:.4f}")
     return table
 
@@ -238,18 +253,6 @@ def _what(gm: GraphModule, node: Node) -> str:
 def _shape(node: Node) -> str:
     shape = getattr(node.meta.get("tensor_meta"), "shape", None)
     return "" if shape is None else "x".join(str(size) for size in shape)
-
-
-def result_cells(row: ResultRow) -> tuple[str, ...]:
-    """Return a row of the last table as text, in the order of ``RESULT_COLUMNS``."""
-    return (
-        row.network,
-        percent(row.accuracy),
-        thousands(row.macs),
-        thousands(row.params),
-        thousands(row.bit_ops),
-        size(row.weight_bytes),
-    )
 
 
 def _bar(value: float, most: float, width: int = 24) -> str:

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 from torch.fx import GraphModule
 
 from nce_fx.passes.analysis.channels import ChannelGraph, analyze_channels
 from nce_fx.plan import WidthPlan, model_fingerprint
+from nce_fx.quantities import title_of
 from nce_fx.report.graph_view import NodeView, Widths, node_views
 from nce_fx.report.logs import Run, sweep_points, training_runs
 from nce_fx.report.records import Comparison, RewriteReport
-from nce_fx.report.tables import RESULT_COLUMNS, budget_text, result_cells, thousands
-
-_LABELS = {"macs": "MACs", "params": "parameters", "bit_ops": "bit operations"}
+from nce_fx.report.tables import budget_text, result_rows, thousands
 
 
 @dataclass(frozen=True)
@@ -131,7 +129,7 @@ def view_of(
         nodes=node_views(drawn, channels, widths, compared or drawn, rewritten),
         sensitivity={} if report is None else {each.name: (each.weight, each.activation) for each in report.layers},
         metric="" if report is None else report.metric,
-        results=() if comparison is None else (RESULT_COLUMNS, *(result_cells(row) for row in comparison.rows)),
+        results=() if comparison is None else result_rows(comparison),
         results_note="" if comparison is None else _note(comparison),
         runs=() if logs is None else training_runs(logs, _names(comparison)),
         sweep={} if sweep is None else sweep_points(sweep),
@@ -150,13 +148,12 @@ def _facts(plan: WidthPlan, report: RewriteReport | None) -> tuple[str, ...]:
 
 def _quantities(report: RewriteReport) -> tuple[QuantityView, ...]:
     views = []
-    for name, after in report.rewritten:
-        before, asked = getattr(report.original, name), report.budget.get(name)
-        if before is None or after is None:
+    for name, after in report.rewritten.cost.items():
+        before, asked = report.original.cost.get(name), report.budget.get(name)
+        if before is None:
             continue
         limit = asked * before if isinstance(asked, float) else asked if isinstance(asked, int) else None
-        label = _LABELS.get(name, name.replace("_", " "))
-        views.append(QuantityView(name, label, before, after, budget_text(asked), limit))
+        views.append(QuantityView(name, title_of(name), before, after, budget_text(asked), limit))
     return tuple(views)
 
 
@@ -201,9 +198,7 @@ def _names(comparison: Comparison | None) -> dict[str, str]:
 def _here(plan: WidthPlan, report: RewriteReport | None) -> dict[str, float]:
     if report is None or plan.predicted_noise is None:
         return {}
-    costs: dict[str, Any] = dict(report.rewritten)
-    known = {name: float(value) for name, value in costs.items() if value is not None}
-    return {**known, "noise": plan.predicted_noise}
+    return {**report.rewritten.cost, "noise": plan.predicted_noise}
 
 
 def number(value: float) -> str:

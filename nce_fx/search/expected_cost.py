@@ -22,9 +22,7 @@ from torch import Tensor
 
 from nce_fx.passes.analysis.costmodel import CostModel
 from nce_fx.passes.analysis.polynomial import Floats, Term
-
-EXPECTED = ("macs", "params", "bit_ops", "weight_bytes")
-"""The budgets that have a gradient; ``activation_bytes`` and ``custom`` are no polynomials: the rounding keeps them."""
+from nce_fx.quantities import Sums
 
 Values = tuple[float, ...]
 """A function of one group: its value at each candidate."""
@@ -52,7 +50,7 @@ class ExpectedCost:
 
 
 def expected_cost(model: CostModel, candidates: Mapping[str, Sequence[int]], quantity: str) -> ExpectedCost:
-    """Return the mean of one of ``EXPECTED`` as a function of probabilities of candidates.
+    """Return the mean of a quantity that is one sum as a function of probabilities of candidates.
 
     Args:
         model: the cost of the original network.
@@ -60,16 +58,13 @@ def expected_cost(model: CostModel, candidates: Mapping[str, Sequence[int]], qua
         quantity: which.
     """
     builder = _Builder(model, candidates)
-    for term, weight in _terms(model, quantity):
-        builder.add(term, weight)
+    cost = model.costs[quantity]
+    assert isinstance(cost, Sums)
+    assert cost.sets is None, "of a maximum the mean is no sum of products"
+    for term, weight in zip(cost.terms.terms, cost.weights, strict=True):
+        # Rounding each tensor up to whole bytes is left out: it is less than a byte a tensor.
+        builder.add(term, weight / cost.divisor)
     return builder.build()
-
-
-def _terms(model: CostModel, quantity: str) -> list[tuple[Term, float]]:
-    if quantity in ("macs", "bit_ops"):
-        return [(term.macs, term.bits if quantity == "bit_ops" else 1) for term in model.work]
-    # Rounding each tensor up to whole bytes is left out: it is less than a byte a tensor.
-    return [(p.numel, p.bits / 8 if quantity == "weight_bytes" else 1) for p in model.parameters]
 
 
 class _Builder:

@@ -18,10 +18,8 @@ from torch import Tensor
 
 from nce_fx.passes.analysis.costmodel import CostModel
 from nce_fx.passes.planning import Budget
-from nce_fx.search.expected_cost import EXPECTED, ExpectedCost, expected_cost
+from nce_fx.search.expected_cost import ExpectedCost, expected_cost
 from nce_fx.search.recipe import SearchRecipe
-
-_COMPUTATION = ("macs", "bit_ops")
 
 
 @dataclass(frozen=True)
@@ -72,9 +70,9 @@ def costs_of(model: CostModel, candidates: Mapping[str, Sequence[int]], budget: 
                 expected_cost(model, candidates, name),
                 limit,
                 recipe.band * original[name],
-                recipe.lambda_flop if name in _COMPUTATION else recipe.lambda_param,
+                recipe.lambda_flop if model.quantities[name].search == "computation" else recipe.lambda_param,
             )
             for name, limit in budget.limits(original).items()
-            if name in EXPECTED
+            if model.quantities[name].search is not None
         )
     )

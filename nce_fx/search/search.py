@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from nce_fx.errors import InputError
 from nce_fx.files import write_whole
 from nce_fx.passes.analysis.channels import analyze_channels
 from nce_fx.passes.analysis.cost import analyze_cost
+from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.planning import Budget
 from nce_fx.passes.planning.counted import plan_and_build
 from nce_fx.passes.transform.quantize import QuantSpec, quantize
@@ -21,6 +23,7 @@ from nce_fx.passes.transform.widths import InsertWidthChoices, channel_order
 from nce_fx.passes.transform.widths.places import find_places
 from nce_fx.pipeline import Given, Pipeline
 from nce_fx.plan import WidthPlan
+from nce_fx.quantities import Quantity
 from nce_fx.search.candidates import first_candidates
 from nce_fx.search.companion import WidthSearch
 from nce_fx.search.expansion import quantizing
@@ -53,6 +56,8 @@ def search(
     *,
     budget: Budget | None = None,
     spec: QuantSpec | None = None,
+    hardware: HardwareTable | None = None,
+    quantities: Iterable[Quantity] = (),
     directory: str | Path | None = None,
     progress: Progress = False,
     checkpoint_seconds: float = 60.0,
@@ -66,8 +71,11 @@ def search(
         gm: a traced float network, at its original widths; trained, or with the weights the search shall start from.
         data: its training split is halved, between weights and widths.
         recipe: how to search.
-        budget: upper limits; no more MACs and no more parameters than ``gm`` by default.
+        budget: upper limits; by default none of MACs, parameters, bit operations and weight bytes is more than those of
+            ``gm``. What is no sum of products (peak memory, prices) has no part in the loss: only the plan keeps it.
         spec: how the network will be quantized, which it is while it is searched; None searches in float.
+        hardware: the user's own cost of layers, which ``Budget(custom=...)`` limits.
+        quantities: more rows of what a network costs, see `nce_fx.quantities`.
         directory: where to write; None for nowhere.
         progress: True for a bar on stderr where that is a terminal, or a function called after every step.
         checkpoint_seconds: the time from one checkpoint to the next.
@@ -78,9 +86,10 @@ def search(
         TrainingError: the search cannot go on, or was stopped.
         ArtifactError: the directory holds the checkpoint of another run.
     """
-    recipe, budget = recipe or SearchRecipe(), budget or Budget(macs=1.0, params=1.0)
+    recipe, budget = recipe or SearchRecipe(), budget or Budget.default()
     channels = analyze_channels(gm)
-    cost = analyze_cost(gm, channels, quantized=None if spec is None else quantize(gm, spec))
+    uniform = None if spec is None else quantize(gm, spec)
+    cost = analyze_cost(gm, channels, quantized=uniform, hardware=hardware, quantities=quantities)
     start, order = first_candidates(channels, recipe), channel_order(gm)
     for group, reason in find_places(gm, start.candidates, order).refused.items():
         del start.candidates[group]
@@ -119,7 +128,8 @@ def search(
     plan, _ = plan_and_build(
         lambda reserve: within(log.epochs[-1].widths, source=source, reserve=reserve),
         lambda plan: Pipeline((ResizeChannels(plan), *quantizing(spec)))(gm).graph_module,
-        budget.limits(asdict(cost.total)),
+        budget,
+        cost,
     )
     if folder is not None and engine.is_main:
         log.write(folder, channels.widths)

@@ -5,17 +5,18 @@ exact and needs no new graph:
 
     MACs       rows x numel(weight) per layer; both operands for matrix products of activations
     params     numel of every distinct parameter
-    bit_ops    MACs x weight bits x activation bits
     weight_bytes      parameters at their bits, each tensor rounded up to whole bytes; all but weights at their own type
     activation_bytes  the most bytes of values that are in memory at once while the graph runs in order
-    custom     the sum over layers of the user's own table (``nce_fx.passes.analysis.hardware``)
+
+What is summed of them is one row a quantity, in `nce_fx.quantities`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,7 @@ from nce_fx.passes.analysis.liveness import aliases, storages
 from nce_fx.passes.analysis.polynomial import Integers, Term
 from nce_fx.paths import tensor_at
 from nce_fx.plan import model_fingerprint
+from nce_fx.quantities import Quantity, known_quantities
 from nce_fx.quantizers import ActivationQuantizer, Quantizer
 from nce_fx.tracing.modes import runs_in
 
@@ -39,14 +41,19 @@ Bits = int | Mapping[str, int] | None
 
 @dataclass(frozen=True)
 class Cost:
-    """Costs of a whole graph."""
+    """Costs of a whole graph, by quantity: ``cost.bit_ops`` is ``cost.by_quantity["bit_ops"]``."""
 
-    macs: int
-    params: int
-    bit_ops: int
-    weight_bytes: int
-    activation_bytes: int
-    custom: float = 0.0
+    by_quantity: Mapping[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        """Return one quantity.
+
+        Raises:
+            AttributeError: the graph has no such cost, such as ``custom`` without a hardware table.
+        """
+        if name.startswith("__") or name == "by_quantity" or name not in self.by_quantity:
+            raise AttributeError(f"no quantity {name!r} in this cost")
+        return self.by_quantity[name]
 
 
 @dataclass(frozen=True)
@@ -79,24 +86,22 @@ class CostReport:
     @cached_property
     def total(self) -> Cost:
         """Cost of the whole graph."""
-        total = dict(self.model.totals(self.part_widths))
-        custom = total.pop("custom")
-        return Cost(**{name: int(value) for name, value in total.items()}, custom=custom)
+        return Cost(self.model.totals(self.part_widths))
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one run at the traced batch size."""
-        return self.total.macs
+        return int(self.total.macs)
 
     @property
     def params(self) -> int:
         """Numel of all distinct parameters."""
-        return self.total.params
+        return int(self.total.params)
 
     @property
     def bit_ops(self) -> int:
         """MACs times weight bits times activation bits."""
-        return self.total.bit_ops
+        return int(self.total.bit_ops)
 
     def at(self, widths: Mapping[str, int]) -> CostReport:
         """Return the costs when the named groups take these widths and the others stay: exact, and instant.
@@ -115,6 +120,7 @@ def analyze_cost(
     activation_bits: Bits = None,
     quantized: GraphModule | None = None,
     hardware: HardwareTable | None = None,
+    quantities: Iterable[Quantity] = (),
 ) -> CostReport:
     """Return what a traced graph costs, per layer and in total, as a function of its channel widths.
 
@@ -127,6 +133,7 @@ def analyze_cost(
             quantizers say the bits of every layer, and what they store and learn themselves is counted too. So a plan
             made from this report costs what is counted on the network that is built from it.
         hardware: the user's own costs, summed into ``custom``.
+        quantities: more rows of what the graph costs, see `nce_fx.quantities`.
 
     Raises:
         InputError: bits out of 1..32, or a graph without shapes.
@@ -153,7 +160,9 @@ def analyze_cost(
     sites = tuple(_site(gm, layer, axes, *bits_of[layer.node]) for layer in layers)
     parameters = _parameters(gm, layers, axes, {layer.path: bits_of[layer.node][0] for layer in layers})
     values = _values(gm, axes, activation_bits)
-    model = CostModel(channels, tuple(work), parameters, values, sites, hardware, fingerprint)
+    model = CostModel(
+        channels, tuple(work), parameters, values, sites, hardware, fingerprint, known_quantities(quantities)
+    )
     return CostReport(model, tuple(part.width for part in channels.parts))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -12,9 +12,7 @@ import numpy as np
 from nce_fx.passes.analysis.channels.graph import AxisWidth, ChannelGraph
 from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.analysis.polynomial import Floats, Integers, Term, Terms
-
-QUANTITIES = ("macs", "params", "bit_ops", "weight_bytes", "activation_bytes", "custom")
-"""Everything a budget can be set on, in the order of ``CostModel.totals_of_many``."""
+from nce_fx.quantities import Prices, Quantity, Sums, known_quantities
 
 
 class WorkTerm(NamedTuple):
@@ -77,99 +75,105 @@ class CostModel:
     hardware: HardwareTable | None = None
     fingerprint: str = ""
     """Of the graph that was analysed, so that a plan made from this can say which model it is for."""
+    quantities: Mapping[str, Quantity] = field(default_factory=known_quantities)
+    """What may be asked of it."""
+    _spreads: dict[str, Floats] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
-    def _terms(self) -> tuple[Terms, Terms, Terms, Terms]:
-        parts = len(self.channels.parts)
-        sizes = [Term(1, (axis,)) for site in self.sites for axis in site.sizes]
-        return (
-            Terms(tuple(term.macs for term in self.work), parts),
-            Terms(tuple(parameter.numel for parameter in self.parameters), parts),
-            Terms(tuple(tensor.numel for tensor in self.tensors), parts),
-            Terms(tuple(_padded(term) for term in sizes), parts),
-        )
+    def work_macs(self) -> Terms:
+        """The MACs of every product of ``work``."""
+        return Terms(tuple(term.macs for term in self.work), len(self.channels.parts))
 
     @cached_property
-    def _work_bits(self) -> Integers:
-        return np.array([term.bits for term in self.work], np.int64)
+    def numels(self) -> Terms:
+        """The numel of every one of ``parameters``."""
+        return Terms(tuple(parameter.numel for parameter in self.parameters), len(self.channels.parts))
 
     @cached_property
-    def _parameter_bits(self) -> Integers:
-        return np.array([parameter.bits for parameter in self.parameters], np.int64)
+    def values(self) -> Terms:
+        """The numel of every one of ``tensors``."""
+        return Terms(tuple(tensor.numel for tensor in self.tensors), len(self.channels.parts))
 
     @cached_property
-    def _tensor_bits(self) -> Integers:
-        return np.array([tensor.bits for tensor in self.tensors], np.int64)
+    def live(self) -> tuple[tuple[int, ...], ...]:
+        """Which of ``tensors`` are in memory at once; only sets that are in no other."""
+        steps = sorted({tensor.first for tensor in self.tensors})
+        sets = {frozenset(i for i, t in enumerate(self.tensors) if t.first <= s <= t.last) for s in steps}
+        return tuple(sorted(tuple(sorted(s)) for s in sets if not any(s < other for other in sets)))
 
     @cached_property
-    def live(self) -> Floats:
-        """Steps x tensors: 1 where a tensor is in memory; only steps whose set is in no other step's set."""
-        sets = {frozenset(i for i, t in enumerate(self.tensors) if t.first <= s <= t.last) for s in self._steps}
-        kept = sorted((s for s in sets if not any(s < other for other in sets)), key=sorted)
-        matrix = np.zeros((len(kept), len(self.tensors)))
-        for row, members in enumerate(kept):
-            matrix[row, sorted(members)] = 1.0
-        return matrix
+    def costs(self) -> Mapping[str, Sums | Prices]:
+        """What each quantity sums, for those that the graph has."""
+        found = {name: quantity.cost(self) for name, quantity in self.quantities.items()}
+        return {name: cost for name, cost in found.items() if cost is not None}
 
-    @property
-    def _steps(self) -> list[int]:
-        return sorted({tensor.first for tensor in self.tensors})
+    @cached_property
+    def _sizes(self) -> Terms:
+        """What the prices of ``sites`` depend on, four terms a site."""
+        sizes = [Term.of((axis,)) for site in self.sites for axis in site.sizes]
+        return Terms(tuple(sizes), len(self.channels.parts))
 
     def evaluate(self, part_widths: Sequence[int]) -> dict[str, Integers]:
         """Return every term's value at these widths: MACs, numels, bytes of tensors, prices of layers."""
-        work, parameters, tensors, _ = self._terms
         widths = np.asarray(part_widths, np.int64)
+        bits = np.array([tensor.bits for tensor in self.tensors], np.int64)
         return {
-            "work": work.at(widths),
-            "parameters": parameters.at(widths),
-            "bytes": -(-tensors.at(widths) * self._tensor_bits // 8),
+            "work": self.work_macs.at(widths),
+            "parameters": self.numels.at(widths),
+            "bytes": -(-self.values.at(widths) * bits // 8),
             "custom": self._prices(widths[None].astype(np.float64))[0],
         }
 
     def totals(self, part_widths: Sequence[int]) -> Mapping[str, float]:
         """Return the total of every quantity at these widths; integers are exact."""
-        values = self.evaluate(part_widths)
-        numel = values["parameters"]
-        in_memory = self.live.astype(np.int64) @ values["bytes"]
-        return {
-            "macs": int(values["work"].sum()),
-            "params": int(numel.sum()),
-            "bit_ops": int(values["work"] @ self._work_bits),
-            "weight_bytes": int((-(-numel * self._parameter_bits // 8)).sum()),
-            "activation_bytes": int(in_memory.max(initial=0)),
-            "custom": float(values["custom"].sum()),
-        }
+        widths = np.asarray(part_widths, np.int64)
+        result: dict[str, float] = {}
+        for name, cost in self.costs.items():
+            if isinstance(cost, Prices):
+                result[name] = float(self._prices(widths[None].astype(np.float64)).sum())
+                continue
+            values = -(-cost.terms.at(widths) * np.array(cost.weights, np.int64) // cost.divisor)
+            sums = [values] if cost.sets is None else [values[list(members)] for members in cost.sets]
+            result[name] = max((int(each.sum()) for each in sums), default=0)
+        return result
 
-    def totals_of_many(self, part_widths: Floats, quantities: Sequence[str] = QUANTITIES) -> Floats:
+    def totals_of_many(self, part_widths: Floats, quantities: Sequence[str]) -> Floats:
         """Return totals (batch x quantities) at a batch of part widths (batch x parts)."""
-        work, parameters, tensors, _ = self._terms
-        columns: dict[str, Floats] = {}
-        if not {"macs", "bit_ops"}.isdisjoint(quantities):
-            macs = work.at_many(part_widths)
-            columns |= {"macs": macs.sum(axis=1), "bit_ops": macs @ self._work_bits.astype(np.float64)}
-        if not {"params", "weight_bytes"}.isdisjoint(quantities):
-            numel = parameters.at_many(part_widths)
-            sizes = np.ceil(numel * (self._parameter_bits / 8))
-            columns |= {"params": numel.sum(axis=1), "weight_bytes": sizes.sum(axis=1)}
-        if "activation_bytes" in quantities:
-            sizes = np.ceil(tensors.at_many(part_widths) * (self._tensor_bits / 8))
-            columns["activation_bytes"] = (sizes @ self.live.T).max(axis=1, initial=0)
-        if "custom" in quantities:
-            columns["custom"] = self._prices(part_widths).sum(axis=1)
-        return np.stack([columns[name] for name in quantities], axis=1)
+        values: dict[int, Floats] = {}
+        columns: list[Floats] = []
+        for name in quantities:
+            cost = self.costs[name]
+            if isinstance(cost, Prices):
+                columns.append(self._prices(part_widths).sum(axis=1))
+                continue
+            key = id(cost.terms)
+            values[key] = values[key] if key in values else cost.terms.at_many(part_widths)
+            weights = np.array(cost.weights, np.float64) / cost.divisor
+            if cost.divisor == 1 and cost.sets is None:
+                columns.append(values[key] @ weights)
+                continue
+            sizes = values[key] * weights if cost.divisor == 1 else np.ceil(values[key] * weights)
+            columns.append(sizes.sum(axis=1) if cost.sets is None else (sizes @ self._spread(name).T).max(1, initial=0))
+        return np.stack(columns, axis=1)
+
+    def _spread(self, name: str) -> Floats:
+        """Which terms each sum of a quantity takes (sums x terms)."""
+        if name not in self._spreads:
+            cost = self.costs[name]
+            assert isinstance(cost, Sums)
+            matrix = np.zeros((len(cost.sets or ()), len(cost.weights)))
+            for row, members in enumerate(cost.sets or ()):
+                matrix[row, list(members)] = 1.0
+            self._spreads[name] = matrix
+        return self._spreads[name]
 
     def _prices(self, part_widths: Floats) -> Floats:
         """Price of every site (batch x sites) in the user's table; zeros without one."""
         if self.hardware is None:
             return np.zeros((len(part_widths), len(self.sites)))
-        sizes = self._terms[3].at_many(part_widths).reshape(len(part_widths), len(self.sites), 4)
+        sizes = self._sizes.at_many(part_widths).reshape(len(part_widths), len(self.sites), 4)
         columns = [
             self.hardware.price(site.op, site.kernel, sizes[:, i], site.weight_bits, site.path)
             for i, site in enumerate(self.sites)
         ]
         return np.stack(columns, axis=1) if columns else np.zeros((len(part_widths), 0))
-
-
-def _padded(term: Term) -> Term:
-    """Fold a constant axis into the coefficient."""
-    return Term.of(term.axes, term.coefficient)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
+from typing import Any
 
 from nce_fx.errors import BudgetError
-from nce_fx.passes.analysis.costmodel import QUANTITIES
+from nce_fx.quantities import Quantity, known_quantities
 
 LARGEST_RATIO = 16
 """Numbers up to this are ratios of the original, greater ones are absolute."""
@@ -15,55 +16,76 @@ LARGEST_RATIO = 16
 Limit = float | int | str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False, repr=False)
 class Budget:
-    """Upper limits; ``None`` leaves a quantity free.
+    """Upper limits by quantity, such as ``Budget(macs=1.0, weight_bytes="200_000")``; what is not named is free.
 
-    A number up to 16 is a ratio of the original model, a greater one is absolute; ``"1.5x"`` and ``"2e9"`` say which.
+    A number up to 16 is a ratio of the original model, a greater one is absolute; ``"1.5x"`` and ``"2e9"`` say which;
+    ``None`` and ``"none"`` leave a quantity free.
     """
 
-    macs: Limit = None
-    params: Limit = None
-    bit_ops: Limit = None
-    weight_bytes: Limit = None
-    activation_bytes: Limit = None
-    custom: Limit = None
+    given: Mapping[str, float | int] = field(hash=False)
+    """The limits that are set: ratios as floats, absolute ones as ints."""
 
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value is not None:
-                object.__setattr__(self, field.name, Budget.parse(value, field.name))
+    def __init__(self, **limits: Limit) -> None:
+        """Set limits; the names are those of `nce_fx.quantities`, or of rows that the cost report is made with.
+
+        Raises:
+            BudgetError: a limit that is no positive number, with or without an ``x``.
+        """
+        parsed = {name: Budget.parse(value, name) for name, value in limits.items() if value not in (None, "none")}
+        object.__setattr__(self, "given", parsed)
 
     @staticmethod
-    def parse(value: float | int | str, name: str = "the budget") -> float | int:
+    def default() -> Budget:
+        """Return what holds where no budget is given: nothing that the user pays rises."""
+        return Budget(**{name: row.default for name, row in known_quantities().items()})
+
+    @staticmethod
+    def parse(value: Limit, name: str = "the budget") -> float | int:
         """Return a ratio as a float up to 16, or an absolute limit as an int.
 
         Raises:
             BudgetError: not a positive number, with or without an ``x``.
         """
         ratio = False
+        number: Any = value
         if isinstance(value, str):
             match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(x?)\s*", value.replace("_", "").lower())
             number, ratio = (float(match[1]), bool(match[2])) if match else (0.0, False)
-        else:
-            number = value
-        if isinstance(number, bool) or not 0 < number < float("inf"):
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < float("inf"):
             raise BudgetError(f"{name}={value!r} is no budget: give a ratio like 0.8x or a positive number")
         if ratio and number > LARGEST_RATIO:
             raise BudgetError(f"{name}={value!r}: ratios go up to {LARGEST_RATIO}x; give the number itself")
         return float(number) if number <= LARGEST_RATIO else int(number)
 
     def limits(self, original: Mapping[str, float]) -> dict[str, float]:
-        """Return the absolute limit of every quantity that has one, given what the original model costs."""
-        result: dict[str, float] = {}
-        for name in QUANTITIES:
-            value = getattr(self, name)
-            if value is not None:
-                result[name] = value * original[name] if isinstance(value, float) else value
-        return result
+        """Return the absolute limit of every quantity that has one, given what the original model costs.
+
+        Raises:
+            BudgetError: the original model's costs have no such quantity.
+        """
+        for name in self.given:
+            if name not in original:
+                known = known_quantities()
+                missing = known[name].missing if name in known else Quantity.missing
+                raise BudgetError(f"a budget of {name} {missing}; there are {', '.join(original)}")
+        values = {name: self.given[name] for name in original if name in self.given}
+        return {name: v * original[name] if isinstance(v, float) else v for name, v in values.items()}
 
     def as_mapping(self) -> dict[str, float | int]:
         """Return the limits that are set, as they were given: ratios as floats, absolute ones as ints."""
-        values = {name: getattr(self, name) for name in QUANTITIES}
-        return {name: value for name, value in values.items() if value is not None}
+        return dict(self.given)
+
+    def __getattr__(self, name: str) -> float | int | None:
+        """Return the limit of a quantity; ``None`` where it is free.
+
+        Raises:
+            AttributeError: there is no such quantity.
+        """
+        if name.startswith("_") or name == "given" or name not in {**known_quantities(), **self.given}:
+            raise AttributeError(f"a budget has no quantity {name!r}")
+        return self.given.get(name)
+
+    def __repr__(self) -> str:
+        return f"Budget({', '.join(f'{name}={value!r}' for name, value in self.given.items())})"

@@ -8,14 +8,14 @@ is made again with so much of the limit left free.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from torch.fx import GraphModule
 
 from nce_fx.errors import BudgetError
 from nce_fx.passes.analysis.channels.graph import ChannelGraph
-from nce_fx.passes.analysis.cost import Cost, analyze_cost
-from nce_fx.passes.analysis.hardware import HardwareTable
+from nce_fx.passes.analysis.cost import Cost, CostReport, analyze_cost
+from nce_fx.passes.planning.budget import Budget
 from nce_fx.plan import WidthPlan
 
 Reserve = Mapping[str, float]
@@ -24,40 +24,42 @@ Reserve = Mapping[str, float]
 _ATTEMPTS = 6
 
 
-def count(gm: GraphModule, hardware: HardwareTable | None = None) -> Cost:
-    """Return what a network costs as it is, at the bits of its own quantizers."""
+def count(gm: GraphModule, like: CostReport | None = None) -> Cost:
+    """Return what a network costs as it is, at the bits of its own quantizers, in the quantities of a report."""
+    hardware, rows = (None, ()) if like is None else (like.model.hardware, like.model.quantities.values())
     # At its own widths no axis needs a group, so the channels need no analysis.
-    return analyze_cost(gm, ChannelGraph((), (), {}, {}), hardware=hardware).total
+    return analyze_cost(gm, ChannelGraph((), (), {}, {}), hardware=hardware, quantities=rows).total
 
 
 def plan_and_build(
     plan: Callable[[Reserve], WidthPlan],
     build: Callable[[WidthPlan], GraphModule],
-    limits: Mapping[str, float],
-    hardware: HardwareTable | None = None,
+    budget: Budget,
+    cost: CostReport,
 ) -> tuple[WidthPlan, GraphModule]:
     """Return a plan whose network keeps every limit in the count that the report makes, and that network.
 
     Args:
         plan: makes the plan that leaves so much of each limit free.
         build: makes the network of a plan.
-        limits: the absolute limits, by quantity.
-        hardware: the user's own cost of layers.
+        budget: the limits.
+        cost: of the original network.
 
     Raises:
         BudgetError: no such plan was found.
     """
     reserve: dict[str, float] = {}
+    limits = budget.limits(cost.total.by_quantity)
     for _ in range(_ATTEMPTS):
         found = plan(reserve)
         network = build(found)
-        counted = asdict(count(network, hardware))
+        counted = count(network, cost).by_quantity
         over = {name: counted[name] - limit for name, limit in limits.items() if counted[name] > limit}
         if not over:
-            cost = {name: counted[name] for name in limits}
             claimed = found.source.get("cost", {})
-            if any(isinstance(value, int) and value != claimed.get(name) for name, value in cost.items()):
-                found = replace(found, source={**found.source, "cost": {**claimed, **cost}})
+            other = {name: counted[name] for name in limits if isinstance(counted[name], int)}
+            if any(value != claimed.get(name) for name, value in other.items()):
+                found = replace(found, source={**found.source, "cost": {**claimed, **other}})
                 network = build(found)
             return found, network
         reserve |= {name: reserve.get(name, 0.0) + excess for name, excess in over.items()}

@@ -7,7 +7,6 @@ from typing import Protocol
 
 import numpy as np
 
-from nce_fx.errors import BudgetError
 from nce_fx.passes.analysis.channels.graph import ChannelGraph
 from nce_fx.passes.analysis.cost import CostReport
 from nce_fx.passes.analysis.polynomial import Floats, Integers
@@ -74,10 +73,6 @@ def plan_widths(
     choices = legal_choices(channels, rules)
     original = cost.model.totals([part.width for part in channels.parts])
     limits = {name: limit - (reserve or {}).get(name, 0.0) for name, limit in budget.limits(original).items()}
-    if "custom" in limits and cost.model.hardware is None:
-        raise BudgetError(
-            "a custom budget needs a hardware table: analyze_cost(..., hardware=HardwareTable.read(FILE))"
-        )
     refuse_if_impossible(cost.model, choices, rules, limits, original)
     noise = sensitivity_of(choices, sensitivity.by_group)
     exponents = np.full(len(noise), exponent)

@@ -19,6 +19,7 @@ from nce_fx.passes.analysis.channels.graph import AxisWidth
 from nce_fx.passes.analysis.costmodel import CostModel, LayerSite
 from nce_fx.passes.analysis.polynomial import Floats, Integers, Term
 from nce_fx.passes.planning.choices import Choices
+from nce_fx.quantities import Sums
 
 Monomial = tuple[tuple[int, float], ...]
 """Sorted pairs (variable, exponent); empty for the constant."""
@@ -92,21 +93,19 @@ def part_slopes(choices: Choices) -> dict[int, tuple[int, float]]:
 def _posynomials(
     model: CostModel, choices: Choices, slopes: dict[int, tuple[int, float]], name: str
 ) -> Iterable[Posynomial]:
-    """The constraints of one quantity: one, or one for every step at which memory may be fullest."""
-    if name in ("macs", "bit_ops"):
-        yield _sum(choices, slopes, ((term.macs, term.bits if name == "bit_ops" else 1) for term in model.work))
-    elif name in ("params", "weight_bytes"):
-        yield _sum(choices, slopes, ((p.numel, p.bits / 8 if name == "weight_bytes" else 1) for p in model.parameters))
-    elif name == "activation_bytes":
-        for alive in model.live:
-            held = [model.tensors[i] for i in np.flatnonzero(alive)]
-            yield _sum(choices, slopes, ((tensor.numel, tensor.bits / 8) for tensor in held))
-    elif name == "custom":
-        total: Posynomial = defaultdict(float)
-        for site in model.sites:
-            monomial, coefficient = _price_monomial(model, choices, slopes, site)
-            total[monomial] += coefficient
-        yield total
+    """The constraints of one quantity: one for every sum of which the greatest is the cost."""
+    cost = model.costs[name]
+    if isinstance(cost, Sums):
+        weights = [weight / cost.divisor for weight in cost.weights]
+        every = tuple(range(len(weights)))
+        for members in (every,) if cost.sets is None else cost.sets:
+            yield _sum(choices, slopes, ((cost.terms.terms[i], weights[i]) for i in members))
+        return
+    total: Posynomial = defaultdict(float)
+    for site in model.sites:
+        monomial, coefficient = _price_monomial(model, choices, slopes, site)
+        total[monomial] += coefficient
+    yield total
 
 
 def _sum(choices: Choices, slopes: dict[int, tuple[int, float]], terms: Iterable[tuple[Term, float]]) -> Posynomial:

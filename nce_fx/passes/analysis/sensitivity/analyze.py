@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from nce_fx.passes.analysis.sensitivity.scores import Progress, Scores
 from nce_fx.passes.analysis.sensitivity.sharing import ALONE, Share
 from nce_fx.passes.analysis.sensitivity.weights import sqnr, sqnr_activation
 from nce_fx.passes.transform.quantize import QuantSpec, quantize, weight_bits_of
+from nce_fx.registry import Registry
 from nce_fx.tensorfile import digest
 
 
@@ -38,15 +39,22 @@ class Metric:
     says: str
 
 
-METRICS: Mapping[str, Metric] = {
-    "sqnr": Metric(sqnr, False, "noise over signal of the weights; no data"),
-    "sqnr_activation": Metric(sqnr_activation, True, "noise over signal of weights and activations; one forward"),
-    "gauss_newton": Metric(gauss_newton, True, "curvature of the output along the rounding error; no labels, one pass"),
-    "fisher": Metric(fisher, True, "squared gradient along the rounding error; labels, one pass"),
-    "hessian": Metric(hessian, True, "curvature (Hutchinson) times squared rounding error"),
-    "kl": Metric(kl, True, "divergence of the output, one tensor rounded at a time; slow"),
-    "loss": Metric(loss, True, "rise of the loss, one tensor rounded at a time; slow"),
-}
+METRICS: Registry[Metric] = Registry(
+    "metrics",
+    {
+        "sqnr": Metric(sqnr, False, "noise over signal of the weights; no data"),
+        "sqnr_activation": Metric(sqnr_activation, True, "noise over signal of weights and activations; one forward"),
+        "gauss_newton": Metric(
+            gauss_newton, True, "curvature of the output along the rounding error; no labels, one pass"
+        ),
+        "fisher": Metric(fisher, True, "squared gradient along the rounding error; labels, one pass"),
+        "hessian": Metric(hessian, True, "curvature (Hutchinson) times squared rounding error"),
+        "kl": Metric(kl, True, "divergence of the output, one tensor rounded at a time; slow"),
+        "loss": Metric(loss, True, "rise of the loss, one tensor rounded at a time; slow"),
+    },
+    lambda value: isinstance(value, Metric),
+    lambda metric: metric.says,
+)
 """Name -> metric, cheapest first."""
 
 WITH_DATA = "gauss_newton"

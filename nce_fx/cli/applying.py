@@ -1,0 +1,68 @@
+"""What `nce-fx apply` does: a plan replayed, or passes run, and the folder written."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+from nce_fx import artifacts
+from nce_fx.cli.apply import Apply
+from nce_fx.cli.job import calibration, content
+from nce_fx.cli.reference import build_model, example_input, one_process, parse_args
+from nce_fx.cli.terminal import Terminal
+from nce_fx.cli.watching import between_passes
+from nce_fx.data import load_data
+from nce_fx.errors import ArtifactError, InputError
+from nce_fx.models.loading import arguments_for
+from nce_fx.passes.known import pipeline_from
+from nce_fx.passes.transform.resize import ResizeChannels
+from nce_fx.plan import WidthPlan
+from nce_fx.report.records import ModelReference
+from nce_fx.rewrite import compiled
+from nce_fx.tracing import trace
+
+
+def run(job: Apply) -> None:
+    """Apply, and write the result.
+
+    Raises:
+        NceFxError: anything that was not right, in one line; no half-written folder is left.
+    """
+    one_process("apply")
+    terminal = Terminal.of(job.as_json)
+    spec = job.spec
+    args = parse_args(job.model_args)
+    if not job.force:
+        artifacts.check_free(job.out)
+    if job.plan is None and job.passes is None:
+        raise InputError("nothing to apply: give a PLAN.json of `nce-fx rewrite`, --passes, or both")
+    defaults: dict[str, Any] = {"resize": {"seed": job.seed}, "quantize": asdict(spec)}
+    try:
+        wanted = None if job.plan is None else WidthPlan.from_json(job.plan.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        hint = "give a plan.json of `nce-fx rewrite`"
+        raise ArtifactError(f"plan {job.plan} cannot be read: {error}; {hint}") from error
+    if wanted is not None:
+        defaults["resize"]["plan"] = wanted
+    pipeline = pipeline_from("resize,quantize" if job.passes is None else job.passes, defaults)
+    if wanted is not None and not any(isinstance(step, ResizeChannels) for step in pipeline.steps):
+        raise InputError(
+            f"--passes {job.passes} has no resize that would take {job.plan}: add one, or leave the plan out"
+        )
+    between = between_passes(pipeline.steps, job.verify_each, job.print_after, terminal)
+    pipeline = replace(pipeline, between=between)
+    found = None if job.data is None else load_data(job.data, seed=job.seed)
+    if found is not None:
+        args = arguments_for(job.model, args, found.input_shape, found.classes)
+    built = build_model(job.model, args, seed=job.seed, weights=job.weights)
+    with terminal.steps() as steps:
+        steps("trace")
+        gm = trace(built, (example_input(job.model, job.input_shape, found, args),))
+        steps(" and ".join(step.name for step in pipeline.steps))
+        rewritten = compiled(gm, pipeline, calibration(found, job.seed))
+    if wanted is not None:
+        rewritten.meta["plan"] = wanted  # Also where it changes nothing.
+    reference = ModelReference(reference=job.model, args=args)
+    artifacts.save(rewritten, job.out, force=job.force, model=reference, float_model=gm)
+    terminal.note(f"written to {job.out}: {', '.join(sorted(path.name for path in job.out.iterdir()))}")
+    terminal.finish(content(rewritten.meta.get("plan", WidthPlan({}, {}, "")), None, None, job.out))

@@ -1,0 +1,43 @@
+"""`nce-fx list`: everything that can be named, with what installed packages bring."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from nce_fx.cli import options
+
+
+def known(
+    kind: Annotated[
+        str | None, typer.Argument(metavar="[KIND]", help="Only one kind, such as metrics.", show_default=False)
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """List what can be named: models, data, quantizers, metrics, formats, passes, quantities."""
+    import json
+
+    from nce_fx.data import FROM_PACKAGES, SOURCES
+    from nce_fx.errors import InputError
+    from nce_fx.export.formats import FORMATS
+    from nce_fx.models import MODELS
+    from nce_fx.passes.analysis.sensitivity import METRICS
+    from nce_fx.passes.known import known_passes
+    from nce_fx.quantities import QUANTITIES
+    from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
+
+    registries = (MODELS, WEIGHT_QUANTIZERS, ACTIVATION_QUANTIZERS, METRICS, FORMATS, QUANTITIES)
+    found = {registry.kind: registry.help() for registry in registries}
+    found["data"] = {**SOURCES, **FROM_PACKAGES.help()}
+    found["passes"] = {name: (each.__doc__ or "").strip().splitlines()[0] for name, each in known_passes().items()}
+    if kind is not None and kind not in found:
+        raise InputError(f"no kind {kind!r}: there are {', '.join(sorted(found))}")
+    shown = found if kind is None else {kind: found[kind]}
+    if as_json:
+        print(json.dumps(shown, indent=2))
+        return
+    for name, rows in sorted(shown.items()):
+        print(name)
+        for each, says in rows.items():
+            print(f"  {each:26}{says}")

@@ -1,0 +1,71 @@
+"""What `nce-fx search` does: the network, the search, its tables."""
+
+from __future__ import annotations
+
+import json
+
+from nce_fx import artifacts
+from nce_fx.cli.reference import build_model, example_input, parse_args, recipe_fields
+from nce_fx.cli.search import Search
+from nce_fx.cli.terminal import Terminal
+from nce_fx.data import load_data
+from nce_fx.errors import InputError, TrainingError
+from nce_fx.models import MODELS
+from nce_fx.models.loading import arguments_for, check_finite
+from nce_fx.search import SearchRecipe, search
+from nce_fx.search.history import FILES, search_table
+from nce_fx.tracing import trace
+
+
+def run(job: Search) -> None:
+    """Search, and write what was found.
+
+    Raises:
+        NceFxError: anything that was not right, in one line.
+    """
+    terminal = Terminal.of(job.as_json)
+    spec, hardware, budget = job.spec, job.table, job.budget
+    given = {"epochs": job.epochs, "expand": job.expand, "quantized": not job.in_float, "seed": job.seed}
+    # A short search, to try it, warms up for its first quarter.
+    warmup = {"warmup_epochs": min(SearchRecipe.warmup_epochs, job.epochs // 4)}
+    asked = SearchRecipe.from_dict(warmup | recipe_fields(job.recipe, **given))
+    if job.data is None:
+        raise InputError("a search needs data to learn from: give --data")
+    if job.force:
+        for name in (*FILES, *(path.name for path in job.out.glob("checkpoint-*.safetensors"))):
+            (job.out / name).unlink(missing_ok=True)
+    else:
+        artifacts.check_free(job.out, (artifacts.PLAN,))
+    found = load_data(job.data, seed=job.seed)
+    args = arguments_for(job.model, parse_args(job.model_args), found.input_shape, found.classes)
+    built = build_model(job.model, args, seed=job.seed, weights=job.weights)
+    check_finite(built.state_dict(), job.model)
+    if job.weights is None and job.model in MODELS:
+        terminal.note(f"{job.model} starts from random weights; give --weights to start from trained ones")
+    gm = trace(built, (example_input(job.model, job.input_shape, found, args),))
+    try:
+        with terminal.training(f"search {job.model}") as progress:
+            result = search(
+                gm,
+                found,
+                asked,
+                budget=budget,
+                spec=spec,
+                hardware=hardware,
+                directory=job.out,
+                progress=progress,
+            )
+    except TrainingError as error:
+        raise TrainingError(f"{error} (the same command, with --out {job.out})") from error
+    terminal.show(search_table(result.log, result.plan))
+    terminal.note(f"{result.seconds:.0f} s; written to {job.out}: {', '.join(sorted(FILES))}")
+    plan = job.out / artifacts.PLAN
+    terminal.note(f"next: nce-fx apply {job.model} {plan} --data {job.data} --out DIR, then nce-fx retrain DIR")
+    terminal.finish(
+        {
+            "out": str(job.out),
+            "plan": json.loads(result.plan.to_json()),
+            "log": result.log.to_dict(),
+            "seconds": result.seconds,
+        }
+    )

@@ -1,0 +1,262 @@
+"""How to train at 2 bits: one factor at a time, at equal epochs, on real images.
+
+    python -m benchmarks.training                                  trains what is missing, a row of the CSV at a time
+    python -m benchmarks.training --networks resnet18 --seeds 5    a part of it; several may run beside each other
+    python -m benchmarks.training --table                          trains nothing: the table of what is there
+
+For every network and seed a float network is trained; from its weights, and distilled from it, each method trains the
+same network with uniform widths at 2 bits for as many epochs, first and last layer at 8. A method is what it changes of
+the quantizers (`nce_fx.QuantSpec`) and of the recipe (`nce_fx.training.Recipe`). brevitas' nearest to LSQ and a plain
+straight-through estimator stand beside, with the best of three learning rates. Fashion-MNIST by default, cropped and
+mirrored, and tested on all of its test images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmarks.brevitas_accuracy import with_brevitas
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+import nce_fx
+from benchmarks import pages
+from benchmarks.evidence.statistics import deviation, mean, paired_p
+from nce_fx.data import Data, load_data
+from nce_fx.data.images import Images, ShiftedImages
+from nce_fx.models import MODELS
+from nce_fx.quantizers import ActivationQuantizer, WeightQuantizer
+from nce_fx.training import Recipe, train
+
+RESULTS = pages.RESULTS / "training.csv"
+PAGE = pages.DOCS / "training.md"
+COLUMNS = (
+    "network", "data", "method", "seed", "images", "float_epochs", "epochs", "accuracy", "moved", "step_ms", "version",
+)  # fmt: skip
+Key = tuple[str, str, str, int]
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is changed of the default: ``Method({"weight": "seq"}, {"reestimate": 50})``."""
+
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    change: Callable[[GraphModule, Sequence[Any]], GraphModule] | None = None
+    """What becomes of the quantized graph, given batches to calibrate on."""
+
+
+class StraightThrough(nn.Module):
+    """Any quantizer's levels, with the gradient of the identity everywhere, and nothing learned of the range."""
+
+    def __init__(self, quantizer: nn.Module) -> None:
+        super().__init__()
+        self.quantizer = quantizer.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize."""
+        return x + (self.quantizer(x) - x).detach()
+
+
+def straight_through(gm: GraphModule, batches: Sequence[Any]) -> GraphModule:
+    """Take every quantizer's own gradient away."""
+    for path, module in list(gm.named_modules()):
+        if isinstance(module, WeightQuantizer | ActivationQuantizer):
+            gm.set_submodule(path, StraightThrough(module))
+    return gm
+
+
+def _brevitas(gm: GraphModule, batches: Sequence[Any]) -> GraphModule:
+    return with_brevitas(gm, "lsq", batches)
+
+
+RATES = (0.005, 0.015, 0.05)
+REFERENCE = "pact + sawb"
+METHODS: Mapping[str, Method] = {
+    REFERENCE: Method(),
+    "lsq": Method({"weight": "lsq", "activation": "lsq"}),
+    "seq": Method({"weight": "seq"}),
+    "seq + lsq": Method({"weight": "seq", "activation": "lsq"}),
+    "statsq": Method({"weight": "statsq"}),
+    "ewgs": Method({"ewgs": 0.2}),
+    "ewgs 0.5": Method({"ewgs": 0.5}),
+    "reestimate": Method({}, {"reestimate": 50}),
+    "clip rate 0.1": Method({}, {"clip_rate": 0.1}),
+    "clip decay": Method({}, {"clip_decay": 5e-4}),
+    "progressive": Method({}, {"bits": [8, 4, 2]}),
+    "best": Method({"weight": "seq", "ewgs": 0.2}, {"reestimate": 50}),
+    **{f"straight-through, rate {rate}": Method({}, {"learning_rate": rate}, straight_through) for rate in RATES},
+    **{
+        f"brevitas, rate {rate}": Method({"weight": "lsq", "activation": "lsq"}, {"learning_rate": rate}, _brevitas)
+        for rate in RATES
+    },
+}
+"""By the names of the rows."""
+
+
+def mobilenet(classes: int, channels: int) -> nn.Module:
+    """MobileNetV2, narrow, whose first convolution keeps the size: 28x28 images end as 2x2."""
+    model = MODELS["mobilenet_v2"](num_classes=classes, in_channels=channels, multiplier=0.2)
+    next(module for module in model.modules() if isinstance(module, nn.Conv2d)).stride = (1, 1)
+    return model
+
+
+def vit(classes: int, channels: int) -> nn.Module:
+    """A small vision transformer of torchvision's: 28x28 images in patches of 7x7, four layers of four heads."""
+    from torchvision.models import VisionTransformer
+
+    model = VisionTransformer(28, 7, 4, 4, 64, 128, num_classes=classes)
+    model.conv_proj = nn.Conv2d(channels, 64, 7, 7)
+    return model
+
+
+NETWORKS: Mapping[str, Callable[[int, int], nn.Module]] = {
+    "resnet20": lambda classes, channels: MODELS["resnet20"](num_classes=classes, in_channels=channels, width=4),
+    "resnet18": lambda classes, channels: MODELS["resnet18"](num_classes=classes, in_channels=channels, width=8),
+    "mobilenet_v2": mobilenet,
+    "vit": vit,
+}
+"""By name: (classes, channels) -> a network with new weights."""
+
+
+def some_images(data: Data, count: int | None) -> Data:
+    """Return the data with only its first training images."""
+    if count is None or not isinstance(data.train, Images):
+        return data
+    train_part = Images.__new__(Images)
+    train_part.__dict__.update(data.train.__dict__)
+    train_part.pixels, train_part.labels = data.train.pixels[:count], data.train.labels[:count]
+    augmented = partial(ShiftedImages, train_part, 2, True) if data.augmented is not None else None
+    return replace(data, train=train_part, augmented=augmented)
+
+
+def float_network(network: str, data: Data, recipe: Recipe) -> GraphModule:
+    """Train the float network of one seed."""
+    torch.manual_seed(recipe.seed)
+    model = NETWORKS[network](data.classes, data.input_shape[0])
+    return train(nce_fx.trace(model, (torch.zeros(2, *data.input_shape),)), data, recipe).model
+
+
+def measure(teacher: GraphModule, data: Data, name: str, recipe: Recipe) -> dict[str, Any]:
+    """Train by one method; return the columns that it decides."""
+    method = METHODS[name]
+    batches = data.batches(8, 64, recipe.seed)
+    student = nce_fx.quantize(teacher, nce_fx.QuantSpec(**method.spec), batches)
+    if method.change is not None:
+        student = method.change(student, batches)
+    asked = Recipe.from_dict(recipe.to_dict() | method.recipe)
+    begin = time.process_time()
+    result = train(student, data, asked, teacher=teacher)
+    last = result.history[-1]
+    step = (time.process_time() - begin) / last.steps
+    moved = "" if last.moved is None else round(last.moved, 5)
+    return {"accuracy": result.accuracy, "moved": moved, "step_ms": round(1000 * step, 2)}
+
+
+def read(path: Path = RESULTS) -> dict[Key, dict[str, str]]:
+    """Return the rows of the CSV by what they are about."""
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        return {(row["network"], row["data"], row["method"], int(row["seed"])): row for row in csv.DictReader(file)}
+
+
+def append(path: Path, row: Mapping[str, Any]) -> None:
+    """Write one row, at once: several processes may write to one file."""
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def table(rows: Mapping[Key, Mapping[str, str]]) -> list[str]:
+    """Return the study as Markdown: means, deviations, and what is gained over the default on the same seeds."""
+    lines = [
+        "| network | method | accuracy | against the default | p | weights moved in the last epoch | step | seeds |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for network, data in sorted({key[:2] for key in rows}):
+        base = {seed: row for (n, d, m, seed), row in rows.items() if (n, d, m) == (network, data, REFERENCE)}
+        for name in METHODS:
+            own = {seed: row for (n, d, m, seed), row in rows.items() if (n, d, m) == (network, data, name)}
+            if not own:
+                continue
+            found = [100 * float(row["accuracy"]) for row in own.values()]
+            pairs = [(100 * float(own[s]["accuracy"]), 100 * float(base[s]["accuracy"])) for s in own if s in base]
+            gain = f"{mean([a - b for a, b in pairs]):+.2f}" if pairs and name != REFERENCE else ""
+            p = f"{paired_p(pairs):.3f}" if len(pairs) > 1 and name != REFERENCE else ""
+            moved = [100 * float(row["moved"]) for row in own.values() if row["moved"]]
+            slower = [float(own[s]["step_ms"]) / float(base[s]["step_ms"]) for s in own if s in base]
+            spread = f" ± {deviation(found):.2f}" if len(found) > 1 else ""
+            cells = [f"{network}, {data}", name, f"{mean(found):.2f}{spread} %", gain, p]
+            cells += [f"{mean(moved):.2f} %" if moved else "", f"{mean(slower):.2f}" if slower else "", str(len(own))]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def write_page(results: Path = RESULTS) -> None:
+    """Put the table of what was measured into the page, and print it."""
+    lines = table(read(results))
+    pages.put(PAGE, "training study", lines)
+    print("\n".join(lines))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train what is missing, then print the table."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--data", default="fashion-mnist")
+    options.add_argument("--networks", nargs="+", choices=NETWORKS, default=tuple(NETWORKS))
+    options.add_argument("--methods", nargs="+", choices=METHODS, default=tuple(METHODS))
+    options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--images", type=int, help="of the training split; all by default")
+    options.add_argument("--float-epochs", type=int, default=8)
+    options.add_argument("--epochs", type=int, default=8)
+    options.add_argument("--out", type=Path, default=RESULTS)
+    options.add_argument("--table", action="store_true", help="train nothing: the table of what is there")
+    given = options.parse_args(arguments)
+    torch.set_num_threads(1)
+    if not given.table:
+        study(given)
+    if given.out == RESULTS:
+        write_page()
+    else:
+        print("\n".join(table(read(given.out))))
+
+
+def study(given: argparse.Namespace) -> None:
+    """Train what is missing."""
+    data = some_images(load_data(given.data), given.images)
+    for seed in range(given.seeds):
+        for network in given.networks:
+            done = read(given.out)
+            left = [name for name in given.methods if (network, data.name, name, seed) not in done]
+            if not left:
+                continue
+            plain = Recipe(epochs=given.float_epochs, seed=seed, evaluate_every=0)
+            teacher = float_network(network, data, plain)
+            for name in ("float", *left):
+                row = {"network": network, "data": data.name, "method": name, "seed": seed, "epochs": given.epochs}
+                row |= {"images": given.images or "", "float_epochs": given.float_epochs, "version": nce_fx.__version__}
+                if name == "float":
+                    if (network, data.name, name, seed) in done:
+                        continue
+                    found = {"accuracy": nce_fx.training.evaluate(teacher, data), "moved": "", "step_ms": "nan"}
+                else:
+                    found = measure(teacher, data, name, replace(plain, epochs=given.epochs))
+                append(given.out, row | found)
+                print(f"{network} {name} seed {seed}: {found['accuracy']:.2%}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

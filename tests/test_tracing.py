@@ -247,3 +247,13 @@ def test_a_resized_graph_that_cannot_run_is_not_returned(monkeypatch):
     monkeypatch.setattr(resizing, "_resized", broken)
     with pytest.raises(ChannelError, match=r"does not fit at layer2_0_conv1 .*please report it"):
         nce_fx.resize(gm, {"conv1": 8})
+
+
+def test_every_way_of_writing_a_linear_layer_is_quantized_under_the_name_of_its_parameter():
+    zoo = ZOO["own_linears"]
+    model = zoo.make()
+    gm = nce_fx.trace(model, zoo.inputs)
+    quantized = nce_fx.quantize(gm, nce_fx.QuantSpec(), zoo.inputs)
+    assert list(nce_fx.integer_weights(quantized)) == ["rows", "columns", "letters", "proj", "out"]
+    quantized.train()(*zoo.inputs).sum().backward()
+    assert not [name for name, parameter in quantized.named_parameters() if parameter.grad is None]

@@ -29,6 +29,7 @@ from nce_fx.tracing.exported import export_graph
 from nce_fx.tracing.inputs import UnsuitableError, inputs_of
 from nce_fx.tracing.joining import join
 from nce_fx.tracing.modes import Modes, modes_of
+from nce_fx.tracing.products import products_to_linear
 from nce_fx.tracing.shapes import propagate_shapes
 from nce_fx.tracing.symbolic import UntraceableError, symbolic_graph
 from nce_fx.tracing.untouched import Kept, untouched
@@ -145,6 +146,8 @@ class _Tracing:
         return joined
 
     def _finish(self, gm: GraphModule, way: str) -> None:
+        if products_to_linear(gm):
+            gm.recompile()
         propagate_shapes(gm, self.inputs.values)
         gm.meta["traced"] = way
         gm.meta["inputs"] = signature(self.inputs.named, by_name=bool(self.inputs.kwargs))

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
-from tests.zoo.model import Head, ZooModel, conv, image, noise, together
+from tests.zoo.model import OUTPUT, Head, ZooModel, conv, image, noise, together
 
 
 class SharedModule(nn.Module):
@@ -217,6 +217,22 @@ class ConstantBlur(nn.Module):
         return self.head(F.relu(self.c(F.conv2d(x, kernel.repeat((x.shape[1], 1, 1, 1)), groups=x.shape[1]))))
 
 
+class OwnLinears(nn.Module):
+    """Linear layers as people write them: a transposed product, a sum with one, an einsum, a bare projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.bias = nn.Parameter(torch.zeros(8, 5)), nn.Parameter(torch.zeros(6))
+        self.columns, self.letters = nn.Parameter(torch.zeros(8, 6)), nn.Parameter(torch.zeros(7, 6))
+        self.proj, self.out = nn.Parameter(torch.zeros(7, 4)), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = F.relu(torch.matmul(x, self.rows.T))
+        x = F.relu(torch.addmm(self.bias, x.flatten(0, 1), self.columns)).view(*x.shape[:-1], -1)
+        x = F.relu(torch.einsum("bni,oi->bno", x, self.letters))
+        return self.out(F.relu(x @ self.proj))
+
+
 MODELS = {
     "shared_module": ZooModel(SharedModule, (image(),), ("stem", "shared"), together=together("stem", "shared")),
     "shared_head": ZooModel(SharedHead, (image(),), ("a", "b", "shared"), {"out": "output"}, together("a", "b")),
@@ -237,4 +253,5 @@ MODELS = {
     "cut_by_numbers": ZooModel(CutByNumbers, (image(),), ("a", "viewed", "narrowed", "indexed", "b")),
     "octave": ZooModel(Octave, (image(),), ("b", "c"), {"a": "cut out by numbers"}),
     "constant_blur": ZooModel(ConstantBlur, (image(),), ("a", "c"), {"b": "constant of the graph"}),
+    "own_linears": ZooModel(OwnLinears, (noise(2, 4, 5),), ("rows", "columns", "letters", "proj"), {"out": OUTPUT}),
 }

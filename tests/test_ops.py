@@ -341,18 +341,11 @@ def test_a_bilinear_layer_of_one_value_with_itself():
     cost_is_exact(Squared().eval(), (noise(2, 4),))
 
 
-REST: Any = {"channels": Absent("none"), "example": lambda: (noise(2, 8),)}
+REST: Any = {"channels": Absent("none"), "macs": Absent("none"), "example": lambda: (noise(2, 8),)}
 
 
 def test_a_table_takes_no_spelling_twice():
-    mine = Op(
-        name="mine",
-        kind="weighted",
-        signature="input",
-        spellings={F.linear: ""},
-        channels=Absent("none"),
-        example=lambda: (noise(2, 8),),
-    )
+    mine = Op(name="mine", kind="weighted", signature="input", spellings={F.linear: ""}, **REST)
     with pytest.raises(InputError, match=r"spelling of 'linear'"):
         OPS.adding(mine)
     with pytest.raises(InputError, match=r"called 'mine'"):

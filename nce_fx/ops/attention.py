@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn, randn
 
+from nce_fx.ops import work
 from nce_fx.ops.op import Absent, Op
 from nce_fx.ops.rules import contraction
 
@@ -14,6 +15,7 @@ ROWS = (
         signature="query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False",
         channels=contraction.attention,
         catch="call",
+        macs=work.attention,
         example=lambda: (randn(2, 1, 5, 8), randn(2, 1, 5, 8), randn(2, 1, 5, 8)),
     ),
     Op(
@@ -23,6 +25,7 @@ ROWS = (
         signature="query, key, value, key_padding_mask=None, need_weights=True, attn_mask=None, "
         "average_attn_weights=True, is_causal=False",
         channels=Absent("tracing takes it apart into linear layers and attention"),
+        macs=work.multihead,
         example=lambda: (randn(5, 2, 8), randn(5, 2, 8), randn(5, 2, 8)),
     ),
 )

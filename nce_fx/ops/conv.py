@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn, randn
 
-from nce_fx.ops.op import Op
+from nce_fx.ops import work
+from nce_fx.ops.op import Op, WeightLayout
 from nce_fx.ops.rules import weighted
 
 _CONVOLUTION = "input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1"
@@ -19,6 +20,8 @@ ROWS = (
         signature=_CONVOLUTION,
         channels=weighted.convolution(1),
         catch="call",
+        macs=work.conv(1),
+        quantize=WeightLayout(0),
         example=lambda: (randn(2, 8, 7), randn(6, 8, 3), randn(6), [1], [1]),
     ),
     Op(
@@ -28,6 +31,8 @@ ROWS = (
         signature=_CONVOLUTION,
         channels=weighted.convolution(2),
         catch="call",
+        macs=work.conv(2),
+        quantize=WeightLayout(0),
         example=lambda: (randn(2, 8, 5, 5), randn(6, 8, 3, 3), randn(6), [1, 1], [1, 1]),
     ),
     Op(
@@ -37,6 +42,8 @@ ROWS = (
         signature=_CONVOLUTION,
         channels=weighted.convolution(3),
         catch="call",
+        macs=work.conv(3),
+        quantize=WeightLayout(0),
         example=lambda: (randn(2, 8, 4, 4, 4), randn(6, 8, 3, 3, 3), randn(6), [1, 1, 1], [1, 1, 1]),
     ),
     Op(
@@ -46,6 +53,8 @@ ROWS = (
         signature=_TRANSPOSED,
         channels=weighted.transposed_convolution(1),
         catch="call",
+        macs=work.conv(1, transposed=True),
+        quantize=WeightLayout(1),
         example=lambda: (randn(2, 8, 5), randn(8, 6, 3), randn(6), [2]),
     ),
     Op(
@@ -55,6 +64,8 @@ ROWS = (
         signature=_TRANSPOSED,
         channels=weighted.transposed_convolution(2),
         catch="call",
+        macs=work.conv(2, transposed=True),
+        quantize=WeightLayout(1),
         example=lambda: (randn(2, 8, 4, 4), randn(8, 6, 3, 3), randn(6), [2, 2]),
     ),
     Op(
@@ -64,6 +75,8 @@ ROWS = (
         signature=_TRANSPOSED,
         channels=weighted.transposed_convolution(3),
         catch="call",
+        macs=work.conv(3, transposed=True),
+        quantize=WeightLayout(1),
         example=lambda: (randn(2, 8, 3, 3, 3), randn(8, 6, 2, 2, 2), randn(6), [2, 2, 2]),
     ),
     Op(
@@ -73,6 +86,8 @@ ROWS = (
         spellings={torch.convolution: ""},
         channels=weighted.any_convolution,
         catch="call",
+        macs=work.convolution,
+        quantize=WeightLayout(0),
         example=lambda: (randn(2, 8, 5, 5), randn(6, 8, 3, 3), randn(6), [1, 1], [1, 1], [1, 1], False, [0, 0], 1),
     ),
 )

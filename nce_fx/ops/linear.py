@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn, randn
 
-from nce_fx.ops.op import Op
+from nce_fx.ops import work
+from nce_fx.ops.op import Op, WeightLayout
 from nce_fx.ops.rules import weighted
 
 ROWS = (
@@ -15,6 +16,8 @@ ROWS = (
         signature="input, weight, bias=None",
         channels=weighted.linear,
         catch="call",
+        macs=work.rows_times_weight("linear", -1),
+        quantize=WeightLayout(0),
         example=lambda: (randn(2, 8), randn(6, 8), randn(6)),
     ),
     Op(
@@ -24,6 +27,7 @@ ROWS = (
         signature="input1, input2, weight, bias=None",
         channels=weighted.bilinear,
         catch="call",
+        macs=work.bilinear,
         example=lambda: (randn(2, 8), randn(2, 8), randn(6, 8, 8), randn(6)),
     ),
 )

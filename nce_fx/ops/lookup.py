@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn, randint, randn
 
+from nce_fx.ops import work
 from nce_fx.ops.op import Absent, Op
 from nce_fx.ops.rules import weighted
 
@@ -23,6 +24,7 @@ ROWS = (
         ),
         channels=weighted.embedding,
         catch="call",
+        macs=work.embedding,
         example=lambda: (randint(0, 5, (2, 3)), randn(5, 8)),
     ),
     Op(
@@ -31,6 +33,7 @@ ROWS = (
         modules=(nn.EmbeddingBag,),
         signature="input, offsets=None, per_sample_weights=None",
         channels=Absent("a sum of rows is no channel rule yet"),
+        macs=work.embedding,
         example=lambda: (randint(0, 5, (2, 3)),),
     ),
 )

@@ -9,6 +9,9 @@ from typing import Any, Literal
 
 from torch import nn
 
+from nce_fx.errors import InputError
+from nce_fx.ops.work import Rule
+
 Kind = Literal["weighted", "product", "lookup", "recurrent", "norm", "pointwise", "reduction", "spatial", "movement"]
 Memory = Literal["new", "view"]
 Sign = Literal["any", "never_negative", "kept"]
@@ -20,6 +23,18 @@ class Absent:
     """Why something does not apply to an operation: ``Absent("holds no matrix")``."""
 
     reason: str
+
+
+@dataclass(frozen=True)
+class WeightLayout:
+    """The axes of a weight."""
+
+    out_axis: int
+    """Along which it makes channels: 0 of a convolution's, 1 of a transposed one's."""
+
+
+NO_WORK = Absent("it multiplies no values with each other")
+NO_WEIGHT = Absent("it has no weight that it multiplies with")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +57,12 @@ class Op:
     catch: Literal["call", "module", "aten"] = "aten"
     """Whether the rule sees the call, with its arguments; the module, then its arguments; or the ATen ops
     ``(func, args, kwargs)`` that the operation comes apart into."""
+    macs: Rule | Absent = NO_WORK
+    """Its multiply-accumulates, and which values and weights take part (`nce_fx.ops.work`)."""
+    quantize: WeightLayout | Absent = NO_WEIGHT
+    """How its weight is laid out, where it can be quantized."""
+    attributes: Mapping[str, str] = field(default_factory=lambda: NOTHING)
+    """Argument -> the attribute that its modules hold it as, where the names differ."""
     not_held: tuple[str, ...] = ()
     """Arguments that have defaults, and that its modules do not hold as attributes."""
     modules: tuple[type[nn.Module], ...] = ()
@@ -52,6 +73,10 @@ class Op:
     """Whether its result lives in the memory of its first argument."""
     sign: Sign = "any"
     """Whether its result can be negative: never, or only where an argument can."""
+
+    def __post_init__(self) -> None:
+        if self.macs is NO_WORK and self.kind in ("weighted", "product", "lookup", "recurrent"):
+            raise InputError(f"the row {self.name!r} is {self.kind}: say its macs, or why it has none (Absent)")
 
 
 def same(*others: Any) -> dict[Any, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import randn
 
+from nce_fx.ops import work
 from nce_fx.ops.op import Absent, Op
 from nce_fx.ops.rules import contraction
 
@@ -13,6 +14,7 @@ ROWS = (
         kind="product",
         signature="input, other",
         channels=contraction.aten_matmul,
+        macs=work.matmul(),
         example=lambda: (randn(2, 8), randn(8, 6)),
     ),
     Op(
@@ -20,6 +22,7 @@ ROWS = (
         kind="product",
         signature="input, mat2",
         channels=contraction.aten_matmul,
+        macs=work.matmul(),
         example=lambda: (randn(2, 8), randn(8, 6)),
     ),
     Op(
@@ -27,6 +30,7 @@ ROWS = (
         kind="product",
         signature="input, mat2",
         channels=contraction.aten_matmul,
+        macs=work.matmul(),
         example=lambda: (randn(2, 4, 8), randn(2, 8, 6)),
     ),
     Op(
@@ -34,6 +38,7 @@ ROWS = (
         kind="product",
         signature="input, vec",
         channels=contraction.dot_vector,
+        macs=work.matmul(),
         example=lambda: (randn(6, 8), randn(8)),
     ),
     Op(
@@ -41,6 +46,7 @@ ROWS = (
         kind="product",
         signature="input, mat1, mat2, beta=1, alpha=1",
         channels=contraction.add_matmul,
+        macs=work.matmul(1),
         example=lambda: (randn(6), randn(2, 8), randn(8, 6)),
     ),
     Op(
@@ -48,6 +54,7 @@ ROWS = (
         kind="product",
         signature="input, mat, vec, beta=1, alpha=1",
         channels=Absent("PyTorch has no tag for it, and it is rare"),
+        macs=work.matmul(1),
         example=lambda: (randn(6), randn(6, 8), randn(8)),
     ),
     Op(
@@ -55,6 +62,7 @@ ROWS = (
         kind="product",
         signature="input, batch1, batch2, beta=1, alpha=1",
         channels=contraction.add_matmul,
+        macs=work.matmul(1),
         example=lambda: (randn(2, 4, 6), randn(2, 4, 8), randn(2, 8, 6)),
     ),
     Op(
@@ -63,6 +71,7 @@ ROWS = (
         signature="equation, *operands",
         channels=contraction.einsum,
         catch="call",
+        macs=work.einsum,
         example=lambda: ("bi,oi->bo", randn(2, 8), randn(6, 8)),
     ),
 )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
+from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from nce_fx.errors import InputError
+from nce_fx.errors import InputError, one_line
 from nce_fx.ops import (
     attention,
     conv,
@@ -68,6 +69,9 @@ class Ops:
         """Callable, method name, module type or ATen overload -> its row."""
         self.signatures: Mapping[Any, str] = MappingProxyType(orders)
         """The same -> the names of its arguments in its own order."""
+
+    def __deepcopy__(self, memo: Any) -> Ops:
+        return self
 
     def __getitem__(self, name: str) -> Op:
         return self.rows[name]
@@ -163,3 +167,29 @@ OPS = Ops(
     )
 )
 """The operations that nce-fx knows."""
+
+
+@cache
+def default() -> Ops:
+    """Return the table with the rows that installed packages add by the entry point ``nce_fx.ops``.
+
+    Raises:
+        InputError: what an entry point names is no row, or cannot be imported.
+    """
+    ops = OPS
+    for point in entry_points(group="nce_fx.ops"):
+        try:
+            rows = point.load()
+        except Exception as error:
+            raise InputError(f"entry point {point.name} ({point.value}) of nce_fx.ops: {one_line(error)}") from error
+        rows = rows if isinstance(rows, tuple) else (rows,)
+        if not all(isinstance(row, Op) for row in rows):
+            raise InputError(f"entry point {point.name} ({point.value}) of nce_fx.ops: name a row, or a tuple of rows")
+        ops = ops.adding(*rows)
+    return ops
+
+
+def table_of(gm: GraphModule) -> Ops:
+    """Return the table that a graph was traced with."""
+    found: Ops = gm.meta.get("ops") or default()
+    return found

@@ -20,6 +20,8 @@ from torch.fx import GraphModule, Node
 
 from nce_fx.copying import sharing
 from nce_fx.errors import TraceError, one_line
+from nce_fx.ops import Ops
+from nce_fx.ops.table import default
 from nce_fx.paths import modules_of
 from nce_fx.pipeline.history import HISTORY, begin, history_of
 from nce_fx.signature import signature
@@ -40,7 +42,7 @@ _ONE_AT_A_TIME = threading.RLock()
 """What tracing replaces in PyTorch, every thread meets."""
 
 
-def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
+def trace(model: nn.Module, example_inputs: Any, *, ops: Ops | None = None) -> GraphModule:
     """Return the graph of a model, in the model's own mode, with fx's ``tensor_meta`` on its nodes.
 
     The graph shares the model's parameters and follows ``train()`` and ``eval()`` as the model does; the model itself
@@ -50,20 +52,28 @@ def trace(model: nn.Module, example_inputs: Any) -> GraphModule:
         model: any module; of one that is a graph already it is a copy with these shapes.
         example_inputs: a tensor, a tuple in the order of ``forward``, or a dict by the names of its arguments; what is
             left out keeps its default.
+        ops: a table of operations with rows of your own, ``OPS.adding(MINE)``; it goes with the graph.
 
     Raises:
         TraceError: no way makes a graph that is the model, or it does not take the example inputs.
     """
     with _ONE_AT_A_TIME, untouched(model) as before:
         if isinstance(model, GraphModule):
-            return _given(model, example_inputs)
-        return _Tracing(model, example_inputs, before).graph()
+            return _with_table(_given(model, example_inputs), ops)
+        return _with_table(_Tracing(model, example_inputs, before, ops or default()).graph(), ops)
+
+
+def _with_table(gm: GraphModule, ops: Ops | None) -> GraphModule:
+    if ops is not None:
+        gm.meta["ops"] = ops
+    return gm
 
 
 class _Tracing:
-    def __init__(self, model: nn.Module, example_inputs: Any, before: Kept) -> None:
+    def __init__(self, model: nn.Module, example_inputs: Any, before: Kept, ops: Ops) -> None:
         _check_names(model)
         self.model = model
+        self.ops = ops
         self.before = before
         self.inputs = inputs_of(model, example_inputs)
         self.reference = Reference(model, self.inputs)
@@ -116,7 +126,8 @@ class _Tracing:
 
     def _symbolic(self, *, enter: bool) -> GraphModule:
         def make() -> GraphModule:
-            return symbolic_graph(self.model, self.inputs, self.before, self.modes.following, enter=enter)
+            following = self.modes.following
+            return symbolic_graph(self.model, self.inputs, self.before, following, self.ops, enter=enter)
 
         gm = make()
         return self._joined(make, gm) if gm.meta.pop("decided") else gm

@@ -15,6 +15,7 @@ from torch.fx import GraphModule, Proxy
 
 from nce_fx.custom import rule_of_module
 from nce_fx.errors import one_line
+from nce_fx.ops import Ops
 from nce_fx.traced import TracedModule
 from nce_fx.tracing.attention import can_open, open_attention
 from nce_fx.tracing.inputs import Inputs
@@ -49,9 +50,10 @@ class UntraceableError(Exception):
 class Tracer(fx.Tracer):
     """Leaves torch's own layers whole, and modules that behave differently in training (dropout, stochastic depth)."""
 
-    def __init__(self, inputs: Inputs, leaves: frozenset[str] = frozenset()) -> None:
+    def __init__(self, inputs: Inputs, ops: Ops, leaves: frozenset[str] = frozenset()) -> None:
         super().__init__()
         self.inputs = inputs
+        self.ops = ops
         self.leaves = leaves
         self.thread = threading.get_ident()
         self.decided: list[int] = []
@@ -66,6 +68,7 @@ class Tracer(fx.Tracer):
             module_qualified_name in self.leaves
             or super().is_leaf_module(m, module_qualified_name)
             or rule_of_module(type(m)) is not None
+            or type(m) in self.ops.spellings
             or _depends_on_mode(m)
         )
 
@@ -159,7 +162,7 @@ def _depends_on_mode(m: nn.Module) -> bool:
 
 
 def symbolic_graph(
-    model: nn.Module, inputs: Inputs, before: Kept, following: Set[nn.Module], *, enter: bool = True
+    model: nn.Module, inputs: Inputs, before: Kept, following: Set[nn.Module], ops: Ops, *, enter: bool = True
 ) -> GraphModule:
     """Trace a model in its own mode; with ``enter=False`` leave whole what cannot be entered.
 
@@ -171,7 +174,7 @@ def symbolic_graph(
     """
     leaves: frozenset[str] = frozenset()
     for _ in range(_LEAVES):
-        tracer = Tracer(inputs, leaves)
+        tracer = Tracer(inputs, ops, leaves)
         try:
             with flags(following, tracer.decided, tracer.is_here):
                 graph = tracer.trace(model)

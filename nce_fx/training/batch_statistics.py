@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from nce_fx.ops import OPS
 
 
 class WholeBatchStatistics(TorchFunctionMode):
@@ -33,19 +34,12 @@ class WholeBatchStatistics(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Replace a ``batch_norm`` in training mode; let everything else pass."""
-        values = dict(zip(_ARGUMENTS.get(func, ()), args, strict=False)) | dict(kwargs or {})
-        if func in _ARGUMENTS and values.get("training", False):
-            values = {name: value for name, value in values.items() if name not in ("training", "cudnn_enabled")}
-            return whole_batch_norm(**values)
+        if OPS.spellings.get(func) is OPS["batch_norm"]:
+            values = OPS.arguments(func, args, kwargs or {})
+            if values.get("training", False):
+                known = {name: value for name, value in values.items() if name not in ("training", "cudnn_enabled")}
+                return whole_batch_norm(**known)
         return func(*args, **(kwargs or {}))
-
-
-_NATIVE = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps", "cudnn_enabled")
-_ARGUMENTS: dict[Any, tuple[str, ...]] = {
-    F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
-    torch.batch_norm: _NATIVE,
-    torch.ops.aten.batch_norm.default: _NATIVE,
-}
 
 
 def whole_batch_norm(

@@ -1,55 +1,15 @@
-"""The nodes that multiply and accumulate: what they read, which weights they own, and how much work they do.
-
-The work of a node is a sum of products of axis lengths, kept as references to axes so that it can be evaluated at any
-widths. For everything with a weight it is *rows x numel(weight)*: a convolution has one row per output position, a
-transposed one per input position, a linear layer one per token. One table, ``LAYER_RULES``, says it for every spelling
-of an operation: module, function, method, and ATen overload.
-"""
+"""The layers of a graph: its nodes that multiply and accumulate or look up, as the table of operations says."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
 
-from torch import nn
 from torch.fx import GraphModule, Node
 
-from nce_fx.ops import OPS
-from nce_fx.paths import tensor_at
+from nce_fx.ops import Absent, table_of
+from nce_fx.ops.work import Axis, Layer, Rule, Work, layer_path, made_from, shape_of, source_parameters
 
-
-class Axis(NamedTuple):
-    """One axis of a value (by node name) or of a parameter (by path)."""
-
-    source: str
-    position: int
-    parameter: bool = False
-
-
-class Work(NamedTuple):
-    """MACs as a product of axis lengths, and whether one operand is a weight (else both are activations)."""
-
-    axes: tuple[Axis, ...]
-    weighted: bool = True
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One use of a multiply-accumulate operation or of a lookup table."""
-
-    path: str
-    """The module's path; for raw parameters the parameter's path without a trailing ``.weight``."""
-    node: Node
-    op: str
-    weights: tuple[str, ...]
-    """Paths of the parameters that are multiplied with activations; empty where both operands are activations."""
-    inputs: tuple[Node, ...]
-    """The values it multiplies; for lookup tables, the indices."""
-    work: tuple[Work, ...]
-
-
-Rule = Callable[[GraphModule, Node], Layer]
+__all__ = ["Axis", "Layer", "Work", "find_layers", "layer_path", "made_from", "shape_of", "source_parameters"]
 
 
 def find_layers(gm: GraphModule) -> tuple[Layer, ...]:
@@ -57,246 +17,21 @@ def find_layers(gm: GraphModule) -> tuple[Layer, ...]:
     trained = {path for path, _ in gm.named_parameters(remove_duplicate=False)}
     found = []
     for node in gm.graph.nodes:
-        rule = rule_of(gm, node)
+        rule = _rule_of(gm, node)
         if rule is not None:
             layer = rule(gm, node)
             found.append(replace(layer, weights=tuple(path for path in layer.weights if path in trained)))
     return tuple(found)
 
 
-def rule_of(gm: GraphModule, node: Node) -> Rule | None:
-    """Return the table's entry for a node, or ``None`` where it is no layer."""
+def _rule_of(gm: GraphModule, node: Node) -> Rule | None:
+    """Return the rule of a node, or ``None`` where it is no layer; a subclass counts as what it is derived from."""
+    ops = table_of(gm)
     if node.op == "call_module":
-        kinds = type(gm.get_submodule(str(node.target))).__mro__
-        return next((LAYER_RULES[kind] for kind in kinds if kind in LAYER_RULES), None)
-    if node.op in ("call_function", "call_method"):
-        return LAYER_RULES.get(node.target)
-    return None
-
-
-def shape_of(node: Node) -> tuple[int, ...]:
-    """Return the traced shape of a node's value; empty where it is not one tensor."""
-    return tuple(getattr(node.meta.get("tensor_meta"), "shape", ()))
-
-
-def made_from(nodes: Iterable[Any]) -> Iterator[Node]:
-    """Yield every node that some values are computed from, each once, themselves first; what is no node is left out."""
-    pending, seen = list(nodes), set()
-    while pending:
-        current = pending.pop()
-        if isinstance(current, Node) and current not in seen:
-            seen.add(current)
-            yield current
-            pending.extend(current.all_input_nodes)
-
-
-def source_parameters(node: Any) -> tuple[str, ...]:
-    """Return the paths of the parameters that a value is computed from, or nothing where an input has a part in it."""
-    paths: dict[str, None] = {}
-    for current in made_from([node]):
-        if current.op == "placeholder":
-            return ()
-        if current.op == "get_attr":
-            paths[str(current.target)] = None
-    return tuple(paths)
-
-
-def layer_path(node: Node, weights: tuple[str, ...]) -> str:
-    """Return how reports name a layer: its module, else its first parameter, else its node."""
-    if node.op == "call_module":
-        return str(node.target)
-    return weights[0].removesuffix(".weight") if weights else node.name
-
-
-def _argument(node: Node, index: int, *names: str) -> Any:
-    if index < len(node.args):
-        return node.args[index]
-    return next((node.kwargs[name] for name in names if name in node.kwargs), None)
-
-
-def _axes(node: Node, *, but: int | None = None) -> tuple[Axis, ...]:
-    rank = len(shape_of(node))
-    left_out = None if but is None else but % rank
-    return tuple(Axis(node.name, index) for index in range(rank) if index != left_out)
-
-
-def _parameter_axes(gm: GraphModule, path: str) -> tuple[Axis, ...]:
-    return tuple(Axis(path, index, True) for index in range(tensor_at(gm, path).dim()))
-
-
-def _weight_axes(gm: GraphModule, weight: Any) -> tuple[Axis, ...]:
-    """Axes of a module's own weight (a path) or of the value that serves as the weight (a node)."""
-    return _parameter_axes(gm, weight) if isinstance(weight, str) else _axes(weight)
-
-
-def _operands(node: Node, first: int = 0) -> tuple[Node, Any, tuple[str, ...]]:
-    """The input, the weight and the weight's parameters of ``op(input, weight, ...)`` in any spelling."""
-    if node.op == "call_module":
-        path = f"{node.target}.weight"
-        return node.all_input_nodes[0], path, (path,)
-    weight = _argument(node, first + 1, "weight", "other", "mat2", "batch2", "vec")
-    return _argument(node, first, "input", "self", "mat1", "batch1", "mat"), weight, source_parameters(weight)
-
-
-def _multiplied(inputs: Node, weight: Any, weights: tuple[str, ...]) -> tuple[Node, ...]:
-    return (inputs,) if weights else (inputs, weight)
-
-
-def _conv(spatial: int, *, transposed: bool = False) -> Rule:
-    def rule(gm: GraphModule, node: Node) -> Layer:
-        inputs, weight, weights = _operands(node)
-        rows = inputs if transposed else node
-        axes = _axes(rows, but=-1 - spatial) + _weight_axes(gm, weight)
-        op = f"conv{'_transpose' if transposed else ''}{spatial}d"
-        work = (Work(axes, bool(weights)),)
-        return Layer(layer_path(node, weights), node, op, weights, _multiplied(inputs, weight, weights), work)
-
-    return rule
-
-
-def _convolution(gm: GraphModule, node: Node) -> Layer:
-    """``aten.convolution``: the number of spatial axes and the direction are arguments."""
-    return _conv(len(node.args[3]), transposed=bool(node.args[6]))(gm, node)  # type: ignore[arg-type]
-
-
-def _linear(gm: GraphModule, node: Node) -> Layer:
-    inputs, weight, weights = _operands(node)
-    axes = _axes(node, but=-1) + _weight_axes(gm, weight)
-    work = (Work(axes, bool(weights)),)
-    return Layer(layer_path(node, weights), node, "linear", weights, _multiplied(inputs, weight, weights), work)
-
-
-def _matmul(first: int = 0) -> Rule:
-    def rule(gm: GraphModule, node: Node) -> Layer:
-        left, right, _ = _operands(node, first)
-        weights = source_parameters(right) or source_parameters(left)
-        inputs = tuple(side for side in (left, right) if not weights or source_parameters(side) != weights)
-        work = (Work((*_axes(node), Axis(left.name, len(shape_of(left)) - 1)), bool(weights)),)
-        return Layer(layer_path(node, weights), node, "matmul", weights, inputs, work)
-
-    return rule
-
-
-def _einsum(gm: GraphModule, node: Node) -> Layer:
-    """Left to right, two operands at a time: the product of the lengths of every letter that takes part."""
-    equation, *operands = node.args
-    if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
-        operands = list(operands[0])
-    nodes = [operand for operand in operands if isinstance(operand, Node)]
-    terms, _, result = str(equation).replace(" ", "").partition("->")
-    letters = [_letters(term, len(shape_of(value))) for term, value in zip(terms.split(","), nodes, strict=True)]
-    home = {x: Axis(value.name, i) for value, term in zip(nodes, letters, strict=True) for i, x in enumerate(term)}
-    weights = tuple(path for value in nodes for path in source_parameters(value))
-    kept = set(letters[0])
-    work = []
-    for index in range(1, len(letters)):
-        taking_part = sorted(kept | set(letters[index]))
-        work.append(Work(tuple(home[letter] for letter in taking_part), bool(weights)))
-        needed = set(result).union(*letters[index + 1 :]) if result else set(taking_part)
-        kept = {letter for letter in taking_part if letter in needed or letter.startswith(".")}
-    inputs = tuple(value for value in nodes if not source_parameters(value))
-    return Layer(layer_path(node, weights), node, "einsum", weights, inputs, tuple(work))
-
-
-def _letters(term: str, rank: int) -> list[str]:
-    """Split an einsum term into one name an axis; an ellipsis becomes ``.k``, counted from its end."""
-    if "..." not in term:
-        return list(term)
-    before, after = term.split("...")
-    hidden = rank - len(before) - len(after)
-    return [*before, *(f".{hidden - i}" for i in range(hidden)), *after]
-
-
-def _attention(gm: GraphModule, node: Node) -> Layer:
-    """``scaled_dot_product_attention``: scores (q axes x keys), then values (query rows x keys x value width)."""
-    query, key, value = (_argument(node, i, name) for i, name in enumerate(("query", "key", "value")))
-    keys = Axis(key.name, len(shape_of(key)) - 2)
-    scores = Work((*_axes(query), keys), weighted=False)
-    values = Work((*_axes(query, but=-1), keys, Axis(value.name, len(shape_of(value)) - 1)), weighted=False)
-    return Layer(node.name, node, "attention", (), (query, key, value), (scores, values))
-
-
-def _multihead(gm: GraphModule, node: Node) -> Layer:
-    """``nn.MultiheadAttention``: three projections in, scores, values, one projection out."""
-    path, module = str(node.target), gm.get_submodule(str(node.target))
-    assert isinstance(module, nn.MultiheadAttention)
-    query, key, value = (_argument(node, i, name) for i, name in enumerate(("query", "key", "value")))
-    heads = Axis(f"{path}.out_proj.weight", 1, True)
-    rank = len(shape_of(key))
-    keys = Axis(key.name, 0 if rank == 2 or not module.batch_first else 1)
-    projections = tuple(Work((*_axes(side), heads)) for side in (query, key, value))
-    core = Work((*_axes(query, but=-1), keys, heads), weighted=False)
-    out = Work(_axes(query, but=-1) + _parameter_axes(gm, f"{path}.out_proj.weight"))
-    names = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight")
-    own = dict(module.named_parameters())
-    weights = tuple(f"{path}.{name}" for name in names if name in own)
-    inputs = tuple(dict.fromkeys((query, key, value)))
-    return Layer(path, node, "multihead_attention", weights, inputs, (*projections, core, core, out))
-
-
-def _recurrent(gm: GraphModule, node: Node) -> Layer:
-    """LSTM, GRU, RNN and their cells: every step multiplies with every weight matrix once."""
-    if node.op == "call_function":
-        return _recurrent_function(gm, node)
-    path = str(node.target)
-    own = dict(gm.get_submodule(path).named_parameters())
-    weights = tuple(f"{path}.{name}" for name in own if name.startswith("weight"))
-    inputs = node.all_input_nodes[0]
-    work = tuple(Work(_axes(inputs, but=-1) + _parameter_axes(gm, weight)) for weight in weights)
-    return Layer(path, node, type(gm.get_submodule(path)).__name__.lower(), weights, (inputs,), work)
-
-
-def _recurrent_function(gm: GraphModule, node: Node) -> Layer:
-    """``aten.lstm(input, state, parameters, ...)`` and its like; matrices are told from biases by their rank."""
-    inputs, _, parameters, *_ = node.args
-    assert isinstance(inputs, Node)
-    assert isinstance(parameters, (tuple, list))
-    matrices = [value for value in parameters if isinstance(value, Node) and len(shape_of(value)) == 2]
-    weights = tuple(path for value in matrices for path in source_parameters(value))
-    work = tuple(Work(_axes(inputs, but=-1) + _axes(value)) for value in matrices)
-    path = weights[0].rpartition(".")[0] or weights[0] if weights else node.name
-    return Layer(path, node, OPS.spellings[node.target].name, weights, (inputs,), work)
-
-
-def _bilinear(gm: GraphModule, node: Node) -> Layer:
-    left, right = (_argument(node, index, f"input{index + 1}") for index in (0, 1))
-    if node.op == "call_module":
-        weight: Any = f"{node.target}.weight"
-        weights: tuple[str, ...] = (weight,)
+        rows = [
+            ops.spellings[kind] for kind in type(gm.get_submodule(str(node.target))).__mro__ if kind in ops.spellings
+        ]
     else:
-        weight = _argument(node, 2, "weight")
-        weights = source_parameters(weight)
-    work = Work(_axes(node, but=-1) + _weight_axes(gm, weight), bool(weights))
-    return Layer(layer_path(node, weights), node, "bilinear", weights, tuple(dict.fromkeys((left, right))), (work,))
-
-
-def _embedding(gm: GraphModule, node: Node) -> Layer:
-    """A lookup: it owns parameters and does no work."""
-    if node.op == "call_module":
-        weights: tuple[str, ...] = (f"{node.target}.weight",)
-    else:
-        weights = source_parameters(OPS.arguments(node.target, node.args, node.kwargs)["weight"])
-    inputs = tuple(value for value in node.all_input_nodes if not source_parameters(value))
-    return Layer(layer_path(node, weights), node, "embedding", weights, inputs, ())
-
-
-LAYER_RULES: Mapping[Any, Rule] = {
-    **OPS.by_spelling(
-        {
-            **{f"conv{n}d": _conv(n) for n in (1, 2, 3)},
-            **{f"conv_transpose{n}d": _conv(n, transposed=True) for n in (1, 2, 3)},
-            "convolution": _convolution,
-            "linear": _linear,
-            "bilinear": _bilinear,
-            **dict.fromkeys(("matmul", "mm", "bmm", "mv"), _matmul()),
-            **dict.fromkeys(("addmm", "baddbmm", "addmv"), _matmul(1)),
-            "einsum": _einsum,
-            "scaled_dot_product_attention": _attention,
-            "nn.MultiheadAttention": _multihead,
-            **dict.fromkeys(("lstm", "gru", "rnn"), _recurrent),
-            **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_cell"), _recurrent),
-            **dict.fromkeys(("embedding", "nn.EmbeddingBag"), _embedding),
-        }
-    )
-}
-"""Spelling of an operation (module type, function, method name, ATen overload) -> its rule."""
+        found = ops.of(gm, node)
+        rows = [] if found is None else [found]
+    return next((row.macs for row in rows if not isinstance(row.macs, Absent)), None)

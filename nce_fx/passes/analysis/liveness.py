@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
-from nce_fx.ops import OPS
+from nce_fx.ops import table_of
 from nce_fx.ops.spellings import in_place
 
 
@@ -48,7 +48,7 @@ def aliases(gm: GraphModule, node: Node) -> bool:
         returns = node.target._schema.returns
         if returns and returns[0].alias_info is not None:
             return True
-    op = OPS.of(gm, node)
+    op = table_of(gm).of(gm, node)
     return (op is not None and op.memory == "view") or writes_in_place(gm, node)
 
 

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from nce_fx.ops import OPS
 from nce_fx.passes.analysis.layers import Layer, find_layers
 from nce_fx.passes.transform.quantize.places import quantizable, weight_argument
 from nce_fx.pipeline import Given, Pass
@@ -92,15 +92,10 @@ def _statistics(gm: GraphModule, node: Node) -> tuple[Tensor, Tensor, Tensor | N
         if not isinstance(module, _BatchNorm) or module.running_mean is None or module.running_var is None:
             return None
         return module.running_mean, module.running_var, module.weight, module.bias, module.eps
-    names: tuple[str, ...]
-    if node.target is F.batch_norm:
-        names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-    elif node.target is torch.ops.aten.batch_norm.default:
-        names = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps")
-    else:
+    if OPS.spellings.get(node.target) is not OPS["batch_norm"]:
         return None
     given: dict[str, Any] = {"training": False, "eps": 1e-5, "weight": None, "bias": None}
-    given |= dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    given |= OPS.arguments(node.target, node.args, node.kwargs)
     tensors = [given[name] for name in ("running_mean", "running_var", "weight", "bias")]
     if given["training"] is not False or any(not _is_constant(value) for value in tensors) or tensors[0] is None:
         return None

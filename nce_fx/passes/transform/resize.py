@@ -28,7 +28,7 @@ from nce_fx.frozen import freeze
 from nce_fx.ids.labels import Ids
 from nce_fx.ids.space import Axis, Tensors
 from nce_fx.ids.value import ChannelTensor
-from nce_fx.ops import OPS
+from nce_fx.ops import Ops, table_of
 from nce_fx.ops.table import argument_names
 from nce_fx.passes.analysis.channels import ChannelGraph, analysis_of
 from nce_fx.passes.analysis.channels.computed import Computed, keep, value_of
@@ -272,7 +272,7 @@ def _edit(result: GraphModule, gm: GraphModule, run: Resizing, kept: Mapping[str
             elif getattr(owner, name, value) != value:
                 setattr(owner, name, value)
         elif node.op == "call_function" and name in _ARGUMENTS:
-            _set_argument(nodes[node], name, value)
+            _set_argument(table_of(gm), nodes[node], name, value)
     for node, (args, kwargs) in edits.arguments.items():
         new = nodes[node]
         new.target = edits.targets[node]
@@ -335,8 +335,8 @@ def _describe_rest(gm: GraphModule) -> None:
             node.meta["tensor_meta"] = _extract_tensor_metadata(values[node])
 
 
-def _set_argument(node: Node, name: str, value: Any) -> None:
-    position = argument_names(OPS.signatures[node.target]).index(name)
+def _set_argument(ops: Ops, node: Node, name: str, value: Any) -> None:
+    position = argument_names(ops.signatures[node.target]).index(name)
     if name in node.kwargs or len(node.args) <= position:
         if name in node.kwargs or value != _ARGUMENTS[name]:
             node.update_kwarg(name, value)

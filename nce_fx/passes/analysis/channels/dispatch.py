@@ -41,14 +41,15 @@ def layer_rule(op: Op, module: nn.Module) -> Any:
         return None
     if op.kind == "pointwise" and op.catch == "aten":
         return elementwise.passing_layer if op.memory == "view" else elementwise.activation_layer
-    names = argument_names(op.signature)[1:]
-    if op.catch != "call" or not all(hasattr(module, name) for name in names if name not in op.not_held):
+    names = [name for name in argument_names(op.signature)[1:] if name not in op.not_held]
+    held = {name: op.attributes.get(name, name) for name in names}
+    if op.catch != "call" or not all(hasattr(module, attribute) for attribute in held.values()):
         return None
-    rule, held = op.channels, [name for name in names if name not in op.not_held]
+    rule = op.channels
 
     def apply(layer: Layer, input: ChannelTensor) -> Any:
         layer.run.computes()
-        return rule(input, **{name: layer.parameter(name) for name in held})
+        return rule(input, **{name: layer.parameter(attribute) for name, attribute in held.items()})
 
     return apply
 

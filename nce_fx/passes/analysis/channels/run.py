@@ -23,7 +23,7 @@ from nce_fx.ids.reparametrized import plain_class
 from nce_fx.ids.space import IdSpace, Tensors
 from nce_fx.ids.value import ChannelTensor, Layer, activation
 from nce_fx.ids.vocabulary import Vocabulary
-from nce_fx.ops import OPS
+from nce_fx.ops import table_of
 from nce_fx.ops.rules import elementwise
 from nce_fx.passes.analysis.channels import dispatch
 from nce_fx.passes.analysis.channels.dispatch import layer_rule
@@ -48,7 +48,7 @@ class Run(Vocabulary, Interpreter):
         # fx lists all modules of the one it is given by name, which nothing here asks for.
         super().__init__(nn.Module(), garbage_collect_values=False, graph=gm.graph)
         self.module = gm
-        self.ops = OPS
+        self.ops = table_of(gm)
         self.space = space
         self.tensors = tensors
         self.node: Node | None = None

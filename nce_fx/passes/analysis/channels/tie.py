@@ -414,7 +414,8 @@ def _is_ours(error: Exception) -> bool:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith(__package__)
+    where = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
+    return where.startswith((__package__, "nce_fx.ops.", "nce_fx.ids."))
 
 
 def _one_line(classes: Ids, label: Label, axis: int) -> bool:

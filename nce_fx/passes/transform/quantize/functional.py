@@ -16,17 +16,12 @@ from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from nce_fx.errors import QuantizeError, where
+from nce_fx.ops import OPS, WeightLayout
 from nce_fx.quantizers import WeightQuantizer
 from nce_fx.quantizers.base import LayerKind
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "Conv1d": F.conv1d,
-    "Conv2d": F.conv2d,
-    "Conv3d": F.conv3d,
-    "ConvTranspose1d": F.conv_transpose1d,
-    "ConvTranspose2d": F.conv_transpose2d,
-    "ConvTranspose3d": F.conv_transpose3d,
-    "Linear": F.linear,
+    kind.__name__: getattr(F, row.name) for row in OPS if isinstance(row.quantize, WeightLayout) for kind in row.modules
 }
 """Name of a module type in `torch.nn` -> the function it calls."""
 

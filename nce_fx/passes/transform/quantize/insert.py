@@ -27,7 +27,7 @@ from torch.fx import GraphModule, Node
 from nce_fx.errors import QuantizeError, where
 from nce_fx.passes.analysis.layers import made_from
 from nce_fx.passes.transform.quantize.functional import as_function, module_weight
-from nce_fx.passes.transform.quantize.places import Place, adds, find_places, weight_argument
+from nce_fx.passes.transform.quantize.places import Place, adds, find_places, weight_argument, weight_layout
 from nce_fx.passes.transform.quantize.sign import is_relu, kind_of, never_negative
 from nce_fx.passes.transform.quantize.spec import QuantSpec
 from nce_fx.passes.transform.quantize.stepwise import make_stepwise
@@ -183,13 +183,14 @@ def _weight_key(place: Place) -> Any:
 def _weight_node(gm: GraphModule, spec: QuantSpec, place: Place, bits: int) -> Node:
     """Read a weight and quantize it, directly before the layer that uses it first."""
     node = place.node
-    axis = 1 if "transpose" in place.layer.op else 0
+    layout = weight_layout(gm, place.layer)
+    assert layout is not None
     if spec.exact and spec.weight == "minmax" and bits == 1:
         raise QuantizeError(
             f"the weight of {place.path} has no exact scale: minmax at 1 bit has its levels wherever the weights end; "
             "choose sawb, lsq or dorefa, or 2 bits"
         )
-    quantizer = WEIGHT_QUANTIZERS[spec.weight](bits, axis)
+    quantizer = WEIGHT_QUANTIZERS[spec.weight](bits, layout.out_axis)
     quantizer.exact, quantizer.ewgs = spec.exact, spec.ewgs
     with gm.graph.inserting_before(node):
         if node.op == "call_module":

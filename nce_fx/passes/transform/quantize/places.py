@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 from torch.nn.utils.parametrize import is_parametrized
 
+from nce_fx.ops import OPS, WeightLayout, table_of
 from nce_fx.passes.analysis.layers import Layer, find_layers
 from nce_fx.passes.transform.quantize.spec import LayerBits, QuantSpec
-
-aten = torch.ops.aten
-
-MODULES = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.Linear,
-)
-_ADDITIONS = {
-    operator.add,
-    operator.iadd,
-    torch.add,
-    "add",
-    "add_",
-    aten.add.Tensor,
-    aten.add_.Tensor,
-}
 
 
 @dataclass(frozen=True)
@@ -69,15 +47,21 @@ def has_weight(layer: Layer) -> bool:
     return bool(layer.weights) or any(work.weighted for work in layer.work)
 
 
+def weight_layout(gm: GraphModule, layer: Layer) -> WeightLayout | None:
+    """Return how the weight of a layer is laid out; ``None`` where the layer's code is not its operation's."""
+    op = table_of(gm).of(gm, layer.node)
+    return op.quantize if op is not None and isinstance(op.quantize, WeightLayout) else None
+
+
 def quantizable(gm: GraphModule, layer: Layer) -> bool:
-    """Whether a layer is a convolution or linear layer whose weight is its own, and whose code is torch's."""
-    if not layer.op.startswith(("conv", "linear")) or not has_weight(layer):
+    """Whether a layer has a weight of its own that can be quantized; a module is one of torch's."""
+    if weight_layout(gm, layer) is None or not has_weight(layer):
         return False
     if layer.node.op != "call_module":
         return True
     module = gm.get_submodule(str(layer.node.target))
     own = isinstance(module._parameters.get("weight"), nn.Parameter) or is_parametrized(module, "weight")
-    return own and not is_parametrized(module, "bias") and any(type(module).forward is kind.forward for kind in MODULES)
+    return own and not is_parametrized(module, "bias") and OPS.of_module(module) is not None
 
 
 def weight_argument(node: Node) -> Node:
@@ -160,7 +144,11 @@ def activations_of(node: Node) -> list[Node]:
 
 def adds(node: Node) -> bool:
     """Whether a node adds two activations."""
-    return node.op in ("call_function", "call_method") and node.target in _ADDITIONS and len(activations_of(node)) == 2
+    return (
+        node.op in ("call_function", "call_method")
+        and OPS.of_call(node.target) is OPS["add"]
+        and len(activations_of(node)) == 2
+    )
 
 
 def _layers_between(start: Node, end: Node, owners: set[Node]) -> int:

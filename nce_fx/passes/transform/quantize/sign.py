@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from nce_fx.ops import OPS, Op
+from nce_fx.ops import OPS, Op, table_of
 from nce_fx.quantizers import ActivationQuantizer
 
 
@@ -17,7 +17,7 @@ def kind_of(gm: GraphModule, node: Node) -> Any:
 
 def is_relu(gm: GraphModule, node: Node) -> bool:
     """Whether a node is a ReLU in any spelling."""
-    return OPS.of(gm, node) is OPS["relu"]
+    return table_of(gm).of(gm, node) is OPS["relu"]
 
 
 def never_negative(gm: GraphModule, node: Node) -> bool:
@@ -31,7 +31,7 @@ def never_negative(gm: GraphModule, node: Node) -> bool:
         if not current.op.startswith("call_"):
             return False
         module = gm.get_submodule(str(current.target)) if current.op == "call_module" else None
-        op = OPS.of(gm, current)
+        op = table_of(gm).of(gm, current)
         if isinstance(module, ActivationQuantizer):
             if module.signed:
                 return False

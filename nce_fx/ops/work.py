@@ -1,0 +1,272 @@
+"""The nodes that multiply and accumulate: what they read, which weights they own, and how much work they do.
+
+The work of a node is a sum of products of axis lengths, kept as references to axes so that it can be evaluated at any
+widths. For everything with a weight it is *rows x numel(weight)*: a convolution has one row per output position, a
+transposed one per input position, a linear layer one per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from nce_fx.paths import tensor_at
+
+
+class Axis(NamedTuple):
+    """One axis of a value (by node name) or of a parameter (by path)."""
+
+    source: str
+    position: int
+    parameter: bool = False
+
+
+class Work(NamedTuple):
+    """MACs as a product of axis lengths, and whether one operand is a weight (else both are activations)."""
+
+    axes: tuple[Axis, ...]
+    weighted: bool = True
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One use of a multiply-accumulate operation or of a lookup table."""
+
+    path: str
+    """The module's path; for raw parameters the parameter's path without a trailing ``.weight``."""
+    node: Node
+    op: str
+    weights: tuple[str, ...]
+    """Paths of the parameters that are multiplied with activations; empty where both operands are activations."""
+    inputs: tuple[Node, ...]
+    """The values it multiplies; for lookup tables, the indices."""
+    work: tuple[Work, ...]
+
+
+Rule = Callable[[GraphModule, Node], Layer]
+
+
+def shape_of(node: Node) -> tuple[int, ...]:
+    """Return the traced shape of a node's value; empty where it is not one tensor."""
+    return tuple(getattr(node.meta.get("tensor_meta"), "shape", ()))
+
+
+def made_from(nodes: Iterable[Any]) -> Iterator[Node]:
+    """Yield every node that some values are computed from, each once, themselves first; what is no node is left out."""
+    pending, seen = list(nodes), set()
+    while pending:
+        current = pending.pop()
+        if isinstance(current, Node) and current not in seen:
+            seen.add(current)
+            yield current
+            pending.extend(current.all_input_nodes)
+
+
+def source_parameters(node: Any) -> tuple[str, ...]:
+    """Return the paths of the parameters that a value is computed from, or nothing where an input has a part in it."""
+    paths: dict[str, None] = {}
+    for current in made_from([node]):
+        if current.op == "placeholder":
+            return ()
+        if current.op == "get_attr":
+            paths[str(current.target)] = None
+    return tuple(paths)
+
+
+def layer_path(node: Node, weights: tuple[str, ...]) -> str:
+    """Return how reports name a layer: its module, else its first parameter, else its node."""
+    if node.op == "call_module":
+        return str(node.target)
+    return weights[0].removesuffix(".weight") if weights else node.name
+
+
+def _argument(node: Node, index: int, *names: str) -> Any:
+    if index < len(node.args):
+        return node.args[index]
+    return next((node.kwargs[name] for name in names if name in node.kwargs), None)
+
+
+def _axes(node: Node, *, but: int | None = None) -> tuple[Axis, ...]:
+    rank = len(shape_of(node))
+    left_out = None if but is None else but % rank
+    return tuple(Axis(node.name, index) for index in range(rank) if index != left_out)
+
+
+def _parameter_axes(gm: GraphModule, path: str) -> tuple[Axis, ...]:
+    return tuple(Axis(path, index, True) for index in range(tensor_at(gm, path).dim()))
+
+
+def _weight_axes(gm: GraphModule, weight: Any) -> tuple[Axis, ...]:
+    """Axes of a module's own weight (a path) or of the value that serves as the weight (a node)."""
+    return _parameter_axes(gm, weight) if isinstance(weight, str) else _axes(weight)
+
+
+def _operands(node: Node, first: int = 0, weight: str = "weight") -> tuple[Node, Any, tuple[str, ...]]:
+    """The input, the weight and the weight's parameters of ``op(input, weight, ...)`` in any spelling."""
+    if node.op == "call_module":
+        path = f"{node.target}.{weight}"
+        return node.all_input_nodes[0], path, (path,)
+    value = _argument(node, first + 1, "weight", "other", "mat2", "batch2", "vec")
+    return _argument(node, first, "input", "self", "mat1", "batch1", "mat"), value, source_parameters(value)
+
+
+def _multiplied(inputs: Node, weight: Any, weights: tuple[str, ...]) -> tuple[Node, ...]:
+    return (inputs,) if weights else (inputs, weight)
+
+
+def rows_times_weight(op: str, axis: int, weight: str = "weight", rows: Literal["output", "input"] = "output") -> Rule:
+    """Return the rule of what multiplies every row with its whole weight; all axes but one count the rows.
+
+    Args:
+        op: what reports call it.
+        axis: the one of the channels, counted from the end.
+        weight: the attribute that is a module's weight; a function has it as its second argument.
+        rows: whose axes are counted.
+    """
+
+    def rule(gm: GraphModule, node: Node) -> Layer:
+        inputs, value, weights = _operands(node, weight=weight)
+        axes = _axes(node if rows == "output" else inputs, but=axis) + _weight_axes(gm, value)
+        work = (Work(axes, bool(weights)),)
+        return Layer(layer_path(node, weights), node, op, weights, _multiplied(inputs, value, weights), work)
+
+    return rule
+
+
+def conv(spatial: int, *, transposed: bool = False) -> Rule:
+    """Return the rule of a convolution over so many axes."""
+    name, rows = ("conv_transpose", "input") if transposed else ("conv", "output")
+    return rows_times_weight(f"{name}{spatial}d", -1 - spatial, rows=rows)  # type: ignore[arg-type]
+
+
+def convolution(gm: GraphModule, node: Node) -> Layer:
+    """``aten.convolution``: the number of spatial axes and the direction are arguments."""
+    return conv(len(node.args[3]), transposed=bool(node.args[6]))(gm, node)  # type: ignore[arg-type]
+
+
+def matmul(first: int = 0) -> Rule:
+    """Return the rule of a matrix product whose operands begin at this argument."""
+
+    def rule(gm: GraphModule, node: Node) -> Layer:
+        left, right, _ = _operands(node, first)
+        weights = source_parameters(right) or source_parameters(left)
+        inputs = tuple(side for side in (left, right) if not weights or source_parameters(side) != weights)
+        work = (Work((*_axes(node), Axis(left.name, len(shape_of(left)) - 1)), bool(weights)),)
+        return Layer(layer_path(node, weights), node, "matmul", weights, inputs, work)
+
+    return rule
+
+
+def einsum(gm: GraphModule, node: Node) -> Layer:
+    """Left to right, two operands at a time: the product of the lengths of every letter that takes part."""
+    equation, *operands = node.args
+    if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
+        operands = list(operands[0])
+    nodes = [operand for operand in operands if isinstance(operand, Node)]
+    terms, _, result = str(equation).replace(" ", "").partition("->")
+    letters = [_letters(term, len(shape_of(value))) for term, value in zip(terms.split(","), nodes, strict=True)]
+    home = {x: Axis(value.name, i) for value, term in zip(nodes, letters, strict=True) for i, x in enumerate(term)}
+    weights = tuple(path for value in nodes for path in source_parameters(value))
+    kept = set(letters[0])
+    work = []
+    for index in range(1, len(letters)):
+        taking_part = sorted(kept | set(letters[index]))
+        work.append(Work(tuple(home[letter] for letter in taking_part), bool(weights)))
+        needed = set(result).union(*letters[index + 1 :]) if result else set(taking_part)
+        kept = {letter for letter in taking_part if letter in needed or letter.startswith(".")}
+    inputs = tuple(value for value in nodes if not source_parameters(value))
+    return Layer(layer_path(node, weights), node, "einsum", weights, inputs, tuple(work))
+
+
+def _letters(term: str, rank: int) -> list[str]:
+    """Split an einsum term into one name an axis; an ellipsis becomes ``.k``, counted from its end."""
+    if "..." not in term:
+        return list(term)
+    before, after = term.split("...")
+    hidden = rank - len(before) - len(after)
+    return [*before, *(f".{hidden - i}" for i in range(hidden)), *after]
+
+
+def attention(gm: GraphModule, node: Node) -> Layer:
+    """``scaled_dot_product_attention``: scores (q axes x keys), then values (query rows x keys x value width)."""
+    query, key, value = (_argument(node, i, name) for i, name in enumerate(("query", "key", "value")))
+    keys = Axis(key.name, len(shape_of(key)) - 2)
+    scores = Work((*_axes(query), keys), weighted=False)
+    values = Work((*_axes(query, but=-1), keys, Axis(value.name, len(shape_of(value)) - 1)), weighted=False)
+    return Layer(node.name, node, "attention", (), (query, key, value), (scores, values))
+
+
+def multihead(gm: GraphModule, node: Node) -> Layer:
+    """``nn.MultiheadAttention``: three projections in, scores, values, one projection out."""
+    path, module = str(node.target), gm.get_submodule(str(node.target))
+    assert isinstance(module, nn.MultiheadAttention)
+    query, key, value = (_argument(node, i, name) for i, name in enumerate(("query", "key", "value")))
+    heads = Axis(f"{path}.out_proj.weight", 1, True)
+    rank = len(shape_of(key))
+    keys = Axis(key.name, 0 if rank == 2 or not module.batch_first else 1)
+    projections = tuple(Work((*_axes(side), heads)) for side in (query, key, value))
+    core = Work((*_axes(query, but=-1), keys, heads), weighted=False)
+    out = Work(_axes(query, but=-1) + _parameter_axes(gm, f"{path}.out_proj.weight"))
+    names = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight")
+    own = dict(module.named_parameters())
+    weights = tuple(f"{path}.{name}" for name in names if name in own)
+    inputs = tuple(dict.fromkeys((query, key, value)))
+    return Layer(path, node, "multihead_attention", weights, inputs, (*projections, core, core, out))
+
+
+def recurrent(gm: GraphModule, node: Node) -> Layer:
+    """LSTM, GRU, RNN and their cells: every step multiplies with every weight matrix once."""
+    if node.op == "call_function":
+        return _recurrent_function(gm, node)
+    path = str(node.target)
+    own = dict(gm.get_submodule(path).named_parameters())
+    weights = tuple(f"{path}.{name}" for name in own if name.startswith("weight"))
+    inputs = node.all_input_nodes[0]
+    work = tuple(Work(_axes(inputs, but=-1) + _parameter_axes(gm, weight)) for weight in weights)
+    return Layer(path, node, type(gm.get_submodule(path)).__name__.lower(), weights, (inputs,), work)
+
+
+def _recurrent_function(gm: GraphModule, node: Node) -> Layer:
+    """``aten.lstm(input, state, parameters, ...)`` and its like; matrices are told from biases by their rank."""
+    inputs, _, parameters, *_ = node.args
+    assert isinstance(inputs, Node)
+    assert isinstance(parameters, (tuple, list))
+    matrices = [value for value in parameters if isinstance(value, Node) and len(shape_of(value)) == 2]
+    weights = tuple(path for value in matrices for path in source_parameters(value))
+    work = tuple(Work(_axes(inputs, but=-1) + _axes(value)) for value in matrices)
+    path = weights[0].rpartition(".")[0] or weights[0] if weights else node.name
+    return Layer(path, node, _function_name(node), weights, (inputs,), work)
+
+
+def _function_name(node: Node) -> str:
+    """Return what kind of recurrent layer a function is: ``rnn`` for ``aten.rnn_tanh.input``."""
+    schema = getattr(node.target, "_schema", None)
+    name: str = schema.name.removeprefix("aten::") if schema is not None else getattr(node.target, "__name__", "")
+    return name.split("_")[0]
+
+
+def bilinear(gm: GraphModule, node: Node) -> Layer:
+    """Every pair of rows meets the whole weight."""
+    left, right = (_argument(node, index, f"input{index + 1}") for index in (0, 1))
+    if node.op == "call_module":
+        weight: Any = f"{node.target}.weight"
+        weights: tuple[str, ...] = (weight,)
+    else:
+        weight = _argument(node, 2, "weight")
+        weights = source_parameters(weight)
+    work = Work(_axes(node, but=-1) + _weight_axes(gm, weight), bool(weights))
+    return Layer(layer_path(node, weights), node, "bilinear", weights, tuple(dict.fromkeys((left, right))), (work,))
+
+
+def embedding(gm: GraphModule, node: Node) -> Layer:
+    """A lookup: it owns parameters and does no work."""
+    if node.op == "call_module":
+        weights: tuple[str, ...] = (f"{node.target}.weight",)
+    else:
+        weights = next(filter(None, map(source_parameters, (*node.args, *node.kwargs.values()))), ())
+    inputs = tuple(value for value in node.all_input_nodes if not source_parameters(value))
+    return Layer(layer_path(node, weights), node, "embedding", weights, inputs, ())

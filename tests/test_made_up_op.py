@@ -1,0 +1,147 @@
+"""An operation that nobody knows is one row: followed, costed, resized, quantized, and torch stays as it was."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn, randn
+
+import nce_fx
+from nce_fx.errors import InputError
+from nce_fx.ops import OPS, Absent, Op, WeightLayout, table
+from nce_fx.ops.work import rows_times_weight
+from tests.observing import counted, difference, run
+from tests.zoo.model import image, noise, randomize
+
+
+class Mixed(nn.Module):
+    """A 1x1 convolution that computes what no tracer follows: it looks at values."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.kernels = nn.Parameter(torch.randn(out, width, 1, 1))
+
+    def forward(self, x):
+        return F.conv2d(x, self.kernels) if float(x.detach().abs().max()) > 0 else x
+
+
+@torch.library.custom_op("nce_fx_tests::doubled", mutates_args=())
+def doubled(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return F.linear(x, weight) * 2
+
+
+doubled.register_fake(F.linear)
+
+MIXED = Op(
+    name="mixed",
+    kind="weighted",
+    modules=(Mixed,),
+    signature="input, weight",
+    attributes={"weight": "kernels"},
+    channels=OPS["conv2d"].channels,
+    catch="call",
+    macs=rows_times_weight("mixed", -3, weight="kernels"),
+    quantize=Absent("it looks at values"),
+    example=lambda: (randn(2, 8, 5, 5), randn(6, 8, 1, 1)),
+)
+DOUBLED = Op(
+    name="doubled",
+    kind="weighted",
+    spellings={torch.ops.nce_fx_tests.doubled.default: ""},
+    signature="input, weight",
+    channels=OPS["linear"].channels,
+    catch="call",
+    macs=rows_times_weight("doubled", -1),
+    quantize=WeightLayout(0),
+    example=lambda: (randn(2, 8), randn(6, 8)),
+)
+MINE = OPS.adding(MIXED, DOUBLED)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Conv2d(3, 6, 3), Mixed(6, 8), nn.Linear(5, 4)
+        self.matrix = nn.Parameter(torch.randn(5, 8))
+
+    def forward(self, x):
+        x = torch.relu(self.middle(self.first(x))).mean((2, 3))
+        return self.last(torch.relu(torch.ops.nce_fx_tests.doubled.default(x, self.matrix)))
+
+
+@pytest.fixture
+def model():
+    return randomize(Net()).eval().double()
+
+
+def test_a_made_up_operation_is_followed_costed_and_resized(model):
+    x = (image().double(),)
+    gm = nce_fx.trace(model, x, ops=MINE)
+    channels = nce_fx.analyze_channels(gm)
+    assert {"first", "middle.kernels", "matrix"} <= {g.id for g in channels.groups if g.pinned is None}
+    widths = {"first": 9, "middle.kernels": 12, "matrix": 7}
+    wide = nce_fx.resize(gm, widths)
+    assert difference(run(gm, x), run(wide, x)) <= 1e-9
+    cost = nce_fx.analyze_cost(gm, channels)
+    for at, graph in ((cost, gm), (cost.at(widths), wide)):
+        macs, params = counted(graph, x)
+        # PyTorch's counter does not look into the operator.
+        assert (at.macs, at.params) == (macs + len(x[0]) * graph.get_parameter("matrix").numel(), params)
+    narrow = nce_fx.resize(gm, {"first": 4})
+    assert narrow.get_parameter("middle.kernels").shape == (8, 4, 1, 1)
+
+
+def test_a_made_up_operation_is_quantized_where_its_row_says_how(model):
+    gm = nce_fx.trace(model, (image().double(),), ops=MINE)
+    names = [node.name for node in nce_fx.quantize(gm).graph.nodes]
+    assert "matrix_quant" in names
+    assert not any(name.startswith("middle_kernels") and name.endswith("quant") for name in names)
+
+
+def test_nothing_is_written_on_torch_and_other_graphs_do_not_know_it(model):
+    nce_fx.trace(model, (image().double(),), ops=MINE)
+    assert "mixed" not in OPS.rows
+    gm = nce_fx.trace(model, (image().double(),))
+    assert nce_fx.analyze_channels(gm)["first"].pinned is not None
+
+
+def test_a_weighted_row_says_its_macs():
+    with pytest.raises(InputError, match="'forgotten' is weighted: say its macs"):
+        Op(
+            name="forgotten",
+            kind="weighted",
+            signature="input",
+            channels=Absent("none"),
+            example=lambda: (noise(2, 8),),
+        )
+
+
+class Point:
+    """What an installed package gives as an entry point."""
+
+    def __init__(self, value: object) -> None:
+        self.name, self.value, self.found = "mixed", "theirs:MIXED", value
+
+    def load(self) -> object:
+        if isinstance(self.found, Exception):
+            raise self.found
+        return self.found
+
+
+def test_installed_packages_add_rows(model, monkeypatch):
+    table.default.cache_clear()
+    monkeypatch.setattr(table, "entry_points", lambda group: [Point(MIXED), Point((DOUBLED,))])
+    gm = nce_fx.trace(model, (image().double(),))
+    assert nce_fx.analyze_channels(gm)["middle.kernels"].pinned is None
+    for wrong, words in (
+        (3, "name a row"),
+        (ImportError("no numpy"), "no numpy"),
+        (replace(MIXED, name="relu"), "relu"),
+    ):
+        table.default.cache_clear()
+        monkeypatch.setattr(table, "entry_points", lambda group, wrong=wrong: [Point(wrong)])
+        with pytest.raises(InputError, match=words):
+            table.default()
+    monkeypatch.undo()
+    table.default.cache_clear()

@@ -97,6 +97,18 @@ def test_quantizing_after_folding_and_twice_is_replayed(tmp_path):
     kept(late(traced(), Given([batch()])).graph_module, tmp_path / "two")
 
 
+@pytest.mark.parametrize("place", range(3))
+def test_a_graph_that_was_traced_again_at_another_size_is_kept(place, tmp_path):
+    other = torch.randn(2, 3, 24, 24)
+    gm = traced()
+    for index, step in enumerate((ResizeChannels({"conv1": 3}), InsertQuantizers(), ScaleOutput())):
+        gm = step(gm, Given([batch()])).graph_module
+        gm = nce_fx.trace(gm, (other,)) if index == place else gm
+    assert [step.name for step in history_of(gm).steps].index("trace") == place + 1
+    loaded = kept(gm, tmp_path / "result", ScaleOutput)
+    assert loaded.meta["inputs"] == gm.meta["inputs"]
+
+
 def test_a_folder_imports_nothing_and_says_which_class_it_wants(tmp_path):
     nce_fx.save(ScaleOutput()(nce_fx.quantize(traced())).graph_module, tmp_path / "result")
     message = r"scale-output, tests\.test_pipeline:ScaleOutput, .* passes=\(ScaleOutput,\)"

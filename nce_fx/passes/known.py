@@ -20,6 +20,7 @@ from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.passes.transform.widths import InsertWidthChoices, RemoveWidthChoices
 from nce_fx.pipeline import Pass, Pipeline
 from nce_fx.pipeline.text import parse
+from nce_fx.tracing.again import TraceAgain
 
 OWN: tuple[type[Pass], ...] = (
     ResizeChannels,
@@ -28,6 +29,7 @@ OWN: tuple[type[Pass], ...] = (
     FoldBatchNorm,
     InsertWidthChoices,
     RemoveWidthChoices,
+    TraceAgain,
 )
 GROUP = "nce_fx.passes"
 """The group of entry points."""

@@ -97,6 +97,17 @@ def begin(gm: GraphModule, model: nn.Module) -> None:
     gm.meta[HISTORY] = History(model_fingerprint(gm), modes_of(model), signature, settings_of(gm))
 
 
+def traced_again(gm: GraphModule, before: GraphModule) -> None:
+    """Write into the history of a graph that it was traced again from one before, at other inputs."""
+    known, inputs = history_of(before), gm.meta.get("inputs")
+    if not known.steps:
+        begin(gm, gm)
+    elif (graph := model_fingerprint(gm)) != known.result:
+        problem = "" if inputs is not None else "the inputs of trace are not plain data: give tensors and numbers"
+        options = {"inputs": inputs} if inputs is not None else None
+        gm.meta[HISTORY] = continued(before).then(Step("trace", options, graph, None, settings_of(gm), problem))
+
+
 def history_of(gm: GraphModule) -> History:
     """Return the history of a graph; of one that `nce_fx.trace` did not make, one that begins now."""
     known = gm.meta.get(HISTORY)

@@ -23,7 +23,7 @@ from nce_fx.errors import TraceError, one_line
 from nce_fx.ops import Ops
 from nce_fx.ops.table import default
 from nce_fx.paths import modules_of
-from nce_fx.pipeline.history import HISTORY, begin, history_of
+from nce_fx.pipeline.history import HISTORY, begin, traced_again
 from nce_fx.signature import signature
 from nce_fx.traced import ATTRIBUTES, FROZEN, ORIGIN, plain_attributes
 from nce_fx.tracing.agreement import Reference
@@ -182,8 +182,7 @@ def _given(given: GraphModule, example_inputs: Any) -> GraphModule:
         raise
     gm.meta["traced"] = gm.meta.get("traced", "given as a graph")
     gm.meta["inputs"] = signature(inputs.named, by_name=bool(inputs.kwargs))
-    if not history_of(gm).steps:
-        begin(gm, gm)
+    traced_again(gm, given)
     return gm
 
 

@@ -22,6 +22,7 @@ import json
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ from torch.fx import GraphModule
 
 from nce_fx.errors import ArtifactError, PlanError
 from nce_fx.folders import replaced
-from nce_fx.passes.known import known_passes
+from nce_fx.passes.known import known_pass
 from nce_fx.paths import module_at
 from nce_fx.pipeline import Pass
 from nce_fx.pipeline.contract import tensors_of
@@ -157,8 +158,7 @@ def load(directory: str | Path, model: nn.Module, *, passes: Iterable[type[Pass]
     plan = read_plan(directory, manifest)
     state = read_weights(directory, manifest)
     record = read_history(directory, manifest, plan)
-    known = known_passes(passes)
-    passes_of(record.steps, known)  # Before anything takes long.
+    steps = passes_of(record.steps, partial(known_pass, given=tuple(passes)))  # Before anything takes long.
     # Modules that a plan leaves alone may be shared with the traced model: load into a copy.
     own = copy.deepcopy(model)
     if manifest.version == 1 and FLOAT in manifest.files:
@@ -170,7 +170,7 @@ def load(directory: str | Path, model: nn.Module, *, passes: Iterable[type[Pass]
         plan.check(gm)
     if record.graph and model_fingerprint(gm) != record.graph:
         raise PlanError(f"{directory} is of another model: an operation or a shape differs from this one's")
-    gm = record.replay(gm, known)
+    gm = record.replay(gm, steps)
     if (
         manifest.version == 1
         and FLOAT not in manifest.files

@@ -134,7 +134,7 @@ def test_the_model_of_another_architecture_is_refused(folder):
         nce_fx.load(folder, nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10)))
 
 
-@pytest.mark.parametrize("name", [artifacts.PLAN, artifacts.WEIGHTS, artifacts.REPORT])
+@pytest.mark.parametrize("name", [artifacts.PLAN, artifacts.HISTORY, artifacts.WEIGHTS, artifacts.REPORT])
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
     with pytest.raises(ArtifactError, match=f"{name} is not there"):
@@ -146,7 +146,7 @@ def test_a_missing_folder_is_named(tmp_path):
         nce_fx.load(tmp_path / "nothing", net())
 
 
-@pytest.mark.parametrize("name", [artifacts.PLAN, artifacts.WEIGHTS, artifacts.REPORT])
+@pytest.mark.parametrize("name", [artifacts.PLAN, artifacts.HISTORY, artifacts.WEIGHTS, artifacts.REPORT])
 def test_truncated_and_flipped_files_are_refused_never_loaded(folder, name):
     whole = (folder / name).read_bytes()
     chance = random.Random(name)
@@ -191,7 +191,7 @@ class Attack:
         return (os.mkdir, ("attacked",))
 
 
-@pytest.mark.parametrize("name", [artifacts.PLAN, artifacts.WEIGHTS, artifacts.REPORT])
+@pytest.mark.parametrize("name", [artifacts.PLAN, artifacts.HISTORY, artifacts.WEIGHTS, artifacts.REPORT])
 def test_a_malicious_pickle_is_refused_and_not_run(folder, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (folder / name).write_bytes(pickle.dumps(Attack()))

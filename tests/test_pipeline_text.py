@@ -19,10 +19,10 @@ from torch.fx import GraphModule
 from typer.testing import CliRunner
 
 import nce_fx.passes
+from nce_fx import registry
 from nce_fx.cli.app import app
 from nce_fx.errors import NceFxError, PassError
-from nce_fx.passes import known
-from nce_fx.passes.known import OWN, known_passes, pipeline_from
+from nce_fx.passes.known import PASSES, known_pass, pipeline_from
 from nce_fx.passes.transform.fold import FoldBatchNorm
 from nce_fx.passes.transform.quantize import InsertQuantizers, QuantSpec
 from nce_fx.passes.transform.resize import ResizeChannels
@@ -117,18 +117,30 @@ def test_the_list_of_passes_is_whole_and_every_name_is_kebab_case():
         subclasses = kinds.pop().__subclasses__()
         kinds += subclasses
         found |= {kind for kind in subclasses if kind.__module__.startswith("nce_fx.")}
-    assert found == set(OWN)
-    assert all(kind.name == kind.name.lower().replace("_", "-") for kind in OWN)
+    assert found == set(PASSES.values())
+    assert all(re.fullmatch(r"[a-z]+(-[a-z]+)*", name) for name in PASSES)
 
 
 def test_installed_packages_bring_passes(monkeypatch):
-    point = EntryPoint("scale-output", "tests.test_pipeline:ScaleOutput", known.GROUP)
-    monkeypatch.setattr(known, "entry_points", lambda group: [point])
-    assert known_passes()["scale-output"] is ScaleOutput
+    def brings(*points: tuple[str, str]) -> None:
+        found = [EntryPoint(*point, PASSES.group) for point in points]
+        monkeypatch.setattr(registry, "entry_points", lambda group: found if group == PASSES.group else [])
+        PASSES.__dict__.pop("_all", None)
+
+    brings(("scale-output", "tests.test_pipeline:ScaleOutput"))
+    assert PASSES.names()[-1] == "scale-output"
+    assert known_pass("scale-output") is known_pass("scale-output", [ScaleOutput]) is ScaleOutput
     assert pipeline_from("scale-output{factor=2.5}").steps == (ScaleOutput(2.5),)
-    monkeypatch.setattr(known, "entry_points", lambda group: [EntryPoint("x", "no_such_module:X", group)])
-    with pytest.raises(PassError, match="no_such_module"):
-        known_passes()
+    for point, message in {
+        ("broken", "no_such_module:X"): "no_such_module",
+        ("scale", "tests.test_pipeline:ScaleOutput"): "holds the pass scale-output",
+        ("number", "tests.test_pipeline:batch"): "none of passes",
+    }.items():
+        brings(point)
+        with pytest.raises(NceFxError, match=message):
+            known_pass(point[0])
+        assert known_pass("resize") is ResizeChannels
+    PASSES.__dict__.pop("_all", None)
 
 
 @dataclass(frozen=True)
@@ -138,7 +150,7 @@ class Resize(ScaleOutput):
 
 def test_two_passes_of_one_name_are_refused():
     with pytest.raises(PassError, match="two passes are called resize"):
-        known_passes([Resize])
+        known_pass("resize", [Resize])
 
 
 @dataclass(frozen=True)

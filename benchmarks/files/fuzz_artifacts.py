@@ -109,6 +109,7 @@ CHECKPOINT = "checkpoint-000000003.safetensors"
 KINDS: Mapping[str, Kind] = {
     "plan.json": Kind("plan.json", lambda folder: outputs(nce_fx.load(folder, base()))),
     "plan.json alone": Kind("plan.json", replayed),
+    "history.json": Kind("history.json", lambda folder: outputs(nce_fx.load(folder, base()))),
     "report.json": Kind("report.json", lambda folder: outputs(nce_fx.load(folder, base()))),
     "model.safetensors": Kind("model.safetensors", lambda folder: outputs(nce_fx.load(folder, base()))),
     "float.safetensors": Kind("float.safetensors", lambda folder: outputs(artifacts.load_float(folder, base()))),
@@ -161,7 +162,7 @@ def run_case(
     """Damage one file, read it, and return (how it was damaged, what came of it)."""
     chance, kind = random.Random(case), KINDS[name]
     path, whole = folder / kind.file, (originals[0] / kind.file).read_bytes()
-    in_folder = kind.file in (artifacts.PLAN, artifacts.WEIGHTS, artifacts.FLOAT)
+    in_folder = kind.file in (artifacts.PLAN, artifacts.HISTORY, artifacts.WEIGHTS, artifacts.FLOAT)
     way = chance.choice(("truncated", "flipped", "flipped", "swapped", *(("vouched for",) if in_folder else ())))
     allowed = {whole_read[name][0]}
     if way == "truncated":

@@ -23,14 +23,13 @@ def known(
     from nce_fx.export.formats import FORMATS
     from nce_fx.models import MODELS
     from nce_fx.passes.analysis.sensitivity import METRICS
-    from nce_fx.passes.known import known_passes
+    from nce_fx.passes.known import PASSES
     from nce_fx.quantities import QUANTITIES
     from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 
-    registries = (MODELS, WEIGHT_QUANTIZERS, ACTIVATION_QUANTIZERS, METRICS, FORMATS, QUANTITIES)
+    registries = (MODELS, WEIGHT_QUANTIZERS, ACTIVATION_QUANTIZERS, METRICS, FORMATS, PASSES, QUANTITIES)
     found = {registry.kind: registry.help() for registry in registries}
     found["data"] = {**SOURCES, **FROM_PACKAGES.help()}
-    found["passes"] = {name: (each.__doc__ or "").strip().splitlines()[0] for name, each in known_passes().items()}
     if kind is not None and kind not in found:
         raise InputError(f"no kind {kind!r}: there are {', '.join(sorted(found))}")
     shown = found if kind is None else {kind: found[kind]}

@@ -11,9 +11,9 @@ def passes(as_json: options.Json = False) -> None:
     """List the passes with their options, as `--passes` takes them; those of installed packages among them."""
     import json
 
-    from nce_fx.passes.known import known_passes
+    from nce_fx.passes.known import PASSES
 
-    rows = [row_of(kind) for kind in known_passes().values()]
+    rows = [row_of(kind) for kind in PASSES.values()]
     if as_json:
         print(json.dumps({"passes": rows}, indent=2))
         return

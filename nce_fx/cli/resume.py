@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from nce_fx.cli.retrain import Retrain
 from nce_fx.cli.terminal import Terminal
 from nce_fx.data import load_data
 from nce_fx.errors import InputError
-from nce_fx.passes.known import known_passes, pass_named
+from nce_fx.passes.known import known_pass, pass_named
 from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.pipeline import Given, Pass, Pipeline, history_of
 from nce_fx.pipeline.record import passes_of
@@ -91,7 +92,7 @@ def run(job: Retrain) -> None:
 
 def _unresized(gm: GraphModule, own: list[type[Pass]]) -> Pipeline:
     """Return what was done to a network but for the change of its widths: what the uniform rival goes through."""
-    steps = passes_of(history_of(gm).steps, known_passes(own))
+    steps = passes_of(history_of(gm).steps, partial(known_pass, given=own))
     return Pipeline(tuple(step for step in steps if not isinstance(step, ResizeChannels)))
 
 

@@ -9,49 +9,53 @@ A package brings passes of its own by entry points:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from importlib.metadata import entry_points
 from typing import Any
 
 from nce_fx.callables import load_callable, nearest
-from nce_fx.errors import InputError, PassError, one_line
+from nce_fx.errors import InputError, PassError
 from nce_fx.passes.transform.fold import FoldBatchNorm
 from nce_fx.passes.transform.quantize import InsertQuantizers, RemoveQuantizers
 from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.passes.transform.widths import InsertWidthChoices, RemoveWidthChoices
 from nce_fx.pipeline import Pass, Pipeline
 from nce_fx.pipeline.text import parse
+from nce_fx.registry import Registry
 from nce_fx.tracing.again import TraceAgain
 
-OWN: tuple[type[Pass], ...] = (
-    ResizeChannels,
-    InsertQuantizers,
-    RemoveQuantizers,
-    FoldBatchNorm,
-    InsertWidthChoices,
-    RemoveWidthChoices,
-    TraceAgain,
+PASSES: Registry[type[Pass]] = Registry(
+    "passes",
+    {
+        kind.name: kind
+        for kind in (
+            ResizeChannels,
+            InsertQuantizers,
+            RemoveQuantizers,
+            FoldBatchNorm,
+            InsertWidthChoices,
+            RemoveWidthChoices,
+            TraceAgain,
+        )
+    },
+    lambda kind: isinstance(kind, type) and issubclass(kind, Pass),
 )
-GROUP = "nce_fx.passes"
-"""The group of entry points."""
 
 
-def known_passes(given: Iterable[type[Pass]] = ()) -> Mapping[str, type[Pass]]:
-    """Return passes by name: nce-fx's own, those of entry points, and the given classes.
+def known_pass(name: str, given: Iterable[type[Pass]] = ()) -> type[Pass] | None:
+    """Return the pass of a name: nce-fx's own, one of the given classes, or one of an installed package.
 
     Raises:
-        PassError: two have one name, or an entry point does not hold a pass.
+        InputError: an entry point does not hold a pass.
+        PassError: two have that name, or the entry point holds a pass of another name.
     """
-    found = {kind.name: kind for kind in OWN}
-    for kind in (*_installed(), *given):
-        if not (isinstance(kind, type) and issubclass(kind, Pass)):
-            raise PassError(f"{kind!r} is not a pass: give classes that derive from nce_fx.pipeline.Pass")
-        if found.setdefault(kind.name, kind) is not kind:
-            other = found[kind.name]
-            raise PassError(
-                f"two passes are called {kind.name}: {kind.__module__}.{kind.__qualname__} and "
-                f"{other.__module__}.{other.__qualname__}; give one another name"
-            )
-    return found
+    found = {kind for kind in map(_checked, given) if kind.name == name}
+    if name in PASSES.names():
+        found.add(PASSES[name])
+        if PASSES[name].name != name:
+            raise PassError(f"the entry point {name} holds the pass {PASSES[name].name}: give both the same name")
+    if len(found) > 1:
+        one, two = sorted(f"{kind.__module__}.{kind.__qualname__}" for kind in found)[:2]
+        raise PassError(f"two passes are called {name}: {one} and {two}; give one another name")
+    return found.pop() if found else None
 
 
 def pass_named(name: str) -> type[Pass]:
@@ -60,16 +64,14 @@ def pass_named(name: str) -> type[Pass]:
     Raises:
         InputError: there is none.
     """
-    known = known_passes()
-    if ":" not in name and name not in known:
+    found = load_callable(name, "pass") if ":" in name else known_pass(name)
+    if found is None:
+        names = PASSES.names()
         raise InputError(
-            f"no pass {name!r}: there are {', '.join(known)}, package.module:Class and path/to/file.py:Class"
-            f"{nearest(name, known)}"
+            f"no pass {name!r}: there are {', '.join(names)}, package.module:Class and path/to/file.py:Class"
+            f"{nearest(name, names)}"
         )
-    found: Any = known[name] if name in known else load_callable(name, "pass")
-    if not (isinstance(found, type) and issubclass(found, Pass)):
-        raise InputError(f"pass {name!r} is no pass: give a class that derives from nce_fx.pipeline.Pass")
-    return found
+    return _checked(found)
 
 
 def pipeline_from(text: str, defaults: Mapping[str, Mapping[str, Any]] | None = None) -> Pipeline:
@@ -82,9 +84,7 @@ def pipeline_from(text: str, defaults: Mapping[str, Mapping[str, Any]] | None = 
     return parse(text, pass_named, defaults)
 
 
-def _installed() -> Iterable[type[Pass]]:
-    for point in entry_points(group=GROUP):
-        try:
-            yield point.load()
-        except Exception as error:
-            raise PassError(f"the pass {point.name} of the entry point {point.value}: {one_line(error)}") from error
+def _checked(kind: Any) -> type[Pass]:
+    if not (isinstance(kind, type) and issubclass(kind, Pass)):
+        raise PassError(f"{kind!r} is no pass: give a class that derives from nce_fx.pipeline.Pass")
+    return kind

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -71,11 +71,11 @@ class HistoryRecord(BaseModel):
         # Not sorted: what a pass makes may follow the order of a mapping among its options.
         return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
 
-    def replay(self, gm: GraphModule, known: Mapping[str, type[Pass]]) -> GraphModule:
-        """Apply the passes to a traced graph, and check that each makes what it made.
+    def replay(self, gm: GraphModule, passes: Sequence[Pass]) -> GraphModule:
+        """Apply the passes of the steps, see `passes_of`, to a traced graph, and check that each makes what it made.
 
         Raises:
-            ArtifactError: a pass is not known, or makes another graph than it made before.
+            ArtifactError: a pass makes another graph than it made before.
         """
         made = iter(self.steps)
 
@@ -87,11 +87,11 @@ class HistoryRecord(BaseModel):
                     "changed since, or something besides its options decides what it does (see Pass.decide)"
                 )
 
-        return Pipeline(passes_of(self.steps, known), between=check)(gm).graph_module
+        return Pipeline(tuple(passes), between=check)(gm).graph_module
 
 
-def passes_of(steps: Iterable[Step | StepRecord], known: Mapping[str, type[Pass]]) -> tuple[Pass, ...]:
-    """Return the passes of a history, with their options.
+def passes_of(steps: Iterable[Step | StepRecord], known: Callable[[str], type[Pass] | None]) -> tuple[Pass, ...]:
+    """Return the passes of a history, with their options; ``known`` finds their classes by name.
 
     Raises:
         ArtifactError: one is not known. Nothing that a folder names is imported.
@@ -99,7 +99,8 @@ def passes_of(steps: Iterable[Step | StepRecord], known: Mapping[str, type[Pass]
     """
     found = []
     for step in steps:
-        if step.name not in known:
+        kind = known(step.name)
+        if kind is None:
             name = (step.source or "").rpartition(":")[2]
             missing = (
                 f"{step.source}, which is not nce-fx's: a folder imports no code, give its class, "
@@ -108,5 +109,5 @@ def passes_of(steps: Iterable[Step | StepRecord], known: Mapping[str, type[Pass]
                 else "which this nce-fx does not have: install the version that wrote the folder"
             )
             raise ArtifactError(f"the network was made with the pass {step.name}, {missing}")
-        found.append(known[step.name].from_options(step.options or {}))
+        found.append(kind.from_options(step.options or {}))
     return tuple(found)

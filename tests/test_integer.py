@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,8 @@ from onnx import TensorProto
 from torch import nn
 
 import nce_fx
-from nce_fx.export import export_onnx
-from nce_fx.export.integer import addition
+from nce_fx.export import export_onnx, to_integer
+from nce_fx.export.integer import addition, module_of
 from nce_fx.export.integer.epilogue import Epilogue
 from nce_fx.export.integer.staircase import count_misses, find_rises, requantize
 from nce_fx.export.integer.tensors import IntegerTensor
@@ -175,3 +176,23 @@ def test_a_sum_of_integers_is_written_where_every_pair_is_right():
     assert addition.is_exact(tensor(1 / 32), tensor(1 / 64), nothing, short)
     # 1.5 * 0.625 is a sum of the two, whose quotients are no float32: onnxruntime may round it down.
     assert not addition.is_exact(tensor(1 / 32), tensor(1 / 64), nothing, long)
+
+
+@pytest.mark.parametrize("build", [lambda: MODELS["resnet8"](width=4), Everything])
+@pytest.mark.parametrize(("weight", "activation"), [("sawb", "pact"), ("minmax", "minmax")])
+def test_the_module_computes_what_the_file_does(tmp_path, build, weight, activation):
+    x = random(4, 3, 16, 16)
+    gm = quantized(build(), x, weight=weight, activation=activation)
+    content = integer_file(tmp_path, gm, x)[2]
+    for name in [value for node in content.graph.node if node.op_type == "Clip" for value in node.output]:
+        content.graph.output.append(onnx.helper.make_tensor_value_info(name, TensorProto.UINT8, None))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(content.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    x = random(16, 3, 16, 16, seed=2)
+    theirs = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    ours = module_of(content)(x)
+    assert len(ours) == len(theirs) > 3
+    assert np.abs(ours[0].numpy() - theirs[0]).max() <= 1e-6 * np.abs(theirs[0]).max()
+    assert all(np.array_equal(mine.numpy(), other) for mine, other in zip(ours[1:], theirs[1:], strict=True))
+    assert torch.allclose(to_integer(gm)(x), gm(x), atol=1e-5)

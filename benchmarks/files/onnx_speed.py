@@ -1,17 +1,22 @@
-"""How fast the exported formats run in onnxruntime, against the float file: batch of one, one thread, 224 x 224.
+"""How fast the exported formats run in onnxruntime, against the float file and onnxruntime's own int8: 224 x 224.
 
     python -m benchmarks.onnx_speed                          # then python -m benchmarks.onnx_tables
+    python -m benchmarks.onnx_speed resnet18 --batches 1
 
-Rounds interleave the files of one network, and take processor time; what is kept is the median of the rounds' ratios.
+Rounds interleave the files of one network in one process, one thread, and take processor time; what is kept is the
+median of the rounds' ratios. int8 is onnxruntime's static quantization of the float file, per channel, QDQ. Additions
+are of integers (sums="int8"). Only files that were compared with PyTorch are timed. Needs torchvision for three of the
+networks.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,67 +24,142 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from onnxruntime import quantization
+from torch import Tensor, nn
 
 import nce_fx
 from benchmarks import pages
 from benchmarks.pages import load, save
 from nce_fx.export import export_onnx
-from nce_fx.export.verify import runnable
 from nce_fx.models import MODELS
 
 RESULTS = pages.RESULTS / "onnx_speed.json"
-NETWORKS = ("resnet18", "mobilenet_v2")
-ROUNDS = 15
+NETWORKS = ("resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0", "vgg16_bn", "vit_b_16")
+ROUNDS = {1: 15, 16: 3}
+"""Samples in a batch -> rounds that count; one more goes before."""
+KERNELS = {"avx512_vnni": "AVX-512 VNNI", "avx_vnni": "AVX VNNI", "avx512bw": "AVX-512", "avx2": "AVX2"}
+"""What a processor says of itself -> what onnxruntime multiplies integers with, the best first."""
 
 
 def main() -> None:
     """Time every network, each in one run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", default=NETWORKS)
+    parser.add_argument("--batches", nargs="+", type=int, choices=tuple(ROUNDS), default=tuple(ROUNDS))
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    for network in sys.argv[1:] or NETWORKS:
-        rows = measure(network)
+    for network in options.networks:
+        rows = measure(network, options.batches)
         save(RESULTS, load(RESULTS) | rows)
         print(rows, flush=True)
 
 
-def measure(network: str) -> dict[str, Any]:
-    """Return a row for each format. The networks keep their widths: random weights would plan anything."""
+def measure(network: str, batches: list[int]) -> dict[str, Any]:
+    """Return a row for each file. The networks keep their widths: random weights would plan anything."""
     torch.manual_seed(0)
-    x = torch.randn(1, 3, 224, 224)
-    gm = nce_fx.trace(MODELS[network]().eval(), (x,))
-    quantized = nce_fx.quantize(gm, nce_fx.QuantSpec(), [x])
-    files = {"float": (gm, "int2", False), "int2": (quantized, "int2", False)}
-    files |= {"qcdq --fold-bn": (quantized, "qcdq", True), "qonnx": (quantized, "qonnx", False)}
-    sessions, sizes, operators = {}, {}, {}
+    x = torch.randn(2, 3, 224, 224)
+    gm = nce_fx.trace(built(network), (x[:1],))
+    quantized = nce_fx.quantize(gm, nce_fx.QuantSpec(sums="int8"), [x])
+    rows: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, (graph, form, fold) in files.items():
-            written = export_onnx(graph, Path(folder) / "model.onnx", format=form, fold_bn=fold, batch=1)
-            model = onnx.load(written.path)
-            sizes[name] = written.size
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads, options.log_severity_level = 1, 4
-            options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
-            content = (runnable(model) if form == "qonnx" else model).SerializeToString()
-            sessions[name] = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-            counts = Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
-            operators[name] = ", ".join(f"{counts[kind]} {kind}" for kind in sorted(counts) if "Conv" in kind)
-    seconds: dict[str, list[float]] = {name: [] for name in sessions}
-    for _ in range(ROUNDS + 1):
-        for name, session in sessions.items():
-            begin = time.process_time()
-            session.run(None, {session.get_inputs()[0].name: x.numpy()})
-            seconds[name].append(time.process_time() - begin)
-    medians = {
-        name: statistics.median(np.divide(times, seconds["float"])[1:].tolist()) for name, times in seconds.items()
-    }
-    return {
-        f"{network}/{name}": {
-            "ratio": round(medians[name], 3),
-            "size": sizes[name],
-            "float_size": sizes["float"],
-            "operators": operators[name],
+        paths = {name: Path(folder) / f"{name}.onnx" for name in ("float", "int8", "integer")}
+        written = export_onnx(quantized, paths["integer"], format="integer", inputs=(x,))
+        export_onnx(gm, paths["float"])
+        own_int8(paths["float"], paths["int8"], x)
+        sessions = {}
+        for name, path in paths.items():
+            sessions[name], made, operators = session(path, Path(folder))
+            row = {"size": path.stat().st_size, "session_seconds": made, "operators": operators}
+            rows[f"{network}/{name}"] = row | {"processor": processor()}
+        rows[f"{network}/integer"] |= {
+            "float_nodes": len(written.float_nodes),
+            "on_border": max(agreement.on_border for agreement in written.agreement.values()),
         }
-        for name in sessions
-    }
+        for batch in batches:
+            for name, ratio in ratios(sessions, x[:1].repeat(batch, 1, 1, 1), ROUNDS[batch]):
+                rows[f"{network}/{name}"][f"ratio_{batch}"] = round(ratio, 3)
+    plain = dict(rows[f"{network}/float"])
+    for row in rows.values():
+        row["float_size"] = plain["size"]
+        row["session"] = round(row.pop("session_seconds") / plain["session_seconds"], 2)
+    return rows
+
+
+def built(network: str) -> nn.Module:
+    """Return a network with random weights and, in its normalizations, statistics of a random image."""
+    if network in MODELS:
+        model = MODELS[network]()
+    else:
+        from torchvision import models
+
+        model = models.get_model(network, weights=None)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None
+    with torch.no_grad():
+        model.train()(torch.randn(2, 3, 224, 224))
+    return model.eval()
+
+
+def own_int8(source: Path, target: Path, x: Tensor) -> None:
+    """Write onnxruntime's own static quantization of a float file."""
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            name = onnx.load(source).graph.input[0].name
+            self.batches = iter([{name: sample[None].numpy()} for sample in x])
+
+        def get_next(self) -> dict[str, Any] | None:
+            return next(self.batches, None)
+
+    quantization.quantize_static(
+        source,
+        target,
+        Reader(),
+        per_channel=True,
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+    )
+
+
+def session(path: Path, folder: Path) -> tuple[Any, float, str]:
+    """Return a session of one thread, the least processor time to make it, and what operators multiply in it."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    seconds = float("inf")
+    for _ in range(4):
+        begin = time.process_time()
+        made = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        seconds = min(seconds, time.process_time() - begin)
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    counts = Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
+    products = [kind for kind in sorted(counts) if any(word in kind for word in ("Conv", "MatMul", "Gemm"))]
+    return made, seconds, ", ".join(f"{counts[kind]} {kind}" for kind in products)
+
+
+def ratios(sessions: Mapping[str, Any], x: Tensor, rounds: int) -> Iterator[tuple[str, float]]:
+    """Yield the name of each session and its time as a ratio to the float one's, the median of interleaved rounds."""
+    seconds: dict[str, list[float]] = {name: [] for name in sessions}
+    for _ in range(rounds + 1):
+        for name, made in sessions.items():
+            begin = time.process_time()
+            made.run(None, {made.get_inputs()[0].name: x.numpy()})
+            seconds[name].append(time.process_time() - begin)
+    for name, times in seconds.items():
+        yield name, statistics.median(np.divide(times, seconds["float"])[1:].tolist())
+
+
+def processor() -> str:
+    """Return what this machine calls its processor, and what it multiplies integers with."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return "unknown"
+    about = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = about.get("flags", "").split()
+    kernel = next((word for flag, word in KERNELS.items() if flag in flags), "no AVX2")
+    return f"{about.get('model name', 'unknown')}, {kernel}"
 
 
 if __name__ == "__main__":

@@ -66,13 +66,17 @@ def formats_table(rows: dict[str, dict[str, Any]]) -> Iterable[str]:
 
 
 def speed_table(rows: dict[str, dict[str, Any]]) -> Iterable[str]:
-    """Yield a row for every network and file that was timed."""
-    yield "| network | file | size | time against the float file | how it computes |"
-    yield "|---|---|--:|--:|---|"
+    """Yield a row for every network and file that was timed, and the processor that it was timed on."""
+    yield "| network | file | size | batch 1 | batch 16 | session | float nodes | how it multiplies |"
+    yield "|---|---|--:|--:|--:|--:|--:|---|"
     for key, row in rows.items():
         network, name = key.split("/")
         size = f"{row['size'] / 1e6:,.2f} MB, 1/{row['float_size'] / row['size']:.1f}"
-        yield f"| {network} | {name} | {size} | {row['ratio']:.2f} | {row['operators']} |"
+        one, many = (f"{row[part]:.2f}" if part in row else "" for part in ("ratio_1", "ratio_16"))
+        left = row.get("float_nodes", "")
+        yield f"| {network} | {name} | {size} | {one} | {many} | {row['session']:.2f} | {left} | {row['operators']} |"
+    yield ""
+    yield "Processor: " + "; ".join(sorted({row["processor"] for row in rows.values()})) + "."
 
 
 def qonnx_table(rows: dict[str, dict[str, Any]]) -> Iterable[str]:

@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 from nce_fx.errors import ExportError
 from nce_fx.export.files import replaced_file
 from nce_fx.export.formats import FORMATS, Format
-from nce_fx.export.integer import Lowered
+from nce_fx.export.integer import Lowered, module_of
 from nce_fx.export.levels import Marked, mark
 from nce_fx.export.onnx_graph import to_onnx
 from nce_fx.export.program import example, share_a_batch
@@ -95,6 +95,19 @@ def export_onnx(
         exact = form.exact_when_optimized
         agreement = verify(gm, model, content_of, checked, exact_when_optimized=exact, lowered=lowered)
     return OnnxExport(path, format, len(content), batch, agreement, lowered.float_nodes)
+
+
+def to_integer(gm: GraphModule) -> GraphModule:
+    """Return a quantized graph as a plain PyTorch module that computes in integers, as its integer file does.
+
+    Each node is one of the file's, with onnxruntime's arithmetic on PyTorch's tensors: numbers of levels are equal to
+    the last one, floats behind the last layer but for rounding. To look at and to test with: no faster than floats.
+
+    Raises:
+        ExportError: a graph that ONNX cannot say, or an operator with no form here.
+    """
+    gm = copy.deepcopy(gm).cpu().eval()
+    return module_of(_model(gm, mark(gm), FORMATS["integer"], None)[0])
 
 
 def _model(gm: GraphModule, marked: Marked, form: Format, batch: int | None) -> tuple[ModelProto, Lowered, int | None]:

@@ -14,11 +14,13 @@ staircase.py    levels as a function of a whole-number sum
 convolution.py  addition.py  product.py   QLinearConv, QLinearAdd, MatMulInteger
 weights.py      tensors.py   onnx_nodes.py   what these are written with
 lower.py        writing it down
+module.py       operators.py   the file as a PyTorch module
 reasons.py      why a node stays in float
 """
 
 from __future__ import annotations
 
 from nce_fx.export.integer.lower import Lowered, lower
+from nce_fx.export.integer.module import module_of
 
-__all__ = ["Lowered", "lower"]
+__all__ = ["Lowered", "lower", "module_of"]

@@ -1,4 +1,4 @@
-"""A linear layer of integers: MatMulInteger, and a float scale and bias behind it.
+"""A linear layer of integers, or a 1x1 convolution whose output is wanted in float: MatMulInteger, scale, bias.
 
     y = (sum of x q) * (s_x * s_w) + bias
 
@@ -8,8 +8,8 @@ the sum of x is added: one more column, of ones.
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from onnx import NodeProto, TensorProto
@@ -31,14 +31,20 @@ class Linear:
     """(inputs, outputs)."""
     bias: str
     """Name of the bias; empty where there is none."""
+    axes: int
+    """Axes of a convolution's tensors, whose channels are moved to the end and back; 0 for a linear layer."""
 
 
-def find_linear(nodes: Nodes, node: NodeProto, integers: dict[str, IntegerTensor], weights: Any) -> Linear | str | None:
+def find_linear(
+    nodes: Nodes, node: NodeProto, integers: dict[str, IntegerTensor], weights: Mapping[str, IntegerWeight]
+) -> Linear | str | None:
     """Return a linear layer whose input and weight are integers, why it has to stay in float, or that it is none."""
+    if node.op_type == "Conv":
+        return _pointwise(nodes, node, integers, weights)
     if node.op_type not in ("Gemm", "MatMul") or (found := nodes.weight(node.input[1])) is None:
         return None
     name, turned = found
-    weight: IntegerWeight = weights[name]
+    weight = weights[name]
     settings = {"transA": 0, "transB": 0, "alpha": 1.0, "beta": 1.0} | attributes(node)
     if node.input[0] not in integers:
         return "its input is not quantized"
@@ -53,8 +59,23 @@ def find_linear(nodes: Nodes, node: NodeProto, integers: dict[str, IntegerTensor
         whole = WholeWeight(whole.values.T, unit, whole.factor, shift, whole.bits)
     if whole.unit.ndim == 2 and whole.unit.shape[0] > 1:
         return "its weight has a scale for each input"
-    bias = node.input[2] if len(node.input) > 2 else ""
-    return Linear(node, name, whole, bias)
+    return Linear(node, name, whole, node.input[2] if len(node.input) > 2 else "", 0)
+
+
+def _pointwise(
+    nodes: Nodes, node: NodeProto, integers: Container[str], weights: Mapping[str, IntegerWeight]
+) -> Linear | None:
+    """Return a 1x1 convolution of integers, without steps, groups or padding, as a product of matrices."""
+    found, settings = nodes.weight(node.input[1]), attributes(node)
+    if found is None or node.input[0] not in integers or (whole := whole_weight(weights[found[0]])) is None:
+        return None
+    outputs, inputs, *kernel = whole.values.shape
+    steps = [*settings.get("strides", []), settings.get("group", 1)]
+    if {*kernel, *steps} != {1} or any(settings.get("pads", [])):
+        return None
+    unit, shift = (array.reshape(1, -1) for array in (whole.unit, whole.shift))
+    whole = WholeWeight(whole.values.reshape(outputs, inputs).T, unit, whole.factor, shift, whole.bits)
+    return Linear(node, found[0], whole, node.input[2] if len(node.input) > 2 else "", 2 + len(kernel))
 
 
 def _kept(array: Array) -> tuple[int, ...]:
@@ -67,20 +88,26 @@ def write(writer: Writer, linear: Linear, tensor: IntegerTensor) -> str:
     node, weight, name = linear.node, linear.weight, linear.name
     result = node.output[0]
     data = stored(writer, tensor)
+    source, made = data.name, result
+    if linear.axes:
+        last, made = [0, *range(2, linear.axes), 1], f"{result}_last"
+        source = writer.node("Transpose", [source], f"{result}_first", node, perm=last)
     outputs = weight.values.shape[1]
     unit = np.broadcast_to(weight.unit * (tensor.step), (1, outputs)).astype(np.float32)
     unit = unit[0, 0] if np.ptp(unit) == 0 else unit[0]
     if weight.largest <= 127:
         whole = write_int8(writer, name, weight, 1, np.zeros((1, 1), bool))
-        sums = writer.node("MatMulInteger", [data.name, whole, data.zero], f"{result}_sums", node)
+        sums = writer.node("MatMulInteger", [source, whole, data.zero], f"{result}_sums", node)
     else:
-        sums = _nine_bits(writer, linear, data.name, data.zero)
+        sums = _nine_bits(writer, linear, source, data.zero)
     floats = writer.node("Cast", [sums], f"{result}_cast", node, to=TensorProto.FLOAT)
     scale = writer.constant(f"{name}_scale", unit)
-    if not linear.bias:
-        return writer.node("Mul", [floats, scale], result, node)
-    scaled = writer.node("Mul", [floats, scale], f"{result}_scaled", node)
-    return writer.node("Add", [scaled, linear.bias], result, node)
+    scaled = writer.node("Mul", [floats, scale], f"{result}_scaled" if linear.bias else made, node)
+    if linear.bias:
+        writer.node("Add", [scaled, linear.bias], made, node)
+    if linear.axes:
+        writer.node("Transpose", [made], result, node, perm=[0, linear.axes - 1, *range(1, linear.axes - 1)])
+    return str(result)
 
 
 def _nine_bits(writer: Writer, linear: Linear, source: str, zero: str) -> str:

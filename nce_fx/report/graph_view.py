@@ -30,7 +30,7 @@ class NodeView:
     name: str
     """The full name: the module's path, or the path of the module that called the function and the node's name."""
     owner: str
-    """The module that holds it: ``layer1.0``; empty at the top."""
+    """The module that holds it, or whose forward calls it: ``layer1.0``; empty at the top."""
     op: str
     inputs: tuple[str, ...]
     source: str
@@ -83,10 +83,10 @@ def node_views(
             NodeView(
                 id=node.name,
                 name=name,
-                owner=name.rpartition(".")[0],
+                owner=name.rpartition(".")[0] if node.op == "call_module" else _caller(node),
                 op=layer.op if layer else _operation(gm, node),
                 inputs=tuple(dict.fromkeys(_sources(gm, node))),
-                source="" if node.op in ("placeholder", "output") else source_line(node).removeprefix(f"{Path.cwd()}/"),
+                source=_source(node),
                 shape=shape_of(node) if hasattr(node.meta.get("tensor_meta"), "shape") else (),
                 groups=() if channels is None else tuple(shares_of(channels, axes)),
                 channels=_channels(axes, sizes),
@@ -137,9 +137,21 @@ def _rounded_values(gm: GraphModule) -> dict[str, int]:
 def _full_name(node: Node, path: str | None) -> str:
     if node.op == "call_module" or (path is not None and path != node.name):
         return path or str(node.target)
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    owner = str(stack[-1][0]) if stack else ""
+    owner = _caller(node)
     return f"{owner}.{node.name}" if owner else node.name
+
+
+def _source(node: Node) -> str:
+    """The user's own line; paths are said from the working folder, and from where packages are installed."""
+    if node.op in ("placeholder", "output"):
+        return ""
+    return source_line(node).rpartition("site-packages/")[2].removeprefix(f"{Path.cwd()}/")
+
+
+def _caller(node: Node) -> str:
+    """The path of the module whose forward called a function; empty at the top."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][0]) if stack else ""
 
 
 def _operation(gm: GraphModule, node: Node) -> str:

@@ -240,6 +240,16 @@ def graph_table(gm: GraphModule) -> Table:
     return table
 
 
+def graph_line(gm: GraphModule) -> str:
+    """Return the graph in a line, and where to look at it: ``The rewritten graph: 52 nodes, 21 of them quantizers``."""
+    called = [gm.get_submodule(str(node.target)) for node in gm.graph.nodes if node.op == "call_module"]
+    quantizers = sum(isinstance(module, Quantizer) for module in called)
+    return (
+        f"The rewritten graph: {len(gm.graph.nodes)} nodes, {quantizers} of them quantizers; --verbose prints it,"
+        " graph.txt and report.html of the result show it"
+    )
+
+
 def _what(gm: GraphModule, node: Node) -> str:
     if node.op == "call_module":
         module = gm.get_submodule(str(node.target))

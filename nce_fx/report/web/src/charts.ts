@@ -35,9 +35,9 @@ export function weightChart(weight: Weight, width: number): Figure {
     height: 200,
     style,
     marginTop: 20,
-    marginBottom: 38,
+    marginBottom: 42,
     marginLeft: 44,
-    x: { label: weight.unit === "weight" ? "weight" : "weight, in steps of its channel", domain: [weight.low, weight.high], ticks: 5 },
+    x: { label: weight.unit === "weight" ? "weight" : "weight, in steps of its channel", domain: [weight.low, weight.high], ticks: 5, labelOffset: 38 },
     y: { label: "% of weights on a level", percent: true, domain: [0, 105 * top], ticks: 4, grid: true },
     marks: [
       Plot.rectY(bars, { x1: "from", x2: "to", y: (bar) => (bar.share / most) * top, fill: colour("before"), inset: 0.3 }),
@@ -113,10 +113,11 @@ function lineChart(points: CurvePoint[], domain: string[], percent: boolean, lab
   const title = (at: CurvePoint) => `${at.run}, epoch ${at.epoch}\n${percent ? `${(100 * at.value).toFixed(2)} %` : shown(at.value)}`;
   return Plot.plot({
     width: 440,
-    height: 260,
+    height: 270,
     style,
     marginLeft: 48,
-    x: { label: "epoch", tickFormat: (value: number) => (Number.isInteger(value) ? `${value}` : "") },
+    marginBottom: 44,
+    x: { label: "epoch", labelOffset: 40, tickFormat: (value: number) => (Number.isInteger(value) ? `${value}` : "") },
     y: { label, percent, grid: true, nice: true },
     color: { domain, range, legend: true },
     marks: [
@@ -149,11 +150,12 @@ function drawFront(): void {
       const label = labelOf(name);
       const chart = Plot.plot({
         width: 440,
-        height: 280,
+        height: 290,
         style,
         marginLeft: 48,
         marginRight: 24,
-        x: { label, tickFormat: brief, ticks: 5, grid: true },
+        marginBottom: 44,
+        x: { label, labelOffset: 40, tickFormat: brief, ticks: 5, grid: true },
         y: { label: "predicted noise", zero: true, grid: true },
         marks: [
           Plot.lineY(points, { x: "cost", y: "bound", stroke: colour("soft"), strokeDasharray: "4 4", sort: "cost" }),

@@ -3,7 +3,7 @@
 import { brief, changeOf, groups, labelOf, MARKS, nodes, sensitivityOf, shown, view, WORDS, type Operation } from "./data";
 import { chartWidth, weightChart } from "./charts";
 import { changesOf, measures, together } from "./colours";
-import { byId, element } from "./elements";
+import { breakable, byId, element } from "./elements";
 import type { Graph } from "./graph";
 import type { Item, Module } from "./modules";
 
@@ -27,7 +27,7 @@ function beginning(graph: Graph): HTMLElement[] {
     const group = groups.get(id)!;
     const node = [...nodes.values()].find((each) => group.producers.includes(each.name));
     const kind = group.after > group.before ? "wider" : "narrower";
-    const entry = element("button", { type: "button", class: "link" }, id);
+    const entry = element("button", { type: "button", class: "link" }, ...breakable(id));
     entry.addEventListener("click", () => (node ? graph.show(node.id) : graph.light(id)));
     list.append(element("li", {}, element("span", { class: `mark ${kind}` }, MARKS[kind]), ` ${group.before} → ${group.after}  `, entry));
   }
@@ -37,7 +37,7 @@ function beginning(graph: Graph): HTMLElement[] {
 function ofOperation(graph: Graph, node: Operation): HTMLElement[] {
   const change = changeOf(node);
   const parts: HTMLElement[] = [
-    element("h3", {}, node.name),
+    element("h3", {}, ...breakable(node.name)),
     element("p", { class: "soft" }, node.op, node.shape.length ? `, puts out ${node.shape.join(" × ")}` : ""),
   ];
   if (node.channels) {
@@ -76,7 +76,7 @@ function ofOperation(graph: Graph, node: Operation): HTMLElement[] {
 function ofGroup(graph: Graph, id: string): HTMLElement[] {
   const group = groups.get(id);
   if (!group) return [];
-  const parts: HTMLElement[] = [element("h4", {}, "Channel group ", element("span", { class: "name" }, group.id))];
+  const parts: HTMLElement[] = [element("h4", {}, "Channel group ", element("span", { class: "name" }, ...breakable(group.id)))];
   if (group.pinned) parts.push(element("p", { class: "pinned why" }, "Pinned: ", group.pinned));
   const made = group.producers.length === 1 ? "One layer makes its channels" : `${group.producers.length} layers make its channels and change together`;
   const steps = group.step > 1 ? `, in steps of ${group.step}` : "";
@@ -92,7 +92,7 @@ function members(graph: Graph, title: string, names: string[]): HTMLElement {
   const list = element("ul", { class: "members" });
   for (const name of names) {
     const node = [...nodes.values()].find((each) => each.name === name || `${each.name}.weight` === name);
-    const entry = node ? element("button", { type: "button", class: "link" }, name) : element("span", {}, name);
+    const entry = node ? element("button", { type: "button", class: "link" }, ...breakable(name)) : element("span", {}, name);
     if (node) entry.addEventListener("click", () => graph.show(node.id));
     list.append(element("li", {}, entry));
   }
@@ -113,7 +113,7 @@ function ofModule(graph: Graph, module: Module): HTMLElement[] {
     if (value !== undefined) facts.append(element("dt", {}, measure.label), element("dd", {}, shown(value)));
   }
   return [
-    element("h3", {}, module.name),
+    element("h3", {}, ...breakable(module.name)),
     element("p", { class: "soft" }, `a module of ${module.below.length} operations`),
     element("ul", { class: "changes" }, ...said.map((change) => element("li", { class: change }, element("b", {}, `${MARKS[change] || "="} ${counts[change]}`), ` ${WORDS[change]}`))),
     facts,

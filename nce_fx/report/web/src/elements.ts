@@ -14,3 +14,8 @@ export function element<K extends keyof HTMLElementTagNameMap>(
 export function byId<T extends HTMLElement>(id: string): T {
   return document.getElementById(id) as T;
 }
+
+/** A long name that may break after its dots. */
+export function breakable(name: string): (Node | string)[] {
+  return name.split(".").flatMap((part, index) => (index ? [".", element("wbr"), part] : [part]));
+}

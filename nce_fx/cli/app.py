@@ -14,11 +14,13 @@ from typer.core import TyperGroup
 
 from nce_fx.cli.analyze import analyze
 from nce_fx.cli.apply import apply
+from nce_fx.cli.common import with_common
 from nce_fx.cli.diff import diff
 from nce_fx.cli.export import export
 from nce_fx.cli.inspect import inspect
 from nce_fx.cli.list import known
 from nce_fx.cli.models import models
+from nce_fx.cli.narrow import show_what_can_be_shown
 from nce_fx.cli.passes import passes
 from nce_fx.cli.retrain import retrain
 from nce_fx.cli.rewrite import rewrite
@@ -59,13 +61,12 @@ app = typer.Typer(
     name="nce-fx",
     help="A compiler that makes neural networks survive 2 bits: it moves channels to the layers that suffer.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _command in (rewrite, search, analyze, inspect, diff, apply, retrain, export, models, passes):
-    app.command()(_command)
-app.command("list")(known)
+    app.command()(with_common(_command))
+app.command("list")(with_common(known))
 
 
 def _version(wanted: bool) -> None:
@@ -88,6 +89,7 @@ def main() -> None:
     # OpenMP reads it when torch is loaded. Threads that spin while they wait made the demo on two busy cores take six
     # times as long as threads that sleep.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    show_what_can_be_shown()
     app()
 
 

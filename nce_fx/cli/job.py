@@ -251,7 +251,10 @@ def present(report: RewriteReport, plan: WidthPlan, gm: GraphModule, terminal: T
     terminal.show(tables.sensitivity_table(report))
     terminal.show(tables.plan_table(report, plan))
     terminal.show(tables.cost_table(report))
-    terminal.show(tables.graph_table(gm))
+    if terminal.verbose:
+        terminal.show(tables.graph_table(gm))
+    else:
+        terminal.show(tables.graph_line(gm))
 
 
 def content(

@@ -21,7 +21,10 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
+from nce_fx.cli.narrow import NARROW, as_list
+from nce_fx.cli.voice import current_voice
 from nce_fx.training.result import StepReport
 
 _WIDE = 120
@@ -29,7 +32,9 @@ _WIDE = 120
 
 
 def _console(file: Any) -> Console:
-    return Console(file=file, width=None if file.isatty() else _WIDE, highlight=False, soft_wrap=False)
+    # The width of a terminal, or what COLUMNS says of a pipe.
+    known = file.isatty() or os.environ.get("COLUMNS", "").isdigit()
+    return Console(file=file, width=None if known else _WIDE, highlight=False, soft_wrap=False)
 
 
 @dataclass(frozen=True)
@@ -39,25 +44,28 @@ class Terminal:
     as_json: bool
     results: Console
     notes: Console
+    is_main: bool = True
+    """True in the one process that writes."""
+    verbose: bool = False
+    """Whether what is long is shown too."""
     said: list[str] = field(default_factory=list)
     """Every note so far; `--json` repeats them."""
 
     @classmethod
     def of(cls, as_json: bool) -> Terminal:
         """Return the terminal of this run; only the first of several processes under torchrun speaks."""
-        notes = _console(sys.stderr)
-        notes.quiet = os.environ.get("RANK", "0") != "0"
-        results = notes if as_json or notes.quiet else _console(sys.stdout)
-        return cls(as_json, results, notes)
-
-    @property
-    def is_main(self) -> bool:
-        """True in the one process that writes."""
-        return not self.notes.quiet
+        notes, chosen = _console(sys.stderr), current_voice()
+        is_main = os.environ.get("RANK", "0") == "0"
+        notes.quiet = not is_main or chosen == "quiet"
+        results = _console(sys.stderr if as_json else sys.stdout)
+        results.quiet = not is_main or (as_json and chosen == "quiet")
+        return cls(as_json, results, notes, is_main, verbose=chosen == "verbose")
 
     def show(self, renderable: RenderableType) -> None:
         """Print a table or a text of the result."""
-        self.results.print(renderable)
+        narrow = isinstance(renderable, Table) and self.results.width < NARROW
+        for line in as_list(renderable) if narrow and isinstance(renderable, Table) else (renderable,):
+            self.results.print(line)
         self.results.print()
 
     def note(self, text: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from onnx import ModelProto
 from torch.fx import GraphModule
 
+from nce_fx.callables import nearest
 from nce_fx.errors import ExportError
 from nce_fx.export.files import replaced_file
 from nce_fx.export.formats import FORMATS, Format
@@ -76,7 +77,7 @@ def export_onnx(
     """
     path = Path(path)
     if format not in FORMATS:
-        raise ExportError(f"format is {format!r}: choose one of {', '.join(FORMATS)}")
+        raise ExportError(f"format is {format!r}: choose one of {', '.join(FORMATS)}{nearest(format, FORMATS)}")
     if batch is not None and batch < 1:
         raise ExportError(f"batch is {batch}: give a number of samples, or leave it out for any number")
     if path.is_dir() or not path.parent.is_dir():

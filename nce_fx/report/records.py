@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from nce_fx.quantities import QUANTITIES
+
 
 class Record(BaseModel):
     """Base of all records: frozen, no unknown fields, no NaN."""
@@ -27,8 +29,10 @@ class Costed(Record):
 
     @property
     def cost(self) -> dict[str, int | float]:
-        """The costs by quantity: ``{"macs": 49436, "params": 1224, ...}``."""
-        return dict(self.__pydantic_extra__)
+        """The costs by quantity: ``{"macs": 49436, "params": 1224, ...}``, in the order of the table of quantities."""
+        # What was read from a file comes in the order of the alphabet.
+        known = [name for name in QUANTITIES if name in self.__pydantic_extra__]
+        return {name: self.__pydantic_extra__[name] for name in dict.fromkeys((*known, *self.__pydantic_extra__))}
 
     if TYPE_CHECKING:
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
+from nce_fx.callables import nearest
 from nce_fx.devices import device_of, same_sums, to_device
 from nce_fx.errors import InputError
 from nce_fx.passes.analysis.channels.graph import ChannelGraph
@@ -101,7 +102,7 @@ def analyze_sensitivity(
     given = list(batches or ())
     name = metric or (WITH_DATA if given else WITHOUT_DATA)
     if name not in METRICS:
-        raise InputError(f"no sensitivity metric {name!r}: choose one of {', '.join(METRICS)}")
+        raise InputError(f"no sensitivity metric {name!r}: choose one of {', '.join(METRICS)}{nearest(name, METRICS)}")
     if METRICS[name].needs_data and not given:
         weight_only = ", ".join(other for other, entry in METRICS.items() if not entry.needs_data)
         raise InputError(f"the {name} metric needs data: give batches, or choose {weight_only}")

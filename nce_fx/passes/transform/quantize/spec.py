@@ -9,6 +9,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator, StrictBool, StrictStr, ValidationInfo
 
+from nce_fx.callables import nearest
 from nce_fx.errors import QuantizeError
 from nce_fx.frozen import FrozenDict, freeze
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
@@ -128,7 +129,7 @@ class QuantSpec:
 
 def _known(what: str, name: Any, known: Iterable[str]) -> None:
     if name not in (names := list(known)):
-        raise QuantizeError(f"{what} is {name!r}: choose one of {', '.join(names)}")
+        raise QuantizeError(f"{what} is {name!r}: choose one of {', '.join(names)}{nearest(name, names)}")
 
 
 def _override(pattern: str, value: Any, bits: LayerBits) -> LayerBits:

@@ -1,0 +1,71 @@
+"""What every command takes: --quiet, --verbose, --config and --print-config."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nce_fx.cli.recipe_file import defaults_of, recipe_text
+from nce_fx.cli.voice import voice
+
+_PANEL = "Every command"
+
+
+def _read(context: typer.Context, path: Path | None) -> Path | None:
+    """Make the fields of a recipe the defaults of the other options, before these are read."""
+    if path is not None:
+        context.default_map = {**(context.default_map or {}), **defaults_of(path, context)}
+    return path
+
+
+_Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only.", rich_help_panel=_PANEL)]
+_Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Also what is long, such as the whole graph.", rich_help_panel=_PANEL)
+]
+_Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE.toml",
+        help="Options from a file; those given here come before it.",
+        is_eager=True,
+        callback=_read,
+        rich_help_panel=_PANEL,
+    ),
+]
+_PrintConfig = Annotated[
+    bool,
+    typer.Option("--print-config", help="Print this run's options for --config, and stop.", rich_help_panel=_PANEL),
+]
+_COMMON = {"quiet": (_Quiet, False), "verbose": (_Verbose, False), "config": (_Config, None)}
+_ALL = {**_COMMON, "print_config": (_PrintConfig, False), "context": (typer.Context, inspect.Parameter.empty)}
+
+
+def with_common(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command that takes these options too."""
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        common = {name: given.pop(name) for name in _ALL}
+        if common["print_config"]:
+            typer.echo(recipe_text(common["context"], given), nl=False)
+            return
+        if common["quiet"] and common["verbose"]:
+            raise typer.BadParameter("--quiet and --verbose at once: give one of them")
+        with voice("quiet" if common["quiet"] else "verbose" if common["verbose"] else "normal"):
+            command(**given)
+
+    signature = inspect.signature(command, eval_str=True)
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, (annotation, default) in _ALL.items()
+    ]
+    own = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in signature.parameters.values()]
+    run.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in (*own, *added)} | {"return": None}
+    return run

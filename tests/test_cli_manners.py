@@ -1,0 +1,153 @@
+"""How the command line behaves: on narrow terminals, piped, quiet, verbose, from a file, and when a name is wrong."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from typer.testing import CliRunner
+
+from nce_fx.cli import app
+
+COMMANDS = ("rewrite", "search", "analyze", "inspect", "diff", "apply", "retrain", "export", "models", "passes")
+PLAN = ("rewrite", "resnet8", "--dry-run")
+ESCAPE = re.compile(r"\x1b\[")
+
+
+def call(*arguments, **environment):
+    return CliRunner().invoke(app, list(arguments), env=environment)
+
+
+def process(*arguments, **environment):
+    """A process of its own, whose output is a pipe."""
+    return subprocess.run(
+        [sys.executable, "-m", "nce_fx", *arguments],
+        capture_output=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_quiet_says_results_alone():
+    loud, quiet = call(*PLAN), call(*PLAN, "--quiet")
+    assert loud.exit_code == quiet.exit_code == 0
+    assert "random weights" in loud.stderr
+    assert quiet.stderr == ""
+    assert quiet.stdout == loud.stdout
+    assert call("rewrite", "resnet9", "-q").stderr.startswith("nce-fx: no model")
+    assert call(*PLAN, "--quiet", "--json").stdout == call(*PLAN, "--json").stdout
+
+
+def test_the_graph_is_a_line_unless_all_is_asked_for():
+    short, long = call(*PLAN).stdout, call(*PLAN, "--verbose").stdout
+    assert re.search(r"The rewritten graph: \d+ nodes, \d+ of them quantizers", short)
+    assert "layer1_0_conv1_weight_quant" not in short
+    assert "layer1_0_conv1_weight_quant" in long
+    assert call(*PLAN, "-q", "-v").exit_code == 2
+
+
+@pytest.mark.parametrize("columns", [40, 63, 80])
+def test_nothing_is_cut_and_no_line_is_longer_than_the_terminal(columns):
+    lines = call(*PLAN, COLUMNS=str(columns)).stdout.splitlines()
+    assert max(map(len, lines)) <= columns
+    if columns < 64:
+        text = "\n".join(lines)
+        assert "layer3.0.downsample.0" in text
+        assert "…" not in text
+
+
+def test_plain_output_for_plain_terminals():
+    plain = process(*PLAN, LC_ALL="C", PYTHONIOENCODING="ascii", TERM="dumb")
+    assert plain.returncode == 0, plain.stderr
+    assert plain.stdout.decode("ascii")
+    assert b"####" in plain.stdout
+    assert b"?" not in plain.stdout
+    for output in (plain, process(*PLAN, NO_COLOR="1")):
+        assert not ESCAPE.search(output.stdout.decode())
+        assert not ESCAPE.search(output.stderr.decode())
+
+
+def test_the_recipe_of_a_run_can_be_run(here):
+    given = ["resnet8", "--max-macs", "0.8x", "--freeze", 'a"\\b', "--freeze", "fc", "--input", "1x3x16x16", "--exact"]
+    printed = call("rewrite", *given, "--recipe", '{"learning_rate": 0.1}', "--dry-run", "--print-config")
+    assert printed.exit_code == 0, printed.output
+    fields = tomllib.loads(printed.stdout)
+    assert fields["max_macs"] == "0.8x"
+    assert fields["freeze"] == ['a"\\b', "fc"]
+    assert fields["input"] == "1x3x16x16"
+    (here / "recipe.toml").write_text(printed.stdout)
+    again = call("rewrite", "--config", "recipe.toml", "--print-config")
+    assert again.stdout == printed.stdout
+    assert call("rewrite", "--config", "recipe.toml").stdout == call("rewrite", *given, "--dry-run").stdout
+    other = call("rewrite", "--config", "recipe.toml", "--max-macs", "0.9x", "--print-config")
+    assert tomllib.loads(other.stdout) == fields | {"max_macs": "0.9x"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_recipe_and_help(command):
+    shown = call(command, "--help").stdout
+    for option in ("--quiet", "--verbose", "--config", "--print-config"):
+        assert option in shown
+    targets = {"models": [], "passes": [], "apply": ["resnet8", "plan.json"], "diff": ["a", "b"]}
+    printed = call(command, *targets.get(command, ["resnet8"]), "--print-config")
+    assert printed.exit_code == 0, printed.output
+    tomllib.loads(printed.stdout)
+
+
+def test_tables_of_a_recipe_are_for_options_that_take_json(here):
+    (here / "recipe.toml").write_text('model = "resnet8"\n[model-args]\nnum_classes = 3\n')
+    printed = call("rewrite", "--config", "recipe.toml", "--print-config")
+    assert tomllib.loads(printed.stdout)["model_args"] == '{"num_classes": 3}'
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('model = "resnet8"\nbits = "two"\n', "recipe.toml, line 2: bits"),
+        ("\n\nmax_mcas = 1\n", "recipe.toml, line 3: rewrite has no option max_mcas; did you mean max_macs?"),
+        ('model = "resnet8"\nfreeze = "a"\n', "line 2: freeze"),
+        ('model = "resnet8"\n[freeze]\na = 1\n', "line 2: freeze"),
+        ("model = \n", "line 1"),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_said_with_its_line(here, text, said):
+    (here / "recipe.toml").write_text(text)
+    result = call("rewrite", "--config", "recipe.toml", COLUMNS="200")
+    assert result.exit_code == 2
+    assert said in " ".join(result.stderr.split())
+
+
+def test_a_recipe_that_is_not_there():
+    assert call("rewrite", "--config", "none.toml").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["rewrit", "resnet8"], "rewrite"),
+        (["rewrite", "resnet9"], "resnet8"),
+        (["rewrite", "resnet8", "--weight-quantizer", "sabw"], "sawb"),
+        (["rewrite", "resnet8", "--sensitivity", "fishr", "--data", "digits"], "fisher"),
+        (["rewrite", "resnet8", "--data", "digit"], "digits"),
+        (["rewrite", "resnet8", "--sed", "1"], "--seed"),
+        (["rewrite", "resnet8", "--model-args", '{"widht": 2}'], "width"),
+    ],
+)
+def test_wrong_names_are_told_the_right_one(arguments, meant):
+    result = call(*arguments)
+    assert result.exit_code in (1, 2)
+    assert meant in result.stderr.split(arguments[-1], 1)[-1] or f"did you mean '{meant}'" in result.stderr
+
+
+def test_the_shell_completes_commands_and_options():
+    asked = {"_NCE_FX_COMPLETE": "complete_bash", "COMP_CWORD": "1"}
+    result = CliRunner().invoke(app, [], prog_name="nce-fx", env={**asked, "COMP_WORDS": "nce-fx re"})
+    assert set(result.stdout.split()) == {"rewrite", "retrain"}

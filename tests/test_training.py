@@ -25,7 +25,8 @@ from nce_fx.training.batches import batches_of
 from nce_fx.training.engine import Engine, all_reduce_mean, shard
 from nce_fx.training.loss import logits_of, training_loss
 from nce_fx.training.optimizer import build_optimizer
-from nce_fx.training.recipe import bits_at, learning_rate_at
+from nce_fx.training.oscillation import dampen
+from nce_fx.training.recipe import bits_at, dampening_at, learning_rate_at
 from nce_fx.training.scratch import from_scratch
 from nce_fx.training.stages import set_bits
 from tests.training_runs import Blobs, net, same_state
@@ -405,11 +406,11 @@ def test_from_scratch_keeps_nothing_of_the_weights_and_all_of_the_scales():
     assert bool(first(x).isfinite().all())
 
 
-def quantized_net() -> Any:
+def quantized_net(weight: str = "seq") -> Any:
     torch.manual_seed(0)
     body = (nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
     model = nn.Sequential(*body, nn.Flatten(), nn.Linear(32, 4))
-    spec = nce_fx.QuantSpec(first_last_bits=2, weight="seq")
+    spec = nce_fx.QuantSpec(first_last_bits=2, weight=weight)
     return nce_fx.quantize(nce_fx.trace(model, (torch.randn(2, 1, 6, 6),)), spec)
 
 
@@ -462,6 +463,39 @@ class TestRestlessness:
         torch.testing.assert_close(norm.running_var, torch.stack([x.var((0, 2, 3)) for x in seen]).mean(0))
         assert norm.momentum == 0.1
         assert int(norm.get_buffer("num_batches_tracked")) == 5
+
+    @pytest.mark.parametrize("kind", ["sawb", "seq", "minmax"])
+    def test_dampening_adds_the_gradient_of_the_distance_to_the_levels(self, kind):
+        gm = quantized_net(kind)
+        gm(torch.randn(8, 1, 6, 6)).square().sum().backward()
+        before = {name: value.grad.clone() for name, value in gm.named_parameters() if value.grad is not None}
+        dampen(gm, 0.3)
+        for name, value in gm.named_parameters():
+            if f"{name}_quant" not in dict(gm.named_modules()):
+                assert value.grad is None or torch.equal(value.grad, before[name]), name
+                continue
+            quantizer: Any = gm.get_submodule(f"{name}_quant")
+            w = value.detach().requires_grad_()
+            levels = quantizer(value).detach()
+            clipped = torch.where((w - levels).abs() <= quantizer.step_size(w).detach() / 2, w, levels)
+            (0.3 * (clipped - levels).square().sum()).backward()
+            assert w.grad is not None
+            assert bool(w.grad.any())
+            torch.testing.assert_close(value.grad, before[name] + w.grad)
+
+    def test_dampening_rises_from_zero_and_calms_the_weights(self):
+        recipe = Recipe(epochs=4, batch_size=16, learning_rate=0.1, warmup_epochs=0, dampen=1.0)
+        strengths = [dampening_at(recipe, step, 10) for step in range(40)]
+        assert strengths[0] == 0
+        assert strengths == sorted(strengths)
+        assert strengths[-1] == pytest.approx(1.0, rel=0.01)
+        ends = []
+        for dampened in (recipe, replace(recipe, dampen=0.0)):
+            model = train(quantized_net("sawb"), Blobs(), dampened).model
+            weights = integer_weights(model).items()
+            pairs = [(levels.dequantize(), model.get_parameter(f"{path}.weight")) for path, levels in weights]
+            ends.append(sum(float((w - levels).square().sum().detach()) for levels, w in pairs))
+        assert ends[0] < 0.8 * ends[1]
 
     def test_scales_learn_at_a_rate_of_their_own(self):
         data, recipe = Blobs(), Recipe(epochs=1, batch_size=150, learning_rate=0.1, warmup_epochs=0, cosine=False)

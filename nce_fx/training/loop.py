@@ -30,9 +30,9 @@ from nce_fx.training.evaluation import accuracy_of
 from nce_fx.training.interruption import interruptions
 from nce_fx.training.log import Log, open_log
 from nce_fx.training.loss import count_correct, logits_of, training_loss
-from nce_fx.training.oscillation import levels_of, share_moved
+from nce_fx.training.oscillation import dampen, levels_of, share_moved
 from nce_fx.training.progress import Progress, reporting
-from nce_fx.training.recipe import Recipe, bits_at, learning_rate_at
+from nce_fx.training.recipe import Recipe, bits_at, dampening_at, learning_rate_at
 from nce_fx.training.result import EpochRecord, StepReport, TrainResult
 from nce_fx.training.run import Keeper, Run, prepare
 from nce_fx.training.statistics import reestimate
@@ -204,6 +204,8 @@ def train_step(run: Run, batch: Any, rate: float, seed: int, stop: bool) -> list
         )
     (loss * (size / totals[2])).backward()  # type: ignore[no-untyped-call]
     sum_gradients(run.model.parameters())
+    if recipe.dampen:
+        dampen(run.model, dampening_at(recipe, run.done, run.steps_per_epoch))
     if recipe.clip_gradient is not None:
         nn.utils.clip_grad_norm_(run.model.parameters(), recipe.clip_gradient)
     for group in run.optimizer.param_groups:

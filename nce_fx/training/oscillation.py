@@ -1,7 +1,12 @@
-"""How restless the weights are: the share of them that are on another level than when the epoch began.
+"""How restless the weights are, and what calms them (Nagel et al. 2022, "Overcoming oscillations in quantization-aware
+training", arXiv 2203.11086).
 
-At few bits most of that is oscillation: a weight near the border between two levels is pushed over it and back (Nagel
-et al. 2022, arXiv 2203.11086). It falls with the learning rate; what is left at the end is noise in the result.
+At few bits a weight near the border between two levels is pushed over it and back. The share of weights that are on
+another level than when the epoch began falls with the learning rate; what is left at the end is noise in the result.
+
+Dampening adds to the loss what draws every weight to its level, but for those beyond the outermost levels:
+
+    lambda sum (clip(w) - Q(w))^2,   so to the gradient   2 lambda (w - Q(w))
 """
 
 from __future__ import annotations
@@ -10,9 +15,10 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from nce_fx.passes.transform.quantize import integer_weights
+from nce_fx.quantizers import WeightQuantizer
 
 
 @torch.no_grad()
@@ -29,3 +35,22 @@ def share_moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> fl
     pairs = [(old, new) for old, new in pairs if old.shape == new.shape]
     count = sum(new.numel() for _, new in pairs)
     return sum(int((old != new).sum()) for old, new in pairs) / count if count else None
+
+
+@torch.no_grad()
+def dampen(model: nn.Module, strength: float) -> None:
+    """Add the gradient of dampening to the gradients of all weights that a graph quantizes as they are.
+
+    Args:
+        model: a graph after the backward pass.
+        strength: lambda.
+    """
+    for node in model.graph.find_nodes(op="call_module") if isinstance(model, GraphModule) else ():
+        quantizer, source = model.get_submodule(str(node.target)), node.args[0]
+        if not isinstance(quantizer, WeightQuantizer) or not isinstance(source, Node) or source.op != "get_attr":
+            continue
+        weight = model.get_parameter(str(source.target))
+        if weight.grad is not None:
+            away = weight - quantizer(weight)
+            inside = away.abs() <= quantizer.step_size(weight) / 2
+            weight.grad.add_(away * inside, alpha=2 * strength)

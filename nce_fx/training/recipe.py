@@ -44,6 +44,9 @@ class Recipe:
     distill_temperature: Positive = 4.0
     bits: tuple[Annotated[StrictInt, Field(ge=1, le=8)], ...] = ()
     """Progressive bits, such as (8, 4, 2): the epochs are split evenly, a quantizer never goes below its own bits."""
+    dampen: NotNegative = 0.0
+    """How strongly weights are drawn to their levels in the end; it rises from zero as a cosine over the run. Lambda of
+    Nagel et al. 2022, see `nce_fx.training.oscillation`."""
     reestimate: Whole = 0
     """Training batches from which BatchNorm's statistics are taken anew at the end, before the last evaluation."""
     clip_gradient: Positive | None = None
@@ -87,6 +90,12 @@ def learning_rate_at(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
         return recipe.learning_rate
     done = (step - warmup) / max(1, recipe.epochs * steps_per_epoch - warmup)
     return recipe.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+
+
+def dampening_at(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+    """Return the strength of dampening at a step, counted from 0 over the whole run."""
+    done = step / max(1, recipe.epochs * steps_per_epoch)
+    return recipe.dampen * 0.5 * (1.0 - math.cos(math.pi * min(1.0, done)))
 
 
 def bits_at(recipe: Recipe, epoch: int) -> int | None:

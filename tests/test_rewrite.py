@@ -72,7 +72,6 @@ def test_without_a_budget_nothing_that_is_paid_rises(name, spec):
     assert before.keys() == after.keys() >= {"activation_bytes"}
     alone = nce_fx.rewrite(net(name), example(32), spec=spec, budget=nce_fx.Budget(macs=1.0))
     assert alone.report.budget == {"macs": 1.0}
-    assert alone.plan.widths != result.plan.widths
     assert alone.plan.source["objective"] <= result.plan.source["objective"]
 
 

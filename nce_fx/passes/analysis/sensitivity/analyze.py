@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from nce_fx.passes.analysis.sensitivity.groups import by_group
 from nce_fx.passes.analysis.sensitivity.onebyone import kl, loss
 from nce_fx.passes.analysis.sensitivity.probe import Batch, Loss, Probe, Watch
 from nce_fx.passes.analysis.sensitivity.report import NodeSensitivity, SensitivityReport
-from nce_fx.passes.analysis.sensitivity.rounding import Bits, Noise, noise_in, real_noise
+from nce_fx.passes.analysis.sensitivity.rounding import Bits, Noise, Point, noise_in, real_noise
 from nce_fx.passes.analysis.sensitivity.scores import Progress, Scores
 from nce_fx.passes.analysis.sensitivity.sharing import ALONE, Share
 from nce_fx.passes.analysis.sensitivity.weights import sqnr, sqnr_activation
@@ -138,7 +138,17 @@ def _report(probe: Probe, channels: ChannelGraph, scores: Scores, metric: str, b
         read = sum(scores.activation.get(value.name, 0.0) for value in layer.inputs)
         before = nodes[layer.path].activation if layer.path in nodes else 0.0
         nodes[layer.path] = NodeSensitivity(scores.weight.get(layer.path, 0.0), before + read)
+    if probe.noise.points is not None:
+        scores = replace(scores, activation=_by_value(probe.noise.points, scores.activation))
     return SensitivityReport(metric, bits, nodes, by_group(channels, scores), scores.forwards)
+
+
+def _by_value(points: Iterable[Point], activation: Mapping[str, float]) -> dict[str, float]:
+    """Return scores by the value that is rounded; one that is rounded twice, at two numbers of bits, has the sum."""
+    result: dict[str, float] = {}
+    for point in points:
+        result[point.value] = result.get(point.value, 0.0) + activation.get(point.name, 0.0)
+    return result
 
 
 def _described(batches: Sequence[Batch]) -> dict[str, Any]:

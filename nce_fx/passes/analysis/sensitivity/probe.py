@@ -22,7 +22,7 @@ from nce_fx.copying import copied
 from nce_fx.errors import InputError, where
 from nce_fx.passes.analysis.layers import Layer, find_layers, made_from, source_parameters
 from nce_fx.passes.analysis.liveness import writes_in_place
-from nce_fx.passes.analysis.sensitivity.rounding import Noise, Rounding
+from nce_fx.passes.analysis.sensitivity.rounding import Noise, Point, Rounding
 from nce_fx.passes.analysis.sensitivity.sharing import ALONE, Share
 from nce_fx.paths import parameters_of
 
@@ -58,7 +58,9 @@ class Probe:
         """
         shared: dict[int, Any] = {id(buffer): buffer for buffer in gm.buffers()}
         shared |= {id(p): nn.Parameter(p.detach(), p.is_floating_point()) for p in gm.parameters()}
-        probe = Probe(copied(gm, shared).eval(), noise, loss or cross_entropy, share or ALONE, watch)
+        copy = copied(gm, shared).eval()
+        _mark(copy, noise.points or ())
+        probe = Probe(copy, noise, loss or cross_entropy, share or ALONE, watch)
         for layer in probe.layers:
             for path in layer.weights:
                 if not bool(torch.isfinite(probe.gm.get_parameter(path)).all()):
@@ -90,7 +92,10 @@ class Probe:
 
     @cached_property
     def activations(self) -> tuple[Node, ...]:
-        """The floating values that layers read, each once, in graph order."""
+        """The floating values that layers read, each once, in graph order; or where the noise says it is."""
+        if self.noise.points is not None:
+            names = {point.name for point in self.noise.points}
+            return tuple(node for node in self.gm.graph.nodes if node.name in names)
         read = dict.fromkeys(value for layer in self.working for value in layer.inputs)
         order = {node: index for index, node in enumerate(self.gm.graph.nodes)}
         floating = [node for node in read if _is_floating(node) and not source_parameters(node)]
@@ -237,6 +242,25 @@ class Probe:
         if not bool(torch.isfinite(value.detach()).all()):
             raise InputError("the model's loss is NaN or infinite on these batches: check weights and data")
         return value
+
+
+def _mark(gm: GraphModule, points: Iterable[Point]) -> None:
+    """Put a node where a value is rounded on its way to some of its readers: to them only what it gives is noisy."""
+    nodes = {node.name: node for node in gm.graph.nodes}
+    for point in points:
+        value = nodes[point.value]
+        with gm.graph.inserting_after(value):
+            mark = gm.graph.create_node("call_function", passed_on, (value,), name=point.name)
+        mark.meta = {"tensor_meta": value.meta["tensor_meta"]} if "tensor_meta" in value.meta else {}
+        for reader in point.readers:
+            if reader in nodes:
+                nodes[reader].replace_input_with(value, mark)
+    gm.recompile()
+
+
+def passed_on(value: Tensor) -> Tensor:
+    """Return a value as a tensor of its own, which has the gradient of those who read it here."""
+    return value.view_as(value)
 
 
 def first_tensor(output: Any) -> Tensor:

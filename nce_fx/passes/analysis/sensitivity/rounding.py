@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from nce_fx.passes.transform.quantize import QuantSpec, quantize
-from nce_fx.passes.transform.quantize.calibrate import quantizers_by_value
+from nce_fx.passes.transform.quantize.calibrate import quantized_value
 from nce_fx.passes.transform.quantize.read import weight_quantizers
 from nce_fx.quantizers import ActivationQuantizer
 from nce_fx.quantizers.base import WeightQuantizer
@@ -23,6 +25,15 @@ Bits = int | Mapping[str, int]
 """For every layer, or per layer path; layers that a mapping leaves out stay in float."""
 
 
+class Point(NamedTuple):
+    """Where a value is rounded on its way to some of its readers, such as those that are layers."""
+
+    name: str
+    value: str
+    readers: tuple[str, ...]
+    """Names of nodes."""
+
+
 @dataclass(frozen=True)
 class Noise:
     """What low precision does to a tensor of weights and to a tensor of activations."""
@@ -30,8 +41,10 @@ class Noise:
     weight: Callable[[str, Tensor], Tensor]
     """(layer path, weight) -> the rounded weight."""
     activation: Callable[[str, tuple[str, ...], Tensor], Rounding]
-    """(name of the value, paths of the layers that read it, a sample of it) -> what rounds it, with the range that
-    suits the sample."""
+    """(name of the value or of the point, paths of the layers that read it, a sample of it) -> what rounds it, with the
+    range that suits the sample."""
+    points: tuple[Point, ...] | None = None
+    """Where values are rounded; by default whatever a layer reads is, for all its readers."""
 
 
 def real_noise(bits: Bits) -> Noise:
@@ -74,7 +87,14 @@ def noise_in(quantized: GraphModule) -> Noise:
     Where levels lie at a scale of their own, which the normalization after the layer undoes, the scale is no noise:
     they are taken at the one that is nearest to the weights.
     """
-    of_weights, of_values = weight_quantizers(quantized), quantizers_by_value(quantized)
+    of_weights = weight_quantizers(quantized)
+    of_values: dict[str, ActivationQuantizer] = {}
+    points = []
+    for node in quantized.graph.nodes:
+        module = quantized.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, ActivationQuantizer):
+            of_values[node.name] = module
+            points.append(Point(node.name, quantized_value(module, node), tuple(_readers(node))))
 
     def round_weight(path: str, value: Tensor) -> Tensor:
         quantizer = of_weights.get(path)
@@ -86,11 +106,17 @@ def noise_in(quantized: GraphModule) -> Noise:
         return _rounded(copy.deepcopy(quantizer.module), value)
 
     def round_activation(name: str, readers: tuple[str, ...], sample: Tensor) -> Rounding:
-        # Of several the first has most bits: the tensor as such is as good as the best.
-        found = of_values.get(name)
-        return _settled(copy.deepcopy(found[0]), sample) if found else _kept
+        return _settled(copy.deepcopy(of_values[name]), sample) if name in of_values else _kept
 
-    return Noise(round_weight, round_activation)
+    return Noise(round_weight, round_activation, tuple(points))
+
+
+def _readers(node: Node) -> Iterator[str]:
+    """Yield the names of the readers of a quantizer as the float graph has them, which pads inside of its layers."""
+    for user in node.users:
+        if user.target is F.pad and user.kwargs.get("mode", "constant") != "constant":
+            yield from _readers(user)
+        yield user.name
 
 
 @torch.no_grad()

@@ -72,15 +72,19 @@ def set_ranges(gm: GraphModule, batches: Iterable[Any]) -> None:
             quantizer.settle()
 
 
+def quantized_value(quantizer: ActivationQuantizer, node: Node) -> str:
+    """Return the name of the value in the float graph that the quantizer of a node quantizes."""
+    return quantizer.replaces.name if quantizer.replaces is not None else node.all_input_nodes[0].name
+
+
 def quantizers_by_value(quantized: GraphModule) -> dict[str, list[ActivationQuantizer]]:
-    """Return by the name of a value in the float graph what quantizes it, that of most bits first."""
+    """Return by the name of a value in the float graph what quantizes it."""
     found: dict[str, list[ActivationQuantizer]] = {}
     for node in quantized.graph.nodes:
         module = quantized.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, ActivationQuantizer):
-            name = module.replaces.name if module.replaces is not None else node.all_input_nodes[0].name
-            found.setdefault(name, []).append(module)
-    return {name: sorted(several, key=lambda module: -module.bits) for name, several in found.items()}
+            found.setdefault(quantized_value(module, node), []).append(module)
+    return found
 
 
 @dataclass

@@ -23,6 +23,10 @@ ATTRIBUTES = "attributes"
 """In ``meta``: plain values that the user's model has beside its modules and tensors."""
 
 
+_COMPILED = frozenset({"_graph", "_code", "_lineno_map", "_prologue_start", "_compiled_call_impl"})
+"""What a graph module holds that is made of its graph."""
+
+
 class TracedModule(GraphModule):
     """A graph module that is trained as its model is, and answers what its model's class answers."""
 
@@ -35,6 +39,13 @@ class TracedModule(GraphModule):
                 if path in frozen:
                     module.training = False
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return what ``torch.save`` keeps: the graph, and what the module holds."""
+        from nce_fx.pickling import lines_of, restored
+
+        kept = {key: value for key, value in self.__dict__.items() if key not in _COMPILED}
+        return restored, (TracedModule, type(self).__name__, kept, lines_of(self.graph))
 
     def __getattr__(self, name: str) -> Any:
         """Return what the graph has, else what the user's own model has under that name."""

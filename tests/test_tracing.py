@@ -18,7 +18,7 @@ from nce_fx.models import MODELS
 from nce_fx.passes.transform import resize as resizing
 from nce_fx.tracing.modes import runs_in
 from nce_fx.tracing.shapes import first_misfit
-from tests.observing import counted
+from tests.observing import counted, seeded
 from tests.zoo import ZOO
 from tests.zoo.model import Head, conv, image
 
@@ -257,3 +257,56 @@ def test_every_way_of_writing_a_linear_layer_is_quantized_under_the_name_of_its_
     assert list(nce_fx.integer_weights(quantized)) == ["rows", "columns", "letters", "proj", "out"]
     quantized.train()(*zoo.inputs).sum().backward()
     assert not [name for name, parameter in quantized.named_parameters() if parameter.grad is None]
+
+
+@pytest.mark.parametrize("name", ["auxiliary_head", "frozen_norm", "own_linears", "asks_for_tensors"])
+def test_torch_saves_and_loads_a_result_whole(tmp_path, name):
+    zoo = ZOO[name]
+    gm = nce_fx.trace(zoo.make(), zoo.inputs)
+    for result in (gm, nce_fx.quantize(gm, nce_fx.QuantSpec(), zoo.inputs)):
+        torch.save(result, tmp_path / "whole.pt")
+        again = torch.load(tmp_path / "whole.pt", weights_only=False)
+        assert str(again.graph) == str(result.graph)
+        assert again.state_dict().keys() == result.state_dict().keys()
+        for mode in (False, True):
+            pair = [seeded(network.train(mode), zoo.inputs) for network in (result, again)]
+            torch.testing.assert_close(pair[1], pair[0], rtol=0, atol=0)
+        assert nce_fx.analyze_cost(again).total == nce_fx.analyze_cost(result).total
+
+
+def test_the_names_of_a_state_dict_are_the_models():
+    class Normalized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mean", torch.full((1, 3, 1, 1), 0.3), persistent=False)
+            self.scale, self.a, self.head = torch.tensor(2.0), conv(3, 6), Head(6)
+
+        def forward(self, x):
+            return self.head(F.relu(self.a((x - self.mean) * self.scale)))
+
+    model = Normalized().eval()
+    gm = nce_fx.trace(model, (image(),))
+    wide = nce_fx.resize(gm, {"a": 9})
+    assert gm.state_dict().keys() == wide.state_dict().keys() == model.state_dict().keys()
+    gm.load_state_dict(model.state_dict())
+    torch.testing.assert_close(wide(image()), model(image()))
+
+
+@pytest.mark.parametrize("rotary", [2, 4])
+def test_a_slice_that_is_empty_holds_no_channels(rotary):
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.out = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            q, k = (f(x).view(2, 5, 2, 4).permute(0, 2, 1, 3).reshape(4, 5, 4) for f in (self.q, self.k))
+            q = torch.cat((q[..., :rotary] * 2, q[..., rotary:]), -1)
+            y = (q @ k.transpose(1, 2)).softmax(-1) @ q
+            return self.out(y.view(2, 2, 5, 4).permute(0, 2, 1, 3).reshape(2, 5, 8))
+
+    x = torch.randn(2, 5, 8)
+    model = Turned().eval()
+    gm = nce_fx.trace(model, (x,))
+    free = {group.id: group.width + group.step for group in nce_fx.analyze_channels(gm) if group.pinned is None}
+    torch.testing.assert_close(nce_fx.resize(gm, free)(x), model(x))

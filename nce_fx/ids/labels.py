@@ -92,7 +92,9 @@ def varies(label: Label, axis: int) -> bool:
 
 
 def line_of(label: Label, axis: int) -> torch.Tensor:
-    """Return the ids along one axis at the first index of all others."""
+    """Return the ids along one axis at the first index of all others; nothing of an empty label."""
+    if not label.numel():
+        return label.new_zeros(label.shape[axis])
     return label.as_strided((label.shape[axis],), (label.stride(axis),), label.storage_offset())
 
 

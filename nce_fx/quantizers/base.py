@@ -83,6 +83,11 @@ class Replaced(NamedTuple):
     kwargs: dict[str, Any]
     in_place: bool
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        from nce_fx.pickling import filled, function
+
+        return filled, (Replaced, *map(function, self))
+
 
 def unsigned_grid(bits: int) -> Grid:
     """0 .. 2^b - 1."""

@@ -162,6 +162,7 @@ class _Tracing:
         propagate_shapes(gm, self.inputs.values)
         gm.meta["traced"] = way
         gm.meta["inputs"] = signature(self.inputs.named, by_name=bool(self.inputs.kwargs))
+        _keep_names(gm, self.model)
         gm.meta[FROZEN] = self.modes.frozen
         gm.meta[ORIGIN] = type(self.model)
         gm.meta[ATTRIBUTES] = plain_attributes(self.model)
@@ -195,6 +196,15 @@ def _check_names(model: nn.Module) -> None:
                 f"{type(model).__name__}.{name} cannot be traced: torch.fx's graphs have a {name!r} of their own; "
                 "rename it, or put the model into an nn.Sequential"
             )
+
+
+def _keep_names(gm: GraphModule, model: nn.Module) -> None:
+    """Leave out of the graph's ``state_dict`` what is not in the model's: buffers that are not kept, constants."""
+    own = model.state_dict().keys()
+    for path, module in modules_of(gm):
+        for name in module._buffers:
+            if (f"{path}.{name}" if path else name) not in own:
+                module._non_persistent_buffers_set.add(name)
 
 
 def _take_modes(gm: GraphModule, model: nn.Module) -> None:

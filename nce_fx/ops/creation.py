@@ -26,8 +26,8 @@ ROWS = (
     ),
     _made("full_like", movement.alike, "input, fill_value", _tokens(0.5)),
     _made("bernoulli", movement.alike, "input", lambda: (rand(2, 6, 8),)),
-    _made("tril", movement.alike, "input, diagonal=0", _tokens(2)),
-    _made("triu", movement.alike, "input, diagonal=0", _tokens(2)),
+    _made("tril", movement.triangle, "input, diagonal=0", _tokens(2)),
+    _made("triu", movement.triangle, "input, diagonal=0", _tokens(2)),
     *(
         _made(name, movement.new_shape, "input, size", _tokens([2, 6, 8]))
         for name in ("new_zeros", "new_ones", "new_empty")

@@ -50,6 +50,15 @@ def alike(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTe
     return ChannelTensor(value.run, value.shape, value.labels, kwargs.get("dtype") or value.dtype)
 
 
+def triangle(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Zeros on one side of a diagonal of the last two axes: which elements stay depends on their place."""
+    value = args[0]
+    for label in value.labels:
+        if any(value.run.carries(label, axis) for axis in range(max(0, value.dim() - 2), value.dim())):
+            return opaque(func, args, kwargs, "a triangle of its channels is kept, by their places")
+    return alike(func, args, kwargs)
+
+
 def moved(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Views that keep strides: run the op on each label."""
     value = args[0]

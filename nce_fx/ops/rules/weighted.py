@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -302,7 +303,7 @@ def group_norm(
 def prelu(input: Any, weight: Any) -> ChannelTensor:
     """A slope for each channel (axis 1), or one for all."""
     run = run_of((input, weight))
-    if isinstance(weight, ChannelTensor) and weight.numel() > 1 and isinstance(input, ChannelTensor):
+    if isinstance(weight, _WEIGHTS) and prod(weight.shape) > 1 and isinstance(input, ChannelTensor):
         axis = 1 if input.dim() > 1 else 0
         line = channel_line(run, label_for(input, axis), axis)
         run.follow(weight, 0, line)

@@ -283,11 +283,6 @@ def _edit(result: GraphModule, gm: GraphModule, run: Resizing, kept: Mapping[str
         source = new.args[position]
         assert isinstance(source, Node)
         new.update_arg(position, _select(result, new, source, axis, order))
-    for node, (position, axis, shares) in edits.products.items():
-        new, dtype = nodes[node], run.env[tree_leaves(node.args)[position]].dtype
-        operands, places = tree_flatten(new.args)
-        operands[position] = _multiply(result, new, operands[position], axis, torch.from_numpy(shares).to(dtype))
-        new.args = tree_unflatten(operands, places)
     for node, (source, axis, order) in edits.selects.items():
         old = nodes[node]
         selected = _select(result, old, nodes[source], axis, order)
@@ -300,6 +295,11 @@ def _edit(result: GraphModule, gm: GraphModule, run: Resizing, kept: Mapping[str
         if isinstance(value, ChannelTensor) and isinstance(meta, TensorMetadata) and value.shape != meta.shape:
             stride = torch.empty(value.shape, device="meta").stride()
             new.meta["tensor_meta"] = meta._replace(shape=value.shape, stride=stride)
+    for node, (position, axis, shares) in edits.products.items():
+        new, dtype = nodes[node], run.env[tree_leaves(node.args)[position]].dtype
+        operands, places = tree_flatten(new.args)
+        operands[position] = _multiply(result, new, operands[position], axis, torch.from_numpy(shares).to(dtype))
+        new.args = tree_unflatten(operands, places)
     for path, found in kept.items():
         keep(result, Computed(nodes[found.weight], found.gain and nodes[found.gain]), path)
     left = {node.args[0] for node in edits.arguments if node.target in (operator.getitem, getattr)}

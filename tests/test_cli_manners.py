@@ -1,10 +1,12 @@
 """How the command line behaves: on narrow terminals, piped, quiet, verbose, from a file, and when a name is wrong."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 import tomllib
+from datetime import datetime
 
 import pytest
 from typer.testing import CliRunner
@@ -75,6 +77,22 @@ def test_plain_output_for_plain_terminals():
         assert not ESCAPE.search(output.stderr.decode())
 
 
+def test_a_run_can_be_followed_as_json_lines(here):
+    done = call("rewrite", "resnet8", "--data", "digits", "--retrain", "2", "--log", "run.jsonl", "--json")
+    assert done.exit_code == 0, done.output
+    lines = [json.loads(line) for line in (here / "run.jsonl").read_text().splitlines()]
+    assert all(datetime.fromisoformat(line["time"]).tzinfo for line in lines)
+    epochs = [(line["run"], line["epoch"]) for line in lines if line["event"] == "epoch"]
+    runs = ("float resnet8", "uniform 2-bit", "NCE 2-bit")
+    assert epochs == [(run, epoch) for run in runs for epoch in (1, 2)]
+    assert [line["name"] for line in lines if line["event"] == "step"][:2] == ["trace", "analyze channels"]
+    result = {key: value for key, value in lines[-1].items() if key not in ("time", "event")}
+    content = json.loads(done.stdout)
+    assert [line["text"] for line in lines if line["event"] == "note"] == content.pop("notes")
+    assert result == content
+    assert call("models", "--log", str(here)).exit_code == 2
+
+
 def test_the_recipe_of_a_run_can_be_run(here):
     given = ["resnet8", "--max-macs", "0.8x", "--freeze", 'a"\\b', "--freeze", "fc", "--input", "1x3x16x16", "--exact"]
     printed = call("rewrite", *given, "--recipe", '{"learning_rate": 0.1}', "--dry-run", "--print-config")
@@ -123,6 +141,14 @@ def test_a_mistake_in_a_recipe_is_said_with_its_line(here, text, said):
     result = call("rewrite", "--config", "recipe.toml", COLUMNS="200")
     assert result.exit_code == 2
     assert said in " ".join(result.stderr.split())
+
+
+def test_a_recipe_may_say_what_every_command_takes(here):
+    (here / "recipe.toml").write_text('model = "resnet8"\ndry_run = true\nquiet = true\nlog = "run.jsonl"\n')
+    result = call("rewrite", "--config", "recipe.toml")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    assert (here / "run.jsonl").exists()
 
 
 def test_a_recipe_that_is_not_there():

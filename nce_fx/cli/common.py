@@ -1,4 +1,4 @@
-"""What every command takes: --quiet, --verbose, --config and --print-config."""
+"""What every command takes: --quiet, --verbose, --log, --config and --print-config."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from nce_fx.cli.events import logging_to
 from nce_fx.cli.recipe_file import defaults_of, recipe_text
-from nce_fx.cli.voice import voice
+from nce_fx.cli.voice import Voice, voice
 
 _PANEL = "Every command"
 
@@ -26,6 +27,15 @@ def _read(context: typer.Context, path: Path | None) -> Path | None:
 _Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only.", rich_help_panel=_PANEL)]
 _Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Also what is long, such as the whole graph.", rich_help_panel=_PANEL)
+]
+_Log = Annotated[
+    Path | None,
+    typer.Option(
+        "--log",
+        metavar="FILE.jsonl",
+        help="Write steps, epochs, notes and the result to a file, a JSON object a line.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 _Config = Annotated[
     Path | None,
@@ -42,7 +52,7 @@ _PrintConfig = Annotated[
     bool,
     typer.Option("--print-config", help="Print this run's options for --config, and stop.", rich_help_panel=_PANEL),
 ]
-_COMMON = {"quiet": (_Quiet, False), "verbose": (_Verbose, False), "config": (_Config, None)}
+_COMMON = {"quiet": (_Quiet, False), "verbose": (_Verbose, False), "log": (_Log, None), "config": (_Config, None)}
 _ALL = {**_COMMON, "print_config": (_PrintConfig, False), "context": (typer.Context, inspect.Parameter.empty)}
 
 
@@ -57,7 +67,8 @@ def with_common(command: Callable[..., None]) -> Callable[..., None]:
             return
         if common["quiet"] and common["verbose"]:
             raise typer.BadParameter("--quiet and --verbose at once: give one of them")
-        with voice("quiet" if common["quiet"] else "verbose" if common["verbose"] else "normal"):
+        loudness: Voice = "quiet" if common["quiet"] else "verbose" if common["verbose"] else "normal"
+        with voice(loudness), logging_to(common["log"]):
             command(**given)
 
     signature = inspect.signature(command, eval_str=True)

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -23,6 +23,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from nce_fx.cli.events import log_event
 from nce_fx.cli.narrow import NARROW, as_list
 from nce_fx.cli.voice import current_voice
 from nce_fx.training.result import StepReport
@@ -71,10 +72,13 @@ class Terminal:
     def note(self, text: str) -> None:
         """Say something beside the result."""
         self.said.append(text)
+        log_event("note", text=text)
         self.notes.print(text, style="dim", markup=False)
 
     def finish(self, content: dict[str, Any]) -> None:
         """Print the one JSON object, where it was asked for."""
+        if self.is_main:
+            log_event("result", **content)
         if self.as_json and self.is_main:
             print(json.dumps(content | {"notes": self.said}, indent=2, allow_nan=False), file=sys.stdout, flush=True)
 
@@ -112,6 +116,9 @@ class Terminal:
                 test = "" if at.test_accuracy is None else f", test {at.test_accuracy:.1%}"
                 state = f"epoch {at.epoch}/{at.epochs}, loss {at.loss:.3f}, train {at.accuracy:.1%}{test}"
                 bars.update(task, total=at.steps, completed=at.step, state=state)
+                if self.is_main and at.step % max(at.steps // at.epochs, 1) == 0:
+                    fields = {key: value for key, value in asdict(at).items() if key != "seconds_left"}
+                    log_event("epoch", run=name, **fields)
 
             yield advance
 
@@ -127,6 +134,7 @@ class Steps:
         """Start a step, and end the one before."""
         self.done()
         self.current = self.bars.add_task(name, total=None)
+        log_event("step", name=name)
 
     def done(self) -> None:
         """End the step that runs."""

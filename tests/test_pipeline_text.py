@@ -266,3 +266,20 @@ def test_a_network_without_quantizers_is_not_retrained(here):
     result = call("retrain", "result", "--data", "digits", "--epochs", "1")
     assert result.exit_code == 1
     assert "none of its passes is quantize" in result.stderr
+
+
+def test_a_network_made_with_a_pass_of_the_users_own_is_retrained_beside_a_rival_that_went_through_it_too(here):
+    passes = 'resize{plan={"conv1":3}},scale.py:Scale{factor=3},quantize'
+    result = call("apply", "resnet8", "--data", "digits", "--passes", passes, "--out", "result")
+    assert result.exit_code == 0, result.output
+    before = json.loads((here / "result" / "history.json").read_text())["steps"]
+    epochs = ["--data", "digits", "--epochs", "1", "--json"]
+    refused = call("retrain", "result", *epochs)
+    assert refused.exit_code == 1
+    assert "which is not nce-fx's" in refused.stderr
+    result = call("retrain", "result", *epochs, "--pass", "scale.py:Scale")
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["comparison"]["rows"]
+    assert [row["network"] for row in rows] == ["float", "uniform 2-bit", "NCE 2-bit"]
+    after = json.loads((here / "result" / "history.json").read_text())["steps"]
+    assert after == before

@@ -1,5 +1,8 @@
 """The built-in networks at their published sizes, and models and weights as users name them."""
 
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -313,6 +316,42 @@ def test_many_missing_keys_are_counted(saved):
 def test_files_that_are_not_weights(tmp_path):
     with pytest.raises(ArtifactError, match="there is no such file"):
         load_weights(MODELS["resnet8"](), tmp_path / "none.safetensors")
-    torch.save({}, tmp_path / "old.pth")
-    with pytest.raises(ArtifactError, match=r"not a readable safetensors file .*; save them with safetensors"):
+    torch.save({"epoch": 3, "loss": 0.5}, tmp_path / "old.pth")
+    with pytest.raises(ArtifactError, match="holds no state_dict, but epoch, loss: save model"):
         load_weights(MODELS["resnet8"](), tmp_path / "old.pth")
+    torch.save(MODELS["resnet8"](), tmp_path / "whole.pt")
+    with pytest.raises(ArtifactError, match="holds Python objects beside tensors, which are not loaded"):
+        load_weights(MODELS["resnet8"](), tmp_path / "whole.pt")
+    (tmp_path / "text.pth").write_text("no weights")
+    with pytest.raises(ArtifactError, match=r"weights .*text\.pth"):
+        load_weights(MODELS["resnet8"](), tmp_path / "text.pth")
+
+
+FORMS: dict[str, Callable[[dict[str, Any], Path], Any]] = {
+    "plain.pth": torch.save,
+    "lightning.ckpt": lambda state, path: torch.save(
+        {"epoch": 3, "optimizer_states": [], "state_dict": {f"model.{k}": v for k, v in state.items()}}, path
+    ),
+    "compiled.pt": lambda state, path: torch.save({f"module._orig_mod.{k}": v for k, v in state.items()}, path),
+    "parallel.safetensors": lambda state, path: save_file({f"module.{k}": v for k, v in state.items()}, path),
+}
+
+
+@pytest.mark.filterwarnings("ignore:weights")
+@pytest.mark.parametrize("form", FORMS)
+def test_weights_come_in_the_forms_that_people_have(tmp_path, form):
+    model = MODELS["resnet8"]()
+    FORMS[form](model.state_dict(), tmp_path / form)
+    other: Any = load_weights(MODELS["resnet8"](), tmp_path / form)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_weights_in_shards_are_one_and_what_is_taken_off_is_said(tmp_path):
+    state = {f"module.{name}": value for name, value in MODELS["resnet8"]().state_dict().items()}
+    shards = {name: f"{index % 2}.safetensors" for index, name in enumerate(state)}
+    for shard in set(shards.values()):
+        save_file({name: state[name] for name in state if shards[name] == shard}, tmp_path / shard)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    with pytest.warns(UserWarning, match=r"weights .*index.json: read names without 'module\.'"):
+        other: Any = load_weights(MODELS["resnet8"](), tmp_path / "model.safetensors.index.json")
+    assert torch.equal(other.state_dict()["fc.weight"], state["module.fc.weight"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from nce_fx.callables import load_callable, nearest
-from nce_fx.errors import ArtifactError, InputError, NceFxError, one_line
+from nce_fx.errors import InputError, NceFxError, one_line
 from nce_fx.models import MODELS
+from nce_fx.models.checkpoints import read_weights
 
 
 def load_model(spec: str, model_args: Mapping[str, Any] | None = None) -> nn.Module:
@@ -72,17 +74,20 @@ def arguments_for(
 
 
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
-    """Load a safetensors file into ``model``, in place, and return it; nothing is loaded unless all of it fits.
+    """Load a file of weights into ``model``, in place, and return it; nothing is loaded unless all of it fits.
 
-    The file may leave out BatchNorm's ``num_batches_tracked`` and all but one name of a shared parameter.
+    The file may leave out BatchNorm's ``num_batches_tracked`` and all but one name of a shared parameter. What wraps
+    the names in it is taken off, with a warning that says so: see `nce_fx.models.checkpoints`.
 
     Raises:
-        ArtifactError: the file is missing or is not a safetensors file.
+        ArtifactError: the file is missing or damaged, or holds no weights.
         InputError: keys are missing, unexpected or of the wrong shape, or a value is not finite.
     """
     path = Path(path).expanduser()
-    weights = _read(path)
     state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    weights, taken_off = read_weights(path, state)
+    if taken_off:
+        warnings.warn(f"weights {path}: read {taken_off}", stacklevel=2)
     shared = {_identity(state[name]) for name in weights if name in state}
     missing = [
         name
@@ -122,19 +127,6 @@ def check_finite(tensors: Mapping[str, Any], what: str) -> None:
                 f"{what}: {name} holds {nans} NaN and {infinities} infinite of {value.numel()} values: "
                 "these weights cannot be used"
             )
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise ArtifactError(f"weights {path}: there is no such file")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        hint = "" if path.suffix == ".safetensors" else "; save them with safetensors.torch.save_file"
-        raise ArtifactError(f"weights {path}: not a readable safetensors file ({one_line(error)}){hint}") from error
 
 
 def _check_arguments(name: str, arguments: Mapping[str, Any]) -> None:

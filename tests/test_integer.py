@@ -10,8 +10,12 @@ import torch
 import torch.nn.functional as F
 from onnx import TensorProto
 from torch import nn
+from typer.testing import CliRunner
 
 import nce_fx
+from nce_fx.cli import app
+from nce_fx.data import load_data
+from nce_fx.data.images import Images
 from nce_fx.export import export_onnx, to_integer
 from nce_fx.export.integer import addition, module_of
 from nce_fx.export.integer.epilogue import Epilogue
@@ -20,7 +24,8 @@ from nce_fx.export.integer.tensors import IntegerTensor
 from nce_fx.export.levels import ActivationLevels
 from nce_fx.models import MODELS
 from nce_fx.quantizers.base import Grid
-from tests.test_export import PAIRS, random, settled
+from nce_fx.report.records import ModelReference
+from tests.test_export import DEPLOY, PAIRS, random, settled
 
 
 def quantized(model, x, **spec):
@@ -196,3 +201,20 @@ def test_the_module_computes_what_the_file_does(tmp_path, build, weight, activat
     assert np.abs(ours[0].numpy() - theirs[0]).max() <= 1e-6 * np.abs(theirs[0]).max()
     assert all(np.array_equal(mine.numpy(), other) for mine, other in zip(ours[1:], theirs[1:], strict=True))
     assert torch.allclose(to_integer(gm)(x), gm(x), atol=1e-5)
+
+
+def test_the_program_of_the_documentation_runs_the_file_of_one_command(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("sklearn")
+    images = load_data("digits").test
+    assert isinstance(images, Images)
+    x = images.normalised(images.pixels)
+    torch.manual_seed(0)
+    gm = nce_fx.trace(settled(MODELS["resnet8"](width=4, in_channels=x.shape[1])), (x[:2],))
+    gm = nce_fx.quantize(gm, nce_fx.QuantSpec(sums="int8", exact=True), [x[:64]])
+    nce_fx.save(gm, tmp_path / "out", model=ModelReference(reference="resnet8", args={"width": 4, "in_channels": 1}))
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(app, ["export", "out", "--onnx", "model.onnx"]).exit_code == 0
+    text = DEPLOY[DEPLOY.index("import onnxruntime") :]
+    exec(text[: text.index("```")], {})
+    accuracy = float((gm.eval()(x).argmax(1) == images.labels).double().mean())
+    assert f"{accuracy:.2%}" in capsys.readouterr().out

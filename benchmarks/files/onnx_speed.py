@@ -28,6 +28,7 @@ from onnxruntime import quantization
 from torch import Tensor, nn
 
 import nce_fx
+import tests.torchvision_operators  # noqa: F401
 from benchmarks import pages
 from benchmarks.pages import load, save
 from nce_fx.export import export_onnx

@@ -50,7 +50,7 @@ def lower(model: ModelProto, given: Marked) -> Lowered:
     kept = [tensor for name, tensor in nodes.constants.items() if name in read or name in nodes.outputs]
     del model.graph.node[:], model.graph.initializer[:]
     model.graph.node.extend(writer.nodes)
-    model.graph.initializer.extend([*kept, *writer.constants.values()])
+    model.graph.initializer.extend([*kept, *(tensor for name, tensor in writer.constants.items() if name in read)])
     for output in model.graph.output:
         output.name = names.get(output.name, output.name)
     done = {marked(nodes.writer[t]) for t in plan.sources if t in plan.wanted or t in plan.wanted_integers}

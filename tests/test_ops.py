@@ -233,11 +233,12 @@ def said(name: str) -> tuple[Any, ...] | None:
     cost = nce_fx.analyze_cost(t.gm, t.channels)
     op, _ = SPELLINGS[name]
     nodes = [node for node in t.gm.graph.nodes if (found := OPS.of(t.gm, node)) is not None and found.name == op]
-    signs = {never_negative(t.gm, node) for node in nodes}
-    return groups, cost.macs, signs, len(find_layers(t.gm))
+    sign = any(never_negative(t.gm, node) for node in nodes)
+    return groups, cost.macs, sign, len(find_layers(t.gm))
 
 
 PINNED = {
+    *("tril", "triu"),
     *(
         "local_response_norm",
         "normalize",

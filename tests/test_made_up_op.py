@@ -106,6 +106,12 @@ def test_nothing_is_written_on_torch_and_other_graphs_do_not_know_it(model):
     assert nce_fx.analyze_channels(gm)["first"].pinned is not None
 
 
+def test_a_graph_with_rows_of_its_own_is_not_pickled_without_them(model, tmp_path):
+    gm = nce_fx.trace(model, (image().double(),), ops=MINE)
+    with pytest.raises(InputError, match=r"\(mixed, doubled\) cannot be pickled"):
+        torch.save(gm, tmp_path / "graph.pt")
+
+
 def test_a_weighted_row_says_its_macs():
     with pytest.raises(InputError, match="'forgotten' is weighted: say its macs"):
         Op(

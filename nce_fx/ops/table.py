@@ -73,6 +73,12 @@ class Ops:
     def __deepcopy__(self, memo: Any) -> Ops:
         return self
 
+    def __reduce__(self) -> Any:
+        mine = ", ".join(name for name in self.rows if name not in OPS.rows)
+        raise InputError(
+            f"a graph with operations of your own ({mine}) cannot be pickled: keep it with nce_fx.save, or trace again"
+        )
+
     def __getitem__(self, name: str) -> Op:
         return self.rows[name]
 

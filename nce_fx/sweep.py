@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nce_fx.errors import BudgetError, InputError
+from nce_fx.frozen import freeze
 from nce_fx.passes.planning import Budget
 from nce_fx.plan import WidthPlan
 from nce_fx.rewrite import Analyses, plan_analyzed
@@ -30,6 +31,9 @@ class SweepPoint:
     """What no plan of this budget can go below, on the same scale."""
     widths: str
     """The widths of the groups that change: ``conv1=7 layer2.0.conv1=6``."""
+
+    def __post_init__(self) -> None:
+        freeze(self)
 
     def to_row(self) -> dict[str, Any]:
         """Return the point as columns: the budget, one a quantity, what it promises, the widths."""

@@ -64,14 +64,17 @@ WeightQuantizer = Annotated[
     typer.Option(
         "--weight-quantizer",
         metavar="NAME",
-        help="sawb, lsq, dorefa, minmax, seq or statsq.",
+        help="sawb, lsq, dorefa ...: `nce-fx list weight_quantizers` says what each is.",
         rich_help_panel=_QUANTIZERS,
     ),
 ]
 ActivationQuantizer = Annotated[
     str,
     typer.Option(
-        "--activation-quantizer", metavar="NAME", help="pact, lsq, dorefa or minmax.", rich_help_panel=_QUANTIZERS
+        "--activation-quantizer",
+        metavar="NAME",
+        help="pact, lsq, dorefa ...: see `nce-fx list activation_quantizers`.",
+        rich_help_panel=_QUANTIZERS,
     ),
 ]
 FirstLastBits = Annotated[
@@ -224,7 +227,7 @@ Metric = Annotated[
     typer.Option(
         "--sensitivity",
         metavar="METRIC",
-        help="How sensitivity is measured; by gradient with data, from the weights without.",
+        help="How sensitivity is measured (`nce-fx list metrics`); by gradient with data, from the weights without.",
     ),
 ]
 

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch.fx import GraphModule, Node
 
 from nce_fx.errors import InputError
+from nce_fx.frozen import freeze
 from nce_fx.passes.analysis.channels.graph import AxisWidth, ChannelGraph
 from nce_fx.passes.analysis.costmodel import CostModel, LayerSite, Parameter, Tensor, WorkTerm
 from nce_fx.passes.analysis.hardware import HardwareTable
@@ -44,6 +45,9 @@ class Cost:
     """Costs of a whole graph, by quantity: ``cost.bit_ops`` is ``cost.by_quantity["bit_ops"]``."""
 
     by_quantity: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        freeze(self)
 
     def __getattr__(self, name: str) -> Any:
         """Return one quantity.

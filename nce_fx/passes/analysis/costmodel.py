@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nce_fx.frozen import freeze
 from nce_fx.passes.analysis.channels.graph import AxisWidth, ChannelGraph
 from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.analysis.polynomial import Floats, Integers, Term, Terms
@@ -77,7 +78,9 @@ class CostModel:
     """Of the graph that was analysed, so that a plan made from this can say which model it is for."""
     quantities: Mapping[str, Quantity] = field(default_factory=known_quantities)
     """What may be asked of it."""
-    _spreads: dict[str, Floats] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        freeze(self)
 
     @cached_property
     def work_macs(self) -> Terms:
@@ -153,19 +156,20 @@ class CostModel:
                 columns.append(values[key] @ weights)
                 continue
             sizes = values[key] * weights if cost.divisor == 1 else np.ceil(values[key] * weights)
-            columns.append(sizes.sum(axis=1) if cost.sets is None else (sizes @ self._spread(name).T).max(1, initial=0))
+            columns.append(sizes.sum(axis=1) if cost.sets is None else (sizes @ self._spread[name].T).max(1, initial=0))
         return np.stack(columns, axis=1)
 
-    def _spread(self, name: str) -> Floats:
-        """Which terms each sum of a quantity takes (sums x terms)."""
-        if name not in self._spreads:
-            cost = self.costs[name]
-            assert isinstance(cost, Sums)
-            matrix = np.zeros((len(cost.sets or ()), len(cost.weights)))
-            for row, members in enumerate(cost.sets or ()):
-                matrix[row, list(members)] = 1.0
-            self._spreads[name] = matrix
-        return self._spreads[name]
+    @cached_property
+    def _spread(self) -> Mapping[str, Floats]:
+        """Which terms each sum of a quantity takes (sums x terms), of those that are the greatest of several sums."""
+        found = {}
+        for name, cost in self.costs.items():
+            if isinstance(cost, Sums) and cost.sets is not None:
+                matrix = np.zeros((len(cost.sets), len(cost.weights)))
+                for row, members in enumerate(cost.sets):
+                    matrix[row, list(members)] = 1.0
+                found[name] = matrix
+        return found
 
     def _prices(self, part_widths: Floats) -> Floats:
         """Price of every site (batch x sites) in the user's table; zeros without one."""

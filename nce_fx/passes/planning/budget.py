@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nce_fx.errors import BudgetError
+from nce_fx.frozen import freeze
 from nce_fx.quantities import Quantity, known_quantities
 
 LARGEST_RATIO = 16
@@ -35,6 +36,7 @@ class Budget:
         """
         parsed = {name: Budget.parse(value, name) for name, value in limits.items() if value not in (None, "none")}
         object.__setattr__(self, "given", parsed)
+        freeze(self)
 
     @staticmethod
     def default() -> Budget:

@@ -42,6 +42,8 @@ def frozen(value: Any) -> Any:
 
 
 def freeze(owner: Any) -> None:
-    """Freeze the mappings in the fields of a frozen dataclass; for its ``__post_init__``."""
+    """Freeze the mappings in the public fields of a frozen dataclass; for its ``__post_init__``."""
     for field in fields(owner):
+        if field.name.startswith("_"):
+            continue  # what a value has computed of itself so far
         object.__setattr__(owner, field.name, frozen(getattr(owner, field.name)))

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import nce_fx
+from nce_fx.cli.reference import recipe_fields
 from nce_fx.errors import InputError, QuantizeError
 from nce_fx.frozen import FrozenDict
 from nce_fx.models import MODELS
@@ -23,8 +24,11 @@ from nce_fx.plan import WidthPlan
 from nce_fx.search import SearchRecipe
 from nce_fx.training import Recipe
 
-# What a run works on, inside one analysis, search or export: nobody is handed it as a value.
-AT_WORK = {"Structure", "Part", "Places", "Marked", "Piece", "Format", "Stages", "Run", "Grown", "Start", "Choices"}
+# What one analysis, trace, search, export or page works on: nobody is handed it as a value.
+AT_WORK = {
+    *("Structure", "Part", "Places", "Marked", "Piece", "Format", "Stages", "Run", "Grown", "Start", "Choices"),
+    *("Ran", "Modes", "Inputs", "Lowered", "View", "NodeView", "Widths"),
+}
 
 
 def frozen_classes() -> list[tuple[str, ast.ClassDef]]:
@@ -67,7 +71,8 @@ def dicts_in(value: Any, place: str, seen: set[int]) -> list[tuple[str, Any]]:
     seen.add(id(value))
     found = [(place, value)] if isinstance(value, dict) else []
     if is_dataclass(value):
-        parts = [(f"{place}.{name}", getattr(value, name)) for name in value.__dataclass_fields__]
+        public = [name for name in value.__dataclass_fields__ if not name.startswith("_")]
+        parts = [(f"{place}.{name}", getattr(value, name)) for name in public]
     elif isinstance(value, dict):
         parts = [(f"{place}[{key!r}]", each) for key, each in value.items()]
     else:
@@ -151,3 +156,12 @@ def test_a_list_is_a_tuple_and_a_whole_number_a_real_one():
     assert recipe.bits == (8, 4)
     assert isinstance(recipe.learning_rate, float)
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+def test_a_recipe_may_not_contradict_an_option():
+    assert recipe_fields('{"learning_rate": 0.1, "epochs": 3}', epochs=3) == {"learning_rate": 0.1, "epochs": 3}
+    for text in ('{"epochs": 2}', '{"epochs": "3"}', '{"epochs": 3.0}', '{"epochs": null}'):
+        with pytest.raises(InputError, match=r"--recipe says epochs is .*, its own option says 3"):
+            recipe_fields(text, epochs=3)
+    with pytest.raises(InputError, match="epochs is True, its own option says 1"):
+        recipe_fields('{"epochs": true}', epochs=1)

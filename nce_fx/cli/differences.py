@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 from nce_fx.cli.pages import Rebuilt, content, is_result, publish, rebuild
 from nce_fx.cli.terminal import Terminal
 from nce_fx.errors import InputError
+from nce_fx.frozen import freeze
 from nce_fx.passes.transform.quantize import QuantSpec, quantize
 from nce_fx.plan import WidthPlan
 from nce_fx.report import tables
@@ -42,6 +43,9 @@ class Side:
     widths: Mapping[str, int]
     spec: Mapping[str, Any]
     comparison: Comparison | None
+
+    def __post_init__(self) -> None:
+        freeze(self)
 
 
 def run(job: Difference) -> None:

@@ -102,7 +102,7 @@ def recipe_fields(text: str | None, **own: Any) -> dict[str, Any]:
     """
     asked = parse_args(text, "--recipe")
     for name, value in own.items():
-        if asked.get(name, value) != value:
+        if name in asked and (asked[name] != value or type(asked[name]) is not type(value)):
             raise InputError(f"--recipe says {name} is {asked[name]!r}, its own option says {value!r}: give that one")
     return asked | own
 

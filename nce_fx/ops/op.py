@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from nce_fx.errors import InputError
+from nce_fx.frozen import freeze
 from nce_fx.ops.work import Rule
 
 Kind = Literal["weighted", "product", "lookup", "recurrent", "norm", "pointwise", "reduction", "spatial", "movement"]
@@ -75,6 +76,7 @@ class Op:
     """Whether its result can be negative: never, or only where an argument can."""
 
     def __post_init__(self) -> None:
+        freeze(self)
         if self.macs is NO_WORK and self.kind in ("weighted", "product", "lookup", "recurrent"):
             raise InputError(f"the row {self.name!r} is {self.kind}: say its macs, or why it has none (Absent)")
 

@@ -47,7 +47,7 @@ function ofOperation(graph: Graph, node: Operation): HTMLElement[] {
   }
   const rows = Object.entries(node.costs);
   if (rows.length) {
-    const head = element("tr", {}, ...["", view.against, view.after].map((text) => element("th", { scope: "col" }, text)));
+    const head = element("tr", {}, ...["cost", view.against, view.after].map((text) => element("th", { scope: "col" }, text)));
     const cell = (value: number): HTMLElement => element("td", { title: shown(value) }, value >= 1e7 ? brief(value) : shown(value));
     const body = rows.map(([name, values]) => element("tr", {}, element("th", { scope: "row" }, labelOf(name)), ...values.map(cell)));
     parts.push(element("table", {}, element("thead", {}, head), element("tbody", {}, ...body)));

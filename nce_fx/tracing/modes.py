@@ -228,6 +228,9 @@ class Modes:
 
 def modes_of(model: nn.Module, before: Kept) -> Modes:
     """Ask a model for the modes of its modules, as its own train() sets them."""
+    modules = list(model.modules())
+    if all(type(module).train is nn.Module.train and "train" not in vars(module) for module in modules):
+        return Modes(dict.fromkeys(modules, False), dict.fromkeys(modules, True), frozenset())
     found = []
     for training in (False, True):
         try:

@@ -210,4 +210,5 @@ def _graph_module(model: nn.Module, graph: fx.Graph, before: Kept) -> GraphModul
     try:
         return TracedModule(model, graph, type(model).__name__)
     finally:
-        before.restore()
+        for name in made:
+            del vars(model)[name]

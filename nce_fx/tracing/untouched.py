@@ -6,6 +6,7 @@ tensor without values.
 
 from __future__ import annotations
 
+import operator
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +37,8 @@ class Kept:
     def restore(self) -> None:
         """Put everything back; what did not change is not touched."""
         for now, before in self.attributes:
-            if len(now) != len(before) or any(now.get(key, now) is not value for key, value in before.items()):
+            same = len(now) == len(before) and all(map(operator.is_, now.values(), before.values()))
+            if not same or now.keys() != before.keys():
                 now.clear()
                 now.update(before)
         for sequence, items in self.lists:

@@ -32,6 +32,7 @@ from torch.fx import GraphModule
 
 from nce_fx.errors import ArtifactError, PlanError
 from nce_fx.folders import replaced
+from nce_fx.passes.analysis.channels.planned import check_plan
 from nce_fx.passes.known import known_pass
 from nce_fx.paths import module_at
 from nce_fx.pipeline import Pass
@@ -39,11 +40,12 @@ from nce_fx.pipeline.contract import tensors_of
 from nce_fx.pipeline.history import history_of, modes_of, set_modes
 from nce_fx.pipeline.record import HistoryRecord, StepRecord, passes_of
 from nce_fx.plan import WidthPlan, model_fingerprint
+from nce_fx.quantizers.fit import fit_problem
 from nce_fx.report.page import page
 from nce_fx.report.records import Comparison, Manifest, ModelReference, Retraining, RewriteReport, seal
 from nce_fx.report.view import view_of
 from nce_fx.signature import call_of, signature_of
-from nce_fx.tensorfile import fit_problem, pack, unpack
+from nce_fx.tensorfile import pack, unpack
 from nce_fx.tracing import trace
 from nce_fx.version import __version__
 
@@ -167,7 +169,7 @@ def load(directory: str | Path, model: nn.Module, *, passes: Iterable[type[Pass]
     set_modes(own, record.traced_modes)
     gm = trace(own, call_of(record.inputs))
     if not record.graph or model_fingerprint(gm) != record.graph:
-        plan.check(gm)
+        check_plan(plan, gm)
     if record.graph and model_fingerprint(gm) != record.graph:
         raise PlanError(f"{directory} is of another model: an operation or a shape differs from this one's")
     gm = record.replay(gm, steps)

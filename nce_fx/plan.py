@@ -105,55 +105,21 @@ class WidthPlan:
             raise PlanError(f"the plan is damaged: {odd} is not in both widths and original; plan again")
         return WidthPlan(checked.widths, checked.original, checked.model, checked.version, checked.source)
 
-    def check(self, gm: GraphModule) -> None:
-        """Return if the plan is for this model.
 
-        Raises:
-            PlanError: it is for another one; the message names the first difference.
-        """
-        if self.model and self.model == model_fingerprint(gm):
-            return
-        if self.model and self.model == _fingerprint(_description(gm, as_modules_print=True)):
-            return
-        from nce_fx.passes.analysis.channels import analyze_channels
-
-        there = analyze_channels(gm).widths
-        for group, width in self.original.items():
-            if group not in there:
-                raise PlanError(f"the plan is for another model: this one has no channel group {group}")
-            if there[group] != width:
-                raise PlanError(
-                    f"the plan is for another model: group {group} is {there[group]} channels wide here,"
-                    f" {width} in the plan's model"
-                )
-        unknown = next((group for group in there if group not in self.original), None)
-        if unknown is not None:
-            raise PlanError(f"the plan is for another model: it does not know channel group {unknown}")
-        if self.model:
-            raise PlanError(
-                "the plan is for another model: channel groups and widths agree, but an operation or a shape differs"
-                " (another input size, another depth between the layers?)"
-            )
-
-
-def model_fingerprint(gm: GraphModule) -> str:
+def model_fingerprint(gm: GraphModule, *, as_modules_print: bool = False) -> str:
     """Return the sha256 of a graph's operations, their arguments and shapes, and the shapes of its parameters.
 
     Names of nodes and values of weights do not enter: the same architecture traced again has the same fingerprint, with
     another version of PyTorch too.
     """
-    return _fingerprint(_description(gm))
-
-
-def _fingerprint(description: list[str]) -> str:
     digest = hashlib.sha256()
-    for line in description:
+    for line in _description(gm, as_modules_print):
         digest.update(line.encode())
         digest.update(b"\n")
     return digest.hexdigest()
 
 
-def _description(gm: GraphModule, as_modules_print: bool = False) -> list[str]:
+def _description(gm: GraphModule, as_modules_print: bool) -> list[str]:
     """Say a graph line by line; older plans say modules as they print themselves, which PyTorch changes at times."""
     index = {node: f"%{position}" for position, node in enumerate(gm.graph.nodes)}
     lines = []

@@ -19,6 +19,7 @@ from torch.fx import GraphModule
 
 from nce_fx.models.loading import check_finite
 from nce_fx.passes.analysis.channels import ChannelGraph, analyze_channels
+from nce_fx.passes.analysis.channels.planned import check_plan
 from nce_fx.passes.analysis.cost import CostReport, analyze_cost
 from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.analysis.sensitivity import SensitivityReport, analyze_sensitivity
@@ -261,7 +262,7 @@ def compiled(
     before = list(takewhile(lambda step: isinstance(step, ResizeChannels), pipeline.steps))
     after = pipeline.steps[len(before) :]
     if before and isinstance(before[0], ResizeChannels) and isinstance(before[0].plan, WidthPlan):
-        before[0].plan.check(gm)  # Before anything takes long.
+        check_plan(before[0].plan, gm)  # Before anything takes long.
     ranges = None
     if before and after and isinstance(after[0], InsertQuantizers):
         ranges = quantize(gm, after[0].spec, batches) if uniform is None and batches is not None else uniform

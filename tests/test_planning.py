@@ -14,6 +14,7 @@ import nce_fx
 from nce_fx.errors import BudgetError
 from nce_fx.models import INPUT_SHAPES, MODELS
 from nce_fx.passes.analysis.channels import analyze_channels
+from nce_fx.passes.analysis.channels.planned import check_plan
 from nce_fx.passes.analysis.cost import analyze_cost
 from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.planning import Budget, plan_widths
@@ -269,7 +270,7 @@ def test_sensitivities_that_are_not_numbers_are_refused(resnet):
 
 def test_the_plan_resizes_its_model(resnet):
     plan = resnet.plan(Budget(macs=1.0, params=1.0))
-    plan.check(resnet.gm)
+    check_plan(plan, resnet.gm)
     wide = nce_fx.resize(resnet.gm, plan)
     assert analyze_cost(wide).macs == resnet.cost.at(plan.widths).macs <= resnet.cost.macs
 

@@ -19,6 +19,7 @@ from nce_fx.errors import QuantizeError
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, rounding
 from nce_fx.quantizers.base import ActivationQuantizer, signed_grid, unsigned_grid
 from nce_fx.quantizers.dorefa import DorefaWeight
+from nce_fx.quantizers.fit import fit_problem
 from nce_fx.quantizers.lsq import LsqActivation, LsqWeight
 from nce_fx.quantizers.minmax import MinMaxActivation
 from nce_fx.quantizers.pact import Pact, least_error_clip
@@ -26,7 +27,6 @@ from nce_fx.quantizers.saving import compact_saving
 from nce_fx.quantizers.sawb import COEFFICIENTS, Sawb
 from nce_fx.quantizers.seq import Seq
 from nce_fx.quantizers.statsq import StatsQ
-from nce_fx.tensorfile import fit_problem
 
 BITS = range(1, 9)
 

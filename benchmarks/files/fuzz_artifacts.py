@@ -33,6 +33,7 @@ from nce_fx import artifacts
 from nce_fx.errors import NceFxError
 from nce_fx.export import export_pt2, load_pt2, save_packed
 from nce_fx.models import MODELS
+from nce_fx.passes.analysis.channels.planned import check_plan
 from nce_fx.report.records import Manifest
 from nce_fx.tensorfile import digest
 from nce_fx.training.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
@@ -93,7 +94,7 @@ def replayed(folder: Path) -> str:
     """Return the widths of the network that a plan alone makes."""
     plan = nce_fx.WidthPlan.from_json(_text(folder / artifacts.PLAN))
     gm = nce_fx.trace(base(), (images()[:1],))
-    plan.check(gm)
+    check_plan(plan, gm)
     made = nce_fx.analyze_channels(nce_fx.resize(gm, plan)).widths
     return json.dumps(sorted(made.values()))
 

@@ -27,8 +27,8 @@ from nce_fx.data.loaders import BatchDataset, Data
 from nce_fx.models import MODELS
 from nce_fx.passes.transform.widths import InsertWidthChoices, Mixing, channel_order
 from nce_fx.search import SearchRecipe
-from nce_fx.search.companion import WidthSearch
 from nce_fx.search.search import first_candidates
+from nce_fx.search.width_search import WidthSearch
 from nce_fx.training.engine import start_engine
 from nce_fx.training.loop import train_step
 from nce_fx.training.run import prepare
@@ -66,19 +66,19 @@ def steps_of(name: str, batch: int, size: int, mixing: Mixing) -> dict[str, Call
     channels, cost, spec = nce_fx.analyze_channels(wide), nce_fx.analyze_cost(wide), nce_fx.QuantSpec()
     plain = nce_fx.quantize(wide, spec, data.batches(1, batch))
     candidates, order = first_candidates(channels, recipe).candidates, channel_order(wide)
-    companion = WidthSearch(data, cost, candidates, order, recipe, nce_fx.Budget(macs=0.7, params=0.7), spec)
+    callback = WidthSearch(data, cost, candidates, order, recipe, nce_fx.Budget(macs=0.7, params=0.7), spec)
     network = InsertWidthChoices(candidates, order, mixing)(plain).graph_module
     engine = start_engine()
     alone = prepare(plain, data, recipe.training(), None, engine, None, None)
-    both = prepare(network, data, recipe.training(), None, engine, None, None, companion)
-    companion.before_epoch(both)
+    both = prepare(network, data, recipe.training(), None, engine, None, None, callback)
+    callback.before_epoch(both)
     one = noise.__getitems__(range(batch))
-    companion.batches = repeat(one)
+    callback.batches = repeat(one)
 
     def search() -> None:
-        companion.before_step(both)
+        callback.before_step(both)
         train_step(both, one, 0.01, 0, False)
-        companion.after_step(both)
+        callback.after_step(both)
 
     def train() -> None:
         train_step(alone, one, 0.01, 0, False)

@@ -25,12 +25,12 @@ from nce_fx.pipeline import Given, Pipeline
 from nce_fx.plan import WidthPlan
 from nce_fx.quantities import Quantity
 from nce_fx.search.candidates import first_candidates
-from nce_fx.search.companion import WidthSearch
 from nce_fx.search.expansion import quantizing
 from nce_fx.search.halves import halves
 from nce_fx.search.history import SearchLog
 from nce_fx.search.outcome import plan_from
 from nce_fx.search.recipe import SearchRecipe
+from nce_fx.search.width_search import WidthSearch
 from nce_fx.training.engine import start_engine
 from nce_fx.training.loop import fit
 from nce_fx.training.progress import Progress
@@ -112,13 +112,13 @@ def search(
     choices = InsertWidthChoices(start.candidates, order, recipe.mixing)
     prepared = Pipeline((*quantizing(quantized), choices))
     network = prepared(gm, Given(data.batches(CALIBRATION_BATCHES, CALIBRATION_SIZE))).graph_module
-    companion = WidthSearch(for_widths, cost, start.candidates, order, recipe, budget, quantized)
+    callback = WidthSearch(for_widths, cost, start.candidates, order, recipe, budget, quantized)
     folder = None if directory is None else Path(directory)
     engine = start_engine()
-    run = prepare(network, for_weights, recipe.training(), None, engine, folder, None, companion)
+    run = prepare(network, for_weights, recipe.training(), None, engine, folder, None, callback)
     run = fit(run, progress, checkpoint_seconds)
 
-    log = SearchLog(tuple(companion.epochs), tuple(companion.expansions), start.left)
+    log = SearchLog(tuple(callback.epochs), tuple(callback.expansions), start.left)
     source = {
         "data": data.name,
         "seed": recipe.seed,

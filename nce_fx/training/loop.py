@@ -100,7 +100,7 @@ def fit(run: Run, progress: Progress = False, checkpoint_seconds: float = 60.0) 
         keeper.save_first()
         while run.position.epoch < recipe.epochs:
             _train_epoch(run, keeper, log, report, asked_to_stop)
-            keeper.run = run = run.companion.after_epoch(run)
+            keeper.run = run = run.callback.after_epoch(run)
         log.flush()
         keeper.save()
     return run
@@ -117,7 +117,7 @@ def _train_epoch(
     seed_step(recipe.seed, epoch, -1, engine)
     loader = run.data.loader("train", batch_size=recipe.batch_size, seed=recipe.seed, epoch=epoch, shuffle=True)
     batches = batches_of(loader, engine, position.step)
-    run.companion.before_epoch(run)
+    run.callback.before_epoch(run)
     if not position.step:
         position.levels = levels_of(run.model)
     for step in range(position.step, run.steps_per_epoch):
@@ -128,9 +128,9 @@ def _train_epoch(
             raise TrainingError(
                 f"epoch {epoch + 1} has {step} batches: the loader said that an epoch has {run.steps_per_epoch}"
             )
-        run.companion.before_step(run)
+        run.callback.before_step(run)
         loss, correct, samples, stop = train_step(run, batch, rate, batch_seed, asked_to_stop())
-        run.companion.after_step(run)
+        run.callback.after_step(run)
         position.step += 1
         position.loss += loss
         position.correct += correct

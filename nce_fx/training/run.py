@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from nce_fx.errors import ArtifactError, InputError, TrainingError
 from nce_fx.tensorfile import digest
 from nce_fx.training.batches import Data
 from nce_fx.training.checkpoint import Checkpoint, last_good, latest_checkpoint, save_checkpoint
-from nce_fx.training.companion import Companion
 from nce_fx.training.engine import Engine, agree_on
 from nce_fx.training.optimizer import build_optimizer, momenta, restore_momenta
 from nce_fx.training.recipe import Recipe
@@ -47,6 +46,45 @@ class Position:
         return values
 
 
+class Callback:
+    """What goes on beside the training of the weights: nothing, or a search that learns widths in step with it.
+
+    The loop calls these at the same places whatever runs; what a callback keeps is in the checkpoints.
+    """
+
+    def identity(self) -> dict[str, Any]:
+        """Return what makes this run another run than one that trains the same model by the same recipe."""
+        return {}
+
+    def structure(self, original: nn.Module, state: Mapping[str, Any]) -> nn.Module:
+        """Return the copy of a model that is trained, as it was when ``state()`` returned this; empty at the start."""
+        return copy.deepcopy(original)
+
+    def restore(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        """Go on with a model that ``structure`` returned, from what ``tensors()`` returned."""
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps, as JSON values."""
+        return {}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what a checkpoint keeps, as tensors by name."""
+        return {}
+
+    def before_epoch(self, run: Run) -> None:
+        """An epoch begins, or goes on after it was interrupted."""
+
+    def before_step(self, run: Run) -> None:
+        """The weights are about to make a step."""
+
+    def after_step(self, run: Run) -> None:
+        """The weights have made a step, which the position does not count yet."""
+
+    def after_epoch(self, run: Run) -> Run:
+        """An epoch has ended; return the run that goes on, with another model where this one is not enough."""
+        return run
+
+
 @dataclass(frozen=True)
 class Run:
     """One training run: what is trained, on what, how, and where it is."""
@@ -66,7 +104,7 @@ class Run:
     identity: dict[str, Any]
     plan: str | None
     position: Position
-    companion: Companion
+    callback: Callback
 
     @property
     def done(self) -> int:
@@ -82,7 +120,7 @@ def prepare(
     engine: Engine,
     directory: Path | None,
     plan: str | None,
-    companion: Companion | None = None,
+    callback: Callback | None = None,
 ) -> Run:
     """Copy the models to the device, and go to the last checkpoint where there is one.
 
@@ -100,12 +138,12 @@ def prepare(
         "teacher's weights": digest(_state_of(teacher))[:16] if teacher is not None else None,
     }
     identity |= {f"recipe.{name}": value for name, value in recipe.to_dict().items()}
-    companion = companion or Companion()
-    identity |= companion.identity()
+    callback = callback or Callback()
+    identity |= callback.identity()
     found = latest_checkpoint(directory) if directory is not None else None
     if found is not None:
         _check_same_run(found, identity, directory)
-    model = companion.structure(original, found.state.get("companion", {}) if found is not None else {})
+    model = callback.structure(original, found.state.get("companion", {}) if found is not None else {})
     model = model.to(engine.device).train()
     if teacher is not None:
         teacher = copy.deepcopy(teacher).to(engine.device).eval().requires_grad_(False)
@@ -120,7 +158,7 @@ def prepare(
     if found is not None:
         kept = _restore(found, model, optimizer)
         position.levels = kept["levels"]
-        companion.restore(model, kept["companion"])
+        callback.restore(model, kept["companion"])
     agree_on(identity | {"position": position.plain()})
     return Run(
         model,
@@ -137,7 +175,7 @@ def prepare(
         identity,
         plan,
         position,
-        companion,
+        callback,
     )
 
 
@@ -173,9 +211,9 @@ class Keeper:
             tensors = {f"model/{name}": tensor for name, tensor in _state_of(run.model).items()}
             tensors |= {f"momentum/{name}": tensor for name, tensor in momentum.items()}
             tensors |= {f"levels/{name}": tensor for name, tensor in run.position.levels.items()}
-            tensors |= {f"companion/{name}": tensor for name, tensor in run.companion.tensors().items()}
+            tensors |= {f"companion/{name}": tensor for name, tensor in run.callback.tensors().items()}
             state = {"run": run.identity, "position": run.position.plain(), "plan": run.plan}
-            state["companion"] = run.companion.state()
+            state["companion"] = run.callback.state()
             save_checkpoint(run.directory, Checkpoint(run.done, tensors, state))
         self.saved = time.monotonic()
         return f"saved in {run.directory}"

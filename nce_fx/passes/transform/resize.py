@@ -34,6 +34,7 @@ from nce_fx.passes.analysis.channels import ChannelGraph, analysis_of
 from nce_fx.passes.analysis.channels.computed import Computed, keep, value_of
 from nce_fx.passes.analysis.channels.edits import Gather
 from nce_fx.passes.analysis.channels.groups import Part
+from nce_fx.passes.analysis.channels.planned import check_plan
 from nce_fx.passes.analysis.channels.projection import Mismatch
 from nce_fx.passes.analysis.channels.structure import Structure, settle, spread_copies
 from nce_fx.passes.transform.gathering import Weights
@@ -88,7 +89,7 @@ class ResizeChannels(Pass):
         """Return the widths that are not the graph's own."""
         channels = analysis_of(gm).channels
         if isinstance(self.plan, WidthPlan):
-            self.plan.check(gm)
+            check_plan(self.plan, gm)
         widths = self.plan.widths if isinstance(self.plan, WidthPlan) else self.plan
         return {name: width for name, width in widths.items() if channels[name].width != width}
 

@@ -1,4 +1,4 @@
-"""The search as a companion of the training of the weights: a width step after every weight step, expansions between
+"""The search as a callback of the training of the weights: a width step after every weight step, expansions between
 epochs.
 
 Everything random is a function of the recipe's seed and the position, and drawn on the CPU, so that all processes draw
@@ -31,19 +31,18 @@ from nce_fx.search.loss import Costs, costs_of
 from nce_fx.search.recipe import BETAS, SearchRecipe, tau_at, width_rate
 from nce_fx.training.batches import batch_length, batches_of
 from nce_fx.training.checkpoint import last_good
-from nce_fx.training.companion import Companion
 from nce_fx.training.engine import all_reduce_sum, call, sum_gradients
 from nce_fx.training.loop import forward_pass
 from nce_fx.training.loss import logits_of
 from nce_fx.training.optimizer import build_optimizer, momenta, restore_momenta
 from nce_fx.training.recipe import seed_at
-from nce_fx.training.run import Run
+from nce_fx.training.run import Callback, Run
 
 _WEIGHTS, _WIDTHS = 1, 2
 """Which of a position's two steps a draw is for."""
 
 
-class WidthSearch(Companion):
+class WidthSearch(Callback):
     """Learns the preferences of every group's candidates."""
 
     def __init__(

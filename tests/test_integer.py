@@ -131,7 +131,7 @@ def test_what_stays_in_float_says_why(tmp_path):
                 nn.Conv2d(4, 4, 3, padding=1),
                 nn.ConvTranspose2d(4, 4, 2),
             )
-            self.last = nn.Conv2d(4, 2, 1)
+            self.last = nn.Conv2d(4, 2, 3)
 
         def forward(self, x):
             x = F.relu(self.a(x))

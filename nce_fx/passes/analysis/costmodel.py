@@ -82,9 +82,6 @@ class CostModel:
     def __post_init__(self) -> None:
         freeze(self)
 
-    def __post_init__(self) -> None:
-        freeze(self)
-
     @cached_property
     def work_macs(self) -> Terms:
         """The MACs of every product of ``work``."""

@@ -6,7 +6,6 @@ import networkx as nx
 
 from tests.floors import ON_NO_FLOOR, PAGE, PLACES, files, floor_of, imports, page, picture
 
-
 UPWARD = {("nce_fx.pickling", "nce_fx.tracing.modes")}
 """What runs upward still: a line may go, and none may come."""
 

@@ -233,15 +233,21 @@ Metric = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """Which network, with which weights."""
+class NetworkOptions:
+    """How a network is built, and the data it is looked at with."""
 
-    model: Model
     input_shape: Input = None
     weights: Weights = None
     data: Data = None
     model_args: ModelArgs = None
     seed: Seed = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(NetworkOptions):
+    """Which network, with which weights."""
+
+    model: Model
 
 
 @dataclass(frozen=True, kw_only=True)

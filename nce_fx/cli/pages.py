@@ -10,6 +10,7 @@ from pathlib import Path
 from torch.fx import GraphModule
 
 from nce_fx import artifacts
+from nce_fx.cli.inspect import Inspect
 from nce_fx.cli.job import calibration
 from nce_fx.cli.reference import build_model, example_input, is_code, parse_args, quant_spec
 from nce_fx.cli.resume import model_of
@@ -30,22 +31,13 @@ from nce_fx.tracing import trace
 _WORDS = {"same": "unchanged"}
 
 
-@dataclass(frozen=True)
-class Inspected:
-    """The options of `nce-fx inspect`, by their names."""
+def run(job: Inspect) -> None:
+    """Write the page of a folder or of a model.
 
-    target: str
-    html: Path | None
-    open_page: bool
-    input_shape: str | None
-    weights: Path | None
-    data: str | None
-    bits: int
-    sensitivity: str | None
-    seed: int
-    model: str | None
-    model_args: str | None
-    as_json: bool
+    Raises:
+        NceFxError: anything that was not right, in one line.
+    """
+    (inspect_folder if is_result(job.target) else inspect_model)(job)
 
 
 @dataclass(frozen=True)
@@ -63,7 +55,7 @@ def is_result(target: str) -> bool:
     return Path(target).is_dir()
 
 
-def inspect_folder(job: Inspected) -> None:
+def inspect_folder(job: Inspect) -> None:
     """Show a result folder; where its model is the user's code and not given, as the page that was saved.
 
     Raises:
@@ -106,7 +98,7 @@ def inspect_folder(job: Inspected) -> None:
     terminal.finish({"html": str(out), **content(view)})
 
 
-def inspect_model(job: Inspected) -> None:
+def inspect_model(job: Inspect) -> None:
     """Show a model as the compiler sees it: the float network beside the same quantized, at its own widths.
 
     Raises:

@@ -40,6 +40,16 @@ class TracedModule(GraphModule):
                     module.training = False
         return self
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> TracedModule:
+        """Return a copy whose ``state_dict`` leaves out what this one's does; fx's own copy would keep every buffer."""
+        result: TracedModule = super().__deepcopy__(memo)  # type: ignore[assignment, no-untyped-call]
+        copies = dict(modules_of(result))
+        for path, module in modules_of(self):
+            if path in copies:
+                left_out = module._non_persistent_buffers_set & copies[path]._buffers.keys()
+                copies[path]._non_persistent_buffers_set = left_out
+        return result
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Return what ``torch.save`` keeps: the graph, and what the module holds."""
         from nce_fx.pickling import lines_of, restored

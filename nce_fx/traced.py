@@ -42,7 +42,7 @@ class TracedModule(GraphModule):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TracedModule:
         """Return a copy whose ``state_dict`` leaves out what this one's does; fx's own copy would keep every buffer."""
-        result: TracedModule = super().__deepcopy__(memo)  # type: ignore[assignment, no-untyped-call]
+        result: TracedModule = super().__deepcopy__(memo)  # type: ignore[assignment]
         copies = dict(modules_of(result))
         for path, module in modules_of(self):
             if path in copies:

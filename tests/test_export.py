@@ -154,7 +154,7 @@ def test_folded_qcdq_is_computed_in_integers(tmp_path):
 @pytest.mark.parametrize(("weight", "activation"), [("sawb", "pact"), ("dorefa", "dorefa"), ("lsq", "lsq")])
 @pytest.mark.parametrize("model", ["resnet8", "mobilenet_v2"])
 def test_qonnx_is_what_fpga_flows_take(tmp_path, model, weight, activation):
-    """What FINN's conversion and hls4ml's reader refuse a file for; both took these when tried by hand."""
+    """What FINN's conversion and hls4ml's reader refuse a file for; FINN took resnet8's when tried by hand."""
     torch.manual_seed(0)
     net = MODELS[model](width=4) if model == "resnet8" else MODELS[model](multiplier=0.25)
     gm = nce_fx.trace(settled(net), (random(1, 3, 32, 32),))

@@ -12,7 +12,7 @@ from torch import nn
 
 from nce_fx.models import MODELS
 from tests.drawing import traced
-from tests.laws import LAWS
+from tests.laws import LAWS, QUANTIZED, the_budget_holds_at_any_bits
 from tests.zoo import ZOO, randomize
 from tests.zoo.model import image
 
@@ -50,6 +50,13 @@ def subject(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
 @pytest.mark.parametrize(("name", "law"), [(name, law) for name in NAMES for law in LAWS])
 def test_law(name, law):
     LAWS[law](*subject(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_the_budget_holds_at_every_spec(name):
+    for seed in range(len(QUANTIZED)):
+        the_budget_holds_at_any_bits(*subject(name), seed=seed)
 
 
 @pytest.mark.parametrize("name", expected(ZOO, FALLS_SHORT))

@@ -294,7 +294,7 @@ def test_data_from_a_module(own, monkeypatch):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("digit", r"no data 'digit': there are digits, cifar10:DIR, .*; did you mean 'digits'\?"),
+        ("digit", r"no data 'digit': there are digits, fashion-mnist:DIR, cifar10:DIR, .*; did you mean 'digits'\?"),
         ("cifar10", "say where its folder is: cifar10:DIR"),
         ("imagefolder", "say where its folder is: imagefolder:DIR"),
         ("cifar10:/no/such/folder", "there is no folder /no/such/folder"),

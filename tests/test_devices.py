@@ -31,6 +31,7 @@ MAKES_ON_THE_CPU = {
     "channel_ramp",
     "fixed_buffers",
     "constants",
+    "constant_blur",
 }
 """Models whose own code makes a tensor on the CPU: they run nowhere else."""
 NOT_IMITATED = {"subtract_maximum_where", "distances", "in_place", "add_in_part", "encoder_layer", "only_channel"}

@@ -329,8 +329,9 @@ def _describe_rest(gm: GraphModule) -> None:
             values[node] = getattr(interpreter, node.op)(node.target, args, kwargs)
         elif node.target is torch.index_select and "tensor_meta" not in node.meta:
             meta = sources[0].meta["tensor_meta"]
-            value = torch.empty(meta.shape, dtype=meta.dtype, device="meta")
-            gathered = value.index_select(node.args[1], values[sources[1]])
+            shape = list(meta.shape)
+            shape[node.args[1]] = len(values[sources[1]])
+            gathered = torch.empty(shape, dtype=meta.dtype, device="meta")
             node.meta["tensor_meta"] = _extract_tensor_metadata(gathered)
         if "tensor_meta" in node.meta and isinstance(values.get(node), torch.Tensor):
             node.meta["tensor_meta"] = _extract_tensor_metadata(values[node])

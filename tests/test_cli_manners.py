@@ -49,7 +49,7 @@ def test_quiet_says_results_alone():
 
 
 def test_the_graph_is_a_line_unless_all_is_asked_for():
-    short, long = call(*PLAN).stdout, call(*PLAN, "--verbose").stdout
+    short, long = (call(*PLAN, *more, COLUMNS="160").stdout for more in ((), ("--verbose",)))
     assert re.search(r"The rewritten graph: \d+ nodes, \d+ of them quantizers", short)
     assert "layer1_0_conv1_weight_quant" not in short
     assert "layer1_0_conv1_weight_quant" in long

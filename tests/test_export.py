@@ -405,7 +405,7 @@ def test_no_file_is_asked_to_round_better_than_pytorch(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"format": "int3"}, "choose one of int2, qcdq, qonnx"),
+        ({"format": "int3"}, "choose one of int2, integer, qcdq, qonnx"),
         ({"batch": 0}, "give a number of samples"),
         ({"path": "no/such/folder/model.onnx"}, "its folder is not there"),
     ],
@@ -485,7 +485,7 @@ def test_the_command_says_what_keeps_values_off_borders(tmp_path, monkeypatch):
     call = ["export", str(tmp_path / "result"), "--onnx", str(tmp_path / "model.onnx")]
     assert "--exact" not in CliRunner().invoke(app, call).stderr
     monkeypatch.setattr("nce_fx.export.export.verify", lambda *_, **__: {"all": Agreement(0.0, 3)})
-    said = CliRunner().invoke(app, call)
+    said = CliRunner().invoke(app, call, env={"COLUMNS": "500"})
     assert said.exit_code == 0
     assert "3 values on the border" in said.stderr
     assert "--exact" in said.stderr

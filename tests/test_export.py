@@ -340,7 +340,8 @@ def unknown_operator(name, levels, source, result):
     ],
 )
 def test_a_file_that_does_not_verify_is_removed(tmp_path, monkeypatch, change, says):
-    monkeypatch.setattr("nce_fx.export.export.FORMATS", {"int2": replace(FORMATS["int2"], **change)})
+    changed = replace(FORMATS["int2"], pieces=PIECES["int2"]._replace(**change))
+    monkeypatch.setattr("nce_fx.export.export.FORMATS", {"int2": changed})
     (tmp_path / "old.onnx").write_text("as it was")
     for name in ("new.onnx", "old.onnx"):
         with pytest.raises(ExportError, match=says) as error:

@@ -76,7 +76,7 @@ def obeys_the_laws(program: Program) -> None:
     suppress_health_check=list(HealthCheck),
 )
 @given(programs())
-@pytest.mark.xfail(reason=EXPORTED_WEIGHT_NORM)
+@pytest.mark.xfail(reason="law 7: at float ends a plan claims another cost than the network built from it has")
 @pytest.mark.long
 def test_random_networks(program):
     note(f"paste this: {program!r}")

@@ -15,8 +15,11 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -26,6 +29,9 @@ from torch import Tensor
 from nce_fx.errors import TrainingError
 
 T = TypeVar("T")
+
+LEAVING = timedelta(seconds=30)
+"""How long a process that is done waits for the others before it closes its connections."""
 
 
 @dataclass(frozen=True)
@@ -152,5 +158,14 @@ def call(model: Any, inputs: Any) -> Any:
 
 
 def _leave() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    """Leave the other processes when this one ends; where none failed, all leave together.
+
+    Gloo's threads of a process at work may end it ("terminate called without an active exception") when another
+    closes its connections under them. A process that failed waits for nobody: the others may never come.
+    """
+    if not dist.is_initialized():
+        return
+    if dist.get_backend() == "gloo" and not hasattr(sys, "last_value"):
+        with suppress(RuntimeError):  # another failed, and is gone: then nothing is left to wait for
+            dist.monitored_barrier(timeout=LEAVING)
+    dist.destroy_process_group()

@@ -60,11 +60,12 @@ class WidthPlan:
 
     @property
     def predicted_noise(self) -> float | None:
-        """The planner's objective as a share of that at the original widths; ``None`` where no planner made the plan.
+        """The noise as a share of that at the original widths; ``None`` where no planner made the plan.
 
         Near 1 there is little to gain, whatever the accuracy that quantization costs.
         """
-        before, after = self.source.get("noise_before"), self.source.get("objective")
+        # Where the planner valued capacity too, its objective is not the noise alone.
+        before, after = self.source.get("noise_before"), self.source.get("noise", self.source.get("objective"))
         if not isinstance(before, int | float) or not isinstance(after, int | float):
             return None
         return after / before if before else 1.0

@@ -80,6 +80,7 @@ def rewrite(
     min_width: float = 0.25,
     max_width: float = 2.0,
     round_to: int = 1,
+    capacity: float = 0.0,
     freeze: Iterable[str] = (),
     only: Iterable[str] = (),
     seed: int = 0,
@@ -105,6 +106,8 @@ def rewrite(
         min_width: the least width of a group, as a ratio of its own.
         max_width: the greatest width of a group, as a ratio of its own.
         round_to: widths come in multiples of this.
+        capacity: the share of a group's importance that is what its width costs, not its noise, 0 to 1; see
+            `nce_fx.passes.planning.importance`.
         freeze: name patterns of groups that keep their width.
         only: name patterns of the only groups that may change.
         seed: of everything random.
@@ -136,6 +139,7 @@ def rewrite(
             min_width=min_width,
             max_width=max_width,
             round_to=round_to,
+            capacity=capacity,
             freeze=tuple(freeze),
             only=tuple(only),
             source={"seed": seed, **(source or {})},

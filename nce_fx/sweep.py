@@ -26,7 +26,8 @@ class SweepPoint:
     cost: Mapping[str, float]
     """What the plan costs, by quantity."""
     noise: float
-    """Predicted loss through low precision, as a ratio of the original widths' (lower is better)."""
+    """Predicted loss through low precision, as a ratio of the original widths' (lower is better); where capacity counts
+    as well, the planner's objective."""
     bound: float
     """What no plan of this budget can go below, on the same scale."""
     widths: str
@@ -94,8 +95,8 @@ def ratios_of(text: str) -> tuple[float, ...]:
 
 
 def _point(analyses: Analyses, ratio: float, plan: WidthPlan) -> SweepPoint:
-    before, noise = float(plan.source["noise_before"]) or 1.0, plan.predicted_noise
-    assert noise is not None
+    before = float(plan.source["noise_before"]) or 1.0
+    noise = float(plan.source["objective"]) / before if plan.source["noise_before"] else 1.0
     return SweepPoint(
         budget=ratio,
         cost=analyses.cost.at(plan.widths).total.by_quantity,

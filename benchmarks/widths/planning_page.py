@@ -295,6 +295,7 @@ What the planner computes with, and what stands behind it:
 | exponent p | {NOISE_EXPONENT:g} | {exponent} |
 | least sensitivity, of the mean | 0.001 | assumed: no measurement is sharper |
 | `min_width`, `max_width` | 0.25, 2 | assumed; options |
+| `capacity`, the share of elasticity of cost in importance | 0 | an option; at 1 no width moves |
 
 For one group at a time the least p that was tried fits best: what a single group's width does to the loss after
 retraining is hardly more than the noise of a seed. So the law holds for networks as wholes; group by group it is not

@@ -138,6 +138,15 @@ MaxWidth = Annotated[
 RoundTo = Annotated[
     int, typer.Option("--round-to", help="Widths that change become multiples of this.", rich_help_panel=_WIDTHS)
 ]
+Capacity = Annotated[
+    float,
+    typer.Option(
+        "--capacity",
+        metavar="0..1",
+        help="Share of a group's importance that is what its width costs, not its noise; 1 keeps all widths.",
+        rich_help_panel=_WIDTHS,
+    ),
+]
 Freeze = Annotated[
     list[str] | None,
     typer.Option(
@@ -354,14 +363,15 @@ class WidthOptions:
     min_width: MinWidth = 0.25
     max_width: MaxWidth = 2.0
     round_to: RoundTo = 1
+    capacity: Capacity = 0.0
     freeze: Freeze = None
     only: Only = None
 
     @property
     def limits(self) -> dict[str, Any]:
         """As `plan_widths` takes them."""
-        ranges = {"min_width": self.min_width, "max_width": self.max_width, "round_to": self.round_to}
-        return {**ranges, "freeze": self.freeze or (), "only": self.only or ()}
+        names = ("min_width", "max_width", "round_to", "capacity")
+        return {name: getattr(self, name) for name in names} | {"freeze": self.freeze or (), "only": self.only or ()}
 
 
 @dataclass(frozen=True, kw_only=True)

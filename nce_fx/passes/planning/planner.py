@@ -12,7 +12,8 @@ from nce_fx.passes.analysis.cost import CostReport
 from nce_fx.passes.analysis.polynomial import Floats, Integers
 from nce_fx.passes.planning.budget import Budget
 from nce_fx.passes.planning.choices import Choices, Rules, legal_choices, sensitivity_of
-from nce_fx.passes.planning.posynomial import constraints
+from nce_fx.passes.planning.importance import importance_of
+from nce_fx.passes.planning.posynomial import Constraints, constraints
 from nce_fx.passes.planning.refusal import refuse_if_impossible
 from nce_fx.passes.planning.relaxation import relax
 from nce_fx.passes.planning.rounding import Problem, to_integers
@@ -46,6 +47,7 @@ def plan_widths(
     freeze: Iterable[str] = (),
     only: Iterable[str] = (),
     exponent: float = NOISE_EXPONENT,
+    capacity: float = 0.0,
     reserve: Mapping[str, float] | None = None,
 ) -> WidthPlan:
     """Return the widths of least total noise within the budget, with a certified bound on how far from the best it is.
@@ -64,6 +66,9 @@ def plan_widths(
         freeze: name patterns (``fnmatch``) of group ids or producers that keep their width.
         only: name patterns of the only groups that may change.
         exponent: how fast noise falls with width.
+        capacity: the share of a group's importance that is not its noise but what its width costs, 0 to 1, see
+            `nce_fx.passes.planning.importance`. The objective is then of importances; ``source`` says the ``noise``
+            beside it.
         reserve: how much of a limit stays free, by quantity, see `nce_fx.passes.planning.counted`.
 
     Raises:
@@ -76,13 +81,16 @@ def plan_widths(
     refuse_if_impossible(cost.model, choices, rules, limits, original)
     noise = sensitivity_of(choices, sensitivity.by_group)
     exponents = np.full(len(noise), exponent)
-    picks, bound = _solve(cost, choices, noise, exponents, limits)
+    rows = constraints(cost.model, choices, limits)
+    importance = importance_of(noise, rows, capacity)
+    picks, bound = _solve(cost, choices, importance, exponents, rows, limits)
     widths = choices.named(picks)
     spent = cost.at(widths)
     for name, limit in limits.items():
         if getattr(spent.total, name) > limit:
             raise AssertionError(f"the plan costs {getattr(spent.total, name)} {name}, over its limit {limit}")
-    objective = _objective(choices, noise, exponents, picks)
+    objective = _objective(choices, importance, exponents, picks)
+    mixed = {"capacity": capacity, "noise": _rounded(_objective(choices, noise, exponents, picks))} if capacity else {}
     source = {
         "metric": sensitivity.metric,
         "measured_on": dict(getattr(sensitivity, "batches", {})),
@@ -96,12 +104,17 @@ def plan_widths(
         "objective": _rounded(objective),
         "bound": _rounded(bound),
         "gap": _rounded(max(objective / bound - 1, 0.0) if len(noise) else 0.0),
-    }
+    } | mixed
     return WidthPlan(widths, channels.widths, cost.model.fingerprint, source=source)
 
 
 def _solve(
-    cost: CostReport, choices: Choices, noise: Floats, exponents: Floats, limits: dict[str, float]
+    cost: CostReport,
+    choices: Choices,
+    noise: Floats,
+    exponents: Floats,
+    rows: Constraints,
+    limits: dict[str, float],
 ) -> tuple[Integers, float]:
     """Return the choices of the best plan found, and the bound that none can beat."""
     if not choices.groups:
@@ -113,7 +126,6 @@ def _solve(
     high = np.array([ratios[-1] for ratios in choices.ratios])
     names = tuple(limits)
     ceilings = np.array([limits[name] for name in names])
-    rows = constraints(cost.model, choices, limits)
     relaxed = relax(noise, exponents, rows, low, high)
     prices = np.ones(len(names))
     if relaxed is not None:

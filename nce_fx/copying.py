@@ -18,7 +18,7 @@ _CODE = frozenset({"_code", "_lineno_map", "_prologue_start"})
 _CONTAINERS = frozenset({dict, OrderedDict, set, list, tuple})
 
 
-def copied(gm: GraphModule, replaced: dict[int, Any]) -> GraphModule:
+def copy_graph(gm: GraphModule, replaced: dict[int, Any]) -> GraphModule:
     """Return a copy of a graph module, with the code of the original: whoever edits its graph has to recompile it.
 
     ``replaced`` holds what takes the place of tensors, by the ``id`` of the old ones.
@@ -40,9 +40,9 @@ def copied(gm: GraphModule, replaced: dict[int, Any]) -> GraphModule:
     return result
 
 
-def sharing(gm: GraphModule) -> GraphModule:
+def shallow_copy(gm: GraphModule) -> GraphModule:
     """Return a copy of a graph module on the same tensors: it can be edited and take another mode."""
-    result = copied(gm, {id(tensor): tensor for tensor in (*gm.parameters(), *gm.buffers())})
+    result = copy_graph(gm, {id(tensor): tensor for tensor in (*gm.parameters(), *gm.buffers())})
     for name, hooks in gm.__dict__.items():
         if name.startswith(("_forward_hooks", "_forward_pre_hooks")):
             result.__dict__[name] = hooks.copy()

@@ -32,7 +32,7 @@ class Counted(Protocol):
 
 
 class Counts(Protocol):
-    """What there is to sum in a graph: its `nce_fx.passes.analysis.costmodel.CostModel`, which has more."""
+    """What there is to sum in a graph: its `nce_fx.passes.analysis.cost_model.CostModel`, which has more."""
 
     @property
     def work(self) -> Sequence[Counted]:

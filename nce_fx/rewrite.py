@@ -25,7 +25,7 @@ from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.analysis.sensitivity import SensitivityReport, analyze_sensitivity
 from nce_fx.passes.planning import Budget, plan_widths
 from nce_fx.passes.planning.counted import Reserve, count, plan_and_build
-from nce_fx.passes.transform.quantize import InsertQuantizers, Onlookers, QuantSpec, quantize
+from nce_fx.passes.transform.quantize import InsertQuantizers, Observers, QuantSpec, quantize
 from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.pipeline import Given, Pipeline
 from nce_fx.pipeline.base import Between
@@ -193,14 +193,14 @@ def analyze(
     uniform = quantize(gm, spec)
     cost = analyze_cost(gm, channels, quantized=uniform, hardware=hardware, quantities=quantities)
     say("analyze sensitivity")
-    onlookers = Onlookers(uniform)
+    observers = Observers(uniform)
     # In training mode BatchNorm's values are those of the batch, which the sensitivity pass does not see.
-    watch = None if gm.training else onlookers.see
+    watch = None if gm.training else observers.see
     sensitivity = analyze_sensitivity(
         gm, batches, metric, channels=channels, quantized=uniform, progress=progress, watch=watch
     )
     if batches:
-        onlookers.settle(batches)
+        observers.settle(batches)
     return Analyses(gm, channels, cost, sensitivity, uniform)
 
 

@@ -28,7 +28,7 @@ from nce_fx.passes.analysis.channels import ChannelGraph
 from nce_fx.passes.analysis.cost import CostReport
 from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.planning.counted import count, plan_and_build
-from nce_fx.passes.transform.quantize.places import find_places
+from nce_fx.passes.transform.quantize.quantizable_layers import find_quantizable_layers
 from nce_fx.passes.transform.resize import kept_channels
 from nce_fx.quantities import known_quantities
 from tests.drawing import Traced, narrower, traced, wider
@@ -335,7 +335,7 @@ def the_budget_holds_at_any_bits(model: nn.Module, inputs: tuple[Any, ...], seed
     Each model is asked at one of the specs, which its code and the seed choose: a corpus asks all of them many times.
     """
     t = traced(model, inputs, torch.float32)
-    layers = [place.path for place in find_places(t.gm, nce_fx.QuantSpec())]
+    layers = [each.path for each in find_quantizable_layers(t.gm, nce_fx.QuantSpec())]
     chosen = (zlib.crc32(t.gm.code.encode()) + seed) % len(QUANTIZED)
     spec, ratios = QUANTIZED[chosen], BUDGETS[chosen]
     matched = {pattern: bits for pattern, bits in spec.overrides.items() if fnmatch.filter(layers, pattern)}
@@ -412,7 +412,7 @@ def what_is_saved_is_what_was(model: nn.Module, inputs: tuple[Any, ...], seed: i
     other = randomize(copy.deepcopy(model).to(first.dtype), seed + 1)
     gm = nce_fx.resize(t.gm, {**wider(t.channels, seed), **_about_half(t.channels)})
     comes_back(gm, other, t.inputs)
-    if find_places(gm, nce_fx.QuantSpec()):
+    if find_quantizable_layers(gm, nce_fx.QuantSpec()):
         comes_back(nce_fx.quantize(gm, batches=[(t.inputs, None)]), other, t.inputs)
 
 

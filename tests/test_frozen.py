@@ -26,7 +26,7 @@ from nce_fx.training import Recipe
 
 # What one analysis, trace, search, export or page works on: nobody is handed it as a value.
 AT_WORK = {
-    *("Structure", "Part", "Places", "Marked", "Piece", "Format", "Stages", "Run", "Grown", "Start", "Choices"),
+    *("Structure", "Part", "ChoiceSites", "Marked", "Piece", "Format", "Stages", "Run", "Grown", "Start", "Choices"),
     *("Ran", "Modes", "Inputs", "Lowered", "View", "NodeView", "Widths", "Line"),
 }
 

@@ -31,7 +31,7 @@ from nce_fx.passes.transform.quantize import (
     quantize,
     weight_bits_of,
 )
-from nce_fx.passes.transform.quantize.places import adds
+from nce_fx.passes.transform.quantize.quantizable_layers import adds
 from nce_fx.quantizers import (
     ACTIVATION_QUANTIZERS,
     WEIGHT_QUANTIZERS,

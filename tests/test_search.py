@@ -25,13 +25,13 @@ from nce_fx.passes.transform.widths import (
     channel_order,
 )
 from nce_fx.search import SearchRecipe, search
+from nce_fx.search.budget_loss import costs_of
 from nce_fx.search.candidates import first_candidates
+from nce_fx.search.data_split import split_data
 from nce_fx.search.expansion import grow, of_kind
 from nce_fx.search.expected_cost import expected_cost
-from nce_fx.search.halves import halves
-from nce_fx.search.loss import costs_of
 from nce_fx.search.outcome import plan_from
-from nce_fx.search.recipe import tau_at, width_rate
+from nce_fx.search.search_recipe import tau_at, width_rate
 from nce_fx.tensorfile import digest
 from nce_fx.training.checkpoint import latest_checkpoint
 from tests.laws import comes_back
@@ -177,7 +177,7 @@ def test_what_cannot_be_searched_is_said():
 
 def test_halves_share_no_sample_and_leave_none_out():
     data = quarters(25)
-    weights, widths = halves(data, 0)
+    weights, widths = split_data(data, 0)
     assert (len(weights.train), len(widths.train)) == (12, 13)
     values = [x[:, 0, 0, 0] for half in (weights, widths) for x, _ in half.loader("train", batch_size=5)]
     assert torch.equal(torch.cat(values).sort().values, data.train.x[:, 0, 0, 0].sort().values)  # type: ignore[union-attr]

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 import nce_fx
 from nce_fx.errors import ChannelError
 from nce_fx.passes.transform.widths import InsertWidthChoices, RemoveWidthChoices, WidthChoice, WidthDraw, WidthNorm
+from nce_fx.passes.transform.widths.choice_sites import channel_order, find_choice_sites
 from nce_fx.passes.transform.widths.interpolation import Block, WidthInterpolation
-from nce_fx.passes.transform.widths.places import channel_order, find_places
 from nce_fx.search import SearchRecipe
 from nce_fx.search.candidates import first_candidates
 from nce_fx.search.expansion import of_kind
@@ -82,7 +82,7 @@ def test_a_sure_preference_computes_the_network_resized_to_it(mixing):
 def test_what_a_product_of_data_reads_has_no_choice():
     known = drawing.traced(ZOO["attention_single_head"].make(), ZOO["attention_single_head"].inputs)
     candidates = first_candidates(known.channels, SearchRecipe(epochs=9, expand=False)).candidates
-    refused = find_places(known.gm, candidates, channel_order(known.gm)).refused
+    refused = find_choice_sites(known.gm, candidates, channel_order(known.gm)).refused
     assert refused
     assert refused.keys() < candidates.keys()
     with pytest.raises(ChannelError, match=r"cannot choose its width: .* reads it in a way that"):
@@ -141,7 +141,7 @@ def test_interpolation_leaves_channels_where_they_lie_in_memory():
 def test_a_sure_preference_is_the_resized_network_for_every_pattern(name):
     known = drawing.traced(ZOO[name].make(), ZOO[name].inputs)
     candidates = first_candidates(known.channels, SearchRecipe(epochs=9, expand=False)).candidates
-    for group in find_places(known.gm, candidates, channel_order(known.gm)).refused:
+    for group in find_choice_sites(known.gm, candidates, channel_order(known.gm)).refused:
         del candidates[group]
     if not candidates:
         pytest.skip("none of its groups has a choice")

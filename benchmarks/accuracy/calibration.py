@@ -22,7 +22,7 @@ import nce_fx
 from benchmarks import pages
 from nce_fx.data import Data, load_data
 from nce_fx.passes.analysis.sensitivity import analyze_sensitivity
-from nce_fx.passes.transform.quantize import Onlookers, calibrate
+from nce_fx.passes.transform.quantize import Observers, calibrate
 from nce_fx.quantizers import ActivationQuantizer
 from nce_fx.quantizers.pact import Pact
 from nce_fx.rewrite import analyze, build, plan_analyzed
@@ -61,9 +61,9 @@ def measure(data: Data, seed: int) -> dict[str, Any]:
     carried = build(gm, plan, batches=batches, uniform=uniform)
 
     def fused() -> None:
-        onlookers = Onlookers(uniform)
-        analyze_sensitivity(gm, batches, channels=analyses.channels, watch=onlookers.see)
-        onlookers.settle(batches)
+        observers = Observers(uniform)
+        analyze_sensitivity(gm, batches, channels=analyses.channels, watch=observers.see)
+        observers.settle(batches)
 
     seconds = {
         "sensitivity": timed(lambda: analyze_sensitivity(gm, batches, channels=analyses.channels)),

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from nce_fx.cli.config_file import config_text, defaults_of
 from nce_fx.cli.events import logging_to
-from nce_fx.cli.recipe_file import defaults_of, recipe_text
 from nce_fx.cli.voice import Voice, voice
 
 _PANEL = "Every command"
@@ -63,7 +63,7 @@ def with_common(command: Callable[..., None]) -> Callable[..., None]:
     def run(**given: Any) -> None:
         common = {name: given.pop(name) for name in _ALL}
         if common["print_config"]:
-            typer.echo(recipe_text(common["context"], given), nl=False)
+            typer.echo(config_text(common["context"], given), nl=False)
             return
         if common["quiet"] and common["verbose"]:
             raise typer.BadParameter("--quiet and --verbose at once: give one of them")

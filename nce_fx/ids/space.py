@@ -13,7 +13,7 @@ from nce_fx.ids.labels import FIRST_ID, Ids
 from nce_fx.ids.reparametrized import WeightNormed, weight_normed
 from nce_fx.paths import modules_of
 
-Axis = tuple[str, int]
+ParameterAxis = tuple[str, int]
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,16 @@ class IdSpace:
     """Hands out ids, one for each position of each parameter axis, and says whose an id is."""
 
     def __init__(self) -> None:
-        self.axes: list[Axis] = []
+        self.axes: list[ParameterAxis] = []
         self.starts: list[int] = []
         self.sizes: list[int] = []
-        self.base: dict[Axis, int] = {}
-        self.length: dict[Axis, int] = {}
+        self.base: dict[ParameterAxis, int] = {}
+        self.length: dict[ParameterAxis, int] = {}
         self.end = FIRST_ID
-        self._lines: dict[tuple[Axis, int], torch.Tensor] = {}
+        self._lines: dict[tuple[ParameterAxis, int], torch.Tensor] = {}
         self._frozen: tuple[Ids, Ids] | None = None
 
-    def line(self, axis: Axis, size: int) -> torch.Tensor:
+    def line(self, axis: ParameterAxis, size: int) -> torch.Tensor:
         """Return the ids of an axis, fresh ones at the first call."""
         if axis not in self.base:
             self.base[axis], self.length[axis] = self.end, size
@@ -53,7 +53,7 @@ class IdSpace:
             line = self._lines[axis, size] = torch.arange(start, start + size)
         return line
 
-    def own(self, axis: Axis) -> Ids:
+    def own(self, axis: ParameterAxis) -> Ids:
         """Return the ids of an axis; none where it has none."""
         if axis not in self.base:
             return np.empty(0, dtype=np.int64)

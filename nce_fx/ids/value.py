@@ -160,7 +160,7 @@ def run_of(args: Any) -> Vocabulary:
 
 
 @dataclass(frozen=True, slots=True)
-class Parameter:
+class ChannelParameter:
     """A parameter or buffer by its path alone, for rules of layers that nothing else is done with."""
 
     run: Vocabulary
@@ -180,11 +180,11 @@ class Parameter:
         return self.run.parameter_labels(self.path, self.shape)
 
 
-Weight = ChannelTensor | Parameter
+Weight = ChannelTensor | ChannelParameter
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class ChannelLayer:
     """A module of a graph whose parameters are channel parameters: what the rule of a plain layer is given."""
 
     run: Vocabulary
@@ -195,4 +195,4 @@ class Layer:
         """Return a parameter or buffer of the module; ``None`` for one that it does not have."""
         path = f"{self.path}.{name}"
         canonical = self.run.tensors.canonical.get(path)
-        return getattr(self.module, name) if canonical is None else Parameter(self.run, canonical, path)
+        return getattr(self.module, name) if canonical is None else ChannelParameter(self.run, canonical, path)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from nce_fx.passes.transform.quantize.insert import computed_value
+from nce_fx.passes.transform.quantize.quantizer_nodes import computed_value
 from nce_fx.quantizers import WeightQuantizer
 
 BINS = 48

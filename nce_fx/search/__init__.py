@@ -5,7 +5,7 @@ result.plan, result.log, result.seconds
 """
 
 from nce_fx.search.history import Expansion, SearchEpoch, SearchLog
-from nce_fx.search.recipe import SearchRecipe
 from nce_fx.search.search import SearchResult, search
+from nce_fx.search.search_recipe import SearchRecipe
 
 __all__ = ["Expansion", "SearchEpoch", "SearchLog", "SearchRecipe", "SearchResult", "search"]

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nce_fx.passes.analysis.costmodel import CostModel
+from nce_fx.passes.analysis.cost_model import CostModel
 from nce_fx.passes.analysis.polynomial import Floats, Term
 from nce_fx.quantities import Sums
 

@@ -20,16 +20,16 @@ from nce_fx.passes.planning.counted import plan_and_build
 from nce_fx.passes.transform.quantize import QuantSpec, quantize
 from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.passes.transform.widths import InsertWidthChoices, channel_order
-from nce_fx.passes.transform.widths.places import find_places
+from nce_fx.passes.transform.widths.choice_sites import find_choice_sites
 from nce_fx.pipeline import Given, Pipeline
 from nce_fx.plan import WidthPlan
 from nce_fx.quantities import Quantity
 from nce_fx.search.candidates import first_candidates
+from nce_fx.search.data_split import split_data
 from nce_fx.search.expansion import quantizing
-from nce_fx.search.halves import halves
 from nce_fx.search.history import SearchLog
 from nce_fx.search.outcome import plan_from
-from nce_fx.search.recipe import SearchRecipe
+from nce_fx.search.search_recipe import SearchRecipe
 from nce_fx.search.width_search import WidthSearch
 from nce_fx.training.engine import start_engine
 from nce_fx.training.loop import fit
@@ -91,7 +91,7 @@ def search(
     uniform = None if spec is None else quantize(gm, spec)
     cost = analyze_cost(gm, channels, quantized=uniform, hardware=hardware, quantities=quantities)
     start, order = first_candidates(channels, recipe), channel_order(gm)
-    for group, reason in find_places(gm, start.candidates, order).refused.items():
+    for group, reason in find_choice_sites(gm, start.candidates, order).refused.items():
         del start.candidates[group]
         start.left[group] = reason
     if not start.candidates:
@@ -107,7 +107,7 @@ def search(
     # Before anything takes long: a budget that no plan can meet.
     within({group: widths[0] for group, widths in start.candidates.items()}, source={})
 
-    for_weights, for_widths = halves(data, recipe.seed)
+    for_weights, for_widths = split_data(data, recipe.seed)
     quantized = spec if recipe.quantized else None
     choices = InsertWidthChoices(start.candidates, order, recipe.mixing)
     prepared = Pipeline((*quantizing(quantized), choices))

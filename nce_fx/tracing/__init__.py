@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from nce_fx.copying import sharing
+from nce_fx.copying import shallow_copy
 from nce_fx.errors import TraceError, one_line
 from nce_fx.ops import Ops
 from nce_fx.ops.table import default
@@ -175,7 +175,7 @@ class _Tracing:
 def _given(given: GraphModule, example_inputs: Any) -> GraphModule:
     """Return a graph that is given, with the shapes that it has at these inputs."""
     inputs = inputs_of(given, example_inputs)
-    gm = sharing(given)
+    gm = shallow_copy(given)
     try:
         propagate_shapes(gm, inputs.values)
     except Exception:

@@ -1,7 +1,7 @@
 """The device and the processes that training runs on: accelerate starts them, and these few functions are all we ask.
 
 One process is the case that needs nothing. Under ``torchrun`` every process holds the whole model and a share of every
-batch. The sensitivity pass shares its batches, see `nce_fx.passes.analysis.sensitivity.sharing`. For others there are
+batch. The sensitivity pass shares its batches, see `nce_fx.passes.analysis.sensitivity.shard`. For others there are
 ``shard``, which takes a share of a list of batches, and ``all_reduce_mean``, which puts the shares' results together,
 the same on every process::
 

@@ -10,7 +10,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from nce_fx.ids.labels import FIRST_ID, FIXED, NEUTRAL, Label, broadcast, constant, core
-from nce_fx.ids.value import ChannelTensor, Layer, activation, channel_tensors
+from nce_fx.ids.value import ChannelLayer, ChannelTensor, activation, channel_tensors
 from nce_fx.ids.vocabulary import Vocabulary
 
 UNTAGGED = frozenset(
@@ -45,13 +45,13 @@ def quantizer(module: Any, input: ChannelTensor) -> ChannelTensor:
     return ChannelTensor(input.run, input.shape, input.labels, input.dtype)
 
 
-def activation_layer(layer: Layer, input: ChannelTensor) -> ChannelTensor:
+def activation_layer(layer: ChannelLayer, input: ChannelTensor) -> ChannelTensor:
     """A function of each element, which no width changes."""
     input.run.computes()
     return ChannelTensor(input.run, input.shape, input.labels, input.dtype)
 
 
-def passing_layer(layer: Layer, input: ChannelTensor) -> ChannelTensor:
+def passing_layer(layer: ChannelLayer, input: ChannelTensor) -> ChannelTensor:
     """A layer that does nothing when it is not trained."""
     return input
 

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from nce_fx.ids.labels import FIXED, Label, along, constant, core, line_of, varies
-from nce_fx.ids.value import ChannelTensor, Parameter, Weight, activation, channel_tensors, run_of
+from nce_fx.ids.value import ChannelParameter, ChannelTensor, Weight, activation, channel_tensors, run_of
 from nce_fx.ids.vocabulary import Vocabulary
 from nce_fx.ops.rules.calls import label_for
 from nce_fx.ops.shapes import convolved, each
 
-_WEIGHTS = (ChannelTensor, Parameter)
+_WEIGHTS = (ChannelTensor, ChannelParameter)
 
 
 def channel_line(run: Vocabulary, label: Label, axis: int) -> torch.Tensor:

@@ -25,7 +25,7 @@ from torch.fx import GraphModule, Node
 from nce_fx.errors import InputError
 from nce_fx.frozen import freeze
 from nce_fx.passes.analysis.channels.graph import AxisWidth, ChannelGraph
-from nce_fx.passes.analysis.costmodel import CostModel, LayerSite, Parameter, Tensor, WorkTerm
+from nce_fx.passes.analysis.cost_model import CostModel, LayerSite, StoredParameter, StoredTensor, WorkTerm
 from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.analysis.layers import Axis, Layer, find_layers, shape_of, source_parameters
 from nce_fx.passes.analysis.liveness import aliases, storages
@@ -294,7 +294,7 @@ def _bit_product(weighted: bool, bits: tuple[int, int]) -> int:
 
 def _parameters(
     gm: GraphModule, layers: tuple[Layer, ...], axes: AxisLengths, weight_bits: Mapping[str, int]
-) -> tuple[Parameter, ...]:
+) -> tuple[StoredParameter, ...]:
     """Every distinct parameter once, owned by the layer that uses it first, else by its module, else by itself."""
     weight_of = {path: layer.path for layer in reversed(layers) for path in layer.weights}
     modules = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
@@ -309,11 +309,11 @@ def _parameters(
         owner = layer or next((module for module in above if module in modules or module in weight_bits), path)
         analysed = next((name for name in known if name in axes.channels.parameter_axes), path)
         bits = weight_bits[layer] if layer else parameter.dtype.itemsize * 8
-        found.append(Parameter(path, owner, Term.of(axes.parameter(analysed)), bits))
+        found.append(StoredParameter(path, owner, Term.of(axes.parameter(analysed)), bits))
     return tuple(found)
 
 
-def _values(gm: GraphModule, axes: AxisLengths, activation_bits: Bits) -> tuple[Tensor, ...]:
+def _values(gm: GraphModule, axes: AxisLengths, activation_bits: Bits) -> tuple[StoredTensor, ...]:
     """Every storage of the graph that holds a tensor, with the steps it lives through."""
     asked = activation_bits if isinstance(activation_bits, int) else None
     result = []
@@ -323,11 +323,11 @@ def _values(gm: GraphModule, axes: AxisLengths, activation_bits: Bits) -> tuple[
         if shape_of(node):
             floating = meta is not None and meta.dtype.is_floating_point
             bits = (asked if floating else None) or quantizer_bits(gm, node) or _type_bits(node)
-            result.append(Tensor(node.name, Term.of(axes.value(node.name)), bits, storage.first, storage.last))
+            result.append(StoredTensor(node.name, Term.of(axes.value(node.name)), bits, storage.first, storage.last))
         elif isinstance(meta, (tuple, list)):
             pieces = [piece for piece in meta if hasattr(piece, "shape")]
             size = sum(piece.shape.numel() * piece.dtype.itemsize for piece in pieces)
-            result.append(Tensor(node.name, Term(size, ()), 8, storage.first, storage.last))
+            result.append(StoredTensor(node.name, Term(size, ()), 8, storage.first, storage.last))
     return tuple(result)
 
 

@@ -13,10 +13,10 @@ from nce_fx.passes.analysis.polynomial import Floats, Integers
 from nce_fx.passes.planning.budget import Budget
 from nce_fx.passes.planning.choices import Choices, Rules, legal_choices, sensitivity_of
 from nce_fx.passes.planning.importance import importance_of
+from nce_fx.passes.planning.integer_widths import Problem, to_integers
 from nce_fx.passes.planning.posynomial import Constraints, constraints
 from nce_fx.passes.planning.refusal import refuse_if_impossible
 from nce_fx.passes.planning.relaxation import relax
-from nce_fx.passes.planning.rounding import Problem, to_integers
 from nce_fx.plan import WidthPlan
 
 NOISE_EXPONENT = 1.0

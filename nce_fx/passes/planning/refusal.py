@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from nce_fx.errors import BudgetError
-from nce_fx.passes.analysis.costmodel import CostModel
+from nce_fx.passes.analysis.cost_model import CostModel
 from nce_fx.passes.planning.choices import Choices, Rules, legal_choices
 
 

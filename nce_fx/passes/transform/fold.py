@@ -24,7 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nce_fx.ops import OPS
 from nce_fx.passes.analysis.layers import Layer, find_layers
-from nce_fx.passes.transform.quantize.places import quantizable, weight_argument
+from nce_fx.passes.transform.quantize.quantizable_layers import quantizable, weight_argument
 from nce_fx.pipeline import Given, Pass
 from nce_fx.plan import WidthPlan, model_fingerprint
 from nce_fx.quantizers import WeightQuantizer

@@ -21,12 +21,12 @@ from torch.fx.passes.shape_prop import TensorMetadata, _extract_tensor_metadata
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from nce_fx.copying import copied
+from nce_fx.copying import copy_graph
 from nce_fx.devices import device_of
 from nce_fx.errors import ChannelError, where
 from nce_fx.frozen import freeze
 from nce_fx.ids.labels import Ids
-from nce_fx.ids.space import Axis, Tensors
+from nce_fx.ids.space import ParameterAxis, Tensors
 from nce_fx.ids.value import ChannelTensor
 from nce_fx.ops import Ops, table_of
 from nce_fx.ops.table import argument_names
@@ -130,7 +130,7 @@ def _plan_of(plan: WidthPlan | Mapping[str, int], channels: ChannelGraph, gm: Gr
     return plan if isinstance(plan, WidthPlan) else WidthPlan(widths, channels.widths, model_fingerprint(gm))
 
 
-def gathers_of(gm: GraphModule, widths: Mapping[str, int]) -> dict[Axis, Gather]:
+def gathers_of(gm: GraphModule, widths: Mapping[str, int]) -> dict[ParameterAxis, Gather]:
     """Return for each parameter axis that `resize` to these widths changes the old position of every new one."""
     analysis = analysis_of(gm)
     return dict(_run(analysis.structure, analysis.channels, widths, None).edits.gathers)
@@ -256,7 +256,7 @@ def _resized(
             memo.update(tensors.normed[path].parameters_for(new))
         elif new is not None:
             memo[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
-    result = copied(gm, memo)
+    result = copy_graph(gm, memo)
     _edit(result, gm, run, kept)
     return result
 

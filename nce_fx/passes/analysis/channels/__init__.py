@@ -11,7 +11,7 @@ import numpy as np
 from torch.fx import GraphModule, Node
 
 from nce_fx.ids.labels import FIRST_ID, Ids, bare, lies, line_of, varies
-from nce_fx.ids.space import Axis
+from nce_fx.ids.space import ParameterAxis
 from nce_fx.ids.value import ChannelTensor
 from nce_fx.passes.analysis.channels.graph import AxisWidth, ChannelGraph, ChannelGroup, ChannelPart, least
 from nce_fx.passes.analysis.channels.groups import Group
@@ -219,7 +219,7 @@ def _consumers(tie: Tie, part_of_id: Ids) -> dict[int, dict[str, None]]:
 def _public(
     group: Group,
     group_id: str,
-    producers: dict[Axis, tuple[str, Node]],
+    producers: dict[ParameterAxis, tuple[str, Node]],
     consumers: dict[int, dict[str, None]],
     parts: range,
 ) -> ChannelGroup:

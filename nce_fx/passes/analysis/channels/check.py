@@ -27,7 +27,7 @@ from nce_fx.ids.labels import (
     line_of,
     varies,
 )
-from nce_fx.ids.space import Axis
+from nce_fx.ids.space import ParameterAxis
 from nce_fx.ids.value import ChannelTensor, Weight
 from nce_fx.ids.vocabulary import Fact
 from nce_fx.passes.analysis.channels.edits import Edits, Gather, lay_out
@@ -40,7 +40,7 @@ from nce_fx.passes.analysis.channels.tie import Answer, Meeting, Tie
 class Relayout(Exception):
     """A parameter's axis must take the order in which its channels arrive; the run starts again with it."""
 
-    def __init__(self, axis: Axis, index: Ids, copies: Ids) -> None:
+    def __init__(self, axis: ParameterAxis, index: Ids, copies: Ids) -> None:
         super().__init__(f"{axis} follows another order")
         self.axis, self.index, self.copies = axis, index, copies
 
@@ -59,8 +59,8 @@ class Check(Run):
         old: Mapping[Node, Any],
         classes: Ids,
         counts: Ids,
-        modes: Mapping[Axis, int],
-        orders: Mapping[Axis, tuple[Ids, Ids]],
+        modes: Mapping[ParameterAxis, int],
+        orders: Mapping[ParameterAxis, tuple[Ids, Ids]],
         proven: Mapping[Node, Any],
     ) -> None:
         super().__init__(gm, tie.space, tie.tensors)
@@ -77,8 +77,8 @@ class Check(Run):
         self.input: Any = None
         self.views = 0
         """How many views the current node has made."""
-        self._layouts: dict[Axis, tuple[Ids, Ids]] = {}
-        self._own: dict[Axis, torch.Tensor] = {}
+        self._layouts: dict[ParameterAxis, tuple[Ids, Ids]] = {}
+        self._own: dict[ParameterAxis, torch.Tensor] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._followed: tuple[Any, Any, Gather] | None = None
         """The last line that a parameter followed, old and new, and how: the parameters of a norm follow one."""
@@ -274,7 +274,7 @@ class Check(Run):
     def pin(self, ids: torch.Tensor, reason: str, at: Node | None = None) -> None:
         pass
 
-    def layout(self, axis: Axis, line: torch.Tensor) -> tuple[Ids, Ids]:
+    def layout(self, axis: ParameterAxis, line: torch.Tensor) -> tuple[Ids, Ids]:
         """Return (old position, copy) for each new position of an axis whose ids are its own."""
         if axis in self.orders:
             return self.orders[axis]
@@ -282,7 +282,7 @@ class Check(Run):
             self._layouts[axis] = lay_out(line, self.classes, self.counts, self.modes.get(axis, 0), self.cuts)
         return self._layouts[axis]
 
-    def _gather(self, axis: Axis | None, gather: Gather) -> None:
+    def _gather(self, axis: ParameterAxis | None, gather: Gather) -> None:
         if axis is None:
             return
         known = self.edits.gathers.get(axis)
@@ -292,7 +292,7 @@ class Check(Run):
             line = self.first.axis_lines[axis]
             raise Mismatch(f"{axis[0]} is used twice and its uses disagree", line)
 
-    def _own_line(self, axis: Axis) -> torch.Tensor:
+    def _own_line(self, axis: ParameterAxis) -> torch.Tensor:
         if axis not in self._own:
             line = self.space.line(axis, self.tensors.tensors[axis[0]].shape[axis[1]])
             index, copies = self.layout(axis, line)

@@ -16,7 +16,7 @@ from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
-from nce_fx.ids.space import Axis, Tensors
+from nce_fx.ids.space import ParameterAxis, Tensors
 from nce_fx.passes.analysis.layers import source_parameters
 from nce_fx.tracing.exported import evaluating
 
@@ -29,7 +29,7 @@ class Computed:
     gain: Node | None
 
 
-def computed(gm: nn.Module, weight: Node, read: Axis, tensors: Tensors) -> Computed | None:
+def computed(gm: nn.Module, weight: Node, read: ParameterAxis, tensors: Tensors) -> Computed | None:
     """Return a weight that can be kept in the place of the parameter whose axis is read; ``None`` where it cannot.
 
     One layer alone reads the weight, nothing else needs the parameter, and of other trained parameters there is at most

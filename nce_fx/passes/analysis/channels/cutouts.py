@@ -13,7 +13,7 @@ import torch
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from nce_fx.ids.space import Axis, Tensors
+from nce_fx.ids.space import ParameterAxis, Tensors
 from nce_fx.ids.value import ChannelTensor
 
 
@@ -21,7 +21,7 @@ class _UnknownError(Exception):
     """A value that is needed is not of the parameter, nor a number."""
 
 
-def grows(node: Node, axis: int, read: Axis, tensors: Tensors, values: Mapping[Node, Any]) -> bool:
+def grows(node: Node, axis: int, read: ParameterAxis, tensors: Tensors, values: Mapping[Node, Any]) -> bool:
     """Whether an axis of a weight is one longer where the axis of the parameter that it comes from is."""
     path, position = read
     length = tensors.tensors[path].shape[position]

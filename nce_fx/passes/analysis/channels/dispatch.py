@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from nce_fx.custom import rule_of
-from nce_fx.ids.value import ChannelTensor, Layer
+from nce_fx.ids.value import ChannelLayer, ChannelTensor
 from nce_fx.ids.vocabulary import NotFollowedError, Vocabulary
 from nce_fx.ops import Absent, Op, Ops
 from nce_fx.ops.rules import elementwise, movement
@@ -47,7 +47,7 @@ def layer_rule(op: Op, module: nn.Module) -> Any:
         return None
     rule = op.channels
 
-    def apply(layer: Layer, input: ChannelTensor) -> Any:
+    def apply(layer: ChannelLayer, input: ChannelTensor) -> Any:
         layer.run.computes()
         return rule(input, **{name: layer.parameter(attribute) for name, attribute in held.items()})
 

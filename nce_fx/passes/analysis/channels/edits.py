@@ -10,7 +10,7 @@ import torch
 from torch.fx import Node
 
 from nce_fx.ids.labels import Ids, bare
-from nce_fx.ids.space import Axis
+from nce_fx.ids.space import ParameterAxis
 from nce_fx.passes.analysis.channels.products import Shares
 
 
@@ -32,7 +32,7 @@ class Gather:
 class Edits:
     """What a resize changes: parameters, attributes of modules, and the graph."""
 
-    gathers: dict[Axis, Gather] = field(default_factory=dict)
+    gathers: dict[ParameterAxis, Gather] = field(default_factory=dict)
     attributes: dict[tuple[Node, str, str], Any] = field(default_factory=dict)
     """(node, owner path, name) -> value: a module's attribute, or an argument of a function node."""
     arguments: dict[Node, tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)

@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from nce_fx.errors import where
 from nce_fx.ids.labels import FIRST_ID, Ids, lies
-from nce_fx.ids.space import Axis, Pin
+from nce_fx.ids.space import ParameterAxis, Pin
 from nce_fx.passes.analysis.channels.tie import Tie
 
 
@@ -26,7 +26,7 @@ class Part:
     """Classes that live on the same axes in the same way."""
 
     classes: Ids
-    axes: Mapping[Axis, int]
+    axes: Mapping[ParameterAxis, int]
     """For each producer axis: positions per class."""
     pinned: Pin | None
 
@@ -35,9 +35,9 @@ class Part:
 class Group:
     """Parts that share producer axes; ``axis`` is the producer axis whose length is the group's width."""
 
-    axis: Axis
+    axis: ParameterAxis
     width: int
-    axes: tuple[Axis, ...]
+    axes: tuple[ParameterAxis, ...]
     parts: tuple[Part, ...]
 
     def positions(self, part: Part) -> int:
@@ -88,7 +88,7 @@ def pins_by_class(tie: Tie, classes: Ids) -> dict[int, Pin]:
 
 def groups_of(tie: Tie, classes: Ids, pins: Mapping[int, Pin]) -> tuple[Group, ...]:
     """Return the groups in the order of their first producers."""
-    members: dict[Axis, tuple[Ids, Ids]] = {}
+    members: dict[ParameterAxis, tuple[Ids, Ids]] = {}
     for axis in tie.producers:
         members[axis] = _counted(classes[tie.space.own(axis)])
     order = list(tie.producers)
@@ -98,7 +98,7 @@ def groups_of(tie: Tie, classes: Ids, pins: Mapping[int, Pin]) -> tuple[Group, .
     size = len(order) + int(classes.max(initial=0)) + 1
     graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, columns + len(order))), shape=(size, size))
     _, components = connected_components(graph, directed=False)
-    by_component: dict[int, list[Axis]] = {}
+    by_component: dict[int, list[ParameterAxis]] = {}
     for k, axis in enumerate(order):
         by_component.setdefault(int(components[k]), []).append(axis)
     readers = _readers(
@@ -121,8 +121,8 @@ def _counted(numbers: Ids) -> tuple[Ids, Ids]:
 
 
 def _readers(
-    tie: Tie, classes: Ids, members: Mapping[Axis, tuple[Ids, Ids]], group_of: Mapping[Axis, int]
-) -> dict[int, dict[Axis, tuple[Ids, Ids]]]:
+    tie: Tie, classes: Ids, members: Mapping[ParameterAxis, tuple[Ids, Ids]], group_of: Mapping[ParameterAxis, int]
+) -> dict[int, dict[ParameterAxis, tuple[Ids, Ids]]]:
     """Return for each group the other axes that carry some of its classes, but not all of them equally often.
 
     What is read apart is a part of its own, or the length of what reads it would not follow from the group's width.
@@ -131,7 +131,7 @@ def _readers(
     for axis, k in group_of.items():
         owner[members[axis][0]] = k
     sizes = np.bincount(owner[owner >= 0], minlength=len(group_of))
-    result: dict[int, dict[Axis, tuple[Ids, Ids]]] = {}
+    result: dict[int, dict[ParameterAxis, tuple[Ids, Ids]]] = {}
     # Norms and activations have many parameters that follow one line: one of them says it.
     first_of = {lies(line): axis for axis, line in reversed(tie.axis_lines.items()) if axis not in members}
     lines = {axis: tie.axis_lines[axis].numpy() for axis in reversed(first_of.values())}
@@ -152,11 +152,11 @@ def _readers(
 
 
 def _group(
-    axes: list[Axis],
-    members: Mapping[Axis, tuple[Ids, Ids]],
+    axes: list[ParameterAxis],
+    members: Mapping[ParameterAxis, tuple[Ids, Ids]],
     pin_of: Ids,
     pins: Sequence[Pin],
-    readers: Mapping[Axis, tuple[Ids, Ids]],
+    readers: Mapping[ParameterAxis, tuple[Ids, Ids]],
 ) -> Group:
     """Return a group of axes; ``pin_of`` has for each class the place of its pin in ``pins``, counted from one."""
     lengths = {axis: int(members[axis][1].sum()) for axis in axes}

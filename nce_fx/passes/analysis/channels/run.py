@@ -21,7 +21,7 @@ from nce_fx.errors import ChannelError, where
 from nce_fx.ids.labels import FIXED, Label, constant, core, line_of
 from nce_fx.ids.reparametrized import plain_class
 from nce_fx.ids.space import IdSpace, Tensors
-from nce_fx.ids.value import ChannelTensor, Layer, activation
+from nce_fx.ids.value import ChannelLayer, ChannelTensor, activation
 from nce_fx.ids.vocabulary import Vocabulary
 from nce_fx.ops import table_of
 from nce_fx.ops.rules import elementwise
@@ -108,7 +108,7 @@ class Run(Vocabulary, Interpreter):
             self.rules[target] = self._plain_rule(self.tensors.modules[target])
         plain = self.rules[target]
         if plain is not None and len(args) == 1 and isinstance(args[0], ChannelTensor) and not kwargs:
-            return self.apply(plain, (Layer(self, self.tensors.modules[target], target), args[0]), {})
+            return self.apply(plain, (ChannelLayer(self, self.tensors.modules[target], target), args[0]), {})
         shadow = self._shadows.get(target)
         if shadow is None:
             shadow = self._shadows[target] = self._shadow(self.fetch_attr(target), target)

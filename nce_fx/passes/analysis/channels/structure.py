@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 
 from nce_fx.errors import ChannelError
 from nce_fx.ids.labels import FIRST_ID, Ids
-from nce_fx.ids.space import Axis, Pin
+from nce_fx.ids.space import ParameterAxis, Pin
 from nce_fx.passes.analysis.channels.check import Relayout
 from nce_fx.passes.analysis.channels.groups import Group, Part, classes_of, groups_of, pins_by_class
 from nce_fx.passes.analysis.channels.projection import Mismatch
@@ -29,7 +29,7 @@ class Structure:
     tie: Tie
     classes: Ids
     groups: tuple[Group, ...]
-    modes: Mapping[Axis, int] = field(default_factory=dict)
+    modes: Mapping[ParameterAxis, int] = field(default_factory=dict)
     proven: Mapping[Node, Any] = field(default_factory=dict)
     """The shape of what every node returned when all free groups were enlarged at once: a resize may change no other
     axes."""
@@ -54,7 +54,7 @@ class Structure:
         Raises:
             Mismatch: something does not meet as it did.
         """
-        orders: dict[Axis, tuple[Ids, Ids]] = {}
+        orders: dict[ParameterAxis, tuple[Ids, Ids]] = {}
         for _ in range(_RELAYOUTS):
             check = Resizing(self.gm, self.tie, self.tie.seen, self.classes, counts, self.modes, orders, self.proven)
             try:

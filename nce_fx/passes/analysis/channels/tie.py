@@ -25,7 +25,7 @@ from nce_fx.ids.labels import (
     placed,
     varies,
 )
-from nce_fx.ids.space import Axis, IdSpace, Pin, Tensors
+from nce_fx.ids.space import IdSpace, ParameterAxis, Pin, Tensors
 from nce_fx.ids.value import ChannelTensor, Weight
 from nce_fx.ids.vocabulary import Fact, NotFollowedError
 from nce_fx.passes.analysis.channels.computed import Computed, computed
@@ -39,7 +39,7 @@ class Meeting:
 
     fact: Fact
     labels: tuple[Label, ...]
-    axis: Axis | None = None
+    axis: ParameterAxis | None = None
     choice: int = 0
     """Which of a weight's labels runs along its output axis."""
 
@@ -68,13 +68,13 @@ class Tie(Run):
         self.consumers: list[tuple[str, Ids]] = []
         self.products: list[tuple[str, Ids]] = []
         """Products of data that are summed over channels: the node's name, and their ids."""
-        self.producers: dict[Axis, tuple[str, Node]] = {}
+        self.producers: dict[ParameterAxis, tuple[str, Node]] = {}
         """Axes that make channels: the path of the weight that makes them first, and the node."""
-        self.axis_lines: dict[Axis, torch.Tensor] = {}
+        self.axis_lines: dict[ParameterAxis, torch.Tensor] = {}
         """For each parameter axis that carries channels: the ids it met (its own where it made them)."""
         self._recorded: tuple[Any, Any] = None, None
         """The last line that a parameter met, as it is and without places: the parameters of a norm meet one."""
-        self.roles: dict[Axis, set[str]] = {}
+        self.roles: dict[ParameterAxis, set[str]] = {}
         self.views: dict[Node | None, list[Layout]] = {}
         """For each node: what each of its views did."""
         self.computed: dict[str, Computed] = {}
@@ -119,7 +119,7 @@ class Tie(Run):
         ids: torch.Tensor = bare(label)
         return ids
 
-    def _remember(self, word: str, *labels: Label, axis: Axis | None = None, choice: int = 0) -> None:
+    def _remember(self, word: str, *labels: Label, axis: ParameterAxis | None = None, choice: int = 0) -> None:
         assert self.node is not None
         self.meetings[self.node, self.step] = Meeting(self.fact(word), labels, axis, choice)
         self.step += 1
@@ -215,7 +215,7 @@ class Tie(Run):
         if len(numbers):
             self.pins.append(Pin(numbers, at.name if at else "", f"{reason}, at {where(at)}" if at else reason))
 
-    def _resolve(self, weight: Weight, axis: int) -> Axis | None:
+    def _resolve(self, weight: Weight, axis: int) -> ParameterAxis | None:
         """Return the parameter axis that an axis of a weight is, whole and in order; None for a computed mixture."""
         if weight.path is not None:
             return weight.path, axis
@@ -237,7 +237,7 @@ class Tie(Run):
         line: torch.Tensor = bare(line_of(weight.labels[self._choice(weight, axis)], axis))
         return line
 
-    def _produces(self, axis: Axis, alias: str | None) -> None:
+    def _produces(self, axis: ParameterAxis, alias: str | None) -> None:
         assert self.node is not None
         self.producers.setdefault(axis, (alias or axis[0], self.node))
 
@@ -279,7 +279,7 @@ class Tie(Run):
         self._record(resolved, line, "in")
         self.consumers.append((resolved[0], bare(line.numpy())))
 
-    def _grows(self, weight: Weight, axis: int, read: Axis) -> bool:
+    def _grows(self, weight: Weight, axis: int, read: ParameterAxis) -> bool:
         """Whether a weight that was moved or cut out of a parameter is longer where the parameter is."""
         node = None if weight.path is not None else self._node_of(weight)
         return node is None or grows(node, axis, read, self.tensors, self.env)
@@ -287,7 +287,7 @@ class Tie(Run):
     def _node_of(self, weight: Weight) -> Node | None:
         return next((n for n in self._here().all_input_nodes if self.env.get(n) is weight), None)
 
-    def _can_keep(self, weight: Weight, read: Axis) -> bool:
+    def _can_keep(self, weight: Weight, read: ParameterAxis) -> bool:
         """Whether a computed weight can be kept in the place of the parameter it is computed from, axis for axis."""
         node = self._node_of(weight)
         known = self.tensors.tensors.get(read[0])
@@ -300,7 +300,7 @@ class Tie(Run):
             self.computed[read[0]] = found
         return found is not None
 
-    def _record(self, axis: Axis, line: torch.Tensor, role: str) -> None:
+    def _record(self, axis: ParameterAxis, line: torch.Tensor, role: str) -> None:
         if line is not self._recorded[0]:
             self._recorded = line, bare(line) if placed(line) else line
         line = self._recorded[1]

@@ -19,12 +19,12 @@ from nce_fx.passes.analysis.channels.graph import ChannelGraph
 from nce_fx.passes.analysis.sensitivity.curvature import hessian
 from nce_fx.passes.analysis.sensitivity.gradient import fisher, gauss_newton
 from nce_fx.passes.analysis.sensitivity.groups import by_group
-from nce_fx.passes.analysis.sensitivity.onebyone import kl, loss
+from nce_fx.passes.analysis.sensitivity.noise import Bits, Noise, Point, noise_in, real_noise
+from nce_fx.passes.analysis.sensitivity.one_at_a_time import kl, loss_increase
 from nce_fx.passes.analysis.sensitivity.probe import Batch, Loss, Probe, Watch
 from nce_fx.passes.analysis.sensitivity.report import NodeSensitivity, SensitivityReport
-from nce_fx.passes.analysis.sensitivity.rounding import Bits, Noise, Point, noise_in, real_noise
 from nce_fx.passes.analysis.sensitivity.scores import Progress, Scores
-from nce_fx.passes.analysis.sensitivity.sharing import ALONE, Share
+from nce_fx.passes.analysis.sensitivity.shard import ALONE, Shard
 from nce_fx.passes.analysis.sensitivity.weights import sqnr, sqnr_activation
 from nce_fx.passes.transform.quantize import QuantSpec, quantize, weight_bits_of
 from nce_fx.registry import Registry
@@ -51,7 +51,7 @@ METRICS: Registry[Metric] = Registry(
         "fisher": Metric(fisher, True, "squared gradient along the rounding error; labels, one pass"),
         "hessian": Metric(hessian, True, "curvature (Hutchinson) times squared rounding error"),
         "kl": Metric(kl, True, "divergence of the output, one tensor rounded at a time; slow"),
-        "loss": Metric(loss, True, "rise of the loss, one tensor rounded at a time; slow"),
+        "loss": Metric(loss_increase, True, "rise of the loss, one tensor rounded at a time; slow"),
     },
     lambda value: isinstance(value, Metric),
     lambda metric: metric.says,
@@ -116,8 +116,8 @@ def analyze_sensitivity(
         from nce_fx.passes.analysis.channels import analyze_channels
 
         channels = analyze_channels(gm)
-    share = Share.of(len(given)) if METRICS[name].needs_data else ALONE
-    probe = Probe.of(gm, noise or real_noise(bits), loss, share, watch)
+    shard = Shard.of(len(given)) if METRICS[name].needs_data else ALONE
+    probe = Probe.of(gm, noise or real_noise(bits), loss, shard, watch)
     device = device_of(gm)
     ready = [(to_device(inputs, device), to_device(target, device)) for inputs, target in given]
     with torch.random.fork_rng(devices=[]), same_sums(gm, given[:1]):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nce_fx.passes.analysis.sensitivity.probe import Batch, Probe, first_tensor
 from nce_fx.passes.analysis.sensitivity.scores import Progress, Scores
-from nce_fx.passes.analysis.sensitivity.sharing import Share
+from nce_fx.passes.analysis.sensitivity.shard import Shard
 
 PROBES = 4
 """Random vectors per batch."""
@@ -31,11 +31,11 @@ def hessian(probe: Probe, batches: Sequence[Batch], progress: Progress) -> Score
         for layer, path in names
     ]
     squared += [0.0] * len(probe.activations)
-    samples, done, share = 0, 0, probe.share
-    if share.processes > 1:
+    samples, done, shard = 0, 0, probe.shard
+    if shard.processes > 1:
         probe.settle(batches[0][0])
     for number, (inputs, target) in enumerate(batches):
-        if not share.owns(number):
+        if not shard.owns(number):
             continue
         # Of each batch its own, whoever measures it.
         generator = torch.Generator().manual_seed(number)
@@ -59,9 +59,9 @@ def hessian(probe: Probe, batches: Sequence[Batch], progress: Progress) -> Score
             for index, (product, sign) in enumerate(zip(products, signs, strict=True)):
                 if product is not None:
                     curvature[index] += float((product.detach() * sign).sum()) / PROBES
-        progress(done := done + 1, share.count(len(batches)))
-    curvature, squared[len(names) :] = _summed(share, curvature), _summed(share, squared[len(names) :])
-    samples = int(*_summed(share, [samples]))
+        progress(done := done + 1, shard.count(len(batches)))
+    curvature, squared[len(names) :] = _summed(shard, curvature), _summed(shard, squared[len(names) :])
+    samples = int(*_summed(shard, [samples]))
     scores = Scores(forwards=3.0 + 6.0 * PROBES)
     for index, (layer, _) in enumerate(names):
         # The mean squared error times the trace is |d|^2 trace / n.
@@ -72,8 +72,8 @@ def hessian(probe: Probe, batches: Sequence[Batch], progress: Progress) -> Score
     return scores
 
 
-def _summed(share: Share, values: Sequence[float]) -> list[float]:
-    return list(share.sums(dict(enumerate(values))).values())
+def _summed(shard: Shard, values: Sequence[float]) -> list[float]:
+    return list(shard.sums(dict(enumerate(values))).values())
 
 
 def _tracked(value: Tensor) -> Tensor:

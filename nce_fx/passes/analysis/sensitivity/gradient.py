@@ -97,11 +97,11 @@ def _squared_products(
     keys += [("activation", node.name) for node in probe.activations]
     total = dict.fromkeys(keys, 0.0)
     samples = draws = done = 0
-    shape, share = torch.Size(), probe.share
-    if share.processes > 1:
+    shape, shard = torch.Size(), probe.shard
+    if shard.processes > 1:
         shape = probe.settle(batches[0][0]).shape
     for index, (inputs, target) in enumerate(batches):
-        if not share.owns(index):
+        if not shard.owns(index):
             skip(torch.Size((shape[0] * _length(inputs) // _length(batches[0][0]), *shape[1:])))
             continue
         values, wanted = _tracked(probe, inputs, (*layers, *probe.activations))
@@ -125,8 +125,8 @@ def _squared_products(
                 moved["activation", node.name] = _per_sample(found[node], roundings[node], len(output))
             for key, product in moved.items():
                 total[key] += 0.5 * float(product.double().square().sum())
-        progress(done := done + 1, share.count(len(batches)))
-    total, samples = share.sums(total), int(share.sums({"samples": samples})["samples"])
+        progress(done := done + 1, shard.count(len(batches)))
+    total, samples = shard.sums(total), int(shard.sums({"samples": samples})["samples"])
     scores = Scores(forwards=2.0 + 2.0 * draws)
     for (kind, name), value in total.items():
         (scores.weight if kind == "weight" else scores.activation)[name] = value / (samples * draws)

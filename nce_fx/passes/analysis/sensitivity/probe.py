@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from nce_fx.copying import copied
+from nce_fx.copying import copy_graph
 from nce_fx.errors import InputError, where
 from nce_fx.passes.analysis.layers import Layer, find_layers, made_from, source_parameters
 from nce_fx.passes.analysis.liveness import writes_in_place
-from nce_fx.passes.analysis.sensitivity.rounding import Noise, Point, Rounding
-from nce_fx.passes.analysis.sensitivity.sharing import ALONE, Share
+from nce_fx.passes.analysis.sensitivity.noise import Noise, Point, Rounding
+from nce_fx.passes.analysis.sensitivity.shard import ALONE, Shard
 from nce_fx.paths import parameters_of
 
 Batch = tuple[Any, Any]
@@ -39,7 +39,7 @@ class Probe:
     gm: GraphModule
     noise: Noise
     loss: Loss
-    share: Share = ALONE
+    shard: Shard = ALONE
     watch: Watch | None = None
     _roundings: dict[Node, Rounding] = field(default_factory=dict, repr=False)
 
@@ -48,7 +48,7 @@ class Probe:
         gm: GraphModule,
         noise: Noise,
         loss: Loss | None = None,
-        share: Share | None = None,
+        shard: Shard | None = None,
         watch: Watch | None = None,
     ) -> Probe:
         """Copy a graph for disturbing it; its tensors are shared, never written to.
@@ -58,9 +58,9 @@ class Probe:
         """
         shared: dict[int, Any] = {id(buffer): buffer for buffer in gm.buffers()}
         shared |= {id(p): nn.Parameter(p.detach(), p.is_floating_point()) for p in gm.parameters()}
-        copy = copied(gm, shared).eval()
+        copy = copy_graph(gm, shared).eval()
         _mark(copy, noise.points or ())
-        probe = Probe(copy, noise, loss or cross_entropy, share or ALONE, watch)
+        probe = Probe(copy, noise, loss or cross_entropy, shard or ALONE, watch)
         for layer in probe.layers:
             for path in layer.weights:
                 if not bool(torch.isfinite(probe.gm.get_parameter(path)).all()):
@@ -166,7 +166,7 @@ class Probe:
 
     def show(self, values: Values) -> None:
         """Let who watches see what the plain graph gave for a batch; where processes share the batches, nobody does."""
-        if self.watch is not None and self.share.processes == 1:
+        if self.watch is not None and self.shard.processes == 1:
             self.watch(values)
 
     def run(self, node: Node, values: Mapping[Node, Any]) -> Any:

@@ -30,11 +30,11 @@ def sqnr_activation(probe: Probe, batches: Sequence[Batch], progress: Progress) 
     """Noise over signal of the weights, and of the activations over the batches: one forward pass."""
     scores = sqnr(probe, batches, lambda done, total: None)
     noise, signal = dict.fromkeys(probe.activations, 0.0), dict.fromkeys(probe.activations, 0.0)
-    share, done = probe.share, 0
-    if share.processes > 1:
+    shard, done = probe.shard, 0
+    if shard.processes > 1:
         probe.settle(batches[0][0])
     for index, (inputs, _) in enumerate(batches):
-        if not share.owns(index):
+        if not shard.owns(index):
             continue
         values = probe.forward(inputs)
         probe.show(values)
@@ -42,8 +42,8 @@ def sqnr_activation(probe: Probe, batches: Sequence[Batch], progress: Progress) 
             value: Tensor = values[node]
             noise[node] += float((probe.rounded(node, value) - value).square().sum())
             signal[node] += float(value.square().sum())
-        progress(done := done + 1, share.count(len(batches)))
-    noise, signal = share.sums(noise), share.sums(signal)
+        progress(done := done + 1, shard.count(len(batches)))
+    noise, signal = shard.sums(noise), shard.sums(signal)
     scores.activation.update({node.name: _ratio(noise[node], signal[node]) for node in probe.activations})
     scores.forwards = 1.0
     return scores

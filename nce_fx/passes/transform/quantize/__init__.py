@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Self
 
 from torch.fx import GraphModule
 
-from nce_fx.passes.transform.quantize.calibrate import Onlookers, calibrate, carry_ranges, set_ranges
-from nce_fx.passes.transform.quantize.insert import in_float, insert_quantizers
+from nce_fx.passes.transform.quantize.calibrate import Observers, calibrate, carry_ranges, set_ranges
+from nce_fx.passes.transform.quantize.quantizer_nodes import in_float, insert_quantizers
 from nce_fx.passes.transform.quantize.read import (
     IntegerWeight,
     QuantizedLayer,
@@ -108,7 +108,7 @@ __all__ = [
     "InsertQuantizers",
     "IntegerWeight",
     "LayerBits",
-    "Onlookers",
+    "Observers",
     "QuantSpec",
     "QuantizedLayer",
     "RemoveQuantizers",

@@ -1,6 +1,6 @@
 """Calibration: one pass over data sets the range of every activation quantizer.
 
-The pass is `set_ranges`, or another that runs the float graph anyway and lets `Onlookers` see its values. What a
+The pass is `set_ranges`, or another that runs the float graph anyway and lets `Observers` see its values. What a
 network found at its own widths holds at others as well, see `carry_ranges`.
 """
 
@@ -88,7 +88,7 @@ def quantizers_by_value(quantized: GraphModule) -> dict[str, list[ActivationQuan
 
 
 @dataclass
-class Onlookers:
+class Observers:
     """The activation quantizers of a graph, shown the values of its float graph while that runs elsewhere."""
 
     quantized: GraphModule

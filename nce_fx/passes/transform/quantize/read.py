@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from nce_fx.passes.analysis.layers import Layer, find_layers
-from nce_fx.passes.transform.quantize.insert import computed_value
-from nce_fx.passes.transform.quantize.places import has_weight
+from nce_fx.passes.transform.quantize.quantizable_layers import has_weight
+from nce_fx.passes.transform.quantize.quantizer_nodes import computed_value
 from nce_fx.quantizers import ActivationQuantizer, Quantizer, WeightQuantizer
 
 

@@ -18,7 +18,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from nce_fx.passes.analysis.layers import made_from
-from nce_fx.passes.transform.quantize.places import activations_of, adds
+from nce_fx.passes.transform.quantize.quantizable_layers import activations_of, adds
 
 aten = torch.ops.aten
 

@@ -15,10 +15,10 @@ import numpy as np
 from torch.fx import GraphModule
 
 from nce_fx.frozen import freeze
-from nce_fx.ids.space import Axis
-from nce_fx.passes.transform.widths.insert import Mixing, insert_width_choices, remove_width_choices
+from nce_fx.ids.space import ParameterAxis
+from nce_fx.passes.transform.widths.choice_nodes import Mixing, insert_width_choices, remove_width_choices
+from nce_fx.passes.transform.widths.choice_sites import Order, carried_order, channel_order
 from nce_fx.passes.transform.widths.modules import WIDTH_MODULES, WidthChoice, WidthDraw, WidthNorm
-from nce_fx.passes.transform.widths.places import Order, carried_order, channel_order
 from nce_fx.pipeline import Given, Pass
 from nce_fx.pipeline.options import made, plain
 
@@ -85,10 +85,10 @@ class RemoveWidthChoices(Pass):
 
 
 __all__ = [
-    "Axis",
     "InsertWidthChoices",
     "Mixing",
     "Order",
+    "ParameterAxis",
     "RemoveWidthChoices",
     "WidthChoice",
     "WidthDraw",

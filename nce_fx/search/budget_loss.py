@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from nce_fx.passes.analysis.costmodel import CostModel
+from nce_fx.passes.analysis.cost_model import CostModel
 from nce_fx.passes.planning import Budget
 from nce_fx.search.expected_cost import ExpectedCost, expected_cost
-from nce_fx.search.recipe import SearchRecipe
+from nce_fx.search.search_recipe import SearchRecipe
 
 
 @dataclass(frozen=True)

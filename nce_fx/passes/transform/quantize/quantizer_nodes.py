@@ -27,7 +27,13 @@ from torch.fx import GraphModule, Node
 from nce_fx.errors import QuantizeError, where
 from nce_fx.passes.analysis.layers import made_from
 from nce_fx.passes.transform.quantize.functional import as_function, module_weight
-from nce_fx.passes.transform.quantize.places import Place, adds, find_places, weight_argument, weight_layout
+from nce_fx.passes.transform.quantize.quantizable_layers import (
+    QuantizableLayer,
+    adds,
+    find_quantizable_layers,
+    weight_argument,
+    weight_layout,
+)
 from nce_fx.passes.transform.quantize.sign import is_relu, kind_of, never_negative
 from nce_fx.passes.transform.quantize.spec import QuantSpec
 from nce_fx.passes.transform.quantize.stepwise import make_stepwise
@@ -46,17 +52,17 @@ def insert_quantizers(gm: GraphModule, spec: QuantSpec) -> GraphModule:
         QuantizeError: a weight is not finite, or `spec` does not fit the model.
     """
     result = copy.deepcopy(gm)
-    places = find_places(result, spec)
+    found = find_quantizable_layers(result, spec)
     readers: dict[Node, dict[Node, int | None]] = {}
-    for place in places:
-        readers.setdefault(place.data, {})[place.node] = place.bits.activation
+    for each in found:
+        readers.setdefault(each.data, {})[each.node] = each.bits.activation
     if spec.sums == "int8":
         _add_sums(result, spec, readers)
     # Signs are read off the float graph, before any ReLU is replaced.
     unsigned = {node: never_negative(result, node) for node in readers}
     for producer, layers in readers.items():
         _quantize_activation(result, spec, producer, layers, unsigned[producer])
-    _quantize_weights(result, spec, places)
+    _quantize_weights(result, spec, found)
     if spec.exact:
         make_stepwise(result)
     result.graph.lint()
@@ -152,42 +158,42 @@ def _call_after(gm: GraphModule, source: Node, name: str, module: Quantizer) -> 
     return _described(node, source)
 
 
-def _quantize_weights(gm: GraphModule, spec: QuantSpec, places: tuple[Place, ...]) -> None:
+def _quantize_weights(gm: GraphModule, spec: QuantSpec, layers: tuple[QuantizableLayer, ...]) -> None:
     """Put quantizers between layers and their weights; the uses of one weight share one, at the most bits asked for."""
     bits: dict[Any, int] = {}
-    for place in places:
-        if place.bits.weight is not None:
-            key = _weight_key(place)
-            bits[key] = max(bits.get(key, 0), place.bits.weight)
+    for each in layers:
+        if each.bits.weight is not None:
+            key = _weight_key(each)
+            bits[key] = max(bits.get(key, 0), each.bits.weight)
     nodes: dict[Any, Node] = {}
-    for place in places:
-        if place.bits.weight is None:
+    for each in layers:
+        if each.bits.weight is None:
             continue
-        key, node = _weight_key(place), place.node
+        key, node = _weight_key(each), each.node
         if key not in nodes:
-            nodes[key] = _weight_node(gm, spec, place, bits[key])
+            nodes[key] = _weight_node(gm, spec, each, bits[key])
         if node.op == "call_module":
             as_function(gm, node, nodes[key])
         else:
             node.replace_input_with(weight_argument(node), nodes[key])
 
 
-def _weight_key(place: Place) -> Any:
+def _weight_key(each: QuantizableLayer) -> Any:
     """What two uses of one weight have in common: the parameter's path, or the node that computes it."""
-    if place.node.op == "call_module":
-        return f"{place.path}.weight"
-    weight = weight_argument(place.node)
+    if each.node.op == "call_module":
+        return f"{each.path}.weight"
+    weight = weight_argument(each.node)
     return str(weight.target) if weight.op == "get_attr" else weight
 
 
-def _weight_node(gm: GraphModule, spec: QuantSpec, place: Place, bits: int) -> Node:
+def _weight_node(gm: GraphModule, spec: QuantSpec, each: QuantizableLayer, bits: int) -> Node:
     """Read a weight and quantize it, directly before the layer that uses it first."""
-    node = place.node
-    layout = weight_layout(gm, place.layer)
+    node = each.node
+    layout = weight_layout(gm, each.layer)
     assert layout is not None
     if spec.exact and spec.weight == "minmax" and bits == 1:
         raise QuantizeError(
-            f"the weight of {place.path} has no exact scale: minmax at 1 bit has its levels wherever the weights end; "
+            f"the weight of {each.path} has no exact scale: minmax at 1 bit has its levels wherever the weights end; "
             "choose sawb, lsq or dorefa, or 2 bits"
         )
     quantizer = WEIGHT_QUANTIZERS[spec.weight](bits, layout.out_axis)
@@ -200,10 +206,10 @@ def _weight_node(gm: GraphModule, spec: QuantSpec, place: Place, bits: int) -> N
         value = computed_value(gm, weight)
         if not bool(value.isfinite().all()):
             raise QuantizeError(
-                f"{place.path}: its weight has values that are not finite: quantize a model whose weights are numbers"
+                f"{each.path}: its weight has values that are not finite: quantize a model whose weights are numbers"
             )
         quantizer.start(value, _normalized(gm, node))
-        target = _free_target(gm, place)
+        target = _free_target(gm, each)
         owner, _, name = target.rpartition(".")
         gm.get_submodule(owner).add_module(name, _alike(quantizer, gm, value))
         created = gm.graph.create_node("call_module", target, (weight,), name=target.replace(".", "_"))
@@ -216,10 +222,10 @@ def _normalized(gm: GraphModule, layer: Node) -> bool:
     return bool(layer.users) and all("norm" in name.lower() for name in names)
 
 
-def _free_target(gm: GraphModule, place: Place) -> str:
+def _free_target(gm: GraphModule, each: QuantizableLayer) -> str:
     """Where a weight quantizer lives: ``<layer>.weight_quant``, or ``<parameter>_quant`` of a raw parameter."""
-    raw = place.node.op != "call_module" and not place.layer.weights[0].endswith(".weight")
-    target = f"{place.path}_quant" if raw else f"{place.path}.weight_quant"
+    raw = each.node.op != "call_module" and not each.layer.weights[0].endswith(".weight")
+    target = f"{each.path}_quant" if raw else f"{each.path}.weight_quant"
     taken = {name for name, _ in gm.named_modules()}
     others = (f"{target}_{count}" for count in range(1, len(taken) + 2))
     return target if target not in taken else next(other for other in others if other not in taken)

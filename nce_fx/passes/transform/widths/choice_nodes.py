@@ -14,9 +14,16 @@ from nce_fx.devices import device_of
 from nce_fx.errors import ChannelError
 from nce_fx.passes.analysis.channels import analysis_of
 from nce_fx.passes.analysis.layers import find_layers
+from nce_fx.passes.transform.widths.choice_sites import (
+    ChoiceSites,
+    Order,
+    Reading,
+    channel_order,
+    find_choice_sites,
+    plain_float,
+)
 from nce_fx.passes.transform.widths.interpolation import WidthInterpolation
 from nce_fx.passes.transform.widths.modules import WIDTH_MODULES, WidthChoice, WidthDraw, WidthNorm
-from nce_fx.passes.transform.widths.places import Order, Places, Reading, channel_order, find_places, plain_float
 
 Mixing = Literal["zeros", "interpolate"]
 
@@ -46,13 +53,13 @@ def insert_width_choices(
                 f"group {group} cannot choose among {widths}: give rising widths that end with its own,"
                 f" {channels[group].width}"
             )
-    places = find_places(gm, candidates, channel_order(gm) if order is None else order)
-    for group, reason in places.refused.items():
+    sites = find_choice_sites(gm, candidates, channel_order(gm) if order is None else order)
+    for group, reason in sites.refused.items():
         raise ChannelError(f"group {group} cannot choose its width: {reason}; leave it out")
     result = copy.deepcopy(gm)
     draws = _draws(result, candidates)
-    _choices(result, places, draws, candidates, mixing)
-    _norms(result, places, draws, candidates)
+    _choices(result, sites, draws, candidates, mixing)
+    _norms(result, sites, draws, candidates)
     result.graph.lint()
     result.recompile()
     return result
@@ -95,7 +102,7 @@ def _draws(gm: GraphModule, candidates: Mapping[str, tuple[int, ...]]) -> dict[s
 
 def _choices(
     gm: GraphModule,
-    places: Places,
+    sites: ChoiceSites,
     draws: Mapping[str, Node],
     candidates: Mapping[str, tuple[int, ...]],
     mixing: Mixing,
@@ -106,7 +113,7 @@ def _choices(
         use = (layer.path, uses.setdefault(layer.path, 0))
         uses[layer.path] += 1
         for index, source in enumerate(layer.inputs):
-            reading = places.readers.get((use, index))
+            reading = sites.readers.get((use, index))
             if reading is None:
                 continue
             known = made.setdefault((source, reading.groups), [])
@@ -132,18 +139,18 @@ def _interpolation(reading: Reading) -> WidthInterpolation:
 
 
 def _norms(
-    gm: GraphModule, places: Places, draws: Mapping[str, Node], candidates: Mapping[str, tuple[int, ...]]
+    gm: GraphModule, sites: ChoiceSites, draws: Mapping[str, Node], candidates: Mapping[str, tuple[int, ...]]
 ) -> None:
     nodes: dict[str, list[Node]] = {}
     for node in gm.graph.nodes:
-        if node.op == "call_module" and node.target in places.norms:
+        if node.op == "call_module" and node.target in sites.norms:
             nodes.setdefault(str(node.target), []).append(node)
     for path, uses in nodes.items():
-        group = places.norms[path].groups[0]
+        group = sites.norms[path].groups[0]
         norm = gm.get_submodule(path)
         assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
         owner, _, leaf = path.rpartition(".")
-        new = WidthNorm(norm, places.norms[path].member.to(norm.weight.device), len(candidates[group]))
+        new = WidthNorm(norm, sites.norms[path].member.to(norm.weight.device), len(candidates[group]))
         new.training = norm.training
         setattr(gm.get_submodule(owner), leaf, new)
         for node in uses:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from nce_fx.ids.labels import FIRST_ID, Ids, bare, core
-from nce_fx.ids.space import Axis
+from nce_fx.ids.space import ParameterAxis
 from nce_fx.ids.value import ChannelTensor
 from nce_fx.passes.analysis.channels import Analysis, ChannelGroup, analysis_of
 from nce_fx.passes.analysis.channels.groups import Group
@@ -27,7 +27,7 @@ from nce_fx.passes.transform.widths.modules import EVERY_CANDIDATE
 
 Use = tuple[str, int]
 """A module's or layer's path, and which of its uses."""
-Order = Mapping[Axis, Ids]
+Order = Mapping[ParameterAxis, Ids]
 """For each producer axis: the rank of every position's channel in its part, 0 for the one that goes last."""
 
 
@@ -43,7 +43,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Places:
+class ChoiceSites:
     """Everything `InsertWidthChoices` needs to know of a graph."""
 
     readers: Mapping[tuple[Use, int], Reading] = field(default_factory=dict)
@@ -59,10 +59,10 @@ def plain_float(gm: GraphModule) -> GraphModule:
     return RemoveQuantizers()(gm).graph_module
 
 
-def channel_order(gm: GraphModule) -> dict[Axis, Ids]:
+def channel_order(gm: GraphModule) -> dict[ParameterAxis, Ids]:
     """Return the order in which channels go as `resize` narrows: what carries most stays longest."""
     analysis = analysis_of(plain_float(gm))
-    result: dict[Axis, Ids] = {}
+    result: dict[ParameterAxis, Ids] = {}
     every = importance(analysis.structure)
     for group in analysis.structure.groups:
         for part in group.parts:
@@ -71,7 +71,7 @@ def channel_order(gm: GraphModule) -> dict[Axis, Ids]:
     return result
 
 
-def carried_order(gm: GraphModule, order: Order, gathers: Mapping[Axis, Ids]) -> dict[Axis, Ids]:
+def carried_order(gm: GraphModule, order: Order, gathers: Mapping[ParameterAxis, Ids]) -> dict[ParameterAxis, Ids]:
     """Return the order for a graph that was resized by these gathers: channels as before, then their copies.
 
     Args:
@@ -80,7 +80,7 @@ def carried_order(gm: GraphModule, order: Order, gathers: Mapping[Axis, Ids]) ->
         gathers: for each axis that changed, the old position of every new one.
     """
     analysis = analysis_of(plain_float(gm))
-    result: dict[Axis, Ids] = {}
+    result: dict[ParameterAxis, Ids] = {}
     for group in analysis.structure.groups:
         for part in group.parts:
             known = [axis for axis in part.axes if axis in order]
@@ -96,7 +96,7 @@ def carried_order(gm: GraphModule, order: Order, gathers: Mapping[Axis, Ids]) ->
     return result
 
 
-def find_places(gm: GraphModule, candidates: Mapping[str, tuple[int, ...]], order: Order) -> Places:
+def find_choice_sites(gm: GraphModule, candidates: Mapping[str, tuple[int, ...]], order: Order) -> ChoiceSites:
     """Return where the candidates of each group come in.
 
     Args:
@@ -133,10 +133,12 @@ def find_places(gm: GraphModule, candidates: Mapping[str, tuple[int, ...]], orde
         for group in analysis.channels:
             if group.id in candidates and _part_of(analysis, group).intersection(analysis.structure.classes[ids]):
                 refused[group.id] = f"{path} reads it in a way that the search cannot follow"
-    return Places(readers, _norms(flat, analysis, table, owner, candidates), refused)
+    return ChoiceSites(readers, _norms(flat, analysis, table, owner, candidates), refused)
 
 
-def _write(result: dict[Axis, Ids], analysis: Analysis, classes: Ids, axes: list[Axis], order: Ids) -> None:
+def _write(
+    result: dict[ParameterAxis, Ids], analysis: Analysis, classes: Ids, axes: list[ParameterAxis], order: Ids
+) -> None:
     """Note the rank of each class of a part, given in order, at its positions on every producer axis."""
     ranks = np.empty(len(classes), dtype=np.int64)
     ranks[order] = np.arange(len(classes))
@@ -148,7 +150,7 @@ def _write(result: dict[Axis, Ids], analysis: Analysis, classes: Ids, axes: list
         line[here >= 0] = here[here >= 0]
 
 
-def _classes_on(analysis: Analysis, axis: Axis) -> Ids:
+def _classes_on(analysis: Analysis, axis: ParameterAxis) -> Ids:
     space = analysis.structure.tie.space
     start = space.base[axis]
     return analysis.structure.classes[start : start + space.sizes[space.axes.index(axis)]]

@@ -24,7 +24,7 @@ class WorkTerm(NamedTuple):
     bits: int
 
 
-class Parameter(NamedTuple):
+class StoredParameter(NamedTuple):
     """One distinct parameter: who owns it, its numel, and the bits it is stored in."""
 
     path: str
@@ -33,7 +33,7 @@ class Parameter(NamedTuple):
     bits: int
 
 
-class Tensor(NamedTuple):
+class StoredTensor(NamedTuple):
     """One stored value: its numel, its bits, and the first and last step it is in memory."""
 
     node: str
@@ -70,8 +70,8 @@ class CostModel:
 
     channels: ChannelGraph
     work: tuple[WorkTerm, ...]
-    parameters: tuple[Parameter, ...]
-    tensors: tuple[Tensor, ...]
+    parameters: tuple[StoredParameter, ...]
+    tensors: tuple[StoredTensor, ...]
     sites: tuple[LayerSite, ...]
     hardware: HardwareTable | None = None
     fingerprint: str = ""

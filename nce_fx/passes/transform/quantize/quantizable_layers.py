@@ -16,7 +16,7 @@ from nce_fx.passes.transform.quantize.spec import LayerBits, QuantSpec
 
 
 @dataclass(frozen=True)
-class Place:
+class QuantizableLayer:
     """One use of a layer that can be quantized: a convolution or a linear layer with a weight of its own."""
 
     layer: Layer
@@ -71,21 +71,21 @@ def weight_argument(node: Node) -> Node:
     return weight
 
 
-def find_places(gm: GraphModule, spec: QuantSpec) -> tuple[Place, ...]:
+def find_quantizable_layers(gm: GraphModule, spec: QuantSpec) -> tuple[QuantizableLayer, ...]:
     """Return every layer that can be quantized, with its bits, in execution order."""
     layers = [layer for layer in find_layers(gm) if has_weight(layer)]
     owners = {layer.node for layer in layers}
     before, after = _below(gm, owners), _above(gm, owners)
-    places = []
+    result = []
     for layer in layers:
         if not quantizable(gm, layer):
             continue
         end = not before[layer.inputs[0]] or not after[layer.node]
         shortcut = is_shortcut(gm, layer, owners)
         bits = spec.bits_for(layer.path, end=end, shortcut=shortcut)
-        places.append(Place(layer, end, shortcut, bits))
-    spec.check_overrides(place.path for place in places)
-    return tuple(places)
+        result.append(QuantizableLayer(layer, end, shortcut, bits))
+    spec.check_overrides(each.path for each in result)
+    return tuple(result)
 
 
 def _below(gm: GraphModule, owners: set[Node]) -> Mapping[Node, bool]:

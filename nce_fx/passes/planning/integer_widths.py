@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from nce_fx.passes.analysis.costmodel import CostModel
+from nce_fx.passes.analysis.cost_model import CostModel
 from nce_fx.passes.analysis.polynomial import Floats, Integers
 from nce_fx.passes.planning.choices import Choices
 

@@ -26,7 +26,7 @@ Weights = Mapping[str, Mapping[str, Tensor]]
 """Layer path -> parameter path -> weights."""
 
 
-def loss(probe: Probe, batches: Sequence[Batch], progress: Progress) -> Scores:
+def loss_increase(probe: Probe, batches: Sequence[Batch], progress: Progress) -> Scores:
     """By how much the loss rises when one layer's weights, or one activation, is rounded."""
 
     def rise(before: Any, target: Any) -> Callable[[Any], float]:
@@ -64,11 +64,11 @@ def _one_by_one(probe: Probe, batches: Sequence[Batch], progress: Progress, meas
     work = {layer.node for layer in probe.working}
     scores.weight = dict.fromkeys(by_weight, 0.0)
     scores.activation = {node.name: 0.0 for node in by_activation}
-    steps, done, samples = probe.share.count(len(batches)) * (len(by_weight) + len(by_activation)), 0, 0
-    if probe.share.processes > 1:
+    steps, done, samples = probe.shard.count(len(batches)) * (len(by_weight) + len(by_activation)), 0, 0
+    if probe.shard.processes > 1:
         probe.settle(batches[0][0])
     for index, (inputs, target) in enumerate(batches):
-        if not probe.share.owns(index):
+        if not probe.shard.owns(index):
             continue
         values = probe.forward(inputs)
         samples += len(first_tensor(values[probe.output]))
@@ -82,9 +82,9 @@ def _one_by_one(probe: Probe, batches: Sequence[Batch], progress: Progress, meas
             after = probe.again(values, {node: probe.rounded(node, values[node])}, stale)
             scores.activation[node.name] += cost(after[probe.output])
             progress(done := done + 1, steps)
-    samples = int(probe.share.sums({"samples": samples})["samples"])
-    scores.weight = {path: value / samples for path, value in probe.share.sums(scores.weight).items()}
-    scores.activation = {name: value / samples for name, value in probe.share.sums(scores.activation).items()}
+    samples = int(probe.shard.sums({"samples": samples})["samples"])
+    scores.weight = {path: value / samples for path, value in probe.shard.sums(scores.weight).items()}
+    scores.activation = {name: value / samples for name, value in probe.shard.sums(scores.activation).items()}
     reruns = [*by_weight.values(), *by_activation.values()]
     scores.forwards = 1 + sum(len(work.intersection(stale)) for stale in reruns) / max(len(work), 1)
     return scores

@@ -1,4 +1,4 @@
-"""Which batches this process measures, and sums over all processes.
+"""The shard of the batches that this process measures: of 8 batches and 2 processes, the first has 0, 2, 4 and 6.
 
 Under a running engine (`nce_fx.training.engine.start_engine`) every process is given the same batches, and of n
 processes each measures every n-th batch. Ranges come from the first batch in all of them, random numbers are those that
@@ -19,17 +19,17 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
-class Share:
-    """This process's place among those that measure together."""
+class Shard:
+    """The place of this process among those that measure together: ``Shard(rank=0, processes=2)``."""
 
     rank: int = 0
     processes: int = 1
 
     @staticmethod
-    def of(batches: int) -> Share:
-        """Return the share under the running engine; everything where there are fewer batches than processes."""
+    def of(batches: int) -> Shard:
+        """Return the shard under the running engine; everything where there are fewer batches than processes."""
         engine = running_engine()
-        return Share(engine.rank, engine.processes) if 1 < engine.processes <= batches else ALONE
+        return Shard(engine.rank, engine.processes) if 1 < engine.processes <= batches else ALONE
 
     def owns(self, index: int) -> bool:
         """Whether the batch of this number is measured here."""
@@ -47,5 +47,5 @@ class Share:
         return dict(zip(values, all_reduce_sum(mine).tolist(), strict=True))
 
 
-ALONE = Share()
+ALONE = Shard()
 """One process, which measures all."""

@@ -53,7 +53,7 @@ def defaults_of(path: Path, context: typer.Context) -> dict[str, Any]:
     return defaults
 
 
-def recipe_text(context: typer.Context, given: Mapping[str, Any]) -> str:
+def config_text(context: typer.Context, given: Mapping[str, Any]) -> str:
     """Return the options of a run as TOML; what has no value is left out."""
     lines = [f"# nce-fx {context.info_name} --config FILE.toml"]
     names = {str(parameter.name): key for key, parameter in _parameters(context).items()}

@@ -1,4 +1,4 @@
-"""The training data in two halves: weights learn from one, widths from the other.
+"""The training data split in two: weights learn from one half, widths from the other.
 
 Which sample is in which half is a function of the seed, and stays for the whole search. Data that comes as batches of
 the user's own is halved batch by batch.
@@ -51,7 +51,7 @@ class _Augmented:
         return _Subset(self.whole(seed, epoch), self.indices)
 
 
-def halves(data: Data, seed: int) -> tuple[Data, Data]:
+def split_data(data: Data, seed: int) -> tuple[Data, Data]:
     """Return the data for the weights and the data for the widths; the latter has one sample more where it is odd.
 
     Raises:

@@ -55,7 +55,8 @@ def weight_view(weight: Tensor, quantizer: WeightQuantizer) -> WeightView:
     one_scale = integers.scale.numel() == 1
     if one_scale:
         kept = weight
-        values = (values + integers.offset.double()) * integers.scale.double()
+        # A layer of one output has a scale of one channel, (1, 1, 1, 1).
+        values = (values + integers.offset.double().flatten()) * integers.scale.double().flatten()
     else:
         kept = weight / integers.scale - integers.offset
     kept = kept.float().flatten()

@@ -1,0 +1,198 @@
+"""Random networks through the whole compiler: each step keeps its law, or refuses in one clear line.
+
+    python -m benchmarks.fuzz_pipeline --cases 2000       goes on where it stopped, a line of the log a case
+    python -m benchmarks.fuzz_pipeline --only 17          one case, with its traceback
+
+A case is a program of the tests' generator with a random budget over all quantities, quantizers and bits. It is traced,
+planned, resized, quantized, trained for two steps, saved, loaded into other weights, and exported to int2, integer and
+qonnx files, of which onnxruntime runs the first two. Exits 1 where a law is broken or an error is not ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import random
+import sys
+import tempfile
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves
+
+import nce_fx
+from benchmarks import pages
+from nce_fx.errors import NceFxError, one_line
+from nce_fx.passes.analysis.sensitivity import METRICS
+from nce_fx.quantities import known_quantities
+from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
+from tests.generator import network
+from tests.generator.program import CHANNELS, SIDE
+from tests.generator.search import drawn
+from tests.zoo.model import randomize
+
+REPORT = pages.RESULTS / "fuzz_pipeline.json"
+BITS = (1, 2, 2, 3, 4, 8, None)
+COMPUTES_OTHERWISE = ("differs", "otherwise", "something else", "onnxruntime refuses")
+"""Words of refusals that are faults here: an export that was made and is wrong."""
+
+
+def images(seed: int) -> Tensor:
+    """Return one batch: as many images as the programs write down in their views."""
+    return torch.randn(2, CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+
+
+def spec_of(rng: random.Random) -> nce_fx.QuantSpec:
+    """Draw what is quantized how."""
+    return nce_fx.QuantSpec(
+        weight=rng.choice(sorted(WEIGHT_QUANTIZERS)),
+        activation=rng.choice(sorted(ACTIVATION_QUANTIZERS)),
+        weight_bits=rng.choice(BITS),
+        activation_bits=rng.choice(BITS),
+        first_last_bits=rng.choice((8, 8, 2, None)),
+        shortcuts=rng.choice(("quantized", "float")),
+        exact=rng.random() < 0.5,
+        sums=rng.choice(("float", "int8")),
+    )
+
+
+def budget_of(rng: random.Random) -> nce_fx.Budget | None:
+    """Draw limits of some quantities, between 0.6 and 1.1 of the original; or the default ones."""
+    if rng.random() < 0.2:
+        return None
+    named = [name for name in known_quantities() if name != "custom" and rng.random() < 0.5]
+    return nce_fx.Budget(**{name: f"{rng.uniform(0.8, 1.1):.2f}x" for name in named or ["macs"]})
+
+
+def case(seed: int) -> str:
+    """Run one case; return how it ended: "kept", or what was refused.
+
+    Raises:
+        Exception: anything else, a law that is broken or an error that is not ours.
+    """
+    rng = random.Random(seed)
+    model = network(drawn(seed)).float()
+    x = images(seed)
+    spec, budget, metric = spec_of(rng), budget_of(rng), rng.choice(sorted(METRICS))
+    try:
+        result = nce_fx.rewrite(
+            model, (x,), batches=[(x, torch.zeros(2, dtype=torch.long)), (images(seed + 1), None)][: rng.randint(1, 2)],
+            budget=budget, spec=spec, metric=metric,
+        )  # fmt: skip
+    except NceFxError as error:
+        return refused("rewrite", error)
+    holds(result, budget)
+    gm = two_steps(result.graph_module, x)
+    with tempfile.TemporaryDirectory() as folder:
+        nce_fx.save(gm, Path(folder) / "result")
+        other = randomize(copy.deepcopy(model), seed + 1)
+        loaded = nce_fx.load(Path(folder) / "result", other)
+        equal(gm, loaded, x)
+        ends = [exported(gm, Path(folder) / f"{form}.onnx", form) for form in ("int2", "integer", "qonnx")]
+    return "; ".join(end for end in ends if end) or "kept"
+
+
+def holds(result: nce_fx.RewriteResult, budget: nce_fx.Budget | None) -> None:
+    """Check the limits in the report's own count."""
+    original, rewritten = result.report.original.cost, result.report.rewritten.cost
+    limits = (budget or nce_fx.Budget.default()).given
+    for name, limit in limits.items():
+        most = limit * original[name] if isinstance(limit, float) else limit
+        assert rewritten[name] <= most * (1 + 1e-12), f"{name} is {rewritten[name]}, its limit {most}"
+
+
+def two_steps(gm: GraphModule, x: Tensor) -> GraphModule:
+    """Return the network after two steps of plain gradient descent; everything stays finite."""
+    gm = copy.deepcopy(gm).train()
+    learned = [parameter for parameter in gm.parameters() if parameter.requires_grad]
+    for _ in range(2):
+        loss = sum(((y - 1) ** 2).mean() for y in tree_leaves(gm(x)) if y.is_floating_point())
+        if not (isinstance(loss, Tensor) and loss.requires_grad):
+            break
+        found = torch.autograd.grad(loss / loss.detach().clamp(min=1), learned, allow_unused=True)
+        with torch.no_grad():
+            for parameter, gradient in zip(learned, found, strict=True):
+                if gradient is not None:
+                    assert gradient.isfinite().all(), "a gradient is not finite"
+                    parameter -= 1e-3 * gradient / gradient.norm().clamp(min=1)
+    return gm.eval()
+
+
+def equal(a: nn.Module, b: nn.Module, x: Tensor) -> None:
+    """Check that two networks compute the same, bit for bit."""
+    with torch.no_grad():
+        torch.manual_seed(0)
+        one = tree_leaves(a.eval()(x))
+        torch.manual_seed(0)
+        two = tree_leaves(b.eval()(x))
+    for p, q in zip(one, two, strict=True):
+        assert torch.equal(p.nan_to_num(), q.nan_to_num()), "what was loaded is not what was saved"
+
+
+def exported(gm: GraphModule, path: Path, form: str) -> str:
+    """Export, which compares the file with the network; return what was refused."""
+    try:
+        nce_fx.export_onnx(gm, path, format=form)
+    except NceFxError as error:
+        if any(words in str(error) for words in COMPUTES_OTHERWISE):
+            raise
+        assert not path.exists(), "a refused export left a file"
+        return refused(form, error)
+    return ""
+
+
+def refused(step: str, error: NceFxError) -> str:
+    """Return a refusal in one line, without what differs from case to case."""
+    text = str(error)
+    assert "\n" not in text.strip(), f"not one line: {text!r}"
+    return f"{step}: {text[:200]}"
+
+
+def report(log: Path) -> Mapping[str, Any]:
+    """Return how all cases of a log ended, in numbers."""
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    ends = Counter(row["end"] for row in rows)
+    return {"cases": len(rows), "ends": dict(sorted(ends.items())), "broken": [r for r in rows if r["end"] == "broken"]}
+
+
+def main() -> None:
+    """Run the cases that the log does not have."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--cases", type=int, default=2000)
+    options.add_argument("--first", type=int, default=0)
+    options.add_argument("--only", type=int, help="one case, with its traceback")
+    options.add_argument("--log", type=Path, default=Path("fuzz_pipeline.jsonl"))
+    given = options.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    if given.only is not None:
+        print(case(given.only))
+        return
+    given.log.touch()
+    done = {json.loads(line)["case"] for line in given.log.read_text().splitlines()}
+    with given.log.open("a") as log:
+        for seed in sorted(set(range(given.first, given.first + given.cases)) - done):
+            try:
+                said = case(seed)
+                end = "kept" if said == "kept" else "refused"
+            except Exception as error:
+                at = traceback.extract_tb(error.__traceback__)[-1]
+                said, end = f"{one_line(error)[:200]} at {Path(at.filename).name}:{at.lineno}", "broken"
+                print(f"{seed}: {said}", file=sys.stderr)
+            print(json.dumps({"case": seed, "end": end, "said": said}), file=log, flush=True)
+    found = report(given.log)
+    REPORT.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+    sys.exit(bool(found["broken"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -8,7 +8,7 @@ Retraining what comes out is `nce_fx.training`; training it beside its rivals is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule
 
+from nce_fx.batches import gathered
 from nce_fx.models.loading import check_finite
 from nce_fx.passes.analysis.channels import ChannelGraph, analyze_channels
 from nce_fx.passes.analysis.channels.planned import check_plan
@@ -34,7 +35,8 @@ from nce_fx.quantities import Quantity
 from nce_fx.report.records import CostRecord, GroupRecord, LayerRecord, RewriteReport
 from nce_fx.tracing import trace
 
-Batches = Sequence[tuple[Any, Any]]
+Batches = Iterable[Any]
+"""Several batches in any form that `nce_fx.batches` reads."""
 Observer = Callable[[str], None]
 """Called with the name of each step as it starts."""
 Progress = Callable[[int, int], None]
@@ -94,8 +96,9 @@ def rewrite(
     Args:
         model: any `nn.Module`; it is not changed.
         example_inputs: a tuple of inputs, as `model` takes them.
-        batches: pairs (inputs, target) from real data; they tell where quantization hurts and how far activations
-            reach. Without them the weights alone must tell.
+        batches: several batches of real data, in a list, a DataLoader or a generator: inputs alone, (inputs, target)
+            or dicts, see `nce_fx.batches`. They tell where quantization hurts and how far activations reach. Without
+            them the weights alone must tell.
         budget: what the rewritten network may cost. By default nothing that is paid rises: MACs, parameters, bit
             operations and weight bytes are at most those of ``model`` quantized as it is. A budget that is given limits
             what it names, and leaves the rest free.
@@ -120,6 +123,7 @@ def rewrite(
         NceFxError: any step that cannot be done, in one line.
     """
     spec = spec or QuantSpec()
+    batches = None if batches is None else gathered(batches)
     analyses = analyze(
         model,
         example_inputs,
@@ -184,6 +188,7 @@ def analyze(
         NceFxError: any step that cannot be done, in one line.
     """
     say, spec = observe or _silent, spec or QuantSpec()
+    batches = None if batches is None else gathered(batches)
     check_finite(model.state_dict(), type(model).__name__)
     say("trace")
     gm = trace(model, example_inputs)

@@ -42,7 +42,7 @@ class Given:
     """What passes may look at beside the graph. It sets values, such as ranges, never what nodes there are."""
 
     batches: Iterable[Any] | None = None
-    """Inputs, or pairs (inputs, target)."""
+    """In any form that `nce_fx.batches` reads."""
     like: GraphModule | None = None
     """The same network quantized at other widths, whose ranges are taken."""
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
+from nce_fx.batches import gathered, read
 from nce_fx.callables import nearest
 from nce_fx.devices import device_of, same_sums, to_device
 from nce_fx.errors import InputError
@@ -65,7 +66,7 @@ WITHOUT_DATA = "sqnr"
 
 def analyze_sensitivity(
     gm: GraphModule,
-    batches: Iterable[Batch] | None = None,
+    batches: Iterable[Any] | None = None,
     metric: str | None = None,
     bits: Bits | QuantSpec = 2,
     *,
@@ -83,7 +84,7 @@ def analyze_sensitivity(
 
     Args:
         gm: a traced graph.
-        batches: pairs (inputs, target); inputs a tensor or a tuple of them. Not needed by metrics on weights alone.
+        batches: several batches in any form that `nce_fx.batches` reads. Not needed by metrics on weights alone.
         metric: a name in ``METRICS``; by default the gradient metric with data, the weights' own noise without.
         bits: of weights and activations, 1 to 8, by the default quantizers; or per layer path, where layers left out
             stay in float; or a `QuantSpec`: what `nce_fx.quantize` will insert, where and at the bits that it will.
@@ -99,7 +100,7 @@ def analyze_sensitivity(
         InputError: no such metric, no data where it is needed, weights or results that are not finite, or batches
             that the model or the loss does not take.
     """
-    given = list(batches or ())
+    given = [read(batch, gm) for batch in gathered(batches)]
     name = metric or (WITH_DATA if given else WITHOUT_DATA)
     if name not in METRICS:
         raise InputError(f"no sensitivity metric {name!r}: choose one of {', '.join(METRICS)}{nearest(name, METRICS)}")

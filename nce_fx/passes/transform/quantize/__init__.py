@@ -40,8 +40,8 @@ def quantize(
     Args:
         gm: a float graph; it is not changed.
         spec: which quantizers, how many bits, where; 2 bits with first and last layers at 8 by default.
-        batches: inputs, or pairs (inputs, target), to set the activations' ranges on, see `calibrate`. Without them the
-            ranges start where the quantizers' papers say.
+        batches: in any form that `nce_fx.batches` reads, to set the activations' ranges on, see `calibrate`. Without
+            them the ranges start where the quantizers' papers say.
         like: the same network quantized at other widths, whose ranges are taken, see `carry_ranges`; ``batches`` serve
             where one is missing there.
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.nn.modules.batchnorm import _NormBase
 
+from nce_fx.batches import read
 from nce_fx.devices import device_of, to_device
 from nce_fx.errors import QuantizeError
 from nce_fx.quantizers import ActivationQuantizer, Quantizer, WeightQuantizer
@@ -41,7 +42,7 @@ def set_ranges(gm: GraphModule, batches: Iterable[Any]) -> None:
 
     Args:
         gm: a quantized graph; its quantizers are changed.
-        batches: inputs, or pairs (inputs, target), on any device; inputs are a tensor or a tuple of tensors.
+        batches: several batches in any form that `nce_fx.batches` reads, on any device.
 
     Raises:
         QuantizeError: there is no batch, or an activation is not finite.
@@ -58,7 +59,7 @@ def set_ranges(gm: GraphModule, batches: Iterable[Any]) -> None:
         with torch.no_grad():
             for count, batch in enumerate(batches, start=1):
                 observer.batch = count
-                observer.run(*to_device(inputs_of(batch), device))
+                observer.run(*to_device(read(batch, gm)[0], device))
     finally:
         for module, training in modes.items():
             module.training = training
@@ -137,13 +138,6 @@ def carry_ranges(calibrated: GraphModule, gm: GraphModule) -> bool:
         quantizer.load_state_dict(found[path].state_dict())
         quantizer.origin = found[path].origin
     return True
-
-
-def inputs_of(batch: Any) -> tuple[Any, ...]:
-    """Return the model's inputs in a batch: a tensor, a tuple of inputs, or a pair (inputs, target)."""
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        batch = batch[0]
-    return tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
 
 
 class _Observer(Interpreter):

@@ -32,20 +32,20 @@ from torch.fx import GraphModule
 
 from nce_fx.errors import ArtifactError, PlanError
 from nce_fx.folders import replaced
-from nce_fx.passes.analysis.channels.planned import check_plan
-from nce_fx.passes.known import known_pass
+from nce_fx.passes.analysis.channels.plan_check import check_plan
+from nce_fx.passes.by_name import known_pass
 from nce_fx.paths import module_at
 from nce_fx.pipeline import Pass
 from nce_fx.pipeline.contract import tensors_of
-from nce_fx.pipeline.history import history_of, modes_of, set_modes
-from nce_fx.pipeline.record import HistoryRecord, StepRecord, passes_of
+from nce_fx.pipeline.history import history_of, set_training_modes, training_modes
+from nce_fx.pipeline.history_json import HistoryRecord, StepRecord, passes_of
 from nce_fx.plan import WidthPlan, model_fingerprint
-from nce_fx.quantizers.fit import fit_problem
+from nce_fx.quantizers.state_dict import fit_problem
 from nce_fx.report.page import page
-from nce_fx.report.records import Comparison, Manifest, ModelReference, Retraining, RewriteReport, seal
+from nce_fx.report.records import Comparison, Manifest, ModelReference, Retraining, RewriteReport, manifest_digest
 from nce_fx.report.view import view_of
 from nce_fx.signature import call_of, signature_of
-from nce_fx.tensorfile import pack, unpack
+from nce_fx.tensor_file import from_bytes, to_bytes
 from nce_fx.tracing import trace
 from nce_fx.version import __version__
 
@@ -100,18 +100,18 @@ def save(
     history, spec = history_of(gm), gm.meta.get("spec")
     history.check(gm)
     plan = gm.meta.get("plan", WidthPlan({}, {}, history.graph))
-    record = HistoryRecord.of(history, signature_of(gm), modes_of(gm))
+    record = HistoryRecord.of(history, signature_of(gm), training_modes(gm))
     files: dict[str, bytes] = {
         PLAN: plan.to_json().encode(),
         HISTORY: record.to_json().encode(),
-        WEIGHTS: pack(gm.state_dict()),
+        WEIGHTS: to_bytes(gm.state_dict()),
         GRAPH: _text(gm),
     }
     constants = _constants(gm)
     if constants:
-        files[CONSTANTS] = pack(constants)
+        files[CONSTANTS] = to_bytes(constants)
     if float_model is not None:
-        files[FLOAT] = pack(float_model.state_dict())
+        files[FLOAT] = to_bytes(float_model.state_dict())
     manifest = Manifest(
         format="nce-fx",
         version=VERSION,
@@ -158,15 +158,15 @@ def load(directory: str | Path, model: nn.Module, *, passes: Iterable[type[Pass]
     directory = Path(directory)
     manifest = read_manifest(directory)
     plan = read_plan(directory, manifest)
-    state = read_weights(directory, manifest)
+    state = read_result_weights(directory, manifest)
     record = read_history(directory, manifest, plan)
     steps = passes_of(record.steps, partial(known_pass, given=tuple(passes)))  # Before anything takes long.
     # Modules that a plan leaves alone may be shared with the traced model: load into a copy.
     own = copy.deepcopy(model)
     if manifest.version == 1 and FLOAT in manifest.files:
         # It does not say which channels a narrowed group kept: those which the weights that it was made from choose.
-        _load_state(own, read_weights(directory, manifest, FLOAT), directory / FLOAT)
-    set_modes(own, record.traced_modes)
+        _load_state(own, read_result_weights(directory, manifest, FLOAT), directory / FLOAT)
+    set_training_modes(own, record.traced_modes)
     gm = trace(own, call_of(record.inputs))
     if not record.graph or model_fingerprint(gm) != record.graph:
         check_plan(plan, gm)
@@ -185,8 +185,8 @@ def load(directory: str | Path, model: nn.Module, *, passes: Iterable[type[Pass]
         )
     _load_state(gm, state, directory / WEIGHTS)
     if CONSTANTS in manifest.files:
-        _load_constants(gm, read_weights(directory, manifest, CONSTANTS), directory / CONSTANTS)
-    set_modes(gm, record.modes)
+        _load_constants(gm, read_result_weights(directory, manifest, CONSTANTS), directory / CONSTANTS)
+    set_training_modes(gm, record.modes)
     if plan.model:
         gm.meta["plan"] = plan
     return gm
@@ -200,7 +200,7 @@ def load_float(directory: str | Path, model: nn.Module) -> nn.Module:
     """
     directory = Path(directory)
     restored = copy.deepcopy(model)
-    _load_state(restored, read_weights(directory, read_manifest(directory), FLOAT), directory / FLOAT)
+    _load_state(restored, read_result_weights(directory, read_manifest(directory), FLOAT), directory / FLOAT)
     return restored
 
 
@@ -240,7 +240,7 @@ def read_manifest(directory: str | Path) -> Manifest:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise ArtifactError(f"{path} is damaged at {place or 'its top'}: {first['msg']}") from error
-    if seal(content) != manifest.digest:
+    if manifest_digest(content) != manifest.digest:
         raise ArtifactError(f"{path} is damaged, its digest does not match: write the result again")
     return manifest
 
@@ -282,14 +282,14 @@ def read_history(directory: str | Path, manifest: Manifest, plan: WidthPlan) -> 
     return HistoryRecord(graph="", inputs=manifest.inputs, traced_modes=modes, modes=modes, steps=tuple(steps))
 
 
-def read_weights(directory: str | Path, manifest: Manifest, name: str = WEIGHTS) -> dict[str, Tensor]:
+def read_result_weights(directory: str | Path, manifest: Manifest, name: str = WEIGHTS) -> dict[str, Tensor]:
     """Read and check a safetensors file of a result.
 
     Raises:
         ArtifactError: it is missing or damaged.
     """
     path = Path(directory) / name
-    return unpack(_checked(path, manifest), path)
+    return from_bytes(_checked(path, manifest), path)
 
 
 def _load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:

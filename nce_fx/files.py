@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def beside(path: Path) -> Path:
+def sibling_name(path: Path) -> Path:
     """Return a free name in the same folder, such as ``.plan.json.1f0c9a2e.new`` for ``plan.json``."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
 
@@ -27,13 +27,13 @@ def replaced_file(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the file cannot be written; one that was there is as it was.
     """
-    fresh = beside(path)
+    fresh = sibling_name(path)
     os.close(os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield fresh
-        settle(fresh)
+        flush_to_disk(fresh)
         fresh.replace(path)
-        settle(path.parent)
+        flush_to_disk(path.parent)
     finally:
         fresh.unlink(missing_ok=True)
 
@@ -48,7 +48,7 @@ def write_whole(path: Path, content: bytes) -> None:
         fresh.write_bytes(content)
 
 
-def settle(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
     """Have the system write a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:

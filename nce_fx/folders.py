@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nce_fx.errors import ArtifactError
-from nce_fx.files import beside, settle
+from nce_fx.files import flush_to_disk, sibling_name
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -36,14 +36,14 @@ def replaced(target: Path, ours: Collection[str]) -> Iterator[Path]:
         raise ArtifactError(f"{target} is a file, not a folder: choose another --out")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = beside(target)
+        fresh = sibling_name(target)
         fresh.mkdir()
     except OSError as error:
         raise ArtifactError(f"cannot write beside {target}: {error.strerror or error}") from error
     try:
         yield fresh
         for path in [*fresh.rglob("*"), fresh]:  # so that the swap cannot overtake the data
-            settle(path)
+            flush_to_disk(path)
         if target.exists():
             _keep_others(target, fresh, ours)
             _exchange(fresh, target)  # from here on `fresh` is the old folder

@@ -20,12 +20,12 @@ from torch.fx import GraphModule
 from nce_fx.batches import gathered
 from nce_fx.models.loading import check_finite
 from nce_fx.passes.analysis.channels import ChannelGraph, analyze_channels
-from nce_fx.passes.analysis.channels.planned import check_plan
+from nce_fx.passes.analysis.channels.plan_check import check_plan
 from nce_fx.passes.analysis.cost import CostReport, analyze_cost
 from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.analysis.sensitivity import SensitivityReport, analyze_sensitivity
 from nce_fx.passes.planning import Budget, plan_widths
-from nce_fx.passes.planning.counted import Reserve, count, plan_and_build
+from nce_fx.passes.planning.exact_budget import Reserve, count, plan_and_build
 from nce_fx.passes.transform.quantize import InsertQuantizers, Observers, QuantSpec, quantize
 from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.pipeline import Given, Pipeline
@@ -162,7 +162,7 @@ def rewrite(
         budget,
         analyses.cost,
     )
-    report = describe(analyses, plan, spec, rewritten)
+    report = report_of(analyses, plan, spec, rewritten)
     return RewriteResult(rewritten, plan, report, analyses.graph_module, analyses.uniform)
 
 
@@ -251,13 +251,13 @@ def build(
     """
     (observe or _silent)("resize and quantize")
     passes = ResizeChannels(plan, seed=seed), InsertQuantizers(spec or QuantSpec())
-    result = compiled(gm, Pipeline(passes, between), batches, uniform)
+    result = run_pipeline(gm, Pipeline(passes, between), batches, uniform)
     # Also where the plan changes nothing, and no pass had a reason to say it.
     result.meta["plan"] = plan
     return result
 
 
-def compiled(
+def run_pipeline(
     gm: GraphModule, pipeline: Pipeline, batches: Batches | None = None, uniform: GraphModule | None = None
 ) -> GraphModule:
     """Run a pipeline on a traced network.
@@ -278,7 +278,7 @@ def compiled(
     return pipeline(gm, Given(batches, like=ranges)).graph_module
 
 
-def describe(analyses: Analyses, plan: WidthPlan, spec: QuantSpec, rewritten: GraphModule) -> RewriteReport:
+def report_of(analyses: Analyses, plan: WidthPlan, spec: QuantSpec, rewritten: GraphModule) -> RewriteReport:
     """Return what the compiler found and decided, as a record."""
     sensitivity = analyses.sensitivity
     float_cost = analyze_cost(analyses.graph_module, analyses.channels, weight_bits=32, activation_bits=32)

@@ -22,7 +22,7 @@ from nce_fx.errors import ArtifactError
 def signature(inputs: Mapping[str, Any], *, by_name: bool = False) -> list[Any] | None:
     """Return the signature of inputs, or ``None`` where JSON cannot hold it; `nce_fx.trace` keeps it with the graph."""
     try:
-        return [describe(value) | ({"name": name} if by_name else {}) for name, value in inputs.items()]
+        return [input_signature(value) | ({"name": name} if by_name else {}) for name, value in inputs.items()]
     except ArtifactError:
         return None
 
@@ -39,11 +39,11 @@ def signature_of(gm: GraphModule) -> list[Any]:
     for node in gm.graph.find_nodes(op="placeholder"):
         if node.meta.get("tensor_meta") is None:
             raise ArtifactError(f"input {node.name} has no shape to keep: trace with tensors, numbers and containers")
-        inputs.append(describe(node.meta["tensor_meta"]))
+        inputs.append(input_signature(node.meta["tensor_meta"]))
     return inputs
 
 
-def describe(value: Any) -> dict[str, Any]:
+def input_signature(value: Any) -> dict[str, Any]:
     """Return the signature of one input: a tensor, fx's metadata of one, a container of them, or a plain value.
 
     Raises:
@@ -52,11 +52,11 @@ def describe(value: Any) -> dict[str, Any]:
     if isinstance(value, (torch.Tensor, TensorMetadata)):
         return {"tensor": [int(size) for size in value.shape], "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, dict):
-        return {"dict": {str(key): describe(item) for key, item in value.items()}}
+        return {"dict": {str(key): input_signature(item) for key, item in value.items()}}
     if isinstance(value, list):
-        return {"list": [describe(item) for item in value]}
+        return {"list": [input_signature(item) for item in value]}
     if isinstance(value, tuple):
-        return {"tuple": [describe(item) for item in value]}
+        return {"tuple": [input_signature(item) for item in value]}
     if value is None or isinstance(value, bool | int | float | str):
         return {"value": value}
     raise ArtifactError(f"an input of type {type(value).__name__} cannot be kept: use tensors, numbers and containers")

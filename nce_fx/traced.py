@@ -82,7 +82,7 @@ def _of_class(gm: TracedModule, origin: type, name: str) -> Any:
     return getattr(origin, name)
 
 
-def plain_attributes(model: nn.Module) -> dict[str, Any]:
+def kept_attributes(model: nn.Module) -> dict[str, Any]:
     """Return the numbers, words and containers of them that a model keeps beside its modules and tensors."""
     own = set(vars(nn.Module()))
     return {name: value for name, value in vars(model).items() if name not in own and _is_plain(value)}

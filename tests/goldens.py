@@ -19,8 +19,8 @@ from nce_fx.models import MODELS
 from nce_fx.passes.analysis.layers import find_layers
 from nce_fx.passes.transform.quantize.sign import never_negative
 from nce_fx.tracing.exported import export_graph
-from nce_fx.tracing.inputs import inputs_of
-from nce_fx.tracing.shapes import propagate_shapes
+from nce_fx.tracing.inputs import bind_inputs
+from nce_fx.tracing.shape_propagation import propagate_shapes
 from tests.laws import MadeUpSensitivity
 from tests.zoo import ZOO, randomize
 from tests.zoo.model import image
@@ -44,7 +44,7 @@ def golden(name: str) -> dict[str, str]:
     found = {"traced": _line(nce_fx.trace(model, inputs))}
     if name in ZOO:
         try:
-            exported = export_graph(model, inputs_of(model, inputs))
+            exported = export_graph(model, bind_inputs(model, inputs))
             propagate_shapes(exported, inputs)
         except Exception:
             return found

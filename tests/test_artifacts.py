@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 import nce_fx
-from nce_fx import artifacts, tensorfile
+from nce_fx import artifacts, tensor_file
 from nce_fx.errors import ArtifactError, NceFxError, PlanError
 from nce_fx.models import MODELS
-from nce_fx.passes.analysis.channels.planned import check_plan
+from nce_fx.passes.analysis.channels.plan_check import check_plan
 from nce_fx.report.records import Manifest
 
 SOURCE = Path(nce_fx.__file__).parent
@@ -116,8 +116,8 @@ def test_shared_parameters_are_stored_once(tmp_path):
         def forward(self, x):
             return self.second(torch.relu(self.first(x)))
 
-    packed = tensorfile.pack(Tied().state_dict())
-    tensors = tensorfile.unpack(packed, tmp_path / "tied")
+    packed = tensor_file.to_bytes(Tied().state_dict())
+    tensors = tensor_file.from_bytes(packed, tmp_path / "tied")
     assert tensors.keys() == Tied().state_dict().keys()
     assert len(packed) < 6 * 6 * 4 * 2 + 1000
     gm = nce_fx.quantize(nce_fx.trace(Tied(), (torch.randn(2, 6),)))
@@ -325,12 +325,12 @@ def test_the_manifest_round_trips(folder):
 
 
 def test_signatures_of_nested_inputs_round_trip():
-    from nce_fx.signature import describe, example_of
+    from nce_fx.signature import example_of, input_signature
 
     inputs = ({"image": torch.zeros(1, 3), "sizes": [torch.zeros(2, dtype=torch.int64)]}, (torch.ones(1), None, 2))
-    signature = json.loads(json.dumps([describe(item) for item in inputs]))
+    signature = json.loads(json.dumps([input_signature(item) for item in inputs]))
     rebuilt = example_of(signature)
-    assert [describe(item) for item in rebuilt] == signature
+    assert [input_signature(item) for item in rebuilt] == signature
     assert rebuilt[0]["sizes"][0].dtype is torch.int64
     assert rebuilt[1][1:] == (None, 2)
     damaged: list[list[Any]] = [[{"tensor": [1], "dtype": "Tensor"}], [{"tensor": [-1], "dtype": "float32"}], [3], [{}]]

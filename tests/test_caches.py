@@ -14,7 +14,7 @@ from torch import nn
 
 import nce_fx
 from nce_fx.passes.analysis.channels import analysis_of
-from nce_fx.tracing.shapes import propagate_shapes
+from nce_fx.tracing.shape_propagation import propagate_shapes
 
 
 class Mixer(nn.Module):
@@ -151,10 +151,10 @@ def test_what_is_kept_on_a_value_is_kept_on_a_frozen_one() -> None:
 
 
 _OF_ITS_ARGUMENTS = {
-    "ops/spellings.py:spelled",  # the functions and ops of a name
+    "ops/spellings.py:spellings_of",  # the functions and ops of a name
     "ops/table.py:argument_names",  # of a signature
     "ops/table.py:default",
-    "pipeline/options.py:_adapter",  # how values of a type are checked
+    "pipeline/pass_options.py:_adapter",  # how values of a type are checked
     "report/page.py:_asset",  # a file of the package
     "report/page.py:_template",
     "tracing/symbolic.py:_is_inner",  # whether a file is torch's own, by its name

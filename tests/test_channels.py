@@ -280,7 +280,7 @@ def test_large_weights_are_gathered_in_blocks(monkeypatch, factor):
     gm = nce_fx.trace(model, (x,))
     widths = {"0": int(40 * factor), "2": int(64 * factor)}
     whole = nce_fx.resize(gm, widths)
-    monkeypatch.setattr("nce_fx.passes.transform.gathering.BLOCK", 300)
+    monkeypatch.setattr("nce_fx.passes.transform.resized_weights.BLOCK", 300)
     in_blocks = nce_fx.resize(gm, widths)
     torch.testing.assert_close(in_blocks(x), model(x) if factor > 1 else whole(x))
     if factor > 1:

@@ -288,7 +288,7 @@ def test_rewrite_retrains_from_scratch_compiled(here, monkeypatch):
         return started[-1][2]
 
     monkeypatch.setattr(torch, "compile", compiler)
-    monkeypatch.setattr("nce_fx.cli.job.from_scratch", scratch)
+    monkeypatch.setattr("nce_fx.cli.rewriting.from_scratch", scratch)
     torch.manual_seed(5)
     save_file(load_model("own_models:tiny", {}).state_dict(), here / "float.safetensors")
     args = ["own_models:tiny", "--weights", "float.safetensors", "--data", "digits", "--retrain", "1"]

@@ -20,9 +20,9 @@ import nce_fx
 from nce_fx.cli import app
 from nce_fx.errors import ExportError
 from nce_fx.export import export_onnx, formats, save_packed
+from nce_fx.export.agreement import LEVELS, ROUNDING, Agreement, runnable
 from nce_fx.export.formats import FORMATS
-from nce_fx.export.levels import levels_of
-from nce_fx.export.verify import LEVELS, ROUNDING, Agreement, runnable
+from nce_fx.export.levels import activation_levels
 from nce_fx.models import MODELS
 from nce_fx.passes.transform.quantize import IntegerWeight, RemoveQuantizers
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
@@ -260,7 +260,7 @@ def test_activations_are_equal_bit_for_bit(name, signed, bits, quantizer):
     module = ACTIVATION_QUANTIZERS[quantizer](bits, signed)
     module.observe(x)
     module.settle()
-    levels = levels_of(module)
+    levels = activation_levels(module)
     far = torch.tensor([-1e6, 0.0, -0.0, 1e6])
     x = torch.cat([x.reshape(-1), far, torch.arange(-4, 5) * levels.scale])
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, None)]
@@ -364,7 +364,7 @@ def nudged(by):
 def test_values_on_the_border_of_two_levels_may_fall_on_either_side(tmp_path, monkeypatch):
     gm = mlp(6, 16, 3, spec=nce_fx.QuantSpec(first_last_bits=2))
     quantizer = next(module for name, module in gm.named_modules() if name == "x_activation_quant")
-    scale = levels_of(quantizer).scale
+    scale = activation_levels(quantizer).scale
     border, short = torch.full((2, 6), 0.5 * scale), torch.full((2, 6), 0.499 * scale)  # ties go to the even level, 0
     pieces = PIECES["int2"]._replace(activation=nudged(0.002 * scale))
     changed = replace(FORMATS["int2"], pieces=pieces)
@@ -398,7 +398,7 @@ def test_no_file_is_asked_to_round_better_than_pytorch(tmp_path, monkeypatch):
     assert own > 1e-5
     agreement = export_onnx(gm, tmp_path / "model.onnx", inputs=(x,)).agreement
     assert all(1e-5 < value.difference <= ROUNDING * own for value in agreement.values())
-    monkeypatch.setattr("nce_fx.export.verify.ROUNDING", 0.1)
+    monkeypatch.setattr("nce_fx.export.agreement.ROUNDING", 0.1)
     with pytest.raises(ExportError, match="outputs differ"):
         export_onnx(gm, tmp_path / "other.onnx", inputs=(x,))
 
@@ -485,7 +485,7 @@ def test_the_command_says_what_keeps_values_off_borders(tmp_path, monkeypatch):
     nce_fx.save(resnet8(), tmp_path / "result", model=ModelReference(reference="resnet8", args={"width": 4}))
     call = ["export", str(tmp_path / "result"), "--onnx", str(tmp_path / "model.onnx")]
     assert "--exact" not in CliRunner().invoke(app, call).stderr
-    monkeypatch.setattr("nce_fx.export.export.verify", lambda *_, **__: {"all": Agreement(0.0, 3)})
+    monkeypatch.setattr("nce_fx.export.export.check_agreement", lambda *_, **__: {"all": Agreement(0.0, 3)})
     said = CliRunner().invoke(app, call, env={"COLUMNS": "500"})
     assert said.exit_code == 0
     assert "3 values on the border" in said.stderr

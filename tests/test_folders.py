@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nce_fx.errors import NceFxError
-from nce_fx.export.files import replaced_file
+from nce_fx.export.export_file import export_file
 from nce_fx.files import write_whole
 from nce_fx.folders import replaced
 
@@ -83,7 +83,7 @@ def test_a_full_disk_leaves_the_old_folder_and_the_old_file(tmp_path, limit):
     try:
         with pytest.raises(NceFxError, match="cannot"):
             replace(folder)
-        with pytest.raises(NceFxError, match="cannot"), replaced_file(single) as fresh:
+        with pytest.raises(NceFxError, match="cannot"), export_file(single) as fresh:
             fresh.write_bytes(NEW["model.safetensors"])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -100,7 +100,7 @@ def test_permissions_are_the_systems_and_the_mask_is_never_set(tmp_path, monkeyp
             # The mask is the whole process's: another thread's files would come out with the one set here.
             patch.setattr(os, "umask", lambda mask: pytest.fail("the mask was set"))
             replace(tmp_path / "result")
-            with replaced_file(tmp_path / "model.onnx") as fresh:
+            with export_file(tmp_path / "model.onnx") as fresh:
                 fresh.write_bytes(b"new")
             write_whole(tmp_path / "log.csv", b"new")
     finally:

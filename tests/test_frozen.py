@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import nce_fx
-from nce_fx.cli.reference import recipe_fields
+from nce_fx.cli.parsing import recipe_fields
 from nce_fx.errors import InputError, QuantizeError
 from nce_fx.frozen import FrozenDict
 from nce_fx.models import MODELS

@@ -17,7 +17,7 @@ from nce_fx.cli import app
 from nce_fx.data import load_data
 from nce_fx.data.images import Images
 from nce_fx.export import export_onnx, to_integer
-from nce_fx.export.integer import addition, module_of
+from nce_fx.export.integer import addition, to_module
 from nce_fx.export.integer.epilogue import Epilogue
 from nce_fx.export.integer.staircase import count_misses, find_rises, requantize
 from nce_fx.export.integer.tensors import IntegerTensor
@@ -196,7 +196,7 @@ def test_the_module_computes_what_the_file_does(tmp_path, build, weight, activat
     session = onnxruntime.InferenceSession(content.SerializeToString(), options, providers=["CPUExecutionProvider"])
     x = random(16, 3, 16, 16, seed=2)
     theirs = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    ours = module_of(content)(x)
+    ours = to_module(content)(x)
     assert len(ours) == len(theirs) > 3
     assert np.abs(ours[0].numpy() - theirs[0]).max() <= 1e-6 * np.abs(theirs[0]).max()
     assert all(np.array_equal(mine.numpy(), other) for mine, other in zip(ours[1:], theirs[1:], strict=True))

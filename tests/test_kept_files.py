@@ -14,7 +14,7 @@ import nce_fx
 from nce_fx import artifacts
 from nce_fx.errors import ArtifactError, PlanError
 from nce_fx.export import load_pt2
-from nce_fx.passes.analysis.channels.planned import check_plan
+from nce_fx.passes.analysis.channels.plan_check import check_plan
 from nce_fx.training.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from tests.kept_files import Net, Shuffled, images
 from tests.test_export import DEPLOY

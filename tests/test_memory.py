@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 
 import nce_fx
 from nce_fx.models.resnet_cifar import resnet8
-from nce_fx.passes.analysis.channels.run import Run
+from nce_fx.passes.analysis.channels.interpreter import ChannelInterpreter
 from nce_fx.passes.transform.fold import FoldBatchNorm
 from nce_fx.passes.transform.quantize.remove import remove_quantizers
 from nce_fx.search import SearchRecipe, search
@@ -23,7 +23,7 @@ from nce_fx.training import Recipe, train
 from tests.search_runs import quarters
 from tests.zoo import ZOO
 
-_KINDS = (torch.Tensor, Run, nn.Module, torch.fx.Graph, Node)
+_KINDS = (torch.Tensor, ChannelInterpreter, nn.Module, torch.fx.Graph, Node)
 _ROUNDS = 3
 _IMAGE = (torch.randn(2, 1, 6, 6, generator=torch.Generator().manual_seed(0)),)
 _BATCHES = [(torch.randn(8, 1, 6, 6), torch.randint(0, 4, (8,))) for _ in range(2)]
@@ -105,8 +105,8 @@ def test_nothing_of_any_pattern_is_kept(monkeypatch: pytest.MonkeyPatch) -> None
     A run's values are many megabytes in a large network, so they wait for no collection: they go when the last name for
     them goes, and of all runs only the first one of each graph is left, which is kept with it.
     """
-    runs: weakref.WeakSet[Run] = weakref.WeakSet()
-    monkeypatch.setattr(Run, "__init__", _counted(Run.__init__, runs))
+    runs: weakref.WeakSet[ChannelInterpreter] = weakref.WeakSet()
+    monkeypatch.setattr(ChannelInterpreter, "__init__", _counted(ChannelInterpreter.__init__, runs))
     kept: dict[str, list[weakref.ref[object]]] = {}
     gc.collect()
     gc.disable()
@@ -125,8 +125,8 @@ def test_nothing_of_any_pattern_is_kept(monkeypatch: pytest.MonkeyPatch) -> None
     assert not runs
 
 
-def _counted(build: Callable[..., None], runs: weakref.WeakSet[Run]) -> Callable[..., None]:
-    def init(run: Run, *args: object, **options: object) -> None:
+def _counted(build: Callable[..., None], runs: weakref.WeakSet[ChannelInterpreter]) -> Callable[..., None]:
+    def init(run: ChannelInterpreter, *args: object, **options: object) -> None:
         runs.add(run)
         build(run, *args, **options)
 

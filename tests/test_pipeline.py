@@ -20,7 +20,7 @@ from nce_fx.passes.transform.fold import FoldBatchNorm
 from nce_fx.passes.transform.quantize import InsertQuantizers, RemoveQuantizers
 from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.pipeline import Given, Pass, Pipeline, history_of
-from nce_fx.rewrite import compiled
+from nce_fx.rewrite import run_pipeline
 
 
 def net(seed: int = 0) -> nn.Module:
@@ -94,12 +94,12 @@ def test_a_pass_of_the_users_own_is_replayed_wherever_it_stands(place, tmp_path)
 def test_ranges_are_the_uniform_networks_behind_a_resize_and_the_batches_behind_any_other_pass():
     gm, batches = traced(), [(batch(), torch.zeros(4))]
     resized = ResizeChannels({"conv1": 6, "layer1.0.conv1": 2}), InsertQuantizers()
-    plain = compiled(gm, Pipeline(resized), batches).state_dict()
+    plain = run_pipeline(gm, Pipeline(resized), batches).state_dict()
     uniform = nce_fx.quantize(gm, batches=batches).state_dict()
     clips = [name for name in uniform if name.endswith(".clip")]
     assert all(torch.equal(plain[name], uniform[name]) for name in clips)
     mixed = Pipeline((resized[0], ScaleOutput(), resized[1]))
-    found = compiled(gm, mixed, batches).state_dict()
+    found = run_pipeline(gm, mixed, batches).state_dict()
     own = mixed(gm, Given(batches)).graph_module.state_dict()
     assert all(torch.equal(found[name], own[name]) for name in own)
     assert any(not torch.equal(found[name], uniform[name]) for name in clips)
@@ -321,7 +321,7 @@ def test_the_model_of_another_architecture_is_refused(tmp_path):
 
 
 def test_histories_that_are_damaged_are_refused_in_one_line(tmp_path):
-    from nce_fx.pipeline.record import HistoryRecord
+    from nce_fx.pipeline.history_json import HistoryRecord
 
     nce_fx.save(nce_fx.quantize(traced()), tmp_path / "result")
     whole = json.loads((tmp_path / "result" / "history.json").read_text())

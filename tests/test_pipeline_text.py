@@ -22,12 +22,12 @@ import nce_fx.passes
 from nce_fx import registry
 from nce_fx.cli.app import app
 from nce_fx.errors import NceFxError, PassError
-from nce_fx.passes.known import PASSES, known_pass, pipeline_from
+from nce_fx.passes.by_name import PASSES, known_pass, pipeline_from
 from nce_fx.passes.transform.fold import FoldBatchNorm
 from nce_fx.passes.transform.quantize import InsertQuantizers, QuantSpec
 from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.pipeline import Given, Pass, Pipeline
-from nce_fx.pipeline.text import spelled
+from nce_fx.pipeline.text import to_text
 from nce_fx.pipeline.verify import verify
 from tests.test_pipeline import MeanOfWeights, ScaleOutput, batch, by_hand, traced
 
@@ -67,7 +67,7 @@ anything = st.builds(
 @settings(max_examples=400, deadline=None)
 def test_what_is_printed_reads_back_the_same(passes):
     pipeline = Pipeline(tuple(passes))
-    assert pipeline_from(spelled(pipeline)) == pipeline
+    assert pipeline_from(to_text(pipeline)) == pipeline
 
 
 def test_a_pipeline_is_read_with_files_defaults_and_spaces(tmp_path):
@@ -78,7 +78,7 @@ def test_a_pipeline_is_read_with_files_defaults_and_spaces(tmp_path):
     spec = QuantSpec(weight="lsq", activation="lsq")
     assert pipeline.steps == (ResizeChannels({"conv1": 8}), ScaleOutput(3.0), InsertQuantizers(spec))
     again = 'resize{plan={"conv1":8}},tests.test_pipeline:ScaleOutput{factor=3.0},quantize{weight=lsq,activation=lsq}'
-    assert spelled(pipeline) == again
+    assert to_text(pipeline) == again
 
 
 BAD = {

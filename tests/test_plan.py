@@ -14,7 +14,7 @@ import nce_fx
 from nce_fx.errors import PlanError
 from nce_fx.models import MODELS
 from nce_fx.passes.analysis.channels import analyze_channels
-from nce_fx.passes.analysis.channels.planned import check_plan
+from nce_fx.passes.analysis.channels.plan_check import check_plan
 from nce_fx.plan import PlanSchema, WidthPlan, model_fingerprint
 
 

@@ -14,7 +14,7 @@ import nce_fx
 from nce_fx.errors import BudgetError
 from nce_fx.models import INPUT_SHAPES, MODELS
 from nce_fx.passes.analysis.channels import analyze_channels
-from nce_fx.passes.analysis.channels.planned import check_plan
+from nce_fx.passes.analysis.channels.plan_check import check_plan
 from nce_fx.passes.analysis.cost import analyze_cost
 from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.planning import Budget, plan_widths

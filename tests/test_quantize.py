@@ -41,7 +41,7 @@ from nce_fx.quantizers import (
 )
 from nce_fx.quantizers.dorefa import DorefaActivation
 from nce_fx.quantizers.pact import Pact
-from nce_fx.quantizers.saving import compact_saving
+from nce_fx.quantizers.saved_tensors import compact_saving
 
 
 def images(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -19,13 +19,13 @@ from nce_fx.errors import QuantizeError
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, rounding
 from nce_fx.quantizers.base import ActivationQuantizer, signed_grid, unsigned_grid
 from nce_fx.quantizers.dorefa import DorefaWeight
-from nce_fx.quantizers.fit import fit_problem
 from nce_fx.quantizers.lsq import LsqActivation, LsqWeight
 from nce_fx.quantizers.minmax import MinMaxActivation
 from nce_fx.quantizers.pact import Pact, least_error_clip
-from nce_fx.quantizers.saving import compact_saving
+from nce_fx.quantizers.saved_tensors import compact_saving
 from nce_fx.quantizers.sawb import COEFFICIENTS, Sawb
 from nce_fx.quantizers.seq import Seq
+from nce_fx.quantizers.state_dict import fit_problem
 from nce_fx.quantizers.statsq import StatsQ
 
 BITS = range(1, 9)

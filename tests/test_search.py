@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 import nce_fx
 from nce_fx.errors import BudgetError, InputError
 from nce_fx.models import MODELS
-from nce_fx.passes.analysis.channels.planned import check_plan
+from nce_fx.passes.analysis.channels.plan_check import check_plan
 from nce_fx.passes.transform.resize import gathers_of
 from nce_fx.passes.transform.widths import (
     InsertWidthChoices,
@@ -32,7 +32,7 @@ from nce_fx.search.expansion import grow, of_kind
 from nce_fx.search.expected_cost import expected_cost
 from nce_fx.search.outcome import plan_from
 from nce_fx.search.search_recipe import tau_at, width_rate
-from nce_fx.tensorfile import digest
+from nce_fx.tensor_file import digest
 from nce_fx.training.checkpoint import latest_checkpoint
 from tests.laws import comes_back
 from tests.search_runs import Residual, free, quarters, run, traced

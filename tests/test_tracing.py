@@ -17,7 +17,7 @@ from nce_fx.errors import ChannelError, TraceError
 from nce_fx.models import MODELS
 from nce_fx.passes.transform import resize as resizing
 from nce_fx.tracing.modes import runs_in
-from nce_fx.tracing.shapes import first_misfit
+from nce_fx.tracing.shape_propagation import first_misfit
 from tests.observing import counted, seeded
 from tests.zoo import ZOO
 from tests.zoo.model import Head, conv, image

@@ -15,7 +15,7 @@ import nce_fx
 from nce_fx.errors import TrainingError
 from nce_fx.passes.analysis.sensitivity import METRICS
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
-from nce_fx.tensorfile import digest
+from nce_fx.tensor_file import digest
 from nce_fx.training import Recipe, evaluate, train
 from nce_fx.training.checkpoint import latest_checkpoint
 from nce_fx.training.engine import all_reduce_mean, shard, start_engine

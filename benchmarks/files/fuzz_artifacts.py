@@ -33,9 +33,9 @@ from nce_fx import artifacts
 from nce_fx.errors import NceFxError
 from nce_fx.export import export_pt2, load_pt2, save_packed
 from nce_fx.models import MODELS
-from nce_fx.passes.analysis.channels.planned import check_plan
+from nce_fx.passes.analysis.channels.plan_check import check_plan
 from nce_fx.report.records import Manifest
-from nce_fx.tensorfile import digest
+from nce_fx.tensor_file import digest
 from nce_fx.training.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 
 REPORT = pages.RESULTS / "fuzz_artifacts.json"

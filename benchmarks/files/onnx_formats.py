@@ -35,8 +35,8 @@ from nce_fx.data import Data, load_data
 from nce_fx.data.images import Images
 from nce_fx.errors import ExportError, NceFxError
 from nce_fx.export import export_onnx
+from nce_fx.export.agreement import LEVELS, TOLERANCE, follow, runnable
 from nce_fx.export.formats import FORMATS, QONNX_DOMAIN
-from nce_fx.export.verify import LEVELS, TOLERANCE, follow, runnable
 from nce_fx.models import MODELS
 from nce_fx.plan import WidthPlan
 from nce_fx.rewrite import analyze, build, plan_analyzed

@@ -36,7 +36,7 @@ from nce_fx.passes.analysis import channels as analysis
 from nce_fx.passes.analysis.channels import structure
 from nce_fx.passes.analysis.channels.tie import Tie
 from nce_fx.passes.transform import resize as resizing
-from nce_fx.passes.transform.gathering import Weights
+from nce_fx.passes.transform.resized_weights import Weights
 
 RESULTS = pages.RESULTS / "channels_speed.json"
 BOUNDS = {"resnet50": 0.5, "mobilenet_v2": 1.0, "densenet121": 0.1}

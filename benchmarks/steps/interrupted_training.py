@@ -24,7 +24,7 @@ from torch.fx import GraphModule
 import nce_fx
 from nce_fx.data import Data, load_data
 from nce_fx.models import MODELS
-from nce_fx.tensorfile import digest
+from nce_fx.tensor_file import digest
 from nce_fx.training import Recipe, train
 from nce_fx.training.checkpoint import latest_checkpoint
 

@@ -37,7 +37,7 @@ from nce_fx.models import MODELS
 from nce_fx.passes.transform.quantize import QuantSpec, quantize
 from nce_fx.quantizers import ActivationQuantizer, WeightQuantizer
 from nce_fx.quantizers.base import Grid, signed_grid
-from nce_fx.quantizers.saving import compact_saving
+from nce_fx.quantizers.saved_tensors import compact_saving
 from nce_fx.training.run import compiled
 
 Step = Callable[[], None]

@@ -27,4 +27,4 @@ class Analyze(options.ModelOptions):
     as_json: options.Json = False
 
 
-analyze = command(Analyze, "nce_fx.cli.inspection:run")
+analyze = command(Analyze, "nce_fx.cli.analyzing:run")

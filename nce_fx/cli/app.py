@@ -20,7 +20,7 @@ from nce_fx.cli.export import export
 from nce_fx.cli.inspect import inspect
 from nce_fx.cli.list import known
 from nce_fx.cli.models import models
-from nce_fx.cli.narrow import show_what_can_be_shown
+from nce_fx.cli.narrow_terminal import show_what_can_be_shown
 from nce_fx.cli.passes import passes
 from nce_fx.cli.retrain import retrain
 from nce_fx.cli.rewrite import rewrite

@@ -7,18 +7,18 @@ from typing import Any
 
 from nce_fx import artifacts
 from nce_fx.cli.apply import Apply
-from nce_fx.cli.job import calibration, content
-from nce_fx.cli.reference import build_model, example_input, one_process, parse_args
+from nce_fx.cli.parsing import build_model, example_input, one_process, parse_args
+from nce_fx.cli.pass_hooks import between_passes
+from nce_fx.cli.rewriting import calibration, content
 from nce_fx.cli.terminal import Terminal
-from nce_fx.cli.watching import between_passes
 from nce_fx.data import load_data
 from nce_fx.errors import ArtifactError, InputError
 from nce_fx.models.loading import arguments_for
-from nce_fx.passes.known import pipeline_from
+from nce_fx.passes.by_name import pipeline_from
 from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.plan import WidthPlan
 from nce_fx.report.records import ModelReference
-from nce_fx.rewrite import compiled
+from nce_fx.rewrite import run_pipeline
 from nce_fx.tracing import trace
 
 
@@ -59,7 +59,7 @@ def run(job: Apply) -> None:
         steps("trace")
         gm = trace(built, (example_input(job.model, job.input_shape, found, args),))
         steps(" and ".join(step.name for step in pipeline.steps))
-        rewritten = compiled(gm, pipeline, calibration(found, job.seed))
+        rewritten = run_pipeline(gm, pipeline, calibration(found, job.seed))
     if wanted is not None:
         rewritten.meta["plan"] = wanted  # Also where it changes nothing.
     reference = ModelReference(reference=job.model, args=args)

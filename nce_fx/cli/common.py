@@ -12,7 +12,7 @@ import typer
 
 from nce_fx.cli.config_file import config_text, defaults_of
 from nce_fx.cli.events import logging_to
-from nce_fx.cli.voice import Voice, voice
+from nce_fx.cli.verbosity import Verbosity, with_verbosity
 
 _PANEL = "Every command"
 
@@ -67,8 +67,8 @@ def with_common(command: Callable[..., None]) -> Callable[..., None]:
             return
         if common["quiet"] and common["verbose"]:
             raise typer.BadParameter("--quiet and --verbose at once: give one of them")
-        loudness: Voice = "quiet" if common["quiet"] else "verbose" if common["verbose"] else "normal"
-        with voice(loudness), logging_to(common["log"]):
+        loudness: Verbosity = "quiet" if common["quiet"] else "verbose" if common["verbose"] else "normal"
+        with with_verbosity(loudness), logging_to(common["log"]):
             command(**given)
 
     signature = inspect.signature(command, eval_str=True)

@@ -34,6 +34,6 @@ def diff(
         nce-fx diff resnet8 result --html diff.html
     """
     given = dict(locals())
-    from nce_fx.cli.differences import Difference, run
+    from nce_fx.cli.diffing import Difference, run
 
     run(Difference(**given))

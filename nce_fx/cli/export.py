@@ -49,12 +49,12 @@ def export(
     from dataclasses import asdict
 
     from nce_fx import artifacts
-    from nce_fx.cli.reference import build_model
-    from nce_fx.cli.resume import model_of
+    from nce_fx.cli.parsing import build_model
+    from nce_fx.cli.retraining import model_of
     from nce_fx.cli.terminal import Terminal
     from nce_fx.errors import ExportError, InputError
     from nce_fx.export import export_onnx, export_pt2, save_packed
-    from nce_fx.passes.known import pass_named
+    from nce_fx.passes.by_name import pass_named
 
     terminal = Terminal.of(as_json)
     if onnx is None and pt2 is None and packed is None:

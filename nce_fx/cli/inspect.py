@@ -47,4 +47,4 @@ class Inspect(options.NetworkOptions):
     as_json: options.Json = False
 
 
-inspect = command(Inspect, "nce_fx.cli.pages:run")
+inspect = command(Inspect, "nce_fx.cli.inspecting:run")

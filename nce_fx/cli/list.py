@@ -23,7 +23,7 @@ def known(
     from nce_fx.export.formats import FORMATS
     from nce_fx.models import MODELS
     from nce_fx.passes.analysis.sensitivity import METRICS
-    from nce_fx.passes.known import PASSES
+    from nce_fx.passes.by_name import PASSES
     from nce_fx.quantities import QUANTITIES
     from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 

@@ -280,7 +280,7 @@ class QuantizerOptions:
             InputError: bits outside 1 to 8, or an override that is not PATTERN=BITS.
             QuantizeError: an unknown name, or bits out of range elsewhere.
         """
-        from nce_fx.cli.reference import quant_spec
+        from nce_fx.cli.parsing import quant_spec
 
         return quant_spec(
             self.bits,

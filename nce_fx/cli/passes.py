@@ -11,7 +11,7 @@ def passes(as_json: options.Json = False) -> None:
     """List the passes with their options, as `--passes` takes them; those of installed packages among them."""
     import json
 
-    from nce_fx.passes.known import PASSES
+    from nce_fx.passes.by_name import PASSES
 
     rows = [row_of(kind) for kind in PASSES.values()]
     if as_json:

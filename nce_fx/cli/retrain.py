@@ -36,4 +36,4 @@ class Retrain(options.TrainingOptions):
     as_json: options.Json = False
 
 
-retrain = command(Retrain, "nce_fx.cli.resume:run")
+retrain = command(Retrain, "nce_fx.cli.retraining:run")

@@ -45,4 +45,4 @@ class Rewrite(
     force: options.Force = False
 
 
-rewrite = command(Rewrite, "nce_fx.cli.job:run")
+rewrite = command(Rewrite, "nce_fx.cli.rewriting:run")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from nce_fx import artifacts
-from nce_fx.cli.reference import build_model, example_input, parse_args, recipe_fields
+from nce_fx.cli.parsing import build_model, example_input, parse_args, recipe_fields
 from nce_fx.cli.search import Search
 from nce_fx.cli.terminal import Terminal
 from nce_fx.data import load_data
@@ -13,7 +13,7 @@ from nce_fx.errors import InputError, TrainingError
 from nce_fx.models import MODELS
 from nce_fx.models.loading import arguments_for, check_finite
 from nce_fx.search import SearchRecipe, search
-from nce_fx.search.history import FILES, search_table
+from nce_fx.search.search_log import FILES, search_table
 from nce_fx.tracing import trace
 
 

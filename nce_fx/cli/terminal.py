@@ -24,8 +24,8 @@ from rich.progress import (
 from rich.table import Table
 
 from nce_fx.cli.events import log_event
-from nce_fx.cli.narrow import NARROW, as_list
-from nce_fx.cli.voice import current_voice
+from nce_fx.cli.narrow_terminal import NARROW, as_list
+from nce_fx.cli.verbosity import current_verbosity
 from nce_fx.training.result import StepReport
 
 _WIDE = 120
@@ -55,7 +55,7 @@ class Terminal:
     @classmethod
     def of(cls, as_json: bool) -> Terminal:
         """Return the terminal of this run; only the first of several processes under torchrun speaks."""
-        notes, chosen = _console(sys.stderr), current_voice()
+        notes, chosen = _console(sys.stderr), current_verbosity()
         is_main = os.environ.get("RANK", "0") == "0"
         notes.quiet = not is_main or chosen == "quiet"
         results = _console(sys.stderr if as_json else sys.stdout)

@@ -11,7 +11,7 @@ from nce_fx.data.digits import digits
 from nce_fx.data.fashion_mnist import fashion_mnist
 from nce_fx.data.image_folder import image_folder
 from nce_fx.data.loaders import Data
-from nce_fx.data.own import own_data
+from nce_fx.data.user_data import own_data
 from nce_fx.errors import InputError
 from nce_fx.registry import Registry
 

@@ -15,13 +15,13 @@ from torch.fx import GraphModule
 
 from nce_fx.callables import nearest
 from nce_fx.errors import ExportError
-from nce_fx.export.files import replaced_file
+from nce_fx.export.agreement import Agreement, check_agreement
+from nce_fx.export.export_file import export_file
 from nce_fx.export.formats import FORMATS, Format
-from nce_fx.export.integer import Lowered, module_of
+from nce_fx.export.integer import Lowered, to_module
 from nce_fx.export.levels import Marked, mark
 from nce_fx.export.onnx_graph import to_onnx
 from nce_fx.export.program import example, share_a_batch
-from nce_fx.export.verify import Agreement, verify
 from nce_fx.frozen import freeze
 from nce_fx.passes.transform.fold import FoldBatchNorm
 from nce_fx.plan import WidthPlan
@@ -58,7 +58,7 @@ def export_onnx(
 ) -> OnnxExport:
     """Write a quantized graph as an ONNX file that computes what the graph computes in evaluation mode.
 
-    The file is run in onnxruntime and compared with PyTorch before it takes its name; see `nce_fx.export.verify`.
+    The file is run in onnxruntime and compared with PyTorch before it takes its name; see `nce_fx.export.agreement`.
 
     Args:
         gm: a graph that `quantize` made, in float32. It is not changed.
@@ -89,12 +89,12 @@ def export_onnx(
     model, lowered, batch = _model(gm, marked, form, batch)
     _put_metadata(model, gm, marked, format, batch)
     checked = inputs if inputs is not None else example(gm, batch or 2)
-    with replaced_file(path) as fresh:
+    with export_file(path) as fresh:
         content = model.SerializeToString()
         fresh.write_bytes(content)
         content_of = fresh.read_bytes()
         exact = form.exact_when_optimized
-        agreement = verify(gm, model, content_of, checked, exact_when_optimized=exact, lowered=lowered)
+        agreement = check_agreement(gm, model, content_of, checked, exact_when_optimized=exact, lowered=lowered)
     return OnnxExport(path, format, len(content), batch, agreement, lowered.float_nodes)
 
 
@@ -108,7 +108,7 @@ def to_integer(gm: GraphModule) -> GraphModule:
         ExportError: a graph that ONNX cannot say, or an operator with no form here.
     """
     gm = copy.deepcopy(gm).cpu().eval()
-    return module_of(_model(gm, mark(gm), FORMATS["integer"], None)[0])
+    return to_module(_model(gm, mark(gm), FORMATS["integer"], None)[0])
 
 
 def _model(gm: GraphModule, marked: Marked, form: Format, batch: int | None) -> tuple[ModelProto, Lowered, int | None]:

@@ -88,7 +88,7 @@ def mark(gm: GraphModule) -> Marked:
             weights[name] = IntegerWeight(*module.integers(weight), module.bits, weight.dtype)
             markers[node] = _Marker(WEIGHT, name, tuple(weight.shape))
         elif isinstance(module, ActivationQuantizer):
-            activations[str(node.target)] = levels_of(module)
+            activations[str(node.target)] = activation_levels(module)
             markers[node] = _Marker(ACTIVATION, str(node.target), None)
     for node, marker in markers.items():
         if marker.kind == WEIGHT:
@@ -115,7 +115,7 @@ def _put_names(gm: GraphModule) -> None:
         node.meta["nn_module_stack"] = {name: (name, type(gm).__name__)}
 
 
-def levels_of(quantizer: ActivationQuantizer) -> ActivationLevels:
+def activation_levels(quantizer: ActivationQuantizer) -> ActivationLevels:
     """Return an activation quantizer's levels as numbers."""
     # What a zero becomes tells the scale without knowing the quantizer.
     parameters = [*quantizer.parameters(), *quantizer.buffers()]

@@ -27,7 +27,7 @@ import safetensors.numpy
 from torch.fx import GraphModule
 
 from nce_fx.errors import ExportError
-from nce_fx.export.files import replaced_file
+from nce_fx.export.export_file import export_file
 from nce_fx.passes.transform.quantize import integer_weights
 
 VERSION = 1
@@ -54,14 +54,14 @@ def save_packed(gm: GraphModule, path: str | Path) -> Path:
     about: dict[str, Any] = {"version": VERSION, "layers": layers}
     content = safetensors.numpy.save(tensors)
     start = 8 + int.from_bytes(content[:8], "little")
-    about["sha256"] = seal(json.loads(content[8:start]), about, content[start:])
+    about["sha256"] = packed_digest(json.loads(content[8:start]), about, content[start:])
     content = safetensors.numpy.save(tensors, metadata={"nce_fx": json.dumps(about, sort_keys=True)})
-    with replaced_file(path) as fresh:
+    with export_file(path) as fresh:
         fresh.write_bytes(content)
     return path
 
 
-def seal(header: Mapping[str, Any], about: Mapping[str, Any], numbers: bytes) -> str:
+def packed_digest(header: Mapping[str, Any], about: Mapping[str, Any], numbers: bytes) -> str:
     """Return the SHA-256 of what a file says of its tensors, of its layers, and of the bytes of the tensors."""
     return hashlib.sha256(json.dumps([header, about], sort_keys=True).encode() + numbers).hexdigest()
 

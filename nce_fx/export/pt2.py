@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 from nce_fx.errors import ArtifactError, ExportError
 from nce_fx.export.export import provenance
-from nce_fx.export.files import replaced_file
+from nce_fx.export.export_file import export_file
 from nce_fx.export.levels import mark
 from nce_fx.export.program import example, program, reason, share_a_batch
 
@@ -78,7 +78,7 @@ def export_pt2(gm: GraphModule, path: str | Path, *, batch: int | None = None) -
     about = {"version": VERSION, **provenance(gm, mark(gm), batch)}
     content = _with_about(exported, about)
     inputs = example(gm, batch or 3)
-    with replaced_file(path) as fresh:
+    with export_file(path) as fresh:
         fresh.write_bytes(content)
         _verify(gm, load_pt2(fresh), inputs)
     return Pt2Export(path, len(content), batch)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from nce_fx.ids.labels import NEUTRAL, Label, constant
-from nce_fx.ids.vocabulary import Vocabulary
+from nce_fx.ids.rule_interface import RuleInterface
 
 _CPU = torch.device("cpu")
 
@@ -22,7 +22,7 @@ _CPU = torch.device("cpu")
 class ChannelTensor(torch.Tensor):
     """An activation (one label) or a parameter (one label for each of its axes, made when first asked for)."""
 
-    _run: weakref.ref[Vocabulary]
+    _run: weakref.ref[RuleInterface]
     """Whoever keeps values keeps their run, which has them all; a value that kept its run would keep all others alive,
     in a cycle that Python cannot see: PyTorch holds what a view is of where no garbage collector looks."""
     path: str | None
@@ -38,7 +38,7 @@ class ChannelTensor(torch.Tensor):
     @staticmethod
     def __new__(
         cls,
-        run: Vocabulary,
+        run: RuleInterface,
         shape: Sequence[int],
         labels: tuple[Label, ...] | None,
         dtype: torch.dtype = torch.float32,
@@ -59,7 +59,7 @@ class ChannelTensor(torch.Tensor):
         pass
 
     @property
-    def run(self) -> Vocabulary:
+    def run(self) -> RuleInterface:
         """The run of the graph that the value is of."""
         run = self._run()
         assert run is not None
@@ -126,7 +126,7 @@ class ChannelTensor(torch.Tensor):
         return run.dispatched(func, args, kwargs or {})
 
 
-def activation(run: Vocabulary, label: Label, dtype: torch.dtype = torch.float32) -> ChannelTensor:
+def activation(run: RuleInterface, label: Label, dtype: torch.dtype = torch.float32) -> ChannelTensor:
     """Wrap a label as a value."""
     return ChannelTensor(run, label.shape, (label,), dtype)
 
@@ -146,13 +146,13 @@ def find(args: Any) -> ChannelTensor | None:
     return values[0] if values else None
 
 
-def found_run(args: Any) -> Vocabulary | None:
+def found_run(args: Any) -> RuleInterface | None:
     """Return the run that the arguments belong to; ``None`` where no channel tensor is among them."""
     value = find(args)
     return None if value is None else value.run
 
 
-def run_of(args: Any) -> Vocabulary:
+def run_of(args: Any) -> RuleInterface:
     """Return the run that the arguments belong to."""
     value = find(args)
     assert value is not None
@@ -163,7 +163,7 @@ def run_of(args: Any) -> Vocabulary:
 class ChannelParameter:
     """A parameter or buffer by its path alone, for rules of layers that nothing else is done with."""
 
-    run: Vocabulary
+    run: RuleInterface
     path: str
     alias: str
     exact: bool = True
@@ -187,7 +187,7 @@ Weight = ChannelTensor | ChannelParameter
 class ChannelLayer:
     """A module of a graph whose parameters are channel parameters: what the rule of a plain layer is given."""
 
-    run: Vocabulary
+    run: RuleInterface
     module: Any
     path: str
 

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn, randn
 
-from nce_fx.ops.op import NOTHING, Absent, Memory, Op, same
+from nce_fx.ops.op import NOTHING, Absent, Memory, Op, same_order
 from nce_fx.ops.rules import movement
 
 _APART = Absent("PyTorch takes it apart into views")
-_TORCHVISION = same("torchvision.ops.stochastic_depth.stochastic_depth")
+_TORCHVISION = same_order("torchvision.ops.stochastic_depth.stochastic_depth")
 
 
 def _tokens(*rest: Any) -> Callable[[], tuple[Any, ...]]:
@@ -53,15 +53,17 @@ def _view(name: str, channels: Any, signature: str, example: Any, *modules: Any,
 
 
 ROWS = (
-    _view("view", movement.view, "input, *shape", _image([2, 8, 16]), spellings=same("_unsafe_view")),
-    _view("reshape", movement.view, "input, shape", _image((2, 8, 16)), spellings=same("_reshape_alias")),
+    _view("view", movement.view, "input, *shape", _image([2, 8, 16]), spellings=same_order("_unsafe_view")),
+    _view("reshape", movement.view, "input, shape", _image((2, 8, 16)), spellings=same_order("_reshape_alias")),
     _view("view_as", _APART, "input, other", _image(randn(2, 8, 4, 4))),
     _view("flatten", _APART, "input, start_dim=0, end_dim=-1", _image(2), nn.Flatten),
     _view("unflatten", _APART, "input, dim, sizes", _image(2, (2, 2)), nn.Unflatten),
     _view("ravel", _APART, "input", lambda: (randn(8),)),
     _view("permute", movement.moved, "input, dims", _image((0, 2, 1, 3))),
-    _view("transpose", movement.moved, "input, dim0, dim1", _tokens(0, 1), spellings=same("swapaxes", "swapdims")),
-    _view("movedim", _APART, "input, source, destination", _image(1, -1), spellings=same("moveaxis")),
+    _view(
+        "transpose", movement.moved, "input, dim0, dim1", _tokens(0, 1), spellings=same_order("swapaxes", "swapdims")
+    ),
+    _view("movedim", _APART, "input, source, destination", _image(1, -1), spellings=same_order("moveaxis")),
     _view("t", movement.moved, "input", lambda: (randn(2, 8),)),
     _view("squeeze", movement.moved, "input, dim=None", lambda: (randn(2, 8, 1), 2)),
     _view("unsqueeze", movement.moved, "input, dim", _tokens(1)),
@@ -86,7 +88,7 @@ ROWS = (
     _view("detach", movement.same, "input", _tokens()),
     _view("alias", movement.same, "input", _tokens()),
     _view("contiguous", movement.same, "input", _tokens()),
-    _view("getitem", _APART, "input, index", _tokens((slice(None), slice(0, 2))), spellings=same(getattr)),
+    _view("getitem", _APART, "input, index", _tokens((slice(None), slice(0, 2))), spellings=same_order(getattr)),
     _view("unfold", movement.moved, "input, dimension, size, step", _tokens(1, 2, 2)),
     _moving(
         "im2col",
@@ -95,28 +97,28 @@ ROWS = (
         _image([2, 2], [1, 1], [0, 0], [2, 2]),
         nn.Unfold,
         catch="call",
-        spellings=same(F.unfold),
+        spellings=same_order(F.unfold),
     ),
     Op(
         name="col2im",
         kind="movement",
         modules=(nn.Fold,),
         signature="input, output_size, kernel_size, dilation=1, padding=0, stride=1",
-        spellings=same(F.fold),
+        spellings=same_order(F.fold),
         channels=movement.col2im,
         catch="call",
         sign="kept",
         example=lambda: (randn(2, 8, 4), [4, 4], [2, 2], [1, 1], [0, 0], [2, 2]),
     ),
     _moving("clone", movement.same, "input", _tokens()),
-    _moving("to", movement.same, "input, *to", _tokens(torch.float32), spellings=same("_to_copy")),
+    _moving("to", movement.same, "input, *to", _tokens(torch.float32), spellings=same_order("_to_copy")),
     _moving("float", _APART, "input", _tokens()),
     _moving(
         "cat",
         movement.cat,
         "tensors, dim=0",
         lambda: ([randn(2, 8), randn(2, 8)], 1),
-        spellings=same("concat", "concatenate"),
+        spellings=same_order("concat", "concatenate"),
     ),
     _moving("stack", movement.stack, "tensors, dim=0", lambda: ([randn(2, 8), randn(2, 8)], 1)),
     _moving("roll", movement.shifted, "input, shifts, dims=None", _tokens([1], [1])),
@@ -134,7 +136,7 @@ ROWS = (
         "input, groups",
         _image(2),
         nn.ChannelShuffle,
-        spellings=same("native_channel_shuffle"),
+        spellings=same_order("native_channel_shuffle"),
     ),
     _moving("size", Absent("makes no tensor"), "input, dim=None", _tokens(0)),
     _moving("lift_fresh", movement.same, "input", _tokens()),
@@ -148,7 +150,7 @@ ROWS = (
         signature="input, *sizes",
         channels=movement.expand,
         catch="call",
-        spellings=same(torch.Tensor.expand),
+        spellings=same_order(torch.Tensor.expand),
         example=lambda: (randn(2, 8, 1), [2, 8, 3]),
     ),
 )

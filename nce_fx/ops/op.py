@@ -81,6 +81,6 @@ class Op:
             raise InputError(f"the row {self.name!r} is {self.kind}: say its macs, or why it has none (Absent)")
 
 
-def same(*others: Any) -> dict[Any, str]:
+def same_order(*others: Any) -> dict[Any, str]:
     """Return spellings whose arguments have the order of the signature."""
     return dict.fromkeys(others, "")

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn, rand, randn
 
-from nce_fx.ops.op import NOTHING, Op, Sign, same
+from nce_fx.ops.op import NOTHING, Op, Sign, same_order
 from nce_fx.ops.rules import elementwise, weighted
 
 
@@ -65,7 +65,7 @@ ROWS = (
     _activation("sigmoid", nn.Sigmoid, sign="never_negative"),
     _activation("hardsigmoid", nn.Hardsigmoid, sign="never_negative"),
     _activation("softplus", nn.Softplus, signature="input, beta=1, threshold=20", sign="never_negative"),
-    _activation("abs", sign="never_negative", spellings=same("absolute")),
+    _activation("abs", sign="never_negative", spellings=same_order("absolute")),
     _activation("square", sign="never_negative"),
     _activation("exp", sign="never_negative"),
     _activation("silu", nn.SiLU),
@@ -85,9 +85,9 @@ ROWS = (
         example=lambda: (randn(2, 8), rand(8)),
     ),
     _arithmetic("add", _two, sign="kept"),
-    _arithmetic("mul", _two, sign="kept", spellings=same("multiply")),
-    _arithmetic("sub", _two, spellings=same("subtract")),
-    _arithmetic("div", lambda: (randn(2, 8), 2.0), spellings=same("divide", "true_divide")),
+    _arithmetic("mul", _two, sign="kept", spellings=same_order("multiply")),
+    _arithmetic("sub", _two, spellings=same_order("subtract")),
+    _arithmetic("div", lambda: (randn(2, 8), 2.0), spellings=same_order("divide", "true_divide")),
     _arithmetic("maximum", _two, sign="kept"),
     _arithmetic("minimum", _two, sign="kept"),
     Op(

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn, rand, randn
 
-from nce_fx.ops.op import Absent, Op, Sign, same
+from nce_fx.ops.op import Absent, Op, Sign, same_order
 from nce_fx.ops.rules import mixing, movement
 
 
@@ -33,15 +33,23 @@ def _pool(
 
 
 ROWS = (
-    _pool("max_pool1d", 1, [2], modules=(nn.MaxPool1d,), spellings=same("max_pool1d_with_indices")),
-    _pool("max_pool2d", 2, [2, 2], modules=(nn.MaxPool2d,), spellings=same("max_pool2d_with_indices")),
-    _pool("max_pool3d", 3, [2, 2, 2], modules=(nn.MaxPool3d,), spellings=same("max_pool3d_with_indices")),
+    _pool("max_pool1d", 1, [2], modules=(nn.MaxPool1d,), spellings=same_order("max_pool1d_with_indices")),
+    _pool("max_pool2d", 2, [2, 2], modules=(nn.MaxPool2d,), spellings=same_order("max_pool2d_with_indices")),
+    _pool("max_pool3d", 3, [2, 2, 2], modules=(nn.MaxPool3d,), spellings=same_order("max_pool3d_with_indices")),
     _pool("avg_pool1d", 1, [2], modules=(nn.AvgPool1d,)),
     _pool("avg_pool2d", 2, [2, 2], modules=(nn.AvgPool2d,)),
     _pool("avg_pool3d", 3, [2, 2, 2], modules=(nn.AvgPool3d,)),
     _pool("adaptive_avg_pool1d", 1, [2], modules=(nn.AdaptiveAvgPool1d,)),
-    _pool("adaptive_avg_pool2d", 2, [2, 2], modules=(nn.AdaptiveAvgPool2d,), spellings=same("_adaptive_avg_pool2d")),
-    _pool("adaptive_avg_pool3d", 3, [2, 2, 2], modules=(nn.AdaptiveAvgPool3d,), spellings=same("_adaptive_avg_pool3d")),
+    _pool(
+        "adaptive_avg_pool2d", 2, [2, 2], modules=(nn.AdaptiveAvgPool2d,), spellings=same_order("_adaptive_avg_pool2d")
+    ),
+    _pool(
+        "adaptive_avg_pool3d",
+        3,
+        [2, 2, 2],
+        modules=(nn.AdaptiveAvgPool3d,),
+        spellings=same_order("_adaptive_avg_pool3d"),
+    ),
     _pool("adaptive_max_pool1d", 1, [2], modules=(nn.AdaptiveMaxPool1d,)),
     _pool("adaptive_max_pool2d", 2, [2, 2], modules=(nn.AdaptiveMaxPool2d,)),
     _pool("adaptive_max_pool3d", 3, [2, 2, 2], modules=(nn.AdaptiveMaxPool3d,)),
@@ -73,13 +81,13 @@ ROWS = (
         for kind in kinds
     ),
     *(
-        _pool(f"upsample_nearest{axes}d", axes, [8] * axes, spellings=same(f"_upsample_nearest_exact{axes}d"))
+        _pool(f"upsample_nearest{axes}d", axes, [8] * axes, spellings=same_order(f"_upsample_nearest_exact{axes}d"))
         for axes in (1, 2, 3)
     ),
     _pool("upsample_linear1d", 1, [8], False),
-    _pool("upsample_bilinear2d", 2, [8, 8], False, spellings=same("_upsample_bilinear2d_aa")),
+    _pool("upsample_bilinear2d", 2, [8, 8], False, spellings=same_order("_upsample_bilinear2d_aa")),
     _pool("upsample_trilinear3d", 3, [8, 8, 8], False),
-    _pool("upsample_bicubic2d", 2, [8, 8], False, sign="any", spellings=same("_upsample_bicubic2d_aa")),
+    _pool("upsample_bicubic2d", 2, [8, 8], False, sign="any", spellings=same_order("_upsample_bicubic2d_aa")),
     _pool("grid_sampler", 2, rand(2, 4, 4, 2) - 0.5, 0, 0, False),
     Op(
         name="constant_pad_nd",

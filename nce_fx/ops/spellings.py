@@ -1,7 +1,7 @@
 """What a graph may call an operation: its name finds every function, method, operator and ATen overload of it.
 
-``spelled("relu")`` finds ``F.relu``, ``F.relu_``, ``torch.relu``, ``torch.relu_``, ``torch.Tensor.relu``, the methods
-``"relu"`` and ``"relu_"``, ``torch.ops.aten.relu.default`` and ``torch.ops.aten.relu_.default``.
+``spellings_of("relu")`` finds ``F.relu``, ``F.relu_``, ``torch.relu``, ``torch.relu_``, ``torch.Tensor.relu``, the
+methods ``"relu"`` and ``"relu_"``, ``torch.ops.aten.relu.default`` and ``torch.ops.aten.relu_.default``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _METHODS = {"matmul": ("__matmul__",), "add": ("__add__", "__iadd__"), "mul": ("
 
 
 @cache
-def spelled(name: str) -> tuple[Any, ...]:
+def spellings_of(name: str) -> tuple[Any, ...]:
     """Return everything that a graph may call an operation of this name; what writes its result elsewhere is none."""
     found: dict[Any, None] = {}
     for each in (name, f"{name}_"):

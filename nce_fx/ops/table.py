@@ -28,7 +28,7 @@ from nce_fx.ops import (
     spatial,
 )
 from nce_fx.ops.op import Op
-from nce_fx.ops.spellings import spelled
+from nce_fx.ops.spellings import spellings_of
 
 Value = TypeVar("Value")
 
@@ -153,7 +153,7 @@ def _named(row: Op) -> Iterator[tuple[Any, str]]:
     """Yield what PyTorch calls by the names of a row."""
     # A dot: a row of a module alone, or of one callable.
     names = {row.name: ""} | {s: order for s, order in row.spellings.items() if isinstance(s, str)}
-    yield from ((s, order) for name, order in names.items() if "." not in name for s in spelled(name))
+    yield from ((s, order) for name, order in names.items() if "." not in name for s in spellings_of(name))
 
 
 OPS = Ops(

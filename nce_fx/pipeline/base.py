@@ -31,7 +31,7 @@ from torch.fx import GraphModule
 from nce_fx.errors import NceFxError, PassError
 from nce_fx.pipeline.contract import Snapshot, check_sound
 from nce_fx.pipeline.history import HISTORY, Step, continued, settings_of
-from nce_fx.pipeline.options import made, plain
+from nce_fx.pipeline.pass_options import from_plain, to_plain
 
 Property = Callable[[GraphModule], None]
 """Something that graphs have or have not, such as `in_float`: raises an `NceFxError` where one has it not."""
@@ -100,7 +100,7 @@ class Pass(ABC):
         Raises:
             PassError: one is not plain data.
         """
-        return plain(self, changed=changed)
+        return to_plain(self, changed=changed)
 
     @classmethod
     def option_names(cls) -> list[str]:
@@ -114,7 +114,7 @@ class Pass(ABC):
         Raises:
             PassError: an option that is unknown, missing or of another type.
         """
-        return made(cls, options, cls.name)
+        return from_plain(cls, options, cls.name)
 
     def __call__(self, gm: GraphModule | PassResult, given: Given = NOTHING) -> PassResult:
         """Apply the pass, check what it did, and write it into the history of the result.

@@ -55,7 +55,7 @@ class History:
     graph: str
     """Fingerprint of the graph as traced."""
     modes: Mapping[str, bool] = field(default_factory=dict)
-    """Which parts of the model were in training mode then, see `modes_of`."""
+    """Which parts of the model were in training mode then, see `training_modes`."""
     inputs: tuple[Any, ...] | None = None
     """The signature of what it was traced with (`nce_fx.signature`)."""
     settings: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -94,7 +94,7 @@ def begin(gm: GraphModule, model: nn.Module) -> None:
     """Begin the history of a graph that was just traced from a model."""
     inputs = gm.meta.get("inputs")
     signature = None if inputs is None else tuple(inputs)
-    gm.meta[HISTORY] = History(model_fingerprint(gm), modes_of(model), signature, settings_of(gm))
+    gm.meta[HISTORY] = History(model_fingerprint(gm), training_modes(model), signature, settings_of(gm))
 
 
 def traced_again(gm: GraphModule, before: GraphModule) -> None:
@@ -113,7 +113,7 @@ def history_of(gm: GraphModule) -> History:
     known = gm.meta.get(HISTORY)
     if isinstance(known, History):
         return known
-    return History(model_fingerprint(gm), modes_of(gm), None, settings_of(gm))
+    return History(model_fingerprint(gm), training_modes(gm), None, settings_of(gm))
 
 
 def continued(gm: GraphModule) -> History:
@@ -154,7 +154,7 @@ def settings_of(gm: GraphModule) -> dict[str, str]:
     return found
 
 
-def modes_of(module: nn.Module) -> dict[str, bool]:
+def training_modes(module: nn.Module) -> dict[str, bool]:
     """Return whether a module is in training mode, and the paths of those in it whose mode is not their owner's.
 
     ``{"": True, "stem.bn": False}``: all of it trains but for one frozen BatchNorm.
@@ -168,8 +168,8 @@ def modes_of(module: nn.Module) -> dict[str, bool]:
     return modes
 
 
-def set_modes(module: nn.Module, modes: Mapping[str, bool]) -> None:
-    """Set the modes that `modes_of` returned.
+def set_training_modes(module: nn.Module, modes: Mapping[str, bool]) -> None:
+    """Set the modes that `training_modes` returned.
 
     Raises:
         ArtifactError: the module has no part at one of the paths.

@@ -54,14 +54,14 @@ def parse(text: str, lookup: Lookup, defaults: Mapping[str, Mapping[str, Any]] |
         reader.expect(",", "',' or the end")
 
 
-def spelled(what: Pass | Pipeline) -> str:
+def to_text(what: Pass | Pipeline) -> str:
     """Return a pass or a pipeline as text; options that are as by default are left out.
 
     Raises:
         PassError: an option is not plain data.
     """
     if isinstance(what, Pipeline):
-        return ",".join(spelled(step) for step in what.steps)
+        return ",".join(to_text(step) for step in what.steps)
     options = ",".join(f"{key}={_value(value)}" for key, value in what.options(changed=True).items())
     return (source_of(type(what)) or what.name) + (f"{{{options}}}" if options else "")
 

@@ -2,7 +2,8 @@
 
 Plain autograd would keep four copies of every activation (divided, clipped, rounded, scaled). Here the forward pass
 works in place, and keeps its input alone; or, where memory is dearer, its output, which the next layer keeps anyway,
-and one byte an element. In `nce_fx.quantizers.saving.compact_saving` weights are kept as integers, by their layer too.
+and one byte an element. In `nce_fx.quantizers.saved_tensors.compact_saving` weights are kept as integers, by their
+layer too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from nce_fx.quantizers.base import FLOOR, Grid, level, whole, working
-from nce_fx.quantizers.saving import Packed, pack, packs_activations, register
+from nce_fx.quantizers.saved_tensors import Packed, pack_levels, packs_activations, register
 
 
 def clip_round(x: Tensor, extent: Tensor, steps: float, grid: Grid) -> Tensor:
@@ -52,7 +53,7 @@ class _ClipRound(Function):
         if any(ctx.needs_input_grad[:2]):
             inside = place.eq(q)
             q.round_()
-            packed = pack(q, scale, grid.offset, x.dtype, grid.low) if packs_activations() else None
+            packed = pack_levels(q, scale, grid.offset, x.dtype, grid.low) if packs_activations() else None
             y = level(q, scale, grid).to(x.dtype)
             ctx.steps, ctx.packed = steps, packed and (packed.offset, packed.work, packed.dtype)
             ctx.save_for_backward(packed.values if packed else y, inside, scale)
@@ -201,7 +202,7 @@ class RangeRound(Function):
     def forward(ctx: Any, w: Tensor, scale: Tensor, offset: Tensor, low: int, high: int) -> Tensor:
         """Round."""
         q = (working(w) / scale).sub_(offset).round_().clamp_(low, high)
-        packed = pack(q, scale, offset, w.dtype, low)
+        packed = pack_levels(q, scale, offset, w.dtype, low)
         return register(q.add_(offset).mul_(scale).to(w.dtype), packed)
 
     @staticmethod
@@ -226,7 +227,7 @@ class Nearest(Function):
 
 def _rounded(x: Tensor, scale: Tensor, grid: Grid, weight: bool) -> Tensor:
     q = whole(working(x), scale, grid)
-    packed = pack(q, scale, grid.offset, x.dtype, grid.low) if weight or packs_activations() else None
+    packed = pack_levels(q, scale, grid.offset, x.dtype, grid.low) if weight or packs_activations() else None
     return register(level(q, scale, grid).to(x.dtype), packed)
 
 

@@ -14,7 +14,7 @@ from nce_fx.errors import source_line
 from nce_fx.passes.analysis.channels import AxisWidth, ChannelGraph
 from nce_fx.passes.analysis.cost import NodeCost, analyze_cost, quantizer_bits
 from nce_fx.passes.analysis.layers import find_layers, shape_of
-from nce_fx.passes.analysis.sensitivity.groups import shares_of
+from nce_fx.passes.analysis.sensitivity.by_group import group_shares
 from nce_fx.quantizers import ActivationQuantizer, WeightQuantizer
 from nce_fx.report.weight_view import WeightView, weight_views
 
@@ -88,7 +88,7 @@ def node_views(
                 inputs=tuple(dict.fromkeys(_sources(gm, node))),
                 source=_source(node),
                 shape=shape_of(node) if hasattr(node.meta.get("tensor_meta"), "shape") else (),
-                groups=() if channels is None else tuple(shares_of(channels, axes)),
+                groups=() if channels is None else tuple(group_shares(channels, axes)),
                 channels=_channels(axes, sizes),
                 bits=rounded.get(node.name),
                 costs=_costs(before.get(path or ""), after.get(path or "")),

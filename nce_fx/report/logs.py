@@ -7,23 +7,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nce_fx.frozen import freeze
+
 LOG, SWEEP = "log.csv", "sweep.csv"
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingCurve:
     """One training run: a column per number that was logged, such as ``{"epoch": (1, 2), "loss": (1.9, 1.2)}``."""
 
     name: str
     columns: Mapping[str, Sequence[float | None]]
 
+    def __post_init__(self) -> None:
+        freeze(self)
 
-def training_runs(folder: Path, names: Mapping[str, str]) -> tuple[Run, ...]:
+
+def training_runs(folder: Path, names: Mapping[str, str]) -> tuple[TrainingCurve, ...]:
     """Return the runs that have a log in folders of ``folder``; ``names`` maps folders to what tables call them."""
     logs = sorted(folder.glob(f"*/{LOG}"))
     order = list(names)
     logs.sort(key=lambda path: order.index(path.parent.name) if path.parent.name in names else len(order))
-    runs = (Run(names.get(path.parent.name, path.parent.name), read_columns(path)) for path in logs)
+    runs = (TrainingCurve(names.get(path.parent.name, path.parent.name), read_columns(path)) for path in logs)
     return tuple(run for run in runs if run.columns)
 
 

@@ -157,10 +157,10 @@ class Manifest(Record):
     def to_json(self) -> str:
         """Return the text of `report.json`, its digest filled in."""
         content = self.model_dump(mode="json")
-        return json.dumps({**content, "digest": seal(content)}, indent=2, sort_keys=True) + "\n"
+        return json.dumps({**content, "digest": manifest_digest(content)}, indent=2, sort_keys=True) + "\n"
 
 
-def seal(content: Mapping[str, Any]) -> str:
+def manifest_digest(content: Mapping[str, Any]) -> str:
     """Return the SHA-256 of a manifest as it was read or will be written: of everything but the digest itself.
 
     Of the content, not of the `Manifest`: that of a later version has fields which older files do not have.

@@ -13,7 +13,7 @@ from nce_fx.passes.analysis.channels import ChannelGraph, analyze_channels
 from nce_fx.plan import WidthPlan, model_fingerprint
 from nce_fx.quantities import title_of
 from nce_fx.report.graph_view import NodeView, Widths, node_views
-from nce_fx.report.logs import Run, sweep_points, training_runs
+from nce_fx.report.logs import TrainingCurve, sweep_points, training_runs
 from nce_fx.report.records import Comparison, RewriteReport
 from nce_fx.report.tables import budget_text, result_rows, thousands
 
@@ -73,7 +73,7 @@ class View:
     results: tuple[tuple[str, ...], ...] = ()
     """The last table, header first."""
     results_note: str = ""
-    runs: tuple[Run, ...] = ()
+    runs: tuple[TrainingCurve, ...] = ()
     sweep: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     here: Mapping[str, float] = field(default_factory=dict)
     """Where the network of the page is in the picture of the sweep."""

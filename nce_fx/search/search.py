@@ -16,7 +16,7 @@ from nce_fx.passes.analysis.channels import analyze_channels
 from nce_fx.passes.analysis.cost import analyze_cost
 from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.planning import Budget
-from nce_fx.passes.planning.counted import plan_and_build
+from nce_fx.passes.planning.exact_budget import plan_and_build
 from nce_fx.passes.transform.quantize import QuantSpec, quantize
 from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.passes.transform.widths import InsertWidthChoices, channel_order
@@ -27,8 +27,8 @@ from nce_fx.quantities import Quantity
 from nce_fx.search.candidates import first_candidates
 from nce_fx.search.data_split import split_data
 from nce_fx.search.expansion import quantizing
-from nce_fx.search.history import SearchLog
 from nce_fx.search.outcome import plan_from
+from nce_fx.search.search_log import SearchLog
 from nce_fx.search.search_recipe import SearchRecipe
 from nce_fx.search.width_search import WidthSearch
 from nce_fx.training.engine import start_engine

@@ -27,7 +27,7 @@ from nce_fx.passes.transform.widths import Order, WidthDraw
 from nce_fx.search.budget_loss import Costs, costs_of
 from nce_fx.search.candidates import wider_candidate
 from nce_fx.search.expansion import Grown, extended, grow, of_kind
-from nce_fx.search.history import Expansion, SearchEpoch
+from nce_fx.search.search_log import Expansion, SearchEpoch
 from nce_fx.search.search_recipe import BETAS, SearchRecipe, tau_at, width_rate
 from nce_fx.training.batches import batch_length, batches_of
 from nce_fx.training.checkpoint import last_good

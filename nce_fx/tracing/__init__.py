@@ -25,16 +25,16 @@ from nce_fx.ops.table import default
 from nce_fx.paths import modules_of
 from nce_fx.pipeline.history import HISTORY, begin, traced_again
 from nce_fx.signature import signature
-from nce_fx.traced import ATTRIBUTES, FROZEN, ORIGIN, plain_attributes
-from nce_fx.tracing.agreement import Reference
+from nce_fx.traced import ATTRIBUTES, FROZEN, ORIGIN, kept_attributes
+from nce_fx.tracing.equivalence import Reference
 from nce_fx.tracing.exported import export_graph
-from nce_fx.tracing.inputs import UnsuitableError, inputs_of
+from nce_fx.tracing.inputs import UnsuitableError, bind_inputs
 from nce_fx.tracing.joining import join
+from nce_fx.tracing.matmul_to_linear import products_to_linear
 from nce_fx.tracing.modes import Modes, modes_of
-from nce_fx.tracing.products import products_to_linear
-from nce_fx.tracing.shapes import propagate_shapes
+from nce_fx.tracing.preserved_state import Kept, untouched
+from nce_fx.tracing.shape_propagation import propagate_shapes
 from nce_fx.tracing.symbolic import UntraceableError, symbolic_graph
-from nce_fx.tracing.untouched import Kept, untouched
 
 __all__ = ["trace"]
 
@@ -75,7 +75,7 @@ class _Tracing:
         self.model = model
         self.ops = ops
         self.before = before
-        self.inputs = inputs_of(model, example_inputs)
+        self.inputs = bind_inputs(model, example_inputs)
         self.reference = Reference(model, self.inputs)
         self.modes: Modes = modes_of(model, before)
 
@@ -165,7 +165,7 @@ class _Tracing:
         _keep_names(gm, self.model)
         gm.meta[FROZEN] = self.modes.frozen
         gm.meta[ORIGIN] = type(self.model)
-        gm.meta[ATTRIBUTES] = plain_attributes(self.model)
+        gm.meta[ATTRIBUTES] = kept_attributes(self.model)
         gm.meta["compared"] = self.reference.compared()
         _take_modes(gm, self.model)
         if HISTORY not in gm.meta:
@@ -174,7 +174,7 @@ class _Tracing:
 
 def _given(given: GraphModule, example_inputs: Any) -> GraphModule:
     """Return a graph that is given, with the shapes that it has at these inputs."""
-    inputs = inputs_of(given, example_inputs)
+    inputs = bind_inputs(given, example_inputs)
     gm = shallow_copy(given)
     try:
         propagate_shapes(gm, inputs.values)
@@ -220,15 +220,15 @@ def _hides_weights(gm: GraphModule) -> bool:
     """Whether a function outside torch, which the tracer did not enter, is given parameters."""
 
     def foreign(node: Node) -> bool:
-        package = module_of(node).partition(".")[0]
+        package = defining_module(node).partition(".")[0]
         return node.op == "call_function" and package not in ("torch", "_operator", "builtins", "math")
 
     return any(
-        foreign(node) and module_of(node) and any(a.op == "get_attr" for a in node.all_input_nodes)
+        foreign(node) and defining_module(node) and any(a.op == "get_attr" for a in node.all_input_nodes)
         for node in gm.graph.nodes
     )
 
 
-def module_of(node: Node) -> str:
+def defining_module(node: Node) -> str:
     """Return the name of the module that defines a function node's target, or an empty string."""
     return str(getattr(node.target, "__module__", None) or "")

@@ -56,7 +56,7 @@ class Inputs:
         return filled
 
 
-def inputs_of(model: nn.Module, example_inputs: Any) -> Inputs:
+def bind_inputs(model: nn.Module, example_inputs: Any) -> Inputs:
     """Return example inputs as arguments of a model.
 
     Raises:

@@ -21,7 +21,7 @@ from torch.fx.graph import CodeGen, PythonCode
 from torch.fx.node import map_aggregate
 
 from nce_fx.paths import modules_of
-from nce_fx.tracing.untouched import Kept
+from nce_fx.tracing.preserved_state import Kept
 
 aten = torch.ops.aten
 

@@ -17,11 +17,11 @@ from nce_fx.custom import rule_of_module
 from nce_fx.errors import one_line
 from nce_fx.ops import Ops
 from nce_fx.traced import TracedModule
-from nce_fx.tracing.attention import can_open, open_attention
+from nce_fx.tracing.attention_decomposition import can_open, open_attention
 from nce_fx.tracing.inputs import Inputs
 from nce_fx.tracing.joining import writes
 from nce_fx.tracing.modes import flags, place_flags
-from nce_fx.tracing.untouched import Kept
+from nce_fx.tracing.preserved_state import Kept
 
 _LEAVES = 64
 _INNER = ("/torch/", "/nce_fx/tracing/")

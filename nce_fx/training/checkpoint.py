@@ -23,7 +23,7 @@ from torch import Tensor
 from nce_fx.errors import ArtifactError, TrainingError
 from nce_fx.files import write_whole
 from nce_fx.frozen import freeze
-from nce_fx.tensorfile import digest
+from nce_fx.tensor_file import digest
 
 FORMAT = 1
 KEPT = 2

@@ -20,8 +20,7 @@ from torch import nn
 
 from nce_fx.devices import device_of, to_device
 from nce_fx.errors import TrainingError
-from nce_fx.quantizers.saving import compact_saving
-from nce_fx.training.batch_statistics import WholeBatchStatistics
+from nce_fx.quantizers.saved_tensors import compact_saving
 from nce_fx.training.batches import Data, batch_length, batches_of
 from nce_fx.training.checkpoint import last_good
 from nce_fx.training.determinism import deterministic, seed_step
@@ -30,12 +29,13 @@ from nce_fx.training.evaluation import accuracy_of
 from nce_fx.training.interruption import interruptions
 from nce_fx.training.log import Log, open_log
 from nce_fx.training.loss import count_correct, logits_of, training_loss
-from nce_fx.training.oscillation import dampen, levels_of, share_moved
+from nce_fx.training.oscillation import dampen, share_moved, weight_levels
 from nce_fx.training.progress import Progress, reporting
 from nce_fx.training.recipe import Recipe, bits_at, dampening_at, learning_rate_at
 from nce_fx.training.result import EpochRecord, StepReport, TrainResult
-from nce_fx.training.run import Keeper, Run, prepare
-from nce_fx.training.statistics import reestimate
+from nce_fx.training.run import CheckpointWriter, Run, prepare
+from nce_fx.training.running_statistics import reestimate
+from nce_fx.training.sync_batch_norm import SyncBatchStatistics
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -89,7 +89,7 @@ def train(
 def fit(run: Run, progress: Progress = False, checkpoint_seconds: float = 60.0) -> Run:
     """Train what was prepared to its last epoch; return the run at its end."""
     engine, recipe = run.engine, run.recipe
-    keeper = Keeper(run, checkpoint_seconds)
+    checkpoints = CheckpointWriter(run, checkpoint_seconds)
     with (
         torch.enable_grad(),
         deterministic(engine.device),
@@ -97,17 +97,21 @@ def fit(run: Run, progress: Progress = False, checkpoint_seconds: float = 60.0) 
         open_log(run.directory if engine.is_main else None, run.position.history, run.done) as log,
         reporting(progress if engine.is_main else False) as report,
     ):
-        keeper.save_first()
+        checkpoints.save_first()
         while run.position.epoch < recipe.epochs:
-            _train_epoch(run, keeper, log, report, asked_to_stop)
-            keeper.run = run = run.callback.after_epoch(run)
+            _train_epoch(run, checkpoints, log, report, asked_to_stop)
+            checkpoints.run = run = run.callback.after_epoch(run)
         log.flush()
-        keeper.save()
+        checkpoints.save()
     return run
 
 
 def _train_epoch(
-    run: Run, keeper: Keeper, log: Log, report: Callable[[StepReport], None], asked_to_stop: Callable[[], bool]
+    run: Run,
+    checkpoints: CheckpointWriter,
+    log: Log,
+    report: Callable[[StepReport], None],
+    asked_to_stop: Callable[[], bool],
 ) -> None:
     """Train from the position to the end of its epoch, and evaluate."""
     recipe, position, engine = run.recipe, run.position, run.engine
@@ -119,7 +123,7 @@ def _train_epoch(
     batches = batches_of(loader, engine, position.step)
     run.callback.before_epoch(run)
     if not position.step:
-        position.levels = levels_of(run.model)
+        position.levels = weight_levels(run.model)
     for step in range(position.step, run.steps_per_epoch):
         batch_seed = seed_step(recipe.seed, epoch, step, engine)
         rate = learning_rate_at(recipe, run.done, run.steps_per_epoch)
@@ -137,16 +141,16 @@ def _train_epoch(
         position.samples += samples
         position.seconds = before + time.monotonic() - started
         log.step(run.done, epoch + 1, rate, loss / samples, correct / samples)
-        report(_report(run, keeper))
+        report(_report(run, checkpoints))
         if stop and position.step < run.steps_per_epoch:
             log.flush()
-            raise TrainingError(f"stopped after step {run.done}: {keeper.save()}; run the same again to go on")
-        if keeper.is_due():
+            raise TrainingError(f"stopped after step {run.done}: {checkpoints.save()}; run the same again to go on")
+        if checkpoints.is_due():
             log.flush()
-            keeper.save()
+            checkpoints.save()
     tested = None
     last = epoch + 1 == recipe.epochs
-    moved = share_moved(position.levels, levels_of(run.model))
+    moved = share_moved(position.levels, weight_levels(run.model))
     if last and recipe.reestimate:
         reestimate(run.model, _inputs(run), lambda: forward_pass(engine, recipe))
     if last or (recipe.evaluate_every and (epoch + 1) % recipe.evaluate_every == 0):
@@ -227,13 +231,13 @@ def forward_pass(engine: Engine, recipe: Recipe) -> Iterator[None]:
         if engine.processes == 1:
             yield
             return
-        with WholeBatchStatistics():
+        with SyncBatchStatistics():
             yield
 
 
-def _report(run: Run, keeper: Keeper) -> StepReport:
+def _report(run: Run, checkpoints: CheckpointWriter) -> StepReport:
     position, total = run.position, run.recipe.epochs * run.steps_per_epoch
-    pace = (time.monotonic() - keeper.started) / max(1, run.done - keeper.first_step)
+    pace = (time.monotonic() - checkpoints.started) / max(1, run.done - checkpoints.first_step)
     tested = [record.test_accuracy for record in position.history if record.test_accuracy is not None]
     return StepReport(
         epoch=position.epoch + 1,

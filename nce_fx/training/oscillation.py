@@ -22,7 +22,7 @@ from nce_fx.quantizers import WeightQuantizer
 
 
 @torch.no_grad()
-def levels_of(model: nn.Module) -> dict[str, Tensor]:
+def weight_levels(model: nn.Module) -> dict[str, Tensor]:
     """Return the level of every quantized weight by layer, as one byte each; none for a model that is no graph."""
     if not isinstance(model, GraphModule):
         return {}

@@ -31,10 +31,10 @@ def _bar() -> Iterator[Callable[[StepReport], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"))
     with Progress(*columns, console=Console(stderr=True), refresh_per_second=5) as bar:
         task = bar.add_task("retrain", total=None, said="")
-        yield lambda report: bar.update(task, total=report.steps, completed=report.step, said=describe(report))
+        yield lambda report: bar.update(task, total=report.steps, completed=report.step, said=progress_line(report))
 
 
-def describe(report: StepReport) -> str:
+def progress_line(report: StepReport) -> str:
     """Return one line on where training is."""
     minutes, seconds = divmod(round(report.seconds_left), 60)
     tested = "" if report.test_accuracy is None else f"  test {report.test_accuracy:.2%}"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nce_fx.errors import ArtifactError, InputError, TrainingError
-from nce_fx.tensorfile import digest
+from nce_fx.tensor_file import digest
 from nce_fx.training.batches import Data
 from nce_fx.training.checkpoint import Checkpoint, last_good, latest_checkpoint, save_checkpoint
 from nce_fx.training.engine import Engine, agree_on
@@ -179,7 +179,7 @@ def prepare(
     )
 
 
-class Keeper:
+class CheckpointWriter:
     """Saves a run's checkpoints in the main process, and knows when the next is due."""
 
     def __init__(self, run: Run, seconds: float) -> None:

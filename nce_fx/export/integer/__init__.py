@@ -21,6 +21,6 @@ reasons.py      why a node stays in float
 from __future__ import annotations
 
 from nce_fx.export.integer.lower import Lowered, lower
-from nce_fx.export.integer.module import module_of
+from nce_fx.export.integer.module import to_module
 
-__all__ = ["Lowered", "lower", "module_of"]
+__all__ = ["Lowered", "lower", "to_module"]

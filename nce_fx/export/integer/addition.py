@@ -12,7 +12,7 @@ from onnx import NodeProto
 
 from nce_fx.export.integer.epilogue import Epilogue
 from nce_fx.export.integer.onnx_nodes import CONTRIB, Writer
-from nce_fx.export.integer.tensors import IntegerTensor, clip, level_numbers, stored
+from nce_fx.export.integer.tensors import IntegerTensor, level_numbers, stored, write_clip
 from nce_fx.export.levels import ActivationLevels
 
 
@@ -66,4 +66,4 @@ def write(
     whole = (low, high) == (0, 255)
     made = writer.free(node.output[0])
     writer.node("QLinearAdd", inputs, result if whole else made, node, domain=CONTRIB)
-    return result if whole else clip(writer, made, result, low, high)
+    return result if whole else write_clip(writer, made, result, low, high)

@@ -12,7 +12,7 @@ from nce_fx.export.integer.epilogue import Epilogue
 from nce_fx.export.integer.onnx_nodes import Array, Writer, attributes
 from nce_fx.export.integer.sources import Convolved
 from nce_fx.export.integer.staircase import Requantization, find_rises, requantize
-from nce_fx.export.integer.tensors import IntegerTensor, clip, level_numbers, stored
+from nce_fx.export.integer.tensors import IntegerTensor, level_numbers, stored, write_clip
 from nce_fx.export.integer.weights import WholeWeight, multiple, whole_weight, write_int8
 from nce_fx.export.levels import ActivationLevels
 from nce_fx.passes.transform.quantize import IntegerWeight
@@ -40,7 +40,9 @@ class Fitted:
     """The least and the largest level."""
 
 
-def fit(source: Convolved, weight: IntegerWeight, tensor: IntegerTensor, levels: ActivationLevels) -> Fitted | str:
+def fit_convolution(
+    source: Convolved, weight: IntegerWeight, tensor: IntegerTensor, levels: ActivationLevels
+) -> Fitted | str:
     """Return the convolution and the quantizer of its output in whole numbers, or why it has to stay in float."""
     whole = whole_weight(weight)
     if whole is None:
@@ -105,7 +107,7 @@ def write(writer: Writer, fitted: Fitted, tensor: IntegerTensor, levels: Activat
     low, high = (end - levels.grid.low for end in fitted.ends)
     whole = (low, high) == (0, 255)
     writer.node("QLinearConv", inputs, result if whole else made, fitted.node, **settings)
-    return result if whole else clip(writer, made, result, low, high)
+    return result if whole else write_clip(writer, made, result, low, high)
 
 
 def _refuses_nine_bits(node: NodeProto, weight: WholeWeight) -> str:

@@ -21,7 +21,7 @@ _ARITHMETIC = ("Add", "Sub", "Mul", "Div", "BatchNormalization")
 
 
 @dataclass(frozen=True)
-class Step:
+class AffineStep:
     """``y = x * factor + shift``, then ``min(max(y, low), high)``, in float32; shapes (channels, 1) or ()."""
 
     factor: Array | None = None
@@ -44,7 +44,7 @@ class Step:
 class Epilogue:
     """Steps in the order they run, on values of shape (channels, any)."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[AffineStep, ...]
 
     def __call__(self, x: Array) -> Array:
         """Run all steps."""
@@ -61,7 +61,7 @@ class Epilogue:
         return factor[:, 0], shift[:, 0]
 
 
-def step_of(nodes: Nodes, node: NodeProto, source: str, rank: int) -> Step | None:
+def step_of(nodes: Nodes, node: NodeProto, source: str, rank: int) -> AffineStep | None:
     """Return what a node does with one of the tensors it reads, ``None`` where it is no step.
 
     Args:
@@ -72,12 +72,12 @@ def step_of(nodes: Nodes, node: NodeProto, source: str, rank: int) -> Step | Non
     """
     read: Callable[[int], Array | None] = lambda index: nodes.array(node.input[index])  # noqa: E731
     if node.op_type == "Relu":
-        return Step(low=0.0)
+        return AffineStep(low=0.0)
     if node.op_type == "Clip":
         ends = [read(index) if len(node.input) > index and node.input[index] else None for index in (1, 2)]
         if any(end is None and len(node.input) > i and node.input[i] for i, end in enumerate(ends, start=1)):
             return None
-        return Step(
+        return AffineStep(
             low=-np.inf if ends[0] is None else float(ends[0]), high=np.inf if ends[1] is None else float(ends[1])
         )
     if node.op_type == "BatchNormalization":
@@ -86,7 +86,7 @@ def step_of(nodes: Nodes, node: NodeProto, source: str, rank: int) -> Step | Non
             return None
         gamma, beta, mean, variance = (array.astype(np.float64) for array in arrays if array is not None)
         factor = (gamma / np.sqrt(variance + attributes(node).get("epsilon", 1e-5))).astype(np.float32)
-        return Step(factor[:, None], (beta - mean * factor).astype(np.float32)[:, None])
+        return AffineStep(factor[:, None], (beta - mean * factor).astype(np.float32)[:, None])
     if node.op_type not in _ARITHMETIC:
         return None
     other = 1 - list(node.input).index(source)
@@ -98,13 +98,17 @@ def step_of(nodes: Nodes, node: NodeProto, source: str, rank: int) -> Step | Non
         return None
     if node.op_type == "Div":
         return _division(value)
-    return Step(factor=value) if node.op_type == "Mul" else Step(shift=value if node.op_type == "Add" else -value)
+    return (
+        AffineStep(factor=value)
+        if node.op_type == "Mul"
+        else AffineStep(shift=value if node.op_type == "Add" else -value)
+    )
 
 
-def _division(value: Array) -> Step | None:
+def _division(value: Array) -> AffineStep | None:
     """A division by a power of two is a multiplication; others round otherwise."""
     inverse = (1 / value).astype(np.float32)
-    return Step(factor=inverse) if np.all(np.frexp(value)[0] == 0.5) else None
+    return AffineStep(factor=inverse) if np.all(np.frexp(value)[0] == 0.5) else None
 
 
 def _by_channel(value: Array, rank: int) -> Array | None:
@@ -118,6 +122,6 @@ def _by_channel(value: Array, rank: int) -> Array | None:
     return value.reshape(-1, 1) if alone else None
 
 
-def grows(nodes: Iterable[NodeProto]) -> bool:
+def is_increasing(nodes: Iterable[NodeProto]) -> bool:
     """Whether all nodes grow with what they read, in every channel alike: they may change places with a pool."""
     return all(node.op_type in ENDS for node in nodes)

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import ModelProto, NodeProto
 
-from nce_fx.export.integer import addition, convolution, product
+from nce_fx.export.integer import addition, convolution, linear
 from nce_fx.export.integer.onnx_nodes import Array, Nodes, Writer, is_activation, is_marker, marked
-from nce_fx.export.integer.plan import QUESTIONS, Plan, make_plan, moves
+from nce_fx.export.integer.partition import QUESTIONS, Partition, make_partition, moves
 from nce_fx.export.integer.reasons import float_nodes
 from nce_fx.export.integer.sources import Added, Convolved, Moved, Plain, Source, chooses
-from nce_fx.export.integer.tensors import IntegerTensor, clip, dequantize
+from nce_fx.export.integer.tensors import IntegerTensor, dequantize, write_clip
 from nce_fx.export.integer.weights import write_float
 from nce_fx.export.levels import WEIGHT, ActivationLevels, Marked
 
@@ -41,7 +41,7 @@ class Lowered:
 def lower(model: ModelProto, given: Marked) -> Lowered:
     """Replace the nodes of a marked model by those that compute in integers, where it can be done exactly."""
     nodes = Nodes(model)
-    plan = make_plan(nodes, given)
+    plan = make_partition(nodes, given)
     writer = Writer()
     names: dict[str, str] = {}
     for node in nodes.all:
@@ -65,7 +65,7 @@ def lower(model: ModelProto, given: Marked) -> Lowered:
     )
 
 
-def _write_node(writer: Writer, plan: Plan, node: NodeProto, names: dict[str, str]) -> None:
+def _write_node(writer: Writer, plan: Partition, node: NodeProto, names: dict[str, str]) -> None:
     """Write what is wanted of a node; ``names``: the exporter's name of a tensor -> the file's, where it differs."""
     output = node.output[0] if node.output else ""
     as_is, in_numbers = output in plan.wanted, output in plan.wanted_integers
@@ -91,7 +91,7 @@ def _write_node(writer: Writer, plan: Plan, node: NodeProto, names: dict[str, st
                 dequantize(writer, tensor, output)
     elif output in plan.linear:
         if as_is:
-            product.write(writer, plan.linear[output], plan.integers[node.input[0]])
+            linear.write(writer, plan.linear[output], plan.integers[node.input[0]])
     elif any(name in plan.wanted for name in node.output):
         asks = node.op_type in QUESTIONS and node.input[0] in plan.integers
         _copy(writer, node, names, [plan.integers[node.input[0]].name] if asks else [], "")
@@ -113,7 +113,7 @@ def _copy(writer: Writer, node: NodeProto, names: Mapping[str, str], first: list
 
 
 def _write_source(
-    writer: Writer, plan: Plan, source: Source, marker: NodeProto, tensor: IntegerTensor, names: dict[str, str]
+    writer: Writer, plan: Partition, source: Source, marker: NodeProto, tensor: IntegerTensor, names: dict[str, str]
 ) -> None:
     """Write a quantizer of activations and what it reads, the numbers under the tensor's name."""
     levels, result = tensor.levels, tensor.name
@@ -151,4 +151,4 @@ def _quantize(writer: Writer, source: str, tensor: IntegerTensor) -> None:
     whole = tensor.most == 255
     made = writer.node("QuantizeLinear", [source, scale, point], name if whole else f"{name}_wide")
     if not whole:
-        clip(writer, made, name, 0, tensor.most)
+        write_clip(writer, made, name, 0, tensor.most)

@@ -17,7 +17,7 @@ from nce_fx.export.integer.onnx_nodes import attributes
 from nce_fx.export.integer.operators import OPERATORS
 
 
-def module_of(model: ModelProto) -> GraphModule:
+def to_module(model: ModelProto) -> GraphModule:
     """Return a file as a graph of the operators in `nce_fx.export.integer.operators`, named as in the file.
 
     What only depends on constants (a packed weight made int8) is computed here, once.

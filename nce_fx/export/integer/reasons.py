@@ -5,7 +5,7 @@ from __future__ import annotations
 from onnx import NodeProto
 
 from nce_fx.export.integer.onnx_nodes import is_activation, is_marker
-from nce_fx.export.integer.plan import QUESTIONS, Plan, moves
+from nce_fx.export.integer.partition import QUESTIONS, Partition, moves
 from nce_fx.export.integer.sources import MOVES
 from nce_fx.export.levels import WEIGHT
 from nce_fx.export.onnx_names import owner
@@ -15,7 +15,7 @@ _FREE = {*MOVES, *QUESTIONS, "Constant", "Cast", "Concat", "Split", "Gather", "E
 """Operators that compute nothing."""
 
 
-def float_nodes(plan: Plan) -> dict[str, str]:
+def float_nodes(plan: Partition) -> dict[str, str]:
     """Return every node that computes in float -> why."""
     found: dict[str, tuple[str, str]] = {}
     for node in plan.nodes.all:
@@ -32,7 +32,7 @@ def float_nodes(plan: Plan) -> dict[str, str]:
     return {name: f"{operators}: {reason}" for name, (operators, reason) in found.items()}
 
 
-def _layer(plan: Plan, node: NodeProto) -> str:
+def _layer(plan: Partition, node: NodeProto) -> str:
     output = node.output[0]
     if output in plan.refused:
         return plan.refused[output]
@@ -45,7 +45,7 @@ def _layer(plan: Plan, node: NodeProto) -> str:
     return _reader(plan, output)
 
 
-def _reader(plan: Plan, tensor: str) -> str:
+def _reader(plan: Partition, tensor: str) -> str:
     """Say who wants a convolution's output in float."""
     while True:
         readers = plan.nodes.readers.get(tensor, [])
@@ -64,7 +64,7 @@ def _reader(plan: Plan, tensor: str) -> str:
         tensor = node.output[0]
 
 
-def _other(plan: Plan, node: NodeProto) -> str:
+def _other(plan: Partition, node: NodeProto) -> str:
     computed = [name for name in node.input if name and plan.nodes.array(name) is None]
     if not any(name in plan.wanted for name in computed):
         return ""

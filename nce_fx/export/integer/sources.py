@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from onnx import NodeProto
 
-from nce_fx.export.integer.epilogue import Epilogue, Step, grows, step_of
+from nce_fx.export.integer.epilogue import AffineStep, Epilogue, is_increasing, step_of
 from nce_fx.export.integer.onnx_nodes import Nodes, attributes, is_activation
 
 MOVES = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Slice", "DepthToSpace")
@@ -91,10 +91,10 @@ def _follow(
     source = _conv_or_sum(nodes, node, chain, integers, ranks)
     if source is not None:
         return source
-    if chooses(node) and grows(chain) and _private(nodes, node.input[0]):
+    if chooses(node) and is_increasing(chain) and _private(nodes, node.input[0]):
         inner = _follow(nodes, node.input[0], chain, integers, ranks)
         return Moved(node, inner) if inner is not None else None
-    if node.op_type == "Concat" and grows(chain):
+    if node.op_type == "Concat" and is_increasing(chain):
         parts = [_follow(nodes, name, chain, integers, ranks) if _private(nodes, name) else None for name in node.input]
         if not any(parts) or (chain and not all(parts)):
             return None
@@ -117,15 +117,15 @@ def _conv_or_sum(
         steps = _steps(nodes, node.output[0], chain, ranks[weight[0]])
         if steps is None:
             return None
-        first = () if bias is None else (Step(shift=bias.reshape(-1, 1)),)
+        first = () if bias is None else (AffineStep(shift=bias.reshape(-1, 1)),)
         return Convolved(node, weight[0], Epilogue((*first, *steps)))
-    if node.op_type == "Add" and all(name in integers for name in node.input) and grows(chain):
+    if node.op_type == "Add" and all(name in integers for name in node.input) and is_increasing(chain):
         steps = _steps(nodes, node.output[0], chain, 4)
         return None if steps is None else Added(node, Epilogue(steps))
     return None
 
 
-def _steps(nodes: Nodes, tensor: str, chain: tuple[NodeProto, ...], rank: int) -> tuple[Step, ...] | None:
+def _steps(nodes: Nodes, tensor: str, chain: tuple[NodeProto, ...], rank: int) -> tuple[AffineStep, ...] | None:
     steps = []
     for node in chain:
         step = step_of(nodes, node, tensor, rank)

@@ -84,7 +84,7 @@ def dequantize(writer: Writer, tensor: IntegerTensor, result: str) -> str:
     return writer.node("DequantizeLinear", stored(writer, tensor).inputs, result)
 
 
-def clip(writer: Writer, source: str, result: str, low: int, high: int) -> str:
+def write_clip(writer: Writer, source: str, result: str, low: int, high: int) -> str:
     """Keep numbers between two ends, both included."""
     ends = [writer.constant(f"number_{end}", np.uint8(end)) for end in (low, high)]
     return writer.node("Clip", [source, *ends], result)

@@ -17,11 +17,11 @@ from nce_fx.ids.labels import (
     core,
     line_of,
 )
+from nce_fx.ids.rule_interface import RuleInterface
 from nce_fx.ids.value import ChannelTensor, activation, channel_tensors
-from nce_fx.ids.vocabulary import Vocabulary
 from nce_fx.ops.rules.calls import label_for
 from nce_fx.ops.rules.elementwise import meet, meet_constant
-from nce_fx.ops.rules.mixing import beside, sum_over
+from nce_fx.ops.rules.mixing import on_other_axes, sum_over
 from nce_fx.ops.rules.weighted import made, read
 
 
@@ -58,13 +58,13 @@ def matmul(a: Any, b: Any, by_root: bool = False) -> ChannelTensor:
     return activation(run, _contract(run, left, right, shape, by_root), a.dtype)
 
 
-def _by_position(run: Vocabulary, a: ChannelTensor, table: ChannelTensor, shape: list[int]) -> ChannelTensor:
+def _by_position(run: RuleInterface, a: ChannelTensor, table: ChannelTensor, shape: list[int]) -> ChannelTensor:
     """Queries times a table that is looked up by two positions: the entries are no channels, nor is what they make."""
     run.pin(run.ids(core(label_for(table, -1))), "they are looked up by position")
     label, axis = label_for(a, -1), a.dim() - 1
     if not run.varies(label, axis):
         return activation(run, label.narrow(axis, 0, 1).expand(shape), a.dtype)
-    if beside(run, label, axis):
+    if on_other_axes(run, label, axis):
         if not run.heads_alike((label, axis)):
             run.rigid(label, axis)
             return activation(run, label.narrow(axis, 0, 1).expand(shape), a.dtype)
@@ -74,13 +74,13 @@ def _by_position(run: Vocabulary, a: ChannelTensor, table: ChannelTensor, shape:
     return activation(run, constant(NEUTRAL, shape), a.dtype)
 
 
-def _matmul_opaque(run: Vocabulary, a: ChannelTensor, b: ChannelTensor, shape: list[int]) -> ChannelTensor:
+def _matmul_opaque(run: RuleInterface, a: ChannelTensor, b: ChannelTensor, shape: list[int]) -> ChannelTensor:
     for label in (*a.labels, *b.labels):
         run.pin(run.ids(core(label)), "several axes of a parameter are folded into one, and multiplied")
     return activation(run, constant(FIXED, shape), a.dtype)
 
 
-def _contract(run: Vocabulary, a: Label, b: Label, shape: list[int], by_root: bool) -> Label:
+def _contract(run: RuleInterface, a: Label, b: Label, shape: list[int], by_root: bool) -> Label:
     """Contract the last axis of ``a`` with the axis before the last of ``b``, and return the label of the result.
 
     Raises:
@@ -91,7 +91,7 @@ def _contract(run: Vocabulary, a: Label, b: Label, shape: list[int], by_root: bo
     sides = ((a, a.dim() - 1), (b, b.dim() - 2))
     over_a, over_b = (run.varies(label, axis) for label, axis in sides)
     both = over_a and over_b
-    several = [both and beside(run, label, axis) for label, axis in sides]
+    several = [both and on_other_axes(run, label, axis) for label, axis in sides]
     heads = any(several)
     # Keys that all heads share (multi-query attention) tie the heads, position by position.
     alike = heads and (not all(several) or run.heads_alike(*sides))
@@ -102,11 +102,11 @@ def _contract(run: Vocabulary, a: Label, b: Label, shape: list[int], by_root: bo
         return constant(NEUTRAL, shape)
     if over_a:
         sum_over(run, a, a.dim() - 1, "a product over them")
-        if not over_b and not beside(run, a, a.dim() - 1):
+        if not over_b and not on_other_axes(run, a, a.dim() - 1):
             run.pin(run.ids(core(a)), "its channels are summed with weights that depend on the data")
     if over_b:
         sum_over(run, b, b.dim() - 2, "a product over them")
-        if not over_a and not beside(run, b, b.dim() - 2):
+        if not over_a and not on_other_axes(run, b, b.dim() - 2):
             run.pin(run.ids(core(b)), "its channels are summed with weights that depend on the data")
     left = a.narrow(a.dim() - 1, 0, 1).expand(*a.shape[:-1], shape[-1])
     right = b.narrow(b.dim() - 2, 0, 1).expand(*b.shape[:-2], shape[-2], b.shape[-1])
@@ -128,7 +128,7 @@ def _contract(run: Vocabulary, a: Label, b: Label, shape: list[int], by_root: bo
     return left
 
 
-def _heads(run: Vocabulary, label: Label, axes: tuple[int, ...], shared: list[int]) -> Label:
+def _heads(run: RuleInterface, label: Label, axes: tuple[int, ...], shared: list[int]) -> Label:
     shape = label.shape
     for axis in axes:
         if axis not in shared:
@@ -137,7 +137,7 @@ def _heads(run: Vocabulary, label: Label, axes: tuple[int, ...], shared: list[in
     return label
 
 
-def _matmul_constant(run: Vocabulary, a: Any, b: Any, shape: list[int]) -> ChannelTensor:
+def _matmul_constant(run: RuleInterface, a: Any, b: Any, shape: list[int]) -> ChannelTensor:
     value, axis = (a, -1) if isinstance(a, ChannelTensor) else (b, -2)
     label = label_for(value, axis)
     if run.varies(label, axis % label.dim()):

@@ -10,8 +10,8 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from nce_fx.ids.labels import FIRST_ID, FIXED, NEUTRAL, Label, broadcast, constant, core
+from nce_fx.ids.rule_interface import RuleInterface
 from nce_fx.ids.value import ChannelLayer, ChannelTensor, activation, channel_tensors
-from nce_fx.ids.vocabulary import Vocabulary
 
 UNTAGGED = frozenset(
     {"hardswish", "log_sigmoid", "log_sigmoid_forward", "floor_divide", "masked_fill", "where", "_prelu_kernel"}
@@ -76,7 +76,7 @@ def _is_comparison(func: Any) -> bool:
     return func._schema.name.removeprefix("aten::") in {"eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or"}
 
 
-def meet(run: Vocabulary, a: ChannelTensor, b: ChannelTensor) -> ChannelTensor:
+def meet(run: RuleInterface, a: ChannelTensor, b: ChannelTensor) -> ChannelTensor:
     """Let two values meet elementwise and return what carries the channels of the result."""
     shape = broadcast(a.shape, b.shape)
     one_channel(run, a, shape)
@@ -94,7 +94,7 @@ def _sizes(value: torch.Tensor, shape: torch.Size) -> tuple[int, ...]:
     return (1,) * (len(shape) - value.dim()) + tuple(value.shape)
 
 
-def one_channel(run: Vocabulary, value: ChannelTensor, shape: tuple[int, ...] | torch.Size) -> None:
+def one_channel(run: RuleInterface, value: ChannelTensor, shape: tuple[int, ...] | torch.Size) -> None:
     """Pin one channel whose map is broadcast, its producer's only one or cut out: a second would no longer fit."""
     offset = len(shape) - value.dim()
     if any(size == 1 and shape[offset + axis] != 1 for axis, size in enumerate(value.shape)):
@@ -107,7 +107,9 @@ def one_channel(run: Vocabulary, value: ChannelTensor, shape: tuple[int, ...] | 
             run.pin(ids, "its one channel is broadcast over others")
 
 
-def _meet_activations(run: Vocabulary, a: Label, b: Label, sizes_a: tuple[int, ...], sizes_b: tuple[int, ...]) -> Label:
+def _meet_activations(
+    run: RuleInterface, a: Label, b: Label, sizes_a: tuple[int, ...], sizes_b: tuple[int, ...]
+) -> Label:
     axes_a, axes_b = run.channel_axes(a), run.channel_axes(b)
     if not axes_a and not axes_b:
         if sizes_a == sizes_b and _real(run, a) and _real(run, b):
@@ -130,7 +132,7 @@ def _meet_activations(run: Vocabulary, a: Label, b: Label, sizes_a: tuple[int, .
     return a
 
 
-def _from_a_table(run: Vocabulary, label: Label) -> bool:
+def _from_a_table(run: RuleInterface, label: Label) -> bool:
     """Whether all that a label names comes from buffers (angles of rotary embeddings): heads may share it."""
 
     def question() -> bool:
@@ -140,12 +142,12 @@ def _from_a_table(run: Vocabulary, label: Label) -> bool:
     return bool(run.decide("from_a_table", (label,), question))
 
 
-def _real(run: Vocabulary, label: Label) -> bool:
+def _real(run: RuleInterface, label: Label) -> bool:
     """Whether a label names channels at all."""
     return bool((run.ids(core(label)) >= FIRST_ID).all())
 
 
-def _meet_parameters(run: Vocabulary, a: list[Label], b: list[Label], sizes: tuple[int, ...]) -> tuple[Label, ...]:
+def _meet_parameters(run: RuleInterface, a: list[Label], b: list[Label], sizes: tuple[int, ...]) -> tuple[Label, ...]:
     """Where a value made of parameters is involved, labels meet axis by axis; ``sizes`` are those of the other value.
 
     Along an axis that the other value has without channels (positions, a table of biases), none come from parameters.
@@ -180,7 +182,7 @@ def weight_norm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cha
     return meet(args[0].run, args[0], args[1])
 
 
-def meet_constant(run: Vocabulary, value: ChannelTensor, plain: torch.Tensor) -> ChannelTensor:
+def meet_constant(run: RuleInterface, value: ChannelTensor, plain: torch.Tensor) -> ChannelTensor:
     """A plain tensor has a length that no resize changes: it pins the channels that it runs along."""
     shape = broadcast(value.shape, plain.shape)
     one_channel(run, value, shape)
@@ -193,6 +195,6 @@ def meet_constant(run: Vocabulary, value: ChannelTensor, plain: torch.Tensor) ->
     return ChannelTensor(run, shape, labels, value.dtype)
 
 
-def neutral(run: Vocabulary, shape: tuple[int, ...], dtype: torch.dtype) -> ChannelTensor:
+def neutral(run: RuleInterface, shape: tuple[int, ...], dtype: torch.dtype) -> ChannelTensor:
     """Return a value that carries no channel: zeros, ones, noise of a shape that follows another tensor."""
     return activation(run, constant(NEUTRAL, shape), dtype)

@@ -18,8 +18,8 @@ from nce_fx.ids.labels import (
     core,
     resized,
 )
+from nce_fx.ids.rule_interface import RuleInterface
 from nce_fx.ids.value import ChannelTensor, activation
-from nce_fx.ids.vocabulary import Vocabulary
 from nce_fx.ops.rules.calls import label_for, on_meta, opaque
 
 
@@ -58,15 +58,15 @@ def _reduce(value: ChannelTensor, dims: list[int], keepdim: bool, kind: str) -> 
     return ChannelTensor(run, labels[0].shape, tuple(labels), value.dtype)
 
 
-def sum_over(run: Vocabulary, label: Label, axis: int, what: str) -> None:
+def sum_over(run: RuleInterface, label: Label, axis: int, what: str) -> None:
     """A sum over channels: copied as a block beside it where there is an axis beside it, else not at all."""
-    if beside(run, label, axis) or any(k != axis and run.is_single(label, k) for k in range(1, label.dim())):
+    if on_other_axes(run, label, axis) or any(k != axis and run.is_single(label, k) for k in range(1, label.dim())):
         run.rigid(label, axis)
     else:
         run.pin(run.ids(core(label)), f"its channels are mixed by {what}")
 
 
-def beside(run: Vocabulary, label: Label, axis: int) -> bool:
+def on_other_axes(run: RuleInterface, label: Label, axis: int) -> bool:
     """Whether channels run along other axes too: heads, that can be copied whole."""
     return any(run.varies(label, k) for k in range(label.dim()) if k != axis)
 

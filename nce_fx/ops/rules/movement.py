@@ -27,8 +27,8 @@ from nce_fx.ids.labels import (
     resized,
     varies,
 )
+from nce_fx.ids.rule_interface import RuleInterface
 from nce_fx.ids.value import ChannelTensor, activation, channel_tensors, run_of
-from nce_fx.ids.vocabulary import Vocabulary
 from nce_fx.ops.rules.calls import label_for, opaque
 from nce_fx.ops.rules.elementwise import neutral, one_channel
 
@@ -164,7 +164,7 @@ def cat(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTens
     return ChannelTensor(run, shape, (finest.expand(shape),), values[0].dtype)
 
 
-def _finest_tokens(run: Vocabulary, labels: list[Label], axis: int) -> int | None:
+def _finest_tokens(run: RuleInterface, labels: list[Label], axis: int) -> int | None:
     """Return which of joined parts names most channels, where all run along other axes (a class token, patches).
 
     Such parts must be equally wide; tied here, they need no label that names channels for every token anew. ``None``
@@ -183,7 +183,7 @@ def _finest_tokens(run: Vocabulary, labels: list[Label], axis: int) -> int | Non
     return place if tokens else None
 
 
-def _part(run: Vocabulary, parts: list[Any], part: Any, axis: int) -> Label:
+def _part(run: RuleInterface, parts: list[Any], part: Any, axis: int) -> Label:
     """Return the one label of a part: of a parameter's, the one that runs where the others have channels."""
     if not isinstance(part, ChannelTensor):
         return constant(FIXED, part.shape)

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 
 from nce_fx.ids.labels import FIXED, Label, along, constant, core, line_of, varies
+from nce_fx.ids.rule_interface import RuleInterface
 from nce_fx.ids.value import ChannelParameter, ChannelTensor, Weight, activation, channel_tensors, run_of
-from nce_fx.ids.vocabulary import Vocabulary
+from nce_fx.ops.output_shapes import convolved, each
 from nce_fx.ops.rules.calls import label_for
-from nce_fx.ops.shapes import convolved, each
 
 _WEIGHTS = (ChannelTensor, ChannelParameter)
 
 
-def channel_line(run: Vocabulary, label: Label, axis: int) -> torch.Tensor:
+def channel_line(run: RuleInterface, label: Label, axis: int) -> torch.Tensor:
     """Return the ids along an axis; where other axes vary too (joined tokens), every line must be the same."""
     line = run.line(label, axis)
     others = [other for other in range(label.dim()) if other != axis]
@@ -31,7 +31,7 @@ def channel_line(run: Vocabulary, label: Label, axis: int) -> torch.Tensor:
     return line
 
 
-def read(run: Vocabulary, x: ChannelTensor, axis: int, weight: Any, weight_axis: int) -> None:
+def read(run: RuleInterface, x: ChannelTensor, axis: int, weight: Any, weight_axis: int) -> None:
     """Sum the channels along an axis of ``x`` against an axis of a weight."""
     label = label_for(x, axis)
     if isinstance(weight, _WEIGHTS):
@@ -40,7 +40,7 @@ def read(run: Vocabulary, x: ChannelTensor, axis: int, weight: Any, weight_axis:
         run.pin(run.ids(core(label)), "it is read by a weight that is a constant of the graph")
 
 
-def made(run: Vocabulary, weight: Any, axis: int, bias: Any) -> torch.Tensor:
+def made(run: RuleInterface, weight: Any, axis: int, bias: Any) -> torch.Tensor:
     """Return the ids that an axis of a weight makes; a bias follows them."""
     if not isinstance(weight, _WEIGHTS):
         return torch.zeros(weight.shape[axis], dtype=torch.int64)
@@ -64,7 +64,7 @@ def linear(input: Any, weight: Any, bias: Any = None) -> ChannelTensor:
     return activation(run, along(line, input.dim() - 1, input.shape), input.dtype)
 
 
-def _along_tokens(run: Vocabulary, x: ChannelTensor, weight: Any, bias: Any) -> ChannelTensor:
+def _along_tokens(run: RuleInterface, x: ChannelTensor, weight: Any, bias: Any) -> ChannelTensor:
     """Mix tokens (a mixer's first linear): channels stay what they were, and what it makes keeps its number."""
     run.pin(made(run, weight, 0, bias), "it mixes tokens, whose channels run along another axis")
     label = x.labels[0].narrow(x.dim() - 1, 0, 1)
@@ -138,7 +138,7 @@ def any_convolution(
 
 
 def _convolve(
-    run: Vocabulary,
+    run: RuleInterface,
     x: Any,
     weight: Any,
     bias: Any,
@@ -165,7 +165,7 @@ def _convolve(
     return activation(run, along(line, axis, shape), x.dtype)
 
 
-def _set_channels(run: Vocabulary, weight: Any, inputs: int | None, outputs: int, groups: int | None) -> None:
+def _set_channels(run: RuleInterface, weight: Any, inputs: int | None, outputs: int, groups: int | None) -> None:
     if inputs is not None:
         run.attribute(weight, "in_channels", inputs)
     run.attribute(weight, "out_channels", outputs)
@@ -173,7 +173,7 @@ def _set_channels(run: Vocabulary, weight: Any, inputs: int | None, outputs: int
         run.attribute(weight, "groups", groups)
 
 
-def _grouped(run: Vocabulary, x: ChannelTensor, weight: Weight, groups: int, axis: int) -> tuple[torch.Tensor, int]:
+def _grouped(run: RuleInterface, x: ChannelTensor, weight: Weight, groups: int, axis: int) -> tuple[torch.Tensor, int]:
     """Blocks of input channels and the blocks of output channels they make are copied as one."""
     sizes = run.original((x.shape[axis] // groups, weight.shape[0] // groups))
     label = label_for(x, axis)
@@ -185,7 +185,7 @@ def _grouped(run: Vocabulary, x: ChannelTensor, weight: Weight, groups: int, axi
 
 
 def _grouped_transposed(
-    run: Vocabulary, x: ChannelTensor, weight: Weight, bias: Any, groups: int, axis: int, shape: list[int]
+    run: RuleInterface, x: ChannelTensor, weight: Weight, bias: Any, groups: int, axis: int, shape: list[int]
 ) -> ChannelTensor:
     """(in, out / groups, ...): the input axis has the blocks, the output axis is shared by all of them.
 
@@ -264,7 +264,7 @@ def layer_norm(
 
 
 def _scaled(
-    run: Vocabulary, label: Label, axis: int, parameters: Sequence[Any], own_axis: int, normalized: int
+    run: RuleInterface, label: Label, axis: int, parameters: Sequence[Any], own_axis: int, normalized: int
 ) -> None:
     """Scale and shift follow the channels that they meet."""
     line = channel_line(run, label, axis) if normalized == 1 else line_of(label, axis)

@@ -8,7 +8,7 @@ from torch.fx import GraphModule, Node
 from nce_fx.passes.analysis.channels import ChannelGraph, analyze_channels
 from nce_fx.passes.analysis.cost import CostReport, analyze_cost, quantizer_bits
 from nce_fx.passes.analysis.layers import find_layers, shape_of
-from nce_fx.passes.analysis.sensitivity.groups import shares_of
+from nce_fx.passes.analysis.sensitivity.by_group import group_shares
 
 
 def to_networkx(gm: GraphModule, channels: ChannelGraph | None = None, cost: CostReport | None = None) -> nx.DiGraph:
@@ -38,7 +38,7 @@ def to_networkx(gm: GraphModule, channels: ChannelGraph | None = None, cost: Cos
             macs=costs.macs if costs else 0,
             params=costs.params if costs else 0,
             bits=quantizer_bits(gm, node),
-            groups=tuple(shares_of(channels, channels.value_axes.get(node.name, ()))),
+            groups=tuple(group_shares(channels, channels.value_axes.get(node.name, ()))),
         )
         graph.add_edges_from((read.name, node.name) for read in node.all_input_nodes)
     return graph

@@ -13,9 +13,9 @@ from nce_fx.passes.analysis.polynomial import Floats, Integers
 from nce_fx.passes.planning.budget import Budget
 from nce_fx.passes.planning.choices import Choices, Rules, legal_choices, sensitivity_of
 from nce_fx.passes.planning.importance import importance_of
+from nce_fx.passes.planning.infeasible import check_feasible
 from nce_fx.passes.planning.integer_widths import Problem, to_integers
 from nce_fx.passes.planning.posynomial import Constraints, constraints
-from nce_fx.passes.planning.refusal import refuse_if_impossible
 from nce_fx.passes.planning.relaxation import relax
 from nce_fx.plan import WidthPlan
 
@@ -69,7 +69,7 @@ def plan_widths(
         capacity: the share of a group's importance that is not its noise but what its width costs, 0 to 1, see
             `nce_fx.passes.planning.importance`. The objective is then of importances; ``source`` says the ``noise``
             beside it.
-        reserve: how much of a limit stays free, by quantity, see `nce_fx.passes.planning.counted`.
+        reserve: how much of a limit stays free, by quantity, see `nce_fx.passes.planning.exact_budget`.
 
     Raises:
         BudgetError: no plan can meet the budget, or an option makes no sense.
@@ -78,7 +78,7 @@ def plan_widths(
     choices = legal_choices(channels, rules)
     original = cost.model.totals([part.width for part in channels.parts])
     limits = {name: limit - (reserve or {}).get(name, 0.0) for name, limit in budget.limits(original).items()}
-    refuse_if_impossible(cost.model, choices, rules, limits, original)
+    check_feasible(cost.model, choices, rules, limits, original)
     noise = sensitivity_of(choices, sensitivity.by_group)
     exponents = np.full(len(noise), exponent)
     rows = constraints(cost.model, choices, limits)

@@ -34,15 +34,15 @@ from nce_fx.passes.analysis.channels import ChannelGraph, analysis_of
 from nce_fx.passes.analysis.channels.computed import Computed, keep, value_of
 from nce_fx.passes.analysis.channels.edits import Gather
 from nce_fx.passes.analysis.channels.groups import Part
-from nce_fx.passes.analysis.channels.planned import check_plan
+from nce_fx.passes.analysis.channels.plan_check import check_plan
 from nce_fx.passes.analysis.channels.projection import Mismatch
 from nce_fx.passes.analysis.channels.structure import Structure, settle, spread_copies
-from nce_fx.passes.transform.gathering import Weights
+from nce_fx.passes.transform.resized_weights import Weights
 from nce_fx.passes.transform.resizing import Broken, Resizing
 from nce_fx.paths import module_at, tensor_at
 from nce_fx.pipeline import Given, Pass
 from nce_fx.plan import WidthPlan, model_fingerprint
-from nce_fx.tracing.shapes import first_misfit
+from nce_fx.tracing.shape_propagation import first_misfit
 
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _ARGUMENTS = {"groups": 1, "num_groups": None, "normalized_shape": None}

@@ -13,9 +13,9 @@ from torch.fx import GraphModule, Node
 from nce_fx.ids.labels import FIRST_ID, Ids, bare, lies, line_of, varies
 from nce_fx.ids.space import ParameterAxis
 from nce_fx.ids.value import ChannelTensor
+from nce_fx.passes.analysis.channels.cache import Facts, keep_analysis, known_analysis
 from nce_fx.passes.analysis.channels.graph import AxisWidth, ChannelGraph, ChannelGroup, ChannelPart, least
 from nce_fx.passes.analysis.channels.groups import Group
-from nce_fx.passes.analysis.channels.memo import Facts, keep_analysis, known_analysis
 from nce_fx.passes.analysis.channels.structure import Structure, enlarged, examine
 from nce_fx.passes.analysis.channels.tie import Tie
 from nce_fx.passes.transform.resizing import Resizing
@@ -195,12 +195,12 @@ def _names(structure: Structure) -> list[str]:
     """Return an id for each group: its first producer's path; where two ops share a weight, the axis with it."""
     names: list[str] = []
     for group in structure.groups:
-        name = layer_path(structure.tie.producers[group.axis][0])
+        name = owner_path(structure.tie.producers[group.axis][0])
         names.append(f"{name}[{group.axis[1]}]" if name in names else name)
     return names
 
 
-def layer_path(parameter: str) -> str:
+def owner_path(parameter: str) -> str:
     """Return the path by which people know the owner of a weight: ``layer1.0.conv1`` for ``layer1.0.conv1.weight``."""
     return re.sub(r"(\.parametrizations\.weight\.original\d?|\.weight)$", "", parameter)
 
@@ -212,7 +212,7 @@ def _consumers(tie: Tie, part_of_id: Ids) -> dict[int, dict[str, None]]:
         parts = part_of_id[ids]
         found = parts[:1] if (parts == parts[0]).all() else np.unique(parts)
         for part in found.tolist():
-            result.setdefault(part, {})[layer_path(path)] = None
+            result.setdefault(part, {})[owner_path(path)] = None
     return result
 
 
@@ -234,7 +234,7 @@ def _public(
         group_id,
         group.width,
         step,
-        tuple(dict.fromkeys(layer_path(producers[axis][0]) for axis in group.axes)),
+        tuple(dict.fromkeys(owner_path(producers[axis][0]) for axis in group.axes)),
         tuple(readers),
         None if on_axis else (reasons[0] if reasons else "none of its channels is free"),
         tuple(parts),

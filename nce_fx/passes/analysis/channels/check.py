@@ -27,13 +27,13 @@ from nce_fx.ids.labels import (
     line_of,
     varies,
 )
+from nce_fx.ids.rule_interface import Fact
 from nce_fx.ids.space import ParameterAxis
 from nce_fx.ids.value import ChannelTensor, Weight
-from nce_fx.ids.vocabulary import Fact
 from nce_fx.passes.analysis.channels.edits import Edits, Gather, lay_out
-from nce_fx.passes.analysis.channels.products import PRODUCTS, shares_of
+from nce_fx.passes.analysis.channels.interpreter import ChannelInterpreter
+from nce_fx.passes.analysis.channels.product_shares import PRODUCTS, product_shares
 from nce_fx.passes.analysis.channels.projection import Mismatch, Projections, moving_axes
-from nce_fx.passes.analysis.channels.run import Run
 from nce_fx.passes.analysis.channels.tie import Answer, Meeting, Tie
 
 
@@ -49,7 +49,7 @@ class AstrayError(RuntimeError):
     """A rule goes another way than in the first run: what was decided there is not what it asks now."""
 
 
-class Check(Run):
+class Check(ChannelInterpreter):
     """Runs the rules at new widths; ``edits`` is what a resize has to do."""
 
     def __init__(
@@ -233,7 +233,7 @@ class Check(Run):
             for label in value.labels if isinstance(value, ChannelTensor) else ():
                 for axis in range(label.dim()):
                     if any(label.shape[axis] == len(index) and torch.equal(line_of(label, axis), c) for c in (a, b)):
-                        shares = factor * shares_of(index, self.node.name)
+                        shares = factor * product_shares(index, self.node.name)
                         self.edits.products[self.node] = position, axis - label.dim(), shares
                         return
         raise Mismatch("its channels are mixed by a product over them", old)

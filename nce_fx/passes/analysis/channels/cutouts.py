@@ -21,7 +21,9 @@ class _UnknownError(Exception):
     """A value that is needed is not of the parameter, nor a number."""
 
 
-def grows(node: Node, axis: int, read: ParameterAxis, tensors: Tensors, values: Mapping[Node, Any]) -> bool:
+def grows_with_parameter(
+    node: Node, axis: int, read: ParameterAxis, tensors: Tensors, values: Mapping[Node, Any]
+) -> bool:
     """Whether an axis of a weight is one longer where the axis of the parameter that it comes from is."""
     path, position = read
     length = tensors.tensors[path].shape[position]

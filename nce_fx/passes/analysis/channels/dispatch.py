@@ -12,15 +12,15 @@ import torch
 from torch import nn
 
 from nce_fx.custom import rule_of
+from nce_fx.ids.rule_interface import NotFollowedError, RuleInterface
 from nce_fx.ids.value import ChannelLayer, ChannelTensor
-from nce_fx.ids.vocabulary import NotFollowedError, Vocabulary
 from nce_fx.ops import Absent, Op, Ops
 from nce_fx.ops.rules import elementwise, movement
 from nce_fx.ops.rules.calls import opaque
 from nce_fx.ops.table import argument_names
 
 
-def called(ops: Ops, run: Vocabulary, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def called(ops: Ops, run: RuleInterface, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Apply the rule of a function that is caught as it is called; let PyTorch take any other apart."""
     op = ops.spellings.get(func)
     if op is None or op.catch != "call" or isinstance(op.channels, Absent):
@@ -54,7 +54,7 @@ def layer_rule(op: Op, module: nn.Module) -> Any:
     return apply
 
 
-def dispatched(ops: Ops, run: Vocabulary, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def dispatched(ops: Ops, run: RuleInterface, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Apply the rule of an ATen op; one without a rule pins what it touches."""
     in_place = func._schema.name.endswith("_") and not func._schema.name.endswith("__")
     if torch.Tag.inplace_view in func.tags:

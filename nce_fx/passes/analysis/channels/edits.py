@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from nce_fx.ids.labels import Ids, bare
 from nce_fx.ids.space import ParameterAxis
-from nce_fx.passes.analysis.channels.products import Shares
+from nce_fx.passes.analysis.channels.product_shares import Shares
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,12 @@ from nce_fx.ids.labels import (
     placed,
     varies,
 )
+from nce_fx.ids.rule_interface import Fact, NotFollowedError
 from nce_fx.ids.space import IdSpace, ParameterAxis, Pin, Tensors
 from nce_fx.ids.value import ChannelTensor, Weight
-from nce_fx.ids.vocabulary import Fact, NotFollowedError
 from nce_fx.passes.analysis.channels.computed import Computed, computed
-from nce_fx.passes.analysis.channels.cutouts import grows
-from nce_fx.passes.analysis.channels.run import Run
+from nce_fx.passes.analysis.channels.cutouts import grows_with_parameter
+from nce_fx.passes.analysis.channels.interpreter import ChannelInterpreter
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Answer:
     value: Any
 
 
-class Tie(Run):
+class Tie(ChannelInterpreter):
     """The first run: records which ids meet, which are pinned, and who consumes what."""
 
     def __init__(self, gm: GraphModule, alike: frozenset[Node] = frozenset()) -> None:
@@ -282,7 +282,7 @@ class Tie(Run):
     def _grows(self, weight: Weight, axis: int, read: ParameterAxis) -> bool:
         """Whether a weight that was moved or cut out of a parameter is longer where the parameter is."""
         node = None if weight.path is not None else self._node_of(weight)
-        return node is None or grows(node, axis, read, self.tensors, self.env)
+        return node is None or grows_with_parameter(node, axis, read, self.tensors, self.env)
 
     def _node_of(self, weight: Weight) -> Node | None:
         return next((n for n in self._here().all_input_nodes if self.env.get(n) is weight), None)

@@ -17,9 +17,9 @@ from nce_fx.callables import nearest
 from nce_fx.devices import device_of, same_sums, to_device
 from nce_fx.errors import InputError
 from nce_fx.passes.analysis.channels.graph import ChannelGraph
+from nce_fx.passes.analysis.sensitivity.by_group import by_group
 from nce_fx.passes.analysis.sensitivity.curvature import hessian
 from nce_fx.passes.analysis.sensitivity.gradient import fisher, gauss_newton
-from nce_fx.passes.analysis.sensitivity.groups import by_group
 from nce_fx.passes.analysis.sensitivity.noise import Bits, Noise, Point, noise_in, real_noise
 from nce_fx.passes.analysis.sensitivity.one_at_a_time import kl, loss_increase
 from nce_fx.passes.analysis.sensitivity.probe import Batch, Loss, Probe, Watch
@@ -29,7 +29,7 @@ from nce_fx.passes.analysis.sensitivity.shard import ALONE, Shard
 from nce_fx.passes.analysis.sensitivity.weights import sqnr, sqnr_activation
 from nce_fx.passes.transform.quantize import QuantSpec, quantize, weight_bits_of
 from nce_fx.registry import Registry
-from nce_fx.tensorfile import digest
+from nce_fx.tensor_file import digest
 
 
 @dataclass(frozen=True)

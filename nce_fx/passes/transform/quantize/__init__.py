@@ -24,7 +24,7 @@ from nce_fx.passes.transform.quantize.read import (
 from nce_fx.passes.transform.quantize.remove import remove_quantizers
 from nce_fx.passes.transform.quantize.spec import LayerBits, QuantSpec
 from nce_fx.pipeline import Given, Pass
-from nce_fx.pipeline.options import made, plain
+from nce_fx.pipeline.pass_options import from_plain, to_plain
 from nce_fx.plan import WidthPlan, model_fingerprint
 from nce_fx.quantizers import Quantizer
 
@@ -78,7 +78,7 @@ class InsertQuantizers(Pass):
 
     def options(self, *, changed: bool = False) -> dict[str, Any]:
         """Return the fields of the spec."""
-        return plain(self.spec, changed=changed)
+        return to_plain(self.spec, changed=changed)
 
     @classmethod
     def option_names(cls) -> list[str]:
@@ -88,7 +88,7 @@ class InsertQuantizers(Pass):
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:
         """Return the pass with a spec of these fields."""
-        return cls(made(QuantSpec, options, cls.name))
+        return cls(from_plain(QuantSpec, options, cls.name))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from nce_fx.passes.transform.widths.choice_nodes import Mixing, insert_width_cho
 from nce_fx.passes.transform.widths.choice_sites import Order, carried_order, channel_order
 from nce_fx.passes.transform.widths.modules import WIDTH_MODULES, WidthChoice, WidthDraw, WidthNorm
 from nce_fx.pipeline import Given, Pass
-from nce_fx.pipeline.options import made, plain
+from nce_fx.pipeline.pass_options import from_plain, to_plain
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class InsertWidthChoices(Pass):
         """Return the options, the order as rows (path, axis, ranks)."""
         order = self.order
         rows = None if order is None else tuple((*axis, tuple(ranks.tolist())) for axis, ranks in order.items())
-        return plain(_Options(self.candidates, rows, self.mixing), changed=changed)
+        return to_plain(_Options(self.candidates, rows, self.mixing), changed=changed)
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:
         """Return the pass with these options."""
-        found = made(_Options, options, cls.name)
+        found = from_plain(_Options, options, cls.name)
         rows = found.order
         order = None if rows is None else {(path, axis): np.array(ranks, np.int64) for path, axis, ranks in rows}
         return cls(found.candidates, order, found.mixing)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.fx import GraphModule
 
-from nce_fx.cli.pages import Rebuilt, content, is_result, publish, rebuild
+from nce_fx.cli.inspecting import Rebuilt, content, is_result, publish, rebuild
 from nce_fx.cli.terminal import Terminal
 from nce_fx.errors import InputError
 from nce_fx.frozen import freeze

@@ -16,7 +16,7 @@ from torch import Tensor
 from nce_fx.errors import ArtifactError
 
 
-def pack(state: Mapping[str, Tensor]) -> bytes:
+def to_bytes(state: Mapping[str, Tensor]) -> bytes:
     """Return tensors as the bytes of a safetensors file; names that share one tensor are stored once."""
     first: dict[tuple[Any, ...], str] = {}
     tensors: dict[str, Tensor] = {}
@@ -32,8 +32,8 @@ def pack(state: Mapping[str, Tensor]) -> bytes:
     return safetensors.torch.save(tensors, metadata={"aliases": json.dumps(aliases, sort_keys=True)})
 
 
-def unpack(content: bytes, path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file, under all the names that `pack` was given.
+def from_bytes(content: bytes, path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file, under all the names that `to_bytes` was given.
 
     Raises:
         ArtifactError: the bytes are not a safetensors file.

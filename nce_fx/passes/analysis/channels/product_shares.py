@@ -17,7 +17,7 @@ PRODUCTS = OPS.where(lambda op: op.name in _PRODUCTS)
 """What multiplies its arguments and sums over channels that both have."""
 
 
-def shares_of(index: Ids, name: str) -> Shares:
+def product_shares(index: Ids, name: str) -> Shares:
     """Return for each new channel its share of the products of the old one: unequal, and one in sum, so copies part."""
     drawn = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(len(index))
     counts = np.bincount(index)

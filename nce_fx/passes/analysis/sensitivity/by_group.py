@@ -18,12 +18,12 @@ def by_group(channels: ChannelGraph, scores: Scores) -> dict[str, float]:
     for group in channels:
         result[group.id] += sum(scores.weight.get(_layer_of(path, scores), 0.0) for path in group.producers)
     for name, value in scores.activation.items():
-        for group_id, share in shares_of(channels, channels.value_axes.get(name, ())).items():
+        for group_id, share in group_shares(channels, channels.value_axes.get(name, ())).items():
             result[group_id] += share * value
     return result
 
 
-def shares_of(channels: ChannelGraph, axes: Iterable[AxisWidth]) -> dict[str, float]:
+def group_shares(channels: ChannelGraph, axes: Iterable[AxisWidth]) -> dict[str, float]:
     """Return which groups a value's channels belong to, and how much of its channel axis each has."""
     widths = tuple(part.width for part in channels.parts)
     shares: dict[str, float] = {}

@@ -63,7 +63,7 @@ class Agreement:
     """Activations that lie on the border of two levels and were rounded to the other one."""
 
 
-def verify(
+def check_agreement(
     gm: GraphModule,
     model: ModelProto,
     content: bytes,

@@ -9,15 +9,15 @@ from typing import Any
 from torch.fx import GraphModule
 
 from nce_fx.cli.analyze import Analyze
-from nce_fx.cli.job import calibration
-from nce_fx.cli.reference import build_model, example_input, parse_args, quant_spec
+from nce_fx.cli.parsing import build_model, example_input, parse_args, quant_spec
+from nce_fx.cli.rewriting import calibration
 from nce_fx.cli.terminal import Terminal
 from nce_fx.data import load_data
 from nce_fx.models.loading import arguments_for
 from nce_fx.passes.analysis.channels import ChannelGraph, analyze_channels
 from nce_fx.report import tables
+from nce_fx.report.explanation import Explanation, explain
 from nce_fx.report.records import GroupRecord
-from nce_fx.report.why import Explanation, explain
 from nce_fx.rewrite import analyze
 from nce_fx.tracing import trace
 from nce_fx.training.engine import start_engine

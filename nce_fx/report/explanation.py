@@ -13,7 +13,7 @@ from nce_fx.passes.analysis.channels import ChannelGraph, ChannelGroup
 
 
 @dataclass(frozen=True)
-class Tie:
+class TiedLayer:
     """Another producer of the same group, and the nodes on the way to it, each with the user's source line."""
 
     producer: str
@@ -27,7 +27,7 @@ class Explanation:
     name: str
     produces: ChannelGroup | None
     consumes: tuple[ChannelGroup, ...]
-    ties: tuple[Tie, ...]
+    ties: tuple[TiedLayer, ...]
 
 
 def explain(gm: GraphModule, channels: ChannelGraph, name: str) -> Explanation:
@@ -47,7 +47,7 @@ def explain(gm: GraphModule, channels: ChannelGraph, name: str) -> Explanation:
     return Explanation(path, group, consumes, () if group is None else _ties(gm, channels, group, path))
 
 
-def _ties(gm: GraphModule, channels: ChannelGraph, group: ChannelGroup, path: str) -> tuple[Tie, ...]:
+def _ties(gm: GraphModule, channels: ChannelGraph, group: ChannelGroup, path: str) -> tuple[TiedLayer, ...]:
     before = _search(gm, channels, group, path)
     ties = []
     for producer in group.producers:
@@ -58,7 +58,7 @@ def _ties(gm: GraphModule, channels: ChannelGraph, group: ChannelGroup, path: st
         while end is not None:
             chain.append((end.name, source_line(end)))
             end = before[end]
-        ties.append(Tie(producer, tuple(reversed(chain))))
+        ties.append(TiedLayer(producer, tuple(reversed(chain))))
     return tuple(ties)
 
 

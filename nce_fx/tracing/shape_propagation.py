@@ -12,7 +12,7 @@ from torch.fx.node import map_aggregate
 from torch.fx.passes.shape_prop import TensorMetadata
 
 from nce_fx.errors import one_line, where
-from nce_fx.ops.shapes import convolved
+from nce_fx.ops.output_shapes import convolved
 from nce_fx.paths import module_at
 
 aten = torch.ops.aten

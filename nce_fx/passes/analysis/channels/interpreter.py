@@ -1,7 +1,8 @@
 """Run a graph on channel ids, twice with the same rules: once to tie ids, once to check them at new widths.
 
-``Run`` interprets the graph; ``Tie`` records which ids meet; ``Check`` runs the model at new widths, where a code is
-(id, copy), and demands that everything meets as it did: so a resize is proved by the analysis itself.
+``ChannelInterpreter`` interprets the graph; ``Tie`` records which ids meet; ``Check`` runs the model at new widths,
+where (id, copy) stands in the place of an id, and demands that everything meets as it did: so a resize is proved by the
+analysis itself.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from nce_fx.custom import missing, rule_of, rule_of_module
 from nce_fx.errors import ChannelError, where
 from nce_fx.ids.labels import FIXED, Label, constant, core, line_of
 from nce_fx.ids.reparametrized import plain_class
+from nce_fx.ids.rule_interface import RuleInterface
 from nce_fx.ids.space import IdSpace, Tensors
 from nce_fx.ids.value import ChannelLayer, ChannelTensor, activation
-from nce_fx.ids.vocabulary import Vocabulary
 from nce_fx.ops import table_of
 from nce_fx.ops.rules import elementwise
 from nce_fx.passes.analysis.channels import dispatch
@@ -41,7 +42,7 @@ _ARITHMETIC = {
 _OWN_MODULES: dict[type[nn.Module], Any] = {Quantizer: elementwise.quantizer, ByMode: elementwise.by_mode}
 
 
-class Run(Vocabulary, Interpreter):
+class ChannelInterpreter(RuleInterface, Interpreter):
     """Interprets a graph on channel tensors."""
 
     def __init__(self, gm: GraphModule, space: IdSpace, tensors: Tensors) -> None:

@@ -12,7 +12,7 @@ from rich.table import Table
 from nce_fx.files import write_whole
 from nce_fx.frozen import freeze
 from nce_fx.plan import WidthPlan
-from nce_fx.report.lines import Line, lines_svg
+from nce_fx.report.line_chart import Line, lines_svg
 from nce_fx.training.log import csv_table
 
 FILES = ("plan.json", "widths.csv", "expansions.csv", "widths.svg", "log.csv", "steps.csv")

@@ -47,7 +47,7 @@ class Packed:
         return q.mul_(self.scale).to(self.dtype)
 
 
-def pack(q: Tensor, scale: Tensor, offset: Tensor | float, dtype: torch.dtype, low: int) -> Packed | None:
+def pack_levels(q: Tensor, scale: Tensor, offset: Tensor | float, dtype: torch.dtype, low: int) -> Packed | None:
     """Pack whole numbers, if somebody wants them; ``None`` outside of `compact_saving`."""
     if torch.compiler.is_compiling() or not _kept.active:
         return None

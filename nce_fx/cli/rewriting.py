@@ -11,10 +11,10 @@ from torch import nn
 from torch.fx import GraphModule
 
 from nce_fx import artifacts
-from nce_fx.cli.reference import build_model, example_input, one_process, parse_args, recipe_fields
+from nce_fx.cli.parsing import build_model, example_input, one_process, parse_args, recipe_fields
+from nce_fx.cli.pass_hooks import between_passes
 from nce_fx.cli.rewrite import Rewrite
 from nce_fx.cli.terminal import Terminal
-from nce_fx.cli.watching import between_passes
 from nce_fx.comparison import Trained, compare
 from nce_fx.data import Data, load_data
 from nce_fx.data.loaders import CALIBRATION_BATCHES, CALIBRATION_SIZE
@@ -27,7 +27,7 @@ from nce_fx.passes.transform.quantize import InsertQuantizers, QuantSpec
 from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.plan import WidthPlan
 from nce_fx.report import tables
-from nce_fx.report.front import front_svg
+from nce_fx.report.pareto_chart import front_svg
 from nce_fx.report.records import Comparison, ModelReference, Retraining, RewriteReport
 from nce_fx.rewrite import RewriteResult, analyze, rewrite
 from nce_fx.sweep import ratios_of, sweep

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 
 from nce_fx.errors import one_line
 from nce_fx.tracing.inputs import Inputs, UnsuitableError, shapes
-from nce_fx.tracing.untouched import seed, untouched, values_untouched
+from nce_fx.tracing.preserved_state import seed, untouched, values_untouched
 
 _TOLERANCE = {torch.float64: 1e-9, torch.complex128: 1e-9, torch.float32: 1e-4, torch.complex64: 1e-4}
 """Allowed difference, as a share of the largest value; half precision gets `_COARSE`."""

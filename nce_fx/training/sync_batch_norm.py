@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from nce_fx.ops import OPS
 
 
-class WholeBatchStatistics(TorchFunctionMode):
+class SyncBatchStatistics(TorchFunctionMode):
     """While active, every ``batch_norm`` in training mode uses the statistics of all processes together.
 
     All processes run the same model, so they meet the same calls in the same order.
@@ -38,11 +38,11 @@ class WholeBatchStatistics(TorchFunctionMode):
             values = OPS.arguments(func, args, kwargs or {})
             if values.get("training", False):
                 known = {name: value for name, value in values.items() if name not in ("training", "cudnn_enabled")}
-                return whole_batch_norm(**known)
+                return sync_batch_norm(**known)
         return func(*args, **(kwargs or {}))
 
 
-def whole_batch_norm(
+def sync_batch_norm(
     input: Tensor,
     running_mean: Tensor | None = None,
     running_var: Tensor | None = None,

@@ -1,4 +1,4 @@
-"""What rules say of channels, and what they ask: the vocabulary that both runs of a graph speak.
+"""What rules of operations say of channels and ask about them: the interface that both runs of a graph implement.
 
 The first run (``Tie``) records what is said, the second (``Check``) demands that it still holds at new widths.
 """
@@ -48,8 +48,8 @@ class Fact:
         return f"{self.word!r}{about}{along} (rule {self.rule})"
 
 
-class Vocabulary(ABC):
-    """The words of rules; the node at hand is the one they speak of."""
+class RuleInterface(ABC):
+    """What a rule can call on a run, such as ``run.tie(a, b)``; what it says is about the node that the run is at."""
 
     space: IdSpace
     tensors: Tensors

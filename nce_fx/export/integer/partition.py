@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from onnx import NodeProto
 
-from nce_fx.export.integer import addition, convolution, product
+from nce_fx.export.integer import addition, convolution, linear
+from nce_fx.export.integer.linear import Linear
 from nce_fx.export.integer.onnx_nodes import Nodes, is_activation, is_marker, marked, reads
-from nce_fx.export.integer.product import Linear
 from nce_fx.export.integer.sources import Added, Convolved, Joined, Moved, Plain, Source, chooses, find_source
 from nce_fx.export.integer.tensors import IntegerTensor
 from nce_fx.export.levels import WEIGHT, Marked
@@ -24,7 +24,7 @@ QUESTIONS = ("Shape", "Size")
 
 
 @dataclass
-class Plan:
+class Partition:
     """Who computes in what; tensors by the exporter's names."""
 
     nodes: Nodes
@@ -44,9 +44,9 @@ class Plan:
     wanted_integers: set[str] = field(default_factory=set)
 
 
-def make_plan(nodes: Nodes, given: Marked) -> Plan:
+def make_partition(nodes: Nodes, given: Marked) -> Partition:
     """Decide for every node of a model."""
-    plan = Plan(nodes, given)
+    plan = Partition(nodes, given)
     ranks = {name: weight.integers.dim() for name, weight in given.weights.items()}
     for node in nodes.all:
         if is_activation(node):
@@ -57,7 +57,7 @@ def make_plan(nodes: Nodes, given: Marked) -> Plan:
         elif moves(plan, node):
             plan.integers[node.output[0]] = plan.integers[node.input[0]].named(f"{node.output[0]}_integers")
         else:
-            found = product.find_linear(nodes, node, plan.integers, given.weights)
+            found = linear.find_linear(nodes, node, plan.integers, given.weights)
             if isinstance(found, Linear):
                 plan.linear[node.output[0]] = found
             elif found is not None:
@@ -66,7 +66,7 @@ def make_plan(nodes: Nodes, given: Marked) -> Plan:
     return plan
 
 
-def moves(plan: Plan, node: NodeProto) -> bool:
+def moves(plan: Partition, node: NodeProto) -> bool:
     """Whether a node only chooses among the values of a tensor of integers, or puts zeros around them."""
     if not node.input or node.input[0] not in plan.integers:
         return False
@@ -76,13 +76,13 @@ def moves(plan: Plan, node: NodeProto) -> bool:
     return chooses(node)
 
 
-def _settled(plan: Plan, source: Source, quantizer: NodeProto) -> Source:
+def _settled(plan: Partition, source: Source, quantizer: NodeProto) -> Source:
     """Return what a quantizer reads, with floats where integers would not be exact, or not possible."""
     levels, result = plan.marked.activations[marked(quantizer)], quantizer.output[0]
     if isinstance(source, Convolved):
         output = source.node.output[0]
         tensor = plan.integers[source.node.input[0]]
-        fitted = convolution.fit(source, plan.marked.weights[source.weight], tensor, levels)
+        fitted = convolution.fit_convolution(source, plan.marked.weights[source.weight], tensor, levels)
         if isinstance(fitted, str):
             plan.refused[output] = fitted
             return Plain("")
@@ -104,7 +104,7 @@ def _settled(plan: Plan, source: Source, quantizer: NodeProto) -> Source:
     return source
 
 
-def _want(plan: Plan) -> None:
+def _want(plan: Partition) -> None:
     """Go up from the outputs."""
     plan.wanted |= plan.nodes.outputs
     for node in reversed(plan.nodes.all):
@@ -125,7 +125,7 @@ def _want(plan: Plan) -> None:
             plan.wanted.update(reads(node))
 
 
-def _want_source(plan: Plan, source: Source, tensor: str) -> None:
+def _want_source(plan: Partition, source: Source, tensor: str) -> None:
     if isinstance(source, Plain):
         plan.wanted.add(source.tensor or tensor)
     elif isinstance(source, (Convolved, Added)):

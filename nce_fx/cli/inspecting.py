@@ -11,9 +11,9 @@ from torch.fx import GraphModule
 
 from nce_fx import artifacts
 from nce_fx.cli.inspect import Inspect
-from nce_fx.cli.job import calibration
-from nce_fx.cli.reference import build_model, example_input, is_code, parse_args, quant_spec
-from nce_fx.cli.resume import model_of
+from nce_fx.cli.parsing import build_model, example_input, is_code, parse_args, quant_spec
+from nce_fx.cli.retraining import model_of
+from nce_fx.cli.rewriting import calibration
 from nce_fx.cli.terminal import Terminal
 from nce_fx.data import load_data
 from nce_fx.errors import ArtifactError, InputError
@@ -24,7 +24,7 @@ from nce_fx.report import tables
 from nce_fx.report.page import page
 from nce_fx.report.records import Manifest
 from nce_fx.report.view import View, view_of
-from nce_fx.rewrite import analyze, cost_record, describe
+from nce_fx.rewrite import analyze, cost_record, report_of
 from nce_fx.signature import example_of
 from nce_fx.tracing import trace
 
@@ -127,7 +127,7 @@ def inspect_model(job: Inspect) -> None:
         gm = found.graph_module
         widths = found.channels.widths
         plan = WidthPlan(widths, widths, model_fingerprint(gm))
-        report = describe(found, plan, spec, found.uniform).model_copy(update={"original": cost_record(gm)})
+        report = report_of(found, plan, spec, found.uniform).model_copy(update={"original": cost_record(gm)})
         sides = ("float", f"{spec.weight_bits} bits")
         view = view_of(job.target, plan, found.uniform, original=gm, report=report, sides=sides)
         text = page(view)

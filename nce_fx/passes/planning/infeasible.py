@@ -19,7 +19,7 @@ def narrowest(model: CostModel, choices: Choices, names: tuple[str, ...]) -> dic
     return dict(zip(names, totals.tolist(), strict=True))
 
 
-def refuse_if_impossible(
+def check_feasible(
     model: CostModel, choices: Choices, rules: Rules, limits: Mapping[str, float], original: Mapping[str, float]
 ) -> None:
     """Return if the narrowest plan is within every limit.

@@ -11,7 +11,7 @@ from nce_fx.errors import ExportError
 
 
 @contextmanager
-def replaced_file(path: Path) -> Iterator[Path]:
+def export_file(path: Path) -> Iterator[Path]:
     """Give a file beside ``path`` to write, as `nce_fx.files.replaced_file` does.
 
     Raises:

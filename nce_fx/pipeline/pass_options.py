@@ -21,7 +21,7 @@ from nce_fx.errors import PassError
 T = TypeVar("T")
 
 
-def plain(value: Any, *, changed: bool = False) -> dict[str, Any]:
+def to_plain(value: Any, *, changed: bool = False) -> dict[str, Any]:
     """Return the fields of a frozen dataclass as JSON values; with ``changed`` those only that are not as by default.
 
     Raises:
@@ -50,7 +50,7 @@ def _changed(value: Any) -> list[str]:
     ]
 
 
-def made(kind: Callable[..., T], options: Mapping[str, Any], name: str) -> T:
+def from_plain(kind: Callable[..., T], options: Mapping[str, Any], name: str) -> T:
     """Return the dataclass with these fields.
 
     Raises:

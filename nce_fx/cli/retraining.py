@@ -11,16 +11,16 @@ import torch
 from torch.fx import GraphModule
 
 from nce_fx import artifacts
-from nce_fx.cli.job import calibration, content, retrain_networks, rewritten_name, uniform_name
-from nce_fx.cli.reference import build_model, is_code, recipe_fields
+from nce_fx.cli.parsing import build_model, is_code, recipe_fields
 from nce_fx.cli.retrain import Retrain
+from nce_fx.cli.rewriting import calibration, content, retrain_networks, rewritten_name, uniform_name
 from nce_fx.cli.terminal import Terminal
 from nce_fx.data import load_data
 from nce_fx.errors import InputError
-from nce_fx.passes.known import known_pass, pass_named
+from nce_fx.passes.by_name import known_pass, pass_named
 from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.pipeline import Given, Pass, Pipeline, history_of
-from nce_fx.pipeline.record import passes_of
+from nce_fx.pipeline.history_json import passes_of
 from nce_fx.report.records import Manifest, Retraining
 from nce_fx.signature import call_of
 from nce_fx.tracing import trace

@@ -166,6 +166,12 @@ def test_what_a_runtime_needs_is_kept_with_the_result(here):
     assert quantization["sums"] == "int8"
 
 
+def test_the_gradients_asked_for_are_those_of_the_result(here):
+    assert call("rewrite", "resnet8", "--out", "result", "--ewgs", "0.2").exit_code == 0
+    assert json.loads((here / "result" / "report.json").read_text())["quantization"]["ewgs"] == 0.2
+    assert "ewgs" in refused("rewrite", "resnet8", "--out", "other", "--ewgs", "-1")
+
+
 def test_a_folder_with_a_result_is_refused_unless_forced(here):
     assert call("rewrite", "resnet8", "--out", "result").exit_code == 0
     (here / "result" / "mine.txt").write_text("keep me")

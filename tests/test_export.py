@@ -19,16 +19,17 @@ from typer.testing import CliRunner
 import nce_fx
 from nce_fx.cli import app
 from nce_fx.errors import ExportError
-from nce_fx.export import export_onnx, formats, save_packed
+from nce_fx.export import export_onnx, formats, save_packed, to_integer
 from nce_fx.export.agreement import LEVELS, ROUNDING, Agreement, runnable
 from nce_fx.export.formats import FORMATS
 from nce_fx.export.levels import activation_levels
 from nce_fx.models import MODELS
 from nce_fx.passes.transform.quantize import IntegerWeight, RemoveQuantizers
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
+from nce_fx.quantizers.n2uq import N2uq
 from nce_fx.report.records import ModelReference
 
-PAIRS = [("sawb", "pact"), ("lsq", "lsq"), ("dorefa", "dorefa"), ("minmax", "minmax")]
+PAIRS = [("sawb", "pact"), ("lsq", "lsq"), ("dorefa", "dorefa"), ("minmax", "minmax"), ("seq", "lsq+")]
 PIECES = {name: form.pieces for name, form in FORMATS.items() if form.pieces is not None}
 DEPLOY = (Path(__file__).parent.parent / "docs" / "deploy.md").read_text()
 
@@ -124,6 +125,40 @@ def test_exact_scales_give_every_runtime_the_same_numbers(tmp_path, model, weigh
     # NNPACK's convolutions are by Winograd's method, which is no sum of products.
     with torch.backends.mkldnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
         assert np.array_equal(evaluated(gm, x), expected)
+
+
+class Swish(nn.Module):
+    """A convolution on either side of what has a short negative side."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.inner, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x):
+        return self.last(nn.functional.relu(self.inner(nn.functional.silu(3 * self.first(x)))))
+
+
+@pytest.mark.parametrize("activation", ["n2uq", "lsq+"])
+def test_learned_thresholds_and_offsets_are_written_exactly_or_refused_in_words(tmp_path, activation):
+    torch.manual_seed(0)
+    x = random(2, 3, 8, 8)
+    gm = nce_fx.quantize(nce_fx.trace(Swish().eval(), (x,)), nce_fx.QuantSpec("sawb", activation), [x])
+    for quantizer in gm.modules():
+        if isinstance(quantizer, N2uq):
+            quantizer.lengths.data.mul_(torch.linspace(0.7, 1.3, len(quantizer.lengths)))
+    for name in FORMATS:
+        if (activation, name) == ("n2uq", "qonnx"):
+            with pytest.raises(ExportError, match=r"activation_quant.*learned thresholds.*int2, qcdq or integer"):
+                export_onnx(gm, tmp_path / "model.onnx", format=name)
+            continue
+        written = export_onnx(gm, tmp_path / "model.onnx", format=name)
+        levels = LEVELS.values() if FORMATS[name].exact_when_optimized else [LEVELS["disabled"]]
+        for level in levels:
+            assert_close(run(written.path, x, level), evaluated(gm, x))
+        if name == "integer":
+            why = written.float_nodes.get("inner", "")
+            assert ("thresholds" in why) == (activation == "n2uq")
+    assert_close(to_integer(gm)(x).detach().numpy(), evaluated(gm, x))
 
 
 def test_a_batchnorm_is_exact_where_the_scales_are(tmp_path):

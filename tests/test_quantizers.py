@@ -20,8 +20,10 @@ from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, rounding
 from nce_fx.quantizers.base import ActivationQuantizer, signed_grid, unsigned_grid
 from nce_fx.quantizers.dorefa import DorefaWeight
 from nce_fx.quantizers.lsq import LsqActivation, LsqWeight
+from nce_fx.quantizers.lsq_plus import LsqPlus
 from nce_fx.quantizers.minmax import MinMaxActivation
-from nce_fx.quantizers.pact import Pact, least_error_clip
+from nce_fx.quantizers.n2uq import N2uq
+from nce_fx.quantizers.pact import Pact, best_clip
 from nce_fx.quantizers.saved_tensors import compact_saving
 from nce_fx.quantizers.sawb import COEFFICIENTS, Sawb
 from nce_fx.quantizers.seq import Seq
@@ -104,6 +106,67 @@ def test_lsq_starts_at_twice_the_mean_over_the_root_of_the_largest_level():
     quantizer = LsqWeight(3).double()
     quantizer.start(w)
     close(quantizer.step, 2 * np.abs(w.numpy()).mean() / np.sqrt(3))
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_lsq_plus_rounds_to_learned_steps_above_a_learned_offset(bits):
+    x, n = draw(4, 6), 2**bits - 1
+    quantizer = LsqPlus(bits).double()
+    for step, shift in ((0.3, -0.3 * (n // 2)), (0.3, -0.3 * n), (0.05, 0.0)):
+        quantizer.step.data.fill_(step)
+        quantizer.shift.data.fill_(shift)
+        close(quantizer(x), np.round(np.clip((x.numpy() - shift) / step, 0, n)) * step + shift)
+    quantizer.shift.data.fill_(-0.4 * 0.05)
+    assert float(quantizer.zero()) == 0, "the nearest whole number of steps: zero stays a level"
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_lsq_plus_starts_where_the_squared_error_is_least(bits):
+    x = torch.nn.functional.hardswish(3 * draw(20000))
+    plus, symmetric = LsqPlus(bits).double(), Pact(bits).double()
+    for quantizer in (plus, symmetric):
+        quantizer.observe(x)
+        quantizer.settle()
+    errors = [float((quantizer(x) - x).detach().square().mean()) for quantizer in (plus, symmetric)]
+    assert plus.signed
+    assert errors[0] < 0.6 * errors[1], "half of a symmetric range is empty"
+
+    def error(step, shift):
+        return float((np.round(np.clip((x.numpy() - shift) / step, 0, n)) * step + shift - x.numpy()).__pow__(2).mean())
+
+    n, top = 2**bits - 1, float(x.max())
+    tried = [error(s, -z * s) for s in np.linspace(top / n / 4, top / n, 40) for z in range(min(n, 6))]
+    assert errors[0] < 1.02 * min(tried)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 5])
+@pytest.mark.parametrize("signed", [True, False])
+def test_n2uq_counts_learned_thresholds(bits, signed):
+    quantizer, x, n = stairs(bits, signed), 2 * draw(4, 6), 2**bits - 1
+    lengths, start = quantizer.lengths.detach().numpy(), float(quantizer.first.detach())
+    thresholds = [start + sum(lengths[:i]) + lengths[i] / 2 for i in range(n)]
+    low = quantizer.grid.low + quantizer.grid.offset
+    close(quantizer(x), 0.6 * (low + sum((x.numpy() > t).astype(float) for t in thresholds)))
+    close(quantizer.thresholds(), thresholds)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_n2uq_starts_as_even_rounding(signed):
+    x = draw(500)
+    even, uneven = Pact(2, signed, "graph").double(), N2uq(2, signed, "graph").double()
+    for quantizer in (even, uneven):
+        quantizer.observe(x)
+        quantizer.settle()
+    np.testing.assert_allclose(uneven(x).detach(), even(x).detach(), rtol=1e-6, atol=1e-12)
+
+
+def stairs(bits: int, signed: bool) -> N2uq:
+    """N2UQ with uneven thresholds."""
+    quantizer = N2uq(bits, signed).double()
+    quantizer.step.data.fill_(0.6)
+    quantizer.first.data.fill_(-0.5 if signed else 0.1)
+    quantizer.lengths.data.copy_(0.05 + draw(2**bits - 1, seed=bits).abs() / 2 ** (bits - 1))
+    return quantizer
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -271,10 +334,79 @@ def test_seq_gradient(bits):
     close(learned["alpha"], (upstream.numpy() * each).sum() / np.sqrt(200 * (n - 1)))
 
 
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_lsq_plus_gradient(bits):
+    quantizer, n = LsqPlus(bits).double(), 2**bits - 1
+    step, shift = 1.5 / n, -(n // 2) * 1.5 / n
+    quantizer.step.data.fill_(step)
+    quantizer.shift.data.fill_(shift)
+    x, upstream = draw(8, 25), draw(8, 25, seed=1)
+    to_x, learned = gradients(quantizer, x, upstream)
+    at, g = (x.numpy() - shift) / step, upstream.numpy()
+    inside = (at > 0) & (at < n)
+    assert inside.any()
+    assert not inside.all()
+    np.testing.assert_allclose(to_x, g * inside)
+    each = np.where(inside, np.round(at) - at, np.where(at <= 0, 0, n))
+    close(learned["step"], (g * each).sum() / np.sqrt(25 * n))
+    close(learned["shift"], (g * ~inside).sum() / np.sqrt(25 * n))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 5])
+@pytest.mark.parametrize("signed", [True, False])
+def test_n2uq_gradient_is_that_of_the_line_through_the_stairs(bits, signed):
+    """The published code's: a piecewise linear function whose own gradient autograd takes."""
+    quantizer, n = stairs(bits, signed), 2**bits - 1
+    x, upstream = 2 * draw(8, 25), draw(8, 25, seed=1)
+    to_x, learned = gradients(quantizer, x, upstream)
+    x.requires_grad_()
+    step, start, lengths = (p.detach().clone().requires_grad_() for p in quantizer.parameters())
+    line, edge = torch.zeros_like(x), start
+    for index in range(n):
+        along = (x - edge) / lengths[index] + index
+        line = torch.where(x > edge, along, line)
+        edge = edge + lengths[index]
+    line = torch.where(x > edge, float(n), line)
+    low = quantizer.grid.low + quantizer.grid.offset
+    count = (quantizer(x).detach() / 0.6 - low).round()
+    (step * (low + count + line - line.detach())).backward(upstream)
+    assert x.grad is not None
+    close(torch.as_tensor(to_x), x.grad.numpy())
+    for name, value in (("step", step), ("first", start), ("lengths", lengths)):
+        assert value.grad is not None
+        np.testing.assert_allclose(learned[name], value.grad / np.sqrt(25 * max(quantizer.grid.high, 1)), rtol=1e-9)
+
+
+def test_n2uq_says_the_same_to_a_compiler(monkeypatch):
+    x, upstream = 2 * draw(8, 25), draw(8, 25, seed=1)
+    eager = gradients(stairs(2, True), x, upstream)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    traced = gradients(stairs(2, True), x, upstream)
+    torch.testing.assert_close(traced, eager, rtol=1e-12, atol=1e-12)
+
+
+def test_ewgs_of_n2uq_scales_by_the_place_in_each_piece():
+    plain, scaled = stairs(2, True), stairs(2, True)
+    scaled.ewgs = DELTA
+    x, upstream = 2 * draw(8, 25), draw(8, 25, seed=1)
+    start, lengths = float(plain.first.detach()), plain.lengths.detach().numpy()
+    edges = start + np.concatenate([[0], np.cumsum(lengths)])
+    on_line = np.interp(x.numpy(), edges, np.arange(4))
+    count = plain(x).detach().numpy() / 0.6 - plain.grid.low
+    g = upstream * (1 + DELTA * upstream.sign() * torch.from_numpy(on_line - count))
+    (to_x, learned), (wanted, wanted_learned) = gradients(scaled, x, upstream), gradients(plain, x, g)
+    np.testing.assert_allclose(to_x, wanted, rtol=1e-9)
+    for name, gradient in wanted_learned.items():
+        np.testing.assert_allclose(learned[name], gradient, rtol=1e-9)
+    assert not np.allclose(to_x, gradients(plain, x, upstream)[0])
+
+
 DELTA = 0.4
 
 
-@pytest.mark.parametrize("name", ["sawb", "lsq", "minmax", "seq", "pact activation", "lsq activation"])
+@pytest.mark.parametrize(
+    "name", ["sawb", "lsq", "minmax", "seq", "pact activation", "lsq activation", "lsq+ activation"]
+)
 def test_ewgs_scales_what_comes_back_element_by_element(name):
     table = ACTIVATION_QUANTIZERS if name.endswith("activation") else WEIGHT_QUANTIZERS
     plain, scaled = (table[name.removesuffix(" activation")](2).double() for _ in range(2))
@@ -489,7 +621,7 @@ def test_the_clip_of_least_error_is_the_one_that_rounding_itself_finds(bits, sig
             errors.append(float((quantizer(x) - x).square().mean()))
         found = clips[int(np.argmin(errors))]
         values = np.sort(x.numpy(), axis=None)
-        quantizer.adopt(least_error_clip(values, np.ones(len(values), np.int64), quantizer.grid))
+        quantizer.adopt(best_clip(values, np.ones(len(values), np.int64), quantizer.grid)[0])
         error = float((quantizer(x) - x).square().mean())
         assert error <= min(errors) * (1 + 1e-9), (found, float(quantizer.clip))
         assert float(quantizer.clip) == pytest.approx(found, rel=2 ** (1 / 8) - 1)
@@ -511,7 +643,7 @@ def test_the_forms_of_one_clip_agree_at_its_bounds_too(grid, shape):
         torch.testing.assert_close(other, found[0], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["pact", "lsq", "dorefa", "minmax"])
+@pytest.mark.parametrize("name", ACTIVATION_QUANTIZERS)
 def test_compact_saving_changes_no_bit(name):
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(4, 3, 3, 3))
@@ -519,7 +651,7 @@ def test_compact_saving_changes_no_bit(name):
 
     def gradients_of(saving: Any) -> list[Any]:
         quantize_x = ACTIVATION_QUANTIZERS[name](2)
-        quantize_w = WEIGHT_QUANTIZERS["sawb" if name == "pact" else name](2)
+        quantize_w = WEIGHT_QUANTIZERS[name if name in WEIGHT_QUANTIZERS else "sawb"](2)
         quantize_w.start(weight)
         inputs = x.clone().requires_grad_()
         weight.grad = None

@@ -253,10 +253,15 @@ class QuantizedLinear(nn.Linear):
         return F.linear(self.activation_quant(x), self.weight_quant(self.weight), self.bias)
 
 
-KINDS = [("sawb", "pact"), ("lsq", "lsq"), ("dorefa", "dorefa"), ("minmax", "minmax")]
+KINDS = [("sawb", "pact"), ("lsq", "lsq"), ("dorefa", "dorefa"), ("minmax", "minmax"), ("seq", "lsq+")]
 
 
 class TestProgressiveBits:
+    def test_learned_thresholds_are_refused(self):
+        model = nn.Sequential(nn.Flatten(), QuantizedLinear(("sawb", "n2uq"), 36, 8))
+        with pytest.raises(InputError, match=r"1\.activation_quant.*threshold.*lsq or pact"):
+            train(model, Blobs(), Recipe(epochs=2, bits=(8, 2)))
+
     @pytest.mark.parametrize("kinds", KINDS)
     @pytest.mark.parametrize("signed", [True, False])
     def test_the_range_stays_when_bits_change(self, kinds, signed):

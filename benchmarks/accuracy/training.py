@@ -87,6 +87,8 @@ METHODS: Mapping[str, Method] = {
     "seq": Method({"weight": "seq"}),
     "seq + lsq": Method({"weight": "seq", "activation": "lsq"}),
     "statsq": Method({"weight": "statsq"}),
+    "seq + lsq+": Method({"weight": "seq", "activation": "lsq+"}),
+    "n2uq": Method({"activation": "n2uq"}),
     "ewgs": Method({"ewgs": 0.2}),
     "ewgs 0.5": Method({"ewgs": 0.5}),
     "reestimate": Method({}, {"reestimate": 50}),

@@ -118,6 +118,15 @@ Sums = Annotated[
         rich_help_panel=_QUANTIZERS,
     ),
 ]
+Ewgs = Annotated[
+    float,
+    typer.Option(
+        "--ewgs",
+        metavar="DELTA",
+        help="How much gradients depend on how far rounding moved each element, such as 0.2; 0 is not at all.",
+        rich_help_panel=_QUANTIZERS,
+    ),
+]
 
 
 Hardware = Annotated[
@@ -271,6 +280,7 @@ class QuantizerOptions:
     override: Override = None
     exact: Exact = False
     sums: Sums = "float"
+    ewgs: Ewgs = 0.0
 
     @property
     def spec(self) -> QuantSpec:
@@ -291,6 +301,7 @@ class QuantizerOptions:
             self.override,
             self.exact,
             self.sums,
+            self.ewgs,
         )
 
 

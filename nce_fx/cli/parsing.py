@@ -116,12 +116,13 @@ def quant_spec(
     override: Sequence[str] | None = None,
     exact: bool = False,
     sums: str = "float",
+    ewgs: float = 0.0,
 ) -> QuantSpec:
     """Return the quantizers that the options name.
 
     Raises:
         InputError: bits outside 1 to 8, or an override that is not PATTERN=BITS.
-        QuantizeError: an unknown name, or bits out of range elsewhere.
+        QuantizeError: an unknown name, or bits out of range elsewhere, or a negative ewgs.
     """
     if not 1 <= bits <= 8:
         raise InputError(f"--bits {bits} is outside 1 to 8: give 2, or another number of bits from 1 to 8")
@@ -131,7 +132,18 @@ def quant_spec(
         if not found or not (value.isdigit() or value == "float"):
             raise InputError(f"--override {text} is not PATTERN=BITS: write such as 'layer1.*=4' or 'fc=float'")
         overrides[pattern] = int(value) if value.isdigit() else value
-    return QuantSpec(weight, activation, bits, bits, first_last_bits, shortcuts, overrides, exact, sums)
+    return QuantSpec(
+        weight=weight,
+        activation=activation,
+        weight_bits=bits,
+        activation_bits=bits,
+        first_last_bits=first_last_bits,
+        shortcuts=shortcuts,
+        overrides=overrides,
+        exact=exact,
+        sums=sums,
+        ewgs=ewgs,
+    )
 
 
 def is_code(reference: str) -> bool:

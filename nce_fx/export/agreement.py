@@ -290,7 +290,7 @@ class _Follower(Interpreter):
     def _check(self, node: Node, x: Tensor, mine: Tensor, theirs: Tensor, other: Tensor) -> None:
         quantizer = self.fetch_attr(str(node.target))
         scale = float(quantizer.integers(x[:1]).scale)
-        border = (mine + theirs)[other] / 2
+        border = quantizer.border(mine[other], theirs[other])
         near = (x[other] - border).abs() <= BORDER * max(float(x.abs().amax()), scale)
         neighbours = (mine - theirs)[other].abs() <= 1.01 * scale
         if str(node.target) in self.misses and int(other.sum()) <= max(SHARE * mine.numel(), 1):

@@ -3,7 +3,8 @@
 `nce_fx.export.integer` writes "integer", where a node stands for a layer with all that lies behind it.
 
     int2    weights    packed INT2 (INT4 from 3, INT8 from 5 bits) -> DequantizeLinear
-            activation Div -> Round -> Clip -> Mul, in float: exact at every optimization level of onnxruntime
+            activation Div -> Round -> Clip -> Mul, in float: exact at every optimization level of onnxruntime;
+                       learned thresholds by comparisons, see `nce_fx.export.thresholds`, in qcdq as well
     qcdq    weights    int8 -> DequantizeLinear
             activation QuantizeLinear -> Clip -> DequantizeLinear: onnxruntime computes in integers
     qonnx   weights    float -> Quant;   activation Quant
@@ -30,8 +31,10 @@ import numpy as np
 import torch
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from nce_fx.errors import ExportError
 from nce_fx.export.levels import ActivationLevels
 from nce_fx.export.qonnx import suit_flows
+from nce_fx.export.thresholds import count_below
 from nce_fx.passes.transform.quantize import IntegerWeight
 from nce_fx.registry import Registry
 
@@ -118,6 +121,11 @@ def _dequantize(name: str, weight: IntegerWeight, result: str, kind: Any, *, apa
 def int2_activation(name: str, levels: ActivationLevels, source: str, result: str) -> Piece:
     """The quantizer's own arithmetic."""
     low, high, offset = levels.grid
+    if levels.thresholds:
+        nodes, constants = count_below(name, levels, source, f"{name}_count", TensorProto.FLOAT)
+        first, scale = _scalars(name, first=low + offset, scale=levels.scale)
+        nodes.append(_node("Add", [f"{name}_count", first.name], f"{name}_shifted"))
+        return Piece((*nodes, _node("Mul", [f"{name}_shifted", scale.name], result)), (*constants, first, scale))
     scale, low_end, high_end = _scalars(name, scale=levels.scale, low=low, high=high)
     constants, nodes = [scale, low_end, high_end], [_node("Div", [source, scale.name], f"{name}_steps")]
     steps, whole = f"{name}_steps", f"{name}_clipped"
@@ -152,8 +160,8 @@ def _odd(weight: IntegerWeight) -> IntegerWeight:
 def qcdq_activation(name: str, levels: ActivationLevels, source: str, result: str) -> Piece:
     """QuantizeLinear, Clip to fewer bits than the container has, DequantizeLinear."""
     low, high, offset = levels.grid
-    if offset:
-        return int2_activation(name, levels, source, result)  # one signed bit: zero is no level
+    if offset or levels.thresholds:
+        return int2_activation(name, levels, source, result)  # one signed bit, where zero is no level; thresholds
     signed = low == -(2 ** (levels.bits - 1))
     kind, zero = (np.int8, 0) if signed else (np.uint8, -low)
     scale = _tensor(levels.scale, f"{name}_scale")
@@ -184,7 +192,16 @@ def qonnx_weight(name: str, weight: IntegerWeight, result: str, matmul: bool = F
 
 
 def qonnx_activation(name: str, levels: ActivationLevels, source: str, result: str) -> Piece:
-    """One Quant."""
+    """One Quant.
+
+    Raises:
+        ExportError: thresholds are learned, which Quant has no place for.
+    """
+    if levels.thresholds:
+        raise ExportError(
+            f"{name} has learned thresholds (n2uq), which QONNX's Quant cannot say: export to int2, qcdq or integer,"
+            " or quantize activations with lsq or pact"
+        )
     low, _, offset = levels.grid
     signed = low == -(2 ** (levels.bits - 1))
     zero = np.float32(0 - offset if signed else 0 - low - offset)

@@ -29,12 +29,14 @@ WEIGHT, ACTIVATION = "Weight", "Activation"
 
 @dataclass(frozen=True)
 class ActivationLevels:
-    """One activation quantizer: ``(round(clip(x / scale - offset, low, high)) + offset) * scale``."""
+    """One activation quantizer: ``(round(clip(x / scale - offset, low, high)) + offset) * scale``, or by thresholds."""
 
     grid: Grid
     scale: float
     """Exactly a float32."""
     bits: int
+    thresholds: tuple[float, ...] = ()
+    """Where the level rises, above these; none: half-way between levels. Exactly float32s."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,9 @@ def activation_levels(quantizer: ActivationQuantizer) -> ActivationLevels:
     # What a zero becomes tells the scale without knowing the quantizer.
     parameters = [*quantizer.parameters(), *quantizer.buffers()]
     integers = quantizer.integers(torch.zeros(1, device=parameters[0].device if parameters else None))
-    return ActivationLevels(quantizer.grid, float(integers.scale), quantizer.bits)
+    thresholds = quantizer.thresholds()
+    at = () if thresholds is None else tuple(thresholds.float().tolist())
+    return ActivationLevels(quantizer.grid_now(), float(integers.scale), quantizer.bits, at)
 
 
 def _check_float32(gm: GraphModule) -> None:

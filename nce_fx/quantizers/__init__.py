@@ -11,7 +11,9 @@ from collections.abc import Callable
 from nce_fx.quantizers.base import ActivationQuantizer, Integers, Quantizer, WeightQuantizer
 from nce_fx.quantizers.dorefa import DorefaActivation, DorefaWeight
 from nce_fx.quantizers.lsq import LsqActivation, LsqWeight
+from nce_fx.quantizers.lsq_plus import LsqPlus
 from nce_fx.quantizers.minmax import MinMaxActivation, MinMaxWeight
+from nce_fx.quantizers.n2uq import N2uq
 from nce_fx.quantizers.pact import Pact
 from nce_fx.quantizers.sawb import Sawb
 from nce_fx.quantizers.seq import Seq
@@ -26,7 +28,14 @@ WEIGHT_QUANTIZERS: Registry[Callable[..., WeightQuantizer]] = Registry(
 
 ACTIVATION_QUANTIZERS: Registry[Callable[..., ActivationQuantizer]] = Registry(
     "activation_quantizers",
-    {"pact": Pact, "lsq": LsqActivation, "dorefa": DorefaActivation, "minmax": MinMaxActivation},
+    {
+        "pact": Pact,
+        "lsq": LsqActivation,
+        "lsq+": LsqPlus,
+        "dorefa": DorefaActivation,
+        "minmax": MinMaxActivation,
+        "n2uq": N2uq,
+    },
     lambda value: isinstance(value, type) and issubclass(value, ActivationQuantizer),
 )
 

@@ -239,6 +239,23 @@ class ActivationQuantizer(Quantizer):
         """Whether negative values are kept."""
         return self.grid.low < 0
 
+    def grid_now(self) -> Grid:
+        """Return the whole numbers of the levels, where an offset is learned as it is now."""
+        return self.grid
+
+    def thresholds(self) -> Tensor | None:
+        """Return where the level rises, ascending: (2^b - 1,). ``None``: half-way between levels, ties to even."""
+        return None
+
+    def border(self, one: Tensor, other: Tensor) -> Tensor:
+        """Return where one level ends and the other, a neighbour, begins, for each of two tensors of levels."""
+        thresholds = self.thresholds()
+        if thresholds is None:
+            return (one + other) / 2
+        scale = self.integers(one[:1]).scale
+        below = torch.minimum(one, other) / scale - self.grid.low - self.grid.offset
+        return thresholds[below.round().long().clamp(0, len(thresholds) - 1)].to(one.dtype)
+
     def set_signed(self, signed: bool, origin: str) -> None:
         """Choose the range, and note how it was found."""
         self.is_signed.fill_(signed)

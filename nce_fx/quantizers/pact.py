@@ -74,7 +74,7 @@ class Pact(ActivationQuantizer):
         assert self._counts is not None
         values, counts = counted(self._counts)
         self._counts = None
-        return least_error_clip(values, counts, self.grid)
+        return best_clip(values, counts, self.grid)[0]
 
     def adopt(self, estimate: float) -> None:
         """Set the clip."""
@@ -85,8 +85,8 @@ class Pact(ActivationQuantizer):
         return f"{super().extra_repr()}, clip={float(self.clip.detach()):.4g}"
 
 
-def least_error_clip(values: NDArray[np.float64], counts: Counts, grid: Grid) -> float:
-    """Return the clip of least squared error between max|x| / 32 and max|x|.
+def best_clip(values: NDArray[np.float64], counts: Counts, grid: Grid) -> tuple[float, float]:
+    """Return the clip of least squared error between max|x| / 32 and max|x|, and by how much less than with zeros.
 
     First among 41 candidates, eight an octave, then among those around the best, 64 an octave: 1.1 % apart.
 
@@ -97,7 +97,7 @@ def least_error_clip(values: NDArray[np.float64], counts: Counts, grid: Grid) ->
     """
     top = float(np.abs(values[[0, -1]]).max())
     if not math.isfinite(top):
-        return top
+        return top, 0.0
     # Every candidate's error follows from sums over the runs of values that it rounds to one level.
     many = np.append(0, np.cumsum(counts))
     sums = np.append(0.0, np.cumsum(values * counts))
@@ -110,4 +110,4 @@ def least_error_clip(values: NDArray[np.float64], counts: Counts, grid: Grid) ->
         ends = np.pad(cuts, ((0, 0), (1, 1)), constant_values=((0, 0), (0, len(values))))
         errors = (scales * levels * (scales * levels * np.diff(many[ends]) - 2 * np.diff(sums[ends]))).sum(1)
         best = float(candidates[int(errors.argmin())])
-    return float(top * 2.0**best)
+    return float(top * 2.0**best), float(errors.min())

@@ -70,7 +70,7 @@ class _ClipRound(Function):
             return passed, None, None, None
         if ctx.packed:
             y = Packed(y, scale, *ctx.packed).unpack()
-        pull = _dot(grad - passed, y) / (scale * ctx.steps)
+        pull = dot(grad - passed, y) / (scale * ctx.steps)
         return passed, pull, None, None
 
 
@@ -101,7 +101,7 @@ class _ClipRoundKeeping(Function):
             # Below the range the level is zero and pulls on nothing.
             pull = torch.ops.aten.threshold_backward(grad, x, above).sum(dtype=extent.dtype)
             return passed, pull * (upper / reach), None, None
-        pull = _dot(grad - passed, x.clamp(lower, upper)) / reach
+        pull = dot(grad - passed, x.clamp(lower, upper)) / reach
         return passed, pull.to(extent.dtype), None, None
 
 
@@ -168,10 +168,10 @@ class StepRound(Function):
         wide = grad.to(steps.dtype)
         passed = torch.ops.aten.hardtanh_backward(wide, steps, grid.low - margin, grid.high + margin)
         levels = steps.clamp(grid.low, grid.high).round_()
-        pull = _dot(passed, levels - steps)
+        pull = dot(passed, levels - steps)
         if grid.offset:
             levels.add_(grid.offset)
-        pull = (pull + _dot(wide - passed, levels)) * ctx.share
+        pull = (pull + dot(wide - passed, levels)) * ctx.share
         return passed.to(grad.dtype), pull.to(scale.dtype), None, None, None, None
 
 
@@ -231,8 +231,8 @@ def _rounded(x: Tensor, scale: Tensor, grid: Grid, weight: bool) -> Tensor:
     return register(level(q, scale, grid).to(x.dtype), packed)
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Sum of products. Eager mode has a kernel for it; a compiler fuses the plain form into what comes before."""
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Return the sum of products. Eager mode has a kernel; a compiler fuses the plain form into what comes before."""
     if torch.compiler.is_compiling() or a.device.type != "cpu" or a.dtype not in (torch.float32, torch.float64):
         return (a * b).sum(dtype=torch.promote_types(a.dtype, torch.float32))
     return torch.dot(a.reshape(-1), b.reshape(-1))

@@ -14,6 +14,7 @@ from torch import nn
 
 from nce_fx.errors import InputError
 from nce_fx.quantizers.base import ActivationQuantizer, Quantizer
+from nce_fx.quantizers.n2uq import N2uq
 from nce_fx.training.recipe import Recipe, bits_at
 
 
@@ -43,6 +44,11 @@ def stages_of(model: nn.Module, recipe: Recipe) -> Stages:
     if recipe.bits and not quantizers:
         raise InputError("recipe: bits are given and the model has no quantizers: quantize it first, or leave them out")
     for path, quantizer in quantizers.items():
+        if recipe.bits and isinstance(quantizer, N2uq):
+            raise InputError(
+                f"recipe: bits are given and {path} has a learned threshold for each level (n2uq), which does not go"
+                " with other bits: leave them out, or quantize activations with lsq or pact"
+            )
         if recipe.bits and recipe.bits[-1] > quantizer.bits:
             raise InputError(
                 f"recipe: bits end with {recipe.bits[-1]}, {path} has {quantizer.bits}; "

@@ -17,6 +17,7 @@ from nce_fx.export.integer.weights import WholeWeight, multiple, whole_weight, w
 from nce_fx.export.levels import ActivationLevels
 from nce_fx.passes.transform.quantize import IntegerWeight
 
+THRESHOLDS = "the thresholds of its quantizer are learned, and a multiplication has even ones"
 _PAIR = 2**15 - 1
 """The largest sum of two products: processors without VNNI add them in sixteen bits."""
 
@@ -44,6 +45,8 @@ def fit_convolution(
     source: Convolved, weight: IntegerWeight, tensor: IntegerTensor, levels: ActivationLevels
 ) -> Fitted | str:
     """Return the convolution and the quantizer of its output in whole numbers, or why it has to stay in float."""
+    if levels.thresholds:
+        return THRESHOLDS
     whole = whole_weight(weight)
     if whole is None:
         return "its weight's levels are no multiples of one number"

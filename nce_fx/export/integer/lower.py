@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from nce_fx.export.integer import addition, convolution, linear
 from nce_fx.export.integer.onnx_nodes import Array, Nodes, Writer, is_activation, is_marker, marked
@@ -16,6 +16,7 @@ from nce_fx.export.integer.sources import Added, Convolved, Moved, Plain, Source
 from nce_fx.export.integer.tensors import IntegerTensor, dequantize, write_clip
 from nce_fx.export.integer.weights import write_float
 from nce_fx.export.levels import WEIGHT, ActivationLevels, Marked
+from nce_fx.export.thresholds import count_below
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,12 @@ def _write_source(
 def _quantize(writer: Writer, source: str, tensor: IntegerTensor) -> None:
     """Write a quantizer of floats, with PyTorch's arithmetic."""
     grid, name = tensor.levels.grid, tensor.name
+    if tensor.levels.thresholds:
+        nodes, constants = count_below(name, tensor.levels, source, name, TensorProto.UINT8)
+        for node in nodes:
+            writer.add(node)
+        writer.constants |= {constant.name: constant for constant in constants}
+        return
     scale = writer.constant(f"{name}_step", np.float32(tensor.levels.scale))
     if grid.offset:
         source = writer.node("Div", [source, scale], f"{name}_steps")

@@ -157,6 +157,13 @@ def flatten(x: Tensor, **settings: Any) -> Tensor:
     return x.reshape(int(torch.tensor(x.shape[: settings.get("axis", 1)]).prod()), -1)
 
 
+def gather(x: Tensor, places: Tensor, **settings: Any) -> Tensor:
+    """Return the elements of a tensor at places along an axis."""
+    axis = settings.get("axis", 0) % x.dim()
+    found = x.index_select(axis, places.reshape(-1).long())
+    return found.reshape((*x.shape[:axis], *places.shape, *x.shape[axis + 1 :]))
+
+
 OPERATORS: Mapping[str, Callable[..., Tensor]] = {
     "QuantizeLinear": quantize_linear,
     "DequantizeLinear": dequantize_linear,
@@ -186,5 +193,7 @@ OPERATORS: Mapping[str, Callable[..., Tensor]] = {
     "Sigmoid": torch.sigmoid,
     "BitwiseNot": torch.bitwise_not,
     "Identity": torch.clone,
+    "Gather": gather,
+    "Greater": torch.gt,
 }
 """ONNX's name of an operator -> the same on tensors."""

@@ -89,6 +89,9 @@ def _settled(plan: Partition, source: Source, quantizer: NodeProto) -> Source:
         plan.fitted[output, result] = fitted
     if isinstance(source, Added):
         first, second = (plan.integers[name] for name in source.node.input)
+        if levels.thresholds:
+            plan.refused[source.node.output[0]] = convolution.THRESHOLDS
+            return Plain("")
         if not addition.is_exact(first, second, source.epilogue, levels):
             plan.refused[source.node.output[0]] = "some pairs of integers would be rounded otherwise than in PyTorch"
             return Plain("")

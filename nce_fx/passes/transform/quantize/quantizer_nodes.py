@@ -104,8 +104,9 @@ def _quantize_activation(
         alone = len(widths) == 1 and set(users) == set(producer.users)
         replaced = _replaced(gm, producer) if unsigned and alone else None
         origin = "graph" if unsigned else "assumed"
-        # DoReFa's range ends at one, which is for what a layer reads: branches would be cut.
-        kind = "pact" if sums and spec.activation == "dorefa" else spec.activation
+        # DoReFa's range ends at one, which is for what a layer reads: branches would be cut. Thresholds of 8 bits are
+        # many, and a sum of integers has even ones.
+        kind = "pact" if sums and spec.activation in ("dorefa", "n2uq") else spec.activation
         quantizer = ACTIVATION_QUANTIZERS[kind](bits, not unsigned, origin, replaced)
         quantizer.exact, quantizer.ewgs = spec.exact, spec.ewgs
         if not _learns(gm, producer):

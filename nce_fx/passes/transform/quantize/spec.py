@@ -73,7 +73,7 @@ class QuantSpec:
             PyTorch gives the same numbers, and no value falls on the other side of a border between two levels.
             BatchNorm modules multiply and add, each rounded for itself, in evaluation mode.
         sums: "int8": a tensor that enters an addition and has no quantizer yet gets one of 8 bits (of PACT where DoReFa
-            is asked for, whose range ends at one), so that a runtime can add integers. "float": additions read floats
+            or N2UQ is asked for), so that a runtime can add integers. "float": additions read floats
             where no layer has its input quantized.
         ewgs: how much the gradients of training depend on how far rounding moved each element, see
             `nce_fx.quantizers.ewgs`; 0 is the quantizer's own gradient. Below 2 no gradient changes its sign.

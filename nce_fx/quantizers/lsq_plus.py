@@ -1,0 +1,147 @@
+"""LSQ+: LSQ with an offset that is learned, for activations with a short negative side, such as those of swish
+(Bhalgat et al. 2020, arXiv 2004.09576).
+
+    y = round(clip(x / s, z, z + n)) * s,   z = round(b / s),   n = 2^b - 1
+
+Published is y = round(clip((x - b) / s, 0, n)) * s + b. There zero need not be a level, which zero padding and integers
+need; so here the offset is the nearest whole number of steps, from -n to 0. An unsigned range has none and is LSQ's.
+
+Gradient: dL/dx passes where the clip does not act. Of the step, each element gives y / s - x / s inside, and outside
+0 or n; of the offset b, 0 inside and 1 outside. Both sums are multiplied by LSQ's 1 / sqrt(N * n). Step and offset
+start where the squared error is least on the calibration data, as published. The paper's weights are LSQ's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from nce_fx.quantizers.base import FLOOR, ActivationQuantizer, Grid, Integers, Replaced, working
+from nce_fx.quantizers.histogram import Counts, count_values, counted
+from nce_fx.quantizers.lsq import share
+from nce_fx.quantizers.pact import CLIP, best_clip
+from nce_fx.quantizers.rounding import dot
+from nce_fx.quantizers.saved_tensors import pack_levels, packs_activations, register
+
+_TRIED = 17
+"""How many offsets calibration tries, evenly from -n to 0, beside the one of the least and greatest value."""
+
+
+class LsqPlus(ActivationQuantizer):
+    """Activations: (N, any shape) -> (the same shape), one learned step and offset a tensor."""
+
+    def __init__(
+        self, bits: int, signed: bool = True, origin: str = "assumed", replaces: Replaced | None = None
+    ) -> None:
+        super().__init__(bits, signed, origin, replaces)
+        self.most = 2**bits - 1
+        self.step = nn.Parameter(torch.tensor(CLIP / self.grid.reach))
+        self.shift = nn.Parameter(torch.tensor(-CLIP if signed else 0.0))
+        self._counts: Counts | None = None
+
+    def scale(self) -> Tensor:
+        """Return the distance between two levels; 0-dimensional."""
+        return self.fine(self.step.clamp(min=FLOOR))
+
+    def zero(self) -> Tensor:
+        """Return z, the lowest level in steps; 0-dimensional, of the scale's dtype, without a gradient."""
+        lowest = -self.most if self.signed else 0
+        return (self.shift.detach() / self.scale().detach()).round().clamp(lowest, 0)
+
+    def step_size(self, x: Tensor) -> Tensor:
+        """As `scale`."""
+        return self.scale()
+
+    def quantized(self, x: Tensor) -> Tensor:
+        """Quantize, with LSQ+'s gradients."""
+        amount = share(x[0].numel(), Grid(0, self.most))
+        shift = self.shift if self.signed else 0 * self.shift
+        return _ShiftedRound.apply(x, self.scale(), shift, self.zero(), self.most, amount)  # type: ignore[no-any-return, no-untyped-call]
+
+    @torch.no_grad()
+    def integers(self, x: Tensor) -> Integers:
+        """Return ``x`` in integers (uint8); the offset is z."""
+        scale, zero = self.scale(), self.zero()
+        q = _nearest(x, scale, zero, self.most).sub_(zero)
+        return Integers(q.to(torch.uint8), scale.to(q.dtype), zero.to(q.dtype))
+
+    def grid_now(self) -> Grid:
+        """Return the whole numbers from z to z + n."""
+        low = int(self.zero())
+        return Grid(low, low + self.most)
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Count the values of one calibration batch."""
+        super().observe(x)
+        counts = count_values(working(x))
+        self._counts = counts if self._counts is None else self._counts + counts
+
+    @torch.no_grad()
+    def estimate(self) -> float:
+        """Return the step of least squared error; the offset that goes with it is set."""
+        assert self._counts is not None
+        values, counts = counted(self._counts)
+        self._counts = None
+        offsets = {0}
+        if self.signed:
+            reach = self._least / max(self._greatest - self._least, FLOOR)
+            tried = [*(-self.most * k / (_TRIED - 1) for k in range(_TRIED)), self.most * reach]
+            offsets = {min(max(round(z), -self.most), 0) for z in tried}
+        found = []
+        for z in sorted(offsets):
+            grid = Grid(z, z + self.most)
+            clip, error = best_clip(values, counts, grid)
+            found.append((error, clip / grid.reach, z))
+        _, step, z = min(found)
+        self.shift.fill_(z * max(step, FLOOR))
+        return step
+
+    @torch.no_grad()
+    def adopt(self, estimate: float) -> None:
+        """Set the step."""
+        self.step.fill_(estimate)
+
+    def extra_repr(self) -> str:
+        """As every activation quantizer, with the step and the lowest level."""
+        step = float(self.scale().detach())
+        return f"{super().extra_repr()}, step={step:.4g}, lowest={step * int(self.zero()):.4g}"
+
+
+def _nearest(x: Tensor, scale: Tensor, zero: Tensor, most: int) -> Tensor:
+    # Rounded before z is subtracted: ties go to the even step, as in every runtime.
+    return (working(x) / scale).clamp_(zero, zero + most).round_()
+
+
+class _ShiftedRound(Function):
+    """y = q s. Keeps x.
+
+    Shapes: x any; scale, shift and zero 0-dimensional; y as x.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, zero: Tensor, most: int, share: float) -> Tensor:
+        """Quantize."""
+        ctx.most, ctx.share = most, share
+        ctx.save_for_backward(x, scale, zero)
+        q = _nearest(x, scale, zero, most)
+        packed = pack_levels(q - zero, scale, zero, x.dtype, 0) if packs_activations() else None
+        return register(q.mul_(scale).to(x.dtype), packed)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+        """Split the gradient into what passes and what is clipped."""
+        x, scale, zero = ctx.saved_tensors
+        steps = (working(x) / scale).sub_(zero)
+        wide = grad.to(steps.dtype)
+        passed = torch.ops.aten.hardtanh_backward(wide, steps, 0, ctx.most)
+        q = _nearest(x, scale, zero, ctx.most).sub_(zero)
+        outside = wide - passed
+        pull = (dot(passed, q - steps) + dot(outside, q)) * ctx.share
+        push = outside.sum() * ctx.share
+        return passed.to(grad.dtype), pull.to(scale.dtype), push.to(scale.dtype), None, None, None

@@ -1,0 +1,200 @@
+"""N2UQ: thresholds are learned, levels are evenly spaced (Liu et al. 2022, "Nonuniform-to-uniform quantization: towards
+accurate quantization via generalized straight-through estimation", arXiv 2111.14826).
+
+    y = s * (low + the number of thresholds below x),   n = 2^b - 1 thresholds
+    t_i = d_(i-1) + a_i / 2,   d_i = d_0 + a_1 + ... + a_i
+
+Gradient: that of the line through the middles of the steps, on which x in (d_(i-1), d_i] is at i - 1 + (x - d_(i-1)) /
+a_i. So each element gives s / a_i to x, -s / a_i to d_0 and to every a_j before its own, -s (x - d_(i-1)) / a_i^2 to
+a_i, and nothing outside; its level over s to s. Sums are multiplied by LSQ's 1 / sqrt(N * n): published is Adam, which
+needs no factor. The paper's further factor of x is left out, which d_0 and a say already. An unsigned range starts no
+lower than zero, as the ReLU that it stands for does. Calibration starts with even thresholds, where the squared error
+is least.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from nce_fx.quantizers.base import FLOOR, ActivationQuantizer, Integers, Replaced, as_integers, working
+from nce_fx.quantizers.ewgs import scale_gradient
+from nce_fx.quantizers.histogram import Counts, count_values, counted
+from nce_fx.quantizers.lsq import share
+from nce_fx.quantizers.pact import CLIP, best_clip
+from nce_fx.quantizers.rounding import dot
+from nce_fx.quantizers.saved_tensors import pack_levels, packs_activations, register
+
+_FEW = 15
+"""As many thresholds are compared one by one, which is faster than a search."""
+
+
+class N2uq(ActivationQuantizer):
+    """Activations: (N, any shape) -> (the same shape), the same learned thresholds for all of a tensor."""
+
+    def __init__(
+        self, bits: int, signed: bool = True, origin: str = "assumed", replaces: Replaced | None = None
+    ) -> None:
+        super().__init__(bits, signed, origin, replaces)
+        step = CLIP / self.grid.reach
+        self.step = nn.Parameter(torch.tensor(step))
+        self.first = nn.Parameter(torch.tensor((self.grid.low + self.grid.offset) * step))
+        self.lengths = nn.Parameter(torch.full((2**bits - 1,), step))
+        self._counts: Counts | None = None
+
+    def scale(self) -> Tensor:
+        """Return the distance between two levels; 0-dimensional."""
+        return self.fine(self.step.clamp(min=FLOOR))
+
+    def pieces(self) -> tuple[Tensor, Tensor]:
+        """Return d_0, 0-dimensional, and the lengths a, (n,); both with their gradients."""
+        start: Tensor = self.first
+        if not self.signed:
+            start = start + (start.clamp(min=0) - start).detach()
+        return start, self.lengths.clamp(min=FLOOR)
+
+    @torch.no_grad()
+    def thresholds(self) -> Tensor:
+        """Return the thresholds, ascending: (n,)."""
+        return _thresholds(*self.pieces())
+
+    def step_size(self, x: Tensor) -> Tensor:
+        """As `scale`."""
+        return self.scale()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` on its levels; with ``ewgs``, how far from its middle each lies in its own piece counts."""
+        y = self.quantized(x)
+        if not self.ewgs or not torch.is_grad_enabled():
+            return y
+        with torch.no_grad():
+            start, lengths = self.pieces()
+            edges = _edges(start, lengths)
+            piece = torch.bucketize(x, edges[1:-1])
+            along = ((x - edges[piece]) / lengths[piece]).clamp(0, 1)
+            # On the line an element is at piece + along, its level is at piece or, past the middle, one above.
+            away = along - (along > 0.5).to(along.dtype)
+        return scale_gradient(y, y.detach() + away.to(y.dtype), 1.0, self.ewgs)
+
+    def quantized(self, x: Tensor) -> Tensor:
+        """Quantize, with the generalized straight-through gradient."""
+        low = self.grid.low + self.grid.offset
+        return _Stairs.apply(x, *self.pieces(), self.scale(), low, share(x[0].numel(), self.grid))  # type: ignore[no-any-return, no-untyped-call]
+
+    @torch.no_grad()
+    def integers(self, x: Tensor) -> Integers:
+        """Return ``x`` in integers; the offset is 0, or 1/2 for one signed bit."""
+        x = working(x)
+        q = _count(x, self.thresholds()).to(x.dtype).add_(self.grid.low)
+        return as_integers(q, self.scale(), self.grid)
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Count the values of one calibration batch."""
+        super().observe(x)
+        counts = count_values(working(x))
+        self._counts = counts if self._counts is None else self._counts + counts
+
+    def estimate(self) -> float:
+        """Return the step of least squared error with even thresholds."""
+        assert self._counts is not None
+        values, counts = counted(self._counts)
+        self._counts = None
+        return best_clip(values, counts, self.grid)[0] / self.grid.reach
+
+    @torch.no_grad()
+    def adopt(self, estimate: float) -> None:
+        """Set the step, and thresholds half-way between the levels."""
+        self.step.fill_(estimate)
+        self.first.fill_((self.grid.low + self.grid.offset) * estimate)
+        self.lengths.fill_(estimate)
+
+    def extra_repr(self) -> str:
+        """As every activation quantizer, with the step and the outermost thresholds."""
+        thresholds = self.thresholds()
+        ends = f"{float(thresholds[0]):.4g}..{float(thresholds[-1]):.4g}"
+        return f"{super().extra_repr()}, step={float(self.step.detach()):.4g}, thresholds={ends}"
+
+
+def _edges(start: Tensor, lengths: Tensor) -> Tensor:
+    """d_0 to d_n."""
+    return torch.cat([start.reshape(1), start + lengths.cumsum(0)])
+
+
+def _thresholds(start: Tensor, lengths: Tensor) -> Tensor:
+    return _edges(start, lengths)[:-1] + lengths / 2
+
+
+def _count(x: Tensor, thresholds: Tensor) -> Tensor:
+    """How many thresholds lie below each element: whole numbers of any dtype."""
+    if len(thresholds) > _FEW:
+        return torch.bucketize(x, thresholds.to(x.dtype))
+    count = x.gt(thresholds[0]).view(torch.uint8)
+    for threshold in thresholds[1:]:
+        count.add_(x.gt(threshold).view(torch.uint8))
+    return count
+
+
+def _pieces(grad: Tensor, x: Tensor, edges: Tensor, slopes: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield for each piece the part of a gradient that is inside: times the slope, summed, and summed times x."""
+    keeps = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    ends: Any = edges.tolist() if keeps else edges
+    for index, slope in enumerate(slopes):
+        if keeps:
+            inside = torch.ops.aten.hardtanh_backward(grad, x, ends[index], ends[index + 1])
+        else:
+            inside = torch.where((x > ends[index]) & (x < ends[index + 1]), grad, 0.0)
+        total, moment = inside.sum(), dot(inside, x)
+        yield inside.mul_(slope), total, moment
+
+
+class _Stairs(Function):
+    """Thresholds to even levels. Keeps x.
+
+    Shapes: x any; start and scale 0-dimensional, lengths (n,); y as x.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, start: Tensor, lengths: Tensor, scale: Tensor, low: float, share: float) -> Tensor:
+        """Count thresholds."""
+        ctx.low, ctx.share = low, share
+        ctx.save_for_backward(x, start, lengths, scale)
+        wide = working(x)
+        q = _count(wide, _thresholds(start, lengths)).to(wide.dtype)
+        packed = pack_levels(q, scale, low, x.dtype, 0) if packs_activations() else None
+        return register(q.add_(low).mul_(scale).to(x.dtype), packed)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None, None]:
+        """Follow the line."""
+        x, start, lengths, scale = ctx.saved_tensors
+        wide, g = working(x), grad.to(working(x).dtype)
+        edges, slopes = _edges(start, lengths), scale / lengths
+        if len(lengths) > _FEW:
+            piece = torch.bucketize(wide, edges).sub_(1)
+            inside = (piece >= 0) & (piece < len(lengths))
+            piece = torch.where(inside, piece, 0)
+            kept = torch.where(inside, g, 0.0)
+            flat = piece.reshape(-1)
+            totals = torch.zeros_like(lengths).index_add_(0, flat, kept.reshape(-1).to(lengths.dtype))
+            moments = torch.zeros_like(lengths).index_add_(0, flat, (kept * wide).reshape(-1).to(lengths.dtype))
+            passed = kept * slopes[piece]
+        else:
+            passed = torch.zeros_like(g)
+            sums = []
+            for part, total, moment in _pieces(g, wide, edges, slopes):
+                passed.add_(part)
+                sums.append((total, moment))
+            totals, moments = (torch.stack(each) for each in zip(*sums, strict=True))
+        pulls = slopes * totals
+        own = slopes / lengths * (moments - edges[:-1] * totals)
+        later = pulls.flip(0).cumsum(0).flip(0) - pulls
+        to_scale = dot(g, _count(wide, _thresholds(start, lengths)).to(g.dtype).add_(ctx.low))
+        learned = (-pulls.sum(), -(own + later), to_scale)
+        return passed.to(grad.dtype), *((each * ctx.share).to(scale.dtype) for each in learned), None, None

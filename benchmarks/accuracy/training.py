@@ -19,12 +19,12 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from benchmarks.brevitas_accuracy import with_brevitas
+from benchmarks.part import some_images
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -32,7 +32,6 @@ import nce_fx
 from benchmarks import pages
 from benchmarks.evidence.statistics import deviation, mean, paired_p
 from nce_fx.data import Data, load_data
-from nce_fx.data.images import Images, ShiftedImages
 from nce_fx.models import MODELS
 from nce_fx.quantizers import ActivationQuantizer, WeightQuantizer
 from nce_fx.training import Recipe, train
@@ -128,17 +127,6 @@ NETWORKS: Mapping[str, Callable[[int, int], nn.Module]] = {
     "vit": vit,
 }
 """By name: (classes, channels) -> a network with new weights."""
-
-
-def some_images(data: Data, count: int | None) -> Data:
-    """Return the data with only its first training images."""
-    if count is None or not isinstance(data.train, Images):
-        return data
-    train_part = Images.__new__(Images)
-    train_part.__dict__.update(data.train.__dict__)
-    train_part.pixels, train_part.labels = data.train.pixels[:count], data.train.labels[:count]
-    augmented = partial(ShiftedImages, train_part, 2, True) if data.augmented is not None else None
-    return replace(data, train=train_part, augmented=augmented)
 
 
 def float_network(network: str, data: Data, recipe: Recipe) -> GraphModule:

@@ -24,17 +24,20 @@ import torch
 
 from benchmarks.evidence import records
 from benchmarks.evidence.ablations import ABLATIONS, Variant
+from benchmarks.evidence.bench import Bench
 from benchmarks.evidence.records import Run, Widths
 from benchmarks.evidence.report import write_report
-from benchmarks.evidence.rows import ROWS, Bench, run_row
+from benchmarks.evidence.rows import ROWS, run_row
 from benchmarks.evidence.study import DEFAULT, Study, load_study
 from benchmarks.pages import DOCS, RESULTS, ROOT
+from benchmarks.part import some_images
 from nce_fx.data import Data, load_data
 from nce_fx.errors import InputError, NceFxError
 from nce_fx.training.engine import start_engine
 from nce_fx.version import __version__
 
 WORK = ROOT / ".evidence"
+COSTS = ("macs", "params", "bit_ops", "weight_bytes", "activation_bytes")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -76,17 +79,18 @@ def run(options: argparse.Namespace) -> None:
     table = options.results / ("ablations.csv" if options.ablation else "evidence.csv")
     for name in options.studies or DEFAULT:
         study = named(name, options)
-        data = load_data(study.data, size=study.size)
+        data = some_images(load_data(study.data, size=study.size), study.images)
         for seed in seeds_of(options.seeds, study.seeds):
             for variant in variants_of(options):
-                record = (study.network, data_name(data), variant.name if options.ablation else variant.row, seed)
+                row = variant.name if options.ablation else variant.row
+                record = (study.network, data_name(data), row, seed, records.OWN_WIDTHS)
                 digest = study.with_changes(variant.changes).digest()
                 if not is_done(table, record, digest):
                     made = "python -m benchmarks.evidence " + command_of(name, variant, seed, options)
                     run_one(study, data, variant, record, made, table, options.work)
 
 
-def is_done(table: Path, record: tuple[str, str, str, int], digest: str) -> bool:
+def is_done(table: Path, record: records.Key, digest: str) -> bool:
     """Return whether a table has a run.
 
     Raises:
@@ -101,22 +105,20 @@ def is_done(table: Path, record: tuple[str, str, str, int], digest: str) -> bool
     return found is not None
 
 
-def run_one(
-    study: Study, data: Data, variant: Variant, key: tuple[str, str, str, int], made: str, table: Path, work: Path
-) -> None:
+def run_one(study: Study, data: Data, variant: Variant, key: records.Key, made: str, table: Path, work: Path) -> None:
     """Run one row and write its lines."""
     changed = study.with_changes(variant.changes)
-    seed = key[3]
+    *about, seed, _ = key
     bench = Bench(changed, data, seed, work / f"{changed.name}-{changed.digest()}" / str(seed))
     outcome = run_row(bench, variant.row)
     engine = start_engine()
     if not engine.is_main:
         return
     run = Run(
-        *key,
+        *about,
+        seed,
         accuracy=round(outcome.accuracy, 6),
-        macs=outcome.macs,
-        params=outcome.params,
+        **{name: outcome.cost.cost[name] for name in COSTS},
         search_seconds=outcome.search_seconds,
         train_seconds=outcome.train_seconds,
         device=engine.device.type,
@@ -125,11 +127,12 @@ def run_one(
     )
     before = bench.channels.widths
     widths = " ".join(f"{group}={before[group]}>{width}" for group, width in outcome.widths.items())
-    records.add(table.with_name("widths.csv"), Widths(*key, widths=widths))
+    records.add(table.with_name("widths.csv"), Widths(*about, seed, widths=widths))
     records.add(table, run)
     print(
         f"{run.network} {run.data} seed {seed} {run.row}: {100 * run.accuracy:.2f} %"
-        f"  {run.macs:,} MACs  {run.params:,} parameters  {run.search_seconds} + {run.train_seconds} s",
+        f"  {run.macs:,} MACs  {run.params:,} parameters  {run.bit_ops:,} bit operations  {run.weight_bytes:,} bytes"
+        f"  {run.search_seconds} + {run.train_seconds} s",
         flush=True,
     )
 
@@ -153,12 +156,13 @@ def variants_of(options: argparse.Namespace) -> Iterator[Variant]:
     Raises:
         SystemExit: an unknown row.
     """
-    wanted = options.only.split(",") if options.only else None
-    unknown = sorted(set(wanted or ()) - set(ROWS))
-    if unknown:
-        raise SystemExit(f"error: no row {unknown[0]!r}: there are {', '.join(ROWS)}")
     every = ABLATIONS[options.ablation] if options.ablation else [Variant(row, "", {}) for row in ROWS]
-    return (variant for variant in every if wanted is None or variant.row in wanted)
+    wanted = options.only.split(",") if options.only else None
+    names = {name for variant in every for name in ({variant.row, variant.name} if options.ablation else {variant.row})}
+    unknown = sorted(set(wanted or ()) - {*ROWS, *names})
+    if unknown:
+        raise SystemExit(f"error: no row {unknown[0]!r}: there are {', '.join(dict.fromkeys((*ROWS, *sorted(names))))}")
+    return (variant for variant in every if wanted is None or variant.row in wanted or variant.name in wanted)
 
 
 def seeds_of(text: str | None, number: int) -> range:
@@ -169,7 +173,8 @@ def seeds_of(text: str | None, number: int) -> range:
 
 def command_of(name: str, variant: Variant, seed: int, options: argparse.Namespace) -> str:
     """Return the arguments that make one line again."""
-    parts = [name, f"--only {variant.row}", f"--seeds {seed}-{seed}"]
+    only = f"'{variant.name}'" if options.ablation else variant.row
+    parts = [name, f"--only {only}", f"--seeds {seed}-{seed}"]
     parts += [f"--{flag} {getattr(options, flag)}" for flag in ("ablation", "epochs") if getattr(options, flag)]
     # A folder is the user's own business.
     parts += [f"--data {options.data.partition(':')[0]}:DIR"] if options.data else []

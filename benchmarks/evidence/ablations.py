@@ -54,6 +54,11 @@ ABLATIONS: Mapping[str, Sequence[Variant]] = {
         for ratio in (0.6, 0.8, 1.25, 1.5)
         for variant in _both(f"budget={ratio:g}x", {"budget": ratio}, ("multiplier", "nce-plan"))
     ],
+    "capacity": [Variant("nce-plan", f"capacity={share:g}", {"capacity": share}) for share in (0.2, 0.4, 0.6, 0.8)],
+    "published budget": [
+        Variant("nce-plan", "MACs and parameters alone", {"limits": ["macs", "params"]}),
+        Variant("nce-search", "MACs and parameters alone", {"limits": ["macs", "params"]}),
+    ],
     "metric": [Variant("nce-plan", f"metric={name}", {"metric": name}) for name in ("fisher", "loss", "sqnr")],
 }
 """Name -> variants."""

@@ -12,6 +12,11 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+OWN_WIDTHS = "own widths"
+"""Every network is trained in float at its own widths, from the same seed, then rounded and trained at 2 bits."""
+RESIZED = "resized"
+"""As it was before: the trained float network was resized, rounded at once, and trained at 2 bits."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -26,15 +31,23 @@ class Run:
     macs: int
     params: int
     """The quantizers' own included, so a float network has a few less."""
+    bit_ops: int
+    """Of one example: MACs times the bits of weights and of activations."""
+    weight_bytes: int
+    activation_bytes: int
+    """Of one example, at the peak."""
     search_seconds: float
-    """What finding the widths took beyond training the float network: processor seconds on a CPU, elapsed on a GPU."""
+    """What finding the widths took, the float network that they come from included (in runs whose ``trained`` is
+    ``resized`` it is not): processor seconds on a CPU, elapsed on a GPU."""
     train_seconds: float
-    """Of training this network, likewise."""
+    """Of training this network, likewise; in float at its own widths included."""
     device: str
     command: str
     """What makes this line."""
     version: str
     """Of nce-fx, with the commit, and the digest of the study."""
+    trained: str = OWN_WIDTHS
+    """`OWN_WIDTHS` or `RESIZED`."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +60,8 @@ class Widths:
     seed: int
     widths: str
     """``group=before>after`` with spaces between, every group."""
+    trained: str = OWN_WIDTHS
+    """As in `Run`."""
 
     def pairs(self) -> dict[str, tuple[int, int]]:
         """Return group -> widths before and after."""
@@ -57,9 +72,12 @@ class Widths:
 T = TypeVar("T", Run, Widths)
 
 
-def key(record: Run | Widths) -> tuple[str, str, str, int]:
+Key = tuple[str, str, str, int, str]
+
+
+def key(record: Run | Widths) -> Key:
     """Return what there is one line of."""
-    return record.network, record.data, record.row, record.seed
+    return record.network, record.data, record.row, record.seed, record.trained
 
 
 def read(path: Path, kind: type[T]) -> list[T]:

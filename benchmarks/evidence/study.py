@@ -5,18 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 import nce_fx
+from benchmarks.evidence.records import OWN_WIDTHS
 from nce_fx.errors import InputError
 from nce_fx.search import SearchRecipe
 from nce_fx.training import Recipe
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 DEFAULT = (
+    "fashion-resnet18",
+    "fashion-mobilenet",
+    "fashion-resnet20",
+    "fashion-efficientnet",
+    "fashion-vit",
     "digits-resnet18",
     "digits-mobilenet-imagenet",
     "digits-resnet20",
@@ -47,26 +54,34 @@ class Study(BaseModel):
     """Height and width of the images of an image folder."""
     seeds: int
     float_recipe: dict[str, Any]
-    """Of the float network that is the teacher and the start: fields of ``nce_fx.training.Recipe``."""
+    """Of the float network at its own widths, each row's first stage: fields of ``nce_fx.training.Recipe``."""
     retrain: dict[str, Any]
-    """Of every 2-bit network, likewise."""
+    """Of every 2-bit network, each row's second stage, likewise."""
+    images: int | None = None
+    """Of the training split, the first so many; all by default."""
     search: dict[str, Any] = {}
     """Fields of ``nce_fx.search.SearchRecipe``."""
     spec: dict[str, Any] = {}
     """Fields of ``nce_fx.QuantSpec``; 2 bits, first and last layer at 8, by default."""
     start: Literal["float", "scratch"] = "float"
-    """What every 2-bit network starts from: the trained float network, resized, or the untrained one."""
+    """What every 2-bit network starts from: the float network trained at its own widths, or its untrained weights."""
     distill: bool = True
+    """Whether every 2-bit network is distilled from the float network that it was."""
     budget: float = 1.0
-    """MACs and parameters that a plan may cost, as a ratio of the uniform network's."""
+    """What a row may cost of each of ``limits``, as a ratio of the uniform network's."""
+    limits: tuple[str, ...] = ("macs", "params", "bit_ops", "weight_bytes")
+    """The quantities that no row may cost more of than uniform."""
     metric: str | None = None
     """Of nce-plan's sensitivity; the compiler's default where none is named."""
+    capacity: float = 0.0
+    """Of nce-plan, see `nce_fx.passes.planning.importance`."""
     calibration: tuple[int, int] = (8, 64)
     """Batches, and images in each, that sensitivities and the quantizers' first ranges come from."""
 
-    def float_training(self, seed: int) -> Recipe:
-        """Return how the float network is trained."""
-        return Recipe.from_dict({**self.float_recipe, "seed": seed})
+    def float_training(self, seed: int, times: int = 1) -> Recipe:
+        """Return how a float network is trained, for so many times the epochs."""
+        recipe = Recipe.from_dict({**self.float_recipe, "seed": seed})
+        return replace(recipe, epochs=times * recipe.epochs)
 
     def retraining(self, seed: int) -> Recipe:
         """Return how each 2-bit network is trained."""
@@ -82,11 +97,13 @@ class Study(BaseModel):
 
     def digest(self) -> str:
         """Return eight digits that change when anything that decides a result changes."""
-        return _digest(self.model_dump(mode="json", exclude={"about", "seeds", "name"}))
+        return _digest(self.model_dump(mode="json", exclude={"about", "seeds", "name"}) | {"trained": OWN_WIDTHS})
 
     def float_digest(self) -> str:
         """Return eight digits that change when anything that decides the float network changes."""
-        return _digest(self.model_dump(mode="json", include={"model", "model_args", "data", "size", "float_recipe"}))
+        return _digest(
+            self.model_dump(mode="json", include={"model", "model_args", "data", "size", "images", "float_recipe"})
+        )
 
     def with_changes(self, changes: Mapping[str, Any]) -> Study:
         """Return the study with fields replaced; a mapping is merged into the mapping that is there.

@@ -28,6 +28,9 @@ class Summary:
     pairs: int
     macs: float
     params: float
+    bit_ops: float
+    weight_bytes: float
+    activation_bytes: float
     search_seconds: float
     train_seconds: float
 
@@ -47,6 +50,9 @@ def summarise(runs: Sequence[Run], reference: Sequence[Run]) -> Summary:
         pairs=len(pairs),
         macs=mean([run.macs for run in runs]),
         params=mean([run.params for run in runs]),
+        bit_ops=mean([run.bit_ops for run in runs]),
+        weight_bytes=mean([run.weight_bytes for run in runs]),
+        activation_bytes=mean([run.activation_bytes for run in runs]),
         search_seconds=mean([run.search_seconds for run in runs]),
         train_seconds=mean([run.train_seconds for run in runs]),
     )

@@ -1,17 +1,21 @@
 """The evidence: the tables, the controls, the statistics, and the command on data in the published folder formats."""
 
 import dataclasses
+import itertools
 import json
 import math
 
 import pytest
 import torch
 
+import nce_fx
 from benchmarks.evidence import records
 from benchmarks.evidence.__main__ import main
 from benchmarks.evidence.ablations import ABLATIONS
+from benchmarks.evidence.bench import Bench, Choice
 from benchmarks.evidence.records import Run, Widths
-from benchmarks.evidence.rows import ROWS, Bench, multiplier, random_plan
+from benchmarks.evidence.report import claims, dearer, summaries, table
+from benchmarks.evidence.rows import CHOICES, FLOAT, ROWS, multiplier, random_plan, refuse_dearer, run_row
 from benchmarks.evidence.statistics import summarise
 from benchmarks.evidence.study import RECIPES, load_study
 from benchmarks.glyphs import STROKES, render
@@ -20,13 +24,13 @@ from nce_fx.errors import InputError
 from tests.test_data import cifar  # noqa: F401
 
 FIELDS = [
-    "network", "data", "row", "seed", "accuracy", "macs", "params", "search_seconds", "train_seconds", "device",
-    "command", "version",
+    "network", "data", "row", "seed", "accuracy", "macs", "params", "bit_ops", "weight_bytes", "activation_bytes",
+    "search_seconds", "train_seconds", "device", "command", "version", "trained",
 ]  # fmt: skip
 
 
 def run_of(row, seed, accuracy, **changes):
-    line = Run("net", "data", row, seed, accuracy, 10, 20, 1.0, 2.0, "cpu", "again", "0+x")
+    line = Run("net", "data", row, seed, accuracy, 10, 20, 40, 5, 8, 1.0, 2.0, "cpu", "again", "0+x")
     return dataclasses.replace(line, **changes)
 
 
@@ -79,17 +83,107 @@ def test_a_data_folder_does_not_change_a_digest_and_a_choice_does():
 
 
 def test_controls_spend_the_budget_and_no_more(tmp_path):
-    study = load_study("digits-resnet20").with_changes({"model_args": {"width": 8}})
+    study = load_study("digits-resnet20").with_changes({"model": "resnet8", "model_args": {"width": 8}})
     bench = Bench(study, load_data("digits"), 0, tmp_path)
-    assert multiplier(bench) == {g.id: g.width for g in bench.channels.groups if g.pinned is None}
+    assert multiplier(bench).widths == {g.id: g.width for g in bench.channels.groups if g.pinned is None}
+    before = bench.cost.total.by_quantity
     for seed in range(3):
-        plan = random_plan(dataclasses.replace(bench, seed=seed))
+        plan = random_plan(dataclasses.replace(bench, seed=seed)).widths
         assert bench.fits(plan)
-        spent = bench.cost.at(plan).total
-        assert max(spent.macs / bench.cost.total.macs, spent.params / bench.cost.total.params) > 0.9
-        assert plan == random_plan(dataclasses.replace(bench, seed=seed))
+        spent = bench.cost.at(plan).total.by_quantity
+        assert 0.9 < max(spent[name] / before[name] for name in study.limits) <= 1
+        assert plan == random_plan(dataclasses.replace(bench, seed=seed)).widths
     half = dataclasses.replace(bench, study=study.with_changes({"budget": 0.5}))
-    assert not bench.cost.at(multiplier(half)).total.macs > 0.5 * bench.cost.total.macs
+    assert not bench.cost.at(multiplier(half).widths).total.macs > 0.5 * bench.cost.total.macs
+
+
+@pytest.fixture
+def bench(tmp_path):
+    """A small study that trains nothing: no epoch of either stage."""
+    none = {"epochs": 0}
+    changes = {"model": "resnet8", "float_recipe": none, "retrain": none, "calibration": [1, 8]}
+    study = load_study("digits-resnet20").with_changes(changes)
+    return Bench(study, load_data("digits"), 0, tmp_path / "study" / "0")
+
+
+def test_what_costs_more_than_uniform_in_anything_is_refused(bench, monkeypatch):
+    before = bench.cost.total.by_quantity
+    first = bench.channels.groups[0]
+    refuse_dearer(bench, "uniform", Choice(bench.channels.widths))
+    with pytest.raises(InputError, match=r"mine costs more than 1x uniform's, it is no evidence: .* macs, over"):
+        refuse_dearer(bench, "mine", Choice({**bench.channels.widths, first.id: first.width + 1}))
+    # Fewer MACs and parameters, but more bits: only the other two quantities tell.
+    widths = {**bench.channels.widths, first.id: first.width - 1}
+    spec = dataclasses.replace(bench.spec, overrides={"layer*": 4})
+    assert all(bench.cost.at(widths).total.by_quantity[name] <= before[name] for name in bench.study.limits)
+    monkeypatch.setitem(CHOICES, "dear", dataclasses.replace(CHOICES["uniform"], choose=lambda _: Choice(widths, spec)))
+    with pytest.raises(InputError, match=r"dear costs more .* bit_ops, over .*; .* weight_bytes, over"):
+        run_row(bench, "dear")
+
+
+def test_rows_are_trained_alike_and_at_their_own_widths(bench):
+    """One epoch of each stage; a plan's float network has the plan's widths, and no row has another's epochs."""
+    once = {"epochs": 1, "batch_size": 400}
+    bench = dataclasses.replace(bench, study=bench.study.with_changes({"float_recipe": once, "retrain": once}))
+    found = {row: run_row(bench, row) for row in (FLOAT, "uniform", "multiplier", "uniform-longer", "random")}
+    assert found["multiplier"].accuracy == found["uniform"].accuracy, "one factor at 1.0x is the uniform network"
+    assert found["multiplier"].widths == found["uniform"].widths == found["uniform-longer"].widths
+    epochs = [len(log.read_text().splitlines()) - 1 for log in bench.floats.glob("*/log.csv")]
+    # Of the original, of the original for twice as long, and of the random plan.
+    assert sorted(epochs) == [1, 1, 2]
+    wide, _, _ = bench.float_network(found["random"].widths)
+    for group in bench.channels.groups:
+        if group.producers and group.pinned is None:
+            assert len(wide.get_submodule(group.producers[0]).weight) == found["random"].widths[group.id]
+    assert all(outcome.cost.bit_ops <= found["uniform"].cost.bit_ops for row, outcome in found.items() if row != FLOAT)
+
+
+def test_new_weights_of_the_original_widths_are_the_seeds_own(bench):
+    assert bench.network(bench.channels.widths) is bench.untrained
+    other = dataclasses.replace(bench, seed=1)
+    assert not torch.equal(bench.untrained.conv1.weight, other.untrained.conv1.weight)
+    widths = {**bench.channels.widths, "conv1": 8}
+    again = [bench.network(widths).conv1.weight for _ in range(2)]
+    assert torch.equal(*again)
+    # Drawn, not copied: a wider layer starts with channels that are not each other's.
+    assert len({tuple(channel.flatten().tolist()) for channel in again[0]}) == 8
+
+
+def test_mixed_precision_keeps_every_budget_and_is_the_least_noise_within_them(bench):
+    from benchmarks.evidence.mixed import BITS, at, inner_layers, mixed
+
+    layers = inner_layers(bench)[:3]
+    spec = mixed(bench).spec
+    assert set(spec.overrides) == set(inner_layers(bench))
+    assert set(spec.overrides.values()) <= set(BITS)
+    assert not bench.excess(nce_fx.quantize(bench.untrained, spec))
+    noise = {name: each.weight + each.activation for name, each in bench.analyses.sensitivity.by_node.items()}
+
+    def total(bits):
+        return sum(noise[layer] * (3 / (2 ** bits[layer] - 1)) ** 2 for layer in bits)
+
+    # No exchange among three layers is within the budget and quieter.
+    for picks in itertools.product(BITS, repeat=len(layers)):
+        other = {**spec.overrides, **dict(zip(layers, picks, strict=True))}
+        if total(other) < total(spec.overrides) * (1 - 1e-9):
+            assert bench.excess(nce_fx.quantize(bench.untrained, at(bench, other)))
+
+
+def test_claims_are_of_todays_runs_that_cost_no_more():
+    runs = [run_of("float", s, 0.9 + s / 1000) for s in range(3)]
+    runs += [run_of("uniform", s, 0.8) for s in range(3)] + [
+        run_of("uniform-longer", s, 0.82 - s / 1000) for s in range(3)
+    ]
+    runs += [run_of("nce-plan", s, 0.86 + s / 1000, bit_ops=40 + 4 * (s == 2)) for s in range(3)]
+    assert dearer(runs) == {"nce-plan"}
+    rows = summaries(runs)
+    line = claims({("net", "data"): rows}, {("net", "data"): 3}).splitlines()[-1]
+    assert "| -10.10 | nce-plan | +6.10 |" in line
+    assert "| 0.60 | yes | yes | +1.90 |" in line
+    assert "open: 3 of 5 seeds" in claims({("net", "data"): rows}, {("net", "data"): 5})
+    shown = table(rows, dearer(runs))
+    assert "| nce-plan * | 3 |" in shown
+    assert "| 1.03x |" in shown
 
 
 def test_glyphs_are_the_same_again_and_each_class_as_often():
@@ -133,8 +227,11 @@ def test_every_row_on_cifar10s_folder_and_nothing_twice(tmp_path, cifar, capsys)
     for run in runs[1:]:
         assert run.macs <= uniform.macs
         assert run.params <= uniform.params
+        assert run.bit_ops <= uniform.bit_ops
+        assert run.weight_bytes <= uniform.weight_bytes
         assert run.command.endswith("--epochs 2 --data cifar10:DIR")
-    assert runs[3].accuracy == uniform.accuracy, "one factor for all at 1.0x is the uniform network"
+    by_row = {run.row: run for run in runs}
+    assert by_row["multiplier"].accuracy == uniform.accuracy, "one factor for all at 1.0x is the uniform network"
     assert len(records.read(tmp_path / "widths.csv", Widths)) == len(ROWS)
     report = (tmp_path / "results.md").read_text()
     assert all(f"| {row} | 1 |" in report for row in ROWS)
@@ -178,4 +275,5 @@ def test_imagenets_recipe_on_its_folders(tmp_path, pictures):
     assert (uniform.row, plan.row) == ("uniform", "nce-plan")
     assert plan.macs <= uniform.macs
     assert plan.params <= uniform.params
+    assert plan.bit_ops <= uniform.bit_ops
     assert "ResNet-18 on imagefolder" in (tmp_path / "results.md").read_text()

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from benchmarks.evidence.__main__ import WORK, data_name
-from benchmarks.evidence.records import Widths, read
-from benchmarks.evidence.rows import Bench
+from benchmarks.evidence.bench import Bench
+from benchmarks.evidence.records import RESIZED, Widths, read
 from benchmarks.evidence.study import RECIPES, load_study
 from benchmarks.pages import RESULTS
 from nce_fx.data import load_data
@@ -45,7 +45,8 @@ def main() -> None:
     for name in options.studies or sorted(path.stem for path in RECIPES.glob("digits-*.json")):
         study = load_study(name)
         data = load_data(study.data, size=study.size)
-        mine = [w for w in widths if (w.network, w.data) == (study.network, data_name(data)) and w.row in MOVED]
+        mine = [w for w in widths if (w.network, w.data, w.trained) == (study.network, data_name(data), RESIZED)]
+        mine = [w for w in mine if w.row in MOVED]
         for seed in sorted({each.seed for each in mine}):
             bench = Bench(study, data, seed, options.work / f"{study.name}-{study.digest()}" / str(seed))
             lines[name, seed] = {"study": name, "network": study.network, "data": data_name(data), "seed": seed}

@@ -15,7 +15,7 @@ import nce_fx
 from benchmarks.evidence.bench import Bench, Choice, Plan
 from benchmarks.evidence.mixed import mixed
 from nce_fx.errors import InputError
-from nce_fx.passes.planning.counted import Reserve, plan_and_build
+from nce_fx.passes.planning.exact_budget import Reserve, plan_and_build
 from nce_fx.plan import WidthPlan
 from nce_fx.report.records import CostRecord
 from nce_fx.rewrite import plan_analyzed

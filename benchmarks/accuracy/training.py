@@ -94,6 +94,9 @@ METHODS: Mapping[str, Method] = {
     "clip rate 0.1": Method({}, {"clip_rate": 0.1}),
     "clip decay": Method({}, {"clip_decay": 5e-4}),
     "progressive": Method({}, {"bits": [8, 4, 2]}),
+    "freeze": Method({}, {"freeze": 0.01}),
+    "average": Method({}, {"average": 0.995}),
+    "features": Method({}, {"distill_features": 10.0}),
     "best": Method({"weight": "seq", "ewgs": 0.2}, {"reestimate": 50}),
     **{f"straight-through, rate {rate}": Method({}, {"learning_rate": rate}, straight_through) for rate in RATES},
     **{

@@ -198,7 +198,9 @@ class WidthSearch(Callback):
         grown = self._grown(run.model, momenta(run.model, run.optimizer), run.position.epoch)
         optimizer = build_optimizer(grown.network, run.recipe)
         restore_momenta(grown.network, optimizer, grown.momenta)
-        return replace(run, model=grown.network, compiled_model=grown.network, optimizer=optimizer)
+        return replace(
+            run, model=grown.network, student=grown.network, compiled_model=grown.network, optimizer=optimizer
+        )
 
     def _grown(self, network: GraphModule, momenta: Mapping[str, Tensor], epoch: int) -> Grown:
         """Return the network with the candidates as they now are."""

@@ -1,6 +1,6 @@
 """Checkpoints: one safetensors file each, written whole or not at all; the newest two are kept.
 
-The file holds every tensor of the run (``model/NAME`` and ``momentum/NAME``) and, as JSON in its header under
+A file holds every tensor (``model/NAME``, ``momentum/NAME``, ``extra/...``) and, as JSON in its header under
 ``nce_fx``, everything else: whose run it is, the position, the sums and the history so far, the plan, and the SHA-256
 of the tensors and of all of this. Nothing in it is executed when it is read. Random states need no place: see
 ``determinism``.

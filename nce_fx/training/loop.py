@@ -21,11 +21,13 @@ from torch import nn
 from nce_fx.devices import device_of, to_device
 from nce_fx.errors import TrainingError
 from nce_fx.quantizers.saved_tensors import compact_saving
+from nce_fx.training.average import Average
 from nce_fx.training.batches import Data, batch_length, batches_of
 from nce_fx.training.checkpoint import last_good
 from nce_fx.training.determinism import deterministic, seed_step
 from nce_fx.training.engine import Engine, all_reduce_sum, call, start_engine, sum_gradients
 from nce_fx.training.evaluation import accuracy_of
+from nce_fx.training.features import feature_loss
 from nce_fx.training.interruption import interruptions
 from nce_fx.training.log import Log, open_log
 from nce_fx.training.loss import count_correct, logits_of, training_loss
@@ -134,6 +136,8 @@ def _train_epoch(
             )
         run.callback.before_step(run)
         loss, correct, samples, stop = train_step(run, batch, rate, batch_seed, asked_to_stop())
+        for extra in run.extras.values():
+            extra.after_step((run.done + 1) / (recipe.epochs * run.steps_per_epoch))
         run.callback.after_step(run)
         position.step += 1
         position.loss += loss
@@ -151,10 +155,15 @@ def _train_epoch(
     tested = None
     last = epoch + 1 == recipe.epochs
     moved = share_moved(position.levels, weight_levels(run.model))
+    average = run.extras.get("average")
+    assert average is None or isinstance(average, Average)
+    if last and average is not None:
+        average.put()
     if last and recipe.reestimate:
         reestimate(run.model, _inputs(run), lambda: forward_pass(engine, recipe))
     if last or (recipe.evaluate_every and (epoch + 1) % recipe.evaluate_every == 0):
-        tested = accuracy_of(run.model, run.data, recipe.batch_size, engine)
+        with average.shown() if average is not None and not last else nullcontext():
+            tested = accuracy_of(run.model, run.data, recipe.batch_size, engine)
     position.history.append(
         EpochRecord(
             epoch=epoch + 1,
@@ -189,14 +198,18 @@ def train_step(run: Run, batch: Any, rate: float, seed: int, stop: bool) -> list
     run.optimizer.zero_grad(set_to_none=True)
     # A last batch of another size is not worth a compilation of its own.
     full = size * engine.processes == recipe.batch_size
-    student, teacher = (run.compiled_model, run.compiled_teacher) if full else (run.model, run.teacher)
+    student, teacher = (run.compiled_model, run.compiled_teacher) if full else (run.student, run.teacher)
+    features = bool(recipe.distill_features) and teacher is not None
     with forward_pass(engine, recipe), _saving(run):
-        scores = logits_of(call(student, inputs))
-        taught = None
+        output, maps = call(student, inputs) if features else (call(student, inputs), ())
+        scores, taught, their_maps = logits_of(output), None, ()
         if teacher is not None:
             with torch.no_grad():
-                taught = logits_of(call(teacher, inputs))
+                output, their_maps = call(teacher, inputs) if features else (call(teacher, inputs), ())
+                taught = logits_of(output)
     loss = training_loss(scores, target, recipe, taught)
+    if features:
+        loss = loss + recipe.distill_features * feature_loss(maps, their_maps)
     sums = torch.stack([loss.detach().double() * size, count_correct(scores.detach(), target).double()])
     sums = all_reduce_sum(torch.cat([sums, sums.new_tensor([size, float(stop)])]))
     totals: list[float] = sums.tolist()

@@ -11,7 +11,7 @@ Dampening adds to the loss what draws every weight to its level, but for those b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,14 @@ def share_moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> fl
     return sum(int((old != new).sum()) for old, new in pairs) / count if count else None
 
 
+def quantized_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, WeightQuantizer]]:
+    """Yield the parameters that a graph quantizes as they are, by name, with what quantizes them."""
+    for node in model.graph.find_nodes(op="call_module") if isinstance(model, GraphModule) else ():
+        quantizer, source = model.get_submodule(str(node.target)), node.args[0]
+        if isinstance(quantizer, WeightQuantizer) and isinstance(source, Node) and source.op == "get_attr":
+            yield str(source.target), model.get_parameter(str(source.target)), quantizer
+
+
 @torch.no_grad()
 def dampen(model: nn.Module, strength: float) -> None:
     """Add the gradient of dampening to the gradients of all weights that a graph quantizes as they are.
@@ -45,11 +53,7 @@ def dampen(model: nn.Module, strength: float) -> None:
         model: a graph after the backward pass.
         strength: lambda.
     """
-    for node in model.graph.find_nodes(op="call_module") if isinstance(model, GraphModule) else ():
-        quantizer, source = model.get_submodule(str(node.target)), node.args[0]
-        if not isinstance(quantizer, WeightQuantizer) or not isinstance(source, Node) or source.op != "get_attr":
-            continue
-        weight = model.get_parameter(str(source.target))
+    for _, weight, quantizer in quantized_parameters(model):
         if weight.grad is not None:
             away = weight - quantizer(weight)
             inside = away.abs() <= quantizer.step_size(weight) / 2

@@ -47,6 +47,15 @@ class Recipe:
     dampen: NotNegative = 0.0
     """How strongly weights are drawn to their levels in the end; it rises from zero as a cosine over the run. Lambda of
     Nagel et al. 2022, see `nce_fx.training.oscillation`."""
+    freeze: NotNegative = 0.0
+    """How often a weight may go back to the level it came from before it is frozen, in changes a step: such as 0.01 at
+    the end, four times that at the start; 0: never. See `nce_fx.training.freezing`."""
+    average: BelowOne = 0.0
+    """Decay of a moving average of the weights over the steps, such as 0.999, which is evaluated and returned; 0: none.
+    See `nce_fx.training.average`."""
+    distill_features: NotNegative = 0.0
+    """Weight of the distance between the student's and the teacher's maps of attention in the loss, such as 10, where a
+    teacher is given. See `nce_fx.training.features`."""
     reestimate: Whole = 0
     """Training batches from which BatchNorm's statistics are taken anew at the end, before the last evaluation."""
     clip_gradient: Positive | None = None
@@ -66,6 +75,8 @@ class Recipe:
         """
         if self.nesterov and not self.momentum:
             raise InputError(f"recipe: nesterov is {self.nesterov}; it must be off where momentum is 0")
+        if self.freeze and self.bits:
+            raise InputError("recipe: freeze is given and bits: a level that is held is one of a number of bits")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as JSON values."""

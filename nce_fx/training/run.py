@@ -17,6 +17,8 @@ from nce_fx.tensor_file import digest
 from nce_fx.training.batches import Data
 from nce_fx.training.checkpoint import Checkpoint, last_good, latest_checkpoint, save_checkpoint
 from nce_fx.training.engine import Engine, agree_on
+from nce_fx.training.extras import Extra, extras_of
+from nce_fx.training.features import tapped
 from nce_fx.training.optimizer import build_optimizer, momenta, restore_momenta
 from nce_fx.training.recipe import Recipe
 from nce_fx.training.result import EpochRecord
@@ -90,6 +92,8 @@ class Run:
     """One training run: what is trained, on what, how, and where it is."""
 
     model: Any
+    student: Any
+    """The model as it is called, and the teacher: themselves, or with their features beside the scores."""
     teacher: nn.Module | None
     compiled_model: Callable[..., Any]
     """The models as they are called for full batches: compiled, or just themselves."""
@@ -105,6 +109,8 @@ class Run:
     plan: str | None
     position: Position
     callback: Callback
+    extras: Mapping[str, Extra]
+    """What goes on beside the steps, by name."""
 
     @property
     def done(self) -> int:
@@ -155,15 +161,22 @@ def prepare(
         position = Position(**{**found.state["position"], "history": history})
     # The bits first: the weights of a checkpoint are those of its stage.
     stages.enter(recipe, position.epoch)
+    extras = extras_of(model, recipe)
     if found is not None:
         kept = _restore(found, model, optimizer)
         position.levels = kept["levels"]
         callback.restore(model, kept["companion"])
+        for name, extra in extras.items():
+            extra.restore({rest: tensor for path, tensor in kept["extra"].items() for rest in _below(name, path)})
     agree_on(identity | {"position": position.plain()})
+    student: nn.Module = model
+    if recipe.distill_features and teacher is not None:
+        student, teacher = tapped(model, teacher)
     return Run(
         model,
+        student,
         teacher,
-        _compiled(model, recipe, engine),
+        _compiled(student, recipe, engine),
         _compiled(teacher, recipe, engine) if teacher is not None else None,
         optimizer,
         stages,
@@ -176,7 +189,12 @@ def prepare(
         plan,
         position,
         callback,
+        extras,
     )
+
+
+def _below(folder: str, path: str) -> list[str]:
+    return [path.removeprefix(f"{folder}/")] if path.startswith(f"{folder}/") else []
 
 
 class CheckpointWriter:
@@ -212,6 +230,8 @@ class CheckpointWriter:
             tensors |= {f"momentum/{name}": tensor for name, tensor in momentum.items()}
             tensors |= {f"levels/{name}": tensor for name, tensor in run.position.levels.items()}
             tensors |= {f"companion/{name}": tensor for name, tensor in run.callback.tensors().items()}
+            for folder, extra in run.extras.items():
+                tensors |= {f"extra/{folder}/{name}": tensor for name, tensor in extra.tensors().items()}
             state = {"run": run.identity, "position": run.position.plain(), "plan": run.plan}
             state["companion"] = run.callback.state()
             save_checkpoint(run.directory, Checkpoint(run.done, tensors, state))
@@ -250,7 +270,7 @@ def _check_same_run(checkpoint: Checkpoint, identity: dict[str, Any], directory:
 
 def _restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, dict[str, Tensor]]:
     """Put the weights, the statistics and the momenta back to a checkpoint; return all its tensors by kind and name."""
-    groups: dict[str, dict[str, Tensor]] = {"model": {}, "momentum": {}, "levels": {}, "companion": {}}
+    groups: dict[str, dict[str, Tensor]] = {"model": {}, "momentum": {}, "levels": {}, "companion": {}, "extra": {}}
     for name, tensor in checkpoint.tensors.items():
         group, _, rest = name.partition("/")
         groups[group][rest] = tensor

@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import WeightedRandomSampler
 
 from nce_fx.data import SOURCES, load_data
+from nce_fx.data.image_folder import DEVIATION, MEAN, centre_crop, random_crop
 from nce_fx.data.images import Images, ShiftedImages
 from nce_fx.errors import InputError
 
@@ -329,9 +330,9 @@ def test_every_listed_source_is_known(spec):
 
 def test_missing_packages_are_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
-    monkeypatch.setitem(sys.modules, "torchvision.transforms", None)
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    for spec, package in (("cifar10", "torchvision"), ("imagefolder", "torchvision"), ("digits", "scikit-learn")):
+    for spec, package in (("cifar10", "torchvision"), ("imagefolder", "pillow"), ("digits", "scikit-learn")):
         with pytest.raises(InputError, match=f"needs {package}: pip install 'nce-fx"):
             load_data(spec if spec == "digits" else f"{spec}:{tmp_path}")
 
@@ -404,7 +405,6 @@ def test_a_damaged_cifar10_is_one_line(cifar):
 @pytest.fixture
 def pictures(tmp_path):
     """Two classes; six images to train, four to validate, of odd sizes and modes."""
-    vision()
     from PIL import Image
 
     generator = np.random.default_rng(0)
@@ -429,6 +429,30 @@ def test_image_folder(pictures):
     assert same(all_of(data.loader("train", epoch=1, shuffle=False)), second)
     assert same(all_of(replace(data, workers=2).loader("train", 2, epoch=1, shuffle=False)), second)
     assert same(data.batches(1, 6)[0], data.batches(1, 6)[0])
+
+
+@pytest.mark.parametrize(("width", "height"), [(31, 20), (20, 31), (64, 64), (200, 7), (7, 200)])
+def test_image_folders_are_cropped_as_torchvision_does_it(width, height):
+    vision()
+    from PIL import Image
+    from torchvision import transforms
+
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    end = [transforms.ToTensor(), transforms.Normalize(MEAN, DEVIATION)]
+    plain = transforms.Compose([transforms.Resize(16 * 256 // 224), transforms.CenterCrop(16), *end])
+    moved = transforms.Compose([transforms.RandomResizedCrop(16), transforms.RandomHorizontalFlip(), *end])
+    image = Image.fromarray(pixels)
+    assert torch.equal(centre_crop(image, 16), plain(image))
+    for seed in range(20):
+        torch.manual_seed(seed)
+        theirs = moved(image)
+        torch.manual_seed(seed)
+        assert torch.equal(random_crop(image, 16), theirs)
+
+
+def test_image_folder_of_another_size(pictures):
+    assert load_data(f"imagefolder:{pictures}@16").input_shape == (3, 16, 16)
+    assert load_data(f"imagefolder:{pictures}").input_shape == (3, 224, 224)
 
 
 def damage(pictures: Any, *names: str) -> None:

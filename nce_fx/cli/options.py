@@ -51,7 +51,7 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="DATA",
-        help="digits, fashion-mnist, cifar10:DIR, imagefolder:DIR, or package.module:callable.",
+        help="digits, fashion-mnist, cifar10:DIR, imagefolder:DIR (DIR@64: 64x64), or package.module:callable.",
     ),
 ]
 _QUANTIZERS, _BUDGET, _WIDTHS, _TRAINING = "Quantizers", "Budget", "Widths", "Training"

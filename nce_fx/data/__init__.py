@@ -19,7 +19,7 @@ SOURCES = {
     "digits": "scikit-learn's 1,797 grey 8x8 images",
     "fashion-mnist:DIR": "60,000 grey 28x28 images of clothes; without DIR from where Debian puts them",
     "cifar10:DIR": "CIFAR-10 from a folder, through torchvision",
-    "imagefolder:DIR": "train/CLASS/* and val/CLASS/* images, through torchvision",
+    "imagefolder:DIR": "train/CLASS/* and val/CLASS/* images, 224x224; DIR@64 for 64x64",
     "package.module:callable": "a callable that gives (train, test)",
     "path/to/file.py:callable": "the same, from a file",
 }

@@ -1,0 +1,69 @@
+"""The reference of the command line, docs/command_line.md, made from the commands themselves.
+
+To make it anew: `python -m tests.command_line_page`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer.main
+
+from nce_fx.cli import app
+
+PAGE = Path(__file__).parent.parent / "docs" / "command_line.md"
+HEAD = """# The command line
+
+Made from the commands themselves by `python -m tests.command_line_page`; `nce-fx COMMAND --help` says the same.
+
+MODEL is a built-in name (`nce-fx models`), `package.module:callable` or `path/to/file.py:callable`. A budget is a ratio
+of the original (`0.8x`), a number, or `none`. Results go to stdout, everything else to stderr. Exit codes: 0 done,
+1 something was not right (one line says what, where, and what to do), 2 usage, 130 stopped with Ctrl-C.
+"""
+
+
+def page() -> str:
+    """Return the text of the page: a section a command, a table a group of options."""
+    commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    sections = [_section(name, command) for name, command in commands.items()]
+    common = next(iter(commands.values())).params
+    every = _table("Every command", [each for each in common if each.rich_help_panel == "Every command"])
+    return "\n".join([HEAD, *sections, "## Options of every command\n", *every])
+
+
+def _section(name: str, command: Any) -> str:
+    arguments = [each for each in command.params if each.param_type_name == "argument"]
+    shown = "".join(f" {each.metavar}" for each in arguments)
+    lines = [f"## nce-fx {name}\n", _text(command.help), "", "```text", f"nce-fx {name}{shown}", "```", ""]
+    lines += [f"- `{each.metavar}`: {_text(each.help)}" for each in arguments]
+    panels: dict[str | None, list[Any]] = {}
+    for each in command.params:
+        if each not in arguments and each.rich_help_panel != "Every command" and not each.hidden:
+            panels.setdefault(each.rich_help_panel, []).append(each)
+    for panel, options in panels.items():
+        lines += ["", *_table(panel or "Options", options)]
+    return "\n".join(lines) + "\n"
+
+
+def _table(panel: str, options: list[Any]) -> list[str]:
+    rows = [f"| {panel} | default | |", "|---|---|---|"]
+    for each in options:
+        names = ", ".join(f"`{name}`" for name in (*each.opts, *each.secondary_opts))
+        value = "" if each.is_flag else f" `{each.metavar or _kind(each)}`".replace("|", "\\|")
+        default = "" if each.is_flag or each.default is None else f"`{each.default}`"
+        rows.append(f"| {names}{value} | {default} | {_text(each.help)} |")
+    return rows
+
+
+def _kind(option: Any) -> str:
+    annotation = option.type_descriptor.annotation
+    return str(getattr(annotation, "__name__", annotation)).upper()
+
+
+def _text(help_text: str) -> str:
+    return " ".join(help_text.split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

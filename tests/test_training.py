@@ -24,7 +24,7 @@ from nce_fx.training import Recipe, StepReport, evaluate, train
 from nce_fx.training.batches import batches_of
 from nce_fx.training.engine import Engine, all_reduce_mean, shard
 from nce_fx.training.loss import logits_of, training_loss
-from nce_fx.training.optimizer import build_optimizer
+from nce_fx.training.optimizer import build_optimizer, positive_ranges
 from nce_fx.training.oscillation import dampen
 from nce_fx.training.recipe import bits_at, dampening_at, learning_rate_at
 from nce_fx.training.scratch import from_scratch
@@ -411,12 +411,46 @@ def test_from_scratch_keeps_nothing_of_the_weights_and_all_of_the_scales():
     assert bool(first(x).isfinite().all())
 
 
-def quantized_net(weight: str = "seq") -> Any:
+def quantized_net(weight: str = "seq", activation: str = "pact") -> Any:
     torch.manual_seed(0)
     body = (nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
     model = nn.Sequential(*body, nn.Flatten(), nn.Linear(32, 4))
-    spec = nce_fx.QuantSpec(first_last_bits=2, weight=weight)
+    spec = nce_fx.QuantSpec(first_last_bits=2, weight=weight, activation=activation)
     return nce_fx.quantize(nce_fx.trace(model, (torch.randn(2, 1, 6, 6),)), spec)
+
+
+class TestLearnedRanges:
+    """Clip values and steps that training learns stay lengths."""
+
+    @pytest.mark.parametrize(
+        ("weight", "activation"), [(w, "pact") for w in WEIGHT_QUANTIZERS] + [("lsq", a) for a in ACTIVATION_QUANTIZERS]
+    )
+    def test_no_step_of_the_optimizer_takes_one_below_zero(self, weight, activation):
+        gm = quantized_net(weight, activation)
+        ranges = {
+            f"{path}.{name}": getattr(module, name).detach().clone()
+            for path, module in gm.named_modules()
+            for name in getattr(module, "positive", ())
+            if getattr(module, name).requires_grad
+        }
+        recipe = Recipe(epochs=1, batch_size=16, learning_rate=3.0, clip_rate=1e3, warmup_epochs=0, clip_gradient=1.0)
+        after = dict(train(gm, Blobs(train=48), recipe).model.named_parameters())
+        for name, before in ranges.items():
+            change = after[name] / before
+            assert bool(((change >= 0.9**3 - 1e-6) & (change <= 1.1**3 + 1e-6)).all()), (
+                f"{name}: {before} -> {after[name]}"
+            )
+        assert ranges
+        if "lsq" in (weight, activation):
+            assert any(not torch.equal(after[name], before) for name, before in ranges.items())
+
+    def test_a_range_that_was_left_below_zero_is_not_held_there(self):
+        gm = quantized_net("lsq", "lsq")
+        step = gm.get_parameter("0.weight_quant.step")
+        step.data.fill_(-1.0)
+        with positive_ranges(gm):
+            step.data.fill_(2.0)
+        assert float(step) == 2.0
 
 
 class TestRestlessness:

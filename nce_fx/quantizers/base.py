@@ -134,6 +134,8 @@ class Quantizer(nn.Module):
 
     absent: ClassVar[Mapping[str, float]] = {}
     """State that files of earlier versions do not have, and what it was then."""
+    positive: ClassVar[tuple[str, ...]] = ()
+    """Learned parameters that are lengths, such as ``("step",)``: at or below zero nothing is learned any more."""
 
     def __init__(self, bits: int) -> None:
         super().__init__()

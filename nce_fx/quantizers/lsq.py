@@ -48,6 +48,8 @@ def share(count: int, grid: Grid) -> float:
 class LsqWeight(WeightQuantizer):
     """Weights: (any shape) -> (the same shape), one learned step a tensor."""
 
+    positive = ("step",)
+
     def __init__(self, bits: int, channel_axis: int = 0) -> None:
         super().__init__(bits)
         self.grid = signed_grid(bits)
@@ -79,6 +81,8 @@ class LsqWeight(WeightQuantizer):
 
 class LsqActivation(ActivationQuantizer):
     """Activations: (N, any shape) -> (the same shape), one learned step a tensor. Calibration starts the step."""
+
+    positive = ("step",)
 
     def __init__(
         self, bits: int, signed: bool = True, origin: str = "assumed", replaces: Replaced | None = None

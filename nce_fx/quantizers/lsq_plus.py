@@ -34,6 +34,8 @@ _TRIED = 17
 class LsqPlus(ActivationQuantizer):
     """Activations: (N, any shape) -> (the same shape), one learned step and offset a tensor."""
 
+    positive = ("step",)
+
     def __init__(
         self, bits: int, signed: bool = True, origin: str = "assumed", replaces: Replaced | None = None
     ) -> None:

@@ -37,6 +37,8 @@ _FEW = 15
 class N2uq(ActivationQuantizer):
     """Activations: (N, any shape) -> (the same shape), the same learned thresholds for all of a tensor."""
 
+    positive = ("step", "lengths")
+
     def __init__(
         self, bits: int, signed: bool = True, origin: str = "assumed", replaces: Replaced | None = None
     ) -> None:

@@ -36,6 +36,8 @@ CLIP = 8.0
 class Pact(ActivationQuantizer):
     """Activations: (any shape) -> (the same shape). Calibration starts the clip where the squared error is least."""
 
+    positive = ("clip",)
+
     def __init__(
         self, bits: int, signed: bool = True, origin: str = "assumed", replaces: Replaced | None = None
     ) -> None:

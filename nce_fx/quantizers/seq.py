@@ -26,6 +26,8 @@ from nce_fx.quantizers.sawb import Sawb
 class Seq(WeightQuantizer):
     """Weights: (any shape) -> (the same shape), one learned scale a tensor."""
 
+    positive = ("alpha",)
+
     def __init__(self, bits: int, channel_axis: int = 0) -> None:
         super().__init__(bits)
         self.grid = centred_grid(bits)

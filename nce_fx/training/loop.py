@@ -31,6 +31,7 @@ from nce_fx.training.features import feature_loss
 from nce_fx.training.interruption import interruptions
 from nce_fx.training.log import Log, open_log
 from nce_fx.training.loss import count_correct, logits_of, training_loss
+from nce_fx.training.optimizer import positive_ranges
 from nce_fx.training.oscillation import dampen, share_moved, weight_levels
 from nce_fx.training.progress import Progress, reporting
 from nce_fx.training.recipe import Recipe, bits_at, dampening_at, learning_rate_at
@@ -227,7 +228,8 @@ def train_step(run: Run, batch: Any, rate: float, seed: int, stop: bool) -> list
         nn.utils.clip_grad_norm_(run.model.parameters(), recipe.clip_gradient)
     for group in run.optimizer.param_groups:
         group["lr"] = rate * group["rate"]
-    run.optimizer.step()
+    with positive_ranges(run.model):
+        run.optimizer.step()
     return totals
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
 from nce_fx.errors import TrainingError
 from nce_fx.quantizers.base import Quantizer
 from nce_fx.training.recipe import Recipe
+
+LARGEST_CHANGE = 0.1
+"""By how much of itself one step of the optimizer may change a learned range, see `positive_ranges`."""
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
@@ -34,6 +40,29 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
         found.setdefault(kind, []).append(parameter)
     groups = [{"params": own, "weight_decay": decay, "rate": rate} for (decay, rate), own in found.items()]
     return torch.optim.SGD(groups, recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.nesterov)
+
+
+@contextmanager
+def positive_ranges(model: nn.Module) -> Iterator[None]:
+    """Let no step of an optimizer change a clip value or a step size by more than a tenth.
+
+    The gradients of learned ranges are large where rounding breaks a network (two dozen times those of its float
+    network, on MobileNetV2 at 2 bits). A range that one such step takes below zero gives all weights one level, and
+    gets no gradient from there on: it would stay so for good.
+    """
+    ranges = [
+        parameter
+        for module in model.modules()
+        if isinstance(module, Quantizer)
+        for name in module.positive
+        if (parameter := getattr(module, name)).requires_grad
+    ]
+    before = [parameter.detach().clone() for parameter in ranges]
+    yield
+    with torch.no_grad():
+        for parameter, old in zip(ranges, before, strict=True):
+            new = parameter.clamp((1 - LARGEST_CHANGE) * old, (1 + LARGEST_CHANGE) * old)
+            parameter.copy_(torch.where(old > 0, new, parameter))
 
 
 def quantizer_parameters(model: nn.Module) -> frozenset[str]:

@@ -55,6 +55,7 @@ _BOXES: tuple[dict[str, tuple[str, ...]], ...] = (
             "copying",
             "devices",
             "errors",
+            "executor",
             "files",
             "folders",
             "frozen",

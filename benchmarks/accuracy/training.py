@@ -2,6 +2,7 @@
 
     python -m benchmarks.training                                  trains what is missing, a row of the CSV at a time
     python -m benchmarks.training --networks resnet18 --seeds 5    a part of it; several may run beside each other
+    python -m benchmarks.training --workers 4                      in four processes; or --scheduler ADDRESS, of dask's
     python -m benchmarks.training --table                          trains nothing: the table of what is there
 
 For every network and seed a float network is trained; from its weights, and distilled from it, each method trains the
@@ -19,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ import nce_fx
 from benchmarks import pages
 from benchmarks.evidence.statistics import deviation, mean, paired_p
 from nce_fx.data import Data, load_data
+from nce_fx.executor import executor, results
 from nce_fx.models import MODELS
 from nce_fx.quantizers import ActivationQuantizer, WeightQuantizer
 from nce_fx.training import Recipe, train
@@ -132,11 +135,13 @@ NETWORKS: Mapping[str, Callable[[int, int], nn.Module]] = {
 """By name: (classes, channels) -> a network with new weights."""
 
 
-def float_network(network: str, data: Data, recipe: Recipe) -> GraphModule:
-    """Train the float network of one seed."""
+@lru_cache(maxsize=1)
+def float_network(network: str, data_name: str, images: int | None, recipe: Recipe) -> tuple[Data, GraphModule]:
+    """Return the data and the float network of one seed, trained once for the methods that follow one another."""
+    data = some_images(load_data(data_name), images)
     torch.manual_seed(recipe.seed)
     model = NETWORKS[network](data.classes, data.input_shape[0])
-    return train(nce_fx.trace(model, (torch.zeros(2, *data.input_shape),)), data, recipe).model
+    return data, train(nce_fx.trace(model, (torch.zeros(2, *data.input_shape),)), data, recipe).model
 
 
 def measure(teacher: GraphModule, data: Data, name: str, recipe: Recipe) -> dict[str, Any]:
@@ -216,6 +221,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--float-epochs", type=int, default=8)
     options.add_argument("--epochs", type=int, default=8)
     options.add_argument("--out", type=Path, default=RESULTS)
+    options.add_argument("--workers", type=int, default=1, help="processes of this machine")
+    options.add_argument("--scheduler", metavar="ADDRESS", help="of dask, such as tcp://head:8786, instead of them")
     options.add_argument("--table", action="store_true", help="train nothing: the table of what is there")
     given = options.parse_args(arguments)
     torch.set_num_threads(1)
@@ -228,27 +235,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def study(given: argparse.Namespace) -> None:
-    """Train what is missing."""
-    data = some_images(load_data(given.data), given.images)
-    for seed in range(given.seeds):
-        for network in given.networks:
-            done = read(given.out)
-            left = [name for name in given.methods if (network, data.name, name, seed) not in done]
-            if not left:
-                continue
-            plain = Recipe(epochs=given.float_epochs, seed=seed, evaluate_every=0)
-            teacher = float_network(network, data, plain)
-            for name in ("float", *left):
-                row = {"network": network, "data": data.name, "method": name, "seed": seed, "epochs": given.epochs}
-                row |= {"images": given.images or "", "float_epochs": given.float_epochs, "version": nce_fx.__version__}
-                if name == "float":
-                    if (network, data.name, name, seed) in done:
-                        continue
-                    found = {"accuracy": nce_fx.training.evaluate(teacher, data), "moved": "", "step_ms": "nan"}
-                else:
-                    found = measure(teacher, data, name, replace(plain, epochs=given.epochs))
-                append(given.out, row | found)
-                print(f"{network} {name} seed {seed}: {found['accuracy']:.2%}", file=sys.stderr)
+    """Train what is missing; a row is written as soon as it is there."""
+    name, done = load_data(given.data).name, read(given.out)
+    jobs = {
+        (network, name, method, seed): (network, method, seed, given)
+        for seed in range(given.seeds)
+        for network in given.networks
+        for method in ("float", *given.methods)
+        if (network, name, method, seed) not in done
+    }
+    with executor(given.workers, given.scheduler) as pool:
+        for (network, _, method, seed), row in results(pool, measured, jobs):
+            append(given.out, row)
+            print(f"{network} {method} seed {seed}: {row['accuracy']:.2%}", file=sys.stderr)
+
+
+def measured(network: str, method: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
+    """Return a row. Wherever it is made, its float network is the same: what is trained follows from the seed."""
+    torch.set_num_threads(1)
+    plain = Recipe(epochs=given.float_epochs, seed=seed, evaluate_every=0)
+    data, teacher = float_network(network, given.data, given.images, plain)
+    row = {"network": network, "data": data.name, "method": method, "seed": seed, "epochs": given.epochs}
+    row |= {"images": given.images or "", "float_epochs": given.float_epochs, "version": nce_fx.__version__}
+    if method == "float":
+        return row | {"accuracy": nce_fx.training.evaluate(teacher, data), "moved": "", "step_ms": "nan"}
+    return row | measure(teacher, data, method, replace(plain, epochs=given.epochs))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ with --table nothing else is done. The device is a GPU where there is one.
     python -m benchmarks.evidence                                         # everything that is missing
     python -m benchmarks.evidence digits-resnet20 --only uniform,nce-plan --seeds 10
     python -m benchmarks.evidence cifar10-resnet20 --data cifar10:DIR
+    python -m benchmarks.evidence --workers 4                             # in four processes
+    python -m benchmarks.evidence --scheduler tcp://head:8786             # on a cluster of dask's
     torchrun --nproc-per-node 8 -m benchmarks.evidence imagenet-resnet18 --data imagefolder:DIR
     python -m benchmarks.evidence digits-resnet20 --ablation threshold --seeds 3
 """
@@ -19,6 +21,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,9 +36,12 @@ from benchmarks.pages import DOCS, RESULTS, ROOT
 from benchmarks.part import some_images
 from nce_fx.data import Data, load_data
 from nce_fx.errors import InputError, NceFxError
+from nce_fx.executor import executor, results
 from nce_fx.training.engine import start_engine
 from nce_fx.version import __version__
 
+Task = tuple[Variant, records.Key, str]
+"""What to run, the key of its line, and the command that makes the line again."""
 WORK = ROOT / ".evidence"
 COSTS = ("macs", "params", "bit_ops", "weight_bytes", "activation_bytes")
 
@@ -57,7 +63,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the tables")
     parser.add_argument("--report", type=Path, default=DOCS / "results.md", help="the report to write")
     parser.add_argument("--work", type=Path, default=WORK, help="the folder of the checkpoints")
-    parser.add_argument("--threads", type=int, default=1, help="of a CPU")
+    parser.add_argument("--threads", type=int, default=1, help="of a CPU, in each process")
+    parser.add_argument("--workers", type=int, default=1, help="processes of this machine, a seed at a time each")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="of dask, such as tcp://head:8786, instead of them")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     try:
@@ -77,17 +85,27 @@ def write_page(results: Path = RESULTS, report: Path = DOCS / "results.md") -> N
 def run(options: argparse.Namespace) -> None:
     """Run every row of every study that is not in the table: seed by seed, so that whole comparisons end early."""
     table = options.results / ("ablations.csv" if options.ablation else "evidence.csv")
-    for name in options.studies or DEFAULT:
-        study = named(name, options)
-        data = some_images(load_data(study.data, size=study.size), study.images)
-        for seed in seeds_of(options.seeds, study.seeds):
-            for variant in variants_of(options):
-                row = variant.name if options.ablation else variant.row
-                record = (study.network, data_name(data), row, seed, records.OWN_WIDTHS)
-                digest = study.with_changes(variant.changes).digest()
-                if not is_done(table, record, digest):
+    with executor(options.workers, options.scheduler) as pool:
+        for name in options.studies or DEFAULT:
+            study = named(name, options)
+            about = study.network, data_name(load_data(study.data, size=study.size))
+            jobs: dict[tuple[Any, ...], tuple[Study, list[Task], Path, int]] = {}
+            for seed in seeds_of(options.seeds, study.seeds):
+                for variant in variants_of(options):
+                    row = variant.name if options.ablation else variant.row
+                    record = (*about, row, seed, records.OWN_WIDTHS)
+                    if is_done(table, record, study.with_changes(variant.changes).digest()):
+                        continue
                     made = "python -m benchmarks.evidence " + command_of(name, variant, seed, options)
-                    run_one(study, data, variant, record, made, table, options.work)
+                    # The rows of a seed share a folder of checkpoints: elsewhere one process runs them all.
+                    job = jobs.setdefault(
+                        (seed, row) if pool is None else (seed,), (study, [], options.work, options.threads)
+                    )
+                    job[1].append((variant, record, made))
+            for _, lines in results(pool, run_rows, jobs):
+                if start_engine().is_main:
+                    for run, widths in lines:
+                        write(table, run, widths)
 
 
 def is_done(table: Path, record: records.Key, digest: str) -> bool:
@@ -105,15 +123,19 @@ def is_done(table: Path, record: records.Key, digest: str) -> bool:
     return found is not None
 
 
-def run_one(study: Study, data: Data, variant: Variant, key: records.Key, made: str, table: Path, work: Path) -> None:
-    """Run one row and write its lines."""
+def run_rows(study: Study, tasks: list[Task], work: Path, threads: int) -> list[tuple[Run, Widths]]:
+    """Run rows one after another and return their lines."""
+    torch.set_num_threads(threads)
+    data = some_images(load_data(study.data, size=study.size), study.images)
+    return [run_one(study, data, *task, work) for task in tasks]
+
+
+def run_one(study: Study, data: Data, variant: Variant, key: records.Key, made: str, work: Path) -> tuple[Run, Widths]:
+    """Run one row and return its lines."""
     changed = study.with_changes(variant.changes)
     *about, seed, _ = key
     bench = Bench(changed, data, seed, work / f"{changed.name}-{changed.digest()}" / str(seed))
     outcome = run_row(bench, variant.row)
-    engine = start_engine()
-    if not engine.is_main:
-        return
     run = Run(
         *about,
         seed,
@@ -121,16 +143,21 @@ def run_one(study: Study, data: Data, variant: Variant, key: records.Key, made: 
         **{name: outcome.cost.cost[name] for name in COSTS},
         search_seconds=outcome.search_seconds,
         train_seconds=outcome.train_seconds,
-        device=engine.device.type,
+        device=start_engine().device.type,
         command=made,
         version=f"{version()}.{changed.digest()}",
     )
     before = bench.channels.widths
     widths = " ".join(f"{group}={before[group]}>{width}" for group, width in outcome.widths.items())
-    records.add(table.with_name("widths.csv"), Widths(*about, seed, widths=widths))
+    return run, Widths(*about, seed, widths=widths)
+
+
+def write(table: Path, run: Run, widths: Widths) -> None:
+    """Put the lines of one row into the tables, and say so."""
+    records.add(table.with_name("widths.csv"), widths)
     records.add(table, run)
     print(
-        f"{run.network} {run.data} seed {seed} {run.row}: {100 * run.accuracy:.2f} %"
+        f"{run.network} {run.data} seed {run.seed} {run.row}: {100 * run.accuracy:.2f} %"
         f"  {run.macs:,} MACs  {run.params:,} parameters  {run.bit_ops:,} bit operations  {run.weight_bytes:,} bytes"
         f"  {run.search_seconds} + {run.train_seconds} s",
         flush=True,

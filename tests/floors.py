@@ -89,7 +89,7 @@ _BOXES: tuple[dict[str, tuple[str, ...]], ...] = (
         )
     },
     {"tracing": ("tracing",), "pipeline": ("pipeline",)},
-    {"channels": (_CHANNELS, f"{_TRANSFORM}.repair", f"{_TRANSFORM}.resizing")},
+    {"channels": (_CHANNELS, f"{_TRANSFORM}.resizing")},
     {"transform": (_TRANSFORM,)},
     {"cost": ("quantities", *(f"{_ANALYSIS}.{x}" for x in ("cost", "cost_model", "hardware", "polynomial")))},
     {"sensitivity": (f"{_ANALYSIS}.sensitivity",)},

@@ -34,6 +34,7 @@ MODULES: dict[str, Any] = {
     **dict.fromkeys(("Linear", "LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"), lambda kind: kind(WIDTH, 6)),
     "Bilinear": lambda kind: kind(WIDTH, WIDTH, 6),
     **{f"BatchNorm{n}d": lambda kind: kind(WIDTH) for n in (1, 2, 3)},
+    "SyncBatchNorm": lambda kind: kind(WIDTH),
     **{f"InstanceNorm{n}d": lambda kind: kind(WIDTH, affine=True) for n in (1, 2, 3)},
     **dict.fromkeys(("LayerNorm", "RMSNorm", "PReLU"), lambda kind: kind(WIDTH)),
     "GroupNorm": lambda kind: kind(4, WIDTH),

@@ -20,12 +20,13 @@ ROWS = (
     ),
     Op(
         name="nn.MultiheadAttention",
-        kind="product",
+        kind="weighted",
         modules=(nn.MultiheadAttention,),
         signature="query, key, value, key_padding_mask=None, need_weights=True, attn_mask=None, "
         "average_attn_weights=True, is_causal=False",
         channels=Absent("tracing takes it apart into linear layers and attention"),
         macs=work.multihead,
+        quantize=Absent("its projections are layers of their own in a graph"),
         example=lambda: (randn(5, 2, 8), randn(5, 2, 8), randn(5, 2, 8)),
     ),
 )

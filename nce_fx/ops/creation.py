@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import rand, randn
 
-from nce_fx.ops.op import Op
+from nce_fx.ops.op import NOTHING, Op, same_order
 from nce_fx.ops.rules import movement
 
 
@@ -15,8 +15,14 @@ def _tokens(*rest: Any) -> Callable[[], tuple[Any, ...]]:
     return lambda: (randn(2, 6, 8), *rest)
 
 
-def _made(name: str, channels: Callable[..., Any], signature: str, example: Callable[[], tuple[Any, ...]]) -> Op:
-    return Op(name=name, kind="movement", signature=signature, channels=channels, example=example)
+def _made(
+    name: str,
+    channels: Callable[..., Any],
+    signature: str,
+    example: Callable[[], tuple[Any, ...]],
+    spellings: Mapping[Any, str] = NOTHING,
+) -> Op:
+    return Op(name=name, kind="movement", signature=signature, channels=channels, example=example, spellings=spellings)
 
 
 ROWS = (
@@ -36,5 +42,5 @@ ROWS = (
     _made("fill", movement.filled, "input, value", _tokens(0.5)),
     _made("zero", movement.filled, "input", _tokens()),
     _made("copy", movement.write, "input, src", _tokens(randn(2, 6, 8))),
-    _made("_assert_tensor_metadata", movement.asserted, "input", _tokens()),
+    _made("_assert_tensor_metadata", movement.asserted, "input", _tokens(), same_order("_assert_scalar")),
 )

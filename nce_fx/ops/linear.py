@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn, randn
 
-from nce_fx.ops import work
+from nce_fx.ops import output_shapes, work
 from nce_fx.ops.op import Op, WeightLayout
 from nce_fx.ops.rules import weighted
 
@@ -18,6 +18,7 @@ ROWS = (
         catch="call",
         macs=work.rows_times_weight("linear", -1),
         quantize=WeightLayout(0),
+        shape=output_shapes.linear,
         example=lambda: (randn(2, 8), randn(6, 8), randn(6)),
     ),
     Op(

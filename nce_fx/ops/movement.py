@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn, randn
 
-from nce_fx.ops.op import NOTHING, Absent, Memory, Op, same_order
-from nce_fx.ops.rules import movement
+from nce_fx.ops.op import NO_SIZE, NOTHING, Absent, Memory, Op, same_order
+from nce_fx.ops.rules import movement, repair
+from nce_fx.ops.rules.repair import Repair
 
 _APART = Absent("PyTorch takes it apart into views")
 _TORCHVISION = same_order("torchvision.ops.stochastic_depth.stochastic_depth")
@@ -31,8 +32,9 @@ def _moving(
     example: Callable[[], tuple[Any, ...]],
     *modules: type[nn.Module],
     memory: Memory = "new",
-    catch: Literal["call", "aten"] = "aten",
+    catch: Literal["call", "aten", "inside"] = "aten",
     spellings: Any = NOTHING,
+    repair: Repair | Absent = NO_SIZE,
 ) -> Op:
     return Op(
         name=name,
@@ -45,6 +47,7 @@ def _moving(
         memory=memory,
         sign="kept",
         example=example,
+        repair=repair,
     )
 
 
@@ -53,29 +56,51 @@ def _view(name: str, channels: Any, signature: str, example: Any, *modules: Any,
 
 
 ROWS = (
-    _view("view", movement.view, "input, *shape", _image([2, 8, 16]), spellings=same_order("_unsafe_view")),
-    _view("reshape", movement.view, "input, shape", _image((2, 8, 16)), spellings=same_order("_reshape_alias")),
+    _view(
+        "view",
+        movement.view,
+        "input, *shape",
+        _image([2, 8, 16]),
+        spellings=same_order("_unsafe_view"),
+        repair=repair.view,
+    ),
+    _view(
+        "reshape",
+        movement.view,
+        "input, shape",
+        _image((2, 8, 16)),
+        spellings=same_order("_reshape_alias"),
+        repair=repair.view,
+    ),
     _view("view_as", _APART, "input, other", _image(randn(2, 8, 4, 4))),
-    _view("flatten", _APART, "input, start_dim=0, end_dim=-1", _image(2), nn.Flatten),
-    _view("unflatten", _APART, "input, dim, sizes", _image(2, (2, 2)), nn.Unflatten),
+    _view("flatten", _APART, "input, start_dim=0, end_dim=-1", _image(2), nn.Flatten, catch="inside"),
+    _view(
+        "unflatten",
+        _APART,
+        "input, dim, sizes",
+        _image(2, (2, 2)),
+        nn.Unflatten,
+        catch="inside",
+        repair=repair.unflatten,
+    ),
     _view("ravel", _APART, "input", lambda: (randn(8),)),
     _view("permute", movement.moved, "input, dims", _image((0, 2, 1, 3))),
     _view(
         "transpose", movement.moved, "input, dim0, dim1", _tokens(0, 1), spellings=same_order("swapaxes", "swapdims")
     ),
     _view("movedim", _APART, "input, source, destination", _image(1, -1), spellings=same_order("moveaxis")),
-    _view("t", movement.moved, "input", lambda: (randn(2, 8),)),
-    _view("squeeze", movement.moved, "input, dim=None", lambda: (randn(2, 8, 1), 2)),
+    _view("t", movement.moved, "input", lambda: (randn(2, 8),), spellings=same_order("numpy_T")),
+    _view("squeeze", movement.moved, "input, dim=None", lambda: (randn(2, 8, 1), 2), repair=repair.squeeze),
     _view("unsqueeze", movement.moved, "input, dim", _tokens(1)),
-    _view("expand", movement.moved, "input, *sizes", lambda: (randn(2, 8, 1), [2, 8, 3])),
+    _view("expand", movement.moved, "input, *sizes", lambda: (randn(2, 8, 1), [2, 8, 3]), repair=repair.expand),
     _view("expand_as", _APART, "input, other", lambda: (randn(2, 8, 1), randn(2, 8, 3))),
     _view("select", movement.select, "input, dim, index", _tokens(1, 0)),
-    _view("slice", movement.split, "input, dim=0, start=None, end=None, step=1", _tokens(1, 0, 3)),
-    _view("narrow", movement.split, "input, dim, start, length", _tokens(1, 1, 3)),
-    _view("split", movement.split, "input, split_size_or_sections, dim=0", _tokens(3, 1)),
-    _view("split_with_sizes", movement.split, "input, split_sizes, dim=0", _tokens([2, 4], 1)),
+    _view("slice", movement.split, "input, dim=0, start=None, end=None, step=1", _tokens(1, 0, 3), repair=repair.cut),
+    _view("narrow", movement.split, "input, dim, start, length", _tokens(1, 1, 3), repair=repair.narrow),
+    _view("split", movement.split, "input, split_size_or_sections, dim=0", _tokens(3, 1), repair=repair.split),
+    _view("split_with_sizes", movement.split, "input, split_sizes, dim=0", _tokens([2, 4], 1), repair=repair.split),
     _view("tensor_split", _APART, "input, indices_or_sections, dim=0", _tokens(2, 1)),
-    _view("chunk", movement.split, "input, chunks, dim=0", _tokens(2, 1)),
+    _view("chunk", movement.split, "input, chunks, dim=0", _tokens(2, 1), repair=repair.split),
     _view("unbind", movement.split, "input, dim=0", _tokens(1)),
     _view("diagonal", movement.moved, "input, offset=0, dim1=0, dim2=1", _image(0, 2, 3)),
     _view(
@@ -88,7 +113,8 @@ ROWS = (
     _view("detach", movement.same, "input", _tokens()),
     _view("alias", movement.same, "input", _tokens()),
     _view("contiguous", movement.same, "input", _tokens()),
-    _view("getitem", _APART, "input, index", _tokens((slice(None), slice(0, 2))), spellings=same_order(getattr)),
+    _view("getitem", _APART, "input, index", _tokens((slice(None), slice(0, 2))), repair=repair.items),
+    _view("builtins.getattr", _APART, "input, name", _image("mT"), spellings=same_order(getattr)),
     _view("unfold", movement.moved, "input, dimension, size, step", _tokens(1, 2, 2)),
     _moving(
         "im2col",
@@ -140,8 +166,8 @@ ROWS = (
     ),
     _moving("size", Absent("makes no tensor"), "input, dim=None", _tokens(0)),
     _moving("lift_fresh", movement.same, "input", _tokens()),
-    _view("unsafe_chunk", movement.split, "input, chunks, dim=0", _tokens(2, 1)),
-    _view("unsafe_split", movement.split, "input, split_size, dim=0", _tokens(3, 1)),
+    _view("unsafe_chunk", movement.split, "input, chunks, dim=0", _tokens(2, 1), repair=repair.split),
+    _view("unsafe_split", movement.split, "input, split_size, dim=0", _tokens(3, 1), repair=repair.split),
     _moving("index", movement.index, "input, indices", _tokens([None, torch.tensor([2, 0])])),
     _moving("glu", movement.glu, "input, dim=-1", _image(1), nn.GLU),
     Op(

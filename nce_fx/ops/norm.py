@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import nn, ones, rand, randn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from nce_fx.ops import output_shapes
 from nce_fx.ops.op import Op
-from nce_fx.ops.rules import elementwise, mixing, weighted
+from nce_fx.ops.rules import affine, elementwise, mixing, weighted
 
 aten = torch.ops.aten
 _ATEN_BATCH = (
@@ -20,11 +22,14 @@ ROWS = (
     Op(
         name="batch_norm",
         kind="norm",
-        modules=(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+        modules=(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, _BatchNorm),
         signature="input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5",
         spellings=dict.fromkeys((torch.batch_norm, aten.batch_norm.default), _ATEN_BATCH),
         channels=weighted.batch_norm,
         catch="call",
+        shape=output_shapes.batch_norm,
+        by_mode=True,
+        affine=affine.batch_norm,
         example=lambda: (randn(2, 8, 5, 5), randn(8), rand(8) + 0.5, randn(8), randn(8)),
     ),
     Op(

@@ -11,6 +11,9 @@ from torch import nn
 
 from nce_fx.errors import InputError
 from nce_fx.frozen import freeze
+from nce_fx.ops.output_shapes import Shape
+from nce_fx.ops.rules.affine import AffineRule
+from nce_fx.ops.rules.repair import Repair
 from nce_fx.ops.work import Rule
 
 Kind = Literal["weighted", "product", "lookup", "recurrent", "norm", "pointwise", "reduction", "spatial", "movement"]
@@ -36,6 +39,9 @@ class WeightLayout:
 
 NO_WORK = Absent("it multiplies no values with each other")
 NO_WEIGHT = Absent("it has no weight that it multiplies with")
+AS_RUN = Absent("it is run on tensors without values")
+NO_AFFINE = Absent("it is no factor and shift of each channel")
+NO_SIZE = Absent("it writes no size down that follows a width")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +61,9 @@ class Op:
     """Makes the arguments of one call, on values of 8 channels."""
     channels: Callable[..., Any] | Absent
     """What it does to channels (`nce_fx.ops.rules`)."""
-    catch: Literal["call", "module", "aten"] = "aten"
-    """Whether the rule sees the call, with its arguments; the module, then its arguments; or the ATen ops
-    ``(func, args, kwargs)`` that the operation comes apart into."""
+    catch: Literal["call", "module", "aten", "inside"] = "aten"
+    """What the rule sees: the call's arguments; the module, then its arguments; ATen ops ``(func, args, kwargs)`` that
+    the operation comes apart into; of modules that tracing goes into, what is inside."""
     macs: Rule | Absent = NO_WORK
     """Its multiply-accumulates, and which values and weights take part (`nce_fx.ops.work`)."""
     quantize: WeightLayout | Absent = NO_WEIGHT
@@ -70,6 +76,16 @@ class Op:
     """The modules that do the same and hold its other arguments as attributes."""
     spellings: Mapping[Any, str] = field(default_factory=lambda: NOTHING)
     """Other names and callables that it goes by -> the order of their arguments where that is another one, else ""."""
+    repair: Repair | Absent = NO_SIZE
+    """What a call of it may become where it holds a size that a width changes (`nce_fx.ops.rules.repair`)."""
+    evenly: str = ""
+    """The operation with its value that shares the gradient among equal entries, where it gives all to the first."""
+    affine: AffineRule | Absent = NO_AFFINE
+    """What a norm is in evaluation mode, as a factor and a shift that the layer before takes in."""
+    shape: Shape | Absent = AS_RUN
+    """What it makes of tensors without values, where running it on them takes long (`nce_fx.ops.output_shapes`)."""
+    by_mode: bool = False
+    """Whether train() and eval() decide what it does: then a call becomes its module, which follows them."""
     memory: Memory = "new"
     """Whether its result lives in the memory of its first argument."""
     sign: Sign = "any"

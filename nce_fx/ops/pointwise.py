@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn, rand, randn
 
-from nce_fx.ops.op import NOTHING, Op, Sign, same_order
+from nce_fx.ops import output_shapes
+from nce_fx.ops.op import AS_RUN, NOTHING, Op, Sign, same_order
 from nce_fx.ops.rules import elementwise, weighted
 
 
@@ -22,6 +23,7 @@ def _activation(name: str, *modules: type[nn.Module], signature: str = "input", 
         signature=signature,
         channels=elementwise.pointwise,
         sign=sign,
+        shape=output_shapes.same if modules else AS_RUN,
         example=lambda: (randn(2, 8),),
         **also,
     )
@@ -38,6 +40,7 @@ def _arithmetic(
         channels=elementwise.pointwise,
         sign=sign,
         spellings=spellings,
+        shape=output_shapes.arithmetic,
         example=example,
     )
 
@@ -46,7 +49,9 @@ def _two() -> tuple[Any, ...]:
     return rand(2, 8) + 0.5, rand(2, 8) + 0.5
 
 
-def _dropout(name: str, *modules: type[nn.Module], axes: int = 2, sign: Sign = "kept") -> Op:
+def _dropout(
+    name: str, *modules: type[nn.Module], axes: int = 2, sign: Sign = "kept", spellings: Mapping[Any, str] = NOTHING
+) -> Op:
     return Op(
         name=name,
         kind="pointwise",
@@ -55,6 +60,9 @@ def _dropout(name: str, *modules: type[nn.Module], axes: int = 2, sign: Sign = "
         channels=elementwise.pointwise,
         memory="view",
         sign=sign,
+        shape=output_shapes.same,
+        by_mode=True,
+        spellings=spellings,
         example=lambda: (randn(2, 8, *[5] * axes), 0.5, False),
     )
 
@@ -98,13 +106,13 @@ ROWS = (
         channels=elementwise.pointwise,
         sign="kept",
         memory="view",
+        shape=output_shapes.same,
         example=lambda: (randn(2, 8),),
     ),
     _dropout("dropout", nn.Dropout),
     _dropout("dropout1d", nn.Dropout1d, axes=1),
-    _dropout("dropout2d", nn.Dropout2d),
+    _dropout("dropout2d", nn.Dropout2d, spellings=same_order("feature_dropout")),
     _dropout("dropout3d", nn.Dropout3d, axes=3),
-    _dropout("feature_dropout"),
     # What they drop takes a negative value.
     _dropout("alpha_dropout", nn.AlphaDropout, sign="any"),
     _dropout("feature_alpha_dropout", nn.FeatureAlphaDropout, sign="any"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import randn
 
 from nce_fx.ops import work
-from nce_fx.ops.op import Absent, Op
+from nce_fx.ops.op import Absent, Op, same_order
 from nce_fx.ops.rules import contraction
 
 ROWS = (
@@ -13,14 +13,7 @@ ROWS = (
         name="matmul",
         kind="product",
         signature="input, other",
-        channels=contraction.aten_matmul,
-        macs=work.matmul(),
-        example=lambda: (randn(2, 8), randn(8, 6)),
-    ),
-    Op(
-        name="mm",
-        kind="product",
-        signature="input, mat2",
+        spellings=same_order("mm"),
         channels=contraction.aten_matmul,
         macs=work.matmul(),
         example=lambda: (randn(2, 8), randn(8, 6)),

@@ -60,6 +60,19 @@ def _overloads(name: str) -> Iterator[OpOverload]:
             yield call
 
 
+def apart(spelling: Any) -> Any:
+    """Return what makes a tensor of its own where a spelling overwrites one: ``x.add`` for ``x.add_``."""
+    if not in_place(spelling):
+        return spelling
+    if isinstance(spelling, OpOverload):
+        packet = getattr(torch.ops.aten, spelling._schema.name.removeprefix("aten::").removesuffix("_"))
+        return getattr(packet, spelling._overloadname)
+    if isinstance(spelling, str):
+        return spelling.replace("__i", "__") if spelling.startswith("__") else spelling.removesuffix("_")
+    own = next((plain for plain, *others in _OPERATORS.values() if spelling in others), None)
+    return own or getattr(torch, spelling.__name__.removesuffix("_"))
+
+
 def in_place(spelling: Any) -> bool:
     """Whether a spelling overwrites its first argument: ``x.relu_()``, ``x += y``."""
     if isinstance(spelling, OpOverload):

@@ -33,7 +33,7 @@ from nce_fx.ops.spellings import spellings_of
 Value = TypeVar("Value")
 
 
-_OWN_NAMES = {"self": "input", "indices": "input"}
+_OWN_NAMES = {"self": "input", "indices": "input", "train": "training"}
 """What ATen calls an argument -> what the signatures call it."""
 
 
@@ -102,6 +102,21 @@ class Ops:
         if node.op == "call_module":
             return self.of_module(gm.get_submodule(str(node.target)))
         return self.of_call(node.target) if node.op in ("call_function", "call_method") else None
+
+    def nearest(self, gm: GraphModule, node: Node) -> Op | None:
+        """Return the row of what a node calls; of a module, of the class that it derives from, whatever its forward."""
+        if node.op == "call_module":
+            return self.derived(gm.get_submodule(str(node.target)))
+        return self.of(gm, node)
+
+    def derived(self, module: nn.Module) -> Op | None:
+        """Return the row of the nearest class that a module derives from, its own first."""
+        return next((self.spellings[kind] for kind in type(module).__mro__ if kind in self.spellings), None)
+
+    def is_norm(self, module: nn.Module | None) -> bool:
+        """Whether a module normalizes, as its own class or one that it derives from does."""
+        op = None if module is None else self.derived(module)
+        return op is not None and op.kind == "norm"
 
     def of_call(self, target: Any) -> Op | None:
         """Return the row of a function, method name or overload."""

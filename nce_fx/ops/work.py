@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.fx import GraphModule, Node
@@ -45,6 +45,12 @@ class Layer:
     inputs: tuple[Node, ...]
     """The values it multiplies; for lookup tables, the indices."""
     work: tuple[Work, ...]
+    kind: str = ""
+    """What kind of operation its row says it is: ``"weighted"``, ``"product"``, ``"lookup"``."""
+    spatial: int = 0
+    """How many axes of its output come after the channels: 2 of a ``conv2d``."""
+    transposed: bool = False
+    """Whether its weight has the channels that it reads first."""
 
 
 Rule = Callable[[GraphModule, Node], Layer]
@@ -118,29 +124,30 @@ def _multiplied(inputs: Node, weight: Any, weights: tuple[str, ...]) -> tuple[No
     return (inputs,) if weights else (inputs, weight)
 
 
-def rows_times_weight(op: str, axis: int, weight: str = "weight", rows: Literal["output", "input"] = "output") -> Rule:
+def rows_times_weight(op: str, axis: int, weight: str = "weight", transposed: bool = False) -> Rule:
     """Return the rule of what multiplies every row with its whole weight; all axes but one count the rows.
 
     Args:
         op: what reports call it.
         axis: the one of the channels, counted from the end.
         weight: the attribute that is a module's weight; a function has it as its second argument.
-        rows: whose axes are counted.
+        transposed: whether the rows are the input's, as a transposed convolution has them, not the output's.
     """
 
     def rule(gm: GraphModule, node: Node) -> Layer:
         inputs, value, weights = _operands(node, weight=weight)
-        axes = _axes(node if rows == "output" else inputs, but=axis) + _weight_axes(gm, value)
-        work = (Work(axes, bool(weights)),)
-        return Layer(layer_path(node, weights), node, op, weights, _multiplied(inputs, value, weights), work)
+        axes = _axes(inputs if transposed else node, but=axis) + _weight_axes(gm, value)
+        work, read = (Work(axes, bool(weights)),), _multiplied(inputs, value, weights)
+        path = layer_path(node, weights)
+        return Layer(path, node, op, weights, read, work, spatial=-1 - axis, transposed=transposed)
 
     return rule
 
 
 def conv(spatial: int, *, transposed: bool = False) -> Rule:
     """Return the rule of a convolution over so many axes."""
-    name, rows = ("conv_transpose", "input") if transposed else ("conv", "output")
-    return rows_times_weight(f"{name}{spatial}d", -1 - spatial, rows=rows)  # type: ignore[arg-type]
+    name = "conv_transpose" if transposed else "conv"
+    return rows_times_weight(f"{name}{spatial}d", -1 - spatial, transposed=transposed)
 
 
 def convolution(gm: GraphModule, node: Node) -> Layer:

@@ -134,12 +134,12 @@ class _Tracing:
 
     def _exported(self) -> GraphModule:
         self.model.train(False)
-        gm = export_graph(self.model, self.inputs)
+        gm = export_graph(self.model, self.inputs, self.ops)
         self.before.restore()
         if self.modes.following:
             self._finish(gm, "export")
             if self.reference.difference(gm) is not None:
-                return self._joined(lambda: export_graph(self.model, self.inputs, one_of_two=True))
+                return self._joined(lambda: export_graph(self.model, self.inputs, self.ops, one_of_two=True))
         return gm
 
     def _joined(self, make: Callable[[], GraphModule], own: GraphModule | None = None) -> GraphModule:
@@ -152,12 +152,12 @@ class _Tracing:
             self.model.train(training)
             graphs.append(make())
             self.before.restore()
-        joined = join(*graphs, name=type(self.model).__name__)
+        joined = join(*graphs, name=type(self.model).__name__, ops=self.ops)
         joined.meta.update({"leaves": graphs[0].meta.get("leaves", ())})
         return joined
 
     def _finish(self, gm: GraphModule, way: str) -> None:
-        if products_to_linear(gm):
+        if products_to_linear(gm, self.ops):
             gm.recompile()
         propagate_shapes(gm, self.inputs.values)
         gm.meta["traced"] = way

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 
-def can_open(m: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def can_open(m: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Say whether the call is one that ``open_attention`` does: no extra key, no padding mask."""
     padding = args[3] if len(args) > 3 else kwargs.get("key_padding_mask")
     plain = m.bias_k is None and m.bias_v is None and not m.add_zero_attn
@@ -21,7 +21,7 @@ def can_open(m: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def open_attention(
-    m: nn.MultiheadAttention,
+    m: Any,
     query: Any,
     key: Any,
     value: Any,

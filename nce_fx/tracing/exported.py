@@ -22,23 +22,15 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import CodeGen
 from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
 
+from nce_fx.ops import Op, Ops
+from nce_fx.ops.table import default
 from nce_fx.traced import TracedModule
 from nce_fx.tracing.inputs import Inputs
 from nce_fx.tracing.joining import writes
-
-aten = torch.ops.aten
-
-_RAISED: dict[Any, tuple[type[nn.Module], ...]] = {
-    aten.batch_norm.default: (nn.modules.batchnorm._BatchNorm,),
-    aten.dropout.default: (nn.Dropout,),
-    aten.feature_dropout.default: (nn.Dropout2d,),
-}
+from nce_fx.tracing.modes import module_by_mode
 
 
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
-
-def export_graph(model: nn.Module, inputs: Inputs, *, one_of_two: bool = False) -> GraphModule:
+def export_graph(model: nn.Module, inputs: Inputs, ops: Ops | None = None, *, one_of_two: bool = False) -> GraphModule:
     """Return the exported graph of a model in its own mode, on the model's own parameters.
 
     Dropout functions become modules that follow the mode; where the graph is ``one_of_two``, of both modes, they stay
@@ -52,8 +44,9 @@ def export_graph(model: nn.Module, inputs: Inputs, *, one_of_two: bool = False) 
     assert isinstance(gm, GraphModule)
     _share(gm, model)
     _inline_contexts(gm)
-    _drop_guards(gm)
-    _raise_modules(gm, model, orphans=not one_of_two)
+    ops = ops or default()
+    _drop_guards(gm, ops)
+    _raise_modules(gm, model, ops, orphans=not one_of_two)
     _restore_structure(gm, inputs)
     gm.graph.eliminate_dead_code(lambda node: node.is_impure() or writes(node))
     gm.recompile()
@@ -165,10 +158,10 @@ def _from_parameters(gm: GraphModule, values: Iterable[Any]) -> bool:
     return False
 
 
-def _drop_guards(gm: GraphModule) -> None:
+def _drop_guards(gm: GraphModule, ops: Ops) -> None:
     for node in list(gm.graph.nodes):
         guard = node.op == "call_module" and "_guards" in str(node.target)
-        if guard or node.target in (aten._assert_scalar.default, aten._assert_tensor_metadata.default):
+        if guard or ops.of_call(node.target) is ops["_assert_tensor_metadata"]:
             node.replace_all_uses_with(None)
             gm.graph.erase_node(node)
 
@@ -180,19 +173,18 @@ def _module_path(node: Node) -> str:
     return paths[-1] if paths else ""
 
 
-def _raise_modules(gm: GraphModule, model: nn.Module, *, orphans: bool) -> None:
+def _raise_modules(gm: GraphModule, model: nn.Module, ops: Ops, *, orphans: bool) -> None:
     modules = dict(model.named_modules())
     for node in list(gm.graph.nodes):
-        kinds = _RAISED.get(node.target)
-        if kinds is None:
+        op = ops.of_call(node.target) if node.op == "call_function" else None
+        if op is None or not op.by_mode:
             continue
         path = _module_path(node)
-        module = _itself(modules.get(path), kinds)
+        module = _itself(modules.get(path), op)
+        if module is None and orphans:
+            module, path = module_by_mode(ops, node), f"{node.name}_module"
         if module is None:
-            if node.target is aten.dropout.default and orphans and node.args[2] is False:
-                module, path = nn.Dropout(node.args[1]), f"{node.name}_module"
-            else:
-                continue
+            continue
         _place(gm, path, module)
         with gm.graph.inserting_before(node):
             raised = gm.graph.call_module(path, (node.args[0],))
@@ -213,19 +205,21 @@ def _drop_counts(gm: GraphModule) -> None:
                     gm.graph.erase_node(user)
 
 
-def _itself(module: nn.Module | None, kinds: tuple[type[nn.Module], ...]) -> nn.Module | None:
+def _itself(module: nn.Module | None, op: Op) -> nn.Module | None:
     """Return the module where it does what its op does and no more.
 
     A BatchNorm with an activation inside gives a plain one on the same parameters and statistics: the activation is a
     node of its own already.
     """
-    kind = next((kind for kind in kinds if isinstance(module, kind)), None)
+    kind = next((kind for kind in op.modules if isinstance(module, kind)), None)
     if module is None or kind is None or type(module).forward is kind.forward:
         return module if kind is not None else None
-    plain = next((each for each in type(module).__mro__ if each in _BATCH_NORMS), None)
+    plain: Any = next(
+        (each for each in op.modules if isinstance(module, each) and "_check_input_dim" in vars(each)), None
+    )
     if plain is None:
         return None
-    result = plain.__new__(plain)
+    result: nn.Module = plain.__new__(plain)
     result.__dict__ = dict(module.__dict__)
     result._modules = {}
     return result

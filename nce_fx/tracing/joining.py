@@ -15,13 +15,15 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
+from nce_fx.ops import Ops
+from nce_fx.ops.spellings import in_place
 from nce_fx.traced import TracedModule
 from nce_fx.tracing.modes import Flag, ModeCode, place_by_mode, place_flags
 
 _CONTAINERS = (dict, list, tuple)
 
 
-def join(evaluated: GraphModule, trained: GraphModule, *, name: str) -> GraphModule:
+def join(evaluated: GraphModule, trained: GraphModule, *, name: str, ops: Ops) -> GraphModule:
     """Return one graph that is the first in evaluation and the second in training; it shares their modules."""
     gm = TracedModule(nn.Module(), Graph(tracer_cls=evaluated.graph._tracer_cls), name)
     gm.graph.set_codegen(ModeCode())
@@ -29,7 +31,7 @@ def join(evaluated: GraphModule, trained: GraphModule, *, name: str) -> GraphMod
     for graph_module in (evaluated, trained):
         _take_targets(gm, graph_module)
     _Join(gm, evaluated, trained).build()
-    place_flags(gm)
+    place_flags(gm, ops)
     gm.graph.eliminate_dead_code(lambda node: node.is_impure() or writes(node))
     gm.recompile()
     return gm
@@ -37,13 +39,10 @@ def join(evaluated: GraphModule, trained: GraphModule, *, name: str) -> GraphMod
 
 def writes(node: Node) -> bool:
     """Whether a node changes one of its inputs in place, so that it does something though nobody reads its result."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    if node.op == "call_method":
-        return (name.endswith("_") and not name.startswith("__")) or name in ("__setitem__", "__iadd__", "__imul__")
-    overload = name.partition(".")[0]
-    in_place = name == "setitem" or overload.endswith("_")
-    in_place = in_place or bool(node.kwargs.get("inplace") or node.kwargs.get("out"))
-    return node.op == "call_function" and in_place
+    if node.op not in ("call_function", "call_method"):
+        return False
+    sets = "setitem" in str(getattr(node.target, "__name__", node.target))
+    return sets or in_place(node.target) or bool(node.kwargs.get("inplace") or node.kwargs.get("out"))
 
 
 def _rename(evaluated: GraphModule, trained: GraphModule) -> None:

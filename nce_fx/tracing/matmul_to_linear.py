@@ -7,7 +7,6 @@ are linear layers: as such they are counted, resized and quantized.
 
 from __future__ import annotations
 
-import operator
 import re
 from typing import Any
 
@@ -16,21 +15,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import GraphModule, Node
 
-aten = torch.ops.aten
-
-_PRODUCTS = frozenset(
-    {operator.matmul, torch.matmul, torch.mm, "matmul", "mm", "__matmul__", aten.matmul.default, aten.mm.default}
-)
-_SUMS = frozenset({torch.addmm, aten.addmm.default})
-_EINSUMS = frozenset({torch.einsum, aten.einsum.default})
-_TURNS = frozenset({torch.t, "t", aten.t.default, aten.numpy_T.default})
-_SWAPS = frozenset(
-    {torch.transpose, torch.permute, torch.swapaxes, "transpose", "permute", "swapaxes"}
-    | {aten.transpose.int, aten.permute.default}
-)
+from nce_fx.ops import Ops
 
 
-def products_to_linear(gm: GraphModule) -> bool:
+def products_to_linear(gm: GraphModule, ops: Ops) -> bool:
     """Make linear layers of the products of data and a matrix of parameters; say whether there was one."""
     matrices = {
         node
@@ -44,7 +32,7 @@ def products_to_linear(gm: GraphModule) -> bool:
     of_data = _of_data(gm)
     changed = False
     for node in list(gm.graph.nodes):
-        found = _linear(node, matrices) if node.op in ("call_function", "call_method") else None
+        found = _linear(ops, node, matrices) if node.op in ("call_function", "call_method") else None
         if found is not None and found[0] in of_data:
             data, weight, is_turned, bias = found
             if not is_turned:
@@ -57,17 +45,18 @@ def products_to_linear(gm: GraphModule) -> bool:
     return changed
 
 
-def _linear(node: Node, matrices: set[Node]) -> tuple[Node, Node, bool, Node | None] | None:
+def _linear(ops: Ops, node: Node, matrices: set[Node]) -> tuple[Node, Node, bool, Node | None] | None:
     """Return data, matrix, whether the matrix is (out, in), and bias of a product that is a linear layer."""
     args: Any = node.args
     bias: Node | None = None
-    if node.kwargs:
+    op = ops.of_call(node.target)
+    if op is None or op.kind != "product" or node.kwargs:
         return None
-    if node.target in _EINSUMS:
+    if op is ops["einsum"]:
         return _einsum(node, matrices)
-    if node.target in _SUMS and len(args) == 3 and isinstance(args[0], Node) and args[0].op == "get_attr":
+    if op is ops["addmm"] and len(args) == 3 and isinstance(args[0], Node) and args[0].op == "get_attr":
         bias, args = args[0], args[1:]
-    elif node.target not in _PRODUCTS or len(args) != 2:
+    elif op is not ops["matmul"] or len(args) != 2:
         return None
     data, weight = args
     if not isinstance(data, Node) or not isinstance(weight, Node):
@@ -75,21 +64,23 @@ def _linear(node: Node, matrices: set[Node]) -> tuple[Node, Node, bool, Node | N
     if weight in matrices:
         return data, weight, False, bias
     source = weight.args[0] if weight.args else None
-    if isinstance(source, Node) and source in matrices and _turns(weight):
+    if isinstance(source, Node) and source in matrices and _turns(ops, weight):
         return data, source, True, bias
     return None
 
 
-def _turns(node: Node) -> bool:
-    """Whether a node swaps the axes of a matrix."""
-    rest = node.args[1:]
-    if node.target in _TURNS:
-        return not rest
-    if node.target is getattr:
-        return rest in (("T",), ("mT",))
-    axes = rest[0] if len(rest) == 1 else rest
-    numbers = isinstance(axes, list | tuple) and all(isinstance(axis, int) for axis in axes)
-    return node.target in _SWAPS and numbers and {axis % 2 for axis in axes} == {0, 1}  # type: ignore[union-attr, operator]
+def _turns(ops: Ops, node: Node) -> bool:
+    """Whether a node swaps the axes of a matrix: tried on one."""
+    op, rest = ops.of_call(node.target), node.args[1:]
+    if op is None or op.memory != "view" or node.kwargs or len(node.all_input_nodes) > 1:
+        return False
+    matrix = torch.arange(6).view(2, 3)
+    call: Any = getattr(torch.Tensor, node.target) if isinstance(node.target, str) else node.target
+    try:
+        turned = call(matrix, *rest)
+    except (RuntimeError, TypeError, IndexError, ValueError):
+        return False
+    return isinstance(turned, torch.Tensor) and torch.equal(turned, matrix.T)
 
 
 def _einsum(node: Node, matrices: set[Node]) -> tuple[Node, Node, bool, Node | None] | None:

@@ -13,17 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.fx import GraphModule, Node
 from torch.fx.graph import CodeGen, PythonCode
 from torch.fx.node import map_aggregate
 
+from nce_fx.ops import Ops
 from nce_fx.paths import modules_of
 from nce_fx.tracing.preserved_state import Kept
-
-aten = torch.ops.aten
 
 _NAME = "_by_mode_"
 
@@ -144,34 +141,17 @@ def _guarded(body: list[str], guards: Mapping[int, tuple[str, str]]) -> list[str
     return lines
 
 
-_DROPOUTS: dict[Any, type[nn.Module]] = {
-    F.dropout: nn.Dropout,
-    torch.dropout: nn.Dropout,
-    F.dropout1d: nn.Dropout1d,
-    F.dropout2d: nn.Dropout2d,
-    F.dropout3d: nn.Dropout3d,
-    F.alpha_dropout: nn.AlphaDropout,
-    torch.alpha_dropout: nn.AlphaDropout,
-    F.feature_alpha_dropout: nn.FeatureAlphaDropout,
-    aten.dropout.default: nn.Dropout,
-    aten.feature_dropout.default: nn.Dropout2d,
-    aten.alpha_dropout.default: nn.AlphaDropout,
-    aten.feature_alpha_dropout.default: nn.FeatureAlphaDropout,
-}
-
-
-def place_flags(gm: GraphModule) -> bool:
-    """Make every flag in a graph follow the mode: of a dropout by its module, else as a node of its own."""
+def place_flags(gm: GraphModule, ops: Ops) -> bool:
+    """Make every flag in a graph follow the mode: of what has a module for it by that, else as a node of its own."""
     changed = False
     for node in list(gm.graph.nodes):
         found = _flags(node)
         if not found:
             continue
         changed = True
-        kind = _DROPOUTS.get(node.target) if node.op == "call_function" else None
-        rest = _dropout_options(node) if kind is not None else None
-        if kind is not None and rest is not None:
-            _as_module(gm, node, kind(**rest))
+        module = module_by_mode(ops, node)
+        if module is not None:
+            _as_module(gm, node, module)
             continue
         with gm.graph.inserting_before(node):
             choice = place_by_mode(gm, False, True)
@@ -186,13 +166,19 @@ def _flags(node: Node) -> list[Flag]:
     return found
 
 
-def _dropout_options(node: Node) -> dict[str, Any] | None:
-    """Return the options of the module that does what a call of a dropout function does; ``None`` where none does."""
-    given = dict(zip(("input", "p", "training", "inplace"), node.args, strict=False)) | dict(node.kwargs)
-    flag = given.get("training", given.get("train"))
-    p, inplace = given.get("p", 0.5), given.get("inplace", False)
-    plain = isinstance(flag, Flag) and isinstance(p, int | float) and isinstance(inplace, bool)
-    return {"p": p, "inplace": inplace} if plain and isinstance(given.get("input"), Node) else None
+def module_by_mode(ops: Ops, node: Node) -> nn.Module | None:
+    """Return the module that follows the mode as a call does, or would if its flag were no constant; else ``None``.
+
+    There is one of dropouts, whose other options are numbers; a batch_norm needs its statistics too.
+    """
+    op = ops.of_call(node.target) if node.op == "call_function" else None
+    if op is None or not op.by_mode or not op.modules:
+        return None
+    given = ops.arguments(node.target, node.args, node.kwargs)
+    source, flag = given.pop("input", None), given.pop("training", None)
+    follows = isinstance(source, Node) and (flag is False or isinstance(flag, Flag))
+    plain = follows and all(isinstance(value, int | float) for value in given.values())
+    return op.modules[0](**given) if plain else None
 
 
 def _as_module(gm: GraphModule, node: Node, module: nn.Module) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
@@ -12,17 +11,8 @@ from torch.fx.node import map_aggregate
 from torch.fx.passes.shape_prop import TensorMetadata
 
 from nce_fx.errors import one_line, where
-from nce_fx.ops.output_shapes import convolved
+from nce_fx.ops import Absent, Op, table_of
 from nce_fx.paths import module_at
-
-aten = torch.ops.aten
-
-_SAME = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.Sigmoid, nn.Hardsigmoid, nn.Identity, nn.Dropout)
-"""Modules whose output has their input's shape; entering them costs time and shows nothing."""
-
-
-_ARITHMETIC = frozenset({operator.add, operator.iadd, operator.mul, operator.imul, operator.sub, torch.add, torch.mul})
-"""What returns a tensor like its two arguments where these are alike; PyTorch goes a long way there without values."""
 
 
 def propagate_shapes(gm: GraphModule, example_inputs: tuple[Any, ...]) -> None:
@@ -75,6 +65,7 @@ class _Shapes(Interpreter):
         # fx lists all modules of the one it is given by name, which nothing here asks for.
         super().__init__(nn.Module(), graph=gm.graph)
         self.module = gm
+        self.ops = table_of(gm)
         self.device = device
 
     def _stand_in(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
@@ -89,8 +80,8 @@ class _Shapes(Interpreter):
         shadow.__dict__["_parameters"] = {k: self._stand_in(v) for k, v in module._parameters.items()}
         shadow.__dict__["_buffers"] = {k: self._stand_in(v) for k, v in module._buffers.items()}
         shadow.__dict__["_modules"] = {k: m and self._shadow(m) for k, m in module._modules.items()}
-        if isinstance(module, nn.RNNBase):
-            names = module._flat_weights_names
+        names = module.__dict__.get("_flat_weights_names")
+        if names is not None:
             shadow.__dict__["_flat_weights"] = [shadow.__dict__["_parameters"][name] for name in names]
         return shadow
 
@@ -107,26 +98,19 @@ class _Shapes(Interpreter):
                 del self.env[dead]
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        module: Any = module_at(self.module, target)
-        if isinstance(module, _SAME) and len(args) == 1:
-            return args[0]
-        if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
-            module._check_input_dim(args[0])
-            held = (module.running_mean, module.running_var, module.weight, module.bias)
-            if any(t is not None and t.shape != (args[0].shape[1],) for t in held):
-                raise RuntimeError(f"{target} holds {module.num_features} channels, got {args[0].shape[1]}")
-            if args[0].shape[1] != module.num_features:
-                raise RuntimeError(f"{target} expects {module.num_features} channels, got {args[0].shape[1]}")
-            return args[0]
-        known = _convolved(module, *args) if len(args) == 1 and not kwargs else None
+        module = module_at(self.module, target)
+        plain = not module._forward_hooks and not module._forward_pre_hooks and "forward" not in module.__dict__
+        op = self.ops.of_module(module) if plain and args and not kwargs else None
+        try:
+            known = _known(op, module, args)
+        except RuntimeError as error:
+            raise RuntimeError(f"{target}: {error}") from error
         return self._shadow(module)(*args, **kwargs) if known is None else known
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if target is aten.batch_norm.default and self.device is not None:
-            return args[0]
-        if target in _ARITHMETIC and len(args) == 2 and not kwargs and _alike(*args):
-            return args[0].new_empty(args[0].shape)
-        return super().call_function(target, args, kwargs)
+        op = self.ops.of_call(target) if args and self.device is not None else None
+        known = None if kwargs else _known(op, None, args)
+        return super().call_function(target, args, kwargs) if known is None else known
 
     def run_node(self, n: Node) -> Any:
         args, kwargs = self.fetch_args_kwargs_from_env(n)
@@ -171,35 +155,11 @@ class _Misfits(_Shapes):
         return result
 
 
-def _alike(a: Any, b: Any) -> bool:
-    """Whether two values are tensors without values, of one shape and type, laid out in order."""
-    both = type(a) is torch.Tensor and type(b) is torch.Tensor and a.is_meta and b.is_meta
-    return both and a.shape == b.shape and a.dtype == b.dtype and a.is_contiguous() and b.is_contiguous()
-
-
-_CONVOLUTIONS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
-
-
-def _convolved(module: nn.Module, x: Any) -> torch.Tensor | None:
-    """Return what a plain layer makes of a tensor without values; ``None`` where it had better be run."""
-    plain = not module._forward_hooks and not module._forward_pre_hooks and "forward" not in module.__dict__
-    if not plain or not isinstance(x, torch.Tensor) or not x.is_meta or not x.is_contiguous():
+def _known(op: Op | None, module: nn.Module | None, args: tuple[Any, ...]) -> torch.Tensor | None:
+    """Return what the row of an operation says that it makes; ``None`` where it has to be run."""
+    if op is None or isinstance(op.shape, Absent) or not isinstance(args[0], torch.Tensor):
         return None
-    axes = _CONVOLUTIONS.get(type(module))  # type: ignore[arg-type]
-    m: Any = module
-    if axes is not None and x.dim() == axes + 2 and x.dtype == m.weight.dtype and _reads(m, x.shape[1]):
-        rows = convolved(x.shape[2:], m.kernel_size, m.stride, m.padding, m.dilation)
-        return x.new_empty((x.shape[0], m.out_channels, *rows)) if min(rows) > 0 else None
-    read = (m.out_features, x.shape[-1]) if type(module) is nn.Linear and x.dim() else None
-    if read is not None and x.dtype == m.weight.dtype and m.weight.shape == read and m.in_features == read[1]:
-        return x.new_empty((*x.shape[:-1], m.out_features))
-    return None
-
-
-def _reads(module: Any, channels: int) -> bool:
-    """Whether a convolution reads so many channels, by what it says of itself and by its weight."""
-    weight = (module.out_channels, channels // module.groups, *module.kernel_size)
-    return bool(module.in_channels == channels and module.weight.shape == weight)
+    return op.shape(module, args)
 
 
 def _visit(value: Any, look: Any) -> None:

@@ -27,17 +27,6 @@ _LEAVES = 64
 _INNER = ("/torch/", "/nce_fx/tracing/")
 
 
-_ENTERED = (
-    nn.Flatten,
-    nn.Unflatten,
-    nn.Transformer,
-    nn.TransformerEncoder,
-    nn.TransformerEncoderLayer,
-    nn.TransformerDecoder,
-    nn.TransformerDecoderLayer,
-)
-"""torch's own modules that a graph must not hide: sizes written down in them, layers inside them."""
-
 _LITERALS = frozenset({int, float, bool, str, type(None)})
 _SWITCHES = frozenset({bool, str, type(None), torch.dtype, torch.device})
 """Inputs that say what a model does; they are what they were in the example."""
@@ -62,15 +51,15 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Say whether a module becomes one node."""
-        if isinstance(m, _ENTERED) and module_qualified_name not in self.leaves:
+        if module_qualified_name in self.leaves or rule_of_module(type(m)) is not None:
+            return True
+        op = self.ops.of_module(m)
+        if op is not None and op.catch == "inside":
             return False
-        return (
-            module_qualified_name in self.leaves
-            or super().is_leaf_module(m, module_qualified_name)
-            or rule_of_module(type(m)) is not None
-            or type(m) in self.ops.spellings
-            or _depends_on_mode(m)
-        )
+        if super().is_leaf_module(m, module_qualified_name):
+            # What PyTorch puts together of other modules hides the layers inside.
+            return op is not None or not m._modules
+        return type(m) in self.ops.spellings or _depends_on_mode(m)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -79,7 +68,11 @@ class Tracer(fx.Tracer):
         if not self.is_here():
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
-        if isinstance(m, nn.MultiheadAttention) and path not in self.leaves and can_open(m, args, kwargs):
+        if (
+            self.ops.of_module(m) is self.ops["nn.MultiheadAttention"]
+            and path not in self.leaves
+            and can_open(m, args, kwargs)
+        ):
             return open_attention(m, *args, **kwargs)
         self.stack.append(path)
         try:
@@ -185,7 +178,7 @@ def symbolic_graph(
             leaves |= {tracer.failed}
             continue
         gm = _graph_module(model, graph, before)
-        changed = place_flags(gm)
+        changed = place_flags(gm, ops)
         if any(not node.users and node.op not in ("placeholder", "output") for node in graph.nodes):
             gm.graph.eliminate_dead_code(lambda node: node.is_impure() or writes(node))
             changed = True

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from nce_fx.ops import OPS
 from nce_fx.training.engine import call
 
 
@@ -30,7 +30,9 @@ def reestimate(
         batches: the inputs of each forward pass.
         forward_pass: what surrounds one.
     """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    norms: list[Any] = [
+        module for module in model.modules() if OPS.derived(module) is OPS["batch_norm"] and module.track_running_stats
+    ]
     modes = {module: module.training for module in model.modules()}
     momenta = [norm.momentum for norm in norms]
     try:

@@ -19,7 +19,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.fx import GraphModule, Node
 
 from nce_fx.errors import InputError
@@ -30,6 +29,7 @@ from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.analysis.layers import Axis, Layer, find_layers, shape_of, source_parameters
 from nce_fx.passes.analysis.liveness import aliases, storages
 from nce_fx.passes.analysis.polynomial import Integers, Term
+from nce_fx.passes.transform.quantize.functional import repeats_values
 from nce_fx.paths import tensor_at
 from nce_fx.plan import model_fingerprint
 from nce_fx.quantities import Quantity, known_quantities
@@ -199,7 +199,7 @@ class AxisLengths:
         """Return the axes of a node that quantizing put into the graph, or ``None``."""
         if node.op == "get_attr":
             return self.channels.parameter_axes.get(str(node.target))
-        if _repeats(node):
+        if repeats_values(node):
             inner, shape = self.value(node.all_input_nodes[0].name), shape_of(node)
             same = len(shape) - len(node.args[1]) // 2  # type: ignore[arg-type]
             return inner[:same] + _literal(shape[same:])
@@ -265,15 +265,10 @@ def _type_bits(node: Node) -> int:
 def quantizer_bits(gm: GraphModule, node: Node) -> int | None:
     """Return the bits that a value has been rounded to by a quantizer, seen through views and repeating paddings."""
     while node.op != "call_module" or not isinstance(getattr(gm.get_submodule(str(node.target)), "bits", None), int):
-        if not node.all_input_nodes or not (aliases(gm, node) or _repeats(node)):
+        if not node.all_input_nodes or not (aliases(gm, node) or repeats_values(node)):
             return None
         node = node.all_input_nodes[0]
     return int(gm.get_submodule(str(node.target)).bits)  # type: ignore[arg-type]
-
-
-def _repeats(node: Node) -> bool:
-    """Whether a node pads with values that are there already."""
-    return node.target is F.pad and node.kwargs.get("mode", "constant") != "constant"
 
 
 def _layer_bits(gm: GraphModule, layer: Layer, weight_bits: Bits, activation_bits: Bits) -> tuple[int, int]:
@@ -333,9 +328,8 @@ def _values(gm: GraphModule, axes: AxisLengths, activation_bits: Bits) -> tuple[
 
 def _site(gm: GraphModule, layer: Layer, axes: AxisLengths, weight_bits: int, activation_bits: int) -> LayerSite:
     """What a hardware table is asked for this layer."""
-    node, op = layer.node, layer.op
+    node, op, spatial = layer.node, layer.op, layer.spatial
     shape = shape_of(node)
-    spatial = int(op[-2]) if op.startswith("conv") else 0
     out_axis = len(shape) - 1 - spatial
     known_out = axes.value(node.name)
     c_out = known_out[out_axis] if known_out else AxisWidth(1)
@@ -347,8 +341,9 @@ def _site(gm: GraphModule, layer: Layer, axes: AxisLengths, weight_bits: int, ac
     if spatial and layer.weights:
         weight = gm.get_parameter(layer.weights[0]).shape
         kernel = "_" + "x".join(str(size) for size in weight[2:])
-        if weight[1] == 1 and "transpose" not in op and c_in.at(original) > 1:
+        if weight[1] == 1 and not layer.transposed and c_in.at(original) > 1:
             op = f"depthwise_{op}"
     tokens = known_out[1:-1] if not spatial else known_out[out_axis + 1 :]
     height, width = (*tokens, AxisWidth(1), AxisWidth(1))[:2]
-    return LayerSite(layer.path, node.name, op, kernel, c_in, c_out, height, width, weight_bits, activation_bits)
+    free = layer.kind in ("lookup", "product")
+    return LayerSite(layer.path, node.name, op, kernel, c_in, c_out, height, width, weight_bits, activation_bits, free)

@@ -57,6 +57,8 @@ class LayerSite(NamedTuple):
     width: AxisWidth
     weight_bits: int
     activation_bits: int
+    free: bool = False
+    """Whether it costs nothing where a table does not have it: a lookup, a product of activations."""
 
     @property
     def sizes(self) -> tuple[AxisWidth, AxisWidth, AxisWidth, AxisWidth]:
@@ -177,7 +179,7 @@ class CostModel:
             return np.zeros((len(part_widths), len(self.sites)))
         sizes = self._sizes.at_many(part_widths).reshape(len(part_widths), len(self.sites), 4)
         columns = [
-            self.hardware.price(site.op, site.kernel, sizes[:, i], site.weight_bits, site.path)
+            self.hardware.price(site.op, site.kernel, sizes[:, i], site.weight_bits, site.path, free=site.free)
             for i, site in enumerate(self.sites)
         ]
         return np.stack(columns, axis=1) if columns else np.zeros((len(part_widths), 0))

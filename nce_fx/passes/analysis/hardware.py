@@ -83,17 +83,17 @@ class HardwareTable:
             ticks.append(sorted({low, high, *(tick for tick in measured if low < tick < high)}))
         return np.array(list(itertools.product(*ticks)), np.float64)
 
-    def price(self, op: str, kernel: str, sizes: Floats, bits: int, path: str) -> Floats:
+    def price(self, op: str, kernel: str, sizes: Floats, bits: int, path: str, *, free: bool = False) -> Floats:
         """Return the cost of a layer at many sizes (batch x (c_in, c_out, h, w)).
 
-        Lookups are free, and so is what owns no weights and is not in the table.
+        What may be ``free`` (lookups, products of activations) costs nothing where it is not in the table.
 
         Raises:
             InputError: the table has no such operation at these bits; the message names the layer.
         """
         surface = self._surface(op, kernel, bits)
         if surface is None:
-            if op in ("embedding", "attention", "matmul", "einsum"):
+            if free:
                 return np.zeros(len(sizes))
             known = ", ".join(f"{name} at {b} bits" for name, b in sorted(self.measurements))
             missing = f"no {op}{kernel} at {bits} bits, which {path} needs"

@@ -171,7 +171,7 @@ def _price_monomial(
         high = sum(s * (1.0 if v < 0 else choices.ratios[v][-1]) for v, s in affine.items())
         ends.append((affine, low, high))
     corners = model.hardware.corners(site.op, site.kernel, site.weight_bits, [(low, high) for _, low, high in ends])
-    prices = model.hardware.price(site.op, site.kernel, corners, site.weight_bits, site.path)
+    prices = model.hardware.price(site.op, site.kernel, corners, site.weight_bits, site.path, free=site.free)
     if not prices.any():
         return (), 0.0
     logs = np.column_stack([np.ones(len(corners)), np.log(corners)])

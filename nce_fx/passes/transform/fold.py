@@ -14,17 +14,17 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from nce_fx.ops import OPS
-from nce_fx.passes.analysis.layers import Layer, find_layers
+from nce_fx.ops import Absent, table_of
+from nce_fx.ops.rules.affine import Affine
+from nce_fx.passes.analysis.layers import Layer, find_layers, shape_of
 from nce_fx.passes.transform.quantize.quantizable_layers import quantizable, weight_argument
+from nce_fx.paths import tensor_at
 from nce_fx.pipeline import Given, Pass
 from nce_fx.plan import WidthPlan, model_fingerprint
 from nce_fx.quantizers import WeightQuantizer
@@ -49,10 +49,10 @@ class FoldBatchNorm(Pass):
                 uses[path] = uses.get(path, 0) + 1
         folded = 0
         for layer in layers:
-            normalization = _normalization_after(result, layer)
-            if normalization is None or len(layer.weights) != 1 or uses[layer.weights[0]] > 1:
+            norm = _norm_after(result, layer)
+            if norm is None or len(layer.weights) != 1 or uses[layer.weights[0]] > 1:
                 continue
-            folded += _fold(result, layer, normalization)
+            folded += _fold(result, layer, *norm)
         if not folded:
             return gm
         result.recompile()
@@ -60,66 +60,23 @@ class FoldBatchNorm(Pass):
         return result
 
 
-class _Normalization(NamedTuple):
-    node: Node
-    factor: Tensor
-    shift: Tensor
-    """What is added to (b * factor)."""
-
-
-def _normalization_after(gm: GraphModule, layer: Layer) -> _Normalization | None:
-    """Return the BatchNorm that alone reads a layer, as one factor and one shift per channel."""
-    if len(layer.node.users) != 1:
+def _norm_after(gm: GraphModule, layer: Layer) -> tuple[Node, Affine] | None:
+    """Return the norm that alone reads a layer, as one factor and one shift per channel."""
+    node = next(iter(layer.node.users)) if len(layer.node.users) == 1 else None
+    ops = table_of(gm)
+    op = None if node is None else ops.nearest(gm, node)
+    if node is None or op is None or isinstance(op.affine, Absent) or node.all_input_nodes[0] is not layer.node:
         return None
-    node = next(iter(layer.node.users))
-    values = _statistics(gm, node)
-    if values is None or node.all_input_nodes[0] is not layer.node:
-        return None
-    mean, variance, gamma, beta, eps = values
-    meta = layer.node.meta.get("tensor_meta")
-    if layer.op == "linear" and (meta is None or len(meta.shape) != 2):
+    if not layer.spatial and len(shape_of(layer.node)) != 2:
         return None  # of (N, L, C), BatchNorm1d normalizes L
-    factor = (variance + eps).rsqrt()
-    factor = factor * gamma if gamma is not None else factor
-    shift = -mean * factor
-    return _Normalization(node, factor, shift + beta if beta is not None else shift)
-
-
-def _statistics(gm: GraphModule, node: Node) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, float] | None:
-    """Mean, variance, gamma, beta and eps of a BatchNorm in evaluation mode, in any spelling."""
-    if node.op == "call_module":
-        module = gm.get_submodule(str(node.target))
-        if not isinstance(module, _BatchNorm) or module.running_mean is None or module.running_var is None:
-            return None
-        return module.running_mean, module.running_var, module.weight, module.bias, module.eps
-    if OPS.spellings.get(node.target) is not OPS["batch_norm"]:
-        return None
-    given: dict[str, Any] = {"training": False, "eps": 1e-5, "weight": None, "bias": None}
-    given |= OPS.arguments(node.target, node.args, node.kwargs)
-    tensors = [given[name] for name in ("running_mean", "running_var", "weight", "bias")]
-    if given["training"] is not False or any(not _is_constant(value) for value in tensors) or tensors[0] is None:
-        return None
-    mean, variance, gamma, beta = (None if value is None else _constant(gm, value) for value in tensors)
-    assert mean is not None
-    assert variance is not None
-    return mean, variance, gamma, beta, float(given["eps"])
-
-
-def _is_constant(value: Any) -> bool:
-    return value is None or (isinstance(value, Node) and value.op == "get_attr")
-
-
-def _constant(gm: GraphModule, node: Node) -> Tensor:
-    value: Any = gm
-    for part in str(node.target).split("."):
-        value = getattr(value, part)
-    assert isinstance(value, Tensor)
-    return value
+    arguments = {} if node.op == "call_module" else ops.arguments(node.target, node.args, node.kwargs)
+    found = op.affine(gm, node, arguments)
+    return None if found is None else (node, found)
 
 
 @torch.no_grad()
-def _fold(gm: GraphModule, layer: Layer, normalization: _Normalization) -> bool:
-    """Fold one BatchNorm; False where the layer's weight is computed in the graph."""
+def _fold(gm: GraphModule, layer: Layer, norm: Node, affine: Affine) -> bool:
+    """Fold one norm; False where the layer's weight is computed in the graph."""
     node, path = layer.node, layer.weights[0]
     weight = gm.get_parameter(path)
     quantizer: Node | None = None
@@ -129,7 +86,7 @@ def _fold(gm: GraphModule, layer: Layer, normalization: _Normalization) -> bool:
             quantizer, source = source, source.args[0]  # type: ignore[assignment]
         if source.op != "get_attr":
             return False
-    factor = _per_output_channel(normalization.factor.to(weight.dtype), weight, layer)
+    factor = _per_output_channel(affine.factor.to(weight.dtype), weight, layer)
     owner, _, leaf = path.rpartition(".")
     bias = _bias(gm, node)
     if quantizer is not None:
@@ -139,12 +96,12 @@ def _fold(gm: GraphModule, layer: Layer, normalization: _Normalization) -> bool:
         setattr(gm.get_submodule(place), name, ScaledWeight(inner, factor).eval())
     else:
         setattr(gm.get_submodule(owner), leaf, nn.Parameter(weight * factor))
-    shift = normalization.shift if bias is None else normalization.shift + bias * normalization.factor
+    shift = affine.shift if bias is None else affine.shift + bias * affine.factor
     _set_bias(gm, node, owner, leaf, nn.Parameter(shift.to(weight.dtype)))
-    normalization.node.replace_all_uses_with(node)
-    gm.graph.erase_node(normalization.node)
-    called = normalization.node.target
-    if normalization.node.op == "call_module" and not any(other.target == called for other in gm.graph.nodes):
+    norm.replace_all_uses_with(node)
+    gm.graph.erase_node(norm)
+    called = norm.target
+    if norm.op == "call_module" and not any(other.target == called for other in gm.graph.nodes):
         gm.delete_submodule(str(called))
     return True
 
@@ -155,7 +112,7 @@ def _per_output_channel(factor: Tensor, weight: Tensor, layer: Layer) -> Tensor:
     A transposed convolution has its weight as (in, out / groups, ...), with the inputs of one group after another.
     """
     tail = [1] * (weight.dim() - 2)
-    if "transpose" not in layer.op:
+    if not layer.transposed:
         return factor.reshape(-1, 1, *tail)
     groups = factor.numel() // weight.shape[1]
     rows = factor.reshape(groups, 1, -1).expand(groups, weight.shape[0] // groups, -1)
@@ -167,7 +124,7 @@ def _bias(gm: GraphModule, node: Node) -> Tensor | None:
         bias = gm.get_submodule(str(node.target)).bias
         return bias if isinstance(bias, Tensor) else None
     value = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
-    return _constant(gm, value) if isinstance(value, Node) else None
+    return tensor_at(gm, str(value.target)) if isinstance(value, Node) else None
 
 
 def _set_bias(gm: GraphModule, node: Node, owner: str, weight: str, bias: nn.Parameter) -> None:

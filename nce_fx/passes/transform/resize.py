@@ -18,7 +18,6 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.passes.shape_prop import TensorMetadata, _extract_tensor_metadata
-from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from nce_fx.copying import copy_graph
@@ -44,7 +43,6 @@ from nce_fx.pipeline import Given, Pass
 from nce_fx.plan import WidthPlan, model_fingerprint
 from nce_fx.tracing.shape_propagation import first_misfit
 
-_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _ARGUMENTS = {"groups": 1, "num_groups": None, "normalized_shape": None}
 """What functions take as an argument that modules have as an attribute, and what it is where it is not given."""
 
@@ -210,7 +208,7 @@ def importance(structure: Structure) -> npt.NDArray[np.float64]:
         if tensor is None or axis < 0:
             continue
         owner, _, name = path.rpartition(".")
-        normal = "follow" in roles and name == "weight" and isinstance(modules.get(owner), _NORMS)
+        normal = "follow" in roles and name == "weight" and tie.ops.is_norm(modules.get(owner))
         kinds = {"made": "out" in roles, "scaled": normal, "read": "in" in roles}
         squares, others = tensor.detach().square(), [other for other in range(tensor.dim()) if other != axis]
         rows = (squares.sum(others, dtype=torch.float64) if others else squares.double()).cpu().numpy()

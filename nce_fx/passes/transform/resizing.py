@@ -7,6 +7,8 @@ channels becomes one that shares its gradient among copies.
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
@@ -17,10 +19,11 @@ from torch.fx import Node
 
 from nce_fx.ids.labels import Ids, compress, core, line_of, varies
 from nce_fx.ids.value import ChannelTensor, activation
+from nce_fx.ops import Absent
+from nce_fx.ops.rules.repair import Call
 from nce_fx.passes.analysis.channels.check import Check
 from nce_fx.passes.analysis.channels.edits import lay_out
 from nce_fx.passes.analysis.channels.projection import Mismatch, moving_axes
-from nce_fx.passes.transform.repair import repairs, shared_maximum
 
 _FAILURES = (Mismatch, RuntimeError, ValueError, IndexError, TypeError, AssertionError, AttributeError)
 
@@ -195,6 +198,44 @@ class Resizing(Check):
         index = np.array(wanted, dtype=np.int64)
         self.edits.selects[n] = (source, axis, index)
         return activation(self, compress(label.index_select(axis, torch.from_numpy(index))), new_source.dtype)
+
+
+def repairs(run: Resizing, n: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Call]:
+    """Yield what a node may become at the new widths, most likely first."""
+    kept = torch.fx.node.map_arg((n.args, n.kwargs), lambda a: _number_of(run.first.seen.get(a), run.env[a]))
+    if any(isinstance(run.env[a], int | float) for a in n.all_input_nodes):
+        yield n.target, *kept
+    op = None if n.op == "call_module" else run.ops.of_call(n.target)
+    repair = None if op is None or isinstance(op.repair, Absent) else op.repair
+    old = run.old.get(n.all_input_nodes[0]) if n.all_input_nodes else None
+    if repair is not None and args and isinstance(args[0], ChannelTensor) and isinstance(old, ChannelTensor):
+        yield from repair(run, n, old, args, kwargs)
+
+
+def shared_maximum(run: Resizing, n: Node) -> Call | None:
+    """Return the call that takes a maximum over channels whose number changed; ``None`` for any other node.
+
+    Of equal values, ``max(dim)`` gives all gradient to the first, so that copies would get none; ``amax`` shares it.
+    """
+    source = n.args[0] if n.args else None
+    if not (n.target is operator.getitem and n.args[1] == 0) and not (n.target is getattr and n.args[1] == "values"):
+        return None
+    op = run.ops.of_call(source.target) if isinstance(source, Node) and source.op != "call_module" else None
+    if op is None or not op.evenly or not isinstance(source, Node) or not isinstance(source.args[0], Node):
+        return None
+    old, new = run.old.get(source.args[0]), run.env.get(source.args[0])
+    axis = source.args[1] if len(source.args) > 1 else source.kwargs.get("dim")
+    if not (isinstance(old, ChannelTensor) and isinstance(new, ChannelTensor) and isinstance(axis, int)):
+        return None
+    if old.shape[axis] == new.shape[axis]:
+        return None
+    keepdim = source.args[2] if len(source.args) > 2 else source.kwargs.get("keepdim", False)
+    return getattr(torch, op.evenly), (source.args[0], axis, keepdim), {}
+
+
+def _number_of(before: Any, now: Any) -> Any:
+    """A number as the first run computed it, so that a width it was computed from does not change it."""
+    return before if isinstance(now, int | float) else now
 
 
 def shapes_of(value: Any) -> Any:

@@ -24,7 +24,7 @@ from nce_fx.ids.reparametrized import plain_class
 from nce_fx.ids.rule_interface import RuleInterface
 from nce_fx.ids.space import IdSpace, Tensors
 from nce_fx.ids.value import ChannelLayer, ChannelTensor, activation
-from nce_fx.ops import table_of
+from nce_fx.ops import WeightLayout, table_of
 from nce_fx.ops.rules import elementwise
 from nce_fx.passes.analysis.channels import dispatch
 from nce_fx.passes.analysis.channels.dispatch import layer_rule
@@ -185,9 +185,10 @@ class ChannelInterpreter(RuleInterface, Interpreter):
 
         torch.fx.node.map_aggregate((args, kwargs), hold)
         for path, layer in module.named_modules(prefix=str(node.target)) if module is not None else ():
-            if isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear)) and f"{path}.weight" in self.tensors.tensors:
-                transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
-                self.pin(self.produce(self.parameter(f"{path}.weight"), int(transposed)), reason)
+            op = self.ops.derived(layer)
+            layout = None if op is None else op.quantize
+            if isinstance(layout, WeightLayout) and f"{path}.weight" in self.tensors.tensors:
+                self.pin(self.produce(self.parameter(f"{path}.weight"), layout.out_axis), reason)
         if "tensor_meta" not in node.meta:
             raise ChannelError(f"channels cannot be followed through {where(node)}: {why}")
         return self._given(node.meta["tensor_meta"])

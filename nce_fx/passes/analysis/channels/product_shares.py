@@ -12,8 +12,7 @@ from nce_fx.ops import OPS
 
 Shares = npt.NDArray[np.float64]
 
-_PRODUCTS = ("matmul", "mm", "bmm", "mv", "addmm", "baddbmm", "addmv", "einsum", "scaled_dot_product_attention")
-PRODUCTS = OPS.where(lambda op: op.name in _PRODUCTS)
+PRODUCTS = OPS.where(lambda op: op.kind == "product")
 """What multiplies its arguments and sums over channels that both have."""
 
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from nce_fx.passes.transform.quantize import QuantSpec, quantize
 from nce_fx.passes.transform.quantize.calibrate import quantized_value
+from nce_fx.passes.transform.quantize.functional import repeats_values
 from nce_fx.passes.transform.quantize.read import weight_quantizers
 from nce_fx.quantizers import ActivationQuantizer
 from nce_fx.quantizers.base import WeightQuantizer
@@ -114,7 +114,7 @@ def noise_in(quantized: GraphModule) -> Noise:
 def _readers(node: Node) -> Iterator[str]:
     """Yield the names of the readers of a quantizer as the float graph has them, which pads inside of its layers."""
     for user in node.users:
-        if user.target is F.pad and user.kwargs.get("mode", "constant") != "constant":
+        if repeats_values(user):
             yield from _readers(user)
         yield user.name
 

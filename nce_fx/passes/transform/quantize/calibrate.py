@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
-from torch.nn.modules.batchnorm import _NormBase
 
 from nce_fx.batches import read
 from nce_fx.devices import device_of, to_device
 from nce_fx.errors import QuantizeError
+from nce_fx.ops import table_of
 from nce_fx.quantizers import ActivationQuantizer, Quantizer, WeightQuantizer
 
 
@@ -47,7 +47,7 @@ def set_ranges(gm: GraphModule, batches: Iterable[Any]) -> None:
     Raises:
         QuantizeError: there is no batch, or an activation is not finite.
     """
-    observer, device = _Observer(gm), device_of(gm)
+    observer, device, ops = _Observer(gm), device_of(gm), table_of(gm)
     modes = {module: module.training for module in gm.modules()}
     quantizers = [module for module in gm.modules() if isinstance(module, Quantizer)]
     own = {id(buffer) for quantizer in quantizers for buffer in quantizer.buffers()}
@@ -55,7 +55,7 @@ def set_ranges(gm: GraphModule, batches: Iterable[Any]) -> None:
     count = 0
     try:
         for module in gm.modules():
-            module.training = modes[module] and isinstance(module, _NormBase)
+            module.training = modes[module] and ops.is_norm(module)
         with torch.no_grad():
             for count, batch in enumerate(batches, start=1):
                 observer.batch = count

@@ -17,6 +17,7 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from nce_fx.errors import QuantizeError, where
 from nce_fx.ops import OPS, WeightLayout
+from nce_fx.ops.table import argument_names
 from nce_fx.quantizers import WeightQuantizer
 from nce_fx.quantizers.base import LayerKind
 
@@ -69,19 +70,21 @@ def as_function(gm: GraphModule, node: Node, weight: Node) -> None:
         bias = None
         if module.bias is not None:
             bias = _read(gm, f"{path}.bias")
-        rest: tuple[Any, ...] = ()
-        if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
-            extra = _output_padding(node, data, module)
-            rest = (module.stride, module.padding, extra, module.groups, module.dilation)
-        elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-            padding = module.padding
-            if module.padding_mode != "zeros":
-                sides = tuple(module._reversed_padding_repeated_twice)
-                data = _padded(gm, data, sides, module.padding_mode)
-                padding = (0,) * len(module.stride)
-            rest = (module.stride, padding, module.dilation, module.groups)
-    node.op, node.target = "call_function", FUNCTIONS[module_name(module)]
-    node.args, node.kwargs = (data, weight, bias, *rest), {}
+        function = FUNCTIONS[module_name(module)]
+        settings = {name: getattr(module, name) for name in _settings(function)}
+        if "output_padding" in settings:
+            settings["output_padding"] = _output_padding(node, data, module)
+        elif getattr(module, "padding_mode", "zeros") != "zeros":
+            sides = tuple(module._reversed_padding_repeated_twice)  # type: ignore[arg-type]
+            data = _padded(gm, data, sides, str(module.padding_mode))
+            settings["padding"] = (0,) * len(sides[::2])
+    node.op, node.target = "call_function", function
+    node.args, node.kwargs = (data, weight, bias, *settings.values()), {}
+
+
+def _settings(function: Any) -> tuple[str, ...]:
+    """Return the names of the arguments of a layer's function after its bias."""
+    return argument_names(OPS.spellings[function].signature)[3:]
 
 
 def _padded(gm: GraphModule, data: Node, sides: tuple[int, ...], mode: str) -> Node:
@@ -94,31 +97,29 @@ def _padded(gm: GraphModule, data: Node, sides: tuple[int, ...], mode: str) -> N
     return node
 
 
+def repeats_values(node: Node) -> bool:
+    """Whether a node pads with values that are there already, as `as_function` pads what a convolution reads."""
+    return OPS.of_call(node.target) is OPS["pad"] and node.kwargs.get("mode", "constant") != "constant"
+
+
 def as_module(gm: GraphModule, node: Node, weight: Node, quantizer: WeightQuantizer) -> None:
     """Turn a call made by `as_function` back into the call of a module that owns the same parameters."""
     path = str(weight.target).rpartition(".")[0]
     parameter, bias = gm.get_parameter(str(weight.target)), node.args[2]
     data = node.args[0]
-    settings: list[Any] = list(node.args[3:])
+    settings: dict[str, Any] = dict(zip(_settings(node.target), node.args[3:], strict=True))
+    layout = OPS.spellings[node.target].quantize
     assert isinstance(data, Node)
+    assert isinstance(layout, WeightLayout)
     options: dict[str, Any] = {"bias": bias is not None, "device": "meta", "dtype": parameter.dtype}
-    shape = tuple(parameter.shape)
-    if quantizer.layer.module == "Linear":
-        module: nn.Module = nn.Linear(shape[1], shape[0], **options)
-    elif "Transpose" in quantizer.layer.module:
-        stride, padding, extra, groups, dilation = settings
-        options |= {"stride": stride, "padding": padding, "output_padding": extra, "dilation": dilation}
-        build = getattr(nn, quantizer.layer.module)
-        module = build(shape[0], shape[1] * groups, shape[2:], groups=groups, **options)
-    else:
-        stride, padding, dilation, groups = settings
-        if quantizer.layer.padding_mode != "zeros":
-            padded, padding = data, quantizer.layer.padding
-            data = padded.args[0]
-            options["padding_mode"] = quantizer.layer.padding_mode
-        options |= {"stride": stride, "padding": padding, "dilation": dilation}
-        build = getattr(nn, quantizer.layer.module)
-        module = build(shape[1] * groups, shape[0], shape[2:], groups=groups, **options)
+    if quantizer.layer.padding_mode != "zeros":
+        data = data.all_input_nodes[0]
+        settings |= {"padding": quantizer.layer.padding, "padding_mode": quantizer.layer.padding_mode}
+    first, second, *kernel = parameter.shape
+    ends = (first, second * settings.get("groups", 1))
+    build = getattr(nn, quantizer.layer.module)
+    sizes = (*(ends if layout.out_axis else reversed(ends)), *([tuple(kernel)] if kernel else []))
+    module: nn.Module = build(*sizes, **options, **settings)
     module.weight = parameter
     if isinstance(bias, Node):
         module.bias = gm.get_parameter(str(bias.target))

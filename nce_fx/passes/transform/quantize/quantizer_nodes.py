@@ -25,7 +25,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from nce_fx.errors import QuantizeError, where
+from nce_fx.ops import table_of
 from nce_fx.passes.analysis.layers import made_from
+from nce_fx.passes.analysis.liveness import writes_in_place
 from nce_fx.passes.transform.quantize.functional import as_function, module_weight
 from nce_fx.passes.transform.quantize.quantizable_layers import (
     QuantizableLayer,
@@ -34,7 +36,7 @@ from nce_fx.passes.transform.quantize.quantizable_layers import (
     weight_argument,
     weight_layout,
 )
-from nce_fx.passes.transform.quantize.sign import is_relu, kind_of, never_negative
+from nce_fx.passes.transform.quantize.sign import is_relu, never_negative
 from nce_fx.passes.transform.quantize.spec import QuantSpec
 from nce_fx.passes.transform.quantize.stepwise import make_stepwise
 from nce_fx.passes.transform.quantize.sums import SUM_BITS, add_apart, sum_operands
@@ -143,9 +145,7 @@ def _replaced(gm: GraphModule, relu: Node) -> Replaced | None:
         return None
     module = gm.get_submodule(str(relu.target)) if relu.op == "call_module" else None
     in_place = bool(getattr(module, "inplace", False))
-    spelled = relu.target if isinstance(relu.target, str) else getattr(relu.target, "__name__", "")
-    writes = in_place or "relu_" in spelled or True in relu.args or True in relu.kwargs.values()
-    if writes and len(relu.all_input_nodes[0].users) > 1:
+    if (writes_in_place(gm, relu) or True in relu.args) and len(relu.all_input_nodes[0].users) > 1:
         return None  # whoever else reads its input reads what the ReLU made of it
     return Replaced(relu.name, relu.op, relu.target, tuple(relu.args[1:]), dict(relu.kwargs), in_place)
 
@@ -218,9 +218,9 @@ def _weight_node(gm: GraphModule, spec: QuantSpec, each: QuantizableLayer, bits:
 
 
 def _normalized(gm: GraphModule, layer: Node) -> bool:
-    """Whether whatever reads a layer's output is a normalization, by the name of its type or function."""
-    names = (str(getattr(kind := kind_of(gm, user), "__name__", kind)) for user in layer.users)
-    return bool(layer.users) and all("norm" in name.lower() for name in names)
+    """Whether whatever reads a layer's output is a normalization."""
+    rows = [table_of(gm).nearest(gm, user) for user in layer.users]
+    return bool(rows) and all(row is not None and row.kind == "norm" for row in rows)
 
 
 def _free_target(gm: GraphModule, each: QuantizableLayer) -> str:

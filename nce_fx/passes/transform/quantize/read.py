@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from nce_fx.ops import OPS
 from nce_fx.passes.analysis.layers import Layer, find_layers
 from nce_fx.passes.transform.quantize.quantizable_layers import has_weight
 from nce_fx.passes.transform.quantize.quantizer_nodes import computed_value
@@ -133,7 +133,7 @@ def _activation_quantizer_node(gm: GraphModule, layer: Layer) -> Node | None:
     if not layer.inputs:
         return None
     data = layer.inputs[0]
-    if data.target is F.pad and isinstance(data.args[0], Node):
+    if OPS.of_call(data.target) is OPS["pad"] and isinstance(data.args[0], Node):
         data = data.args[0]
     return data if _is(gm, data, ActivationQuantizer) else None
 

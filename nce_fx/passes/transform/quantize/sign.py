@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch.fx import GraphModule, Node
 
 from nce_fx.ops import OPS, Op, table_of
 from nce_fx.quantizers import ActivationQuantizer
-
-
-def kind_of(gm: GraphModule, node: Node) -> Any:
-    """Return what a table can be asked for: the module's type, the function, or the method's name."""
-    return type(gm.get_submodule(str(node.target))) if node.op == "call_module" else node.target
 
 
 def is_relu(gm: GraphModule, node: Node) -> bool:

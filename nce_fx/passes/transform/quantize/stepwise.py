@@ -6,18 +6,29 @@ does neither; what they give differs in its last bit, and a quantizer may round 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from nce_fx.ops import OPS
 
-class _Stepwise(_BatchNorm):
+
+class StepwiseBatchNorm(_BatchNorm):
+    """A BatchNorm, step by step in evaluation mode; it knows what it was."""
+
+    plain: Any
+    """The class of PyTorch's that it is, but for this."""
+
     def forward(self, input: Tensor) -> Tensor:
+        """Return the normalized input."""
         mean, variance = self.running_mean, self.running_var
         if self.training or mean is None or variance is None:
-            return super().forward(input)
-        self._check_input_dim(input)  # type: ignore[no-untyped-call]
+            result: Tensor = self.plain.forward(self, input)
+            return result
+        self.plain._check_input_dim(self, input)
         # Square roots in float32 have another last bit wherever MKL computes them; in double nothing is left of that.
         deviation = torch.sqrt(variance.double() + self.eps)
         factor = torch.reciprocal(deviation) if self.weight is None else self.weight / deviation
@@ -26,33 +37,15 @@ class _Stepwise(_BatchNorm):
         return input * factor.to(input.dtype).view(shape) + shift.to(input.dtype).view(shape)
 
 
-class StepwiseBatchNorm1d(_Stepwise, nn.BatchNorm1d):
-    """`torch.nn.BatchNorm1d`, step by step in evaluation mode."""
-
-
-class StepwiseBatchNorm2d(_Stepwise, nn.BatchNorm2d):
-    """`torch.nn.BatchNorm2d`, step by step in evaluation mode."""
-
-
-class StepwiseBatchNorm3d(_Stepwise, nn.BatchNorm3d):
-    """`torch.nn.BatchNorm3d`, step by step in evaluation mode."""
-
-
-_STEPWISE: dict[type[nn.Module], type[nn.Module]] = {
-    nn.BatchNorm1d: StepwiseBatchNorm1d,
-    nn.BatchNorm2d: StepwiseBatchNorm2d,
-    nn.BatchNorm3d: StepwiseBatchNorm3d,
-}
-_PLAIN = {stepwise: plain for plain, stepwise in _STEPWISE.items()}
-
-
 def make_stepwise(gm: GraphModule) -> None:
     """Make PyTorch's BatchNorm modules compute step by step, in place; subclasses of them stay as they are."""
     for module in gm.modules():
-        module.__class__ = _STEPWISE.get(type(module), type(module))
+        if type(module) in OPS["batch_norm"].modules:
+            module.plain, module.__class__ = type(module), StepwiseBatchNorm  # type: ignore[assignment]
 
 
 def make_plain(gm: GraphModule) -> None:
     """Take `make_stepwise` back."""
     for module in gm.modules():
-        module.__class__ = _PLAIN.get(type(module), type(module))
+        if isinstance(module, StepwiseBatchNorm):
+            module.__class__ = module.__dict__.pop("plain")

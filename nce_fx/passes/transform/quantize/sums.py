@@ -10,22 +10,13 @@ that nothing is lost to speak of; what is quantized for a layer already stays as
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Mapping
-from typing import Any
-
-import torch
 from torch.fx import GraphModule, Node
 
+from nce_fx.ops.spellings import apart, in_place
 from nce_fx.passes.analysis.layers import made_from
 from nce_fx.passes.transform.quantize.quantizable_layers import activations_of, adds
 
-aten = torch.ops.aten
-
 SUM_BITS = 8
-
-_APART: Mapping[Any, Any] = {operator.iadd: operator.add, "add_": "add", aten.add_.Tensor: aten.add.Tensor}
-"""Additions that write into their first operand -> those that do not: a quantizer's output is not theirs to change."""
 
 
 def sum_operands(gm: GraphModule) -> dict[Node, list[Node]]:
@@ -35,7 +26,7 @@ def sum_operands(gm: GraphModule) -> dict[Node, list[Node]]:
         if not adds(node) or not all(_is_activation(source) for source in (node, *activations_of(node))):
             continue
         written = activations_of(node)[0]
-        if node.target in _APART and len(written.users) > 1:
+        if in_place(node.target) and len(written.users) > 1:
             continue  # whoever else reads what is written into sees the sum
         for source in activations_of(node):
             found.setdefault(source, []).append(node)
@@ -43,8 +34,8 @@ def sum_operands(gm: GraphModule) -> dict[Node, list[Node]]:
 
 
 def add_apart(node: Node) -> None:
-    """Let an addition make a tensor of its own."""
-    node.target = _APART.get(node.target, node.target)
+    """Let an addition make a tensor of its own: a quantizer's output is not its to change."""
+    node.target = apart(node.target)
 
 
 def _is_activation(node: Node) -> bool:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import nn
 from torch.fx import GraphModule, Node
 
 from nce_fx.devices import device_of
@@ -147,8 +146,7 @@ def _norms(
             nodes.setdefault(str(node.target), []).append(node)
     for path, uses in nodes.items():
         group = sites.norms[path].groups[0]
-        norm = gm.get_submodule(path)
-        assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        norm: Any = gm.get_submodule(path)
         owner, _, leaf = path.rpartition(".")
         new = WidthNorm(norm, sites.norms[path].member.to(norm.weight.device), len(candidates[group]))
         new.training = norm.training

@@ -11,12 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from nce_fx.ids.labels import FIRST_ID, Ids, bare, core
 from nce_fx.ids.space import ParameterAxis
 from nce_fx.ids.value import ChannelTensor
+from nce_fx.ops import OPS
 from nce_fx.passes.analysis.channels import Analysis, ChannelGroup, analysis_of
 from nce_fx.passes.analysis.channels.groups import Group
 from nce_fx.passes.analysis.layers import find_layers
@@ -255,7 +256,7 @@ def _norms(
         if node.op != "call_module":
             continue
         module = gm.get_submodule(str(node.target))
-        if not isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)) or not module.affine:
+        if OPS.derived(module) is not OPS["batch_norm"] or not module.affine:
             continue
         reading = _reading(analysis, node.all_input_nodes[0], table, owner, candidates)
         if reading is None or len(reading.groups) != 1 or reading.member.numel() != module.num_features:

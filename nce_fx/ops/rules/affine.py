@@ -1,0 +1,39 @@
+"""Norms as one factor and one shift for each channel, which the layer before them can take in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from nce_fx.paths import tensor_at
+
+
+class Affine(NamedTuple):
+    """``x * factor + shift``, along the channels."""
+
+    factor: Tensor
+    shift: Tensor
+
+
+AffineRule = Callable[[GraphModule, Node, dict[str, Any]], Affine | None]
+"""(graph, node, arguments of its call by their names; none for a module) -> what it is in evaluation mode."""
+
+
+def batch_norm(gm: GraphModule, node: Node, arguments: dict[str, Any]) -> Affine | None:
+    """With statistics that are fixed: a module that keeps them, a function that is given them as constants."""
+    given: dict[str, Any] = {"training": False, "eps": 1e-5, "weight": None, "bias": None} | arguments
+    if node.op == "call_module":
+        module: Any = gm.get_submodule(str(node.target))
+        given |= {name: getattr(module, name) for name in ("running_mean", "running_var", "weight", "bias", "eps")}
+    tensors = [given[name] for name in ("running_mean", "running_var", "weight", "bias")]
+    known = all(value is None or isinstance(value, Tensor) or value.op == "get_attr" for value in tensors)
+    if given["training"] is not False or not known or tensors[0] is None:
+        return None
+    mean, variance, gamma, beta = (tensor_at(gm, str(v.target)) if isinstance(v, Node) else v for v in tensors)
+    factor = (variance + float(given["eps"])).rsqrt()
+    factor = factor if gamma is None else factor * gamma
+    shift = -mean * factor
+    return Affine(factor, shift if beta is None else shift + beta)

@@ -27,7 +27,7 @@ from nce_fx.frozen import freeze
 from nce_fx.ids.labels import Ids
 from nce_fx.ids.space import ParameterAxis, Tensors
 from nce_fx.ids.value import ChannelTensor
-from nce_fx.ops import Ops, table_of
+from nce_fx.ops import OPS, Ops, table_of
 from nce_fx.ops.table import argument_names
 from nce_fx.passes.analysis.channels import ChannelGraph, analysis_of
 from nce_fx.passes.analysis.channels.computed import Computed, keep, value_of
@@ -325,7 +325,7 @@ def _describe_rest(gm: GraphModule) -> None:
         elif node.op in ("call_function", "call_method") and sources and all(source in values for source in sources):
             args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
             values[node] = getattr(interpreter, node.op)(node.target, args, kwargs)
-        elif node.target is torch.index_select and "tensor_meta" not in node.meta:
+        elif OPS.of_call(node.target) is OPS["index_select"] and "tensor_meta" not in node.meta:
             meta = sources[0].meta["tensor_meta"]
             shape = list(meta.shape)
             shape[node.args[1]] = len(values[sources[1]])

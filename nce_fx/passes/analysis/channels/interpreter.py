@@ -7,7 +7,6 @@ analysis itself.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -31,14 +30,6 @@ from nce_fx.passes.analysis.channels.dispatch import layer_rule
 from nce_fx.quantizers.base import Quantizer
 from nce_fx.tracing.modes import ByMode, is_by_mode
 
-_ARITHMETIC = {
-    operator.add: torch.ops.aten.add.Tensor,
-    operator.mul: torch.ops.aten.mul.Tensor,
-    operator.sub: torch.ops.aten.sub.Tensor,
-    torch.add: torch.ops.aten.add.Tensor,
-    torch.mul: torch.ops.aten.mul.Tensor,
-}
-"""What would come back as these ops by way of PyTorch's dispatcher."""
 _OWN_MODULES: dict[type[nn.Module], Any] = {Quantizer: elementwise.quantizer, ByMode: elementwise.by_mode}
 
 
@@ -145,10 +136,6 @@ class ChannelInterpreter(RuleInterface, Interpreter):
         own = rule_of(target)
         if own is not None:
             return self._by_rule(own, args, kwargs)
-        overload = _ARITHMETIC.get(target)
-        if overload is not None and not kwargs and len(args) == 2 and all(type(a) is ChannelTensor for a in args):
-            self.computes()
-            return self.apply(elementwise.pointwise, (overload, args, kwargs), {})
         return _on_cpu(super().call_function(target, args, kwargs))
 
     def _by_rule(self, rule: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -1,8 +1,8 @@
 """A user's own rules: what a module, function or operator that nce-fx does not know does to channels.
 
 A rule takes the arguments of what it stands for (a module first, for a module) and does to channels what that does, in
-operations that nce-fx knows: nothing is computed, only channels are followed. It is written once; the analysis, the
-check of every resize, and the command line all find it on the class, function or operator itself.
+operations that nce-fx knows: nothing is computed, only channels are followed. It is written once, and becomes a row of
+the table of operations (`nce_fx.ops.Op`) that is found on the class, function or operator itself.
 
     @nce_fx.channel_rule(lambda module, x: x * module.scale)      # a scale for each channel
     class MyScale(nn.Module): ...
@@ -22,32 +22,54 @@ from torch import fx, nn
 from torch._library.custom_ops import CustomOpDef
 
 from nce_fx.errors import InputError
+from nce_fx.ops.op import NO_WEIGHT, NO_WORK, OWN_ROW, Absent, Op, WeightLayout
+from nce_fx.ops.work import Rule
 
-_RULE = "__channel_rule__"
 _Target = TypeVar("_Target")
+_NO_EXAMPLE = Absent("a rule alone brings none")
 
 
-def channel_rule(rule: Callable[..., Any]) -> Callable[[_Target], _Target]:
+def channel_rule(
+    rule: Callable[..., Any], *, macs: Rule | Absent = NO_WORK, quantize: WeightLayout | Absent = NO_WEIGHT
+) -> Callable[[_Target], _Target]:
     """Return a decorator that gives a module class, a function or a registered operator its channel rule.
 
     A module with a rule becomes one node of the graph, and so does a function: neither is traced into. A subclass
     keeps the rule as long as it keeps ``forward``.
 
+    Args:
+        rule: takes the arguments of what it stands for, and returns what that returns.
+        macs: how it multiplies and accumulates, such as ``nce_fx.ops.work.rows_times_weight("mixed", -3)``.
+        quantize: of a function or operator ``(input, weight, ...)``, how the weight lies.
+
     Raises:
-        InputError: what is decorated is none of these.
+        InputError: what is decorated is none of these, or is PyTorch's own.
     """
 
     def mark(target: Any) -> Any:
-        if isinstance(target, type) and issubclass(target, nn.Module):
-            setattr(target, _RULE, rule)
-            return target
-        if isinstance(target, _OPERATORS):
-            operator = getattr(target, "_opoverload", target)
-            setattr(operator, _RULE, rule)
-            return target
-        if not inspect.isfunction(target):
+        known = isinstance(target, _OPERATORS) or (isinstance(target, type) and issubclass(target, nn.Module))
+        if not known and not inspect.isfunction(target):
             raise InputError(f"channel_rule: {target!r} is no module class, Python function or torch.ops operator")
-        return _node_of_its_own(target, rule)
+        found = getattr(target, "_opoverload", target)
+        if known and _is_of_torch(found):
+            raise InputError(
+                f"channel_rule: {found} is PyTorch's own, and nothing is written on that: "
+                "give it a row, nce_fx.trace(model, inputs, ops=OPS.adding(...)) (docs/channels.md)"
+            )
+        row = Op(
+            name=f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', found)}",
+            kind="custom",
+            signature="*",
+            channels=rule,
+            catch="rule",
+            macs=macs,
+            quantize=quantize,
+            example=_NO_EXAMPLE,
+        )
+        if not known:
+            return _node_of_its_own(target, row)
+        setattr(found, OWN_ROW, row)
+        return target
 
     return mark
 
@@ -55,7 +77,14 @@ def channel_rule(rule: Callable[..., Any]) -> Callable[[_Target], _Target]:
 _OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket, CustomOpDef)
 
 
-def _node_of_its_own(function: Callable[..., Any], rule: Callable[..., Any]) -> Callable[..., Any]:
+def _is_of_torch(target: Any) -> bool:
+    if isinstance(target, type):
+        return target.__module__.partition(".")[0] == "torch"
+    packet = getattr(target, "overloadpacket", target)
+    return str(packet._qualified_op_name).partition("::")[0] in ("aten", "prim", "prims")
+
+
+def _node_of_its_own(function: Callable[..., Any], row: Op) -> Callable[..., Any]:
     """Return the function, which on being traced becomes one node instead of being traced into."""
 
     @functools.wraps(function)
@@ -65,24 +94,8 @@ def _node_of_its_own(function: Callable[..., Any], rule: Callable[..., Any]) -> 
             return traced.tracer.create_proxy("call_function", call, args, kwargs)
         return function(*args, **kwargs)
 
-    setattr(call, _RULE, rule)
+    setattr(call, OWN_ROW, row)
     return call
-
-
-def rule_of(target: Any) -> Callable[..., Any] | None:
-    """Return the rule of a function or operator that a graph calls."""
-    found: Callable[..., Any] | None = getattr(target, _RULE, None)
-    if found is None and isinstance(target, torch._ops.OpOverload):
-        found = getattr(target.overloadpacket, _RULE, None)
-    return found
-
-
-def rule_of_module(kind: type[nn.Module]) -> Callable[..., Any] | None:
-    """Return the rule of a module's class, its own or that of the class whose ``forward`` it has."""
-    for owner in kind.__mro__:
-        if _RULE in vars(owner):
-            return vars(owner)[_RULE] if kind.forward is getattr(owner, "forward", None) else None
-    return None
 
 
 def together(x: Any, axis: int) -> Any:
@@ -102,26 +115,3 @@ def pin(x: Any, reason: str) -> Any:
 def follows(x: Any, name: str, value: Any) -> None:
     """Say in a module's rule that an attribute of the module has this value at the widths of ``x``."""
     x.run.attribute(None, name, value)
-
-
-def missing(target: Any) -> str:
-    """Return in words that something has no rule, with the entry to write."""
-    if isinstance(target, nn.Module):
-        name = type(target).__name__
-        entry = f"@nce_fx.channel_rule(lambda module, {_arguments(type(target).forward, 1)}: ...) above class {name}"
-    elif isinstance(target, torch._ops.OpOverload):
-        packet = target._schema.name.replace("::", ".")
-        names = ", ".join(argument.name for argument in target._schema.arguments)
-        name, entry = packet.removeprefix("aten."), f"nce_fx.channel_rule(lambda {names}: ...)(torch.ops.{packet})"
-    else:
-        name = getattr(target, "__name__", str(target))
-        entry = f"@nce_fx.channel_rule(lambda {_arguments(target, 0)}: ...) above def {name}"
-    return f"{name} has no channel rule, and none is guessed: give it one by {entry} (docs/channels.md)"
-
-
-def _arguments(function: Any, skip: int) -> str:
-    try:
-        names = list(inspect.signature(function).parameters)[skip:]
-    except (TypeError, ValueError):
-        names = ["x"]
-    return ", ".join(names)

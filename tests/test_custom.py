@@ -13,6 +13,7 @@ from torch import nn
 import nce_fx
 from nce_fx import custom
 from nce_fx.errors import ChannelError, InputError
+from nce_fx.ops import OPS
 from tests.laws import narrowing_is_removal, new_channels_live, nothing_is_silent, widening_keeps_the_function
 from tests.zoo.model import image, randomize
 
@@ -177,13 +178,16 @@ def test_a_subclass_with_another_forward_has_no_rule():
         def forward(self, x):
             return x.flip(1)
 
-    assert custom.rule_of_module(type("Same", (Mixed,), {})) is not None
-    assert custom.rule_of_module(Otherwise) is None
+    assert OPS.of_module(type("Same", (Mixed,), {})(6, 6)) is not None
+    assert OPS.of_module(Otherwise(6, 6)) is None
 
 
 def test_only_what_can_carry_a_rule_takes_one():
     with pytest.raises(InputError, match="channel_rule"):
         nce_fx.channel_rule(lambda x: x)(3)
+    for torchs in (nn.Softsign, torch.ops.aten.sort, torch.ops.aten.sort.default):
+        with pytest.raises(InputError, match="PyTorch's own"):
+            nce_fx.channel_rule(lambda x: x)(torchs)
 
 
 def test_words_of_rules():

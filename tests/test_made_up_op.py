@@ -59,6 +59,12 @@ DOUBLED = Op(
 MINE = OPS.adding(MIXED, DOUBLED)
 
 
+@nce_fx.channel_rule(F.linear, macs=rows_times_weight("tripled", -1), quantize=WeightLayout(0))
+def tripled(x, weight):
+    """Decided by a value: no tracer can enter."""
+    return F.linear(x, weight) * 3 if float(x.detach().max()) > -1e9 else x
+
+
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -104,6 +110,8 @@ def test_nothing_is_written_on_torch_and_other_graphs_do_not_know_it(model):
     assert "mixed" not in OPS.rows
     gm = nce_fx.trace(model, (image().double(),))
     assert nce_fx.analyze_channels(gm)["first"].pinned is not None
+    gm.meta["ops"] = MINE
+    assert nce_fx.analyze_channels(gm)["first"].pinned is None, "an analysis is kept with another table"
 
 
 def test_a_graph_with_rows_of_its_own_is_not_pickled_without_them(model, tmp_path):
@@ -121,6 +129,36 @@ def test_a_weighted_row_says_its_macs():
             channels=Absent("none"),
             example=lambda: (noise(2, 8),),
         )
+
+
+class Ruled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 6), nn.Linear(8, 2)
+        self.matrix = nn.Parameter(torch.randn(8, 6))
+
+    def forward(self, x):
+        return self.last(torch.relu(tripled(torch.relu(self.first(x)), self.matrix)))
+
+
+def test_a_rule_of_a_function_of_ones_own_is_a_row_with_macs_and_a_weight():
+    model, x = randomize(Ruled()).eval(), (noise(4, 3),)
+    gm = nce_fx.trace(model, x)
+    channels = nce_fx.analyze_channels(gm)
+    assert {"first", "matrix"} <= {g.id for g in channels.groups if g.pinned is None}
+    cost = nce_fx.analyze_cost(gm, channels)
+    assert (cost.nodes["matrix"].op, cost.nodes["matrix"].macs) == ("tripled", 4 * 8 * 6)
+    assert cost.at({"matrix": 10}).macs == nce_fx.analyze_cost(nce_fx.resize(gm, {"matrix": 10})).macs
+    assert "matrix_quant" in [node.name for node in nce_fx.quantize(gm).graph.nodes]
+
+
+def test_a_network_with_rows_of_its_own_is_rewritten_saved_and_loaded(tmp_path):
+    x = (image(),)
+    gm = nce_fx.trace(randomize(Net()).eval(), x, ops=MINE)
+    result = nce_fx.rewrite(gm, x, budget=nce_fx.Budget(macs=0.8))
+    nce_fx.save(result.graph_module, tmp_path / "mine")
+    other = nce_fx.trace(randomize(Net(), seed=3).eval(), x, ops=MINE)
+    assert torch.equal(nce_fx.load(tmp_path / "mine", other)(*x), result.graph_module(*x))
 
 
 class Point:

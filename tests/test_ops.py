@@ -52,7 +52,16 @@ MODULES: dict[str, Any] = {
     "Unflatten": lambda kind: kind(2, (2, 2)),
 }
 """How a module of each type is built that does what its row's example does."""
-MORE: dict[str, tuple[Any, ...]] = {f"conv{n}d": (*OPS[f"conv{n}d"].example()[:3], [1] * n, "same") for n in (1, 2, 3)}
+
+
+def example_of(op: Op) -> tuple[Any, ...]:
+    assert not isinstance(op.example, Absent)
+    return op.example()
+
+
+MORE: dict[str, tuple[Any, ...]] = {
+    f"conv{n}d": (*example_of(OPS[f"conv{n}d"])[:3], [1] * n, "same") for n in (1, 2, 3)
+}
 """Other examples, for spellings that take no other."""
 
 
@@ -156,13 +165,13 @@ def between(op: Op, spelling: Any) -> Between | None:
         except TypeError:
             module = spelling(2)
         given = {nn.MultiheadAttention: 3, nn.Bilinear: 2}.get(spelling, 1)
-        for x in (op.example()[0], *(noise(2, WIDTH, *[4] * n) for n in range(4))):
+        for x in (example_of(op)[0], *(noise(2, WIDTH, *[4] * n) for n in range(4))):
             try:
                 return Between(module.eval(), (x,) * given, {})
             except (ValueError, RuntimeError):
                 continue
         return None
-    for example in (op.example(), *([MORE[op.name]] if op.name in MORE else [])):
+    for example in (example_of(op), *([MORE[op.name]] if op.name in MORE else [])):
         try:
             names = argument_names(op.signature)
             statistics = [v for name, v in zip(names, example, strict=False) if name.startswith("running_")]

@@ -16,9 +16,13 @@ from nce_fx.ops.rules.affine import AffineRule
 from nce_fx.ops.rules.repair import Repair
 from nce_fx.ops.work import Rule
 
-Kind = Literal["weighted", "product", "lookup", "recurrent", "norm", "pointwise", "reduction", "spatial", "movement"]
+Kind = Literal[
+    "weighted", "product", "lookup", "recurrent", "norm", "pointwise", "reduction", "spatial", "movement", "custom"
+]
 Memory = Literal["new", "view"]
 Sign = Literal["any", "never_negative", "kept"]
+OWN_ROW = "__nce_fx_op__"
+"""The attribute of a class, function or operator of the user's own that holds its row."""
 NOTHING: Mapping[Any, str] = MappingProxyType({})
 
 
@@ -57,13 +61,14 @@ class Op:
     kind: Kind
     signature: str
     """Names, order and defaults of its arguments: ``"input, weight, bias=None, groups=1"``; ``*`` for any others."""
-    example: Callable[[], tuple[Any, ...]]
+    example: Callable[[], tuple[Any, ...]] | Absent
     """Makes the arguments of one call, on values of 8 channels."""
     channels: Callable[..., Any] | Absent
     """What it does to channels (`nce_fx.ops.rules`)."""
-    catch: Literal["call", "module", "aten", "inside"] = "aten"
+    catch: Literal["call", "module", "aten", "inside", "rule"] = "aten"
     """What the rule sees: the call's arguments; the module, then its arguments; ATen ops ``(func, args, kwargs)`` that
-    the operation comes apart into; of modules that tracing goes into, what is inside."""
+    the operation comes apart into; of modules that tracing goes into, what is inside; or, as `nce_fx.channel_rule` has
+    it, the call's own arguments, after the module where it is one."""
     macs: Rule | Absent = NO_WORK
     """Its multiply-accumulates, and which values and weights take part (`nce_fx.ops.work`)."""
     quantize: WeightLayout | Absent = NO_WEIGHT

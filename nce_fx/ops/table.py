@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from torch import nn
+from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 from nce_fx.errors import InputError, one_line
@@ -27,7 +28,7 @@ from nce_fx.ops import (
     reduction,
     spatial,
 )
-from nce_fx.ops.op import Op
+from nce_fx.ops.op import OWN_ROW, Op
 from nce_fx.ops.spellings import spellings_of
 
 Value = TypeVar("Value")
@@ -111,7 +112,8 @@ class Ops:
 
     def derived(self, module: nn.Module) -> Op | None:
         """Return the row of the nearest class that a module derives from, its own first."""
-        return next((self.spellings[kind] for kind in type(module).__mro__ if kind in self.spellings), None)
+        rows = (self.spellings.get(kind) or vars(kind).get(OWN_ROW) for kind in type(module).__mro__)
+        return next((row for row in rows if row is not None), None)
 
     def is_norm(self, module: nn.Module | None) -> bool:
         """Whether a module normalizes, as its own class or one that it derives from does."""
@@ -123,14 +125,15 @@ class Ops:
         found = self.spellings.get(target)
         if found is None and inspect.isfunction(target):
             found = self.spellings.get(f"{target.__module__}.{target.__qualname__}")
-        return found
+        return own_row(target) if found is None else found
 
     def of_module(self, module: nn.Module) -> Op | None:
         """Return the row of a module: of its own class, or of one whose ``forward`` it has."""
         kinds: Any = type(module).__mro__
         for kind in kinds:
-            if kind in self.spellings:
-                return self.spellings[kind] if type(module).forward is kind.forward else None
+            row: Op | None = self.spellings.get(kind) or vars(kind).get(OWN_ROW)
+            if row is not None:
+                return row if type(module).forward is kind.forward else None
         return None
 
     def arguments(self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,6 +148,14 @@ class Ops:
     def by_spelling(self, values: Mapping[str, Value]) -> dict[Any, Value]:
         """Return for every spelling of some operations what is given by their names."""
         return {spelling: values[row.name] for spelling, row in self.spellings.items() if row.name in values}
+
+
+def own_row(target: Any) -> Op | None:
+    """Return the row that `nce_fx.channel_rule` gave a function or operator of the user's own."""
+    found: Op | None = getattr(target, OWN_ROW, None)
+    if found is None and isinstance(target, OpOverload):
+        found = getattr(target.overloadpacket, OWN_ROW, None)
+    return found
 
 
 @cache

@@ -13,9 +13,8 @@ import torch
 from torch import fx, nn
 from torch.fx import GraphModule, Proxy
 
-from nce_fx.custom import rule_of_module
 from nce_fx.errors import one_line
-from nce_fx.ops import Ops
+from nce_fx.ops import OPS, Ops
 from nce_fx.traced import TracedModule
 from nce_fx.tracing.attention_decomposition import can_open, open_attention
 from nce_fx.tracing.inputs import Inputs
@@ -51,9 +50,9 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Say whether a module becomes one node."""
-        if module_qualified_name in self.leaves or rule_of_module(type(m)) is not None:
-            return True
         op = self.ops.of_module(m)
+        if module_qualified_name in self.leaves or (op is not None and op.name not in OPS.rows):
+            return True
         if op is not None and op.catch == "inside":
             return False
         if super().is_leaf_module(m, module_qualified_name):

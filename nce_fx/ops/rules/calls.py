@@ -1,13 +1,14 @@
-"""What rules share: finding the run among arguments, and the rule of an op that nobody knows."""
+"""What rules share: finding the run among arguments, and the rule of an op that nobody knows, with how to add one."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._pytree import tree_map
 
-from nce_fx.custom import missing
 from nce_fx.ids.labels import FIXED, Label, constant, core
 from nce_fx.ids.value import ChannelTensor, activation, channel_tensors
 
@@ -51,3 +52,28 @@ def opaque(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str
         return value
 
     return tree_map(wrap, result)
+
+
+def missing(target: Any) -> str:
+    """Return in words that something has no rule, with the entry to write."""
+    if isinstance(target, nn.Module):
+        name = type(target).__name__
+        entry = f"@nce_fx.channel_rule(lambda module, {_arguments(type(target).forward, 1)}: ...) above class {name}"
+    elif isinstance(target, torch._ops.OpOverload):
+        packet = target._schema.name.replace("::", ".")
+        names = ", ".join(argument.name for argument in target._schema.arguments)
+        name, entry = packet.removeprefix("aten."), f"nce_fx.channel_rule(lambda {names}: ...)(torch.ops.{packet})"
+        if name != packet:
+            entry = f"a row of the table of operations, nce_fx.ops.Op(name={name!r}, ...)"
+    else:
+        name = getattr(target, "__name__", str(target))
+        entry = f"@nce_fx.channel_rule(lambda {_arguments(target, 0)}: ...) above def {name}"
+    return f"{name} has no channel rule, and none is guessed: give it one by {entry} (docs/channels.md)"
+
+
+def _arguments(function: Any, skip: int) -> str:
+    try:
+        names = list(inspect.signature(function).parameters)[skip:]
+    except (TypeError, ValueError):
+        names = ["x"]
+    return ", ".join(names)

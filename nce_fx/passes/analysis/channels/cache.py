@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from nce_fx.custom import rule_of, rule_of_module
+from nce_fx.ops import table_of
+from nce_fx.ops.table import own_row
 from nce_fx.paths import modules_of
 from nce_fx.pipeline.contract import checksum
 
@@ -36,26 +37,31 @@ class Facts:
     """All that an analysis of channels depends on: two that are equal give the same analysis.
 
     Nodes with their arguments and shapes, modules with their settings and hooks, which tensor is where, the values of
-    integers and masks (an index moves channels), and the user's rules. Not the values of weights: no channel depends on
-    them.
+    integers and masks (an index moves channels), and the table of operations with the user's rules. Not the values of
+    weights: no channel depends on them.
     """
 
     def __init__(self, gm: GraphModule) -> None:
         self._held: list[Any] = []
         """What is known by its identity, which must not pass on to something else."""
+        self.ops = table_of(gm)
         self.nodes = [self._node(node) for node in gm.graph.nodes]
         self.modules = [(path, *self._module(module)) for path, module in modules_of(gm)]
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Facts) and (self.nodes, self.modules) == (other.nodes, other.modules)
+        return isinstance(other, Facts) and self._key == other._key
+
+    @property
+    def _key(self) -> tuple[Any, ...]:
+        return id(self.ops), self.nodes, self.modules
 
     __hash__ = None  # type: ignore[assignment]
 
     def _node(self, node: Node) -> tuple[Any, ...]:
         meta = node.meta.get("tensor_meta")
         value = repr(node.meta.get("val")) if meta is None else ""
-        rule = rule_of(node.target) if node.op == "call_function" else None
-        return node, node.name, node.op, node.target, node.args, node.kwargs, node.stack_trace, meta, value, rule
+        row = self._same(own_row(node.target)) if node.op == "call_function" else None
+        return node, node.name, node.op, node.target, node.args, node.kwargs, node.stack_trace, meta, value, row
 
     def _module(self, module: nn.Module) -> tuple[Any, ...]:
         settings = {name: self._frozen(value) for name, value in vars(module).items() if name not in _OWN}
@@ -64,7 +70,7 @@ class Facts:
             for group in (module._parameters, module._buffers)
         ]
         kind = type(module)
-        return self._same(module), self._same(kind), self._same(rule_of_module(kind)), tensors, settings
+        return self._same(module), self._same(kind), self._same(self.ops.derived(module)), tensors, settings
 
     def _tensor(self, tensor: torch.Tensor) -> tuple[Any, ...]:
         values = None if tensor.is_floating_point() else checksum(tensor)

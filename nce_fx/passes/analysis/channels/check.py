@@ -11,7 +11,6 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
-from nce_fx.custom import rule_of
 from nce_fx.errors import one_line
 from nce_fx.ids.labels import (
     FIRST_ID,
@@ -390,7 +389,8 @@ class Check(ChannelInterpreter):
 
     def attribute(self, owner: Any, name: str, value: Any) -> None:
         assert self.node is not None
-        if rule_of(self.node.target) is not None and name in ("groups", "num_groups", "normalized_shape"):
+        op = None if self.node.op == "call_module" else self.ops.of_call(self.node.target)
+        if op is not None and op.catch == "rule" and name in ("groups", "num_groups", "normalized_shape"):
             if value != self.first.attributes.get((self.node, name)):
                 raise Mismatch(f"{name} would change: which argument of {self.message()} has it is unknown")
             return

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from nce_fx.custom import rule_of
 from nce_fx.ids.rule_interface import NotFollowedError, RuleInterface
 from nce_fx.ids.value import ChannelLayer, ChannelTensor
 from nce_fx.ops import Absent, Op, Ops
@@ -60,12 +59,11 @@ def dispatched(ops: Ops, run: RuleInterface, func: Any, args: tuple[Any, ...], k
     if torch.Tag.inplace_view in func.tags:
         name = func._schema.name.removeprefix("aten::")
         raise NotFollowedError(f"{name} changes the axes of a tensor in place: write it without the underscore")
-    op = ops.spellings.get(func)
-    rule: Any = None if op is None or op.catch != "aten" or isinstance(op.channels, Absent) else op.channels
-    own = rule_of(func) if rule is None else None
-    if own is not None:
+    op = ops.of_call(func)
+    if op is not None and op.catch == "rule" and not isinstance(op.channels, Absent):
         run.computes()
-        return run.apply(own, args, kwargs, users=True)
+        return run.apply(op.channels, args, kwargs, users=True)
+    rule: Any = None if op is None or op.catch != "aten" or isinstance(op.channels, Absent) else op.channels
     if rule is None:
         rule = elementwise.pointwise if _is_pointwise(func) else opaque
     if rule not in movement.MOVEMENT:

@@ -7,7 +7,6 @@ analysis itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,15 +15,15 @@ from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.passes.shape_prop import TensorMetadata
 
-from nce_fx.custom import missing, rule_of, rule_of_module
 from nce_fx.errors import ChannelError, where
 from nce_fx.ids.labels import FIXED, Label, constant, core, line_of
 from nce_fx.ids.reparametrized import plain_class
 from nce_fx.ids.rule_interface import RuleInterface
 from nce_fx.ids.space import IdSpace, Tensors
 from nce_fx.ids.value import ChannelLayer, ChannelTensor, activation
-from nce_fx.ops import WeightLayout, table_of
+from nce_fx.ops import Absent, Op, WeightLayout, table_of
 from nce_fx.ops.rules import elementwise
+from nce_fx.ops.rules.calls import missing
 from nce_fx.passes.analysis.channels import dispatch
 from nce_fx.passes.analysis.channels.dispatch import layer_rule
 from nce_fx.quantizers.base import Quantizer
@@ -104,18 +103,17 @@ class ChannelInterpreter(RuleInterface, Interpreter):
         shadow = self._shadows.get(target)
         if shadow is None:
             shadow = self._shadows[target] = self._shadow(self.fetch_attr(target), target)
-        own = rule_of_module(type(shadow))
-        if own is not None:
-            return self._by_rule(own, (shadow, *args), kwargs)
+        op = self.ops.of_module(shadow)
+        if op is not None and op.catch == "rule":
+            return self._by_rule(op, (shadow, *args), kwargs)
         rule = self._module_rule(shadow)
         return shadow(*args, **kwargs) if rule is None else self.apply(rule, (shadow, *args), kwargs)
 
     def _plain_rule(self, module: nn.Module) -> Any:
         """Return the rule of a plain layer; ``None`` for any other module."""
         plain = not module._forward_pre_hooks and not module._forward_hooks and "forward" not in module.__dict__
-        op = self.ops.spellings.get(type(module))
-        known = plain and op is not None and rule_of_module(type(module)) is None
-        return layer_rule(op, module) if known and op is not None else None
+        op = self.ops.spellings.get(type(module)) if plain else None
+        return None if op is None else layer_rule(op, module)
 
     def _module_rule(self, module: nn.Module) -> Any:
         """Return the rule of a module that takes it whole; ``None`` for one whose forward is simply run."""
@@ -133,15 +131,16 @@ class ChannelInterpreter(RuleInterface, Interpreter):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Call a function on channel tensors, or the user's own rule for it."""
-        own = rule_of(target)
-        if own is not None:
-            return self._by_rule(own, args, kwargs)
+        op = self.ops.of_call(target)
+        if op is not None and op.catch == "rule":
+            return self._by_rule(op, args, kwargs)
         return _on_cpu(super().call_function(target, args, kwargs))
 
-    def _by_rule(self, rule: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _by_rule(self, op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Apply a user's rule; what it stands for computes, whatever the rule does, and returns what was traced."""
         self.computes()
-        result = self.apply(rule, args, kwargs, users=True)
+        assert not isinstance(op.channels, Absent)
+        result = self.apply(op.channels, args, kwargs, users=True)
         assert self.node is not None
         meta = self.node.meta.get("tensor_meta")
         shape = self.original(getattr(result, "shape", None))

@@ -52,7 +52,7 @@ def compare(
         float_network: the trained network at its own widths; not trained here.
         networks: what to train, by name, such as ``{"uniform 2-bit": ..., "NCE 2-bit": ...}``; they are not changed.
         data: trained on its train split, measured on its test split.
-        recipe: how each is trained.
+        recipe: how each is trained; with ``float_epochs`` in float at its own widths first, before it is rounded.
         distill: learn from the float network too, not from the classes alone.
         float_epochs: how long the float network was trained, for the record.
         directory: checkpoints and logs go to a folder here for each network; a run that was stopped goes on from them.

@@ -194,6 +194,16 @@ Strict = Annotated[
 Compile = Annotated[
     bool, typer.Option("--compile", help="Train the compiled network; in one process.", rich_help_panel=_TRAINING)
 ]
+FloatEpochs = Annotated[
+    int | None,
+    typer.Option(
+        "--float-epochs",
+        metavar="N",
+        help="The first so many of the epochs train in float at the new widths, before anything is rounded; half of "
+        "them by default where widths change, none with --from-scratch.",
+        rich_help_panel=_TRAINING,
+    ),
+]
 FromScratch = Annotated[
     bool,
     typer.Option(
@@ -392,4 +402,5 @@ class TrainingOptions:
     recipe: Recipe = None
     strict: Strict = False
     compile: Compile = False
+    float_epochs: FloatEpochs = None
     from_scratch: FromScratch = False

@@ -13,7 +13,14 @@ from torch.fx import GraphModule
 from nce_fx import artifacts
 from nce_fx.cli.parsing import build_model, is_code, recipe_fields
 from nce_fx.cli.retrain import Retrain
-from nce_fx.cli.rewriting import calibration, content, retrain_networks, rewritten_name, uniform_name
+from nce_fx.cli.rewriting import (
+    calibration,
+    content,
+    retrain_networks,
+    rewritten_name,
+    uniform_name,
+    with_float_epochs,
+)
 from nce_fx.cli.terminal import Terminal
 from nce_fx.data import load_data
 from nce_fx.errors import InputError
@@ -26,6 +33,7 @@ from nce_fx.signature import call_of
 from nce_fx.tracing import trace
 from nce_fx.training import Recipe
 from nce_fx.training.engine import all_reduce_sum, start_engine
+from nce_fx.training.recipe import usual_float_epochs
 from nce_fx.training.scratch import from_scratch
 
 
@@ -115,8 +123,14 @@ def asked_for(job: Retrain, manifest: Manifest) -> Retraining:
     epochs = asked.get("epochs", kept.get("epochs"))
     if data is None or epochs is None:
         raise InputError(f"{job.directory} has not been trained before: say --data and --epochs")
-    recipe = Recipe.from_dict(kept | asked)
     scratch = job.from_scratch or (before is not None and before.from_scratch and not job.force)
+    fields = {name: value for name, value in kept.items() if name != "float_epochs"} | asked
+    if job.float_epochs is None and before is not None and "float_epochs" not in asked:
+        # As the folder says, which says none where it is of an earlier version; half of another number of epochs.
+        own = kept.get("float_epochs", 0)
+        fields["float_epochs"] = own if epochs == kept["epochs"] or not own else usual_float_epochs(epochs)
+    changed = bool(artifacts.read_plan(job.directory, manifest).changed)
+    recipe = Recipe.from_dict(with_float_epochs(fields, job, changed))
     float_epochs = before.float_epochs if before is not None else 0
     return Retraining(
         data=data, recipe=recipe.to_dict(), float_epochs=float_epochs, uniform=job.uniform, from_scratch=scratch

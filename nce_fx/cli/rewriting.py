@@ -11,6 +11,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from nce_fx import artifacts
+from nce_fx.cli.options import TrainingOptions
 from nce_fx.cli.parsing import build_model, example_input, one_process, parse_args, recipe_fields
 from nce_fx.cli.pass_hooks import between_passes
 from nce_fx.cli.rewrite import Rewrite
@@ -33,6 +34,7 @@ from nce_fx.rewrite import RewriteResult, analyze, rewrite
 from nce_fx.sweep import ratios_of, sweep
 from nce_fx.training import Recipe, evaluate, train
 from nce_fx.training.log import write_epochs
+from nce_fx.training.recipe import usual_float_epochs
 from nce_fx.training.result import EpochRecord
 from nce_fx.training.scratch import from_scratch
 
@@ -56,7 +58,10 @@ def run(job: Rewrite) -> None:
     between = between_passes((ResizeChannels, InsertQuantizers), job.verify_each, job.print_after, terminal)
     args = parse_args(job.model_args)
     compiled = {"compile": True} if job.compile else {}
-    recipe = Recipe.from_dict(recipe_fields(job.recipe, epochs=job.retrain, seed=job.seed, **compiled))
+    if job.float_epochs is not None and not job.retrain:
+        raise InputError("--float-epochs is about retraining: give --retrain EPOCHS as well")
+    fields = recipe_fields(job.recipe, epochs=job.retrain, seed=job.seed, **compiled)
+    recipe = Recipe.from_dict(with_float_epochs(fields, job))
     if not job.dry_run and not job.force:
         artifacts.check_free(job.out, artifacts.OURS if job.sweep is None else SWEEP)
     data = None if job.data is None else load_data(job.data, seed=job.seed, strict=job.strict)
@@ -93,6 +98,8 @@ def run(job: Rewrite) -> None:
         terminal.finish(content(result.plan, result.report, None, None))
         return
 
+    if not result.plan.changed:
+        recipe = Recipe.from_dict(with_float_epochs(fields, job, changed=False))
     about: dict[str, Any] = {
         "report": result.report,
         "model": ModelReference(reference=job.model, args=args),
@@ -118,6 +125,18 @@ def run(job: Rewrite) -> None:
     terminal.finish(content(result.plan, result.report, comparison, job.out))
 
 
+def with_float_epochs(fields: dict[str, Any], job: TrainingOptions, changed: bool = True) -> dict[str, Any]:
+    """Return the fields of a recipe with the epochs in float: as the user says, else half of all where widths change.
+
+    Raises:
+        InputError: ``--recipe`` and the option say different numbers.
+    """
+    if job.float_epochs is not None:
+        return recipe_fields(json.dumps(fields), float_epochs=job.float_epochs)
+    usual = usual_float_epochs(fields["epochs"]) if changed and not job.from_scratch else 0
+    return {"float_epochs": usual, **fields}
+
+
 def float_network(
     job: Rewrite, model: nn.Module, data: Data | None, recipe: Recipe, terminal: Terminal
 ) -> tuple[nn.Module, tuple[EpochRecord, ...]]:
@@ -127,8 +146,8 @@ def float_network(
     untrained = job.weights is None and job.model in MODELS
     if untrained and data is not None and job.retrain:
         with terminal.training(f"float {job.model}") as progress:
-            # Progressive bits are for quantizers; the rest of the recipe trains the float network too.
-            result = train(model, data, replace(recipe, bits=()), progress=progress)
+            # What is for quantizers is left out; the rest of the recipe trains the float network too.
+            result = train(model, data, replace(recipe, bits=(), float_epochs=0, freeze=0.0), progress=progress)
         terminal.show(f"float {job.model} on {data.name}: {tables.percent(result.accuracy)} after {job.retrain} epochs")
         return result.model.eval(), result.history
     if untrained:

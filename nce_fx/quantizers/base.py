@@ -136,6 +136,8 @@ class Quantizer(nn.Module):
     """State that files of earlier versions do not have, and what it was then."""
     positive: ClassVar[tuple[str, ...]] = ()
     """Learned parameters that are lengths, such as ``("step",)``: at or below zero nothing is learned any more."""
+    bypassed = False
+    """True while the network is trained in float: everything passes, see `forward`. No state of the network's."""
 
     def __init__(self, bits: int) -> None:
         super().__init__()
@@ -148,6 +150,14 @@ class Quantizer(nn.Module):
         """How much the gradient of an element depends on how far rounding moved it, see `forward`."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` on its levels; where it is bypassed, what the float network has in its place."""
+        return self.in_float(x) if self.bypassed else self.rounded(x)
+
+    def in_float(self, x: Tensor) -> Tensor:
+        """Return what the float network has in this place: ``x``."""
+        return x
+
+    def rounded(self, x: Tensor) -> Tensor:
         """Return ``x`` on its levels.
 
         With ``ewgs`` the gradient that comes back is scaled, see `nce_fx.quantizers.ewgs`.
@@ -207,6 +217,10 @@ class WeightQuantizer(Quantizer):
 
         Nothing to do where all follows from the weight in every forward pass.
         """
+
+    def start_again(self, weight: Tensor) -> None:
+        """Take a first look at another weight in the same place."""
+        self.start(weight)
 
 
 class ActivationQuantizer(Quantizer):
@@ -278,6 +292,10 @@ class ActivationQuantizer(Quantizer):
     def adopt(self, estimate: float) -> None:
         """Start from an estimate."""
         raise NotImplementedError
+
+    def in_float(self, x: Tensor) -> Tensor:
+        """Return ``x``, or what the ReLU makes of it that this quantizer stands for."""
+        return x if self.replaces is None else x.relu()
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:

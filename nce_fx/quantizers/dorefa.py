@@ -84,6 +84,14 @@ class DorefaWeight(WeightQuantizer):
             levels = self(weight)
             self.factor.fill_(float((levels * weight).sum() / levels.square().sum()))
 
+    @torch.no_grad()
+    def start_again(self, weight: Tensor) -> None:
+        """Find g and f anew, as free of the weight's size as before."""
+        normalized = not bool(self.follows)
+        self.follows.fill_(False)
+        self.factor.fill_(1.0)
+        self.start(weight, normalized)
+
     def scale(self, weight: Tensor) -> Tensor:
         """Return the distance between two levels; 0-dimensional, without a gradient."""
         weight = working(weight.detach())
@@ -99,9 +107,9 @@ class DorefaWeight(WeightQuantizer):
         scale = self.factor.to(weight.dtype) * torch.where(self.follows, most, 1.0) / self.grid.reach
         return position, self.fine(scale)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def rounded(self, x: Tensor) -> Tensor:
         """Return ``x`` on its levels; what is rounded, and so how far, is not ``x`` but what tanh makes of it."""
-        return super().forward(x) if self.bits == 1 else self.quantized(x)
+        return super().rounded(x) if self.bits == 1 else self.quantized(x)
 
     def step_size(self, x: Tensor) -> Tensor:
         """As `scale`."""

@@ -69,7 +69,7 @@ class N2uq(ActivationQuantizer):
         """As `scale`."""
         return self.scale()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def rounded(self, x: Tensor) -> Tensor:
         """Return ``x`` on its levels; with ``ewgs``, how far from its middle each lies in its own piece counts."""
         y = self.quantized(x)
         if not self.ewgs or not torch.is_grad_enabled():

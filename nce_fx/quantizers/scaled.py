@@ -30,7 +30,7 @@ class ScaledWeight(WeightQuantizer):
         self.layer = inner.layer
         self.register_buffer("factor", factor)
 
-    def forward(self, weight: Tensor) -> Tensor:
+    def rounded(self, weight: Tensor) -> Tensor:
         """Quantize and scale."""
         return self.integers(weight).dequantize().to(weight.dtype)
 

@@ -109,6 +109,12 @@ class Comparison(Record):
     recipe: dict[str, Any]
     rows: tuple[ResultRow, ...]
 
+    @property
+    def trained(self) -> str:
+        """How long each was trained, in words: ``30 epochs each, the first 15 in float``."""
+        first = self.recipe.get("float_epochs", 0)
+        return f"{self.epochs} epochs each" + (f", the first {first} in float" if first else "")
+
     def row(self, network: str) -> ResultRow | None:
         """Return the row of a network by its name, or ``None`` where it was not trained."""
         return next((row for row in self.rows if row.network == network), None)
@@ -120,6 +126,7 @@ class Retraining(Record):
     data: str
     recipe: dict[str, Any]
     float_epochs: int
+    """Of the original network, before it was rewritten; those at the new widths are in the recipe."""
     uniform: bool = True
     """Whether the uniform rival is trained too."""
     from_scratch: bool = False

@@ -151,7 +151,7 @@ def comparison_line(comparison: Comparison) -> str:
 
 def comparison_table(comparison: Comparison) -> Table:
     """Return the last table: every trained network with its accuracy and cost."""
-    title = f"{comparison.data}: {comparison.epochs} epochs each, seed {comparison.seed}"
+    title = f"{comparison.data}: {comparison.trained}, seed {comparison.seed}"
     table = Table(title=title, title_justify="left")
     header, *rows = result_rows(comparison)
     for column in header:

@@ -185,7 +185,7 @@ def _groups(channels: ChannelGraph | None, plan: WidthPlan, report: RewriteRepor
 
 def _note(comparison: Comparison) -> str:
     return (
-        f"{comparison.data}, {comparison.epochs} epochs each with one recipe, seed {comparison.seed}. One run: how sure"
+        f"{comparison.data}, {comparison.trained}, with one recipe, seed {comparison.seed}. One run: how sure"
         " a difference is takes several seeds."
     )
 

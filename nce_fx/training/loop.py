@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,15 +19,18 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from nce_fx.data.loaders import CALIBRATION_BATCHES
 from nce_fx.devices import device_of, to_device
 from nce_fx.errors import TrainingError
 from nce_fx.quantizers.saved_tensors import compact_saving
+from nce_fx.tracing.exported import evaluating
 from nce_fx.training.average import Average
 from nce_fx.training.batches import Data, batch_length, batches_of
 from nce_fx.training.checkpoint import last_good
 from nce_fx.training.determinism import deterministic, seed_step
 from nce_fx.training.engine import Engine, all_reduce_sum, call, start_engine, sum_gradients
 from nce_fx.training.evaluation import accuracy_of
+from nce_fx.training.extras import extras_of
 from nce_fx.training.features import feature_loss
 from nce_fx.training.interruption import interruptions
 from nce_fx.training.log import Log, open_log
@@ -102,11 +106,33 @@ def fit(run: Run, progress: Progress = False, checkpoint_seconds: float = 60.0) 
     ):
         checkpoints.save_first()
         while run.position.epoch < recipe.epochs:
+            if recipe.float_epochs == run.position.epoch and recipe.float_epochs and not run.position.step:
+                checkpoints.run = run = _in_low_precision(run)
             _train_epoch(run, checkpoints, log, report, asked_to_stop)
             checkpoints.run = run = run.callback.after_epoch(run)
         log.flush()
         checkpoints.save()
     return run
+
+
+def _in_low_precision(run: Run) -> Run:
+    """Start the quantizers, and what goes on beside the steps, on what the epochs in float have made of the network.
+
+    Every process looks at the same batches as in evaluation, whole, so that all see the same.
+    """
+    recipe = run.recipe
+    loader = run.data.loader(
+        "train", batch_size=recipe.batch_size, seed=recipe.seed, epoch=recipe.float_epochs, shuffle=True
+    )
+
+    def look() -> None:
+        with evaluating(run.model):
+            for inputs, _ in islice(iter(loader), CALIBRATION_BATCHES):
+                call(run.model, to_device(inputs, run.engine.device))
+
+    run.stages.enter(recipe, recipe.float_epochs)
+    run.stages.start_again(look)
+    return replace(run, extras=extras_of(run.model, recipe))
 
 
 def _train_epoch(
@@ -125,8 +151,9 @@ def _train_epoch(
     loader = run.data.loader("train", batch_size=recipe.batch_size, seed=recipe.seed, epoch=epoch, shuffle=True)
     batches = batches_of(loader, engine, position.step)
     run.callback.before_epoch(run)
+    in_float, border = epoch < recipe.float_epochs, recipe.float_epochs * run.steps_per_epoch
     if not position.step:
-        position.levels = weight_levels(run.model)
+        position.levels = {} if in_float else weight_levels(run.model)
     for step in range(position.step, run.steps_per_epoch):
         batch_seed = seed_step(recipe.seed, epoch, step, engine)
         rate = learning_rate_at(recipe, run.done, run.steps_per_epoch)
@@ -137,8 +164,8 @@ def _train_epoch(
             )
         run.callback.before_step(run)
         loss, correct, samples, stop = train_step(run, batch, rate, batch_seed, asked_to_stop())
-        for extra in run.extras.values():
-            extra.after_step((run.done + 1) / (recipe.epochs * run.steps_per_epoch))
+        for extra in () if in_float else run.extras.values():
+            extra.after_step((run.done + 1 - border) / (recipe.epochs * run.steps_per_epoch - border))
         run.callback.after_step(run)
         position.step += 1
         position.loss += loss
@@ -155,8 +182,8 @@ def _train_epoch(
             checkpoints.save()
     tested = None
     last = epoch + 1 == recipe.epochs
-    moved = share_moved(position.levels, weight_levels(run.model))
-    average = run.extras.get("average")
+    moved = None if in_float else share_moved(position.levels, weight_levels(run.model))
+    average = None if in_float else run.extras.get("average")
     assert average is None or isinstance(average, Average)
     if last and average is not None:
         average.put()
@@ -222,7 +249,7 @@ def train_step(run: Run, batch: Any, rate: float, seed: int, stop: bool) -> list
         )
     (loss * (size / totals[2])).backward()  # type: ignore[no-untyped-call]
     sum_gradients(run.model.parameters())
-    if recipe.dampen:
+    if recipe.dampen and run.position.epoch >= recipe.float_epochs:
         dampen(run.model, dampening_at(recipe, run.done, run.steps_per_epoch))
     if recipe.clip_gradient is not None:
         nn.utils.clip_grad_norm_(run.model.parameters(), recipe.clip_gradient)

@@ -42,8 +42,13 @@ class Recipe:
     label_smoothing: BelowOne = 0.0
     distill_alpha: Share = 0.9
     distill_temperature: Positive = 4.0
+    float_epochs: Whole = 0
+    """How many of the epochs, the first ones, train a quantized network in float: its quantizers let everything pass.
+    They are then started anew on what the network has become. What was narrowed heals before it is rounded. Each part
+    has a warm-up and a fall of the learning rate of its own."""
     bits: tuple[Annotated[StrictInt, Field(ge=1, le=8)], ...] = ()
-    """Progressive bits, such as (8, 4, 2): the epochs are split evenly, a quantizer never goes below its own bits."""
+    """Progressive bits, such as (8, 4, 2): the epochs that are not in float are split evenly, a quantizer never goes
+    below its own bits."""
     dampen: NotNegative = 0.0
     """How strongly weights are drawn to their levels in the end; it rises from zero as a cosine over the run. Lambda of
     Nagel et al. 2022, see `nce_fx.training.oscillation`."""
@@ -75,6 +80,11 @@ class Recipe:
         """
         if self.nesterov and not self.momentum:
             raise InputError(f"recipe: nesterov is {self.nesterov}; it must be off where momentum is 0")
+        if self.float_epochs and self.float_epochs >= self.epochs:
+            raise InputError(
+                f"recipe: float_epochs is {self.float_epochs} of {self.epochs} epochs; leave at least one for low"
+                " precision"
+            )
         if self.freeze and self.bits:
             raise InputError("recipe: freeze is given and bits: a level that is held is one of a number of bits")
 
@@ -92,28 +102,46 @@ class Recipe:
         return from_mapping(cls, values)
 
 
+FLOAT_BITS = 32
+
+
+def usual_float_epochs(epochs: int) -> int:
+    """Return how many of the epochs of a network whose widths were changed are in float where nobody says: half."""
+    return epochs // 2
+
+
 def learning_rate_at(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     """Return the learning rate of a step, counted from 0 over the whole run."""
+    border = recipe.float_epochs * steps_per_epoch
+    first, last = (0, border) if step < border else (border, recipe.epochs * steps_per_epoch)
+    step, steps = step - first, last - first
     warmup = round(recipe.warmup_epochs * steps_per_epoch)
+    if border:
+        # Of a part of few epochs, half at most.
+        warmup = min(warmup, steps // 2)
     if step < warmup:
         return recipe.learning_rate * (step + 1) / warmup
     if not recipe.cosine:
         return recipe.learning_rate
-    done = (step - warmup) / max(1, recipe.epochs * steps_per_epoch - warmup)
+    done = (step - warmup) / max(1, steps - warmup)
     return recipe.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
 
 
 def dampening_at(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """Return the strength of dampening at a step, counted from 0 over the whole run."""
-    done = step / max(1, recipe.epochs * steps_per_epoch)
+    """Return the strength of dampening at a step, counted from 0 over the whole run; none while training in float."""
+    border = recipe.float_epochs * steps_per_epoch
+    done = max(0, step - border) / max(1, recipe.epochs * steps_per_epoch - border)
     return recipe.dampen * 0.5 * (1.0 - math.cos(math.pi * min(1.0, done)))
 
 
 def bits_at(recipe: Recipe, epoch: int) -> int | None:
-    """Return the bits of an epoch's stage, or None where the recipe has no progressive bits."""
+    """Return the bits of an epoch's stage: 32 in float, else None where the recipe has no progressive bits."""
+    if epoch < recipe.float_epochs:
+        return FLOAT_BITS
     if not recipe.bits:
         return None
-    return recipe.bits[min(len(recipe.bits) - 1, epoch * len(recipe.bits) // max(1, recipe.epochs))]
+    epochs = recipe.epochs - recipe.float_epochs
+    return recipe.bits[min(len(recipe.bits) - 1, (epoch - recipe.float_epochs) * len(recipe.bits) // max(1, epochs))]
 
 
 def seed_at(seed: int, *position: int) -> int:

@@ -20,6 +20,7 @@ class EpochRecord:
     """Steps since the start of training, this epoch's included."""
     learning_rate: float
     bits: int | None
+    """Of the stage: 32 in float; ``None`` where the quantizers have their own from first to last."""
     loss: float
     accuracy: float
     test_accuracy: float | None

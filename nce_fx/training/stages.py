@@ -1,4 +1,7 @@
-"""Progressive bits: quantizers that start with more bits and lose them stage by stage (8, then 4, then 2).
+"""Stages of a run: in float first, and progressive bits, which quantizers lose stage by stage (8, then 4, then 2).
+
+In float every quantizer lets everything pass; those that stand for a ReLU act as one. What they learned of a range is
+of another network when that stage ends, so they take a first look at weights and activations again.
 
 When a quantizer changes its bits its range stays: a learned step is stretched as the steps become fewer, a learned clip
 is a range already, and what is computed from the weights follows by itself.
@@ -6,14 +9,14 @@ is a range already, and what is computed from the weights follows by itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from nce_fx.errors import InputError
-from nce_fx.quantizers.base import ActivationQuantizer, Quantizer
+from nce_fx.errors import InputError, QuantizeError
+from nce_fx.quantizers.base import ActivationQuantizer, Quantizer, WeightQuantizer
 from nce_fx.quantizers.n2uq import N2uq
 from nce_fx.training.recipe import Recipe, bits_at
 
@@ -26,24 +29,66 @@ class Stages:
     final_bits: Mapping[str, int]
 
     def enter(self, recipe: Recipe, epoch: int) -> None:
-        """Give every quantizer the bits of an epoch's stage, or its own where those are more."""
-        bits = bits_at(recipe, epoch)
-        if bits is not None:
-            for path, quantizer in self.quantizers.items():
+        """Give every quantizer the bits of an epoch's stage, or its own where those are more; in float, none."""
+        in_float, bits = epoch < recipe.float_epochs, bits_at(recipe, epoch)
+        for path, quantizer in self.quantizers.items():
+            quantizer.bypassed = in_float
+            if bits is not None and not in_float:
                 set_bits(quantizer, max(bits, self.final_bits[path]))
+
+    @torch.no_grad()
+    def start_again(self, run: Callable[[], None]) -> None:
+        """Start every quantizer anew, on what it sees while ``run`` runs the network in float on some batches.
+
+        Raises:
+            QuantizeError: a value is not finite.
+        """
+        weights: dict[WeightQuantizer, Tensor] = {}
+
+        def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            (value,) = inputs
+            if not bool(value.isfinite().all()):
+                place = next(path for path, quantizer in self.quantizers.items() if quantizer is module)
+                raise QuantizeError(f"{place}: what it would quantize is not finite after the epochs in float")
+            if isinstance(module, WeightQuantizer):
+                weights[module] = value
+            elif isinstance(module, ActivationQuantizer):
+                module.observe(module.in_float(value))
+
+        hooks = [quantizer.register_forward_pre_hook(look) for quantizer in self.quantizers.values()]
+        for quantizer in self.quantizers.values():
+            quantizer.bypassed = True
+        try:
+            run()
+        finally:
+            for hook, quantizer in zip(hooks, self.quantizers.values(), strict=True):
+                hook.remove()
+                quantizer.bypassed = False
+        for quantizer in self.quantizers.values():
+            if isinstance(quantizer, ActivationQuantizer):
+                quantizer.settle()
+            elif quantizer in weights and isinstance(quantizer, WeightQuantizer):
+                quantizer.start_again(weights[quantizer])
 
 
 def stages_of(model: nn.Module, recipe: Recipe) -> Stages:
     """Return a model's stages under a recipe.
 
     Raises:
-        InputError: the recipe has progressive bits and the model no quantizers, or one that would end with more bits
-            than it has.
+        InputError: the recipe has progressive bits or epochs in float and the model no quantizers, or one that cannot
+            be let pass, or that would end with more bits than it has.
     """
     quantizers = {path: module for path, module in model.named_modules() if isinstance(module, Quantizer)}
     if recipe.bits and not quantizers:
         raise InputError("recipe: bits are given and the model has no quantizers: quantize it first, or leave them out")
+    if recipe.float_epochs and not quantizers:
+        raise InputError("recipe: float_epochs is given and the model has no quantizers: all its epochs are in float")
     for path, quantizer in quantizers.items():
+        if recipe.float_epochs and type(quantizer).forward is not Quantizer.forward:
+            raise InputError(
+                f"recipe: float_epochs is given and {path} ({type(quantizer).__name__}) has a forward of its own, which"
+                " lets nothing pass: override rounded instead"
+            )
         if recipe.bits and isinstance(quantizer, N2uq):
             raise InputError(
                 f"recipe: bits are given and {path} has a learned threshold for each level (n2uq), which does not go"

@@ -17,7 +17,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import _get_qualified_name, map_aggregate
 from torch.fx.passes.shape_prop import TensorMetadata
 
-from nce_fx.tracing.modes import ByMode, ModeCode
+from nce_fx.by_mode import ByMode, ModeCode
 
 
 @dataclass(frozen=True)

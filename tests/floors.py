@@ -51,6 +51,7 @@ _BOXES: tuple[dict[str, tuple[str, ...]], ...] = (
     {
         "foundations": (
             "batches",
+            "by_mode",
             "callables",
             "copying",
             "devices",

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import nce_fx
+from nce_fx.by_mode import runs_in
 from nce_fx.errors import ChannelError, TraceError
 from nce_fx.models import MODELS
 from nce_fx.passes.transform import resize as resizing
-from nce_fx.tracing.modes import runs_in
 from nce_fx.tracing.shape_propagation import first_misfit
 from tests.observing import counted, seeded
 from tests.zoo import ZOO

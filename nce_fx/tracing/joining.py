@@ -15,10 +15,11 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
+from nce_fx.by_mode import ModeCode, place_by_mode
 from nce_fx.ops import Ops
 from nce_fx.ops.spellings import in_place
 from nce_fx.traced import TracedModule
-from nce_fx.tracing.modes import Flag, ModeCode, place_by_mode, place_flags
+from nce_fx.tracing.modes import Flag, place_flags
 
 _CONTAINERS = (dict, list, tuple)
 

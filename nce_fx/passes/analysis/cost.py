@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from nce_fx.by_mode import runs_in
 from nce_fx.errors import InputError
 from nce_fx.frozen import freeze
 from nce_fx.passes.analysis.channels.graph import AxisWidth, ChannelGraph
@@ -34,7 +35,6 @@ from nce_fx.paths import tensor_at
 from nce_fx.plan import model_fingerprint
 from nce_fx.quantities import Quantity, known_quantities
 from nce_fx.quantizers import ActivationQuantizer, Quantizer
-from nce_fx.tracing.modes import runs_in
 
 Bits = int | Mapping[str, int] | None
 """Bits for every layer, or per layer path; ``None``: as the quantizers of the graph say, else of the tensors' type."""

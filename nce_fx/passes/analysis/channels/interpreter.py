@@ -15,6 +15,7 @@ from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.passes.shape_prop import TensorMetadata
 
+from nce_fx.by_mode import ByMode, is_by_mode
 from nce_fx.errors import ChannelError, where
 from nce_fx.ids.labels import FIXED, Label, constant, core, line_of
 from nce_fx.ids.reparametrized import plain_class
@@ -27,7 +28,6 @@ from nce_fx.ops.rules.calls import missing
 from nce_fx.passes.analysis.channels import dispatch
 from nce_fx.passes.analysis.channels.dispatch import layer_rule
 from nce_fx.quantizers.base import Quantizer
-from nce_fx.tracing.modes import ByMode, is_by_mode
 
 _OWN_MODULES: dict[type[nn.Module], Any] = {Quantizer: elementwise.quantizer, ByMode: elementwise.by_mode}
 

@@ -148,6 +148,32 @@ def test_features_without_a_place_are_refused():
         train(quantized_net(), Blobs(), replace(RECIPE, distill_features=1.0), teacher=net())
 
 
+def test_a_batch_in_parts_gives_the_step_of_the_whole():
+    recipe = replace(RECIPE, epochs=1, batch_size=32, dampen=0.1, clip_gradient=2.0)
+    results = [
+        train(net(norm=False, dropout=0.0).double(), double(), replace(recipe, accumulate=parts))
+        for parts in (1, 3, 64)
+    ]
+    for other in results[1:]:
+        assert other.history[0].loss == pytest.approx(results[0].history[0].loss, rel=1e-12)
+        pairs = zip(results[0].model.parameters(), other.model.parameters(), strict=True)
+        assert all(torch.allclose(a, b, rtol=1e-10) for a, b in pairs)
+
+
+def test_the_largest_memory_is_that_of_a_part(monkeypatch):
+    seen: list[int] = []
+    model = net()
+    model.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
+    train(model, Blobs(), replace(RECIPE, epochs=1, batch_size=50, accumulate=4))
+    assert max(seen[:12]) == 13
+
+
+def double() -> Blobs:
+    data = Blobs()
+    data.to_double()
+    return data
+
+
 def test_a_run_that_was_stopped_ends_with_the_same_weights(tmp_path):
     recipe = replace(RECIPE, freeze=0.004, average=0.9, distill_features=3.0, reestimate=2)
     teacher, data = float_net(), Blobs()

@@ -61,7 +61,7 @@ def losses(directory: Path) -> list[float]:
     return [float(row["loss"]) for row in csv.DictReader((directory / "steps.csv").open())]
 
 
-@pytest.mark.parametrize("run", ["float", "sawb", "lsq"])
+@pytest.mark.parametrize("run", ["float", "sawb", "lsq", "accumulated"])
 @pytest.mark.long
 def test_losses_are_those_of_one_process(one, two, run):
     expected, found = losses(one[1] / run), losses(two[1] / run)

@@ -4,6 +4,7 @@ import copy
 import json
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,8 @@ def runs(directory: Path) -> dict[str, Any]:
     result = train(net(dropout=0.0), data, RECIPE, teacher=net(1), directory=directory / "float")
     for kinds in (("sawb", "pact"), ("lsq", "lsq")):
         train(quantized(kinds), exact, RECIPE, directory=directory / kinds[0])
+    # No norm: statistics would be those of a part.
+    train(net(dropout=0.0, norm=False), data, replace(RECIPE, accumulate=3), directory=directory / "accumulated")
     model = net(dropout=0.0)
     batches = list(data.loader("train", batch_size=15, seed=0, epoch=0, shuffle=True))
     mine = shard(batches)

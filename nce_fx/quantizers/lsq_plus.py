@@ -36,6 +36,8 @@ class LsqPlus(ActivationQuantizer):
 
     positive = ("step",)
 
+    positive = ("step",)
+
     def __init__(
         self, bits: int, signed: bool = True, origin: str = "assumed", replaces: Replaced | None = None
     ) -> None:

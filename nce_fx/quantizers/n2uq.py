@@ -39,6 +39,8 @@ class N2uq(ActivationQuantizer):
 
     positive = ("step", "lengths")
 
+    positive = ("step", "lengths")
+
     def __init__(
         self, bits: int, signed: bool = True, origin: str = "assumed", replaces: Replaced | None = None
     ) -> None:

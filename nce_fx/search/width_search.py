@@ -31,7 +31,7 @@ from nce_fx.search.search_log import Expansion, SearchEpoch
 from nce_fx.search.search_recipe import BETAS, SearchRecipe, tau_at, width_rate
 from nce_fx.training.batches import batch_length, batches_of
 from nce_fx.training.checkpoint import last_good
-from nce_fx.training.engine import all_reduce_sum, call, sum_gradients
+from nce_fx.training.engine import all_reduce_sum, call, distributed, sum_gradients
 from nce_fx.training.loop import forward_pass
 from nce_fx.training.loss import logits_of
 from nce_fx.training.optimizer import build_optimizer, momenta, restore_momenta
@@ -198,9 +198,8 @@ class WidthSearch(Callback):
         grown = self._grown(run.model, momenta(run.model, run.optimizer), run.position.epoch)
         optimizer = build_optimizer(grown.network, run.recipe)
         restore_momenta(grown.network, optimizer, grown.momenta)
-        return replace(
-            run, model=grown.network, student=grown.network, compiled_model=grown.network, optimizer=optimizer
-        )
+        student = distributed(grown.network, run.engine)
+        return replace(run, model=grown.network, student=student, compiled_model=student, optimizer=optimizer)
 
     def _grown(self, network: GraphModule, momenta: Mapping[str, Tensor], epoch: int) -> Grown:
         """Return the network with the candidates as they now are."""

@@ -7,10 +7,11 @@ on many, and a resumed run goes on with the batch after the last one it used.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, device
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from nce_fx.data.loaders import Loader
@@ -24,6 +25,9 @@ class Data(Protocol):
     def loader(self, split: str, *, batch_size: int, seed: int, epoch: int, shuffle: bool) -> Loader:
         """Return the batches of ``"train"`` or ``"test"``, the same ones for the same arguments."""
         ...
+
+
+_ALONE = Engine(device("cpu"))
 
 
 class _Slices:
@@ -89,6 +93,11 @@ def _share(size: int, engine: Engine, drop_empty: bool) -> range:
             "sample for each; choose another batch size"
         )
     return range(size * engine.rank // engine.processes, size * (engine.rank + 1) // engine.processes)
+
+
+def parts_of(batch: Any, count: int) -> list[Any]:
+    """Return a batch cut along its first axis into so many parts of nearly the same size."""
+    return [_cut(batch, replace(_ALONE, rank=index, processes=count)) for index in range(count)]
 
 
 def _cut(batch: Any, engine: Engine) -> Any:

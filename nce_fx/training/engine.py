@@ -16,6 +16,7 @@ import atexit
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from nce_fx.errors import TrainingError
 
@@ -99,11 +100,47 @@ def all_reduce_sum(values: Tensor) -> Tensor:
     return total
 
 
-def sum_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace the gradients by their sums over all processes: in one piece, so always in one order, bit for bit.
+def distributed(model: nn.Module, engine: Engine) -> nn.Module:
+    """Return a model whose backward pass leaves the mean of the gradients over all processes, summed meanwhile.
 
-    (DistributedDataParallel overlaps this with the backward pass, but lays its buckets out anew after the first step,
-    so that a resumed run would round differently.)
+    PyTorch's DistributedDataParallel, as accelerate prepares it. By default that lays its buckets out anew after the
+    first step, and a resumed run would add in another order; where it looks for unused parameters it keeps them as they
+    are, so a run that was stopped ends with the same bits.
+
+    Args:
+        model: on the engine's device; its parameters are the ones that the result trains.
+        engine: one process gets the model back.
+    """
+    if engine.processes == 1:
+        return model
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+
+    options = DistributedDataParallelKwargs(
+        find_unused_parameters=True, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of accelerate, on its own names
+        accelerator = Accelerator(cpu=engine.device.type == "cpu", kwargs_handlers=[options])
+        prepared: nn.Module = accelerator.prepare_model(_WithSpare(model).to(engine.device), device_placement=False)
+    return prepared
+
+
+class _WithSpare(nn.Module):
+    """A model with a parameter that nothing uses: without one PyTorch advises, on every run, not to look for any."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.spare = model, nn.Parameter(torch.zeros(1))
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """Run the model."""
+        return self.model(*inputs, **named)
+
+
+def sum_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replace the gradients of a few numbers, such as a search's preferences, by their sums over all processes.
+
+    Those of weights are summed while they are computed, see `distributed`.
     """
     if not dist.is_initialized():
         return

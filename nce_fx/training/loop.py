@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from nce_fx.data.loaders import CALIBRATION_BATCHES
 from nce_fx.devices import device_of, to_device
@@ -25,10 +26,10 @@ from nce_fx.errors import TrainingError
 from nce_fx.quantizers.saved_tensors import compact_saving
 from nce_fx.tracing.exported import evaluating
 from nce_fx.training.average import Average
-from nce_fx.training.batches import Data, batch_length, batches_of
+from nce_fx.training.batches import Data, batch_length, batches_of, parts_of
 from nce_fx.training.checkpoint import last_good
 from nce_fx.training.determinism import deterministic, seed_step
-from nce_fx.training.engine import Engine, all_reduce_sum, call, start_engine, sum_gradients
+from nce_fx.training.engine import Engine, all_reduce_sum, call, start_engine
 from nce_fx.training.evaluation import accuracy_of
 from nce_fx.training.extras import extras_of
 from nce_fx.training.features import feature_loss
@@ -220,12 +221,47 @@ def _inputs(run: Run) -> Iterator[Any]:
 
 def train_step(run: Run, batch: Any, rate: float, seed: int, stop: bool) -> list[float]:
     """Do one step; return the sums over all processes of loss, correct samples, samples, and requests to stop."""
-    engine, recipe = run.engine, run.recipe
-    inputs, target = to_device(batch, engine.device)
-    size = batch_length(batch)
+    recipe = run.recipe
+    batch = to_device(batch, run.engine.device)
     run.optimizer.zero_grad(set_to_none=True)
+    totals = [0.0, 0.0, 0.0, float(stop)]
+    parts, samples = [batch], None
+    if recipe.accumulate > 1:
+        samples = all_reduce_sum(torch.tensor(batch_length(batch), device=run.engine.device)).item()
+        # As many in every process: the smallest share of the batch has a sample for each.
+        parts = parts_of(batch, min(recipe.accumulate, int(samples) // run.engine.processes))
+    for index, part in enumerate(parts):
+        with _summing(run.student, index + 1 == len(parts)):
+            loss, sums = _forward(run, part, stop)
+            for place, value in enumerate(sums):
+                totals[place] = value if place == 3 else totals[place] + value
+            if not math.isfinite(sums[0]):
+                raise TrainingError(
+                    f"the loss is {sums[0]} at step {run.position.step + 1} of epoch {run.position.epoch + 1} "
+                    f"(batch seed {seed}): {last_good(run.directory)}; lower the learning rate (now {rate:.3g}), or "
+                    "set clip_gradient"
+                )
+            # The mean over processes is that of as many equal shares; these are weighted by their size.
+            share = batch_length(part) * run.engine.processes / (samples or sums[2])
+            (loss * share).backward()  # type: ignore[no-untyped-call]
+    if recipe.dampen and run.position.epoch >= recipe.float_epochs:
+        dampen(run.model, dampening_at(recipe, run.done, run.steps_per_epoch))
+    if recipe.clip_gradient is not None:
+        nn.utils.clip_grad_norm_(run.model.parameters(), recipe.clip_gradient)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate * group["rate"]
+    with positive_ranges(run.model):
+        run.optimizer.step()
+    return totals
+
+
+def _forward(run: Run, batch: Any, stop: bool) -> tuple[Tensor, list[float]]:
+    """Return this process's mean loss, and the sums over all processes that `train_step` returns."""
+    engine, recipe = run.engine, run.recipe
+    inputs, target = batch
+    size = batch_length(batch)
     # A last batch of another size is not worth a compilation of its own.
-    full = size * engine.processes == recipe.batch_size
+    full = size * engine.processes * recipe.accumulate == recipe.batch_size
     student, teacher = (run.compiled_model, run.compiled_teacher) if full else (run.student, run.teacher)
     features = bool(recipe.distill_features) and teacher is not None
     with forward_pass(engine, recipe), _saving(run):
@@ -239,25 +275,15 @@ def train_step(run: Run, batch: Any, rate: float, seed: int, stop: bool) -> list
     if features:
         loss = loss + recipe.distill_features * feature_loss(maps, their_maps)
     sums = torch.stack([loss.detach().double() * size, count_correct(scores.detach(), target).double()])
-    sums = all_reduce_sum(torch.cat([sums, sums.new_tensor([size, float(stop)])]))
-    totals: list[float] = sums.tolist()
-    if not math.isfinite(totals[0]):
-        raise TrainingError(
-            f"the loss is {totals[0]} at step {run.position.step + 1} of epoch {run.position.epoch + 1} "
-            f"(batch seed {seed}): {last_good(run.directory)}; lower the learning rate (now {rate:.3g}), or set "
-            "clip_gradient"
-        )
-    (loss * (size / totals[2])).backward()  # type: ignore[no-untyped-call]
-    sum_gradients(run.model.parameters())
-    if recipe.dampen and run.position.epoch >= recipe.float_epochs:
-        dampen(run.model, dampening_at(recipe, run.done, run.steps_per_epoch))
-    if recipe.clip_gradient is not None:
-        nn.utils.clip_grad_norm_(run.model.parameters(), recipe.clip_gradient)
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate * group["rate"]
-    with positive_ranges(run.model):
-        run.optimizer.step()
-    return totals
+    return loss, all_reduce_sum(torch.cat([sums, sums.new_tensor([size, float(stop)])])).tolist()
+
+
+def _summing(student: nn.Module, last: bool) -> AbstractContextManager[None]:
+    """Sum gradients over processes in the last part of a batch alone."""
+    if last or not isinstance(student, DistributedDataParallel):
+        return nullcontext()
+    waiting: AbstractContextManager[None] = student.no_sync()
+    return waiting
 
 
 def _saving(run: Run) -> AbstractContextManager[None]:

@@ -28,6 +28,9 @@ class Recipe:
     epochs: Whole = 30
     batch_size: Count = 64
     """Samples in one step over all processes together, so that a recipe means the same on one device and on many."""
+    accumulate: Count = 1
+    """Parts that each batch is computed in, one after the other: the memory is that of a part, and so are BatchNorm's
+    statistics."""
     learning_rate: Positive = 0.05
     momentum: BelowOne = 0.9
     nesterov: StrictBool = True

@@ -16,7 +16,7 @@ from nce_fx.errors import ArtifactError, InputError, TrainingError
 from nce_fx.tensor_file import digest
 from nce_fx.training.batches import Data
 from nce_fx.training.checkpoint import Checkpoint, last_good, latest_checkpoint, save_checkpoint
-from nce_fx.training.engine import Engine, agree_on
+from nce_fx.training.engine import Engine, agree_on, distributed
 from nce_fx.training.extras import Extra, extras_of
 from nce_fx.training.features import tapped
 from nce_fx.training.optimizer import build_optimizer, momenta, restore_momenta
@@ -93,7 +93,7 @@ class Run:
 
     model: Any
     student: Any
-    """The model as it is called, and the teacher: themselves, or with their features beside the scores."""
+    """The model as it is called: itself, with its features beside the scores, or summing gradients over processes."""
     teacher: nn.Module | None
     compiled_model: Callable[..., Any]
     """The models as they are called for full batches: compiled, or just themselves."""
@@ -172,6 +172,7 @@ def prepare(
     student: nn.Module = model
     if recipe.distill_features and teacher is not None:
         student, teacher = tapped(model, teacher)
+    student = distributed(student, engine)
     return Run(
         model,
         student,

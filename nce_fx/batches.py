@@ -64,6 +64,12 @@ def read(batch: Any, model: nn.Module) -> Pair:
     )
 
 
+def named(inputs: Any, model: nn.Module) -> dict[str, Any]:
+    """Return the inputs of a batch by the names that the model has for them."""
+    names = (slot.name for slot in Form.of(model).slots)
+    return dict(inputs) if isinstance(inputs, Mapping) else dict(zip(names, inputs, strict=False))
+
+
 def samples_in(inputs: Any, target: Any = None) -> int:
     """Return how many samples a batch has: the length of its target where that is a tensor, else of its inputs.
 
@@ -159,8 +165,8 @@ class Form:
             most = len(self.slots) if self.is_graph else max(self.required, 1)
             for count in range(min(len(batch) - 1, max(most, 1)), 0, -1):
                 yield tuple(batch[:count]), _one(batch[count:])
-            yield (batch,), None
             yield tuple(batch), None
+            yield (batch,), None
         else:
             yield (batch,), None
 

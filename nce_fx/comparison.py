@@ -18,6 +18,7 @@ from nce_fx.data import Data
 from nce_fx.frozen import freeze
 from nce_fx.report.records import Comparison, ResultRow
 from nce_fx.rewrite import cost_record
+from nce_fx.tasks import LossLike, MetricLike, Task
 from nce_fx.training import Recipe, StepReport, evaluate, train
 
 Watch = Callable[[str], AbstractContextManager[Callable[[StepReport], None] | None]]
@@ -42,6 +43,8 @@ def compare(
     recipe: Recipe,
     *,
     distill: bool = True,
+    loss: LossLike = None,
+    metric: MetricLike = None,
     float_epochs: int = 0,
     directory: str | Path | None = None,
     watch: Watch | None = None,
@@ -53,7 +56,9 @@ def compare(
         networks: what to train, by name, such as ``{"uniform 2-bit": ..., "NCE 2-bit": ...}``; they are not changed.
         data: trained on its train split, measured on its test split.
         recipe: how each is trained; with ``float_epochs`` in float at its own widths first, before it is rounded.
-        distill: learn from the float network too, not from the classes alone.
+        distill: learn from the float network too, not from the targets alone.
+        loss: what they are trained for, and ``metric`` what they are measured by, as `nce_fx.training.train` takes
+            them.
         float_epochs: how long the float network was trained, for the record.
         directory: checkpoints and logs go to a folder here for each network; a run that was stopped goes on from them.
         watch: shows progress.
@@ -63,17 +68,34 @@ def compare(
     """
     watch = watch or (lambda name: nullcontext())
     teacher = float_network if distill else None
-    rows = [_row("float", float_network, evaluate(float_network, data), float_epochs, 0.0)]
+    task = Task.of(loss, metric)
+    before = evaluate(float_network, data, loss=task.loss, metric=task.metric)
+    rows = [_row("float", float_network, task, before, float_epochs, 0.0)]
     trained = {}
     for name, network in networks.items():
         started = time.monotonic()
         folder = None if directory is None else Path(directory) / folder_of(name)
         with watch(name) as progress:
-            result = train(network, data, recipe, teacher=teacher, directory=folder, progress=progress or False)
+            result = train(
+                network,
+                data,
+                recipe,
+                teacher=teacher,
+                loss=task.loss,
+                metric=task.metric,
+                directory=folder,
+                progress=progress or False,
+            )
         trained[name] = result.graph_module
-        rows.append(_row(name, result.graph_module, result.accuracy, recipe.epochs, time.monotonic() - started))
+        rows.append(_row(name, result.graph_module, task, result.score, recipe.epochs, time.monotonic() - started))
     comparison = Comparison(
-        data=data.name, epochs=recipe.epochs, seed=recipe.seed, recipe=recipe.to_dict(), rows=tuple(rows)
+        data=data.name,
+        epochs=recipe.epochs,
+        seed=recipe.seed,
+        recipe=recipe.to_dict(),
+        rows=tuple(rows),
+        metric=task.metric.name,
+        is_share=task.metric.is_share,
     )
     return Trained(comparison, trained)
 
@@ -83,7 +105,6 @@ def folder_of(network: str) -> str:
     return "-".join(network.lower().split())
 
 
-def _row(network: str, gm: GraphModule, accuracy: float, epochs: int, seconds: float) -> ResultRow:
-    return ResultRow(
-        network=network, accuracy=accuracy, epochs=epochs, seconds=round(seconds, 3), **cost_record(gm).cost
-    )
+def _row(network: str, gm: GraphModule, task: Task, score: float, epochs: int, seconds: float) -> ResultRow:
+    measured = {"accuracy": score} if task.counts_right else {"accuracy": None, "score": score}
+    return ResultRow(network=network, epochs=epochs, seconds=round(seconds, 3), **measured, **cost_record(gm).cost)

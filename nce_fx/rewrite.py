@@ -33,6 +33,7 @@ from nce_fx.pipeline.base import Between
 from nce_fx.plan import WidthPlan
 from nce_fx.quantities import Quantity
 from nce_fx.report.records import CostRecord, GroupRecord, LayerRecord, RewriteReport
+from nce_fx.tasks import LossLike
 from nce_fx.tracing import trace
 
 Batches = Iterable[Any]
@@ -77,6 +78,7 @@ def rewrite(
     budget: Budget | None = None,
     spec: QuantSpec | None = None,
     metric: str | None = None,
+    loss: LossLike = None,
     hardware: HardwareTable | None = None,
     quantities: Iterable[Quantity] = (),
     min_width: float = 0.25,
@@ -104,6 +106,7 @@ def rewrite(
             what it names, and leaves the rest free.
         spec: bits and quantizers; 2-bit weights and activations by default.
         metric: the sensitivity metric; by default one by gradient with batches, from the weights without.
+        loss: what the model is trained for, as `nce_fx.training.train` takes it; cross entropy by default.
         hardware: the user's own cost of layers, which ``Budget(custom=...)`` limits.
         quantities: more rows of what a network costs, see `nce_fx.quantities`.
         min_width: the least width of a group, as a ratio of its own.
@@ -130,6 +133,7 @@ def rewrite(
         batches=batches,
         spec=spec,
         metric=metric,
+        loss=loss,
         hardware=hardware,
         quantities=quantities,
         observe=observe,
@@ -173,6 +177,7 @@ def analyze(
     batches: Batches | None = None,
     spec: QuantSpec | None = None,
     metric: str | None = None,
+    loss: LossLike = None,
     hardware: HardwareTable | None = None,
     quantities: Iterable[Quantity] = (),
     observe: Observer | None = None,
@@ -202,7 +207,7 @@ def analyze(
     # In training mode BatchNorm's values are those of the batch, which the sensitivity pass does not see.
     watch = None if gm.training else observers.see
     sensitivity = analyze_sensitivity(
-        gm, batches, metric, channels=channels, quantized=uniform, progress=progress, watch=watch
+        gm, batches, metric, channels=channels, quantized=uniform, loss=loss, progress=progress, watch=watch
     )
     if batches:
         observers.settle(batches)

@@ -75,6 +75,7 @@ _BOXES: tuple[dict[str, tuple[str, ...]], ...] = (
     },
     {
         "data": ("data",),
+        "tasks": ("tasks",),
         "models": ("models",),
         "quantizers": ("quantizers",),
         "ids": ("ids",),

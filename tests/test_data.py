@@ -309,8 +309,6 @@ def test_data_from_a_module(own, monkeypatch):
         ("FILE:endless", "the train split, a value of type generator, has no length"),
         ("FILE:numbers", "the train split, a value of type int, has no length"),
         ("FILE:strings", "the train split's input is a value of type str, not a tensor"),
-        ("FILE:floats", r"the train split's target is a float32 tensor of shape \(1,\), not one whole number"),
-        ("FILE:unlabelled", r"not pairs \(input, class\)"),
         ("FILE:raising", "the first sample of the train split cannot be batched: OSError: cannot read"),
         ("FILE:Words", r"a value of type Words, not a pair"),
     ],
@@ -319,6 +317,11 @@ def test_data_that_cannot_be_had_is_one_line(own, spec, message):
     with pytest.raises(InputError, match=message.replace("FILE", str(own))) as caught:
         load_data(spec.replace("FILE", str(own)))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["floats", "unlabelled"])
+def test_targets_that_are_no_classes_have_no_number_of_them(own, name):
+    assert load_data(f"{own}:{name}").classes is None
 
 
 @pytest.mark.parametrize("spec", [spec for spec in SOURCES if ":" in spec])

@@ -15,9 +15,10 @@ from nce_fx.errors import InputError
 from nce_fx.models import MODELS
 from nce_fx.passes.analysis.channels import analyze_channels
 from nce_fx.passes.analysis.channels.graph import ChannelGraph
-from nce_fx.passes.analysis.sensitivity import METRICS, Noise, analyze_sensitivity, gradient, noise_of, real_noise
+from nce_fx.passes.analysis.sensitivity import METRICS, Noise, analyze_sensitivity, noise_of, real_noise
 from nce_fx.passes.transform.quantize import describe
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, ActivationQuantizer, WeightQuantizer
+from nce_fx.tasks import losses
 from tests.counting import operations
 
 
@@ -140,7 +141,7 @@ def test_gauss_newton_is_the_curvature_of_the_divergence(monkeypatch):
     torch.manual_seed(0)
     gm = traced(nn.Sequential(nn.Linear(5, 3)), 5)
     x = torch.randn(4000, 5)
-    monkeypatch.setattr(gradient, "TEMPERATURE", 1.0)
+    monkeypatch.setattr(losses, "TEMPERATURE", 1.0)
     weight, bias = gm.get_parameter("0.weight").detach(), gm.get_parameter("0.bias").detach()
     chances = (x @ weight.t() + bias).softmax(1)
     tilt = 0.01 * torch.arange(15).view(3, 5)

@@ -20,10 +20,10 @@ from nce_fx.errors import InputError, TrainingError
 from nce_fx.models import MODELS
 from nce_fx.passes.transform.quantize import integer_weights
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
+from nce_fx.tasks import Task, scores_of
 from nce_fx.training import Recipe, StepReport, evaluate, train
 from nce_fx.training.batches import batches_of
 from nce_fx.training.engine import Engine, all_reduce_mean, shard
-from nce_fx.training.loss import logits_of, training_loss
 from nce_fx.training.optimizer import build_optimizer, positive_ranges
 from nce_fx.training.oscillation import dampen
 from nce_fx.training.recipe import bits_at, dampening_at, learning_rate_at
@@ -87,12 +87,14 @@ class TestLoss:
         entropy = -np.log(softmax(s)[np.arange(6), target.numpy()]).mean()
         p, q = softmax(t / heat), softmax(s / heat)
         expected = (1 - share) * entropy + share * heat**2 * (p * np.log(p / q)).sum(1).mean()
-        assert training_loss(student, target, Recipe(), teacher).item() == pytest.approx(expected, rel=1e-12)
-        assert training_loss(student, target, Recipe()).item() == pytest.approx(entropy, rel=1e-12)
+        task = Task.of()
+        distilled = task.training_loss(student, target, teacher=teacher, share=0.9, heat=4.0)
+        assert distilled.item() == pytest.approx(expected, rel=1e-12)
+        assert task.training_loss(student, target).item() == pytest.approx(entropy, rel=1e-12)
 
     def test_gradient_is_the_closed_form(self):
         student, teacher, target = self.scores()
-        loss = training_loss(student, target, Recipe(distill_alpha=0.7, distill_temperature=3.0), teacher)
+        loss = Task.of().training_loss(student, target, teacher=teacher, share=0.7, heat=3.0)
         (gradient,) = torch.autograd.grad(loss, student)
         hard = student.detach().softmax(1) - F.one_hot(target, 5)
         soft = (student.detach() / 3).softmax(1) - (teacher / 3).softmax(1)
@@ -100,10 +102,10 @@ class TestLoss:
 
     def test_scores_are_the_first_tensor(self):
         scores = torch.zeros(2, 3)
-        assert logits_of((scores, "aux")) is scores
-        assert logits_of({"logits": [scores]}) is scores
+        assert scores_of((scores, "aux")) is scores
+        assert scores_of({"logits": [scores]}) is scores
         with pytest.raises(TrainingError, match="training needs a tensor"):
-            logits_of(3)
+            scores_of(3)
 
 
 class TestEvaluate:
@@ -141,7 +143,7 @@ class TestTrain:
         before, taught = ({k: v.clone() for k, v in m.state_dict().items()} for m in (model, teacher))
         generators = torch.random.get_rng_state(), random.getstate(), np.random.get_state(legacy=False)
         result = train(model, data, Recipe(epochs=4, batch_size=16, distill_alpha=0.1), teacher=teacher)
-        assert result.accuracy > 0.9 > evaluate(model, data)
+        assert result.score > 0.9 > evaluate(model, data)
         assert result.accuracy == evaluate(result.graph_module, data)
         assert result.history[-1].loss < result.history[0].loss
         assert [record.steps for record in result.history] == [10, 20, 30, 40]
@@ -194,7 +196,7 @@ class TestTrain:
 
     def test_bf16_trains(self):
         exact, half = (train(net(), Blobs(), Recipe(epochs=3, batch_size=16, precision=p)) for p in ("no", "bf16"))
-        assert half.accuracy > 0.9
+        assert half.score > 0.9
         assert half.history[0].loss != exact.history[0].loss
         assert half.history[0].loss == pytest.approx(exact.history[0].loss, rel=0.02)
         assert all(value.dtype == torch.float32 for value in half.model.parameters())

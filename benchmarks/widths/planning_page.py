@@ -21,8 +21,8 @@ from benchmarks.evidence.records import OWN_WIDTHS, RESIZED, Run, read
 from benchmarks.evidence.report import CERTAIN
 from benchmarks.evidence.rows import ROWS
 from benchmarks.evidence.statistics import summarise
-from nce_fx.passes.analysis.sensitivity.gradient import TEMPERATURE
 from nce_fx.passes.planning.planner import NOISE_EXPONENT
+from nce_fx.tasks.losses import TEMPERATURE
 
 FOLDER = pages.RESULTS
 RIVALS = ("multiplier", "uniform-longer", "random", "shuffled", "mixed")

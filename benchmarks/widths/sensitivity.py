@@ -29,7 +29,7 @@ from nce_fx.data import Data, load_data
 from nce_fx.data.images import Images
 from nce_fx.models import MODELS
 from nce_fx.passes.analysis.sensitivity import METRICS, SensitivityReport
-from nce_fx.passes.analysis.sensitivity.gradient import TEMPERATURE
+from nce_fx.tasks.losses import TEMPERATURE
 from nce_fx.training import Recipe, train
 
 NETWORKS = {

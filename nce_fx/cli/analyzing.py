@@ -9,7 +9,7 @@ from typing import Any
 from torch.fx import GraphModule
 
 from nce_fx.cli.analyze import Analyze
-from nce_fx.cli.parsing import build_model, example_input, parse_args, quant_spec
+from nce_fx.cli.parsing import build_model, example_inputs, parse_args, quant_spec
 from nce_fx.cli.rewriting import calibration
 from nce_fx.cli.terminal import Terminal
 from nce_fx.data import load_data
@@ -39,10 +39,10 @@ def run(job: Analyze) -> None:
     if data is not None:
         args = arguments_for(job.model, args, data.input_shape, data.classes)
     model = build_model(job.model, args, seed=job.seed, weights=job.weights)
-    example = example_input(job.model, job.input_shape, data, args)
+    example = example_inputs(job.model, job.input_shape, data, args, model)
 
     if job.groups or job.why is not None:
-        gm = trace(model, (example,))
+        gm = trace(model, example)
         channels = analyze_channels(gm)
         content: dict[str, Any] = {"traced": _traced(gm)}
         if job.groups:
@@ -57,7 +57,7 @@ def run(job: Analyze) -> None:
     with terminal.steps() as steps:
         found = analyze(
             model,
-            (example,),
+            example,
             batches=calibration(data, job.seed),
             spec=spec,
             metric=job.sensitivity,

@@ -7,7 +7,7 @@ from typing import Any
 
 from nce_fx import artifacts
 from nce_fx.cli.apply import Apply
-from nce_fx.cli.parsing import build_model, example_input, one_process, parse_args
+from nce_fx.cli.parsing import build_model, example_inputs, one_process, parse_args
 from nce_fx.cli.pass_hooks import between_passes
 from nce_fx.cli.rewriting import calibration, content
 from nce_fx.cli.terminal import Terminal
@@ -57,7 +57,7 @@ def run(job: Apply) -> None:
     built = build_model(job.model, args, seed=job.seed, weights=job.weights)
     with terminal.steps() as steps:
         steps("trace")
-        gm = trace(built, (example_input(job.model, job.input_shape, found, args),))
+        gm = trace(built, example_inputs(job.model, job.input_shape, found, args, built))
         steps(" and ".join(step.name for step in pipeline.steps))
         rewritten = run_pipeline(gm, pipeline, calibration(found, job.seed))
     if wanted is not None:

@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 
 from nce_fx import artifacts
 from nce_fx.cli.inspect import Inspect
-from nce_fx.cli.parsing import build_model, example_input, is_code, parse_args, quant_spec
+from nce_fx.cli.parsing import build_model, example_inputs, is_code, parse_args, quant_spec
 from nce_fx.cli.retraining import model_of
 from nce_fx.cli.rewriting import calibration
 from nce_fx.cli.terminal import Terminal
@@ -110,13 +110,13 @@ def inspect_model(job: Inspect) -> None:
     if data is not None:
         args = arguments_for(job.target, args, data.input_shape, data.classes)
     model = build_model(job.target, args, seed=job.seed, weights=job.weights)
-    example = example_input(job.target, job.input_shape, data, args)
+    example = example_inputs(job.target, job.input_shape, data, args, model)
     if data is None:
         terminal.note("no --data: sensitivity comes from the weights alone")
     with terminal.steps() as steps:
         found = analyze(
             model,
-            (example,),
+            example,
             batches=calibration(data, job.seed),
             spec=spec,
             metric=job.sensitivity,

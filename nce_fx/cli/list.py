@@ -15,7 +15,7 @@ def known(
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """List what can be named: models, data, quantizers, metrics, formats, passes, quantities."""
+    """List what can be named: models, data, quantizers, metrics, losses, formats, passes, quantities."""
     import json
 
     from nce_fx.data import FROM_PACKAGES, SOURCES
@@ -26,8 +26,20 @@ def known(
     from nce_fx.passes.by_name import PASSES
     from nce_fx.quantities import QUANTITIES
     from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
+    from nce_fx.tasks import LOSSES
+    from nce_fx.tasks import METRICS as TASK_METRICS
 
-    registries = (MODELS, WEIGHT_QUANTIZERS, ACTIVATION_QUANTIZERS, METRICS, FORMATS, PASSES, QUANTITIES)
+    registries = (
+        LOSSES,
+        TASK_METRICS,
+        MODELS,
+        WEIGHT_QUANTIZERS,
+        ACTIVATION_QUANTIZERS,
+        METRICS,
+        FORMATS,
+        PASSES,
+        QUANTITIES,
+    )
     found = {registry.kind: registry.help() for registry in registries}
     found["data"] = {**SOURCES, **FROM_PACKAGES.help()}
     if kind is not None and kind not in found:

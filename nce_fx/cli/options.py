@@ -250,6 +250,26 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the result.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace a result that the folder already holds.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
+Loss = Annotated[
+    str | None,
+    typer.Option(
+        "--loss",
+        metavar="NAME",
+        help="What the network is trained for: cross_entropy, mean_squared_error, l1, binary_cross_entropy, own, or"
+        " package.module:callable (`nce-fx list losses`).",
+        rich_help_panel=_TRAINING,
+    ),
+]
+TaskMetric = Annotated[
+    str | None,
+    typer.Option(
+        "--metric",
+        metavar="NAME",
+        help="What it is measured by: accuracy, mean_iou, loss ..., or package.module:callable; by default what goes"
+        " with the loss (`nce-fx list task_metrics`).",
+        rich_help_panel=_TRAINING,
+    ),
+]
 Metric = Annotated[
     str | None,
     typer.Option(
@@ -399,6 +419,8 @@ class WidthOptions:
 class TrainingOptions:
     """How networks are trained."""
 
+    loss: Loss = None
+    metric: TaskMetric = None
     recipe: Recipe = None
     strict: Strict = False
     compile: Compile = False

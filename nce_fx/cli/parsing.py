@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nce_fx.batches import read
 from nce_fx.data import BUILT_IN, Data
 from nce_fx.errors import InputError
 from nce_fx.models import INPUT_SHAPES, MODELS
@@ -65,6 +66,22 @@ def example_input(reference: str, shape: str | None, data: Data | None, args: Ma
     else:
         raise InputError(f"the input of {reference} is not known: give its shape, such as --input 1x3x224x224")
     return torch.randn(sizes, generator=torch.Generator().manual_seed(0))
+
+
+def example_inputs(
+    reference: str, shape: str | None, data: Data | None, args: Mapping[str, Any], model: nn.Module
+) -> Any:
+    """Return inputs to trace a model with: one random batch, or a sample of data where that has others than images.
+
+    Raises:
+        InputError: as `example_input` does, or the data gives what the model does not take.
+    """
+    if data is not None and shape is None and reference not in MODELS:
+        inputs, _ = read(data.batches(1, 1)[0], model)
+        values = list(inputs.values()) if isinstance(inputs, Mapping) else list(inputs)
+        if len(values) > 1 or not (isinstance(values[0], Tensor) and values[0].is_floating_point()):
+            return inputs
+    return (example_input(reference, shape, data, args),)
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

@@ -30,6 +30,7 @@ from nce_fx.pipeline import Given, Pass, Pipeline, history_of
 from nce_fx.pipeline.history_json import passes_of
 from nce_fx.report.records import Manifest, Retraining
 from nce_fx.signature import call_of
+from nce_fx.tasks import Task
 from nce_fx.tracing import trace
 from nce_fx.training import Recipe
 from nce_fx.training.engine import all_reduce_sum, start_engine
@@ -50,7 +51,7 @@ def run(job: Retrain) -> None:
             f"{job.directory} is trained ({manifest.comparison.epochs} epochs): --force trains again from its weights"
         )
     retraining = asked_for(job, manifest)
-    recipe = Recipe.from_dict(retraining.recipe)
+    recipe, task = Recipe.from_dict(retraining.recipe), Task.of(retraining.loss, retraining.metric)
     data = load_data(retraining.data, seed=recipe.seed, strict=job.strict)
     args = manifest.model.args if manifest.model is not None else {}
     model = build_model(model_of(job.directory, job.model, manifest), args, seed=recipe.seed)
@@ -84,7 +85,9 @@ def run(job: Retrain) -> None:
         artifacts.save(rewritten, job.directory, force=True, keep_checkpoints=True, **about)
     # Under torchrun nobody looks for checkpoints before they are as they should be.
     all_reduce_sum(torch.zeros(1, device=start_engine().device))
-    trained = retrain_networks(float_network, networks, data, recipe, retraining.float_epochs, job.directory, terminal)
+    trained = retrain_networks(
+        float_network, networks, data, recipe, retraining.float_epochs, job.directory, terminal, task
+    )
     if terminal.is_main:
         artifacts.save(
             trained.networks[rewritten_name(spec)],
@@ -115,6 +118,12 @@ def asked_for(job: Retrain, manifest: Manifest) -> Retraining:
         raise InputError(
             f"{job.directory} was trained on {before.data}: a folder runs no code, add --data {before.data}"
         )
+    for option, given, named in (("--loss", job.loss, "loss"), ("--metric", job.metric, "metric")):
+        found = getattr(before, named, None)
+        if given is None and found is not None and is_code(found):
+            raise InputError(
+                f"{job.directory} was trained with the {named} {found}: a folder runs no code, add {option} {found}"
+            )
     data = job.data or (before.data if before is not None else None)
     kept = before.recipe if before is not None else {}
     compiled = {"compile": True} if job.compile else {}
@@ -133,7 +142,13 @@ def asked_for(job: Retrain, manifest: Manifest) -> Retraining:
     recipe = Recipe.from_dict(with_float_epochs(fields, job, changed))
     float_epochs = before.float_epochs if before is not None else 0
     return Retraining(
-        data=data, recipe=recipe.to_dict(), float_epochs=float_epochs, uniform=job.uniform, from_scratch=scratch
+        data=data,
+        recipe=recipe.to_dict(),
+        float_epochs=float_epochs,
+        uniform=job.uniform,
+        from_scratch=scratch,
+        loss=job.loss or (before.loss if before is not None else None),
+        metric=job.metric or (before.metric if before is not None else None),
     )
 
 

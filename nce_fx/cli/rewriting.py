@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 from nce_fx import artifacts
 from nce_fx.cli.options import TrainingOptions
-from nce_fx.cli.parsing import build_model, example_input, one_process, parse_args, recipe_fields
+from nce_fx.cli.parsing import build_model, example_inputs, one_process, parse_args, recipe_fields
 from nce_fx.cli.pass_hooks import between_passes
 from nce_fx.cli.rewrite import Rewrite
 from nce_fx.cli.terminal import Terminal
@@ -32,6 +32,7 @@ from nce_fx.report.pareto_chart import front_svg
 from nce_fx.report.records import Comparison, ModelReference, Retraining, RewriteReport
 from nce_fx.rewrite import RewriteResult, analyze, rewrite
 from nce_fx.sweep import ratios_of, sweep
+from nce_fx.tasks import Task
 from nce_fx.training import Recipe, evaluate, train
 from nce_fx.training.log import write_epochs
 from nce_fx.training.recipe import usual_float_epochs
@@ -62,29 +63,31 @@ def run(job: Rewrite) -> None:
         raise InputError("--float-epochs is about retraining: give --retrain EPOCHS as well")
     fields = recipe_fields(job.recipe, epochs=job.retrain, seed=job.seed, **compiled)
     recipe = Recipe.from_dict(with_float_epochs(fields, job))
+    task = Task.of(job.loss, job.metric)
     if not job.dry_run and not job.force:
         artifacts.check_free(job.out, artifacts.OURS if job.sweep is None else SWEEP)
     data = None if job.data is None else load_data(job.data, seed=job.seed, strict=job.strict)
     if data is not None:
         args = arguments_for(job.model, args, data.input_shape, data.classes)
     model = build_model(job.model, args, seed=job.seed, weights=job.weights)
-    example = example_input(job.model, job.input_shape, data, args)
+    example = example_inputs(job.model, job.input_shape, data, args, model)
 
     ratios = None if job.sweep is None else ratios_of(job.sweep)
-    model, float_history = float_network(job, model, data, recipe, terminal)
+    model, float_history = float_network(job, model, data, recipe, task, terminal)
     float_epochs = len(float_history)
     batches = calibration(data, job.seed)
     if ratios is not None:
-        run_sweep(job, model, (example,), batches, spec, hardware, ratios, terminal)
+        run_sweep(job, model, example, batches, spec, hardware, ratios, terminal)
         return
     with terminal.steps() as steps:
         result = rewrite(
             model,
-            (example,),
+            example,
             batches=batches,
             budget=budget,
             spec=spec,
             metric=job.sensitivity,
+            loss=task.loss,
             hardware=hardware,
             **job.limits,
             seed=job.seed,
@@ -108,7 +111,12 @@ def run(job: Rewrite) -> None:
     comparison = None
     if data is not None and job.retrain:
         about["retraining"] = Retraining(
-            data=str(job.data), recipe=recipe.to_dict(), float_epochs=float_epochs, from_scratch=job.from_scratch
+            data=str(job.data),
+            recipe=recipe.to_dict(),
+            float_epochs=float_epochs,
+            from_scratch=job.from_scratch,
+            loss=job.loss,
+            metric=job.metric,
         )
     artifacts.save(result.graph_module, job.out, force=job.force, **about)
     if data is not None and job.retrain:
@@ -117,7 +125,7 @@ def run(job: Rewrite) -> None:
             float_log.mkdir(parents=True)
             write_epochs(float_log, float_history)
         fresh = build_model(job.model, args, seed=job.seed) if job.from_scratch else None
-        trained = retrain_both(result, spec, data, recipe, float_epochs, job.out, terminal, fresh)
+        trained = retrain_both(result, spec, data, recipe, float_epochs, job.out, terminal, task, fresh)
         comparison = trained.comparison
         network = trained.networks[rewritten_name(spec)]
         artifacts.save(network, job.out, force=True, keep_checkpoints=True, comparison=comparison, **about)
@@ -138,7 +146,7 @@ def with_float_epochs(fields: dict[str, Any], job: TrainingOptions, changed: boo
 
 
 def float_network(
-    job: Rewrite, model: nn.Module, data: Data | None, recipe: Recipe, terminal: Terminal
+    job: Rewrite, model: nn.Module, data: Data | None, recipe: Recipe, task: Task, terminal: Terminal
 ) -> tuple[nn.Module, tuple[EpochRecord, ...]]:
     """Return the float network and how it was trained here: not at all but for a built-in one without weights."""
     if data is None:
@@ -147,17 +155,19 @@ def float_network(
     if untrained and data is not None and job.retrain:
         with terminal.training(f"float {job.model}") as progress:
             # What is for quantizers is left out; the rest of the recipe trains the float network too.
-            result = train(model, data, replace(recipe, bits=(), float_epochs=0, freeze=0.0), progress=progress)
-        terminal.show(f"float {job.model} on {data.name}: {tables.percent(result.accuracy)} after {job.retrain} epochs")
+            plain = replace(recipe, bits=(), float_epochs=0, freeze=0.0)
+            result = train(model, data, plain, loss=task.loss, metric=task.metric, progress=progress)
+        said = task.said(result.score)
+        terminal.show(f"float {job.model} on {data.name}: {said} after {job.retrain} epochs")
         return result.model.eval(), result.history
     if untrained:
         terminal.note(
             f"{job.model} has random weights: give --weights, or --data and --retrain, for a plan with meaning"
         )
     elif data is not None:
-        accuracy = evaluate(model, data)
-        terminal.show(f"float {job.model} on {data.name}: {tables.percent(accuracy)}")
-        if accuracy < 2 / data.classes:
+        value = evaluate(model, data, loss=task.loss, metric=task.metric)
+        terminal.show(f"float {job.model} on {data.name}: {task.said(value)}")
+        if _at_chance(value, data, task):
             terminal.note(f"the float network is at chance on {data.name}: give --weights that were trained on it")
     return model, ()
 
@@ -165,7 +175,7 @@ def float_network(
 def run_sweep(
     job: Rewrite,
     model: nn.Module,
-    example: tuple[Any, ...],
+    example: Any,
     batches: list[Any] | None,
     spec: QuantSpec,
     hardware: HardwareTable | None,
@@ -180,6 +190,7 @@ def run_sweep(
             batches=batches,
             spec=spec,
             metric=job.sensitivity,
+            loss=job.loss,
             hardware=hardware,
             observe=steps,
             progress=steps.advance,
@@ -212,6 +223,7 @@ def retrain_both(
     float_epochs: int,
     out: Path,
     terminal: Terminal,
+    task: Task,
     fresh: nn.Module | None = None,
 ) -> Trained:
     """Train the uniform and the rewritten network alike, and show the last table.
@@ -222,7 +234,7 @@ def retrain_both(
     if fresh is not None:
         batches = calibration(data, recipe.seed)
         networks = {name: from_scratch(gm, fresh, spec, batches, recipe.seed) for name, gm in networks.items()}
-    return retrain_networks(result.original, networks, data, recipe, float_epochs, out, terminal)
+    return retrain_networks(result.original, networks, data, recipe, float_epochs, out, terminal, task)
 
 
 def retrain_networks(
@@ -233,9 +245,11 @@ def retrain_networks(
     float_epochs: int,
     out: Path,
     terminal: Terminal,
+    task: Task,
 ) -> Trained:
     """Train networks alike with checkpoints in the result folder, and show the last table."""
-    can_teach = evaluate(float_network, data) >= 2 / data.classes
+    # How a network does that knows nothing is known for classes alone.
+    can_teach = not _at_chance(evaluate(float_network, data, loss=task.loss, metric=task.metric), data, task)
     if not can_teach:
         terminal.note(f"the float network is at chance on {data.name}: it cannot teach, nothing is distilled from it")
     try:
@@ -245,6 +259,8 @@ def retrain_networks(
             data,
             recipe,
             distill=can_teach,
+            loss=task.loss,
+            metric=task.metric,
             float_epochs=float_epochs,
             directory=out / artifacts.CHECKPOINTS,
             watch=terminal.training,
@@ -253,6 +269,11 @@ def retrain_networks(
         raise TrainingError(f"{error}; the command that goes on: nce-fx retrain {out}") from error
     terminal.show(tables.comparison_table(trained.comparison))
     return trained
+
+
+def _at_chance(value: float, data: Data, task: Task) -> bool:
+    """Whether an accuracy is that of a network which knows nothing."""
+    return task.counts_right and data.classes is not None and value < 2 / data.classes
 
 
 def rewritten_name(spec: QuantSpec) -> str:

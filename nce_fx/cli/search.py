@@ -23,6 +23,7 @@ class Search(options.QuantizerOptions, options.BudgetOptions, options.ModelOptio
     expand: Annotated[
         bool, typer.Option("--expand/--no-expand", help="Add wider candidates while it searches; without: TAS.")
     ] = True
+    loss: options.Loss = None
     in_float: Annotated[
         bool, typer.Option("--float/--quantized", help="Search on the float network; the plan is quantized later.")
     ] = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from nce_fx import artifacts
-from nce_fx.cli.parsing import build_model, example_input, parse_args, recipe_fields
+from nce_fx.cli.parsing import build_model, example_inputs, parse_args, recipe_fields
 from nce_fx.cli.search import Search
 from nce_fx.cli.terminal import Terminal
 from nce_fx.data import load_data
@@ -42,7 +42,7 @@ def run(job: Search) -> None:
     check_finite(built.state_dict(), job.model)
     if job.weights is None and job.model in MODELS:
         terminal.note(f"{job.model} starts from random weights; give --weights to start from trained ones")
-    gm = trace(built, (example_input(job.model, job.input_shape, found, args),))
+    gm = trace(built, example_inputs(job.model, job.input_shape, found, args, built))
     try:
         with terminal.training(f"search {job.model}") as progress:
             result = search(
@@ -52,6 +52,7 @@ def run(job: Search) -> None:
                 budget=budget,
                 spec=spec,
                 hardware=hardware,
+                loss=job.loss,
                 directory=job.out,
                 progress=progress,
             )

@@ -114,7 +114,10 @@ class Terminal:
 
             def advance(at: StepReport) -> None:
                 test = "" if at.test_accuracy is None else f", test {at.test_accuracy:.1%}"
-                state = f"epoch {at.epoch}/{at.epochs}, loss {at.loss:.3f}, train {at.accuracy:.1%}{test}"
+                if at.accuracy is None and at.test_metric is not None:
+                    test = f", test {at.metric.rpartition(':')[2]} {at.test_metric:.4g}"
+                train = "" if at.accuracy is None else f", train {at.accuracy:.1%}"
+                state = f"epoch {at.epoch}/{at.epochs}, loss {at.loss:.3f}{train}{test}"
                 bars.update(task, total=at.steps, completed=at.step, state=state)
                 if self.is_main and at.step % max(at.steps // at.epochs, 1) == 0:
                     fields = {key: value for key, value in asdict(at).items() if key != "seconds_left"}

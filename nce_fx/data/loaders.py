@@ -1,4 +1,4 @@
-"""A data set for classification, and its batches: their order is a function of seed and epoch, and of nothing else.
+"""A data set, and its batches: their order is a function of seed and epoch, and of nothing else.
 
 So is every random number that a sample's augmentation draws: sample i of epoch e is the same whether one process loads
 it or eight workers do, and whether the run was interrupted or not.
@@ -91,7 +91,8 @@ class Data:
     test: BatchDataset | Loader
     input_shape: tuple[int, ...]
     """The shape of one input, without the batch axis: (channels, height, width) for images."""
-    classes: int
+    classes: int | None
+    """How many there are; ``None`` where targets are something else."""
     seed: int = 0
     batch_size: int = 64
     augmented: Callable[[int, int], BatchDataset] | None = None

@@ -26,17 +26,18 @@ def own_data(
 ) -> Data:
     """Return the data of a callable, which ``spec`` names (``package.module:callable``, ``file.py:callable``).
 
-    It gives a pair (train, test). Each is a map-style data set of (input, class), or a DataLoader, or any other sized
-    iterable of batches. A DataLoader with torch's own samplers is taken apart: its data set, its collate function and
-    its workers are used, the order and the batch size are the recipe's. Everything else is read as it comes. Random
-    numbers that a data set draws are a function of seed, epoch and index; ``augment=False`` makes them the same in
-    every epoch.
+    It gives a pair (train, test). Each is a map-style data set of (input, target), or a DataLoader, or any other sized
+    iterable of batches, in any form that `nce_fx.batches` reads. A DataLoader with torch's own samplers is taken apart:
+    its data set, its collate function and its workers are used, the order and the batch size are the recipe's.
+    Everything else is read as it comes. Random numbers that a data set draws are a function of seed, epoch and index;
+    ``augment=False`` makes them the same in every epoch.
 
     The number of classes is the data set's ``classes``, or one more than the largest of its ``targets`` or ``labels``,
-    or of the targets read one by one, which takes as long as it takes to load the training split.
+    or of the targets read one by one, which takes as long as it takes to load the training split. There are none where
+    the target of a sample is not one whole number.
 
     Raises:
-        InputError: the callable raises, or what it gives is not two splits of (input, class).
+        InputError: the callable raises, or what it gives is not two splits of batches.
     """
     try:
         given = factory()
@@ -47,14 +48,14 @@ def own_data(
     if not isinstance(given, tuple | list) or len(given) != 2:
         raise InputError(f"data {spec!r}: the callable gives {_kind(given)}, not a pair (train, test)")
     train, test = (_split(part, split, spec) for part, split in zip(given, ("train", "test"), strict=True))
-    shape = _input_shape(train, "train", spec)
-    _input_shape(test, "test", spec)
+    shape, of_classes = _first(train, "train", spec)
+    _first(test, "test", spec)
     return Data(
         name=spec,
         train=train,
         test=test,
         input_shape=shape,
-        classes=_classes(given[0], train, spec),
+        classes=_classes(given[0], train, spec) if of_classes else None,
         seed=seed,
         batch_size=batch_size,
         augmented=train.at if isinstance(train, Samples) else None,
@@ -85,8 +86,8 @@ def _split(given: Any, split: str, spec: str) -> BatchDataset | Loader:
     raise InputError(f"data {spec!r}: the {split} split is {_kind(given)}, not a data set and not a loader")
 
 
-def _input_shape(split: BatchDataset | Loader, name: str, spec: str) -> tuple[int, ...]:
-    """The shape of one input, read from the split's first batch."""
+def _first(split: BatchDataset | Loader, name: str, spec: str) -> tuple[tuple[int, ...], bool]:
+    """The shape of one input, read from the split's first batch, and whether its target is one class a sample."""
     try:
         batch = split.__getitems__([0]) if isinstance(split, BatchDataset) else next(iter(split))
     except InputError:
@@ -95,16 +96,13 @@ def _input_shape(split: BatchDataset | Loader, name: str, spec: str) -> tuple[in
         raise InputError(
             f"data {spec!r}: the first sample of the {name} split cannot be batched: {one_line(error)}"
         ) from error
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        raise InputError(f"data {spec!r}: the {name} split gives {_kind(batch)}, not pairs (input, class)")
-    inputs, target = batch
+    inputs, target = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, None)
     while isinstance(inputs, tuple | list | Mapping) and len(inputs):
         inputs = next(iter(inputs.values() if isinstance(inputs, Mapping) else inputs))
     if not isinstance(inputs, Tensor):
         raise InputError(f"data {spec!r}: the {name} split's input is {_kind(inputs)}, not a tensor")
-    if not isinstance(target, Tensor) or target.is_floating_point() or target.dim() != 1:
-        raise InputError(f"data {spec!r}: the {name} split's target is {_kind(target)}, not one whole number a sample")
-    return tuple(inputs.shape[1:])
+    of_classes = isinstance(target, Tensor) and not target.is_floating_point() and target.dim() == 1
+    return tuple(inputs.shape[1:]), of_classes
 
 
 def _classes(given: Any, split: BatchDataset | Loader, spec: str) -> int:

@@ -62,7 +62,7 @@ def load_model(spec: str, model_args: Mapping[str, Any] | None = None) -> nn.Mod
 
 
 def arguments_for(
-    spec: str, model_args: Mapping[str, Any] | None, input_shape: tuple[int, ...], classes: int
+    spec: str, model_args: Mapping[str, Any] | None, input_shape: tuple[int, ...], classes: int | None
 ) -> dict[str, Any]:
     """Return ``model_args`` with what the data settles filled in: a built-in model's input channels and classes.
 
@@ -70,7 +70,8 @@ def arguments_for(
     """
     if spec not in MODELS:
         return dict(model_args or {})
-    return {"num_classes": classes, "in_channels": input_shape[0], **(model_args or {})}
+    known = {} if classes is None else {"num_classes": classes}
+    return {**known, "in_channels": input_shape[0], **(model_args or {})}
 
 
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:

@@ -95,9 +95,10 @@ class ResultRow(Costed):
 
     network: str
     accuracy: float | None
-    """On the test data, in [0, 1]."""
+    """On the test data, in [0, 1]; ``None`` where the metric is another, whose value is ``score``."""
     epochs: int
     seconds: float
+    score: float | None = None
 
 
 class Comparison(Record):
@@ -108,6 +109,10 @@ class Comparison(Record):
     seed: int
     recipe: dict[str, Any]
     rows: tuple[ResultRow, ...]
+    metric: str = "accuracy"
+    """What the networks are measured by."""
+    is_share: bool = True
+    """Whether it is in [0, 1], and shown in percent."""
 
     @property
     def trained(self) -> str:
@@ -131,6 +136,9 @@ class Retraining(Record):
     """Whether the uniform rival is trained too."""
     from_scratch: bool = False
     """Whether training starts from new random weights, not from the float network's."""
+    loss: str | None = None
+    """What is minimised, by name; cross entropy for ``None``."""
+    metric: str | None = None
 
 
 class ModelReference(Record):

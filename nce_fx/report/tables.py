@@ -12,7 +12,8 @@ from torch.fx import GraphModule, Node
 from nce_fx.plan import WidthPlan
 from nce_fx.quantities import known_quantities, title_of
 from nce_fx.quantizers import Quantizer
-from nce_fx.report.records import Comparison, GroupRecord, RewriteReport
+from nce_fx.report.records import Comparison, GroupRecord, ResultRow, RewriteReport
+from nce_fx.tasks.metrics import shown_value
 
 if TYPE_CHECKING:
     from nce_fx.passes.analysis.channels import ChannelGraph
@@ -143,9 +144,15 @@ def difference_table(before: str, after: str, report: RewriteReport) -> Table:
     return table
 
 
+def measured(comparison: Comparison, row: ResultRow) -> str:
+    """Return what the comparison's metric says of a network, as people read it."""
+    value = row.accuracy if row.accuracy is not None else row.score
+    return shown_value(value, is_share=comparison.is_share)
+
+
 def comparison_line(comparison: Comparison) -> str:
     """Return the last table in one line: ``digits: float 98.16 %, NCE 2-bit 97.72 %``."""
-    rows = ", ".join(f"{row.network} {percent(row.accuracy)}" for row in comparison.rows)
+    rows = ", ".join(f"{row.network} {measured(comparison, row)}" for row in comparison.rows)
     return f"{comparison.data}: {rows}"
 
 
@@ -171,8 +178,8 @@ def comparison_markdown(comparison: Comparison) -> str:
 def result_rows(comparison: Comparison) -> tuple[tuple[str, ...], ...]:
     """Return the last table as text, header first: every network with its accuracy and all that it costs."""
     names = list(dict.fromkeys(name for row in comparison.rows for name in row.cost))
-    header = ("network", "accuracy", *(title_of(name) for name in names))
-    return header, *((row.network, percent(row.accuracy), *_costs(row.cost, names)) for row in comparison.rows)
+    header = ("network", comparison.metric.rpartition(":")[2].replace("_", " "), *(title_of(name) for name in names))
+    return header, *((row.network, measured(comparison, row), *_costs(row.cost, names)) for row in comparison.rows)
 
 
 def _costs(cost: Mapping[str, float], names: Iterable[str]) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ from nce_fx.search.outcome import plan_from
 from nce_fx.search.search_log import SearchLog
 from nce_fx.search.search_recipe import SearchRecipe
 from nce_fx.search.width_search import WidthSearch
+from nce_fx.tasks import LossLike, Task
 from nce_fx.training.engine import start_engine
 from nce_fx.training.loop import fit
 from nce_fx.training.progress import Progress
@@ -58,6 +59,7 @@ def search(
     spec: QuantSpec | None = None,
     hardware: HardwareTable | None = None,
     quantities: Iterable[Quantity] = (),
+    loss: LossLike = None,
     directory: str | Path | None = None,
     progress: Progress = False,
     checkpoint_seconds: float = 60.0,
@@ -76,6 +78,7 @@ def search(
         spec: how the network will be quantized, which it is while it is searched; None searches in float.
         hardware: the user's own cost of layers, which ``Budget(custom=...)`` limits.
         quantities: more rows of what a network costs, see `nce_fx.quantities`.
+        loss: what to minimise beside the cost, as `nce_fx.training.train` takes it; cross entropy by default.
         directory: where to write; None for nowhere.
         progress: True for a bar on stderr where that is a terminal, or a function called after every step.
         checkpoint_seconds: the time from one checkpoint to the next.
@@ -115,7 +118,7 @@ def search(
     callback = WidthSearch(for_widths, cost, start.candidates, order, recipe, budget, quantized)
     folder = None if directory is None else Path(directory)
     engine = start_engine()
-    run = prepare(network, for_weights, recipe.training(), None, engine, folder, None, callback)
+    run = prepare(network, for_weights, recipe.training(), None, engine, folder, None, callback, task=Task.of(loss))
     run = fit(run, progress, checkpoint_seconds)
 
     log = SearchLog(tuple(callback.epochs), tuple(callback.expansions), start.left)

@@ -13,10 +13,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from nce_fx.batches import read, samples_in
 from nce_fx.data.loaders import Data
 from nce_fx.devices import to_device
 from nce_fx.errors import TrainingError
@@ -29,11 +29,10 @@ from nce_fx.search.candidates import wider_candidate
 from nce_fx.search.expansion import Grown, extended, grow, of_kind
 from nce_fx.search.search_log import Expansion, SearchEpoch
 from nce_fx.search.search_recipe import BETAS, SearchRecipe, tau_at, width_rate
-from nce_fx.training.batches import batch_length, batches_of
+from nce_fx.training.batches import batches_of
 from nce_fx.training.checkpoint import last_good
 from nce_fx.training.engine import all_reduce_sum, call, distributed, sum_gradients
 from nce_fx.training.loop import forward_pass
-from nce_fx.training.loss import logits_of
 from nce_fx.training.optimizer import build_optimizer, momenta, restore_momenta
 from nce_fx.training.recipe import seed_at
 from nce_fx.training.run import Callback, Run
@@ -143,11 +142,11 @@ class WidthSearch(Callback):
         _learn(preferences, True)
         self._draw(run, _WIDTHS)
         self.optimizer.zero_grad(set_to_none=True)
-        inputs, target = to_device(batch, run.engine.device)
-        size = batch_length(batch)
+        inputs, target = to_device(read(batch, run.model), run.engine.device)
+        size = samples_in(inputs, target)
         with forward_pass(run.engine, run.recipe):
-            scores = logits_of(call(run.model, inputs))
-        loss = F.cross_entropy(scores.float() if scores.dtype == torch.bfloat16 else scores, target)
+            output = call(run.model, inputs)
+        loss = run.task.loss(output, target)
         totals = all_reduce_sum(torch.stack([loss.detach().double() * size, loss.new_tensor(size).double()])).tolist()
         if not math.isfinite(totals[0]):
             raise TrainingError(

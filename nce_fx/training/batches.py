@@ -6,7 +6,7 @@ on many, and a resumed run goes on with the batch after the last one it used.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from torch import Tensor, device
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
+from nce_fx.batches import samples_in
 from nce_fx.data.loaders import Loader
 from nce_fx.errors import TrainingError
 from nce_fx.training.engine import Engine
@@ -59,7 +60,7 @@ def batches_of(loader: Loader, engine: Engine, skip: int = 0, *, drop_empty: boo
         if isinstance(lists, BatchSampler):
             return iter(_with_batches(loader, _Slices(lists, engine, skip, drop_empty)))
     rest = islice(iter(loader), skip, None)
-    return (_cut(batch, engine) for batch in rest if _share(batch_length(batch), engine, drop_empty))
+    return (_cut(batch, engine) for batch in rest if _share(_length(batch), engine, drop_empty))
 
 
 def _with_batches(loader: DataLoader[Any], lists: _Slices) -> DataLoader[Any]:
@@ -101,19 +102,31 @@ def parts_of(batch: Any, count: int) -> list[Any]:
 
 
 def _cut(batch: Any, engine: Engine) -> Any:
-    """This process's share of a loaded batch: every tensor is cut along its first axis."""
+    """This process's share of a loaded batch: every tensor is cut along its first axis, a list of samples as a list."""
     if engine.processes == 1:
         return batch
-    if isinstance(batch, Tensor):
-        mine = _share(len(batch), engine, drop_empty=True)
-        return batch[mine.start : mine.stop]
-    if isinstance(batch, dict):
-        return {key: _cut(value, engine) for key, value in batch.items()}
-    if isinstance(batch, Sequence) and not isinstance(batch, str):
-        return tuple(_cut(value, engine) for value in batch)
-    return batch
+    size = _length(batch)
+    mine = _share(size, engine, drop_empty=True)
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value[mine.start : mine.stop] if value.dim() and len(value) == size else value
+        if isinstance(value, Mapping):
+            return {key: cut(item) for key, item in value.items()}
+        if isinstance(value, list) and len(value) == size and not any(_is_batch(item, size) for item in value):
+            return value[mine.start : mine.stop]
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            return tuple(cut(item) for item in value)
+        return value
+
+    return cut(batch)
 
 
-def batch_length(batch: Any) -> int:
-    """Return the number of samples in a batch ``(inputs, target)``."""
-    return len(batch[1])
+def _is_batch(value: Any, size: int) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and len(value) == size
+
+
+def _length(batch: Any) -> int:
+    """The number of samples in a batch, whatever model it is for."""
+    inputs, target = (batch[0], batch[1]) if isinstance(batch, tuple | list) and len(batch) > 1 else (batch, None)
+    return samples_in(inputs, target)

@@ -1,50 +1,81 @@
-"""How often a model is right on data it was not trained on."""
+"""How good a model is on data it was not trained on."""
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from nce_fx.batches import named, read, samples_in
 from nce_fx.devices import device_of, to_device
 from nce_fx.errors import TrainingError
+from nce_fx.tasks import LossLike, MetricLike, Task
 from nce_fx.tracing.exported import evaluating
-from nce_fx.training.batches import Data, batch_length, batches_of
+from nce_fx.training.batches import Data, batches_of
 from nce_fx.training.determinism import deterministic
 from nce_fx.training.engine import Engine, all_reduce_sum, call, start_engine
-from nce_fx.training.loss import count_correct, logits_of
 
 
-def evaluate(model: nn.Module, data: Data, batch_size: int = 256, *, split: str = "test") -> float:
-    """Return the share of a split's samples whose highest score is at their class, in [0, 1].
+def evaluate(
+    model: nn.Module,
+    data: Data,
+    batch_size: int = 256,
+    *,
+    split: str = "test",
+    loss: LossLike = None,
+    metric: MetricLike = None,
+) -> float:
+    """Return what a metric says of a model on a split: by default the share of samples whose highest score is right.
+
+    ``loss`` and ``metric`` are what `train` takes; where only a loss is given, the metric is the one that goes with it.
 
     The model is left as it was (its mode, its device, its statistics), and so are the global random generators. A copy
     moves to the GPU where there is one. Under ``torchrun`` the processes share the work, and each returns the answer.
 
     Raises:
-        TrainingError: the split has no samples, or the model returns no scores.
+        InputError: no loss or metric of that name, or a batch that the model does not take.
+        TrainingError: the split has no samples, or the metric does not fit the output and the target.
     """
-    engine = start_engine()
+    task, engine = Task.of(loss, metric), start_engine()
     if device_of(model).type != engine.device.type:
         model = copy.deepcopy(model).to(engine.device)
     with deterministic(engine.device):
-        return accuracy_of(model, data, batch_size, engine, split=split)
+        return measure(model, data, batch_size, engine, task, split=split)
 
 
-def accuracy_of(model: nn.Module, data: Data, batch_size: int, engine: Engine, *, split: str = "test") -> float:
+def measure(model: nn.Module, data: Data, batch_size: int, engine: Engine, task: Task, *, split: str = "test") -> float:
     """Return what ``evaluate`` does, for a model that is on the engine's device."""
-    counts = torch.zeros(2, dtype=torch.float64, device=engine.device)
+    metric, counts, seen = task.metric, None, 0
+    if metric.stateful is not None:
+        metric.stateful.reset()
     with evaluating(model), torch.no_grad():
         for batch in _shares(data, batch_size, engine, split):
-            inputs, target = to_device(batch, engine.device)
-            correct = count_correct(logits_of(call(model, inputs)), target)
-            counts += torch.stack([correct.double(), correct.new_tensor(batch_length(batch)).double()])
-    correct_samples, samples = all_reduce_sum(counts).tolist()
-    if not samples:
+            inputs, target = to_device(read(batch, model), engine.device)
+            output, samples = call(model, inputs), samples_in(inputs, target)
+            seen += samples
+            if target is None and task.loss.is_the_models:
+                target = named(inputs, model)
+            if metric.stateful is not None:
+                metric.stateful.update(output, target)
+                continue
+            found = metric.count(output, target, samples).double()
+            counts = found if counts is None else counts + found
+    if metric.stateful is not None and seen:
+        return float(metric.stateful.compute())
+    if counts is None and engine.processes == 1:
         raise TrainingError(f"the {split} split has no samples to evaluate on")
-    return float(correct_samples / samples)
+    value = float(metric.result(all_reduce_sum(_like_others(counts, engine))))
+    if math.isnan(value) and metric.is_share:
+        raise TrainingError(f"the {split} split has nothing to measure {metric.name} on")
+    return value
+
+
+def _like_others(counts: Tensor | None, engine: Engine) -> Tensor:
+    """The counts of a process, zeros where it had no sample."""
+    return torch.zeros(2, dtype=torch.float64, device=engine.device) if counts is None else counts
 
 
 def _shares(data: Data, batch_size: int, engine: Engine, split: str) -> Iterator[object]:

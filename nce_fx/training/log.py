@@ -40,11 +40,13 @@ class Log:
             self._write_epochs(history)
             self._board = _tensorboard(directory / "tensorboard", steps)
 
-    def step(self, step: int, epoch: int, learning_rate: float, loss: float, accuracy: float) -> None:
+    def step(self, step: int, epoch: int, learning_rate: float, loss: float, accuracy: float | None) -> None:
         """Log one step: its number over the whole run from 1, and the means over its batch."""
         if self._steps is not None:
             with self._writing():
-                csv.writer(self._steps).writerow((step, epoch, learning_rate, loss, accuracy))
+                csv.writer(self._steps).writerow(
+                    (step, epoch, learning_rate, loss, "" if accuracy is None else accuracy)
+                )
         if self._board is not None:
             self._board.add_scalar("loss/step", loss, step)
 
@@ -54,7 +56,7 @@ class Log:
             self._write_epochs(history)
         if self._board is not None:
             newest = history[-1]
-            for name in ("loss", "accuracy", "test_accuracy", "learning_rate", "bits"):
+            for name in ("loss", "accuracy", "test_accuracy", "test_metric", "learning_rate", "bits"):
                 value = getattr(newest, name)
                 if value is not None:
                     self._board.add_scalar(f"epoch/{name}", value, newest.epoch)

@@ -20,22 +20,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from nce_fx.batches import Pair, read, samples_in
 from nce_fx.data.loaders import CALIBRATION_BATCHES
 from nce_fx.devices import device_of, to_device
 from nce_fx.errors import TrainingError
 from nce_fx.quantizers.saved_tensors import compact_saving
+from nce_fx.tasks import LossLike, MetricLike, Task
 from nce_fx.tracing.exported import evaluating
 from nce_fx.training.average import Average
-from nce_fx.training.batches import Data, batch_length, batches_of, parts_of
+from nce_fx.training.batches import Data, batches_of, parts_of
 from nce_fx.training.checkpoint import last_good
 from nce_fx.training.determinism import deterministic, seed_step
 from nce_fx.training.engine import Engine, all_reduce_sum, call, start_engine
-from nce_fx.training.evaluation import accuracy_of
+from nce_fx.training.evaluation import measure
 from nce_fx.training.extras import extras_of
 from nce_fx.training.features import feature_loss
 from nce_fx.training.interruption import interruptions
 from nce_fx.training.log import Log, open_log
-from nce_fx.training.loss import count_correct, logits_of, training_loss
 from nce_fx.training.optimizer import positive_ranges
 from nce_fx.training.oscillation import dampen, share_moved, weight_levels
 from nce_fx.training.progress import Progress, reporting
@@ -57,41 +58,50 @@ def train(
     recipe: Recipe,
     *,
     teacher: nn.Module | None = None,
+    loss: LossLike = None,
+    metric: MetricLike = None,
     directory: str | Path | None = None,
     plan: str | None = None,
     progress: Progress = False,
     checkpoint_seconds: float = 60.0,
 ) -> TrainResult[M]:
-    """Train a copy of a model and return it with its accuracy on the test split.
+    """Train a copy of a model and return it with what its metric says on the test split: its accuracy by default.
 
     With a directory the run leaves ``log.csv``, ``steps.csv`` and checkpoints there, and the same call made again goes
     on from the last checkpoint: after Ctrl-C, a kill, or a full disk. Ends with the same weights, bit for bit, as a run
     that was never stopped. Started by ``torchrun``, the processes share every batch and all return the result.
 
     Args:
-        model: a GraphModule or any module that returns class scores; never changed.
-        data: its ``loader`` gives the batches of the train and test splits.
+        model: a GraphModule or any module; never changed.
+        data: its ``loader`` gives the batches of the train and test splits, in any form that `nce_fx.batches` reads.
         recipe: how to train.
-        teacher: the float model to learn from as well as from the classes; never changed.
+        teacher: the float model to learn from as well as from the targets; never changed.
+        loss: a name of `nce_fx.tasks.LOSSES`, ``package.module:callable``, or ``loss(output, target)``, a mean over the
+            batch; cross entropy by default, of samples, pixels or tokens.
+        metric: a name of `nce_fx.tasks.METRICS`, ``package.module:callable``, ``metric(output, target)``, or an object
+            with ``reset``, ``update`` and ``compute``; by default what goes with the loss: accuracy, or the loss.
         directory: where checkpoints and logs go; None for none.
         plan: JSON to keep in the checkpoints, such as the plan that the model was made by.
         progress: True for a bar on stderr where that is a terminal, or a function called after every step.
         checkpoint_seconds: the time from one checkpoint to the next; one is also saved at the end and at Ctrl-C.
 
     Raises:
-        TrainingError: the loss is not finite, nothing can be trained, a file cannot be written, or the user stopped.
+        InputError: no loss or metric of that name, or a batch that the model does not take.
+        TrainingError: the loss is not finite or does not fit the targets, nothing can be trained, a file cannot be
+            written, or the user stopped.
         ArtifactError: the directory holds the checkpoint of another run, or only damaged ones.
     """
-    engine = start_engine()
+    engine, task = start_engine(), Task.of(loss, metric)
     folder = None if directory is None else Path(directory)
-    run = fit(prepare(model, data, recipe, teacher, engine, folder, plan), progress, checkpoint_seconds)
+    run = fit(prepare(model, data, recipe, teacher, engine, folder, plan, task=task), progress, checkpoint_seconds)
     history = tuple(run.position.history)
-    tested = history[-1].test_accuracy if history else None
+    tested = history[-1].tested if history else None
     if tested is None:
         with deterministic(engine.device):
-            tested = accuracy_of(run.model, data, recipe.batch_size, engine)
+            tested = measure(run.model, data, recipe.batch_size, engine, task)
     device = device_of(model)
-    return TrainResult(run.model.train(model.training).to(device), tested, history)
+    accuracy = tested if task.counts_right else None
+    return TrainResult(run.model.train(model.training).to(device), accuracy, history, tested, task.metric.name)
 
 
 def fit(run: Run, progress: Progress = False, checkpoint_seconds: float = 60.0) -> Run:
@@ -128,7 +138,8 @@ def _in_low_precision(run: Run) -> Run:
 
     def look() -> None:
         with evaluating(run.model):
-            for inputs, _ in islice(iter(loader), CALIBRATION_BATCHES):
+            for batch in islice(iter(loader), CALIBRATION_BATCHES):
+                inputs, _ = read(batch, run.model)
                 call(run.model, to_device(inputs, run.engine.device))
 
     run.stages.enter(recipe, recipe.float_epochs)
@@ -173,7 +184,7 @@ def _train_epoch(
         position.correct += correct
         position.samples += samples
         position.seconds = before + time.monotonic() - started
-        log.step(run.done, epoch + 1, rate, loss / samples, correct / samples)
+        log.step(run.done, epoch + 1, rate, loss / samples, correct / samples if run.task.counts_right else None)
         report(_report(run, checkpoints))
         if stop and position.step < run.steps_per_epoch:
             log.flush()
@@ -192,7 +203,7 @@ def _train_epoch(
         reestimate(run.model, _inputs(run), lambda: forward_pass(engine, recipe))
     if last or (recipe.evaluate_every and (epoch + 1) % recipe.evaluate_every == 0):
         with average.shown() if average is not None and not last else nullcontext():
-            tested = accuracy_of(run.model, run.data, recipe.batch_size, engine)
+            tested = measure(run.model, run.data, recipe.batch_size, engine, run.task)
     position.history.append(
         EpochRecord(
             epoch=epoch + 1,
@@ -200,8 +211,9 @@ def _train_epoch(
             learning_rate=learning_rate_at(recipe, run.done - 1, run.steps_per_epoch),
             bits=bits_at(recipe, epoch),
             loss=position.loss / position.samples,
-            accuracy=position.correct / position.samples,
-            test_accuracy=tested,
+            accuracy=position.correct / position.samples if run.task.counts_right else None,
+            test_accuracy=tested if run.task.counts_right else None,
+            test_metric=None if run.task.counts_right else tested,
             seconds=before + time.monotonic() - started,
             moved=moved,
         )
@@ -215,19 +227,19 @@ def _inputs(run: Run) -> Iterator[Any]:
     """The inputs of the batches that BatchNorm's statistics are taken from: those of the epoch that would come next."""
     recipe = run.recipe
     loader = run.data.loader("train", batch_size=recipe.batch_size, seed=recipe.seed, epoch=recipe.epochs, shuffle=True)
-    for inputs, _ in islice(batches_of(loader, run.engine), recipe.reestimate):
-        yield to_device(inputs, run.engine.device)
+    for batch in islice(batches_of(loader, run.engine), recipe.reestimate):
+        yield to_device(read(batch, run.model)[0], run.engine.device)
 
 
 def train_step(run: Run, batch: Any, rate: float, seed: int, stop: bool) -> list[float]:
     """Do one step; return the sums over all processes of loss, correct samples, samples, and requests to stop."""
     recipe = run.recipe
-    batch = to_device(batch, run.engine.device)
+    batch = to_device(read(batch, run.model), run.engine.device)
     run.optimizer.zero_grad(set_to_none=True)
     totals = [0.0, 0.0, 0.0, float(stop)]
     parts, samples = [batch], None
     if recipe.accumulate > 1:
-        samples = all_reduce_sum(torch.tensor(batch_length(batch), device=run.engine.device)).item()
+        samples = all_reduce_sum(torch.tensor(samples_in(*batch), device=run.engine.device)).item()
         # As many in every process: the smallest share of the batch has a sample for each.
         parts = parts_of(batch, min(recipe.accumulate, int(samples) // run.engine.processes))
     for index, part in enumerate(parts):
@@ -242,7 +254,7 @@ def train_step(run: Run, batch: Any, rate: float, seed: int, stop: bool) -> list
                     "set clip_gradient"
                 )
             # The mean over processes is that of as many equal shares; these are weighted by their size.
-            share = batch_length(part) * run.engine.processes / (samples or sums[2])
+            share = samples_in(*part) * run.engine.processes / (samples or sums[2])
             (loss * share).backward()  # type: ignore[no-untyped-call]
     if recipe.dampen and run.position.epoch >= recipe.float_epochs:
         dampen(run.model, dampening_at(recipe, run.done, run.steps_per_epoch))
@@ -255,26 +267,37 @@ def train_step(run: Run, batch: Any, rate: float, seed: int, stop: bool) -> list
     return totals
 
 
-def _forward(run: Run, batch: Any, stop: bool) -> tuple[Tensor, list[float]]:
+def _forward(run: Run, batch: Pair, stop: bool) -> tuple[Tensor, list[float]]:
     """Return this process's mean loss, and the sums over all processes that `train_step` returns."""
-    engine, recipe = run.engine, run.recipe
+    engine, recipe, task = run.engine, run.recipe, run.task
     inputs, target = batch
-    size = batch_length(batch)
+    size = samples_in(inputs, target)
     # A last batch of another size is not worth a compilation of its own.
     full = size * engine.processes * recipe.accumulate == recipe.batch_size
     student, teacher = (run.compiled_model, run.compiled_teacher) if full else (run.student, run.teacher)
     features = bool(recipe.distill_features) and teacher is not None
     with forward_pass(engine, recipe), _saving(run):
         output, maps = call(student, inputs) if features else (call(student, inputs), ())
-        scores, taught, their_maps = logits_of(output), None, ()
+        taught, their_maps = None, ()
         if teacher is not None:
             with torch.no_grad():
-                output, their_maps = call(teacher, inputs) if features else (call(teacher, inputs), ())
-                taught = logits_of(output)
-    loss = training_loss(scores, target, recipe, taught)
+                taught, their_maps = call(teacher, inputs) if features else (call(teacher, inputs), ())
+    loss = task.training_loss(
+        output,
+        target,
+        smoothing=recipe.label_smoothing,
+        teacher=taught,
+        share=recipe.distill_alpha,
+        heat=recipe.distill_temperature,
+    )
     if features:
         loss = loss + recipe.distill_features * feature_loss(maps, their_maps)
-    sums = torch.stack([loss.detach().double() * size, count_correct(scores.detach(), target).double()])
+    if not loss.requires_grad:
+        raise TrainingError(f"the loss {task.loss.name} does not depend on the model's weights: is an output detached?")
+    # Of pixels or tokens the share that is right, in samples.
+    right, counted = task.metric.count(output, target, size).detach() if task.counts_right else loss.new_zeros(2)
+    right = right.double() * (size / counted.double().clamp(min=1))
+    sums = torch.stack([loss.detach().double() * size, right])
     return loss, all_reduce_sum(torch.cat([sums, sums.new_tensor([size, float(stop)])])).tolist()
 
 
@@ -306,14 +329,16 @@ def forward_pass(engine: Engine, recipe: Recipe) -> Iterator[None]:
 def _report(run: Run, checkpoints: CheckpointWriter) -> StepReport:
     position, total = run.position, run.recipe.epochs * run.steps_per_epoch
     pace = (time.monotonic() - checkpoints.started) / max(1, run.done - checkpoints.first_step)
-    tested = [record.test_accuracy for record in position.history if record.test_accuracy is not None]
+    tested = [record.tested for record in position.history if record.tested is not None]
     return StepReport(
         epoch=position.epoch + 1,
         epochs=run.recipe.epochs,
         step=run.done,
         steps=total,
         loss=position.loss / position.samples,
-        accuracy=position.correct / position.samples,
-        test_accuracy=tested[-1] if tested else None,
+        accuracy=position.correct / position.samples if run.task.counts_right else None,
+        test_accuracy=tested[-1] if tested and run.task.counts_right else None,
+        metric=run.task.metric.name,
+        test_metric=tested[-1] if tested else None,
         seconds_left=pace * (total - run.done),
     )

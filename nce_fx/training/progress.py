@@ -37,8 +37,8 @@ def _bar() -> Iterator[Callable[[StepReport], None]]:
 def progress_line(report: StepReport) -> str:
     """Return one line on where training is."""
     minutes, seconds = divmod(round(report.seconds_left), 60)
+    right = "" if report.accuracy is None else f"  accuracy {report.accuracy:.2%}"
     tested = "" if report.test_accuracy is None else f"  test {report.test_accuracy:.2%}"
-    return (
-        f"epoch {report.epoch}/{report.epochs}  loss {report.loss:.4f}  accuracy {report.accuracy:.2%}{tested}  "
-        f"{minutes}:{seconds:02d} left"
-    )
+    if report.accuracy is None and report.test_metric is not None:
+        tested = f"  test {report.metric} {report.test_metric:.4g}"
+    return f"epoch {report.epoch}/{report.epochs}  loss {report.loss:.4f}{right}{tested}  {minutes}:{seconds:02d} left"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -12,7 +13,7 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One epoch: means over its training samples, and the accuracy on the test split where it was evaluated."""
+    """One epoch: means over its training samples, and the metric on the test split where it was evaluated."""
 
     epoch: int
     """Counted from 1."""
@@ -22,11 +23,19 @@ class EpochRecord:
     bits: int | None
     """Of the stage: 32 in float; ``None`` where the quantizers have their own from first to last."""
     loss: float
-    accuracy: float
+    accuracy: float | None
+    """``None``, as is ``test_accuracy``, where the metric is another."""
     test_accuracy: float | None
     seconds: float = field(compare=False)
     moved: float | None = None
     """The share of quantized weights that are on another level than when the epoch began, in [0, 1]."""
+    test_metric: float | None = None
+    """The metric, where it is another than accuracy."""
+
+    @property
+    def tested(self) -> float | None:
+        """What the metric said on the test split, whatever it is."""
+        return self.test_metric if self.test_accuracy is None else self.test_accuracy
 
 
 @dataclass(frozen=True)
@@ -40,10 +49,13 @@ class StepReport:
     steps: int
     loss: float
     """Means over the epoch so far, as is the accuracy (on training samples, in [0, 1])."""
-    accuracy: float
+    accuracy: float | None
     test_accuracy: float | None
     """On the test split, when last evaluated."""
     seconds_left: float
+    metric: str = "accuracy"
+    test_metric: float | None = None
+    """What the metric of this name said on the test split, when last evaluated."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +63,12 @@ class TrainResult(Generic[M]):
     """A trained model and how it came to be."""
 
     model: M
-    accuracy: float
-    """On the test split, in [0, 1]."""
+    accuracy: float | None
+    """On the test split, in [0, 1]; ``None`` where the metric is another."""
     history: tuple[EpochRecord, ...]
+    score: float = math.nan
+    """What the metric says on the test split."""
+    metric: str = "accuracy"
 
     @property
     def graph_module(self) -> M:

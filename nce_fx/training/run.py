@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nce_fx.errors import ArtifactError, InputError, TrainingError
+from nce_fx.tasks import Task
 from nce_fx.tensor_file import digest
 from nce_fx.training.batches import Data
 from nce_fx.training.checkpoint import Checkpoint, last_good, latest_checkpoint, save_checkpoint
@@ -111,6 +112,7 @@ class Run:
     callback: Callback
     extras: Mapping[str, Extra]
     """What goes on beside the steps, by name."""
+    task: Task
 
     @property
     def done(self) -> int:
@@ -127,6 +129,8 @@ def prepare(
     directory: Path | None,
     plan: str | None,
     callback: Callback | None = None,
+    *,
+    task: Task | None = None,
 ) -> Run:
     """Copy the models to the device, and go to the last checkpoint where there is one.
 
@@ -144,6 +148,8 @@ def prepare(
         "teacher's weights": digest(_state_of(teacher))[:16] if teacher is not None else None,
     }
     identity |= {f"recipe.{name}": value for name, value in recipe.to_dict().items()}
+    task = task or Task.of()
+    identity |= {"loss": task.loss.name, "metric": task.metric.name}
     callback = callback or Callback()
     identity |= callback.identity()
     found = latest_checkpoint(directory) if directory is not None else None
@@ -191,6 +197,7 @@ def prepare(
         position,
         callback,
         extras,
+        task,
     )
 
 
@@ -260,7 +267,8 @@ def compiled(model: nn.Module, device: torch.device) -> Callable[..., Any]:
 
 def _check_same_run(checkpoint: Checkpoint, identity: dict[str, Any], directory: Path | None) -> None:
     # A recipe of before has not the fields that came later: it was trained as their defaults say.
-    theirs = {f"recipe.{name}": value for name, value in Recipe().to_dict().items()} | checkpoint.state["run"]
+    theirs = {f"recipe.{name}": value for name, value in Recipe().to_dict().items()}
+    theirs |= {"loss": "cross_entropy", "metric": "accuracy"} | checkpoint.state["run"]
     for name, value in identity.items():
         if theirs.get(name) != value:
             raise ArtifactError(

@@ -22,13 +22,14 @@ from nce_fx.passes.analysis.sensitivity.curvature import hessian
 from nce_fx.passes.analysis.sensitivity.gradient import fisher, gauss_newton
 from nce_fx.passes.analysis.sensitivity.noise import Bits, Noise, Point, noise_in, real_noise
 from nce_fx.passes.analysis.sensitivity.one_at_a_time import kl, loss_increase
-from nce_fx.passes.analysis.sensitivity.probe import Batch, Loss, Probe, Watch
+from nce_fx.passes.analysis.sensitivity.probe import Batch, Probe, Watch
 from nce_fx.passes.analysis.sensitivity.report import NodeSensitivity, SensitivityReport
 from nce_fx.passes.analysis.sensitivity.scores import Progress, Scores
 from nce_fx.passes.analysis.sensitivity.shard import ALONE, Shard
 from nce_fx.passes.analysis.sensitivity.weights import sqnr, sqnr_activation
 from nce_fx.passes.transform.quantize import QuantSpec, quantize, weight_bits_of
 from nce_fx.registry import Registry
+from nce_fx.tasks import LossLike, loss_named
 from nce_fx.tensor_file import digest
 
 
@@ -62,6 +63,8 @@ METRICS: Registry[Metric] = Registry(
 WITH_DATA = "gauss_newton"
 """What is used where data is given and no metric is named."""
 WITHOUT_DATA = "sqnr"
+WITHOUT_CURVATURE = "fisher"
+"""What is used where the curvature of the loss at the output is not known: of the model's or the user's own."""
 
 
 def analyze_sensitivity(
@@ -72,7 +75,7 @@ def analyze_sensitivity(
     *,
     channels: ChannelGraph | None = None,
     quantized: GraphModule | None = None,
-    loss: Loss | None = None,
+    loss: LossLike = None,
     noise: Noise | None = None,
     progress: Progress | None = None,
     watch: Watch | None = None,
@@ -90,7 +93,8 @@ def analyze_sensitivity(
             stay in float; or a `QuantSpec`: what `nce_fx.quantize` will insert, where and at the bits that it will.
         channels: the channel analysis; made here where not given.
         quantized: ``gm`` as `nce_fx.quantize` makes it, where that is there; goes before ``bits``.
-        loss: ``loss(output, target)``, a mean over the batch; cross entropy of the first output by default.
+        loss: a name of `nce_fx.tasks.LOSSES`, ``package.module:callable``, or ``loss(output, target)``, a mean over the
+            batch; cross entropy of the first output by default.
         noise: what rounding does to a tensor; that of the quantizers by default.
         progress: called with (steps done, steps in all).
         watch: called with what every node gave, batch by batch, by metrics that run the plain network over all of them
@@ -101,9 +105,13 @@ def analyze_sensitivity(
             that the model or the loss does not take.
     """
     given = [read(batch, gm) for batch in gathered(batches)]
-    name = metric or (WITH_DATA if given else WITHOUT_DATA)
+    criterion = loss_named(loss)
+    with_data = WITH_DATA if criterion.root is not None else WITHOUT_CURVATURE
+    name = metric or (with_data if given else WITHOUT_DATA)
     if name not in METRICS:
         raise InputError(f"no sensitivity metric {name!r}: choose one of {', '.join(METRICS)}{nearest(name, METRICS)}")
+    if criterion.is_the_models and name == "kl":
+        raise InputError("the kl metric compares outputs, and the model gives losses: choose fisher or loss")
     if METRICS[name].needs_data and not given:
         weight_only = ", ".join(other for other, entry in METRICS.items() if not entry.needs_data)
         raise InputError(f"the {name} metric needs data: give batches, or choose {weight_only}")
@@ -118,7 +126,7 @@ def analyze_sensitivity(
 
         channels = analyze_channels(gm)
     shard = Shard.of(len(given)) if METRICS[name].needs_data else ALONE
-    probe = Probe.of(gm, noise or real_noise(bits), loss, shard, watch)
+    probe = Probe.of(gm, noise or real_noise(bits), criterion, shard, watch)
     device = device_of(gm)
     ready = [(to_device(inputs, device), to_device(target, device)) for inputs, target in given]
     with torch.random.fork_rng(devices=[]), same_sums(gm, given[:1]):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nce_fx.passes.analysis.sensitivity.probe import Batch, Probe, first_tensor
+from nce_fx.passes.analysis.sensitivity.probe import Batch, Probe
 from nce_fx.passes.analysis.sensitivity.scores import Progress, Scores
 from nce_fx.passes.analysis.sensitivity.shard import Shard
 
@@ -42,7 +42,7 @@ def hessian(probe: Probe, batches: Sequence[Batch], progress: Progress) -> Score
         with torch.enable_grad():
             values = probe.forward(inputs, lambda node, value: _tracked(value) if node in probe.activations else value)
             probe.show(values)
-            count = len(first_tensor(values[probe.output]))
+            count = probe.size(inputs, values[probe.output])
             loss = probe.loss_of(values[probe.output], target) * count
             tensors = [*weights, *(values[node] for node in probe.activations)]
             gradients = torch.autograd.grad(loss, tensors, create_graph=True, allow_unused=True)

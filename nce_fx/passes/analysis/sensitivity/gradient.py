@@ -35,8 +35,6 @@ from nce_fx.passes.analysis.sensitivity.scores import Progress, Scores
 Directions = Callable[[Any, Any], list[Tensor]]
 """(output, target) -> vectors u at the first tensor of the output, one row a sample."""
 
-TEMPERATURE = 1.5
-"""Of the softmax whose curvature the Gauss-Newton metric takes."""
 DRAWS = 2
 """Random vectors per batch of the Gauss-Newton metric."""
 
@@ -45,22 +43,31 @@ def fisher(probe: Probe, batches: Sequence[Batch], progress: Progress) -> Scores
     """The empirical Fisher: half the squared product of each sample's gradient with the rounding error."""
 
     def slopes(output: Any, target: Any) -> list[Tensor]:
-        at = first_tensor(output)
+        at = probe.seen(output)
         loss = probe.loss_of(output, target)
         if not loss.requires_grad:
             raise InputError("the loss does not depend on the model's output: is it detached?")
         # The loss is a mean over the batch: times its size, row n is the gradient of sample n's own loss.
-        return [torch.autograd.grad(loss * len(at), at, retain_graph=True)[0]]
+        samples = len(at) if at.dim() else 1
+        return [torch.autograd.grad(loss * samples, at, retain_graph=True)[0]]
 
     return _squared_products(probe, batches, progress, slopes, lambda output: None)
 
 
 def gauss_newton(probe: Probe, batches: Sequence[Batch], progress: Progress) -> Scores:
-    """The Gauss-Newton curvature of the output's divergence along the rounding error; without labels."""
+    """The Gauss-Newton curvature of the output's divergence along the rounding error; without labels.
+
+    Raises:
+        InputError: the curvature of the loss at the output is not known.
+    """
+    root = probe.loss.root
+    if root is None:
+        raise InputError(f"the gauss_newton metric does not know the curvature of {probe.loss.name}: choose fisher")
     generator = torch.Generator().manual_seed(0)
 
     def draws(output: Any, target: Any) -> list[Tensor]:
-        return [_root_of_curvature(first_tensor(output).detach(), generator) for _ in range(DRAWS)]
+        at, axis = first_tensor(output).detach(), probe.axis_of_classes(output, target)
+        return [root(at, _signs(at.shape, generator).to(at), axis) for _ in range(DRAWS)]
 
     def skip(shape: torch.Size) -> None:
         for _ in range(DRAWS):
@@ -71,16 +78,6 @@ def gauss_newton(probe: Probe, batches: Sequence[Batch], progress: Progress) -> 
 
 def _signs(shape: torch.Size, generator: torch.Generator) -> Tensor:
     return torch.randint(0, 2, shape, generator=generator) * 2 - 1
-
-
-def _root_of_curvature(output: Tensor, generator: torch.Generator) -> Tensor:
-    """A random u with E[u u'] = diag(p) - p p'; of the identity where the output is no vector of classes."""
-    signs = _signs(output.shape, generator).to(output)
-    if output.dim() < 2 or output.shape[1] == 1:
-        return signs
-    chances = (output / TEMPERATURE).softmax(1)
-    weighted = chances.sqrt() * signs
-    return weighted - chances * weighted.sum(1, keepdim=True)
 
 
 def _squared_products(
@@ -106,8 +103,9 @@ def _squared_products(
             continue
         values, wanted = _tracked(probe, inputs, (*layers, *probe.activations))
         probe.show(values)
-        output = first_tensor(values[probe.output])
-        samples += len(output)
+        with torch.enable_grad():
+            output, size = probe.seen(values[probe.output]), probe.size(inputs, values[probe.output])
+        samples += size
         with torch.no_grad():
             errors = {node: _output_error(probe, values, node, layer.path) for node, layer in layers.items()}
             roundings = {node: probe.rounded(node, values[node]) - values[node] for node in probe.activations}
@@ -120,9 +118,9 @@ def _squared_products(
             moved: dict[tuple[str, str], Tensor] = {}
             for node, layer in layers.items():
                 key = ("weight", layer.path)
-                moved[key] = moved.get(key, 0) + _per_sample(found[node], errors[node], len(output))
+                moved[key] = moved.get(key, 0) + _per_sample(found[node], errors[node], size)
             for node in probe.activations:
-                moved["activation", node.name] = _per_sample(found[node], roundings[node], len(output))
+                moved["activation", node.name] = _per_sample(found[node], roundings[node], size)
             for key, product in moved.items():
                 total[key] += 0.5 * float(product.double().square().sum())
         progress(done := done + 1, shard.count(len(batches)))
@@ -152,7 +150,9 @@ def _tracked(probe: Probe, inputs: Any, wanted: Sequence[Node]) -> tuple[Values,
 
     with torch.enable_grad():
         values = probe.forward(inputs, watch)
-    if not first_tensor(values[probe.output]).requires_grad:
+    with torch.enable_grad():
+        depends = probe.seen(values[probe.output]).requires_grad
+    if not depends:
         raise InputError("the model's output does not depend on any layer: is it detached?")
     return values, [first_tensor(values[node]) for node in wanted]
 

@@ -20,7 +20,7 @@ from nce_fx.passes.analysis.sensitivity.scores import Progress, Scores
 from nce_fx.passes.transform.fold import FoldBatchNorm
 
 Measure = Callable[[Any, Any], Callable[[Any], float]]
-"""(undisturbed output, target) -> output -> sum over the batch of what the disturbance costs."""
+"""(undisturbed output, target) -> output -> what the disturbance costs, a mean over the batch."""
 
 Weights = Mapping[str, Mapping[str, Tensor]]
 """Layer path -> parameter path -> weights."""
@@ -30,8 +30,8 @@ def loss_increase(probe: Probe, batches: Sequence[Batch], progress: Progress) ->
     """By how much the loss rises when one layer's weights, or one activation, is rounded."""
 
     def rise(before: Any, target: Any) -> Callable[[Any], float]:
-        plain, samples = probe.loss_of(before, target), len(first_tensor(before))
-        return lambda output: float(probe.loss_of(output, target) - plain) * samples
+        plain = probe.loss_of(before, target)
+        return lambda output: float(probe.loss_of(output, target) - plain)
 
     return _one_by_one(probe, batches, progress, rise)
 
@@ -44,7 +44,7 @@ def kl(probe: Probe, batches: Sequence[Batch], progress: Progress) -> Scores:
 
         def of(output: Any) -> float:
             disturbed = _log_probabilities(first_tensor(output))
-            return float(F.kl_div(disturbed, plain, reduction="batchmean", log_target=True)) * len(plain)
+            return float(F.kl_div(disturbed, plain, reduction="batchmean", log_target=True))
 
         return of
 
@@ -71,16 +71,17 @@ def _one_by_one(probe: Probe, batches: Sequence[Batch], progress: Progress, meas
         if not probe.shard.owns(index):
             continue
         values = probe.forward(inputs)
-        samples += len(first_tensor(values[probe.output]))
+        size = probe.size(inputs, values[probe.output])
+        samples += size
         cost = measure(values[probe.output], target)
         for path, stale in by_weight.items():
             with probe.holding(weights[path]):
                 after = probe.again(values, {}, stale)
-            scores.weight[path] += cost(after[probe.output])
+            scores.weight[path] += cost(after[probe.output]) * size
             progress(done := done + 1, steps)
         for node, stale in by_activation.items():
             after = probe.again(values, {node: probe.rounded(node, values[node])}, stale)
-            scores.activation[node.name] += cost(after[probe.output])
+            scores.activation[node.name] += cost(after[probe.output]) * size
             progress(done := done + 1, steps)
     samples = int(probe.shard.sums({"samples": samples})["samples"])
     scores.weight = {path: value / samples for path, value in probe.shard.sums(scores.weight).items()}

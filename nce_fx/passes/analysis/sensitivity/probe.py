@@ -13,21 +13,23 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
+from nce_fx.batches import samples_in
 from nce_fx.copying import copy_graph
-from nce_fx.errors import InputError, where
+from nce_fx.errors import InputError, TrainingError, where
 from nce_fx.passes.analysis.layers import Layer, find_layers, made_from, source_parameters
 from nce_fx.passes.analysis.liveness import writes_in_place
 from nce_fx.passes.analysis.sensitivity.noise import Noise, Point, Rounding
 from nce_fx.passes.analysis.sensitivity.shard import ALONE, Shard
 from nce_fx.paths import parameters_of
+from nce_fx.tasks import Loss, LossLike, loss_named, own_loss
+from nce_fx.tasks.losses import without_target
+from nce_fx.tasks.outputs import classes_of, has_own_loss
 
 Batch = tuple[Any, Any]
-Loss = Callable[[Any, Any], Tensor]
 Values = dict[Node, Any]
 Watch = Callable[[Mapping[Node, Any]], None]
 
@@ -47,7 +49,7 @@ class Probe:
     def of(
         gm: GraphModule,
         noise: Noise,
-        loss: Loss | None = None,
+        loss: LossLike = None,
         shard: Shard | None = None,
         watch: Watch | None = None,
     ) -> Probe:
@@ -60,7 +62,7 @@ class Probe:
         shared |= {id(p): nn.Parameter(p.detach(), p.is_floating_point()) for p in gm.parameters()}
         copy = copy_graph(gm, shared).eval()
         _mark(copy, noise.points or ())
-        probe = Probe(copy, noise, loss or cross_entropy, shard or ALONE, watch)
+        probe = Probe(copy, noise, loss_named(loss), shard or ALONE, watch)
         for layer in probe.layers:
             for path in layer.weights:
                 if not bool(torch.isfinite(probe.gm.get_parameter(path)).all()):
@@ -227,18 +229,36 @@ class Probe:
         """The node whose value the graph returns."""
         return self.gm.graph.output_node()
 
+    def seen(self, output: Any) -> Tensor:
+        """Return the tensor of an output that gradients are taken of: the model's own loss, where it is trained by
+        that and gives it in evaluation too, else the first."""
+        return own_loss(output) if self.loss.is_the_models and has_own_loss(output) else first_tensor(output)
+
+    def size(self, inputs: Any, output: Any) -> int:
+        """Return how many samples a batch has: rows of its output, or of its inputs where the output is a loss."""
+        at = self.seen(output)
+        return samples_in(inputs) if at.dim() == 0 else len(at)
+
+    def axis_of_classes(self, output: Any, target: Any) -> int:
+        """Return the axis of the first tensor of an output that classes are on: 1, or the last for tokens."""
+        if not self.loss.is_of_classes or target is None:
+            return 1
+        try:
+            scores, _ = classes_of(output, target, self.loss.name)
+        except TrainingError as error:
+            raise InputError(f"the loss does not fit the batches: {error}") from error
+        return 1 if scores.shape == first_tensor(output).shape else -1
+
     def loss_of(self, output: Any, target: Any) -> Tensor:
-        """Return the mean loss of a batch; without a target the model's own decision is the target.
+        """Return the mean loss of a batch; without a target the model's own decision is the target of classes.
 
         Raises:
             InputError: the loss cannot take them, or is not finite.
         """
-        prediction = first_tensor(output)
         try:
-            value = self.loss(output, prediction.detach().argmax(1) if target is None else target)
-        except Exception as error:
-            shape = tuple(prediction.shape)
-            raise InputError(f"the loss does not fit the model's output {shape}: {_line(error)}") from error
+            value = self.loss(output, without_target(self.loss, output) if target is None else target)
+        except TrainingError as error:
+            raise InputError(f"the loss does not fit the batches: {error}") from error
         if not bool(torch.isfinite(value.detach()).all()):
             raise InputError("the model's loss is NaN or infinite on these batches: check weights and data")
         return value
@@ -277,11 +297,6 @@ def first_tensor(output: Any) -> Tensor:
             if item is not None:
                 return first_tensor(item)
     raise InputError(f"the model returns {type(output).__name__}, which holds no tensor to take a loss of")
-
-
-def cross_entropy(output: Any, target: Any) -> Tensor:
-    """The default loss: cross entropy of the first output, classes on axis 1."""
-    return F.cross_entropy(first_tensor(output), target)
 
 
 def _is_floating(node: Node) -> bool:

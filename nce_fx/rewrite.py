@@ -18,6 +18,8 @@ from torch import nn
 from torch.fx import GraphModule
 
 from nce_fx.batches import gathered
+from nce_fx.end_bits import WAYS, Ends, plan_ends
+from nce_fx.errors import InputError
 from nce_fx.models.loading import check_finite
 from nce_fx.passes.analysis.channels import ChannelGraph, analyze_channels
 from nce_fx.passes.analysis.channels.plan_check import check_plan
@@ -85,6 +87,7 @@ def rewrite(
     max_width: float = 2.0,
     round_to: int = 1,
     capacity: float = 0.0,
+    end_bits: str = "given",
     freeze: Iterable[str] = (),
     only: Iterable[str] = (),
     seed: int = 0,
@@ -114,6 +117,8 @@ def rewrite(
         round_to: widths come in multiples of this.
         capacity: the share of a group's importance that is what its width costs, not its noise, 0 to 1; see
             `nce_fx.passes.planning.importance`.
+        end_bits: "plan": the weights of the first and last layers have 2, 4 or 8 bits, chosen with the widths in the
+            same budget, see `nce_fx.end_bits`. "given": what ``spec`` says.
         freeze: name patterns of groups that keep their width.
         only: name patterns of the only groups that may change.
         seed: of everything random.
@@ -139,35 +144,75 @@ def rewrite(
         observe=observe,
         progress=progress,
     )
-    plan, rewritten = plan_and_build(
-        partial(
-            plan_analyzed,
-            analyses,
-            budget := budget or Budget.default(),
-            min_width=min_width,
-            max_width=max_width,
-            round_to=round_to,
-            capacity=capacity,
-            freeze=tuple(freeze),
-            only=tuple(only),
-            source={"seed": seed, **(source or {})},
-            observe=observe,
-        ),
-        partial(
-            build,
-            analyses.graph_module,
-            spec=spec,
-            batches=batches,
-            uniform=analyses.uniform,
-            seed=seed,
-            observe=observe,
-            between=between,
-        ),
-        budget,
-        analyses.cost,
+    budget = budget or Budget.default()
+    limits: dict[str, Any] = {"min_width": min_width, "max_width": max_width, "round_to": round_to}
+    limits |= {"capacity": capacity, "freeze": tuple(freeze), "only": tuple(only)}
+    about = {"seed": seed, **(source or {})}
+    planned = analyses
+    if end_bits == "plan":
+        (observe or _silent)("plan the bits of the ends")
+        ends = with_planned_ends(analyses, budget, spec, batches, metric, limits, loss)
+        planned = replace(analyses, uniform=ends.uniform, cost=ends.cost, sensitivity=ends.sensitivity)
+        spec, about["end_bits"] = ends.spec, dict(ends.bits)
+    elif end_bits != "given":
+        raise InputError(f"end_bits={end_bits!r}: give one of {', '.join(WAYS)}")
+
+    def planning(reserve: Reserve) -> WidthPlan:
+        asked = budget_at(planned.cost, analyses.cost, budget)
+        found = plan_analyzed(planned, asked, reserve, source=about, observe=observe, **limits)
+        return replace(found, source={**found.source, "budget": budget.as_mapping()})
+
+    building = partial(
+        build,
+        analyses.graph_module,
+        spec=spec,
+        batches=batches,
+        uniform=planned.uniform,
+        seed=seed,
+        observe=observe,
+        between=between,
     )
-    report = report_of(analyses, plan, spec, rewritten)
+    plan, rewritten = plan_and_build(planning, building, budget, analyses.cost)
+    report = report_of(replace(analyses, sensitivity=planned.sensitivity), plan, spec, rewritten)
     return RewriteResult(rewritten, plan, report, analyses.graph_module, analyses.uniform)
+
+
+def with_planned_ends(
+    analyses: Analyses,
+    budget: Budget,
+    spec: QuantSpec,
+    batches: Batches | None,
+    metric: str | None,
+    limits: Mapping[str, Any],
+    loss: LossLike = None,
+) -> Ends:
+    """Return the bits of the first and last layers that go with the best widths within a budget.
+
+    Raises:
+        BudgetError: no plan meets the budget, whatever the bits.
+    """
+    gm, channels, model = analyses.graph_module, analyses.channels, analyses.cost.model
+
+    def costs(uniform: GraphModule) -> CostReport:
+        rows = tuple(model.quantities.values())
+        return analyze_cost(gm, channels, quantized=uniform, hardware=model.hardware, quantities=rows)
+
+    def noise(uniform: GraphModule) -> SensitivityReport:
+        return analyze_sensitivity(gm, batches, metric, channels=channels, quantized=uniform, loss=loss)
+
+    def plan(cost: CostReport, sensitivity: SensitivityReport) -> WidthPlan:
+        return plan_widths(channels, cost, sensitivity, budget_at(cost, analyses.cost, budget), **limits)
+
+    given = Ends(spec, analyses.uniform, analyses.cost, analyses.sensitivity, {})
+    return plan_ends(gm, channels, given, costs, noise, plan)
+
+
+def budget_at(cost: CostReport, asked: CostReport, budget: Budget) -> Budget:
+    """Return a budget whose ratios are of one cost as one whose ratios are of another: the same limits."""
+    if cost is asked:
+        return budget
+    before, limits = cost.total.by_quantity, budget.limits(asked.total.by_quantity)
+    return Budget(**{name: limit / before[name] if before[name] else 1.0 for name, limit in limits.items()})
 
 
 def analyze(
@@ -292,6 +337,7 @@ def report_of(analyses: Analyses, plan: WidthPlan, spec: QuantSpec, rewritten: G
         metric=sensitivity.metric,
         bits=spec.weight_bits or 32,
         budget=dict(plan.source.get("budget", {})),
+        end_bits=dict(plan.source.get("end_bits", {})),
         original=cost_record(analyses.uniform, analyses.cost),
         rewritten=cost_record(rewritten, analyses.cost),
         float_weight_bytes=int(float_cost.total.weight_bytes),

@@ -18,7 +18,7 @@ from nce_fx.errors import InputError
 from nce_fx.passes.planning.exact_budget import Reserve, plan_and_build
 from nce_fx.plan import WidthPlan
 from nce_fx.report.records import CostRecord
-from nce_fx.rewrite import plan_analyzed
+from nce_fx.rewrite import budget_at, plan_analyzed, with_planned_ends
 from nce_fx.search import search
 
 
@@ -64,6 +64,26 @@ def nce_plan(bench: Bench) -> Choice:
         return nce_fx.quantize(nce_fx.resize(bench.untrained, found), bench.spec)
 
     return Choice(plan_and_build(plan, build, bench.budget, bench.cost)[0].widths)
+
+
+def nce_ends(bench: Bench) -> Choice:
+    """As nce-plan, with the weight bits of the first and last layers chosen with the widths."""
+    limits = {"capacity": bench.study.capacity}
+    ends = with_planned_ends(bench.analyses, bench.budget, bench.spec, bench.batches, bench.study.metric, limits)
+    planned = replace(bench.analyses, uniform=ends.uniform, cost=ends.cost, sensitivity=ends.sensitivity)
+
+    def plan(reserve: Reserve) -> WidthPlan:
+        return plan_analyzed(planned, budget_at(planned.cost, bench.cost, bench.budget), reserve, **limits)
+
+    def build(found: WidthPlan) -> GraphModule:
+        return nce_fx.quantize(nce_fx.resize(bench.untrained, found), ends.spec)
+
+    return Choice(plan_and_build(plan, build, bench.budget, bench.cost)[0].widths, ends.spec)
+
+
+def uniform_ends(bench: Bench) -> Choice:
+    """The widths as given, with the ends' bits of nce-ends: what bits alone do."""
+    return Choice(bench.channels.widths, nce_ends(bench).spec)
 
 
 def multiplier(bench: Bench) -> Choice:
@@ -120,6 +140,8 @@ CHOICES: Mapping[str, Row] = {
         uniform_longer, "uniform, with the float training that a plan is found with on top of its own", searches=False
     ),
     "nce-plan": Row(nce_plan, "sensitivity and solver, no search (`nce-fx rewrite`)"),
+    "nce-ends": Row(nce_ends, "nce-plan that chooses the bits of the ends' weights too (`--end-bits plan`)"),
+    "uniform-ends": Row(uniform_ends, "widths as given, the ends' bits of nce-ends"),
     "multiplier": Row(
         multiplier,
         "one factor for all groups, the greatest that the budget allows; at 1.0x it is 1: uniform's own run",

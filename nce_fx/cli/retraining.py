@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from nce_fx.cli.terminal import Terminal
 from nce_fx.data import load_data
 from nce_fx.errors import InputError
 from nce_fx.passes.by_name import known_pass, pass_named
+from nce_fx.passes.transform.quantize import InsertQuantizers
 from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.pipeline import Given, Pass, Pipeline, history_of
 from nce_fx.pipeline.history_json import passes_of
@@ -70,7 +73,9 @@ def run(job: Retrain) -> None:
         networks = {uniform_name(spec): uniform, **networks}
     if retraining.from_scratch:
         batches = calibration(data, recipe.seed)
-        networks = {name: from_scratch(gm, model, spec, batches, recipe.seed) for name, gm in networks.items()}
+        networks = {
+            name: from_scratch(gm, model, gm.meta["spec"], batches, recipe.seed) for name, gm in networks.items()
+        }
 
     about: dict[str, Any] = {
         "report": manifest.rewrite,
@@ -102,9 +107,19 @@ def run(job: Retrain) -> None:
 
 
 def _unresized(gm: GraphModule, own: list[type[Pass]]) -> Pipeline:
-    """Return what was done to a network but for the change of its widths: what the uniform rival goes through."""
+    """Return what was done to a network but for the change of its widths: what the uniform rival goes through.
+
+    Bits that were planned with the widths belong to them.
+    """
+    planned = gm.meta["plan"].source.get("end_bits", {}) if "plan" in gm.meta else {}
     steps = passes_of(history_of(gm).steps, partial(known_pass, given=own))
-    return Pipeline(tuple(step for step in steps if not isinstance(step, ResizeChannels)))
+    kept = (step for step in steps if not isinstance(step, ResizeChannels))
+    return Pipeline(tuple(_without(step, planned) if isinstance(step, InsertQuantizers) else step for step in kept))
+
+
+def _without(step: InsertQuantizers, planned: Mapping[str, int]) -> InsertQuantizers:
+    spec = step.spec
+    return InsertQuantizers(replace(spec, overrides={k: v for k, v in spec.overrides.items() if k not in planned}))
 
 
 def asked_for(job: Retrain, manifest: Manifest) -> Retraining:

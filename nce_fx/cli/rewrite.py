@@ -26,6 +26,14 @@ class Rewrite(
     """
 
     sensitivity: options.Metric = None
+    end_bits: Annotated[
+        str,
+        typer.Option(
+            "--end-bits",
+            metavar="given|plan",
+            help="plan: weights of the first and last layers have 2, 4 or 8 bits, chosen with the widths.",
+        ),
+    ] = "given"
     retrain: Annotated[
         int, typer.Option("--retrain", metavar="EPOCHS", help="Epochs of retraining; the uniform rival gets as many.")
     ] = 0

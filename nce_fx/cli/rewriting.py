@@ -19,6 +19,7 @@ from nce_fx.cli.terminal import Terminal
 from nce_fx.comparison import Trained, compare
 from nce_fx.data import Data, load_data
 from nce_fx.data.loaders import CALIBRATION_BATCHES, CALIBRATION_SIZE
+from nce_fx.end_bits import WAYS
 from nce_fx.errors import InputError, TrainingError
 from nce_fx.folders import replaced
 from nce_fx.models import MODELS
@@ -53,6 +54,8 @@ def run(job: Rewrite) -> None:
     # Everything that can be wrong with the options is found before anything takes long.
     if job.retrain < 0 or (job.retrain and job.data is None):
         raise InputError(f"--retrain {job.retrain}: epochs are 0 or more, and need --data to train on")
+    if job.end_bits not in WAYS or (job.sweep is not None and job.end_bits == "plan"):
+        raise InputError(f"--end-bits {job.end_bits}: one of {', '.join(WAYS)}, and given with --sweep")
     if job.from_scratch and not job.retrain:
         raise InputError("--from-scratch is about retraining: give --retrain EPOCHS as well")
     spec, hardware, budget = job.spec, job.table, job.budget
@@ -90,6 +93,7 @@ def run(job: Rewrite) -> None:
             loss=task.loss,
             hardware=hardware,
             **job.limits,
+            end_bits=job.end_bits,
             seed=job.seed,
             source={} if data is None else {"data": data.name},
             observe=steps,
@@ -233,7 +237,9 @@ def retrain_both(
     networks = {uniform_name(spec): result.uniform, rewritten_name(spec): result.graph_module}
     if fresh is not None:
         batches = calibration(data, recipe.seed)
-        networks = {name: from_scratch(gm, fresh, spec, batches, recipe.seed) for name, gm in networks.items()}
+        networks = {
+            name: from_scratch(gm, fresh, gm.meta["spec"], batches, recipe.seed) for name, gm in networks.items()
+        }
     return retrain_networks(result.original, networks, data, recipe, float_epochs, out, terminal, task)
 
 

@@ -78,6 +78,8 @@ class RewriteReport(Record):
     float_weight_bytes: int
     groups: tuple[GroupRecord, ...]
     layers: tuple[LayerRecord, ...]
+    end_bits: dict[str, int] = {}
+    """Layer -> bits of its weight, of first and last layers whose bits were planned."""
 
     @property
     def widened(self) -> int:

@@ -81,8 +81,13 @@ def sensitivity_table(report: RewriteReport) -> Table:
 def plan_table(report: RewriteReport, plan: WidthPlan) -> Table:
     """Return the groups with their widths before and after, and what the planner expects of it."""
     table = Table(title="Plan: channels before -> after", title_justify="left", caption_justify="left")
+    says = []
     if plan.predicted_noise is not None:
-        table.caption = f"predicted noise: {plan.predicted_noise:.3f} of that at the original widths"
+        says.append(f"predicted noise: {plan.predicted_noise:.3f} of that at the original widths")
+    if report.end_bits:
+        ends = ", ".join(f"{name} {bits} bits" for name, bits in report.end_bits.items())
+        says.append(f"weights of the ends: {ends}")
+    table.caption = "; ".join(says)
     table.add_column("group")
     table.add_column("layers")
     table.add_column("sensitivity", justify="right")

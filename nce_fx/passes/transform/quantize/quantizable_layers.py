@@ -20,6 +20,8 @@ class QuantizableLayer:
     """One use of a layer that can be quantized: a convolution or a linear layer with a weight of its own."""
 
     layer: Layer
+    first: bool
+    """No layer lies between it and the model's inputs."""
     end: bool
     """It is a first or a last layer."""
     shortcut: bool
@@ -80,10 +82,11 @@ def find_quantizable_layers(gm: GraphModule, spec: QuantSpec) -> tuple[Quantizab
     for layer in layers:
         if not quantizable(gm, layer):
             continue
-        end = not before[layer.inputs[0]] or not after[layer.node]
+        first = not before[layer.inputs[0]]
+        end = first or not after[layer.node]
         shortcut = is_shortcut(gm, layer, owners)
         bits = spec.bits_for(layer.path, end=end, shortcut=shortcut)
-        result.append(QuantizableLayer(layer, end, shortcut, bits))
+        result.append(QuantizableLayer(layer, first, end, shortcut, bits))
     spec.check_overrides(each.path for each in result)
     return tuple(result)
 

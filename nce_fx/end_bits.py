@@ -1,0 +1,139 @@
+"""The weight bits of the first and the last layers, planned together with all widths.
+
+Their usual 8 bits are dear where images are small: an 8-bit stem can have more than half of a network's bit operations,
+and then no group near it may widen. So each of 2, 4 and 8 bits is tried for the weights of the first layers, and for
+those of the last, and widths are planned for every pair, within the budget of the network as it was asked for. Least
+is the noise of all groups together, pinned ones included. What the ends read keeps its bits.
+
+Noise is a sum over tensors, so a pair's follows from what the first layers and the last ones change by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from itertools import product
+from typing import Any
+
+from torch.fx import GraphModule
+
+from nce_fx.errors import BudgetError
+from nce_fx.passes.analysis.channels.graph import ChannelGraph
+from nce_fx.passes.analysis.cost import CostReport
+from nce_fx.passes.analysis.sensitivity.report import SensitivityReport
+from nce_fx.passes.transform.quantize import QuantSpec, quantize
+from nce_fx.passes.transform.quantize.quantizable_layers import find_quantizable_layers
+from nce_fx.plan import WidthPlan
+
+BITS = (2, 4, 8)
+WAYS = ("given", "plan")
+"""What may be said of the ends' bits: as given, or planned."""
+
+
+@dataclass(frozen=True)
+class Ends:
+    """A choice of the ends' bits, and the network at its own widths that has them."""
+
+    spec: QuantSpec
+    uniform: GraphModule
+    cost: CostReport
+    sensitivity: SensitivityReport
+    bits: Mapping[str, int]
+    """Layer -> bits of its weight."""
+
+
+def plan_ends(
+    gm: GraphModule,
+    channels: ChannelGraph,
+    given: Ends,
+    costs: Callable[[GraphModule], CostReport],
+    noise: Callable[[GraphModule], SensitivityReport],
+    plan: Callable[[CostReport, SensitivityReport], WidthPlan],
+) -> Ends:
+    """Return the bits of the ends whose plan has the least noise; as given where no others are better.
+
+    Args:
+        gm: the float network.
+        channels: its channels.
+        given: the bits as they are.
+        costs: of a network quantized at its own widths.
+        noise: of a network quantized at its own widths.
+        plan: the widths of least noise within the budget, given what they cost and how sensitive they are.
+
+    Raises:
+        BudgetError: no plan, whatever the bits, meets the budget.
+    """
+    first, last = _ends(gm, given.spec)
+    asked = {**first, **last}
+    reports: dict[frozenset[tuple[str, int]], SensitivityReport] = {frozenset(asked.items()): given.sensitivity}
+
+    def quantized(bits: Mapping[str, int]) -> tuple[QuantSpec, GraphModule]:
+        spec = replace(given.spec, overrides={**given.spec.overrides, **_overrides(bits, asked)})
+        return spec, quantize(gm, spec, like=given.uniform)
+
+    def changed(bits: Mapping[str, int]) -> SensitivityReport:
+        key = frozenset({**asked, **bits}.items())
+        if key not in reports:
+            reports[key] = noise(quantized(bits)[1])
+        return reports[key]
+
+    best, least, refused = given, float("inf"), ""
+    # The bits as given come first: others have to be better.
+    pairs = [(first, last), *((_all(first, a), _all(last, b)) for a, b in product(BITS, BITS))]
+    for ours, theirs in pairs:
+        bits = {**ours, **theirs}
+        spec, uniform = (given.spec, given.uniform) if bits == asked else quantized(bits)
+        cost = given.cost if bits == asked else costs(uniform)
+        sensitivity = _together(given.sensitivity, changed(ours), changed(theirs))
+        try:
+            found = plan(cost, sensitivity)
+        except BudgetError as error:
+            refused = refused or str(error)
+            continue
+        total = total_noise(channels, sensitivity, found)
+        if total < least:
+            best, least = Ends(spec, uniform, cost, sensitivity, bits), total
+    if least == float("inf"):
+        raise BudgetError(refused)
+    return best
+
+
+def total_noise(channels: ChannelGraph, sensitivity: SensitivityReport, plan: WidthPlan) -> float:
+    """Return the noise of all groups at a plan's widths, of those that cannot change as well."""
+    exponent = float(plan.source.get("exponent", 1.0))
+    ratios = {group.id: plan.widths.get(group.id, group.width) / group.width for group in channels if group.width}
+    return float(sum(max(sensitivity.by_group.get(name, 0.0), 0.0) * r**-exponent for name, r in ratios.items()))
+
+
+def _ends(gm: GraphModule, spec: QuantSpec) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the layers at the start, and the others at the end, that have quantized weights: path -> bits.
+
+    A layer whose bits the user gives by name keeps them.
+    """
+    ends = (layer for layer in find_quantizable_layers(gm, spec) if layer.end and layer.bits.weight is not None)
+    found = [layer for layer in ends if not any(fnmatchcase(layer.path, name) for name in spec.overrides)]
+    first = {layer.path: int(layer.bits.weight or 0) for layer in found if layer.first}
+    return first, {layer.path: int(layer.bits.weight or 0) for layer in found if layer.path not in first}
+
+
+def _all(layers: Mapping[str, int], bits: int) -> dict[str, int]:
+    return dict.fromkeys(layers, bits)
+
+
+def _overrides(bits: Mapping[str, int], asked: Mapping[str, int]) -> dict[str, Any]:
+    return {path: {"weight_bits": number} for path, number in bits.items() if asked[path] != number}
+
+
+def _together(base: SensitivityReport, first: SensitivityReport, last: SensitivityReport) -> SensitivityReport:
+    """Return a report where both ends are as in the report of each."""
+    nodes = {
+        path: replace(
+            node,
+            weight=first.by_node[path].weight + last.by_node[path].weight - node.weight,
+            activation=first.by_node[path].activation + last.by_node[path].activation - node.activation,
+        )
+        for path, node in base.by_node.items()
+    }
+    groups = {name: first.by_group[name] + last.by_group[name] - value for name, value in base.by_group.items()}
+    return replace(base, by_node=nodes, by_group=groups)

@@ -168,6 +168,12 @@ def test_the_largest_memory_is_that_of_a_part(monkeypatch):
     assert max(seen[:12]) == 13
 
 
+def test_a_network_with_exact_scales_trains():
+    gm = nce_fx.quantize(float_net(), nce_fx.QuantSpec(exact=True), [torch.randn(16, 1, 6, 6)])
+    result = train(gm, Blobs(), replace(RECIPE, epochs=2))
+    assert result.history[1].loss < result.history[0].loss
+
+
 def double() -> Blobs:
     data = Blobs()
     data.to_double()

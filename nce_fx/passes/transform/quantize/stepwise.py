@@ -28,13 +28,16 @@ class StepwiseBatchNorm(_BatchNorm):
         if self.training or mean is None or variance is None:
             result: Tensor = self.plain.forward(self, input)
             return result
-        self.plain._check_input_dim(self, input)
+        self._check_input_dim(input)
         # Square roots in float32 have another last bit wherever MKL computes them; in double nothing is left of that.
         deviation = torch.sqrt(variance.double() + self.eps)
         factor = torch.reciprocal(deviation) if self.weight is None else self.weight / deviation
         shift = -mean * factor if self.bias is None else self.bias - mean * factor
         shape = (-1, *[1] * (input.dim() - 2))
         return input * factor.to(input.dtype).view(shape) + shift.to(input.dtype).view(shape)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        self.plain._check_input_dim(self, input)
 
 
 def make_stepwise(gm: GraphModule) -> None:

@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 from nce_fx.ops import OPS
@@ -63,44 +65,58 @@ def sync_batch_norm(
         eps: added to the variance.
     """
     x = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
-    axes = [0, *range(2, x.ndim)]
-    shape = [1, -1] + [1] * (x.ndim - 2)
-    size = x.new_tensor([x.numel() / x.shape[1]])
-    total = _sum_over_processes(torch.cat([x.sum(axes), size]))
-    n = total[-1]
-    mean = total[:-1] / n
-    # Two passes: a variance from sums of squares loses too many digits for losses that must agree to 1e-5.
-    centred = x - mean.view(shape)
-    variance = _sum_over_processes((centred * centred).sum(axes)) / n
+    result, mean, variance, n = _BatchNorm.apply(x, weight, bias, eps)  # type: ignore[no-untyped-call]
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
             running_var.lerp_((variance * n / (n - 1)).to(running_var.dtype), momentum)
-    scale = torch.rsqrt(variance + eps)
-    if weight is not None:
-        scale = scale * weight
-    result = centred * scale.view(shape)
-    if bias is not None:
-        result = result + bias.view(shape)
-    return result.to(input.dtype)
+    return result.to(input.dtype)  # type: ignore[no-any-return]
 
 
-def _sum_over_processes(values: Tensor) -> Tensor:
-    total: Tensor = _AllReduce.apply(values)  # type: ignore[no-untyped-call]
-    return total
+class _BatchNorm(torch.autograd.Function):
+    """Statistics of all processes around PyTorch's own kernels, which pass over a tensor once each.
 
-
-class _AllReduce(torch.autograd.Function):
-    """The sum over all processes; the gradient of a sum that every process uses is the sum of their gradients."""
+    dx = w r (g - S / n - (x - mean) r^2 T / n),   r = 1 / sqrt(variance + eps)
+    S = sum(g),   T = sum(g (x - mean)),   over all processes: each one's loss depends on the values of all.
+    """
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        total = values.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the result, and mean, variance and count of the whole batch."""
+        mine = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
+        count = x.new_full((1,), x.numel() / x.shape[1])
+        packed = torch.cat([*mine, count])
+        gathered = [torch.empty_like(packed) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, packed)
+        every = torch.stack(gathered)
+        variances, means, counts = every[:, :-1].chunk(2, 1)[0], every[:, :-1].chunk(2, 1)[1], every[:, -1:]
+        n = counts.sum()
+        mean = (counts * means).sum(0) / n
+        # Not from sums of squares, which lose too many digits for losses that must agree to 1e-5.
+        variance = (counts * (variances + (means - mean).square())).sum(0) / n
+        ctx.eps = eps
+        ctx.save_for_backward(x, weight, mean, variance, n)
+        result = F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
+        ctx.mark_non_differentiable(mean, variance, n)
+        return result, mean, variance, n
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *others: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+        """Add what this process's values did to the statistics of the others."""
+        x, weight, mean, variance, n = ctx.saved_tensors
+        passed, along, total = torch.ops.aten.native_batch_norm_backward(
+            grad, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        )
+        inverse = torch.rsqrt(variance + ctx.eps)
+        sums = torch.cat([total, along])
+        dist.all_reduce(sums)
+        all_total, all_along = sums.chunk(2)
+        scale = inverse if weight is None else inverse * weight
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        slope = -scale * inverse * all_along / n
+        passed.addcmul_(x, slope.view(shape)).sub_((slope * mean + scale * all_total / n).view(shape))
+        needs = ctx.needs_input_grad
+        return passed, along if needs[1] else None, total if needs[2] else None, None

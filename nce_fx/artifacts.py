@@ -16,7 +16,6 @@ Nothing here is pickle: a file can be wrong, but it cannot run code.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import warnings
@@ -46,6 +45,7 @@ from nce_fx.report.records import Comparison, Manifest, ModelReference, Retraini
 from nce_fx.report.view import view_of
 from nce_fx.signature import call_of, signature_of
 from nce_fx.tensor_file import from_bytes, to_bytes
+from nce_fx.traced import copy_model
 from nce_fx.tracing import trace
 from nce_fx.version import __version__
 
@@ -162,7 +162,7 @@ def load(directory: str | Path, model: nn.Module, *, passes: Iterable[type[Pass]
     record = read_history(directory, manifest, plan)
     steps = passes_of(record.steps, partial(known_pass, given=tuple(passes)))  # Before anything takes long.
     # Modules that a plan leaves alone may be shared with the traced model: load into a copy.
-    own = copy.deepcopy(model)
+    own = copy_model(model)
     if manifest.version == 1 and FLOAT in manifest.files:
         # It does not say which channels a narrowed group kept: those which the weights that it was made from choose.
         _load_state(own, read_result_weights(directory, manifest, FLOAT), directory / FLOAT)
@@ -199,7 +199,7 @@ def load_float(directory: str | Path, model: nn.Module) -> nn.Module:
         ArtifactError: the folder has none, or they do not fit the model.
     """
     directory = Path(directory)
-    restored = copy.deepcopy(model)
+    restored = copy_model(model)
     _load_state(restored, read_result_weights(directory, read_manifest(directory), FLOAT), directory / FLOAT)
     return restored
 

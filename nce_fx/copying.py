@@ -81,6 +81,8 @@ def _attribute(name: str, value: Any, memo: dict[int, Any]) -> Any:
         return {key: child and _module(child, memo) for key, child in value.items()}
     if name in ("_parameters", "_buffers"):
         return {key: _tensor(tensor, memo) for key, tensor in value.items()}
+    if isinstance(value, torch.Tensor) and value.grad_fn is not None:
+        return value.detach().clone()  # what a hook has computed, and computes again
     if kind is tuple and all(type(item) in _ATOMS for item in value):
         return value
     return copy.deepcopy(value, memo)

@@ -5,15 +5,18 @@ What it needs to know travels in its ``meta``, which every pass carries along.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterable
 from types import FunctionType, MethodType
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from nce_fx.paths import modules_of
+
+Model = TypeVar("Model", bound=nn.Module)
 
 FROZEN = "frozen"
 """In ``meta``: paths of modules that stay in evaluation mode when the model is trained."""
@@ -42,6 +45,7 @@ class TracedModule(GraphModule):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TracedModule:
         """Return a copy whose ``state_dict`` leaves out what this one's does; fx's own copy would keep every buffer."""
+        memo.update(computed_by_hooks(self))
         result: TracedModule = super().__deepcopy__(memo)  # type: ignore[assignment]
         copies = dict(modules_of(result))
         for path, module in modules_of(self):
@@ -69,6 +73,24 @@ class TracedModule(GraphModule):
             if origin is None or name.startswith("__") or hasattr(nn.Module, name):
                 raise
             return _of_class(self, origin, name)
+
+
+def computed_by_hooks(model: nn.Module) -> dict[int, Tensor]:
+    """Return copies of what hooks, such as the older weight_norm's, have computed and compute again, by ``id``.
+
+    PyTorch's own ``deepcopy`` refuses a model with such tensors.
+    """
+    return {
+        id(value): value.detach().clone()
+        for _, module in modules_of(model)
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and value.grad_fn is not None
+    }
+
+
+def copy_model(model: Model) -> Model:
+    """Return a deep copy of any model, also of one whose weights hooks compute."""
+    return copy.deepcopy(model, dict(computed_by_hooks(model)))
 
 
 def _of_class(gm: TracedModule, origin: type, name: str) -> Any:

@@ -87,6 +87,7 @@ _BOXES: tuple[dict[str, tuple[str, ...]], ...] = (
             f"{_ANALYSIS}.layers",
             f"{_ANALYSIS}.liveness",
             f"{_TRANSFORM}.quantize.functional",
+            f"{_TRANSFORM}.quantize.hooked_weights",
             f"{_TRANSFORM}.quantize.sign",
         )
     },

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 
@@ -13,6 +12,7 @@ from nce_fx.batches import named, read, samples_in
 from nce_fx.devices import device_of, to_device
 from nce_fx.errors import TrainingError
 from nce_fx.tasks import LossLike, MetricLike, Task
+from nce_fx.traced import copy_model
 from nce_fx.tracing.exported import evaluating
 from nce_fx.training.batches import Data, batches_of
 from nce_fx.training.determinism import deterministic
@@ -41,7 +41,7 @@ def evaluate(
     """
     task, engine = Task.of(loss, metric), start_engine()
     if device_of(model).type != engine.device.type:
-        model = copy.deepcopy(model).to(engine.device)
+        model = copy_model(model).to(engine.device)
     with deterministic(engine.device):
         return measure(model, data, batch_size, engine, task, split=split)
 

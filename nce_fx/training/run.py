@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from nce_fx.errors import ArtifactError, InputError, TrainingError
 from nce_fx.tasks import Task
 from nce_fx.tensor_file import digest
+from nce_fx.traced import copy_model
 from nce_fx.training.batches import Data
 from nce_fx.training.checkpoint import Checkpoint, last_good, latest_checkpoint, save_checkpoint
 from nce_fx.training.engine import Engine, agree_on, distributed
@@ -61,7 +61,7 @@ class Callback:
 
     def structure(self, original: nn.Module, state: Mapping[str, Any]) -> nn.Module:
         """Return the copy of a model that is trained, as it was when ``state()`` returned this; empty at the start."""
-        return copy.deepcopy(original)
+        return copy_model(original)
 
     def restore(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         """Go on with a model that ``structure`` returned, from what ``tensors()`` returned."""
@@ -158,7 +158,7 @@ def prepare(
     model = callback.structure(original, found.state.get("companion", {}) if found is not None else {})
     model = model.to(engine.device).train()
     if teacher is not None:
-        teacher = copy.deepcopy(teacher).to(engine.device).eval().requires_grad_(False)
+        teacher = copy_model(teacher).to(engine.device).eval().requires_grad_(False)
     optimizer = build_optimizer(model, recipe)
     stages = stages_of(model, recipe)
     position = Position()

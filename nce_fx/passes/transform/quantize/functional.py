@@ -18,6 +18,7 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from nce_fx.errors import QuantizeError, where
 from nce_fx.ops import OPS, WeightLayout
 from nce_fx.ops.table import argument_names
+from nce_fx.passes.transform.quantize.hooked_weights import computed_by_hook, weight_hook
 from nce_fx.quantizers import WeightQuantizer
 from nce_fx.quantizers.base import LayerKind
 
@@ -35,10 +36,12 @@ def module_name(module: nn.Module) -> str:
 def module_weight(gm: GraphModule, path: str) -> tuple[Node, LayerKind]:
     """Read the weight of a module in front of the insertion point, and tell what it takes to make the module again.
 
-    A weight under `torch.nn.utils.parametrize` (weight_norm and the like) is computed in the graph from the parameters
-    behind it; such a module stays a function for good.
+    A weight under `torch.nn.utils.parametrize` (weight_norm and the like), or one that an older hook computes, is
+    computed in the graph from the parameters behind it; such a module stays a function for good.
     """
     module, graph = gm.get_submodule(path), gm.graph
+    if weight_hook(module) is not None:
+        return computed_by_hook(gm, path), LayerKind()
     if not is_parametrized(module, "weight"):
         weight = _read(gm, f"{path}.weight")
         kind = (module_name(module), getattr(module, "padding_mode", "zeros"), getattr(module, "padding", 0))

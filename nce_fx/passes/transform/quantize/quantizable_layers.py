@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from nce_fx.ops import OPS, WeightLayout, table_of
 from nce_fx.passes.analysis.layers import Layer, find_layers
+from nce_fx.passes.transform.quantize.hooked_weights import weight_hook
 from nce_fx.passes.transform.quantize.spec import LayerBits, QuantSpec
 
 
@@ -63,6 +64,7 @@ def quantizable(gm: GraphModule, layer: Layer) -> bool:
         return True
     module = gm.get_submodule(str(layer.node.target))
     own = isinstance(module._parameters.get("weight"), nn.Parameter) or is_parametrized(module, "weight")
+    own = own or weight_hook(module) is not None
     return own and not is_parametrized(module, "bias") and OPS.of_module(module) is not None
 
 

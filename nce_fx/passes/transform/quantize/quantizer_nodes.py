@@ -29,6 +29,7 @@ from nce_fx.ops import table_of
 from nce_fx.passes.analysis.layers import made_from
 from nce_fx.passes.analysis.liveness import writes_in_place
 from nce_fx.passes.transform.quantize.functional import as_function, module_weight
+from nce_fx.passes.transform.quantize.hooked_weights import is_pruned, warn_of_zeros
 from nce_fx.passes.transform.quantize.quantizable_layers import (
     QuantizableLayer,
     adds,
@@ -200,6 +201,7 @@ def _weight_node(gm: GraphModule, spec: QuantSpec, each: QuantizableLayer, bits:
     quantizer = WEIGHT_QUANTIZERS[spec.weight](bits, layout.out_axis)
     quantizer.exact, quantizer.ewgs = spec.exact, spec.ewgs
     with gm.graph.inserting_before(node):
+        pruned = node.op == "call_module" and is_pruned(gm.get_submodule(str(node.target)))
         if node.op == "call_module":
             weight, quantizer.layer = module_weight(gm, str(node.target))
         else:
@@ -210,6 +212,8 @@ def _weight_node(gm: GraphModule, spec: QuantSpec, each: QuantizableLayer, bits:
                 f"{each.path}: its weight has values that are not finite: quantize a model whose weights are numbers"
             )
         quantizer.start(value, _normalized(gm, node))
+        if pruned:
+            warn_of_zeros(each.path, value, quantizer.integers(value).dequantize())
         target = _free_target(gm, each)
         owner, _, name = target.rpartition(".")
         gm.get_submodule(owner).add_module(name, _alike(quantizer, gm, value))

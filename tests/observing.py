@@ -19,6 +19,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
+from nce_fx.passes.transform.quantize.insert import computed_value
+
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONVOLUTION_CALLS = {F.conv1d, F.conv2d, F.conv3d, *(getattr(torch.ops.aten, f"conv{n}d").default for n in (1, 2, 3))}
@@ -251,15 +253,13 @@ def _store(gm: GraphModule, reader: Node, weight: Node) -> None:
         for node in pending.pop().all_input_nodes:
             pending += [node] if node not in chain else []
             chain.add(node)
-    run = Interpreter(gm, garbage_collect_values=False)
     if weight.op == "get_attr" or any(node.op == "placeholder" for node in chain):
         return
-    with torch.no_grad():
-        for node in (node for node in gm.graph.nodes if node in chain):
-            run.env[node] = run.run_node(node)
-    same = [n for n in chain if n.op == "get_attr" and run.env[n].shape == run.env[weight].shape]
+    value = computed_value(gm, weight)
+    held = {node: computed_value(gm, node) for node in chain if node.op == "get_attr"}
+    same = [n for n, tensor in held.items() if isinstance(tensor, torch.Tensor) and tensor.shape == value.shape]
     if len(same) == 1 and all(user in chain for user in same[0].users):
-        run.env[same[0]].data.copy_(run.env[weight])
+        held[same[0]].data.copy_(value)
         reader.update_arg(1, same[0])
         gm.recompile()
 

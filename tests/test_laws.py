@@ -27,7 +27,6 @@ TWO_AXES = "a value that carries channels along two axes is pinned, though one o
 FALLS_SHORT = {
     "outer_product": TWO_AXES,
     "grey_to_many": "expand_as(y) spreads one channel over a width that is then its own",
-    "one_way_each": "what one mode alone writes in place is taken for an output of the model",
 }
 """Pinned, in words and without a wrong result, though it could be free: what the analysis does not see yet."""
 

@@ -95,6 +95,7 @@ ROWS = (
         kind="norm",
         signature="v, g, dim=0",
         channels=elementwise.weight_norm,
+        catch="call",
         example=lambda: (randn(8, 3), ones(8, 1)),
     ),
 )

@@ -26,7 +26,7 @@ from nce_fx.ops import Op, Ops
 from nce_fx.ops.table import default
 from nce_fx.traced import TracedModule
 from nce_fx.tracing.inputs import Inputs
-from nce_fx.tracing.joining import writes
+from nce_fx.tracing.joining import has_an_effect
 from nce_fx.tracing.modes import module_by_mode
 
 
@@ -48,7 +48,7 @@ def export_graph(model: nn.Module, inputs: Inputs, ops: Ops | None = None, *, on
     _drop_guards(gm, ops)
     _raise_modules(gm, model, ops, orphans=not one_of_two)
     _restore_structure(gm, inputs)
-    gm.graph.eliminate_dead_code(lambda node: node.is_impure() or writes(node))
+    gm.graph.eliminate_dead_code(has_an_effect)
     gm.recompile()
     return _plain(gm, type(model).__name__)
 

@@ -16,7 +16,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from nce_fx.by_mode import ModeCode, place_by_mode
-from nce_fx.ops import Ops
+from nce_fx.ops import Ops, table_of
 from nce_fx.ops.spellings import in_place
 from nce_fx.traced import TracedModule
 from nce_fx.tracing.modes import Flag, place_flags
@@ -33,9 +33,26 @@ def join(evaluated: GraphModule, trained: GraphModule, *, name: str, ops: Ops) -
         _take_targets(gm, graph_module)
     _Join(gm, evaluated, trained).build()
     place_flags(gm, ops)
-    gm.graph.eliminate_dead_code(lambda node: node.is_impure() or writes(node))
+    gm.graph.eliminate_dead_code(has_an_effect)
     gm.recompile()
     return gm
+
+
+def has_an_effect(node: Node) -> bool:
+    """Whether a node does something though nobody reads its result, so that a graph without it is not the model."""
+    return node.is_impure() or writes(node) or _keeps_statistics(node)
+
+
+def _keeps_statistics(node: Node) -> bool:
+    """Whether training a node changes buffers, as a BatchNorm does; the module may be read elsewhere, or after it."""
+    owner = node.graph.owning_module
+    assert owner is not None
+    if node.op == "call_module":
+        return any(True for _ in owner.get_submodule(str(node.target)).buffers())
+    ops = table_of(owner)
+    op = ops.of_call(node.target) if node.op in ("call_function", "call_method") else None
+    held = {} if op is None else ops.arguments(node.target, node.args, node.kwargs)
+    return isinstance(held.get("running_mean"), Node)
 
 
 def writes(node: Node) -> bool:
@@ -99,7 +116,7 @@ class _Join:
 
     def _one(self, node: Node, mode: int) -> None:
         self.new[mode][node] = self.gm.graph.node_copy(node, self.new[mode].__getitem__)
-        if writes(node) and not node.users:
+        if has_an_effect(node) and not node.users:
             self.effects[mode].append(self.new[mode][node])
 
     def _aligned(self) -> Iterator[tuple[Node | None, Node | None]]:

@@ -18,7 +18,7 @@ from nce_fx.ops import OPS, Ops
 from nce_fx.traced import TracedModule
 from nce_fx.tracing.attention_decomposition import can_open, open_attention
 from nce_fx.tracing.inputs import Inputs
-from nce_fx.tracing.joining import writes
+from nce_fx.tracing.joining import has_an_effect
 from nce_fx.tracing.modes import flags, place_flags
 from nce_fx.tracing.preserved_state import Kept
 
@@ -179,7 +179,7 @@ def symbolic_graph(
         gm = _graph_module(model, graph, before)
         changed = place_flags(gm, ops)
         if any(not node.users and node.op not in ("placeholder", "output") for node in graph.nodes):
-            gm.graph.eliminate_dead_code(lambda node: node.is_impure() or writes(node))
+            gm.graph.eliminate_dead_code(has_an_effect)
             changed = True
         if changed:
             gm.recompile()

@@ -269,5 +269,8 @@ REGRESSIONS: dict[str, Program] = {
         ),
         "tuple",
     ),
+    "a_weight_that_was_computed_became_a_parameter": Program(
+        (Op("functional", variant=1), Op("multiply", variant=2), Op("layer_scale", variant=1)), "raw"
+    ),
 }
 """What broke -> the program."""

@@ -62,6 +62,23 @@ class OneWayEach(nn.Module):
         return self.head(F.relu(y))
 
 
+class UnreadNorm(nn.Module):
+    """A norm whose result nobody reads: training moves its statistics all the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 6), conv(6, 4), Head(4)
+        self.unread, self.measured = nn.BatchNorm2d(6), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        self.unread(x)
+        y = F.relu(self.b(x))
+        if self.training:
+            self.measured(y)
+        return self.head(y)
+
+
 class Frozen(nn.Module):
     """A norm that stays as it is in training, by the model's own ``train``."""
 
@@ -148,6 +165,7 @@ MODELS = {
     "one_way_each": ZooModel(
         OneWayEach, (image(),), ("a", "slow", "fast"), {"head.fc": OUTPUT}, together("slow", "fast")
     ),
+    "unread_norm": ZooModel(UnreadNorm, (image(),), ("a", "b"), {"head.fc": OUTPUT}),
     "frozen_norm": ZooModel(Frozen, (image(),), ("a", "b"), {"head.fc": OUTPUT}),
     "asks_for_tensors": ZooModel(AsksForTensors, (image(),), ("a", "b"), {"head.fc": OUTPUT}),
     "optional_arguments": ZooModel(OptionalArguments, (image(),), ("a", "b"), {"head.fc": OUTPUT}),

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from tests.zoo.model import Head, ZooModel, conv, image, noise, together
 
@@ -130,6 +132,38 @@ class GroupNormAfterConcat(nn.Module):
         return self.head(F.relu(self.c(F.relu(x))))
 
 
+class ComputedWeight(nn.Module):
+    """A convolution whose weight is parametrized, where torch.export alone can follow: a loop over a tensor."""
+
+    def __init__(self, parametrized: Callable[[nn.Module], nn.Module]) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.head = conv(3, 6), parametrized(conv(6, 8)), conv(8, 6), Head(6)
+
+    def forward(self, x):
+        x = self.c(F.relu(self.b(F.relu(self.a(x)))))
+        for each in x.unsqueeze(0):
+            x = each
+        return self.head(x)
+
+
+class Standardized(nn.Module):
+    """A weight whose filters have mean 0 and variance 1."""
+
+    def forward(self, weight):
+        return (weight - weight.mean((1, 2, 3), keepdim=True)) / (weight.var((1, 2, 3), keepdim=True) + 1e-5).sqrt()
+
+
+def _standardized(module: nn.Module) -> nn.Module:
+    parametrize.register_parametrization(module, "weight", Standardized())
+    return module
+
+
+def _computed_weight(
+    parametrized: Callable[[nn.Module], nn.Module], free: tuple[str, ...], pinned: dict[str, str]
+) -> ZooModel:
+    return ZooModel(lambda: ComputedWeight(parametrized), (image(),), free, pinned)
+
+
 def _image_norm(norm: Callable[[], nn.Module]) -> ZooModel:
     return ZooModel(lambda: Normalized(norm), (image(),), ("a", "b", "c"), together=together("a", "c"))
 
@@ -152,6 +186,14 @@ MODELS = {
     "instance_norm_with_statistics": _image_norm(lambda: nn.InstanceNorm2d(6, affine=True, track_running_stats=True)),
     "channels_first_norm": _image_norm(ChannelsFirstNorm),
     "response_norm": _image_norm(ResponseNorm),
+    "exported_weight_norm": _computed_weight(weight_norm, ("a", "b", "c"), {}),
+    "exported_weight_norm_of_all": _computed_weight(
+        lambda module: weight_norm(module, dim=None), ("c",), {"a": "a weight that the graph computes", "b": "mixed"}
+    ),
+    "exported_spectral_norm": _computed_weight(
+        spectral_norm, ("c",), {"a": "a weight that the graph computes", "b": "mixed"}
+    ),
+    "exported_standardized_weight": _computed_weight(_standardized, ("a", "b", "c"), {}),
     "layer_norm": _token_norm(nn.LayerNorm),
     "rms_norm": _token_norm(nn.RMSNorm),
     "rms_norm_written_out": _token_norm(RootMeanSquare),

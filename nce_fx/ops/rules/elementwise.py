@@ -177,9 +177,13 @@ def _meet_parameters(run: RuleInterface, a: list[Label], b: list[Label], sizes: 
     return tuple(kept)
 
 
-def weight_norm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
-    """A weight's rows made unit long and scaled: the scale follows the rows."""
-    return meet(args[0].run, args[0], args[1])
+def weight_norm(v: ChannelTensor, g: ChannelTensor, dim: int = 0) -> ChannelTensor:
+    """A weight's rows made unit long and scaled: the scale follows the rows. Any other norm mixes them."""
+    if dim == 0:
+        return meet(v.run, v, g)
+    with torch._C.DisableTorchFunctionSubclass():
+        mixed: ChannelTensor = torch._weight_norm(v, g, dim)
+    return mixed
 
 
 def meet_constant(run: RuleInterface, value: ChannelTensor, plain: torch.Tensor) -> ChannelTensor:

@@ -205,12 +205,10 @@ class AxisLengths:
             return inner[:same] + _literal(shape[same:])
         if node.op != "call_module":
             return None
-        path, parametrized, _ = str(node.target).rpartition(".parametrizations.weight.")
-        if parametrized:
-            return self.channels.parameter_axes.get(f"{path}.weight")
         module = self.gm.get_submodule(str(node.target))
         if not isinstance(module, Quantizer):
-            return None
+            path, parametrized, _ = str(node.target).rpartition(".parametrizations.weight.")
+            return self.channels.parameter_axes.get(f"{path}.weight") if parametrized else None
         replaced = module.replaces if isinstance(module, ActivationQuantizer) else None
         known = None if replaced is None else self.channels.value_axes.get(replaced.name)
         return known or self.value(node.all_input_nodes[0].name)
@@ -311,6 +309,12 @@ def _parameters(
 def _values(gm: GraphModule, axes: AxisLengths, activation_bits: Bits) -> tuple[StoredTensor, ...]:
     """Every storage of the graph that holds a tensor, with the steps it lives through."""
     asked = activation_bits if isinstance(activation_bits, int) else None
+    parts = axes.channels.parts
+    only_at = {
+        name: tuple((part, parts[part].width) for part in weight.parts)
+        for weight in axes.channels.computed_weights
+        for name in weight.nodes
+    }
     result = []
     for storage in storages(gm):
         node = storage.node
@@ -318,7 +322,8 @@ def _values(gm: GraphModule, axes: AxisLengths, activation_bits: Bits) -> tuple[
         if shape_of(node):
             floating = meta is not None and meta.dtype.is_floating_point
             bits = (asked if floating else None) or quantizer_bits(gm, node) or _type_bits(node)
-            result.append(StoredTensor(node.name, Term.of(axes.value(node.name)), bits, storage.first, storage.last))
+            term = Term.of(axes.value(node.name), only_at=only_at.get(node.name, ()))
+            result.append(StoredTensor(node.name, term, bits, storage.first, storage.last))
         elif isinstance(meta, (tuple, list)):
             pieces = [piece for piece in meta if hasattr(piece, "shape")]
             size = sum(piece.shape.numel() * piece.dtype.itemsize for piece in pieces)
@@ -338,8 +343,10 @@ def _site(gm: GraphModule, layer: Layer, axes: AxisLengths, weight_bits: int, ac
     c_in = known_in[len(known_in) - 1 - spatial] if known_in else AxisWidth(1)
     kernel = ""
     original = tuple(part.width for part in axes.channels.parts)
-    if spatial and layer.weights:
-        weight = gm.get_parameter(layer.weights[0]).shape
+    # A weight may be computed from others beside its own: the length that weight normalization gives it.
+    shapes = [gm.get_parameter(path).shape for path in layer.weights]
+    weight = next((shape for shape in shapes if len(shape) == spatial + 2), None)
+    if spatial and weight is not None:
         kernel = "_" + "x".join(str(size) for size in weight[2:])
         if weight[1] == 1 and not layer.transposed and c_in.at(original) > 1:
             op = f"depthwise_{op}"

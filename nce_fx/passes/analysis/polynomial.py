@@ -27,9 +27,11 @@ class Term:
 
     coefficient: int
     axes: tuple[AxisWidth, ...]
+    only_at: tuple[tuple[int, int], ...] = ()
+    """Pairs (part, width): the term is 0 where one of these parts has another width."""
 
     @staticmethod
-    def of(axes: Iterable[AxisWidth], coefficient: int = 1) -> Term:
+    def of(axes: Iterable[AxisWidth], coefficient: int = 1, only_at: tuple[tuple[int, int], ...] = ()) -> Term:
         """Build a term whose constant axes are folded into the coefficient."""
         variable = []
         for axis in axes:
@@ -37,7 +39,7 @@ class Term:
                 variable.append(axis)
             else:
                 coefficient *= axis.fixed
-        return Term(coefficient, tuple(variable))
+        return Term(coefficient, tuple(variable), only_at)
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,20 @@ class Terms:
     def _coefficients(self) -> Integers:
         return np.array([term.coefficient for term in self.terms], np.int64)
 
+    @cached_property
+    def _conditions(self) -> tuple[tuple[int, Integers, Integers], ...]:
+        """Which terms count at some widths only: their index, the parts, and the widths of these."""
+        pairs = [(i, np.array(term.only_at, np.int64).T) for i, term in enumerate(self.terms) if term.only_at]
+        return tuple((i, parts, widths) for i, (parts, widths) in pairs)
+
     def at(self, part_widths: Sequence[int] | Integers) -> Integers:
         """Return the value of every term at one vector of part widths, in exact integers."""
         slope, fixed, denominator = self._affine
-        lengths = fixed + slope @ np.asarray(part_widths, np.int64) // denominator
+        given = np.asarray(part_widths, np.int64)
+        lengths = fixed + slope @ given // denominator
         values: Integers = self._coefficients * lengths[self._factors].prod(axis=1)
+        for term, parts, widths in self._conditions:
+            values[term] *= (given[parts] == widths).all()
         return values
 
     def at_many(self, part_widths: Floats) -> Floats:
@@ -94,4 +105,6 @@ class Terms:
         values: Floats = np.ones((len(part_widths), 1)) * self._coefficients
         for column in self._factors.T:
             values *= lengths[:, column]
+        for term, parts, widths in self._conditions:
+            values[:, term] *= (part_widths[:, parts] == widths).all(axis=1)
         return values

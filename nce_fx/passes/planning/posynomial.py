@@ -120,6 +120,8 @@ def _sum(choices: Choices, slopes: dict[int, tuple[int, float]], terms: Iterable
 
 
 def _expand(choices: Choices, slopes: dict[int, tuple[int, float]], term: Term) -> Posynomial:
+    if term.only_at:
+        return {}
     product: Posynomial = {(): float(term.coefficient)}
     for axis in term.axes:
         affine = _affine(choices, slopes, axis)

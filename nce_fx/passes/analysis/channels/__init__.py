@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -14,7 +15,15 @@ from nce_fx.ids.labels import FIRST_ID, Ids, bare, lies, line_of, varies
 from nce_fx.ids.space import ParameterAxis
 from nce_fx.ids.value import ChannelTensor
 from nce_fx.passes.analysis.channels.cache import Facts, keep_analysis, known_analysis
-from nce_fx.passes.analysis.channels.graph import AxisWidth, ChannelGraph, ChannelGroup, ChannelPart, least
+from nce_fx.passes.analysis.channels.computed import no_longer_needed
+from nce_fx.passes.analysis.channels.graph import (
+    AxisWidth,
+    ChannelGraph,
+    ChannelGroup,
+    ChannelPart,
+    ComputedWeight,
+    least,
+)
 from nce_fx.passes.analysis.channels.groups import Group
 from nce_fx.passes.analysis.channels.structure import Structure, enlarged, examine
 from nce_fx.passes.analysis.channels.tie import Tie
@@ -107,7 +116,16 @@ def _describe(structure: Structure, proof: Resizing) -> ChannelGraph:
                     _whole_axis(tie, old, k, parameters) or axes.width(_line(old, k), size, new.shape[k])
                     for k, size in enumerate(old.shape)
                 )
-    return ChannelGraph(tuple(groups), tuple(parts), parameters, values)
+    return ChannelGraph(tuple(groups), tuple(parts), parameters, values, tuple(_computed_weights(tie, parameters)))
+
+
+def _computed_weights(tie: Tie, parameters: dict[str, tuple[AxisWidth, ...]]) -> Iterator[ComputedWeight]:
+    """Yield the weights that a resize keeps as parameters where it changes what they read."""
+    for path, found in tie.computed.items():
+        reading = [width for k, width in enumerate(parameters[path]) if "in" in tie.roles.get((path, k), ())]
+        parts = {part: None for width in reading for part, _ in width.terms}
+        if parts:
+            yield ComputedWeight(tuple(node.name for node in no_longer_needed(found)), tuple(parts))
 
 
 def _whole_axis(

@@ -19,6 +19,7 @@ from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from nce_fx.ids.space import ParameterAxis, Tensors
 from nce_fx.passes.analysis.layers import source_parameters
 from nce_fx.tracing.exported import evaluating
+from nce_fx.tracing.modes import is_by_mode, runs_in
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,15 @@ def _chain(weight: Node) -> tuple[Node, ...]:
     return tuple(found)
 
 
+def no_longer_needed(found: Computed) -> tuple[Node, ...]:
+    """Return the nodes that go where a weight is kept: the weight itself, unless its gain goes on multiplying it."""
+    gone: dict[Node, None] = {} if found.gain is not None else {found.weight: None}
+    for node in reversed(_chain(found.weight)[:-1]):
+        if node is not found.gain and all(user in gone or user is found.weight for user in node.users):
+            gone[node] = None
+    return tuple(gone)
+
+
 def _is_in_proportion(gm: nn.Module, found: Computed, axis: int) -> bool:
     assert found.gain is not None
     gain, whole = (_evaluated(gm, node, ()) for node in (found.gain, found.weight))
@@ -83,9 +93,10 @@ def _is_in_proportion(gm: nn.Module, found: Computed, axis: int) -> bool:
 def _evaluated(gm: nn.Module, node: Node, ones: Iterable[Node | None]) -> torch.Tensor:
     """Compute a node from parameters alone, as in evaluation mode, with ones in the place of some of them."""
     run = Interpreter(gm, garbage_collect_values=False)
+    evaluated = runs_in(node.graph.nodes, training=False)
     with evaluating(gm), torch.no_grad():
-        for source in _chain(node):
-            value = run.run_node(source)
+        for source in (source for source in _chain(node) if source in evaluated):
+            value = run.env[source.args[0]] if is_by_mode(source) else run.run_node(source)  # type: ignore[index]
             run.env[source] = torch.ones_like(value) if source in ones else value
     result: torch.Tensor = run.env[node]
     return result.detach()

@@ -64,6 +64,16 @@ class ChannelGroup:
 
 
 @dataclass(frozen=True)
+class ComputedWeight:
+    """A weight that the graph computes from parameters, such as a standardized one."""
+
+    nodes: tuple[str, ...]
+    """The nodes that only it needs: ``("mean", "sub", "mul")``."""
+    parts: tuple[int, ...]
+    """Where the width of one of these parts changes, the weight becomes a parameter, and the nodes go."""
+
+
+@dataclass(frozen=True)
 class ChannelGraph:
     """Every channel group of a traced model, and the axes they govern."""
 
@@ -73,6 +83,7 @@ class ChannelGraph:
     """For each parameter and buffer by its path: the width of each of its axes."""
     value_axes: Mapping[str, tuple[AxisWidth, ...]] = field(repr=False)
     """For each graph node whose output is one tensor: the width of each of its axes."""
+    computed_weights: tuple[ComputedWeight, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         freeze(self)

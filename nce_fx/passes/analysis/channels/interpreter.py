@@ -247,7 +247,12 @@ def _on_cpu(value: Any) -> Any:
 def makers(node: Node) -> list[Node]:
     """Return the nodes whose values an output holds, through what they are put into and what chooses by the mode."""
     found: dict[Node, None] = {}
-    for source in node.all_input_nodes:
+    read = dict.fromkeys(node.all_input_nodes)
+    if is_by_mode(node):
+        # Of what it is given, two values are chosen from; the rest is only done in its mode.
+        read = {}
+        torch.fx.node.map_arg(node.args[:2], read.setdefault)
+    for source in read:
         structure = isinstance(source.target, type) or is_by_mode(source)
         found.update(dict.fromkeys(makers(source) if structure else [source]))
     return list(found)

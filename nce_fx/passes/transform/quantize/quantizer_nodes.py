@@ -43,6 +43,7 @@ from nce_fx.passes.transform.quantize.stepwise import make_stepwise
 from nce_fx.passes.transform.quantize.sums import SUM_BITS, add_apart, sum_operands
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, Quantizer
 from nce_fx.quantizers.base import Replaced
+from nce_fx.tracing.modes import is_by_mode
 
 _SHAPE_METHODS = ("size", "dim", "numel", "stride")
 _SHAPE_ATTRIBUTES = ("shape", "ndim", "device", "dtype")
@@ -237,7 +238,7 @@ def _free_target(gm: GraphModule, each: QuantizableLayer) -> str:
 
 
 def computed_value(gm: GraphModule, node: Node) -> Tensor:
-    """Return the value of a node that depends on no input: a weight, or what the graph makes of one.
+    """Return the value in evaluation of a node that depends on no input: a weight, or what the graph makes of one.
 
     Raises:
         QuantizeError: the value depends on an input of the model.
@@ -249,6 +250,9 @@ def computed_value(gm: GraphModule, node: Node) -> Tensor:
         return value  # type: ignore[no-any-return]
     if node.op == "placeholder":
         raise QuantizeError(f"{where(node)} is an input of the model, not a weight")
+    if is_by_mode(node):
+        # What only training runs may write: the vectors of a spectral norm.
+        return computed_value(gm, node.args[0])  # type: ignore[arg-type]
     args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda source: computed_value(gm, source))
     with torch.no_grad():
         if node.op == "call_module":

@@ -60,6 +60,15 @@ def runs_in(nodes: Iterable[Node], training: bool) -> set[Node]:
     return needed
 
 
+def idle_in(gm: GraphModule, training: bool) -> dict[Node, Any]:
+    """Return the nodes that one mode does not run, for an interpreter of the graph to start with.
+
+    Its code leaves them out by itself; ``Interpreter(gm).run(x, initial_env=idle_in(gm, training=False))`` does so too.
+    """
+    running = runs_in(gm.graph.nodes, training)
+    return {node: None for node in gm.graph.nodes if node not in running}
+
+
 class ModeCode(CodeGen):
     """Code in which what only one mode needs runs in that mode alone."""
 

@@ -20,6 +20,7 @@ from nce_fx.passes.transform.quantize import describe
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, ActivationQuantizer, WeightQuantizer
 from nce_fx.tasks import losses
 from tests.counting import operations
+from tests.zoo import ZOO
 
 
 def coarse(value: Tensor) -> Tensor:
@@ -166,6 +167,19 @@ def test_hessian_is_exact_where_the_hessian_is_diagonal():
     expected = 0.5 * trace / 4 * float((coarse(weight) - weight).square().sum())
     # Not to the last digit: the signs of the input, the other tensor that is disturbed, average out only slowly.
     assert report.by_node["0"].weight == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("name", ["norm_of_each_mode", "one_way_each", "auxiliary_head"])
+def test_what_only_training_runs_is_not_run(name, metric):
+    gm = nce_fx.trace(ZOO[name].make(), ZOO[name].inputs)
+    before = {name: value.clone() for name, value in gm.state_dict().items()}
+    batches = [(5 * ZOO[name].inputs[0], torch.tensor([1, 2])), (ZOO[name].inputs[0], torch.tensor([0, 1]))]
+    first = analyze_sensitivity(gm, batches, metric)
+    assert all(torch.equal(value, before[name]) for name, value in gm.state_dict().items())
+    quantized = nce_fx.quantize(gm, batches=batches)
+    assert all(torch.equal(value, quantized.state_dict()[name]) for name, value in before.items())
+    assert first == analyze_sensitivity(gm, batches, metric)
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -86,7 +86,6 @@ def test_sharded_scores_are_those_of_one_process(one, two):
     assert two[0][0]["score"] == pytest.approx(one[0]["score"], rel=1e-12)
 
 
-@pytest.mark.xfail(reason="each process calibrates the noise's quantizers on its own batches alone", strict=True)
 def test_sharded_sensitivities_are_those_of_one_process(two):
     expected = two_processes.sensitivities()
     first, second = (process["sensitivities"] for process in two[0])

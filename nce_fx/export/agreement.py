@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
+from nce_fx.by_mode import idle_in
 from nce_fx.errors import ExportError
 from nce_fx.export.formats import QONNX_DOMAIN
 from nce_fx.export.integer import Lowered
@@ -215,7 +216,8 @@ def follow(
     follower = _Follower(gm, found, lowered.misses)
     try:
         with torch.no_grad():
-            expected = [value.numpy() for value in tree_leaves(follower.run(*inputs)) if isinstance(value, Tensor)]
+            outputs = follower.run(*inputs, initial_env=idle_in(gm, training=False))
+            expected = [value.numpy() for value in tree_leaves(outputs) if isinstance(value, Tensor)]
     except ExportError as error:
         # fx adds its own lines to what is raised inside an interpreter.
         raise ExportError(str(error).splitlines()[0]) from None
@@ -237,7 +239,9 @@ def _own_error(
     """How far PyTorch's outputs lie from double precision; 0 where the graph does not run in it."""
     try:
         with torch.no_grad():
-            wide = tree_leaves(_Wide(gm, activations).run(*(_doubled(value) for value in inputs)))
+            run = _Wide(gm, activations)
+            idle = idle_in(run.module, training=False)  # type: ignore[arg-type]
+            wide = tree_leaves(run.run(*(_doubled(value) for value in inputs), initial_env=idle))
     except Exception:
         # Whatever the model's own code raises where it asks for float32; then nothing more is allowed.
         return 0.0

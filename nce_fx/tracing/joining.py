@@ -50,8 +50,8 @@ def _keeps_statistics(node: Node) -> bool:
     if node.op == "call_module":
         return any(True for _ in owner.get_submodule(str(node.target)).buffers())
     ops = table_of(owner)
-    op = ops.of_call(node.target) if node.op in ("call_function", "call_method") else None
-    held = {} if op is None else ops.arguments(node.target, node.args, node.kwargs)
+    known = node.op == "call_function" and node.target in ops.signatures
+    held = ops.arguments(node.target, node.args, node.kwargs) if known else {}
     return isinstance(held.get("running_mean"), Node)
 
 

@@ -62,6 +62,28 @@ class OneWayEach(nn.Module):
         return self.head(F.relu(y))
 
 
+class NormOfEachMode(nn.Module):
+    """A norm by two functions, as exported graphs have it: the one of training moves the statistics that both share."""
+
+    mean: torch.Tensor
+    variance: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 6), conv(6, 4), Head(4)
+        self.scale, self.shift = nn.Parameter(torch.ones(6)), nn.Parameter(torch.zeros(6))
+        self.register_buffer("mean", torch.zeros(6))
+        self.register_buffer("variance", torch.ones(6))
+
+    def forward(self, x):
+        x, variance = self.a(x), self.variance.abs() + 0.5
+        if self.training:
+            x = torch.batch_norm(x, self.scale, self.shift, self.mean, variance, True, 0.5, 1e-5, False)
+        else:
+            x = F.batch_norm(x, self.mean, variance, self.scale, self.shift)
+        return self.head(F.relu(self.b(F.relu(x))))
+
+
 class UnreadNorm(nn.Module):
     """A norm whose result nobody reads: training moves its statistics all the same."""
 
@@ -165,6 +187,7 @@ MODELS = {
     "one_way_each": ZooModel(
         OneWayEach, (image(),), ("a", "slow", "fast"), {"head.fc": OUTPUT}, together("slow", "fast")
     ),
+    "norm_of_each_mode": ZooModel(NormOfEachMode, (image(),), ("a", "b"), {"head.fc": OUTPUT}),
     "unread_norm": ZooModel(UnreadNorm, (image(),), ("a", "b"), {"head.fc": OUTPUT}),
     "frozen_norm": ZooModel(Frozen, (image(),), ("a", "b"), {"head.fc": OUTPUT}),
     "asks_for_tensors": ZooModel(AsksForTensors, (image(),), ("a", "b"), {"head.fc": OUTPUT}),

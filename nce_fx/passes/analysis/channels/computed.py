@@ -16,10 +16,10 @@ from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
+from nce_fx.by_mode import is_by_mode, runs_in
 from nce_fx.ids.space import ParameterAxis, Tensors
 from nce_fx.passes.analysis.layers import source_parameters
 from nce_fx.tracing.exported import evaluating
-from nce_fx.tracing.modes import is_by_mode, runs_in
 
 
 @dataclass(frozen=True)

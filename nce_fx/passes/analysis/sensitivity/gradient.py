@@ -89,7 +89,7 @@ def _squared_products(
 ) -> Scores:
     """Measure along directions; ``skip`` draws those of a batch that another process measures, whose output has that
     shape."""
-    layers = {layer.node: layer for layer in probe.layers}
+    layers = {layer.node: layer for layer in probe.layers if layer.node not in probe.idle}
     keys = [("weight", layer.path) for layer in probe.layers]
     keys += [("activation", node.name) for node in probe.activations]
     total = dict.fromkeys(keys, 0.0)

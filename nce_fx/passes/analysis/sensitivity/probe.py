@@ -18,6 +18,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from nce_fx.batches import samples_in
+from nce_fx.by_mode import idle_in
 from nce_fx.copying import copy_graph
 from nce_fx.errors import InputError, TrainingError, where
 from nce_fx.passes.analysis.layers import Layer, find_layers, made_from, source_parameters
@@ -97,11 +98,16 @@ class Probe:
         """The floating values that layers read, each once, in graph order; or where the noise says it is."""
         if self.noise.points is not None:
             names = {point.name for point in self.noise.points}
-            return tuple(node for node in self.gm.graph.nodes if node.name in names)
-        read = dict.fromkeys(value for layer in self.working for value in layer.inputs)
+            return tuple(node for node in self.gm.graph.nodes if node.name in names and node not in self.idle)
+        read = dict.fromkeys(value for layer in self.working if layer.node not in self.idle for value in layer.inputs)
         order = {node: index for index, node in enumerate(self.gm.graph.nodes)}
         floating = [node for node in read if _is_floating(node) and not source_parameters(node)]
         return tuple(sorted(floating, key=order.__getitem__))
+
+    @cached_property
+    def idle(self) -> frozenset[Node]:
+        """Nodes that only training runs: they have no value here, and write nothing."""
+        return frozenset(idle_in(self.gm, training=False))
 
     @cached_property
     def readers(self) -> Mapping[Node, tuple[str, ...]]:
@@ -172,7 +178,9 @@ class Probe:
             self.watch(values)
 
     def run(self, node: Node, values: Mapping[Node, Any]) -> Any:
-        """Run one node on the values before it."""
+        """Run one node on the values before it; ``None`` for one that only training runs."""
+        if node in self.idle:
+            return None
         if node.op == "get_attr":
             return _attribute(self.gm, str(node.target))
         args, kwargs = map_arg((node.args, node.kwargs), lambda argument: values[argument])

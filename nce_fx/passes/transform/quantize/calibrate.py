@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
 from nce_fx.batches import read
+from nce_fx.by_mode import idle_in, is_by_mode, runs_in
 from nce_fx.devices import device_of, to_device
 from nce_fx.errors import QuantizeError
 from nce_fx.ops import table_of
@@ -37,8 +38,9 @@ def set_ranges(gm: GraphModule, batches: Iterable[Any]) -> None:
     """Run the float network on every batch once, and let each activation quantizer see what it will quantize.
 
     Quantizers let everything pass meanwhile (those that stand for a ReLU act as one). BatchNorm uses the statistics of
-    the batch if the graph is in training mode, its running ones else; everything else runs as in evaluation. No
-    parameter, buffer or mode of the model changes, only the quantizers.
+    the batch if the graph is in training mode, its running ones else; everything else runs as in evaluation. What only
+    training runs, an auxiliary head say, is run after that. No parameter, buffer or mode of the model changes, only the
+    quantizers.
 
     Args:
         gm: a quantized graph; its quantizers are changed.
@@ -47,7 +49,8 @@ def set_ranges(gm: GraphModule, batches: Iterable[Any]) -> None:
     Raises:
         QuantizeError: there is no batch, or an activation is not finite.
     """
-    observer, device, ops = _Observer(gm), device_of(gm), table_of(gm)
+    evaluation, device, ops = _Observer(gm, training=False), device_of(gm), table_of(gm)
+    runs = [evaluation, _Observer(gm, training=True)] if evaluation.misses else [evaluation]
     modes = {module: module.training for module in gm.modules()}
     quantizers = [module for module in gm.modules() if isinstance(module, Quantizer)]
     own = {id(buffer) for quantizer in quantizers for buffer in quantizer.buffers()}
@@ -58,14 +61,14 @@ def set_ranges(gm: GraphModule, batches: Iterable[Any]) -> None:
             module.training = modes[module] and ops.is_norm(module)
         with torch.no_grad():
             for count, batch in enumerate(batches, start=1):
-                observer.batch = count
-                observer.run(*to_device(read(batch, gm)[0], device))
+                for observer in runs:
+                    observer.look_at(count, to_device(read(batch, gm)[0], device))
+                    if len(runs) > 1:
+                        _put_back(buffers)
     finally:
         for module, training in modes.items():
             module.training = training
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
+        _put_back(buffers)
     if not count:
         raise QuantizeError("no batches to calibrate on: give at least one, or None")
     for quantizer in quantizers:
@@ -73,17 +76,28 @@ def set_ranges(gm: GraphModule, batches: Iterable[Any]) -> None:
             quantizer.settle()
 
 
+@torch.no_grad()
+def _put_back(buffers: Iterable[tuple[Tensor, Tensor]]) -> None:
+    for buffer, value in buffers:
+        buffer.copy_(value)
+
+
 def quantized_value(quantizer: ActivationQuantizer, node: Node) -> str:
     """Return the name of the value in the float graph that the quantizer of a node quantizes."""
     return quantizer.replaces.name if quantizer.replaces is not None else node.all_input_nodes[0].name
+
+
+def _activation_quantizer(gm: nn.Module, node: Node) -> ActivationQuantizer | None:
+    module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return module if isinstance(module, ActivationQuantizer) else None
 
 
 def quantizers_by_value(quantized: GraphModule) -> dict[str, list[ActivationQuantizer]]:
     """Return by the name of a value in the float graph what quantizes it."""
     found: dict[str, list[ActivationQuantizer]] = {}
     for node in quantized.graph.nodes:
-        module = quantized.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, ActivationQuantizer):
+        module = _activation_quantizer(quantized, node)
+        if module is not None:
             found.setdefault(quantized_value(module, node), []).append(module)
     return found
 
@@ -95,10 +109,12 @@ class Observers:
     quantized: GraphModule
     batches: int = 0
     """How many were shown."""
-    _by_value: dict[str, list[ActivationQuantizer]] = field(init=False, repr=False)
+    _by_value: dict[str, list[ActivationQuantizer]] | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._by_value = quantizers_by_value(self.quantized)
+        # The float graph runs as in evaluation: where that misses a quantizer, all have a pass of their own.
+        misses = _Observer(self.quantized, training=False).misses
+        self._by_value = None if misses else quantizers_by_value(self.quantized)
 
     def see(self, values: Mapping[Node, Any]) -> None:
         """Look at what the nodes of the float graph gave for one batch.
@@ -106,6 +122,8 @@ class Observers:
         Raises:
             QuantizeError: an activation is not finite.
         """
+        if self._by_value is None:
+            return
         self.batches += 1
         for node, value in values.items():
             for quantizer in self._by_value.get(node.name, ()):
@@ -117,7 +135,7 @@ class Observers:
         Raises:
             QuantizeError: as `set_ranges` does.
         """
-        if not self.batches:
+        if not self.batches or self._by_value is None:
             set_ranges(self.quantized, batches)
             return
         for quantizers in self._by_value.values():
@@ -141,9 +159,28 @@ def carry_ranges(calibrated: GraphModule, gm: GraphModule) -> bool:
 
 
 class _Observer(Interpreter):
-    """Runs the graph with quantizers that look on."""
+    """Runs the graph as one mode does, with quantizers that look on; in training those that evaluation has not."""
 
     batch = 0
+
+    def __init__(self, gm: GraphModule, training: bool) -> None:
+        super().__init__(gm)
+        self.choices = [(gm.get_submodule(str(node.target)), training) for node in gm.graph.nodes if is_by_mode(node)]
+        self.idle = idle_in(gm, training)
+        evaluated = runs_in(gm.graph.nodes, training=False) if training else ()
+        self.seen = {str(node.target) for node in evaluated if node.op == "call_module"}
+
+    @property
+    def misses(self) -> bool:
+        """Whether a quantizer is not reached in this mode."""
+        return any(_activation_quantizer(self.module, node) is not None for node in self.idle)
+
+    def look_at(self, batch: int, inputs: tuple[Any, ...]) -> None:
+        """Run one batch."""
+        self.batch = batch
+        for module, training in self.choices:
+            module.training = training
+        self.run(*inputs, initial_env=dict(self.idle))
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module: nn.Module = self.module.get_submodule(str(target))
@@ -154,7 +191,8 @@ class _Observer(Interpreter):
         value: Tensor = args[0]
         if module.replaces is not None:
             value = value.relu()
-        _look(module, value, self.batch, str(target))
+        if target not in self.seen:
+            _look(module, value, self.batch, str(target))
         return value
 
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from nce_fx.by_mode import is_by_mode
 from nce_fx.errors import QuantizeError, where
 from nce_fx.ops import table_of
 from nce_fx.passes.analysis.layers import made_from
@@ -43,7 +44,6 @@ from nce_fx.passes.transform.quantize.stepwise import make_stepwise
 from nce_fx.passes.transform.quantize.sums import SUM_BITS, add_apart, sum_operands
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, Quantizer
 from nce_fx.quantizers.base import Replaced
-from nce_fx.tracing.modes import is_by_mode
 
 _SHAPE_METHODS = ("size", "dim", "numel", "stride")
 _SHAPE_ATTRIBUTES = ("shape", "ndim", "device", "dtype")

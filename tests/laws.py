@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_flatten
 
 import nce_fx
 from nce_fx.errors import BudgetError
-from nce_fx.passes.analysis.channels import ChannelGraph, layer_path
+from nce_fx.passes.analysis.channels import ChannelGraph, owner_path
 from nce_fx.passes.analysis.cost import CostReport
 from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.planning.exact_budget import count, plan_and_build
@@ -251,7 +251,7 @@ def nothing_is_silent(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) 
         computed = {
             name for name in parameters for path in paths if name.startswith(f"{path}.parametrizations.weight.")
         }
-        names = {layer_path(path) for path in paths | tied | computed}
+        names = {owner_path(path) for path in paths | tied | computed}
         groups = [g for g in t.channels.groups if names & set(g.producers)]
         once = len(groups) == 1 or (groups and all(g.pinned for g in groups))
         assert once, f"{node} ({', '.join(sorted(names))}) is in {len(groups)} groups: {[g.id for g in groups]}"

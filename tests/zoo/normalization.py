@@ -188,7 +188,7 @@ MODELS = {
     "response_norm": _image_norm(ResponseNorm),
     "exported_weight_norm": _computed_weight(weight_norm, ("a", "b", "c"), {}),
     "exported_weight_norm_of_all": _computed_weight(
-        lambda module: weight_norm(module, dim=None), ("c",), {"a": "a weight that the graph computes", "b": "mixed"}
+        lambda module: weight_norm(module, dim=-1), ("c",), {"a": "a weight that the graph computes", "b": "mixed"}
     ),
     "exported_spectral_norm": _computed_weight(
         spectral_norm, ("c",), {"a": "a weight that the graph computes", "b": "mixed"}

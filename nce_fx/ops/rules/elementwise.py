@@ -182,8 +182,8 @@ def weight_norm(v: ChannelTensor, g: ChannelTensor, dim: int = 0) -> ChannelTens
     if dim == 0:
         return meet(v.run, v, g)
     with torch._C.DisableTorchFunctionSubclass():
-        mixed: ChannelTensor = torch._weight_norm(v, g, dim)
-    return mixed
+        mixed: Any = torch._weight_norm(v, g, dim)
+    return mixed  # type: ignore[no-any-return]
 
 
 def meet_constant(run: RuleInterface, value: ChannelTensor, plain: torch.Tensor) -> ChannelTensor:

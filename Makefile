@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-quick check
+.PHONY: setup demo test test-quick check docs
 
 setup: .venv/installed
 
@@ -31,3 +31,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The docs as a site, in site/.
+docs: setup
+	$(BIN)/zensical build --strict

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -279,25 +276,3 @@ def test_a_rule_that_a_shape_decides_is_named_and_never_taken_for_another(rule):
     assert "middle" in reason
     assert "channel rule" in reason
     assert rule.__name__ in reason
-
-
-def examples(text: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-
-
-def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch, capsys):
-    """The file that docs/channels.md shows, from Python and from the command line, as it is told there."""
-    from nce_fx.cli import main
-
-    text = (Path(__file__).parent.parent / "docs" / "channels.md").read_text()
-    shown, used = examples(text)
-    (tmp_path / "nets.py").write_text(shown)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    exec(compile(used, "docs/channels.md", "exec"), {})
-    monkeypatch.setattr("sys.argv", ["nce-fx", "analyze", "nets.py:build", "--input", "1x3x16x16", "--groups"])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    out = capsys.readouterr().out
-    assert not stopped.value.code
-    assert "conv1" in out

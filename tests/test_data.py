@@ -345,10 +345,15 @@ def test_missing_packages_are_named(monkeypatch, tmp_path):
 
 @pytest.fixture
 def cifar(tmp_path, monkeypatch):
-    """Seven images in CIFAR-10's own files; torchvision's check sums are those of these files."""
+    """Seven images in CIFAR-10's own files."""
+    return cifar_folder(tmp_path, monkeypatch, (3, 2, 2))
+
+
+def cifar_folder(where: Path, monkeypatch: pytest.MonkeyPatch, counts: tuple[int, int, int]) -> Path:
+    """Write files of noise as CIFAR-10 has them, and have torchvision's check sums be those of these files."""
     datasets = vision()
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
+    folder = where / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
 
     def write(name: str, content: Any) -> list[str]:
@@ -356,12 +361,17 @@ def cifar(tmp_path, monkeypatch):
         return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
 
     def images(count: int) -> dict[str, Any]:
-        return {"data": generator.integers(0, 256, (count, 3072), np.uint8), "labels": list(range(count))}
+        return {
+            "data": generator.integers(0, 256, (count, 3072), np.uint8),
+            "labels": [index % 10 for index in range(count)],
+        }
 
     monkeypatch.setattr(
-        datasets.CIFAR10, "train_list", [write("data_batch_1", images(3)), write("data_batch_2", images(2))]
+        datasets.CIFAR10,
+        "train_list",
+        [write(f"data_batch_{part + 1}", images(count)) for part, count in enumerate(counts[:2])],
     )
-    monkeypatch.setattr(datasets.CIFAR10, "test_list", [write("test_batch", images(2))])
+    monkeypatch.setattr(datasets.CIFAR10, "test_list", [write("test_batch", images(counts[2]))])
     names = {"label_names": [f"class {i}" for i in range(10)]}
     meta = dict(zip(("filename", "md5"), write("batches.meta", names), strict=True), key="label_names")
     monkeypatch.setattr(datasets.CIFAR10, "meta", meta)

@@ -13,8 +13,16 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
+EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+
+
+def one_name(requirement: str) -> str:
+    """``torch`` of ``torch>=2.13``."""
+    return re.split(r"[<>=~!\[; ]", requirement)[0]
+
+
 def names_of(requirements: list[str]) -> set[str]:
-    return {re.split(r"[<>=~!\[; ]", text)[0].lower().replace("_", "-") for text in requirements}
+    return {one_name(text).lower().replace("_", "-") for text in requirements}
 
 
 NEEDED = names_of(PROJECT["dependencies"])
@@ -59,3 +67,15 @@ def test_constraints_name_a_version_of_each():
         for line in (ROOT / "constraints.txt").read_text().splitlines()
     }
     assert pinned >= NEEDED | EXTRA
+
+
+def test_the_table_in_the_docs_is_of_these():
+    text = (ROOT / "docs" / "dependencies.md").read_text()
+    always, extra, work = (
+        [row[1:].split("|") for row in part.splitlines() if row.startswith("| ") and not row.startswith("| package")]
+        for part in text.split("\n## ")[1:]
+    )
+    assert [row[0].strip() for row in always] == [one_name(text) for text in PROJECT["dependencies"]]
+    extras = {(one_name(text), name) for name, texts in EXTRAS.items() if name != "test" for text in texts}
+    assert {(row[0].strip(), row[1].strip(" `")) for row in extra} == extras
+    assert {name for row in work for name in row[0].strip().split(", ")} == {one_name(text) for text in EXTRAS["test"]}

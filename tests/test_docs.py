@@ -1,8 +1,144 @@
-"""What the docs say is so: pages that are made from the code are those that it makes."""
+"""What the README and the docs show runs: every block of Python and every command, in the order in which it is shown.
 
+Data that is not at hand is made here, an epoch stands for many, and small networks stand for large ones.
+"""
+
+import importlib
+import importlib.util
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from nce_fx.cli import app
 from tests import command_line_page
+from tests.test_data import cifar_folder, vision
+
+ROOT = Path(__file__).parent.parent
+BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+PAGES = {
+    str(path.relative_to(ROOT)): BLOCK.findall(path.read_text())
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+DOCTESTS = "docs/architecture.md"
+"""Its blocks are sessions, run by tests/test_floors.py."""
+SMALLER = {
+    r"--(retrain|epochs) \d+": r"--\1 1",
+    r"\bepochs=\d+": "epochs=1",
+    r"SearchRecipe\(epochs=1\)": "SearchRecipe(epochs=1, warmup_epochs=0)",
+    r"resnet(20|50)\b|resnet18 --model-args '{\"width\": 8}'": "resnet8",
+    r"1x3x224x224": "1x3x32x32",
+    r"torchvision\.models:resnet18": "torchvision.models:squeezenet1_1",
+    r" --open\b": "",
+}
+BEFORE = {
+    "docs/deploy.md": "nce-fx rewrite resnet8 --data digits --sensitivity sqnr --out nce-fx-out",
+    "docs/page.md": "nce-fx rewrite resnet8 --data digits --sensitivity sqnr --out result",
+}
+"""A command that a page takes for done."""
+SETTING = """
+import torch, nce_fx
+from nce_fx.data import load_data
+from nce_fx.models import MODELS
+data = load_data("digits")
+batches = data.batches(2, 64)
+gm = nce_fx.trace(MODELS["resnet8"](in_channels=1).eval(), (torch.randn(1, 1, 8, 8),))
+wide = nce_fx.resize(gm, {})
+"""
+"""The names that the parts of the README's program have, for the pages that show a part."""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with what the commands name: images, weights, modules of the user's own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "nets", raising=False)
+    vision()
+    cifar_folder(tmp_path / "DIR", monkeypatch, (16, 16, 16))
+    from torchvision.models import squeezenet1_1
+
+    torch.manual_seed(0)
+    save_file(squeezenet1_1().state_dict(), tmp_path / "r18.safetensors")
+    for page in ("docs/tutorial.md", "docs/passes.md"):
+        for _, text in PAGES[page]:
+            _write_module(text)
+            if "Image.fromarray" in text:
+                exec(compile(text, page, "exec"), {})
+    return tmp_path
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("page", [page for page, blocks in PAGES.items() if blocks and page != DOCTESTS])
+def test_what_a_page_shows_runs(page, folder, monkeypatch):
+    names: dict[str, Any] = {}
+    if page in ("docs/search.md", "docs/training.md"):
+        exec(SETTING, names)
+    if page in BEFORE:
+        _run(BEFORE[page])
+    if page == "README.md":
+        torch.save(importlib.import_module("nets").build().state_dict(), "net.pt")
+    for language, text in PAGES[page]:
+        for large, small in SMALLER.items():
+            text = re.sub(large, small, text)
+        if language == "python":
+            if page == "README.md":  # it saves a result of its own
+                (folder / "program").mkdir(exist_ok=True)
+                monkeypatch.chdir(folder / "program")
+            _write_module(text)
+            exec(compile(text, page, "exec"), names)
+        else:
+            for line in text.replace("\\\n", " ").splitlines():
+                _run(line)
+
+
+def _write_module(text: str) -> None:
+    """Write a block that says which file it is: ``# nets.py`` in its first line."""
+    if named := re.match(r"# (\w+\.py)\n", text):
+        Path(named[1]).write_text(text)
+
+
+def _run(line: str) -> None:
+    """Run a command that a page shows; of others, look whether there is what they name."""
+    words = shlex.split(line, comments=True)
+    match words:
+        case ["nce-fx", *arguments]:
+            done = CliRunner().invoke(app, arguments)
+            assert done.exit_code == 0, (line, done.stderr, done.exception)
+        case ["python", "-m", module, *_]:
+            assert importlib.util.find_spec(module), line
+        case ["make", target]:
+            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), line
+        case ["npm", *_] | ["pip", "install", *_] | ["pytest"] | ["git", "clone", *_] | ["cd", _] | []:
+            pass
+        case _:
+            raise AssertionError(f"{line!r}: a command that no test runs")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_measurement_that_a_page_names_is_there(page):
+    text = (ROOT / page).read_text()
+    for module in set(re.findall(r"python -m ((?:benchmarks|tests)[.\w]*)", text)):
+        assert importlib.util.find_spec(module), f"{page} names {module}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_a_page_links_to_is_there(page):
+    text = BLOCK.sub("", (ROOT / page).read_text())
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}"
 
 
 def test_the_reference_of_the_command_line_is_of_the_commands():
     """To make it anew: ``python -m tests.command_line_page``."""
     assert command_line_page.PAGE.read_text() == command_line_page.page()
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) < 200

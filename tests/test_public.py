@@ -123,12 +123,3 @@ def test_readme_commands_have_options_that_exist(command):
     for word in words:
         if word.startswith("--"):
             assert word.split("=")[0] in options, f"README shows {command!r}"
-
-
-def test_readme_python_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    script = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
-    names: dict[str, object] = {}
-    exec(compile(script, "README.md", "exec"), names)
-    assert "_weight_quant" in capsys.readouterr().out
-    assert (tmp_path / "result" / "plan.json").exists()

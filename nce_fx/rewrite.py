@@ -37,6 +37,7 @@ from nce_fx.quantities import Quantity
 from nce_fx.report.records import CostRecord, GroupRecord, LayerRecord, RewriteReport
 from nce_fx.tasks import LossLike
 from nce_fx.tracing import trace
+from nce_fx.trial import REGIONS, UNIFORM, Trial
 
 Batches = Iterable[Any]
 """Several batches in any form that `nce_fx.batches` reads."""
@@ -88,6 +89,7 @@ def rewrite(
     round_to: int = 1,
     capacity: float = 0.0,
     end_bits: str = "given",
+    trial: Trial | None = None,
     freeze: Iterable[str] = (),
     only: Iterable[str] = (),
     seed: int = 0,
@@ -119,6 +121,8 @@ def rewrite(
             `nce_fx.passes.planning.importance`.
         end_bits: "plan": the weights of the first and last layers have 2, 4 or 8 bits, chosen with the widths in the
             same budget, see `nce_fx.end_bits`. "given": what ``spec`` says.
+        trial: what the plan is tried with beside plans that move widths less far and the widths as they are, on held
+            out training data, see `nce_fx.trial`; the best is returned. Without it the plan is, and the report says so.
         freeze: name patterns of groups that keep their width.
         only: name patterns of the only groups that may change.
         seed: of everything random.
@@ -148,7 +152,7 @@ def rewrite(
     limits: dict[str, Any] = {"min_width": min_width, "max_width": max_width, "round_to": round_to}
     limits |= {"capacity": capacity, "freeze": tuple(freeze), "only": tuple(only)}
     about = {"seed": seed, **(source or {})}
-    planned = analyses
+    planned, asked_spec = analyses, spec
     if end_bits == "plan":
         (observe or _silent)("plan the bits of the ends")
         ends = with_planned_ends(analyses, budget, spec, batches, metric, limits, loss)
@@ -157,24 +161,49 @@ def rewrite(
     elif end_bits != "given":
         raise InputError(f"end_bits={end_bits!r}: give one of {', '.join(WAYS)}")
 
-    def planning(reserve: Reserve) -> WidthPlan:
-        asked = budget_at(planned.cost, analyses.cost, budget)
-        found = plan_analyzed(planned, asked, reserve, source=about, observe=observe, **limits)
-        return replace(found, source={**found.source, "budget": budget.as_mapping()})
+    building = partial(build, analyses.graph_module, batches=batches, seed=seed, observe=observe, between=between)
 
-    building = partial(
-        build,
-        analyses.graph_module,
-        spec=spec,
-        batches=batches,
-        uniform=planned.uniform,
-        seed=seed,
-        observe=observe,
-        between=between,
-    )
-    plan, rewritten = plan_and_build(planning, building, budget, analyses.cost)
+    def within(least: float, most: float) -> tuple[WidthPlan, GraphModule]:
+        region = limits | {"min_width": max(least, min_width), "max_width": min(most, max_width)}
+
+        def planning(reserve: Reserve) -> WidthPlan:
+            asked = budget_at(planned.cost, analyses.cost, budget)
+            found = plan_analyzed(planned, asked, reserve, source=about, observe=observe, **region)
+            return replace(found, source={**found.source, "budget": budget.as_mapping()})
+
+        return plan_and_build(planning, partial(building, spec=spec, uniform=planned.uniform), budget, analyses.cost)
+
+    plan, rewritten = within(min_width, max_width)
+    tried, untried = None, "no training data and recipe to try it with"
+    if trial is not None:
+        before = analyses.cost.total.by_quantity
+        dear = any(before[name] > limit for name, limit in budget.limits(before).items())
+        untried = "they cost more than the budget" if dear else trial.why_not() if plan.changed else "nothing changes"
+    if trial is not None and not untried:
+        # What is safe comes first: a plan has to be better.
+        same = unchanged(plan, analyses.cost)
+        candidates = {UNIFORM: (same, building(same, spec=asked_spec, uniform=analyses.uniform))}
+        candidates[f"{min_width:g}x to {max_width:g}x"] = plan, rewritten
+        for least, most in REGIONS[: trial.most - 2]:
+            other = within(least, most)
+            if other[0].changed and all(dict(other[0].widths) != dict(c[0].widths) for c in candidates.values()):
+                candidates[f"{least:g}x to {most:g}x"] = other
+        (observe or _silent)("try plans")
+        tried = trial.decide(analyses.graph_module, {name: gm for name, (_, gm) in candidates.items()})
+        plan, rewritten = candidates[tried.chosen]
+        if tried.chosen == UNIFORM:
+            planned, spec = analyses, asked_spec
     report = report_of(replace(analyses, sensitivity=planned.sensitivity), plan, spec, rewritten)
+    report = report.model_copy(update={"trial": tried, "untried": untried})
     return RewriteResult(rewritten, plan, report, analyses.graph_module, analyses.uniform)
+
+
+def unchanged(plan: WidthPlan, cost: CostReport) -> WidthPlan:
+    """Return the plan that leaves all widths as they are, saying what it was held against."""
+    source = {name: value for name, value in plan.source.items() if name not in ("end_bits", "bound", "gap", "noise")}
+    source |= {"objective": plan.source["noise_before"], "kept": "a trial found nothing better"}
+    source["cost"] = {name: cost.total.by_quantity[name] for name in plan.source["cost"]}
+    return replace(plan, widths=dict(plan.original), source=source)
 
 
 def with_planned_ends(

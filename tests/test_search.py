@@ -13,6 +13,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 import nce_fx
+from nce_fx.data.data_split import split_data
 from nce_fx.errors import BudgetError, InputError
 from nce_fx.models import MODELS
 from nce_fx.passes.analysis.channels.plan_check import check_plan
@@ -27,7 +28,6 @@ from nce_fx.passes.transform.widths import (
 from nce_fx.search import SearchRecipe, search
 from nce_fx.search.budget_loss import costs_of
 from nce_fx.search.candidates import first_candidates
-from nce_fx.search.data_split import split_data
 from nce_fx.search.expansion import grow, of_kind
 from nce_fx.search.expected_cost import expected_cost
 from nce_fx.search.outcome import plan_from

@@ -45,6 +45,16 @@ class Rewrite(
             help="Plan along a range of budgets, draw the Pareto front, rewrite nothing.",
         ),
     ] = None
+    trial: Annotated[
+        bool,
+        typer.Option(
+            "--trial/--no-trial",
+            help="Before --retrain: try the plan, nearer ones and the widths as they are on held out training data.",
+        ),
+    ] = True
+    trial_share: Annotated[
+        float, typer.Option("--trial-share", help="What all trials may cost, of the retraining of one network.")
+    ] = 0.25
     verify_each: options.VerifyEach = False
     print_after: options.PrintAfter = None
     out: options.Out = Path("nce-fx-out")

@@ -39,6 +39,7 @@ from nce_fx.training.log import write_epochs
 from nce_fx.training.recipe import usual_float_epochs
 from nce_fx.training.result import EpochRecord
 from nce_fx.training.scratch import from_scratch
+from nce_fx.trial import Trial
 
 SWEEP = ("sweep.csv", "sweep.svg")
 
@@ -82,6 +83,10 @@ def run(job: Rewrite) -> None:
     if ratios is not None:
         run_sweep(job, model, example, batches, spec, hardware, ratios, terminal)
         return
+    trial = None
+    if data is not None and job.retrain and job.trial and not job.dry_run:
+        can_teach = not _at_chance(evaluate(model, data, loss=task.loss, metric=task.metric), data, task)
+        trial = Trial(data, recipe, job.trial_share, task.loss, can_teach)
     with terminal.steps() as steps:
         result = rewrite(
             model,
@@ -94,6 +99,7 @@ def run(job: Rewrite) -> None:
             hardware=hardware,
             **job.limits,
             end_bits=job.end_bits,
+            trial=trial,
             seed=job.seed,
             source={} if data is None else {"data": data.name},
             observe=steps,
@@ -297,6 +303,8 @@ def present(report: RewriteReport, plan: WidthPlan, gm: GraphModule, terminal: T
     terminal.show(tables.sensitivity_table(report))
     terminal.show(tables.plan_table(report, plan))
     terminal.show(tables.cost_table(report))
+    if report.trial is not None:
+        terminal.show(tables.trial_table(report.trial))
     if terminal.verbose:
         terminal.show(tables.graph_table(gm))
     else:

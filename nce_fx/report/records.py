@@ -64,6 +64,28 @@ class LayerRecord(Record):
     activation: float
 
 
+class TrialRow(Record):
+    """One candidate of a trial."""
+
+    candidate: str
+    """``the widths as they are``, or how far widths move: ``0.67x to 1.5x``."""
+    loss: float
+    """On the part of the training split that was held out, after the trial."""
+
+
+class TrialRecord(Record):
+    """Plans and the widths as they are, trained briefly to decide between them."""
+
+    rows: tuple[TrialRow, ...]
+    chosen: str
+    epochs: int
+    """Of each candidate."""
+    share: float
+    """What all of them may cost, of the retraining."""
+    held_out: int
+    """Samples of the training split that the losses are of."""
+
+
 class RewriteReport(Record):
     """What the compiler found and decided."""
 
@@ -80,6 +102,9 @@ class RewriteReport(Record):
     layers: tuple[LayerRecord, ...]
     end_bits: dict[str, int] = {}
     """Layer -> bits of its weight, of first and last layers whose bits were planned."""
+    trial: TrialRecord | None = None
+    untried: str = ""
+    """Why the plan was not tried beside the widths as they are."""
 
     @property
     def widened(self) -> int:

@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 from nce_fx.plan import WidthPlan
 from nce_fx.quantities import known_quantities, title_of
 from nce_fx.quantizers import Quantizer
-from nce_fx.report.records import Comparison, GroupRecord, ResultRow, RewriteReport
+from nce_fx.report.records import Comparison, GroupRecord, ResultRow, RewriteReport, TrialRecord
 from nce_fx.tasks.metrics import shown_value
 
 if TYPE_CHECKING:
@@ -87,6 +87,8 @@ def plan_table(report: RewriteReport, plan: WidthPlan) -> Table:
     if report.end_bits:
         ends = ", ".join(f"{name} {bits} bits" for name, bits in report.end_bits.items())
         says.append(f"weights of the ends: {ends}")
+    if report.untried and plan.changed:
+        says.append(f"not tried beside the widths as they are: {report.untried}")
     table.caption = "; ".join(says)
     table.add_column("group")
     table.add_column("layers")
@@ -100,6 +102,17 @@ def plan_table(report: RewriteReport, plan: WidthPlan) -> Table:
         score = "-" if group.sensitivity is None else f"{group.sensitivity:.3g}"
         after = Text(str(group.after), style=style)
         table.add_row(group.id, named(group), score, str(group.before), after, Text(ratio, style=style))
+    return table
+
+
+def trial_table(trial: TrialRecord) -> Table:
+    """Return the candidates of a trial, the one that was chosen marked."""
+    title = f"Tried: {trial.epochs} epochs each, the loss on {thousands(trial.held_out)} training samples held out"
+    table = Table(title=title, title_justify="left")
+    for column in ("widths", "loss", ""):
+        table.add_column(column, justify="right" if column == "loss" else "left")
+    for row in trial.rows:
+        table.add_row(row.candidate, f"{row.loss:.4f}", "chosen" if row.candidate == trial.chosen else "")
     return table
 
 

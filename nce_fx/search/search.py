@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch.fx import GraphModule
 
+from nce_fx.data.data_split import split_data
 from nce_fx.data.loaders import CALIBRATION_BATCHES, CALIBRATION_SIZE, Data
 from nce_fx.errors import InputError
 from nce_fx.files import write_whole
@@ -25,7 +26,6 @@ from nce_fx.pipeline import Given, Pipeline
 from nce_fx.plan import WidthPlan
 from nce_fx.quantities import Quantity
 from nce_fx.search.candidates import first_candidates
-from nce_fx.search.data_split import split_data
 from nce_fx.search.expansion import quantizing
 from nce_fx.search.outcome import plan_from
 from nce_fx.search.search_log import SearchLog

@@ -1,7 +1,7 @@
-"""The training data split in two: weights learn from one half, widths from the other.
+"""The training data split in two: weights learn from one part, widths are chosen by the other.
 
-Which sample is in which half is a function of the seed, and stays for the whole search. Data that comes as batches of
-the user's own is halved batch by batch.
+Which sample is in which part is a function of the seed, and stays. Data that comes as batches of the user's own is
+halved batch by batch.
 """
 
 from __future__ import annotations
@@ -65,6 +65,21 @@ def split_data(data: Data, seed: int) -> tuple[Data, Data]:
     order = order_of(len(data.train), seed_of(seed, _HALVING), 0)
     middle = len(order) // 2
     return _part(data, data.train, order[:middle]), _part(data, data.train, order[middle:])
+
+
+def held_out(data: Data, share: float, seed: int) -> tuple[Data, Data] | None:
+    """Return the data without a share of its training split, and that share; each with the share as its test split.
+
+    ``None`` where the training split comes as batches of the user's own, or is too short for both.
+    """
+    if not isinstance(data.train, BatchDataset):
+        return None
+    order = order_of(len(data.train), seed_of(seed, _HALVING), 0)
+    border = round(share * len(order))
+    if not 0 < border < len(order):
+        return None
+    kept, held = _part(data, data.train, order[border:]), _part(data, data.train, order[:border])
+    return replace(kept, test=held.train), replace(held, test=held.train)
 
 
 def _part(data: Data, train: BatchDataset, indices: Sequence[int]) -> Data:

@@ -1,0 +1,112 @@
+"""Do no harm: whether a plan is better than the widths as they are is tried, briefly, before anything is retrained.
+
+Candidates are the plan, plans that move widths less far, and the widths as they are. Each is trained by a short form of
+the recipe (half of it in float, as every network whose widths changed) on a part of the training split, distilled from
+the float network, and measured by the loss on the rest of it; the test split is not looked at. Together the trials cost
+no more than a stated share of the retraining. Where no plan is better, the widths stay.
+
+The float network has seen what is held out, and so has whoever starts from its weights: all candidates alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch.fx import GraphModule
+
+from nce_fx.data import Data
+from nce_fx.data.data_split import held_out
+from nce_fx.errors import InputError
+from nce_fx.report.records import TrialRecord, TrialRow
+from nce_fx.tasks import LossLike, Task
+from nce_fx.training import Recipe, StepReport, train
+from nce_fx.training.recipe import usual_float_epochs
+
+Watch = Callable[[str], AbstractContextManager[Callable[[StepReport], None] | None]]
+
+UNIFORM = "the widths as they are"
+REGIONS = ((0.67, 1.5), (0.8, 1.25))
+"""How far widths move in plans that are tried beside the first, as ratios of their own."""
+_HELD_OUT = 0.2
+_LEAST = 2
+"""Epochs of a trial: one in float, one at low precision."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What plans are tried with."""
+
+    data: Data
+    recipe: Recipe
+    """Of the retraining that follows."""
+    share: float = 0.25
+    """What all trials together may cost, of the retraining of one network."""
+    loss: LossLike = None
+    distill: bool = True
+    """Whether the float network can teach."""
+    watch: Watch | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a share that is none.
+
+        Raises:
+            InputError: it is not above 0, or above 1.
+        """
+        if not 0 < self.share <= 1:
+            raise InputError(f"trial: a share of {self.share} of the retraining: give one above 0, up to 1")
+
+    def epochs(self, candidates: int) -> int:
+        """Return the epochs that each of so many candidates may be trained for; 0 where they are too few to tell."""
+        found = int(self.share * self.recipe.epochs / ((1 - _HELD_OUT) * candidates) + 1e-9)
+        return found if found >= _LEAST else 0
+
+    @property
+    def most(self) -> int:
+        """How many candidates the share allows, with the widths as they are; fewer than 2 can decide nothing."""
+        return max((n for n in range(2, len(REGIONS) + 3) if self.epochs(n)), default=0)
+
+    def why_not(self) -> str:
+        """Return why nothing can be tried; nothing where it can."""
+        if held_out(self.data, _HELD_OUT, self.recipe.seed) is None:
+            return f"the training split of {self.data.name} cannot be parted"
+        if not self.most:
+            return f"{self.share:g} of {self.recipe.epochs} epochs is too little to try plans in"
+        return ""
+
+    def decide(self, teacher: GraphModule, candidates: Mapping[str, GraphModule]) -> TrialRecord:
+        """Train every candidate briefly and say which is the best; the first of equals, so put what is safe first."""
+        parts = held_out(self.data, _HELD_OUT, self.recipe.seed)
+        if parts is None:
+            raise InputError(f"trial: {self.why_not()}")
+        data, epochs, task = parts[0], self.epochs(len(candidates)), Task.of(self.loss)
+        # Half in float, whatever the share of it in the recipe; what starts late in a long run has no time here.
+        recipe = replace(
+            self.recipe,
+            epochs=epochs,
+            float_epochs=usual_float_epochs(epochs) if self.recipe.float_epochs else 0,
+            bits=(),
+            evaluate_every=0,
+        )
+
+        def loss(output: Any, target: Any) -> float:
+            return float(task.loss(output, target))
+
+        rows = []
+        for name, network in candidates.items():
+            with (self.watch or (lambda _: nullcontext()))(f"trial: {name}") as progress:
+                result = train(
+                    network,
+                    data,
+                    recipe,
+                    teacher=teacher if self.distill else None,
+                    loss=task.loss,
+                    metric=loss,
+                    progress=progress or False,
+                )
+            rows.append(TrialRow(candidate=name, loss=result.score))
+        best = min(rows, key=lambda row: row.loss)
+        samples = len(parts[1].train)
+        return TrialRecord(rows=tuple(rows), chosen=best.candidate, epochs=epochs, share=self.share, held_out=samples)

@@ -1,0 +1,137 @@
+"""Do no harm: plans are tried beside the widths as they are, on training data, within a share of the retraining."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import nce_fx
+from nce_fx.data import load_data
+from nce_fx.data.data_split import held_out
+from nce_fx.errors import InputError
+from nce_fx.models import MODELS
+from nce_fx.training import Recipe
+from nce_fx.trial import REGIONS, UNIFORM, Trial
+
+RECIPE = Recipe(epochs=26, float_epochs=13, batch_size=200)
+EXAMPLE = (torch.zeros(2, 1, 8, 8),)
+
+
+@pytest.fixture(scope="module")
+def data() -> Any:
+    return load_data("digits")
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return MODELS["resnet8"](num_classes=10, in_channels=1, width=4).eval()
+
+
+@pytest.fixture
+def trained(monkeypatch) -> list[tuple[int, int, Any]]:
+    """What trials train: (parameters, samples, recipe); the loss that each is said to have ended with is its turn's."""
+    calls: list[tuple[int, int, Any]] = []
+
+    def train(network: Any, part: Any, recipe: Recipe, **options: Any) -> Any:
+        calls.append((sum(p.numel() for p in network.parameters()), part, recipe))
+        return type("Result", (), {"score": LOSSES[len(calls) - 1]})
+
+    monkeypatch.setattr("nce_fx.trial.train", train)
+    return calls
+
+
+LOSSES: list[float] = []
+
+
+def rewritten(model: nn.Module, data: Any, losses: list[float], **options: Any) -> Any:
+    LOSSES[:] = losses
+    return nce_fx.rewrite(model, EXAMPLE, batches=data.batches(1, 64), **options)
+
+
+@pytest.mark.parametrize("best", [0, 1, 2])
+def test_the_best_on_held_out_data_is_returned_and_the_report_says_what_was_tried(model, data, trained, best):
+    losses = [1.0, 1.0, 1.0, 1.0]
+    losses[best] = 0.5
+    result = rewritten(model, data, losses, trial=Trial(data, RECIPE))
+    tried = result.report.trial
+    assert tried is not None
+    assert [row.candidate for row in tried.rows][:2] == [UNIFORM, "0.25x to 2x"]
+    assert tried.chosen == tried.rows[best].candidate
+    ratios = [group.after / group.before for group in result.report.groups if group.before]
+    if best == 0:
+        assert not result.plan.changed
+        assert result.plan.source["kept"]
+        assert result.report.rewritten == result.report.original
+        assert result.plan.predicted_noise == 1.0
+    else:
+        assert result.plan.changed
+        least, most = [(0.25, 2.0), *REGIONS][best - 1]
+        assert least <= min(ratios) <= max(ratios) <= most
+    x = torch.randn(3, 1, 8, 8)
+    again = nce_fx.quantize(nce_fx.resize(result.original, result.plan.widths), nce_fx.QuantSpec())
+    assert result.graph_module(x).shape == again(x).shape
+    assert {name: p.shape for name, p in result.graph_module.named_parameters()} == {
+        name: p.shape for name, p in again.named_parameters()
+    }
+
+
+def test_equals_keep_the_widths_as_they_are(model, data, trained):
+    assert rewritten(model, data, [1.0] * 4, trial=Trial(data, RECIPE)).report.trial.chosen == UNIFORM
+
+
+def test_trials_stay_within_their_share_and_off_the_test_data(model, data, trained):
+    report = rewritten(model, data, [1.0] * 4, trial=Trial(data, RECIPE)).report
+    whole, seen = len(data.train), 0
+    for _, part, recipe in trained:
+        assert recipe.float_epochs == recipe.epochs // 2 > 0
+        seen += recipe.epochs * len(part.train)
+        assert len(part.test) == report.trial.held_out
+        assert len(part.train) + len(part.test) == whole
+    assert len(trained) == len(report.trial.rows) >= 3
+    assert seen <= 0.25 * RECIPE.epochs * whole
+    # What decides is training data that the trial did not train on.
+    parts: Any = held_out(data, 0.2, 0)
+    rows = [{tuple(image.flatten().tolist()) for image in part.train.__getitems__(range(len(part.train)))[0]}
+            for part in parts]  # fmt: skip
+    assert len(rows[0] | rows[1]) == len(rows[0]) + len(rows[1])
+    every = {tuple(image.flatten().tolist()) for image in data.train.__getitems__(range(whole))[0]}
+    assert rows[0] | rows[1] == every
+
+
+def test_where_nothing_can_be_tried_the_report_says_why(model, data, trained):
+    def said(**options: Any) -> str:
+        return str(rewritten(model, data, [], **options).report.untried)
+
+    assert said() == "no training data and recipe to try it with"
+    assert said(trial=Trial(data, replace(RECIPE, epochs=6, float_epochs=3))) == (
+        "0.25 of 6 epochs is too little to try plans in"
+    )
+    assert said(trial=Trial(data, RECIPE), budget=nce_fx.Budget(macs=0.8)) == "they cost more than the budget"
+    loaders = replace(data, train=[data.train.__getitems__(range(9))], augmented=None)
+    assert said(trial=Trial(loaders, RECIPE)) == "the training split of digits cannot be parted"
+    assert not trained
+    with pytest.raises(InputError, match="trial: a share of 0 of the retraining"):
+        Trial(data, RECIPE, share=0)
+
+
+def test_fewer_epochs_try_fewer_plans(data):
+    allowed = {epochs: Trial(data, Recipe(epochs=epochs)).most for epochs in (12, 13, 20, 26, 100)}
+    assert allowed == {12: 0, 13: 2, 20: 3, 26: 4, 100: 4}
+    for epochs, most in allowed.items():
+        if most:
+            assert most * Trial(data, Recipe(epochs=epochs)).epochs(most) * 0.8 <= 0.25 * epochs + 1e-9
+
+
+def test_a_trial_trains_and_measures(model, data):
+    """For real, with the shortest that there is: two epochs of two candidates."""
+    recipe = Recipe(epochs=13, float_epochs=6, batch_size=400)
+    result: Any = nce_fx.rewrite(model, EXAMPLE, batches=data.batches(1, 64), trial=Trial(data, recipe))
+    rows = result.report.trial.rows
+    assert len(rows) == 2
+    assert all(1 < row.loss < 4 for row in rows)
+    assert result.report.trial.chosen == min(rows, key=lambda row: row.loss).candidate
+    again = nce_fx.rewrite(model, EXAMPLE, batches=data.batches(1, 64), trial=Trial(data, recipe))
+    assert again.report.trial == result.report.trial

@@ -123,7 +123,7 @@ def test_ranges_of_the_sensitivity_pass_are_those_of_a_pass_of_their_own(metric,
 
 def test_a_rewrite_runs_over_the_data_once(monkeypatch):
     # What would run a pass for calibration alone.
-    monkeypatch.setattr(sys.modules["nce_fx.passes.transform.quantize.calibrate"], "_Observer", None)
+    monkeypatch.setattr(sys.modules["nce_fx.passes.transform.quantize.calibrate"]._Observer, "run", None)
     result = nce_fx.rewrite(net(), example(), batches=batches())
     clips = {name: value for name, value in result.graph_module.state_dict().items() if name.endswith(".clip")}
     assert clips.keys() == {name for name in result.uniform.state_dict() if name.endswith(".clip")}

@@ -32,7 +32,7 @@ _PLACES = 2 ** (62 - _PLACE)
 
 
 def bare(label: Any) -> Any:
-    """Return ids and copies without the places, of a label or an array."""
+    """Return the ids and copy numbers in a label or an array, without the places within them."""
     return label & (2**_PLACE - 1)
 
 
@@ -41,13 +41,13 @@ def placed(label: Any) -> bool:
     return 0 not in label.shape and int(label.max()) >> _PLACE != 0
 
 
-def lies(label: torch.Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
-    """Return where a label lies in memory: labels are never written to, so those that lie alike are equal."""
+def memory_key(label: torch.Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
+    """Return address, shape and strides of a label; labels with the same three are equal, since none is written to."""
     return label.data_ptr(), label.shape, label.stride()
 
 
 def at_places(label: torch.Tensor, places: torch.Tensor, count: int) -> torch.Tensor:
-    """Return a label whose entries are at these places (of so many) within where they were before."""
+    """Return a label with a place added to each entry: which of ``count`` parts of its channel it is."""
     before = label >> _PLACE
     result: torch.Tensor = bare(label) + ((before * count + places) % _PLACES << _PLACE)
     return result
@@ -66,7 +66,7 @@ def along(line: torch.Tensor, axis: int, shape: Sequence[int]) -> Label:
 
 
 def core(label: Label) -> torch.Tensor:
-    """Return the label with every axis along which it is constant by construction cropped to size 1."""
+    """Return a label with each axis of stride 0 cut to size 1: (1, 4, 1, 1) of the (2, 4, 8, 8) of an image."""
     if label.numel() == 0:
         return label
     sizes = [1 if stride == 0 else size for size, stride in zip(label.shape, label.stride(), strict=True)]
@@ -105,7 +105,7 @@ def resized(label: Label, shape: Sequence[int]) -> Label:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a view does with the axes of a label."""
+    """The axes of a label that a view is made of: which are laid out in memory, and along which of them ids differ."""
 
     moving: frozenset[int]
     """Those that are laid out in memory."""
@@ -180,7 +180,7 @@ def _folded(label: Label, small: torch.Tensor, named: frozenset[int]) -> torch.T
 
 
 def ranks(keys: Ids) -> Ids:
-    """Return for each entry how many equal entries stand before it."""
+    """Return for each entry how many equal entries stand before it: ``[0, 0, 1]`` for ``[5, 7, 5]``."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])

@@ -15,7 +15,7 @@ import torch
 from torch.fx import Node
 
 from nce_fx.errors import where
-from nce_fx.ids.labels import Ids, Label, Layout, core, lies, varies
+from nce_fx.ids.labels import Ids, Label, Layout, core, memory_key, varies
 from nce_fx.ids.space import IdSpace, Tensors
 
 _ASIDE = 1000
@@ -238,7 +238,7 @@ class RuleInterface(ABC):
         return axes
 
     def _channel_axes(self, label: Label) -> tuple[int, ...]:
-        key = lies(label)
+        key = memory_key(label)
         if key not in self._axes:
             # What was looked at is kept, or another label could come to lie in its place.
             self._axes[key] = self._find_channel_axes(label), label

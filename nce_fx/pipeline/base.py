@@ -39,7 +39,7 @@ Property = Callable[[GraphModule], None]
 
 @dataclass(frozen=True)
 class Given:
-    """What passes may look at beside the graph. It sets values, such as ranges, never what nodes there are."""
+    """What a pass is given beside the graph, such as ``Given(batches)``: for values, never for nodes."""
 
     batches: Iterable[Any] | None = None
     """In any form that `nce_fx.batches` reads."""

@@ -50,7 +50,7 @@ class Step:
 
 @dataclass(frozen=True)
 class History:
-    """How a graph was traced, and the steps since."""
+    """How a graph was traced, and the passes since, such as ``Step("resize", ...), Step("quantize", ...)``."""
 
     graph: str
     """Fingerprint of the graph as traced."""

@@ -45,7 +45,7 @@ _SPREADS = tuple(k / 10 for k in range(1, 13))
 
 
 class DorefaWeight(WeightQuantizer):
-    """Weights: (any shape) -> (the same shape), on levels from -1 to 1."""
+    """Weights drawn through tanh onto even levels from -1 to 1, such as ``-1, -1/3, 1/3, 1``: any shape."""
 
     gain: Tensor
     factor: Tensor
@@ -139,7 +139,7 @@ class DorefaWeight(WeightQuantizer):
 
 
 class DorefaActivation(ActivationQuantizer):
-    """Activations: (any shape) -> (the same shape), on levels from 0 (or -1) to 1."""
+    """Activations clipped to 0 (or -1) to 1, on even levels such as ``0, 1/3, 2/3, 1``: any shape."""
 
     def scale(self, x: Tensor) -> Tensor:
         """Return the distance between two levels; 0-dimensional."""

@@ -46,7 +46,7 @@ def share(count: int, grid: Grid) -> float:
 
 
 class LsqWeight(WeightQuantizer):
-    """Weights: (any shape) -> (the same shape), one learned step a tensor."""
+    """Weights on whole multiples of a learned step, such as ``-2s, -s, 0, s`` at 2 bits: any shape."""
 
     positive = ("step",)
 
@@ -80,7 +80,10 @@ class LsqWeight(WeightQuantizer):
 
 
 class LsqActivation(ActivationQuantizer):
-    """Activations: (N, any shape) -> (the same shape), one learned step a tensor. Calibration starts the step."""
+    """Activations on whole multiples of a learned step, such as ``0, s, 2s, 3s`` at 2 bits: (N, any shape).
+
+    Calibration starts the step; there is one a tensor.
+    """
 
     positive = ("step",)
 

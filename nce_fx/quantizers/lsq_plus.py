@@ -32,7 +32,7 @@ _TRIED = 17
 
 
 class LsqPlus(ActivationQuantizer):
-    """Activations: (N, any shape) -> (the same shape), one learned step and offset a tensor."""
+    """Activations on whole multiples of a learned step, moved by a learned offset: (N, any shape)."""
 
     positive = ("step",)
 

@@ -24,7 +24,7 @@ RANGE = 8.0
 
 
 class MinMaxWeight(WeightQuantizer):
-    """Weights: (any shape) -> (the same shape), one scale and zero point per index of ``channel_axis``."""
+    """Weights on even levels from the least to the greatest of each output channel, zero among them: any shape."""
 
     def __init__(self, bits: int, channel_axis: int = 0) -> None:
         super().__init__(bits)
@@ -66,7 +66,7 @@ class MinMaxWeight(WeightQuantizer):
 
 
 class MinMaxActivation(ActivationQuantizer):
-    """Activations: (any shape) -> (the same shape), one range a tensor, fixed after calibration."""
+    """Activations on even levels from the least to the greatest value of the calibration: any shape."""
 
     step: Tensor
     zero: Tensor

@@ -35,7 +35,7 @@ _FEW = 15
 
 
 class N2uq(ActivationQuantizer):
-    """Activations: (N, any shape) -> (the same shape), the same learned thresholds for all of a tensor."""
+    """Activations on even levels, with learned thresholds between them, one set a tensor: (N, any shape)."""
 
     positive = ("step", "lengths")
 

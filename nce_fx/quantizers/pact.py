@@ -34,7 +34,10 @@ CLIP = 8.0
 
 
 class Pact(ActivationQuantizer):
-    """Activations: (any shape) -> (the same shape). Calibration starts the clip where the squared error is least."""
+    """Activations clipped at a learned level c, on even levels such as ``0, c/3, 2c/3, c`` at 2 bits: any shape.
+
+    Calibration starts the clip where the squared error is least.
+    """
 
     positive = ("clip",)
 

@@ -36,7 +36,7 @@ COEFFICIENTS = {
 
 
 class Sawb(WeightQuantizer):
-    """Weights: (any shape) -> (the same shape), one scale a tensor."""
+    """Weights on even levels that two of their moments set, such as ``-a, -a/3, a/3, a`` at 2 bits: any shape."""
 
     def __init__(self, bits: int, channel_axis: int = 0) -> None:
         super().__init__(bits)

@@ -24,7 +24,7 @@ from nce_fx.quantizers.sawb import Sawb
 
 
 class Seq(WeightQuantizer):
-    """Weights: (any shape) -> (the same shape), one learned scale a tensor."""
+    """Weights on the levels of SAWB, such as ``-a, -a/3, a/3, a`` at 2 bits, at a learned scale: any shape."""
 
     positive = ("alpha",)
 

@@ -18,7 +18,7 @@ from nce_fx.quantizers.rounding import PassRound
 
 
 class StatsQ(WeightQuantizer):
-    """Weights: (any shape) -> (the same shape), one scale per index of ``channel_axis``."""
+    """Weights on even levels, as far apart as the mean magnitude of each output channel says: any shape."""
 
     def __init__(self, bits: int, channel_axis: int = 0) -> None:
         super().__init__(bits)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch.fx import GraphModule, Node
 
-from nce_fx.ids.labels import FIRST_ID, Ids, bare, lies, line_of, varies
+from nce_fx.ids.labels import FIRST_ID, Ids, bare, line_of, memory_key, varies
 from nce_fx.ids.space import ParameterAxis
 from nce_fx.ids.value import ChannelTensor
 from nce_fx.passes.analysis.channels.cache import Facts, keep_analysis, known_analysis
@@ -177,14 +177,14 @@ class _Axes:
         """Return the width of an axis of this size, whose channels are those of the line; many axes have one line."""
         if line is None or size == new or not line.numel():
             return AxisWidth(size)
-        key = (*lies(line), size)
+        key = (*memory_key(line), size)
         if key not in self._known:
             self._known[key] = self._width(line, size)
         return self._known[key]
 
     def of_value(self, old: ChannelTensor, new: ChannelTensor) -> tuple[AxisWidth, ...]:
         """Return the width of each axis of a value with one label."""
-        key = (*lies(old.labels[0]), new.shape)
+        key = (*memory_key(old.labels[0]), new.shape)
         if key not in self._values:
             self._values[key] = tuple(
                 AxisWidth(size) if size == new.shape[k] else self.width(_line(old, k), size, new.shape[k])

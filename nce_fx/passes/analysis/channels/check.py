@@ -37,7 +37,7 @@ from nce_fx.passes.analysis.channels.tie import Answer, Meeting, Tie
 
 
 class Relayout(Exception):
-    """A parameter's axis must take the order in which its channels arrive; the run starts again with it."""
+    """The channels of a parameter's axis arrive in another order; the run is made again with that order."""
 
     def __init__(self, axis: ParameterAxis, index: Ids, copies: Ids) -> None:
         super().__init__(f"{axis} follows another order")
@@ -45,11 +45,11 @@ class Relayout(Exception):
 
 
 class AstrayError(RuntimeError):
-    """A rule goes another way than in the first run: what was decided there is not what it asks now."""
+    """A rule asks something at the new widths that it did not ask in the first run, so no decision answers it."""
 
 
 class Check(ChannelInterpreter):
-    """Runs the rules at new widths; ``edits`` is what a resize has to do."""
+    """The second run: the rules at new widths, held against the first run; ``edits`` is what a resize has to do."""
 
     def __init__(
         self,

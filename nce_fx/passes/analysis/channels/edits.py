@@ -16,7 +16,7 @@ from nce_fx.passes.analysis.channels.product_shares import Shares
 
 @dataclass(frozen=True)
 class Gather:
-    """Which old entries an axis of a parameter takes, and by how many copies each is divided."""
+    """The old entry of each new entry of an axis, such as ``[0, 0, 1]``, and the number of copies it is divided by."""
 
     index: Ids
     copies: Ids

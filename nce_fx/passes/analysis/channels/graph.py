@@ -34,7 +34,7 @@ class AxisWidth:
 
 @dataclass(frozen=True)
 class ChannelPart:
-    """Channels that live on the same axes in the same way."""
+    """Channels on the same parameter axes, such as the 16 of ``conv1`` and ``bn1``, each with one position there."""
 
     group: str
     width: int
@@ -48,7 +48,7 @@ class ChannelPart:
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Producers whose output channels must change together."""
+    """Layers whose output channels must change together, such as ``stem`` and ``back`` in ``x + back(y)``."""
 
     id: str
     width: int

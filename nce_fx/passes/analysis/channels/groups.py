@@ -16,14 +16,14 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from nce_fx.errors import where
-from nce_fx.ids.labels import FIRST_ID, Ids, lies
+from nce_fx.ids.labels import FIRST_ID, Ids, memory_key
 from nce_fx.ids.space import ParameterAxis, Pin
 from nce_fx.passes.analysis.channels.tie import Tie
 
 
 @dataclass(frozen=True)
 class Part:
-    """Classes that live on the same axes in the same way."""
+    """Classes of tied channels on the same parameter axes, with as many positions on each: one, or a block."""
 
     classes: Ids
     axes: Mapping[ParameterAxis, int]
@@ -33,7 +33,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Group:
-    """Parts that share producer axes; ``axis`` is the producer axis whose length is the group's width."""
+    """Parts on the same producer axes, such as ``("stem.weight", 0)``; the group's width is the length of ``axis``."""
 
     axis: ParameterAxis
     width: int
@@ -133,7 +133,7 @@ def _readers(
     sizes = np.bincount(owner[owner >= 0], minlength=len(group_of))
     result: dict[int, dict[ParameterAxis, tuple[Ids, Ids]]] = {}
     # Norms and activations have many parameters that follow one line: one of them says it.
-    first_of = {lies(line): axis for axis, line in reversed(tie.axis_lines.items()) if axis not in members}
+    first_of = {memory_key(line): axis for axis, line in reversed(tie.axis_lines.items()) if axis not in members}
     lines = {axis: tie.axis_lines[axis].numpy() for axis in reversed(first_of.values())}
     # A piece cut out of an axis counts as read: at least one of its channels must stay.
     lines.update({("a piece", k): ids for k, ids in enumerate(tie.pieces.values())})

@@ -21,8 +21,8 @@ from nce_fx.ids.labels import (
     Label,
     bare,
     core,
-    lies,
     line_of,
+    memory_key,
     placed,
     ranks,
     varies,
@@ -33,7 +33,7 @@ _MOST_HELD = 2**27
 
 
 class Mismatch(Exception):
-    """Something does not meet at the new widths as it did at the old; carries the ids to blame."""
+    """Two labels that met in the first run do not meet at the new widths; ``blame`` has the ids of their channels."""
 
     def __init__(self, reason: str, *blame: torch.Tensor) -> None:
         super().__init__(reason)
@@ -138,7 +138,7 @@ class Projections:
         Raises:
             Mismatch: the new line is not the old one with whole channels repeated or left out.
         """
-        key = (*lies(old), *lies(new))
+        key = (*memory_key(old), *memory_key(new))
         known = self._lines.get(key)
         if known is None:
             # What is compared is kept, or another label could come to lie in its place.
@@ -156,7 +156,7 @@ class Projections:
 
     def know(self, old: torch.Tensor, new: torch.Tensor, index: Ids, copies: Ids) -> None:
         """Take down how a new line was made from the old one: it need not be compared."""
-        self._lines[(*lies(old), *lies(new))] = (old, new), (index, copies)
+        self._lines[(*memory_key(old), *memory_key(new))] = (old, new), (index, copies)
 
     def project(self, old: Label, new: Label, moving: frozenset[int] = frozenset()) -> tuple[Ids | None, ...]:
         """Return for each axis which old slice every new slice repeats; ``None`` for axes that carry no channels.
@@ -168,7 +168,7 @@ class Projections:
         """
         found = self._same.get((id(old), id(new)))
         if found is None:
-            key = (*lies(old), *lies(new))
+            key = (*memory_key(old), *memory_key(new))
             known = self._labels.get(key)
             if known is None:
                 self._hold(new)

@@ -35,7 +35,7 @@ from nce_fx.passes.analysis.channels.interpreter import ChannelInterpreter
 
 @dataclass
 class Meeting:
-    """What met at one step of one node in the first run."""
+    """Two labels that a rule tied at one step of one node in the first run, such as those of ``x + back(y)``."""
 
     fact: Fact
     labels: tuple[Label, ...]
@@ -46,7 +46,7 @@ class Meeting:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What was answered to a question of a rule in the first run."""
+    """The answer that a rule was given to a question in the first run, such as whether an axis has channels."""
 
     fact: Fact
     labels: tuple[Label, ...]

@@ -53,7 +53,7 @@ def quantize(
 
 @dataclass(frozen=True)
 class InsertQuantizers(Pass):
-    """`quantize` as a pass; its options are those of the `QuantSpec`.
+    """Put quantizers at weights and activations, as `nce_fx.quantize` does; options are the fields of a `QuantSpec`.
 
     Ranges come from the network or the batches that it is given; without either they wait for `calibrate`.
     """
@@ -93,7 +93,7 @@ class InsertQuantizers(Pass):
 
 @dataclass(frozen=True)
 class RemoveQuantizers(Pass):
-    """The way back: the float graph, with every parameter as it is now."""
+    """Take the quantizers out again: the float graph, with every parameter as it is now."""
 
     ensures = (in_float,)
 

@@ -75,7 +75,7 @@ class InsertWidthChoices(Pass):
 
 @dataclass(frozen=True)
 class RemoveWidthChoices(Pass):
-    """The way back: the plain network at the widest candidates."""
+    """Take the width choices out again: the plain network at the widest candidates."""
 
     def apply(self, gm: GraphModule, given: Given) -> GraphModule:
         """Return the plain graph."""

@@ -122,6 +122,22 @@ def test_negative_zero_and_tiny_factors_of_a_normalization(tmp_path):
     assert {agreement.on_border for agreement in written.agreement.values()} == {0}
 
 
+@pytest.mark.parametrize("bits", [2, 8])
+@pytest.mark.parametrize("why", ["its weight is float", "its weight needs nine bits"])
+def test_a_layer_that_stays_in_float_between_integers_keeps_its_weight(tmp_path, why, bits):
+    """onnxruntime rounds a float weight to int8 where it finds one between DequantizeLinear and QuantizeLinear."""
+    groups, overrides = (1, {"3": {"weight_bits": None}}) if why == "its weight is float" else (8, {"3": 8})
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()]
+    layers += [nn.Conv2d(8, 8, 3, padding=1, groups=groups), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 4, 1)]
+    x = random(4, 3, 8, 8)
+    gm = quantized(nn.Sequential(*layers), x, activation_bits=bits, overrides=overrides)
+    written, operators, _ = integer_file(tmp_path, gm, random(16, 3, 8, 8, seed=2))
+    assert any(said.startswith("Conv") for said in written.float_nodes.values())
+    assert operators["Conv"] == 1
+    assert all(agreement.on_border <= 10 for agreement in written.agreement.values())
+    torch.testing.assert_close(to_integer(gm)(x), gm(x), rtol=1e-5, atol=1e-5)
+
+
 def test_what_stays_in_float_says_why(tmp_path):
     class Net(nn.Module):
         def __init__(self):

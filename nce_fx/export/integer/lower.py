@@ -11,7 +11,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 from nce_fx.export.integer import addition, convolution, linear
 from nce_fx.export.integer.onnx_nodes import Array, Nodes, Writer, is_activation, is_marker, marked
 from nce_fx.export.integer.partition import QUESTIONS, Partition, make_partition, moves
-from nce_fx.export.integer.reasons import float_nodes
+from nce_fx.export.integer.reasons import LAYERS, float_nodes
 from nce_fx.export.integer.sources import Added, Convolved, Moved, Plain, Source, chooses
 from nce_fx.export.integer.tensors import IntegerTensor, dequantize, write_clip
 from nce_fx.export.integer.weights import write_float
@@ -75,7 +75,7 @@ def _write_node(writer: Writer, plan: Partition, node: NodeProto, names: dict[st
             tensor = plan.integers[output]
             _write_source(writer, plan, plan.sources[output], node, tensor, names)
             if as_is:
-                names[output] = dequantize(writer, tensor, f"{tensor.name}_float")
+                names[output] = dequantize(writer, tensor, f"{tensor.name}_float", plain=_read_by_a_layer(plan, output))
     elif is_marker(node, WEIGHT):
         if as_is:
             names[output] = write_float(writer, marked(node), plan.marked.weights[marked(node)])
@@ -89,7 +89,7 @@ def _write_node(writer: Writer, plan: Partition, node: NodeProto, names: dict[st
                     writer.constant("padding_" + str(int(tensor.zero)), np.uint8(tensor.zero))
                 )
             if as_is:
-                dequantize(writer, tensor, output)
+                dequantize(writer, tensor, output, plain=_read_by_a_layer(plan, output))
     elif output in plan.linear:
         if as_is:
             linear.write(writer, plan.linear[output], plan.integers[node.input[0]])
@@ -100,6 +100,12 @@ def _write_node(writer: Writer, plan: Partition, node: NodeProto, names: dict[st
         if added:
             # onnxruntime would make an addition of integers of it, which rounds otherwise.
             writer.nodes[-1].op_type = "Sum"
+
+
+def _read_by_a_layer(plan: Partition, tensor: str) -> bool:
+    """Whether a layer that computes in float reads a tensor."""
+    readers = plan.nodes.readers.get(tensor, [])
+    return any(node.op_type in LAYERS and node.output[0] in plan.wanted for node in readers)
 
 
 def _copy(writer: Writer, node: NodeProto, names: Mapping[str, str], first: list[str], result: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from onnx import TensorProto
 
 from nce_fx.export.integer.onnx_nodes import Array, Writer
 from nce_fx.export.levels import ActivationLevels
@@ -79,9 +80,24 @@ def stored(writer: Writer, tensor: IntegerTensor, times: int = 1) -> Stored:
     return Stored(name, scale, zero, float(step))
 
 
-def dequantize(writer: Writer, tensor: IntegerTensor, result: str) -> str:
-    """Write a tensor as floats, as PyTorch has them."""
-    return writer.node("DequantizeLinear", stored(writer, tensor).inputs, result)
+def dequantize(writer: Writer, tensor: IntegerTensor, result: str, *, plain: bool = False) -> str:
+    """Write a tensor as floats, as PyTorch has them.
+
+    Args:
+        writer: what is written to.
+        tensor: the numbers.
+        result: the name of the floats.
+        plain: by plain arithmetic. Where a layer reads DequantizeLinear and its output is quantized, onnxruntime takes
+            its float weight for one that may be rounded to int8, and does so.
+    """
+    data = stored(writer, tensor)
+    if not plain:
+        return writer.node("DequantizeLinear", data.inputs, result)
+    numbers = writer.node("Cast", [data.name], f"{result}_numbers", to=TensorProto.FLOAT)
+    if tensor.zero:
+        zero = writer.constant(f"{data.zero}_float", np.float32(tensor.zero * tensor.whole))
+        numbers = writer.node("Sub", [numbers, zero], f"{result}_centred")
+    return writer.node("Mul", [numbers, data.scale], result)
 
 
 def write_clip(writer: Writer, source: str, result: str, low: int, high: int) -> str:

@@ -216,8 +216,8 @@ def follow(
     follower = _Follower(gm, found, lowered.misses)
     try:
         with torch.no_grad():
-            outputs = follower.run(*inputs, initial_env=idle_in(gm, training=False))
-            expected = [value.numpy() for value in tree_leaves(outputs) if isinstance(value, Tensor)]
+            ours = follower.run(*inputs, initial_env=idle_in(gm, training=False))
+            expected = [value.numpy() for value in tree_leaves(ours) if isinstance(value, Tensor)]
     except ExportError as error:
         # fx adds its own lines to what is raised inside an interpreter.
         raise ExportError(str(error).splitlines()[0]) from None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -25,6 +25,14 @@ class Traced:
     gm: GraphModule
     inputs: tuple[Any, ...]
     channels: ChannelGraph
+    _resized: dict[Any, GraphModule] = field(default_factory=dict, repr=False)
+
+    def resized(self, widths: Mapping[str, int], seed: int = 0) -> GraphModule:
+        """Return the graph at other widths, made once; laws change copies alone."""
+        key = tuple(widths.items()), seed
+        if key not in self._resized:
+            self._resized[key] = nce_fx.resize(self.gm, widths, seed=seed)
+        return self._resized[key]
 
 
 _TRACED: WeakKeyDictionary[nn.Module, dict[torch.dtype, Traced]] = WeakKeyDictionary()

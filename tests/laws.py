@@ -31,7 +31,7 @@ from nce_fx.passes.planning.exact_budget import count, plan_and_build
 from nce_fx.passes.transform.quantize.quantizable_layers import find_quantizable_layers
 from nce_fx.passes.transform.resize import kept_channels
 from nce_fx.quantities import known_quantities
-from tests.drawing import Traced, narrower, traced, wider
+from tests.drawing import Traced, keep, narrower, traced, wider
 from tests.observing import (
     again,
     counted,
@@ -48,6 +48,7 @@ from tests.observing import (
     to_dtype,
     watched,
 )
+from tests.threads import mean_square, plans_at_all_threads
 from tests.zoo.model import randomize
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -61,6 +62,9 @@ def the_graph_is_the_model(model: nn.Module, inputs: tuple[Any, ...], seed: int 
         before, held = state_of(own), {path: dict(vars(m)) for path, m in own.named_modules()}
         gm = nce_fx.trace(own, examples)
         assert state_of(own) == before, "tracing changed the model's tensors"
+        if not training:
+            # The other laws take it as it is here.
+            keep(model, torch.float64, Traced(gm, examples, nce_fx.analyze_channels(gm)))
         for path, module in own.named_modules():
             now = vars(module)
             assert now.keys() == held[path].keys(), f"tracing left {now.keys() ^ held[path].keys()} at {path!r}"
@@ -88,7 +92,7 @@ def widening_keeps_the_function(model: nn.Module, inputs: tuple[Any, ...], seed:
         faithful = difference(run(copy.deepcopy(model).to(dtype).eval(), t.inputs), before)
         assert faithful <= tolerance, f"the traced graph differs from the model by {faithful:.2e}"
         widths = wider(t.channels, seed)
-        off = difference(before, run(nce_fx.resize(t.gm, widths, seed=seed), t.inputs))
+        off = difference(before, run(t.resized(widths, seed), t.inputs))
         assert off <= tolerance, f"{dtype}: off by {off:.2e} at {widths}"
     same = nce_fx.resize(t.gm, t.channels.widths)
     for x, y in zip(before, run(same, t.inputs), strict=True):
@@ -111,7 +115,7 @@ def new_channels_live(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) 
     t = traced(model, inputs)
     widths = wider(t.channels, seed)
     producers = [p for g in t.channels.groups if widths.get(g.id, g.width) > g.width for p in g.producers]
-    wide = nce_fx.resize(t.gm, widths, seed=seed)
+    wide = t.resized(widths, seed)
     axes = producing_nodes(t.gm, producers)
     old, new = watched(t.gm, t.inputs, axes), watched(wide, t.inputs, axes)
     original = in_training(t.gm, dropout=False)
@@ -206,7 +210,7 @@ def the_output_is_the_users(model: nn.Module, inputs: tuple[Any, ...], seed: int
     state = {name: tensor.clone() for name, tensor in t.gm.state_dict().items()}
     code, before = t.gm.code, t.gm(*t.inputs)
     plans = wider(t.channels, seed), narrower(t.channels, seed + 1)
-    resized = [nce_fx.resize(t.gm, changed, seed=seed) for changed in plans]
+    resized = [t.resized(changed, seed) for changed in plans]
     for changed, wide in zip(plans, resized, strict=True):
         after = wide(*t.inputs)
         (old, old_spec), (new, new_spec) = tree_flatten(before), tree_flatten(after)
@@ -275,7 +279,7 @@ def cost_is_exact(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> N
         narrower(t.channels, seed),
         {**wider(t.channels, seed + 1), **narrower(t.channels, seed + 2)},
     ):
-        at, resized = cost.at(widths), nce_fx.resize(t.gm, widths)
+        at, resized = cost.at(widths), t.resized(widths)
         assert (at.macs, at.params) == counted(resized, t.inputs), f"at {widths}"
 
 
@@ -387,8 +391,8 @@ def _products(cost: CostReport) -> HardwareTable:
 def the_same_again(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> None:
     """Law 8: the same plan byte for byte, and the same weights, from two runs that share nothing."""
     plans, states = [], []
-    for _ in range(2):
-        gm = nce_fx.trace(copy.deepcopy(model), inputs)
+    t = traced(model, inputs, torch.float32)
+    for gm in (t.gm, nce_fx.trace(copy.deepcopy(model).float().eval(), t.inputs)):
         channels = nce_fx.analyze_channels(gm)
         sensitivity = nce_fx.analyze_sensitivity(gm, None, channels=channels)
         cost = nce_fx.analyze_cost(gm, channels)
@@ -399,6 +403,12 @@ def the_same_again(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> 
     assert list(states[0]) == list(states[1]), "two runs gave other names"
     for name, tensor in states[0].items():
         assert torch.equal(tensor, states[1][name]), f"two runs gave two {name}"
+
+
+def the_same_at_any_number_of_threads(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> None:
+    """Law 8: the same plan byte for byte, by a sensitivity measured on data."""
+    t = traced(model, inputs, torch.float32)
+    assert len(plans_at_all_threads(t.gm, [(t.inputs, torch.zeros(1))], mean_square)) == 1, "threads decide on the plan"
 
 
 def what_is_saved_is_what_was(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> None:
@@ -460,6 +470,7 @@ LAWS: Mapping[str, Callable[..., None]] = {
     "7_the_budget_holds": the_budget_holds,
     "7_the_budget_holds_at_any_bits": the_budget_holds_at_any_bits,
     "8_the_same_again": the_same_again,
+    "8_at_any_number_of_threads": the_same_at_any_number_of_threads,
     "10_what_is_saved_is_what_was": what_is_saved_is_what_was,
 }
 """Number and name of the law -> the function that states it."""

@@ -1,4 +1,4 @@
-"""Law 8 at any number of threads: the last digits of a sum do not decide on a plan."""
+"""Law 8 at any number of threads where they share the sums; the laws ask it of the zoo."""
 
 from __future__ import annotations
 
@@ -7,20 +7,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 import nce_fx
 from nce_fx.devices import same_sums
 from nce_fx.models import MODELS
 from nce_fx.passes.analysis.sensitivity import METRICS
-from tests.zoo import ZOO
+from tests.threads import plans_at_all_threads
 
-THREADS = (1, 2, 4)
 PLAN = """
 import torch, nce_fx
 from nce_fx.models import MODELS
@@ -39,37 +35,13 @@ def _threads_put_back() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def mean_square(output: Any, target: Any) -> Tensor:
-    values = [value for value in tree_leaves(output) if isinstance(value, Tensor) and value.is_floating_point()]
-    return torch.stack([value.square().mean() for value in values]).sum()
-
-
-def plans(gm: Any, batches: list[Any], loss: Any = None, **options: Any) -> set[str]:
-    channels = nce_fx.analyze_channels(gm)
-    cost = nce_fx.analyze_cost(gm, channels)
-    found = set()
-    for threads in THREADS:
-        torch.set_num_threads(threads)
-        measured = nce_fx.analyze_sensitivity(gm, batches, channels=channels, loss=loss, **options)
-        found.add(nce_fx.plan_widths(channels, cost, measured, nce_fx.Budget(macs=1.0, params=1.0)).to_json())
-        assert torch.get_num_threads() == threads
-    return found
-
-
-@pytest.mark.parametrize("name", ZOO)
-def test_a_plan_of_the_zoo_is_the_same_at_any_number_of_threads(name):
-    model = ZOO[name]
-    gm = nce_fx.trace(model.make(), model.inputs)
-    assert len(plans(gm, [(model.inputs, None)], mean_square)) == 1
-
-
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_plan_is_the_same_where_threads_share_the_sums(metric):
     torch.manual_seed(0)
     model = MODELS["resnet18"](width=16).eval()
     x = torch.randn(32, 3, 32, 32)
     gm = nce_fx.trace(model, (x[:1],))
-    assert len(plans(gm, [(x, torch.randint(0, 10, (32,)))], metric=metric)) == 1
+    assert len(plans_at_all_threads(gm, [(x, torch.randint(0, 10, (32,)))], metric=metric)) == 1
 
 
 def test_a_plan_is_the_same_in_processes_of_other_numbers_of_threads():

@@ -80,19 +80,9 @@ _BOXES: tuple[dict[str, tuple[str, ...]], ...] = (
         "quantizers": ("quantizers",),
         "ids": ("ids",),
     },
-    {
-        "operations": (
-            "custom",
-            "ops",
-            f"{_ANALYSIS}.layers",
-            f"{_ANALYSIS}.liveness",
-            f"{_TRANSFORM}.quantize.functional",
-            f"{_TRANSFORM}.quantize.hooked_weights",
-            f"{_TRANSFORM}.quantize.sign",
-        )
-    },
+    {"operations": ("custom", "ops")},
     {"tracing": ("tracing",), "pipeline": ("pipeline",)},
-    {"channels": (_CHANNELS, f"{_TRANSFORM}.resizing")},
+    {"channels": (_CHANNELS,)},
     {"transform": (_TRANSFORM,)},
     {"cost": ("quantities", *(f"{_ANALYSIS}.{x}" for x in ("cost", "cost_model", "hardware", "polynomial")))},
     {"sensitivity": (f"{_ANALYSIS}.sensitivity",)},

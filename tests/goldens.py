@@ -16,8 +16,8 @@ from torch import nn
 import nce_fx
 from nce_fx.errors import NceFxError
 from nce_fx.models import MODELS
-from nce_fx.passes.analysis.layers import find_layers
-from nce_fx.passes.transform.quantize.sign import never_negative
+from nce_fx.ops.layers import find_layers
+from nce_fx.ops.sign import never_negative
 from nce_fx.tracing.exported import export_graph
 from nce_fx.tracing.inputs import bind_inputs
 from nce_fx.tracing.shape_propagation import propagate_shapes

@@ -19,7 +19,7 @@ from nce_fx import artifacts
 from nce_fx.cli import app
 from nce_fx.models import MODELS
 from nce_fx.models.loading import load_model
-from nce_fx.training.scratch import from_scratch
+from nce_fx.passes.transform.new_weights import from_scratch
 from tests.training_runs import one_process_a_gpu
 
 USER_MODELS = """

@@ -18,10 +18,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 import nce_fx
 from nce_fx.errors import InputError
 from nce_fx.ops import OPS, Absent, Op
+from nce_fx.ops.layers import find_layers
+from nce_fx.ops.sign import never_negative
 from nce_fx.ops.spellings import in_place
 from nce_fx.ops.table import argument_names
-from nce_fx.passes.analysis.layers import find_layers
-from nce_fx.passes.transform.quantize.sign import never_negative
 from tests.drawing import traced
 from tests.laws import cost_is_exact, narrowing_is_removal, widening_keeps_the_function
 from tests.zoo import ZOO

@@ -27,7 +27,7 @@ from nce_fx.training.engine import Engine, all_reduce_mean, shard
 from nce_fx.training.optimizer import build_optimizer, positive_ranges
 from nce_fx.training.oscillation import dampen
 from nce_fx.training.recipe import bits_at, dampening_at, learning_rate_at
-from nce_fx.training.scratch import from_scratch
+from nce_fx.passes.transform.new_weights import from_scratch
 from nce_fx.training.stages import set_bits
 from tests.training_runs import Blobs, net, same_state
 

@@ -21,7 +21,7 @@ from benchmarks import pages
 from nce_fx.data import load_data
 from nce_fx.models import MODELS
 from nce_fx.training import Recipe, train
-from nce_fx.training.scratch import from_scratch
+from nce_fx.passes.transform.new_weights import from_scratch
 
 RESULTS = pages.RESULTS / "warm_start.csv"
 PAGE = pages.DOCS / "training.md"

@@ -28,7 +28,7 @@ from nce_fx.models.loading import load_model
 from nce_fx.report.records import CostRecord
 from nce_fx.rewrite import Analyses, analyze, cost_record
 from nce_fx.training import Recipe, train
-from nce_fx.training.scratch import new_weights
+from nce_fx.passes.transform.new_weights import new_weights
 
 Plan = Mapping[str, int]
 """Group id -> width."""

@@ -21,7 +21,7 @@ import torch
 import nce_fx
 from benchmarks import pages
 from nce_fx.models import MODELS
-from nce_fx.passes.analysis.layers import find_layers
+from nce_fx.ops.layers import find_layers
 
 NETWORKS = {"resnet8": (1, 8), "resnet20": (3, 32), "mobilenet_v2": (3, 32)}
 """Name -> channels and side of its images."""

@@ -38,7 +38,7 @@ from nce_fx.tracing import trace
 from nce_fx.training import Recipe
 from nce_fx.training.engine import all_reduce_sum, start_engine
 from nce_fx.training.recipe import usual_float_epochs
-from nce_fx.training.scratch import from_scratch
+from nce_fx.passes.transform.new_weights import from_scratch
 
 
 def run(job: Retrain) -> None:

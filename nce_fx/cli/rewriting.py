@@ -40,6 +40,7 @@ from nce_fx.training.recipe import usual_float_epochs
 from nce_fx.training.result import EpochRecord
 from nce_fx.training.scratch import from_scratch
 from nce_fx.trial import Trial
+from nce_fx.passes.transform.new_weights import from_scratch
 
 SWEEP = ("sweep.csv", "sweep.svg")
 

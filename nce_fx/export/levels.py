@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from nce_fx.errors import ExportError
-from nce_fx.passes.analysis.layers import find_layers
+from nce_fx.ops.layers import find_layers
 from nce_fx.passes.transform.quantize import IntegerWeight
 from nce_fx.passes.transform.quantize.quantizer_nodes import computed_value
 from nce_fx.quantizers import ActivationQuantizer, WeightQuantizer

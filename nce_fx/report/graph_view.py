@@ -11,9 +11,10 @@ import torch
 from torch.fx import GraphModule, Node
 
 from nce_fx.errors import source_line
+from nce_fx.ops.layers import find_layers
+from nce_fx.ops.work import shape_of
 from nce_fx.passes.analysis.channels import AxisWidth, ChannelGraph
 from nce_fx.passes.analysis.cost import NodeCost, analyze_cost, quantizer_bits
-from nce_fx.passes.analysis.layers import find_layers, shape_of
 from nce_fx.passes.analysis.sensitivity.by_group import group_shares
 from nce_fx.quantizers import ActivationQuantizer, WeightQuantizer
 from nce_fx.report.weight_view import WeightView, weight_views

@@ -24,11 +24,12 @@ from torch.fx import GraphModule, Node
 from nce_fx.by_mode import runs_in
 from nce_fx.errors import InputError
 from nce_fx.frozen import freeze
+from nce_fx.ops.layers import find_layers
+from nce_fx.ops.liveness import aliases, storages
+from nce_fx.ops.work import Axis, Layer, shape_of, source_parameters
 from nce_fx.passes.analysis.channels.graph import AxisWidth, ChannelGraph
 from nce_fx.passes.analysis.cost_model import CostModel, LayerSite, StoredParameter, StoredTensor, WorkTerm
 from nce_fx.passes.analysis.hardware import HardwareTable
-from nce_fx.passes.analysis.layers import Axis, Layer, find_layers, shape_of, source_parameters
-from nce_fx.passes.analysis.liveness import aliases, storages
 from nce_fx.passes.analysis.polynomial import Integers, Term
 from nce_fx.passes.transform.quantize.functional import repeats_values
 from nce_fx.paths import tensor_at

@@ -5,9 +5,10 @@ from __future__ import annotations
 import networkx as nx
 from torch.fx import GraphModule, Node
 
+from nce_fx.ops.layers import find_layers
+from nce_fx.ops.work import shape_of
 from nce_fx.passes.analysis.channels import ChannelGraph, analyze_channels
 from nce_fx.passes.analysis.cost import CostReport, analyze_cost, quantizer_bits
-from nce_fx.passes.analysis.layers import find_layers, shape_of
 from nce_fx.passes.analysis.sensitivity.by_group import group_shares
 
 

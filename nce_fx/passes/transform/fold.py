@@ -21,8 +21,9 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
 from nce_fx.ops import Absent, table_of
+from nce_fx.ops.layers import find_layers
 from nce_fx.ops.rules.affine import Affine
-from nce_fx.passes.analysis.layers import Layer, find_layers, shape_of
+from nce_fx.ops.work import Layer, shape_of
 from nce_fx.passes.transform.quantize.quantizable_layers import quantizable, weight_argument
 from nce_fx.paths import tensor_at
 from nce_fx.pipeline import Given, Pass

@@ -35,9 +35,9 @@ from nce_fx.passes.analysis.channels.edits import Gather
 from nce_fx.passes.analysis.channels.groups import Part
 from nce_fx.passes.analysis.channels.plan_check import check_plan
 from nce_fx.passes.analysis.channels.projection import Mismatch
+from nce_fx.passes.analysis.channels.resizing import Broken, Resizing
 from nce_fx.passes.analysis.channels.structure import Structure, settle, spread_copies
 from nce_fx.passes.transform.resized_weights import Weights
-from nce_fx.passes.transform.resizing import Broken, Resizing
 from nce_fx.paths import module_at, tensor_at
 from nce_fx.pipeline import Given, Pass
 from nce_fx.plan import WidthPlan, model_fingerprint

@@ -25,9 +25,9 @@ from nce_fx.passes.analysis.channels.graph import (
     least,
 )
 from nce_fx.passes.analysis.channels.groups import Group
+from nce_fx.passes.analysis.channels.resizing import Resizing
 from nce_fx.passes.analysis.channels.structure import Structure, enlarged, examine
 from nce_fx.passes.analysis.channels.tie import Tie
-from nce_fx.passes.transform.resizing import Resizing
 
 __all__ = ["AxisWidth", "ChannelGraph", "ChannelGroup", "ChannelPart", "analyze_channels"]
 

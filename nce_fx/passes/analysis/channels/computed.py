@@ -18,7 +18,7 @@ from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
 from nce_fx.by_mode import is_by_mode, runs_in
 from nce_fx.ids.space import ParameterAxis, Tensors
-from nce_fx.passes.analysis.layers import source_parameters
+from nce_fx.ops.work import source_parameters
 from nce_fx.tracing.exported import evaluating
 
 

@@ -15,8 +15,8 @@ from nce_fx.ids.space import ParameterAxis, Pin
 from nce_fx.passes.analysis.channels.check import Relayout
 from nce_fx.passes.analysis.channels.groups import Group, Part, classes_of, groups_of, pins_by_class
 from nce_fx.passes.analysis.channels.projection import Mismatch
+from nce_fx.passes.analysis.channels.resizing import Resizing, shapes_of
 from nce_fx.passes.analysis.channels.tie import Tie
-from nce_fx.passes.transform.resizing import Resizing, shapes_of
 
 _RELAYOUTS = 64
 

@@ -21,8 +21,9 @@ from nce_fx.batches import samples_in
 from nce_fx.by_mode import idle_in
 from nce_fx.copying import copy_graph
 from nce_fx.errors import InputError, TrainingError, where
-from nce_fx.passes.analysis.layers import Layer, find_layers, made_from, source_parameters
-from nce_fx.passes.analysis.liveness import writes_in_place
+from nce_fx.ops.layers import find_layers
+from nce_fx.ops.liveness import writes_in_place
+from nce_fx.ops.work import Layer, made_from, source_parameters
 from nce_fx.passes.analysis.sensitivity.noise import Noise, Point, Rounding
 from nce_fx.passes.analysis.sensitivity.shard import ALONE, Shard
 from nce_fx.paths import parameters_of

@@ -11,7 +11,8 @@ from torch.fx import GraphModule, Node
 from torch.nn.utils.parametrize import is_parametrized
 
 from nce_fx.ops import OPS, WeightLayout, table_of
-from nce_fx.passes.analysis.layers import Layer, find_layers
+from nce_fx.ops.layers import find_layers
+from nce_fx.ops.work import Layer
 from nce_fx.passes.transform.quantize.hooked_weights import weight_hook
 from nce_fx.passes.transform.quantize.spec import LayerBits, QuantSpec
 

@@ -27,8 +27,9 @@ from torch.fx import GraphModule, Node
 from nce_fx.by_mode import is_by_mode
 from nce_fx.errors import QuantizeError, where
 from nce_fx.ops import table_of
-from nce_fx.passes.analysis.layers import made_from
-from nce_fx.passes.analysis.liveness import writes_in_place
+from nce_fx.ops.liveness import writes_in_place
+from nce_fx.ops.sign import is_relu, never_negative
+from nce_fx.ops.work import made_from
 from nce_fx.passes.transform.quantize.functional import as_function, module_weight
 from nce_fx.passes.transform.quantize.hooked_weights import is_pruned, warn_of_zeros
 from nce_fx.passes.transform.quantize.quantizable_layers import (
@@ -38,7 +39,6 @@ from nce_fx.passes.transform.quantize.quantizable_layers import (
     weight_argument,
     weight_layout,
 )
-from nce_fx.passes.transform.quantize.sign import is_relu, never_negative
 from nce_fx.passes.transform.quantize.spec import QuantSpec
 from nce_fx.passes.transform.quantize.stepwise import make_stepwise
 from nce_fx.passes.transform.quantize.sums import SUM_BITS, add_apart, sum_operands

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from nce_fx.ops import OPS
-from nce_fx.passes.analysis.layers import Layer, find_layers
+from nce_fx.ops.layers import find_layers
+from nce_fx.ops.work import Layer
 from nce_fx.passes.transform.quantize.quantizable_layers import has_weight
 from nce_fx.passes.transform.quantize.quantizer_nodes import computed_value
 from nce_fx.quantizers import ActivationQuantizer, Quantizer, WeightQuantizer

@@ -13,7 +13,7 @@ from __future__ import annotations
 from torch.fx import GraphModule, Node
 
 from nce_fx.ops.spellings import apart, in_place
-from nce_fx.passes.analysis.layers import made_from
+from nce_fx.ops.work import made_from
 from nce_fx.passes.transform.quantize.quantizable_layers import activations_of, adds
 
 SUM_BITS = 8

@@ -11,8 +11,8 @@ from torch.fx import GraphModule, Node
 
 from nce_fx.devices import device_of
 from nce_fx.errors import ChannelError
+from nce_fx.ops.layers import find_layers
 from nce_fx.passes.analysis.channels import analysis_of
-from nce_fx.passes.analysis.layers import find_layers
 from nce_fx.passes.transform.widths.choice_sites import (
     ChoiceSites,
     Order,

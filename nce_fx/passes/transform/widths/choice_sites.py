@@ -18,9 +18,9 @@ from nce_fx.ids.labels import FIRST_ID, Ids, bare, core
 from nce_fx.ids.space import ParameterAxis
 from nce_fx.ids.value import ChannelTensor
 from nce_fx.ops import OPS
+from nce_fx.ops.layers import find_layers
 from nce_fx.passes.analysis.channels import Analysis, ChannelGroup, analysis_of
 from nce_fx.passes.analysis.channels.groups import Group
-from nce_fx.passes.analysis.layers import find_layers
 from nce_fx.passes.transform.quantize import RemoveQuantizers
 from nce_fx.passes.transform.resize import importance
 from nce_fx.passes.transform.widths.interpolation import Block

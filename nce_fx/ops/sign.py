@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
-from nce_fx.ops import OPS, Op, table_of
+from nce_fx.ops.op import Op
+from nce_fx.ops.table import OPS, table_of
 from nce_fx.quantizers import ActivationQuantizer
 
 

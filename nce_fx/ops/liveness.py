@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
-from nce_fx.ops import table_of
 from nce_fx.ops.spellings import in_place
+from nce_fx.ops.table import table_of
 
 
 @dataclass(frozen=True)

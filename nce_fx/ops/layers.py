@@ -6,10 +6,9 @@ from dataclasses import replace
 
 from torch.fx import GraphModule
 
-from nce_fx.ops import Absent, table_of
-from nce_fx.ops.work import Axis, Layer, Work, layer_path, made_from, shape_of, source_parameters
-
-__all__ = ["Axis", "Layer", "Work", "find_layers", "layer_path", "made_from", "shape_of", "source_parameters"]
+from nce_fx.ops.op import Absent
+from nce_fx.ops.table import table_of
+from nce_fx.ops.work import Layer
 
 
 def find_layers(gm: GraphModule) -> tuple[Layer, ...]:

@@ -337,7 +337,11 @@ def build(
 
 
 def run_pipeline(
-    gm: GraphModule, pipeline: Pipeline, batches: Batches | None = None, uniform: GraphModule | None = None
+    gm: GraphModule,
+    pipeline: Pipeline,
+    batches: Batches | None = None,
+    uniform: GraphModule | None = None,
+    fresh: nn.Module | None = None,
 ) -> GraphModule:
     """Run a pipeline on a traced network.
 
@@ -354,7 +358,7 @@ def run_pipeline(
     ranges = None
     if before and after and isinstance(after[0], InsertQuantizers):
         ranges = quantize(gm, after[0].spec, batches) if uniform is None and batches is not None else uniform
-    return pipeline(gm, Given(batches, like=ranges)).graph_module
+    return pipeline(gm, Given(batches, like=ranges, fresh=fresh)).graph_module
 
 
 def report_of(analyses: Analyses, plan: WidthPlan, spec: QuantSpec, rewritten: GraphModule) -> RewriteReport:

@@ -10,8 +10,8 @@ from torch import nn
 
 import nce_fx
 from nce_fx.models import INPUT_SHAPES, MODELS
-from nce_fx.training import Recipe, train
 from nce_fx.passes.transform.new_weights import from_scratch
+from nce_fx.training import Recipe, train
 from tests.laws import comes_back, what_is_saved_is_what_was
 from tests.training_runs import Blobs
 from tests.zoo import randomize

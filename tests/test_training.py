@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import nce_fx
 from nce_fx.errors import InputError, TrainingError
 from nce_fx.models import MODELS
+from nce_fx.passes.transform.new_weights import from_scratch
 from nce_fx.passes.transform.quantize import integer_weights
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 from nce_fx.tasks import Task, scores_of
@@ -27,7 +28,6 @@ from nce_fx.training.engine import Engine, all_reduce_mean, shard
 from nce_fx.training.optimizer import build_optimizer, positive_ranges
 from nce_fx.training.oscillation import dampen
 from nce_fx.training.recipe import bits_at, dampening_at, learning_rate_at
-from nce_fx.passes.transform.new_weights import from_scratch
 from nce_fx.training.stages import set_bits
 from tests.training_runs import Blobs, net, same_state
 

@@ -20,8 +20,8 @@ import nce_fx
 from benchmarks import pages
 from nce_fx.data import load_data
 from nce_fx.models import MODELS
-from nce_fx.training import Recipe, train
 from nce_fx.passes.transform.new_weights import from_scratch
+from nce_fx.training import Recipe, train
 
 RESULTS = pages.RESULTS / "warm_start.csv"
 PAGE = pages.DOCS / "training.md"

@@ -25,10 +25,11 @@ import nce_fx
 from benchmarks.evidence.study import Study
 from nce_fx.data import Data
 from nce_fx.models.loading import load_model
+from nce_fx.passes.transform.new_weights import NewWeights
+from nce_fx.pipeline import Given
 from nce_fx.report.records import CostRecord
 from nce_fx.rewrite import Analyses, analyze, cost_record
 from nce_fx.training import Recipe, train
-from nce_fx.passes.transform.new_weights import new_weights
 
 Plan = Mapping[str, int]
 """Group id -> width."""
@@ -161,7 +162,8 @@ class Bench:
         """Return the float network of these widths with the weights that the seed draws for them."""
         if widths == self.channels.widths:
             return self.untrained
-        return new_weights(nce_fx.resize(self.untrained, widths, seed=self.seed), self.untrained, self.seed)
+        resized = nce_fx.resize(self.untrained, widths, seed=self.seed)
+        return NewWeights(self.seed)(resized, Given(fresh=self.untrained)).graph_module
 
     def float_network(self, widths: Plan, times: int = 1) -> tuple[GraphModule, float, float]:
         """Return the float network of these widths after training, its accuracy, and the seconds that took."""

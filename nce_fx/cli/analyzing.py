@@ -9,16 +9,15 @@ from typing import Any
 from torch.fx import GraphModule
 
 from nce_fx.cli.analyze import Analyze
-from nce_fx.cli.parsing import build_model, example_inputs, parse_args, quant_spec
-from nce_fx.cli.rewriting import calibration
-from nce_fx.cli.terminal import Terminal
-from nce_fx.data import load_data
-from nce_fx.models.loading import arguments_for
+from nce_fx.cli.model_data import Network, network_of
+from nce_fx.cli.parsing import quant_spec
+from nce_fx.cli.terminal import Steps, Terminal
 from nce_fx.passes.analysis.channels import ChannelGraph, analyze_channels
+from nce_fx.passes.transform.quantize import QuantSpec
 from nce_fx.report import tables
 from nce_fx.report.explanation import Explanation, explain
 from nce_fx.report.records import GroupRecord
-from nce_fx.rewrite import analyze
+from nce_fx.rewrite import Analyses, analyze
 from nce_fx.tracing import trace
 from nce_fx.training.engine import start_engine
 
@@ -34,15 +33,10 @@ def run(job: Analyze) -> None:
     if "LOCAL_RANK" in os.environ:
         start_engine()
     spec = quant_spec(job.bits)
-    args = parse_args(job.model_args)
-    data = None if job.data is None else load_data(job.data, seed=job.seed)
-    if data is not None:
-        args = arguments_for(job.model, args, data.input_shape, data.classes)
-    model = build_model(job.model, args, seed=job.seed, weights=job.weights)
-    example = example_inputs(job.model, job.input_shape, data, args, model)
+    network = network_of(job, job.model)
 
     if job.groups or job.why is not None:
-        gm = trace(model, example)
+        gm = trace(network.model, network.inputs)
         channels = analyze_channels(gm)
         content: dict[str, Any] = {"traced": _traced(gm)}
         if job.groups:
@@ -52,18 +46,8 @@ def run(job: Analyze) -> None:
         terminal.finish(content)
         return
 
-    if data is None:
-        terminal.note("no --data: sensitivity comes from the weights alone")
     with terminal.steps() as steps:
-        found = analyze(
-            model,
-            example,
-            batches=calibration(data, job.seed),
-            spec=spec,
-            metric=job.sensitivity,
-            observe=steps,
-            progress=steps.advance,
-        )
+        found = analyzed(network, spec, job.sensitivity, steps, terminal)
     terminal.show(f"{job.model}: traced by {_traced(found.graph_module)}")
     terminal.show(tables.layer_table(found.cost, found.channels, found.sensitivity))
     terminal.finish(
@@ -80,6 +64,21 @@ def run(job: Analyze) -> None:
                 "by_group": {name: float(score) for name, score in found.sensitivity.by_group.items()},
             },
         }
+    )
+
+
+def analyzed(network: Network, spec: QuantSpec, metric: str | None, steps: Steps, terminal: Terminal) -> Analyses:
+    """Return the analyses of a network, and say where its sensitivity comes from."""
+    if network.data is None:
+        terminal.note("no --data: sensitivity comes from the weights alone")
+    return analyze(
+        network.model,
+        network.inputs,
+        batches=network.calibration,
+        spec=spec,
+        metric=metric,
+        observe=steps,
+        progress=steps.advance,
     )
 
 

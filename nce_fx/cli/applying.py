@@ -7,14 +7,14 @@ from typing import Any
 
 from nce_fx import artifacts
 from nce_fx.cli.apply import Apply
-from nce_fx.cli.parsing import build_model, example_inputs, one_process, parse_args
+from nce_fx.cli.model_data import network_of
+from nce_fx.cli.parsing import build_model, one_process
 from nce_fx.cli.pass_hooks import between_passes
-from nce_fx.cli.rewriting import calibration, content
+from nce_fx.cli.rewriting import content
 from nce_fx.cli.terminal import Terminal
-from nce_fx.data import load_data
 from nce_fx.errors import ArtifactError, InputError
-from nce_fx.models.loading import arguments_for
 from nce_fx.passes.by_name import pipeline_from
+from nce_fx.passes.transform.new_weights import NewWeights
 from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.plan import WidthPlan
 from nce_fx.report.records import ModelReference
@@ -31,7 +31,6 @@ def run(job: Apply) -> None:
     one_process("apply")
     terminal = Terminal.of(job.as_json)
     spec = job.spec
-    args = parse_args(job.model_args)
     if not job.force:
         artifacts.check_free(job.out)
     if job.plan is None and job.passes is None:
@@ -51,18 +50,17 @@ def run(job: Apply) -> None:
         )
     between = between_passes(pipeline.steps, job.verify_each, job.print_after, terminal)
     pipeline = replace(pipeline, between=between)
-    found = None if job.data is None else load_data(job.data, seed=job.seed)
-    if found is not None:
-        args = arguments_for(job.model, args, found.input_shape, found.classes)
-    built = build_model(job.model, args, seed=job.seed, weights=job.weights)
+    network = network_of(job, job.model)
     with terminal.steps() as steps:
         steps("trace")
-        gm = trace(built, example_inputs(job.model, job.input_shape, found, args, built))
+        gm = trace(network.model, network.inputs)
         steps(" and ".join(step.name for step in pipeline.steps))
-        rewritten = run_pipeline(gm, pipeline, calibration(found, job.seed))
+        new = any(isinstance(step, NewWeights) for step in pipeline.steps)
+        fresh = build_model(job.model, network.args, seed=job.seed) if new else None
+        rewritten = run_pipeline(gm, pipeline, network.calibration, fresh=fresh)
     if wanted is not None:
         rewritten.meta["plan"] = wanted  # Also where it changes nothing.
-    reference = ModelReference(reference=job.model, args=args)
+    reference = ModelReference(reference=job.model, args=dict(network.args))
     artifacts.save(rewritten, job.out, force=job.force, model=reference, float_model=gm)
     terminal.note(f"written to {job.out}: {', '.join(sorted(path.name for path in job.out.iterdir()))}")
     terminal.finish(content(rewritten.meta.get("plan", WidthPlan({}, {}, "")), None, None, job.out))

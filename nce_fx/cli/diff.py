@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
 from nce_fx.cli import options
+from nce_fx.cli.command import command
 from nce_fx.cli.inspect import Html, Open
 
 _Side = Annotated[
@@ -17,14 +19,8 @@ _Side = Annotated[
 ]
 
 
-def diff(
-    a: _Side,
-    b: _Side,
-    html: Html = None,
-    open_page: Open = False,
-    model: options.ModelAgain = None,
-    as_json: options.Json = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Diff:
     """Show how two rewrites of one model differ, or a model and its rewrite: channels, bits, costs, accuracy.
 
     Examples:
@@ -33,7 +29,13 @@ def diff(
 
         nce-fx diff resnet8 result --html diff.html
     """
-    given = dict(locals())
-    from nce_fx.cli.diffing import Difference, run
 
-    run(Difference(**given))
+    a: _Side
+    b: _Side
+    html: Html = None
+    open_page: Open = False
+    model: options.ModelAgain = None
+    as_json: options.Json = False
+
+
+diff = command(Diff, "nce_fx.cli.diffing:run")

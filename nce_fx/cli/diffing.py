@@ -9,6 +9,7 @@ from typing import Any
 
 from torch.fx import GraphModule
 
+from nce_fx.cli.diff import Diff
 from nce_fx.cli.inspecting import Rebuilt, content, is_result, publish, rebuild
 from nce_fx.cli.terminal import Terminal
 from nce_fx.errors import InputError
@@ -20,18 +21,6 @@ from nce_fx.report.page import page
 from nce_fx.report.records import Comparison, GroupRecord, RewriteReport
 from nce_fx.report.view import view_of
 from nce_fx.rewrite import cost_record
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The options of `nce-fx diff`, by their names."""
-
-    a: str
-    b: str
-    html: Path | None
-    open_page: bool
-    model: str | None
-    as_json: bool
 
 
 @dataclass(frozen=True)
@@ -48,7 +37,7 @@ class Side:
         freeze(self)
 
 
-def run(job: Difference) -> None:
+def run(job: Diff) -> None:
     """Show what was asked for.
 
     Raises:

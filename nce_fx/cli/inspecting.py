@@ -10,21 +10,20 @@ from pathlib import Path
 from torch.fx import GraphModule
 
 from nce_fx import artifacts
+from nce_fx.cli.analyzing import analyzed
 from nce_fx.cli.inspect import Inspect
-from nce_fx.cli.parsing import build_model, example_inputs, is_code, parse_args, quant_spec
-from nce_fx.cli.retraining import model_of
-from nce_fx.cli.rewriting import calibration
+from nce_fx.cli.model_data import network_of
+from nce_fx.cli.parsing import is_code, quant_spec
+from nce_fx.cli.retraining import model_of_folder
 from nce_fx.cli.terminal import Terminal
-from nce_fx.data import load_data
 from nce_fx.errors import ArtifactError, InputError
 from nce_fx.files import write_whole
-from nce_fx.models.loading import arguments_for
 from nce_fx.plan import WidthPlan, model_fingerprint
 from nce_fx.report import tables
 from nce_fx.report.page import page
 from nce_fx.report.records import Manifest
 from nce_fx.report.view import View, view_of
-from nce_fx.rewrite import analyze, cost_record, report_of
+from nce_fx.rewrite import cost_record, report_of
 from nce_fx.signature import example_of
 from nce_fx.tracing import trace
 
@@ -105,24 +104,9 @@ def inspect_model(job: Inspect) -> None:
         NceFxError: anything that was not right, in one line.
     """
     terminal = Terminal.of(job.as_json)
-    spec, args = quant_spec(job.bits), parse_args(job.model_args)
-    data = None if job.data is None else load_data(job.data, seed=job.seed)
-    if data is not None:
-        args = arguments_for(job.target, args, data.input_shape, data.classes)
-    model = build_model(job.target, args, seed=job.seed, weights=job.weights)
-    example = example_inputs(job.target, job.input_shape, data, args, model)
-    if data is None:
-        terminal.note("no --data: sensitivity comes from the weights alone")
+    spec, network = quant_spec(job.bits), network_of(job, job.target)
     with terminal.steps() as steps:
-        found = analyze(
-            model,
-            example,
-            batches=calibration(data, job.seed),
-            spec=spec,
-            metric=job.sensitivity,
-            observe=steps,
-            progress=steps.advance,
-        )
+        found = analyzed(network, spec, job.sensitivity, steps, terminal)
         steps("draw")
         gm = found.graph_module
         widths = found.channels.widths
@@ -144,8 +128,7 @@ def rebuild(folder: Path, model: str | None) -> Rebuilt:
         NceFxError: the folder is damaged, or its model is not given and is the user's code.
     """
     manifest = artifacts.read_manifest(folder)
-    args = manifest.model.args if manifest.model is not None else {}
-    built = build_model(model_of(folder, model, manifest), args, seed=0)
+    built = model_of_folder(folder, model, manifest)
     rewritten = artifacts.load(folder, built)
     original = None
     if artifacts.FLOAT in manifest.files:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.fx import GraphModule
 
 from nce_fx import artifacts
+from nce_fx.cli.model_data import calibration
 from nce_fx.cli.parsing import build_model, is_code, recipe_fields
 from nce_fx.cli.retrain import Retrain
 from nce_fx.cli.rewriting import (
-    calibration,
     content,
     retrain_networks,
     rewritten_name,
@@ -27,6 +28,7 @@ from nce_fx.cli.terminal import Terminal
 from nce_fx.data import load_data
 from nce_fx.errors import InputError
 from nce_fx.passes.by_name import known_pass, pass_named
+from nce_fx.passes.transform.new_weights import from_scratch
 from nce_fx.passes.transform.quantize import InsertQuantizers
 from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.pipeline import Given, Pass, Pipeline, history_of
@@ -38,7 +40,6 @@ from nce_fx.tracing import trace
 from nce_fx.training import Recipe
 from nce_fx.training.engine import all_reduce_sum, start_engine
 from nce_fx.training.recipe import usual_float_epochs
-from nce_fx.passes.transform.new_weights import from_scratch
 
 
 def run(job: Retrain) -> None:
@@ -56,8 +57,7 @@ def run(job: Retrain) -> None:
     retraining = asked_for(job, manifest)
     recipe, task = Recipe.from_dict(retraining.recipe), Task.of(retraining.loss, retraining.metric)
     data = load_data(retraining.data, seed=recipe.seed, strict=job.strict)
-    args = manifest.model.args if manifest.model is not None else {}
-    model = build_model(model_of(job.directory, job.model, manifest), args, seed=recipe.seed)
+    model = model_of_folder(job.directory, job.model, manifest, recipe.seed)
     own = [pass_named(name) for name in job.own_passes or ()]
     rewritten = artifacts.load(job.directory, model, passes=own)
     if "spec" not in rewritten.meta:
@@ -167,7 +167,17 @@ def asked_for(job: Retrain, manifest: Manifest) -> Retraining:
     )
 
 
-def model_of(directory: Path, given: str | None, manifest: Manifest) -> str:
+def model_of_folder(directory: Path, given: str | None, manifest: Manifest, seed: int = 0) -> nn.Module:
+    """Build the model that a folder was made from.
+
+    Raises:
+        InputError: the folder names no model, or code, and the user does not; or it cannot be built.
+    """
+    args = manifest.model.args if manifest.model is not None else {}
+    return build_model(_model_of(directory, given, manifest), args, seed=seed)
+
+
+def _model_of(directory: Path, given: str | None, manifest: Manifest) -> str:
     """Return the model's reference: the folder's where it is built in, else the user's.
 
     Raises:

@@ -11,20 +11,20 @@ from torch import nn
 from torch.fx import GraphModule
 
 from nce_fx import artifacts
+from nce_fx.cli.model_data import calibration, network_of
 from nce_fx.cli.options import TrainingOptions
-from nce_fx.cli.parsing import build_model, example_inputs, one_process, parse_args, recipe_fields
+from nce_fx.cli.parsing import build_model, one_process, recipe_fields
 from nce_fx.cli.pass_hooks import between_passes
 from nce_fx.cli.rewrite import Rewrite
 from nce_fx.cli.terminal import Terminal
 from nce_fx.comparison import Trained, compare
-from nce_fx.data import Data, load_data
-from nce_fx.data.loaders import CALIBRATION_BATCHES, CALIBRATION_SIZE
+from nce_fx.data import Data
 from nce_fx.end_bits import WAYS
 from nce_fx.errors import InputError, TrainingError
 from nce_fx.folders import replaced
 from nce_fx.models import MODELS
-from nce_fx.models.loading import arguments_for
 from nce_fx.passes.analysis.hardware import HardwareTable
+from nce_fx.passes.transform.new_weights import from_scratch
 from nce_fx.passes.transform.quantize import InsertQuantizers, QuantSpec
 from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.plan import WidthPlan
@@ -38,9 +38,7 @@ from nce_fx.training import Recipe, evaluate, train
 from nce_fx.training.log import write_epochs
 from nce_fx.training.recipe import usual_float_epochs
 from nce_fx.training.result import EpochRecord
-from nce_fx.training.scratch import from_scratch
 from nce_fx.trial import Trial
-from nce_fx.passes.transform.new_weights import from_scratch
 
 SWEEP = ("sweep.csv", "sweep.svg")
 
@@ -62,7 +60,6 @@ def run(job: Rewrite) -> None:
         raise InputError("--from-scratch is about retraining: give --retrain EPOCHS as well")
     spec, hardware, budget = job.spec, job.table, job.budget
     between = between_passes((ResizeChannels, InsertQuantizers), job.verify_each, job.print_after, terminal)
-    args = parse_args(job.model_args)
     compiled = {"compile": True} if job.compile else {}
     if job.float_epochs is not None and not job.retrain:
         raise InputError("--float-epochs is about retraining: give --retrain EPOCHS as well")
@@ -71,16 +68,13 @@ def run(job: Rewrite) -> None:
     task = Task.of(job.loss, job.metric)
     if not job.dry_run and not job.force:
         artifacts.check_free(job.out, artifacts.OURS if job.sweep is None else SWEEP)
-    data = None if job.data is None else load_data(job.data, seed=job.seed, strict=job.strict)
-    if data is not None:
-        args = arguments_for(job.model, args, data.input_shape, data.classes)
-    model = build_model(job.model, args, seed=job.seed, weights=job.weights)
-    example = example_inputs(job.model, job.input_shape, data, args, model)
+    network = network_of(job, job.model, strict=job.strict)
+    data, args, example = network.data, dict(network.args), network.inputs
 
     ratios = None if job.sweep is None else ratios_of(job.sweep)
-    model, float_history = float_network(job, model, data, recipe, task, terminal)
+    model, float_history = float_network(job, network.model, data, recipe, task, terminal)
     float_epochs = len(float_history)
-    batches = calibration(data, job.seed)
+    batches = network.calibration
     if ratios is not None:
         run_sweep(job, model, example, batches, spec, hardware, ratios, terminal)
         return
@@ -138,8 +132,8 @@ def run(job: Rewrite) -> None:
         fresh = build_model(job.model, args, seed=job.seed) if job.from_scratch else None
         trained = retrain_both(result, spec, data, recipe, float_epochs, job.out, terminal, task, fresh)
         comparison = trained.comparison
-        network = trained.networks[rewritten_name(spec)]
-        artifacts.save(network, job.out, force=True, keep_checkpoints=True, comparison=comparison, **about)
+        retrained = trained.networks[rewritten_name(spec)]
+        artifacts.save(retrained, job.out, force=True, keep_checkpoints=True, comparison=comparison, **about)
     terminal.note(f"written to {job.out}: {', '.join(sorted(path.name for path in job.out.iterdir()))}")
     terminal.finish(content(result.plan, result.report, comparison, job.out))
 
@@ -219,11 +213,6 @@ def run_sweep(
         terminal.note(f"written to {job.out}: {', '.join(SWEEP)}")
     points = [point.to_row() for point in found.points]
     terminal.finish({"out": None if job.dry_run else str(job.out), "sweep": points})
-
-
-def calibration(data: Data | None, seed: int) -> list[Any] | None:
-    """Return the batches that sensitivity and the quantizers' first ranges come from."""
-    return None if data is None else list(data.batches(CALIBRATION_BATCHES, CALIBRATION_SIZE, seed))
 
 
 def retrain_both(

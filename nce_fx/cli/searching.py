@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 from nce_fx import artifacts
-from nce_fx.cli.parsing import build_model, example_inputs, parse_args, recipe_fields
+from nce_fx.cli.model_data import network_of
+from nce_fx.cli.parsing import recipe_fields
 from nce_fx.cli.search import Search
 from nce_fx.cli.terminal import Terminal
-from nce_fx.data import load_data
 from nce_fx.errors import InputError, TrainingError
 from nce_fx.models import MODELS
-from nce_fx.models.loading import arguments_for, check_finite
+from nce_fx.models.loading import check_finite
 from nce_fx.search import SearchRecipe, search
 from nce_fx.search.search_log import FILES, search_table
 from nce_fx.tracing import trace
@@ -36,18 +36,17 @@ def run(job: Search) -> None:
             (job.out / name).unlink(missing_ok=True)
     else:
         artifacts.check_free(job.out, (artifacts.PLAN,))
-    found = load_data(job.data, seed=job.seed)
-    args = arguments_for(job.model, parse_args(job.model_args), found.input_shape, found.classes)
-    built = build_model(job.model, args, seed=job.seed, weights=job.weights)
-    check_finite(built.state_dict(), job.model)
+    network = network_of(job, job.model)
+    assert network.data is not None
+    check_finite(network.model.state_dict(), job.model)
     if job.weights is None and job.model in MODELS:
         terminal.note(f"{job.model} starts from random weights; give --weights to start from trained ones")
-    gm = trace(built, example_inputs(job.model, job.input_shape, found, args, built))
+    gm = trace(network.model, network.inputs)
     try:
         with terminal.training(f"search {job.model}") as progress:
             result = search(
                 gm,
-                found,
+                network.data,
                 asked,
                 budget=budget,
                 spec=spec,

@@ -14,6 +14,7 @@ from typing import Any
 from nce_fx.callables import load_callable, nearest
 from nce_fx.errors import InputError, PassError
 from nce_fx.passes.transform.fold import FoldBatchNorm
+from nce_fx.passes.transform.new_weights import NewWeights
 from nce_fx.passes.transform.quantize import InsertQuantizers, RemoveQuantizers
 from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.passes.transform.widths import InsertWidthChoices, RemoveWidthChoices
@@ -31,6 +32,7 @@ PASSES: Registry[type[Pass]] = Registry(
             InsertQuantizers,
             RemoveQuantizers,
             FoldBatchNorm,
+            NewWeights,
             InsertWidthChoices,
             RemoveWidthChoices,
             TraceAgain,

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, Self
 
+from torch import nn
 from torch.fx import GraphModule
 
 from nce_fx.errors import NceFxError, PassError
@@ -45,6 +46,8 @@ class Given:
     """In any form that `nce_fx.batches` reads."""
     like: GraphModule | None = None
     """The same network quantized at other widths, whose ranges are taken."""
+    fresh: nn.Module | None = None
+    """The model with new random weights, which new ones are drawn from."""
 
 
 NOTHING = Given()

@@ -11,13 +11,33 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from nce_fx.passes.transform.quantize import QuantSpec, RemoveQuantizers, quantize
+from nce_fx.passes.transform.quantize import InsertQuantizers, QuantSpec, RemoveQuantizers
+from nce_fx.passes.transform.quantize.quantizer_nodes import in_float
+from nce_fx.pipeline import Given, Pass, Pipeline
+from nce_fx.pipeline.base import Property
+
+
+@dataclass(frozen=True)
+class NewWeights(Pass):
+    """Draw new random weights and statistics for a float network, from those of its model as it is initialised.
+
+    The model is `Given.fresh`. Where none is given weights stay: a network that is loaded has them from its file.
+    """
+
+    requires: ClassVar[tuple[Property, ...]] = (in_float,)
+    seed: int = 0
+    """Of the draws; what has the shape that the model gives it is taken as it is."""
+
+    def apply(self, gm: GraphModule, given: Given) -> GraphModule:
+        """Return the network with new weights."""
+        return gm if given.fresh is None else _drawn(gm, given.fresh, self.seed)
 
 
 def from_scratch(
@@ -32,18 +52,12 @@ def from_scratch(
         batches: what ranges are calibrated on.
         seed: of the draws.
     """
-    return quantize(new_weights(RemoveQuantizers()(gm).graph_module, fresh, seed), spec, batches)
+    anew = Pipeline((RemoveQuantizers(), NewWeights(seed), InsertQuantizers(spec)))
+    return anew(gm, Given(batches, fresh=fresh)).graph_module
 
 
 @torch.no_grad()
-def new_weights(gm: GraphModule, fresh: nn.Module, seed: int = 0) -> GraphModule:
-    """Return a copy of a float graph with new random weights and statistics.
-
-    Args:
-        gm: a float graph at any widths; it is not changed.
-        fresh: the model it was made from, with new random weights and statistics.
-        seed: of the draws; what has the shape that ``fresh`` gives it is taken as it is.
-    """
+def _drawn(gm: GraphModule, fresh: nn.Module, seed: int) -> GraphModule:
     result = copy.deepcopy(gm)
     generator = torch.Generator().manual_seed(seed)
     own = fresh.state_dict()

@@ -1,0 +1,75 @@
+"""What `nce-fx export` does: the network of a result folder, written in each form that was asked for."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from torch.fx import GraphModule
+
+from nce_fx import artifacts
+from nce_fx.cli.export import Export
+from nce_fx.cli.retraining import model_of_folder
+from nce_fx.cli.terminal import Terminal
+from nce_fx.errors import ExportError, InputError
+from nce_fx.export import OnnxExport, export_onnx, export_pt2, save_packed
+from nce_fx.passes.by_name import pass_named
+
+
+def run(job: Export) -> None:
+    """Write the files, and say how they compare with PyTorch.
+
+    Raises:
+        NceFxError: anything that was not right, in one line.
+    """
+    terminal = Terminal.of(job.as_json)
+    if job.onnx is None and job.pt2 is None and job.packed is None:
+        raise InputError("nothing to write: add --onnx FILE.onnx, --pt2 FILE.pt2 or --packed FILE.safetensors")
+    model = model_of_folder(job.directory, job.model, artifacts.read_manifest(job.directory))
+    gm = artifacts.load(job.directory, model, passes=[pass_named(name) for name in job.own_passes or ()])
+    content: dict[str, Any] = {"directory": str(job.directory)}
+    if job.packed is not None:
+        save_packed(gm, job.packed)
+        size = job.packed.stat().st_size
+        content["packed"] = {"path": str(job.packed), "size": size}
+        terminal.note(f"written to {job.packed}: {size:,} bytes")
+    if job.pt2 is not None:
+        with terminal.steps() as steps:
+            steps("torch.export, and compare")
+            archive = export_pt2(gm, job.pt2, batch=job.batch)
+        content["pt2"] = asdict(archive) | {"path": str(archive.path)}
+        size, batch = archive.size, _size(archive.batch)
+        terminal.note(f"written to {job.pt2}: {size:,} bytes, batch of {batch}, equal bit for bit")
+    if job.onnx is not None:
+        written = _onnx(job, gm, terminal)
+        content["onnx"] = asdict(written) | {"path": str(written.path)}
+    terminal.finish(content)
+
+
+def _onnx(job: Export, gm: GraphModule, terminal: Terminal) -> OnnxExport:
+    """Write the ONNX file: in integers by default, in float where the network is not for that."""
+    assert job.onnx is not None
+    with terminal.steps() as steps:
+        steps(f"export, and compare with PyTorch ({job.format or 'integer'})")
+        try:
+            written = export_onnx(gm, job.onnx, format=job.format or "integer", fold_bn=job.fold_bn, batch=job.batch)
+        except ExportError as error:
+            if job.format is not None:
+                raise
+            terminal.note(f"not in integers, so as int2: {error}")
+            written = export_onnx(gm, job.onnx, fold_bn=job.fold_bn, batch=job.batch)
+    terminal.note(f"written to {job.onnx}: {written.size:,} bytes, batch of {_size(written.batch)}")
+    for level, agreement in written.agreement.items():
+        terminal.note(
+            f"onnxruntime, optimizations {level}: {agreement.difference:.1e} of the largest output from PyTorch"
+            + (f", {agreement.on_border} values on the border of two levels" if agreement.on_border else "")
+        )
+    for node, reason in written.float_nodes.items():
+        terminal.note(f"in float: {node}: {reason}")
+    if any(agreement.on_border for agreement in written.agreement.values()):
+        terminal.note("rewrite with --exact for a network whose values every runtime rounds alike (docs/deploy.md)")
+    return written
+
+
+def _size(batch: int | None) -> str:
+    return "any size" if batch is None else str(batch)

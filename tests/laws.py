@@ -29,7 +29,7 @@ from nce_fx.passes.analysis.cost import CostReport
 from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.planning.exact_budget import count, plan_and_build
 from nce_fx.passes.transform.quantize.quantizable_layers import find_quantizable_layers
-from nce_fx.passes.transform.resize import kept_channels
+from nce_fx.passes.transform.resize import gathers_of
 from nce_fx.quantities import known_quantities
 from tests.drawing import Traced, keep, narrower, traced, wider
 from tests.observing import (
@@ -52,6 +52,11 @@ from tests.threads import mean_square, plans_at_all_threads
 from tests.zoo.model import randomize
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+
+def kept_channels(gm: Any, widths: Mapping[str, int]) -> dict[tuple[str, int], list[int]]:
+    """Return for each parameter axis that narrowing to these widths shortens the positions that are kept."""
+    return {axis: sorted(set(gather.index.tolist())) for axis, gather in gathers_of(gm, widths).items()}
 
 
 def the_graph_is_the_model(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> None:

@@ -12,7 +12,7 @@ from nce_fx.ids.value import ChannelTensor
 from nce_fx.models import MODELS
 from nce_fx.ops.rules import mixing, movement
 from nce_fx.passes.analysis.channels.structure import examine
-from nce_fx.passes.transform.resize import kept_channels
+from tests.laws import kept_channels
 from tests.observing import counted
 from tests.zoo.attention import WIDTH, PooledHeads
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn, randn
 
 import nce_fx
+from nce_fx import registry
 from nce_fx.errors import InputError
 from nce_fx.ops import OPS, Absent, Op, WeightLayout, table
 from nce_fx.ops.work import rows_times_weight
@@ -164,8 +165,8 @@ def test_a_network_with_rows_of_its_own_is_rewritten_saved_and_loaded(tmp_path):
 class Point:
     """What an installed package gives as an entry point."""
 
-    def __init__(self, value: object) -> None:
-        self.name, self.value, self.found = "mixed", "theirs:MIXED", value
+    def __init__(self, value: object, name: str = "mixed") -> None:
+        self.name, self.value, self.found = name, "theirs:MIXED", value
 
     def load(self) -> object:
         if isinstance(self.found, Exception):
@@ -175,16 +176,16 @@ class Point:
 
 def test_installed_packages_add_rows(model, monkeypatch):
     table.default.cache_clear()
-    monkeypatch.setattr(table, "entry_points", lambda group: [Point(MIXED), Point((DOUBLED,))])
+    monkeypatch.setattr(registry, "entry_points", lambda group: [Point(MIXED, "a"), Point((DOUBLED,), "b")])
     gm = nce_fx.trace(model, (image().double(),))
     assert nce_fx.analyze_channels(gm)["middle.kernels"].pinned is None
     for wrong, words in (
-        (3, "name a row"),
+        (3, "is none of ops"),
         (ImportError("no numpy"), "no numpy"),
         (replace(MIXED, name="relu"), "relu"),
     ):
         table.default.cache_clear()
-        monkeypatch.setattr(table, "entry_points", lambda group, wrong=wrong: [Point(wrong)])
+        monkeypatch.setattr(registry, "entry_points", lambda group, wrong=wrong: [Point(wrong)])
         with pytest.raises(InputError, match=words):
             table.default()
     monkeypatch.undo()

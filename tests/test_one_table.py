@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import operator
+import runpy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import nce_fx.ops
 from nce_fx.ops import OPS
 from tests.floors import files
 
@@ -123,3 +126,11 @@ def test_what_is_allowed_is_needed():
     for each in ALLOWED:
         owned = [path for name, path in files().items() if name == each or name.startswith(f"{each}.")]
         assert any(list(lists_of_operations(path.read_text())) for path in owned), each
+
+
+@pytest.mark.parametrize("path", sorted(Path(nce_fx.ops.__file__).parent.glob("*.py")), ids=lambda path: path.stem)
+def test_importing_the_rows_draws_no_random_numbers(path):
+    """Else what a program draws after its seed would depend on when it first calls nce-fx."""
+    before = torch.get_rng_state()
+    runpy.run_path(str(path))
+    assert torch.equal(torch.get_rng_state(), before)

@@ -41,6 +41,6 @@ ROWS = (
     _made("new_full", movement.new_shape, "input, size, fill_value", _tokens([2, 6, 8], 0.5)),
     _made("fill", movement.filled, "input, value", _tokens(0.5)),
     _made("zero", movement.filled, "input", _tokens()),
-    _made("copy", movement.write, "input, src", _tokens(randn(2, 6, 8))),
+    _made("copy", movement.write, "input, src", lambda: (randn(2, 6, 8), randn(2, 6, 8))),
     _made("_assert_tensor_metadata", movement.asserted, "input", _tokens(), same_order("_assert_scalar")),
 )

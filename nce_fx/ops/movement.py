@@ -72,7 +72,7 @@ ROWS = (
         spellings=same_order("_reshape_alias"),
         repair=repair.view,
     ),
-    _view("view_as", _APART, "input, other", _image(randn(2, 8, 4, 4))),
+    _view("view_as", _APART, "input, other", lambda: (randn(2, 8, 4, 4), randn(2, 8, 4, 4))),
     _view("flatten", _APART, "input, start_dim=0, end_dim=-1", _image(2), nn.Flatten, catch="inside"),
     _view(
         "unflatten",

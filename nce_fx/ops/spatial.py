@@ -88,7 +88,14 @@ ROWS = (
     _pool("upsample_bilinear2d", 2, [8, 8], False, spellings=same_order("_upsample_bilinear2d_aa")),
     _pool("upsample_trilinear3d", 3, [8, 8, 8], False),
     _pool("upsample_bicubic2d", 2, [8, 8], False, sign="any", spellings=same_order("_upsample_bicubic2d_aa")),
-    _pool("grid_sampler", 2, rand(2, 4, 4, 2) - 0.5, 0, 0, False),
+    Op(
+        name="grid_sampler",
+        kind="spatial",
+        signature="input, *size",
+        channels=mixing.spatial(2),
+        sign="kept",
+        example=lambda: (randn(2, 8, 4, 4), rand(2, 4, 4, 2) - 0.5, 0, 0, False),
+    ),
     Op(
         name="constant_pad_nd",
         kind="spatial",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
-from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -13,7 +12,7 @@ from torch import nn
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
-from nce_fx.errors import InputError, one_line
+from nce_fx.errors import InputError
 from nce_fx.ops import (
     attention,
     conv,
@@ -30,6 +29,7 @@ from nce_fx.ops import (
 )
 from nce_fx.ops.op import OWN_ROW, Op
 from nce_fx.ops.spellings import spellings_of
+from nce_fx.registry import Registry
 
 Value = TypeVar("Value")
 
@@ -209,16 +209,14 @@ def default() -> Ops:
         InputError: what an entry point names is no row, or cannot be imported.
     """
     ops = OPS
-    for point in entry_points(group="nce_fx.ops"):
-        try:
-            rows = point.load()
-        except Exception as error:
-            raise InputError(f"entry point {point.name} ({point.value}) of nce_fx.ops: {one_line(error)}") from error
-        rows = rows if isinstance(rows, tuple) else (rows,)
-        if not all(isinstance(row, Op) for row in rows):
-            raise InputError(f"entry point {point.name} ({point.value}) of nce_fx.ops: name a row, or a tuple of rows")
-        ops = ops.adding(*rows)
+    for rows in Registry[Any]("ops", {}, _are_rows).values():
+        ops = ops.adding(*(rows if isinstance(rows, tuple) else (rows,)))
     return ops
+
+
+def _are_rows(value: Any) -> bool:
+    """Whether an entry point names a row, or a tuple of rows."""
+    return all(isinstance(row, Op) for row in (value if isinstance(value, tuple) else (value,)))
 
 
 def table_of(gm: GraphModule) -> Ops:

@@ -47,10 +47,6 @@ class IntegerTensor:
         """Return another tensor with the same levels."""
         return replace(self, name=name)
 
-    def same_levels(self, other: IntegerTensor) -> bool:
-        """Whether equal numbers mean equal values."""
-        return (self.levels.grid, self.levels.scale) == (other.levels.grid, other.levels.scale)
-
 
 @dataclass(frozen=True)
 class Stored:

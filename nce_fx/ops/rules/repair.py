@@ -100,8 +100,8 @@ def _pieces(run: NewWidths, old: ChannelTensor, new: ChannelTensor, axis: int, b
     return places
 
 
-def _axis_of(args: tuple[Any, ...], kwargs: dict[str, Any], dims: int, default: int = 0) -> int:
-    axis = args[2] if len(args) > 2 else kwargs.get("dim", default)
+def _axis_of(args: tuple[Any, ...], kwargs: dict[str, Any], dims: int) -> int:
+    axis = args[2] if len(args) > 2 else kwargs.get("dim", 0)
     return int(axis) % dims
 
 

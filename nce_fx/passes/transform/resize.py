@@ -134,11 +134,6 @@ def gathers_of(gm: GraphModule, widths: Mapping[str, int]) -> dict[ParameterAxis
     return dict(_run(analysis.structure, analysis.channels, widths, None).edits.gathers)
 
 
-def kept_channels(gm: GraphModule, widths: Mapping[str, int]) -> dict[tuple[str, int], list[int]]:
-    """Return for each parameter axis that narrowing to these widths shortens the positions that are kept."""
-    return {axis: sorted(set(gather.index.tolist())) for axis, gather in gathers_of(gm, widths).items()}
-
-
 def _copies(
     structure: Structure, channels: ChannelGraph, widths: Mapping[str, int], keep: Kept | None
 ) -> dict[int, Ids]:

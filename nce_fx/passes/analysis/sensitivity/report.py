@@ -42,7 +42,3 @@ class SensitivityReport:
         """Return (layer path, weight and activation together), the most sensitive first."""
         totals = [(path, node.total) for path, node in self.by_node.items()]
         return sorted(totals, key=lambda item: (-item[1], item[0]))
-
-    def ranked_groups(self) -> list[tuple[str, float]]:
-        """Return (group id, sensitivity), the most sensitive first."""
-        return sorted(self.by_group.items(), key=lambda item: (-item[1], item[0]))

@@ -39,7 +39,7 @@ class PlanSchema(BaseModel):
 
 @dataclass(frozen=True)
 class WidthPlan:
-    """The width of every channel group of one model."""
+    """The width of every channel group of one model, such as ``plan.widths == {"conv1": 10, "layer1.0.conv1": 3}``."""
 
     widths: Mapping[str, int]
     original: Mapping[str, int]

@@ -62,7 +62,7 @@ class Analyses:
 
 @dataclass(frozen=True)
 class RewriteResult:
-    """The rewritten network, the plan that made it, and what the compiler found and decided."""
+    """What `rewrite` returns: ``result.graph_module``, quantized, ``result.plan``, and what was found and decided."""
 
     graph_module: GraphModule
     plan: WidthPlan

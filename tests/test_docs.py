@@ -5,6 +5,7 @@ Data that is not at hand is made here, an epoch stands for many, and small netwo
 
 import importlib
 import importlib.util
+import json
 import re
 import shlex
 import sys
@@ -96,6 +97,18 @@ def test_what_a_page_shows_runs(page, folder, monkeypatch):
         else:
             for line in text.replace("\\\n", " ").splitlines():
                 _run(line)
+
+
+@pytest.mark.long
+def test_the_example_notebook_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for cell in json.loads((ROOT / "examples" / "digits.ipynb").read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            text = re.sub(r"\bepochs=\d+", "epochs=1", "".join(cell["source"]))
+            exec(compile(text, cell["id"], "exec"), names)
+    assert "_weight_quant" in capsys.readouterr().out
+    assert (tmp_path / "digits.onnx").exists()
 
 
 def _write_module(text: str) -> None:

@@ -46,6 +46,8 @@ def test_public_names_are_these_and_no_others():
 def test_every_public_name_is_there_and_documented(name):
     value = getattr(nce_fx, name)
     assert name == "__version__" or value.__doc__
+    if isinstance(value, type):
+        assert "``" in str(value.__doc__).partition("\n\n")[0], "its first sentence gives an example value"
 
 
 @pytest.mark.long

@@ -35,7 +35,7 @@ class Absent:
 
 @dataclass(frozen=True)
 class WeightLayout:
-    """The axes of a weight."""
+    """The axes of a weight: ``WeightLayout(out_axis=0)`` of a convolution's."""
 
     out_axis: int
     """Along which it makes channels: 0 of a convolution's, 1 of a transposed one's."""

@@ -78,7 +78,7 @@ class NodeCost:
 
 @dataclass(frozen=True)
 class CostReport:
-    """Costs at one choice of widths; ``at`` gives the report at another."""
+    """Costs at one choice of widths: ``report.total.macs``; ``report.at({"conv1": 24})`` gives them at another."""
 
     model: CostModel = field(repr=False)
     part_widths: tuple[int, ...] = field(repr=False)

@@ -75,7 +75,7 @@ class ComputedWeight:
 
 @dataclass(frozen=True)
 class ChannelGraph:
-    """Every channel group of a traced model, and the axes they govern."""
+    """Every channel group of a traced model, such as ``graph["conv1"]``, and the axes they govern."""
 
     groups: tuple[ChannelGroup, ...]
     parts: tuple[ChannelPart, ...] = field(repr=False)

@@ -24,7 +24,7 @@ class NodeSensitivity:
 
 @dataclass(frozen=True)
 class SensitivityReport:
-    """Sensitivities per layer path and per channel group id."""
+    """Sensitivities by layer and by channel group: ``report.by_group["conv1"]``, 1e-4 in the unit of the metric."""
 
     metric: str
     bits: int | Mapping[str, int]

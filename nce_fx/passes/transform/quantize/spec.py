@@ -21,7 +21,7 @@ _FLOAT = 32
 
 
 class LayerBits(NamedTuple):
-    """Bits of a layer's weight and of the activation it reads; ``None`` is float."""
+    """Bits of a layer's weight and of the activation it reads, such as ``LayerBits(2, 8)``; ``None`` is float."""
 
     weight: int | None
     activation: int | None
@@ -50,7 +50,7 @@ Bits = Annotated[int | None, BeforeValidator(_of_field)]
 
 @validated("quantization", QuantizeError)
 class QuantSpec:
-    """Quantizers by name and bits by place.
+    """Quantizers by name and bits by place, such as ``QuantSpec(weight_bits=2, overrides={"layer1.*": 4})``.
 
     Args:
         weight: a name in `nce_fx.quantizers.WEIGHT_QUANTIZERS`.

@@ -16,14 +16,16 @@ import nce_fx
 from nce_fx.cli import app
 from nce_fx.data import load_data
 from nce_fx.data.images import Images
+from nce_fx.errors import ExportError
 from nce_fx.export import export_onnx, to_integer
-from nce_fx.export.integer import addition, to_module
+from nce_fx.export.agreement import _Follower
+from nce_fx.export.integer import Lowered, addition, to_module
 from nce_fx.export.integer.epilogue import Epilogue
 from nce_fx.export.integer.staircase import count_misses, find_rises, requantize
 from nce_fx.export.integer.tensors import IntegerTensor
 from nce_fx.export.levels import ActivationLevels
 from nce_fx.models import MODELS
-from nce_fx.quantizers.base import Grid
+from nce_fx.quantizers.base import ActivationQuantizer, Grid
 from nce_fx.report.records import ModelReference
 from tests.test_export import DEPLOY, PAIRS, random, settled
 
@@ -61,6 +63,28 @@ def test_resnet8_runs_in_integers_on_pytorchs_levels(tmp_path, weight, activatio
     assert {"layer1.0.conv1", "layer3.0.downsample.0", "fc", "layer1.0.bn1_activation_quant"} & names
     # What is behind the last sum, and nothing else.
     assert all(name.startswith(("add", "layer3.0.relu2", "avgpool")) for name in written.float_nodes)
+
+
+@pytest.mark.parametrize(("exact", "allowed"), [(False, 3), (True, 0)])
+def test_integers_may_fall_to_the_other_side_of_a_border_as_seldom_as_sums_do(exact, allowed):
+    x = torch.linspace(0, 3, 400).reshape(2, 2, 10, 10)
+    net = nn.Sequential(nn.ReLU(), nn.Conv2d(2, 2, 1))
+    gm = quantized(net, x, exact=exact, first_last_bits=2).eval()
+    (name,) = (n for n, module in gm.named_modules() if isinstance(module, ActivationQuantizer) and module.replaces)
+    step = float(gm.get_submodule(name).scale())
+    for count in (allowed, allowed + 1):
+        x[0, 0, 0, :count] = 1.5 * step
+        with torch.no_grad():
+            other = gm.get_submodule(name)(x)
+        other[0, 0, 0, :count] = 3 * step - other[0, 0, 0, :count]
+        follower = _Follower(gm, {name: other.numpy()}, Lowered(computed=frozenset({name})))
+        follower.run(x)
+        assert follower.on_border == count
+        if count == allowed:
+            follower.check_counts("all")
+        else:
+            with pytest.raises(ExportError, match=f"puts {count} of 400 values .* on another level than PyTorch"):
+                follower.check_counts("all")
 
 
 @pytest.mark.parametrize("bits", [(1, 1), (1, 2), (3, 3), (8, 4), (4, 8)])

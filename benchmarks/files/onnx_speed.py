@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -51,7 +53,9 @@ def main() -> None:
     torch.set_num_threads(1)
     for network in options.networks:
         rows = measure(network, options.batches)
-        save(RESULTS, load(RESULTS) | rows)
+        known = load(RESULTS)
+        # A run of some batches leaves what others measured.
+        save(RESULTS, known | {key: known.get(key, {}) | row for key, row in rows.items()})
         print(rows, flush=True)
 
 
@@ -71,7 +75,8 @@ def measure(network: str, batches: list[int]) -> dict[str, Any]:
         for name, path in paths.items():
             sessions[name], made, operators = session(path, Path(folder))
             row = {"size": path.stat().st_size, "session_seconds": made, "operators": operators}
-            rows[f"{network}/{name}"] = row | {"processor": processor()}
+            row |= {"processor": processor(), "peak": peak(path, x[:1])}
+            rows[f"{network}/{name}"] = row
         rows[f"{network}/integer"] |= {
             "float_nodes": len(written.float_nodes),
             "on_border": max(agreement.on_border for agreement in written.agreement.values()),
@@ -83,6 +88,7 @@ def measure(network: str, batches: list[int]) -> dict[str, Any]:
     for row in rows.values():
         row["float_size"] = plain["size"]
         row["session"] = round(row.pop("session_seconds") / plain["session_seconds"], 2)
+        row["memory"] = round(row.pop("peak") / plain["peak"], 2)
     return rows
 
 
@@ -137,6 +143,24 @@ def session(path: Path, folder: Path) -> tuple[Any, float, str]:
     counts = Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
     products = [kind for kind in sorted(counts) if any(word in kind for word in ("Conv", "MatMul", "Gemm"))]
     return made, seconds, ", ".join(f"{counts[kind]} {kind}" for kind in products)
+
+
+_RUN = """
+import resource, sys, numpy, onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads, options.log_severity_level = 1, 4
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+made = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+made.run(None, {made.get_inputs()[0].name: numpy.load(sys.argv[2])})
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def peak(path: Path, x: Tensor) -> int:
+    """Return the most memory that a process of its own takes to make a session and run one image, in KiB."""
+    np.save(path.with_suffix(".npy"), x.numpy())
+    command = [sys.executable, "-c", _RUN, str(path), str(path.with_suffix(".npy"))]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def ratios(sessions: Mapping[str, Any], x: Tensor, rounds: int) -> Iterator[tuple[str, float]]:

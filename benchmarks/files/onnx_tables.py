@@ -15,6 +15,7 @@ def write_page() -> None:
     formats = load(RESULTS / "onnx_formats.json")
     put(DOCUMENT, "formats summary", formats_summary(formats))
     put(DOCUMENT, "formats table", formats_table(formats))
+    put(DOCUMENT, "levels table", levels_table(load(RESULTS / "onnx_levels.json")))
     put(DOCUMENT, "speed table", speed_table(load(RESULTS / "onnx_speed.json")))
     put(DOCUMENT, "qonnx table", qonnx_table(load(RESULTS / "onnx_qonnx.json")))
 
@@ -65,16 +66,37 @@ def formats_table(rows: dict[str, dict[str, Any]]) -> Iterable[str]:
         )
 
 
+def levels_table(rows: dict[str, dict[str, Any]]) -> Iterable[str]:
+    """Yield a row for every network whose integer file was compared value by value, plain beside exact."""
+    yield "| network | accuracy % | values | another level | own | another class | the same, exact | float nodes |"
+    yield "|---|--:|--:|--:|--:|--:|--:|--:|"
+    for network in dict.fromkeys(key.split("/")[0] for key in rows):
+        plain, exact = (rows.get(f"{network}/{name}", {"trouble": "not measured"}) for name in ("plain", "exact"))
+        if "trouble" in plain:
+            yield f"| {network} | | | {plain['trouble']} | | | | |"
+            continue
+        accuracy = "" if plain["accuracy"] is None else f"{100 * plain['accuracy']:.1f}"
+        own = f"{plain['own']} of {plain['own_values'] / 1e6:.1f} M"
+        same = exact.get("trouble") or f"{exact['off']}, {exact['own']}, {exact['classes']}"
+        yield (
+            f"| {network} | {accuracy} | {plain['values'] / 1e6:.1f} M | {plain['off']} "
+            f"({plain['off'] / plain['values']:.0e}) | {own} | {plain['classes']} | {same} | {plain['float_nodes']} |"
+        )
+
+
 def speed_table(rows: dict[str, dict[str, Any]]) -> Iterable[str]:
     """Yield a row for every network and file that was timed, and the processor that it was timed on."""
-    yield "| network | file | size | batch 1 | batch 16 | session | float nodes | how it multiplies |"
-    yield "|---|---|--:|--:|--:|--:|--:|---|"
+    yield "| network | file | size | batch 1 | batch 16 | session | memory | float nodes | how it multiplies |"
+    yield "|---|---|--:|--:|--:|--:|--:|--:|---|"
     for key, row in rows.items():
         network, name = key.split("/")
         size = f"{row['size'] / 1e6:,.2f} MB, 1/{row['float_size'] / row['size']:.1f}"
         one, many = (f"{row[part]:.2f}" if part in row else "" for part in ("ratio_1", "ratio_16"))
-        left = row.get("float_nodes", "")
-        yield f"| {network} | {name} | {size} | {one} | {many} | {row['session']:.2f} | {left} | {row['operators']} |"
+        memory, left = f"{row['memory']:.2f}" if "memory" in row else "", row.get("float_nodes", "")
+        yield (
+            f"| {network} | {name} | {size} | {one} | {many} | {row['session']:.2f} | {memory} | {left} |"
+            f" {row['operators']} |"
+        )
     yield ""
     yield "Processor: " + "; ".join(sorted({row["processor"] for row in rows.values()})) + "."
 

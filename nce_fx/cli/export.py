@@ -46,6 +46,15 @@ class Export:
             "--packed", metavar="FILE.safetensors", help="Write the weights alone, four to a byte.", show_default=False
         ),
     ] = None
+    explorer: Annotated[
+        Path | None,
+        typer.Option(
+            "--model-explorer",
+            metavar="FILE.json",
+            help="Write the graph for Google's Model Explorer, and FILE.data.json: the sensitivity of its nodes.",
+            show_default=False,
+        ),
+    ] = None
     model: options.ModelAgain = None
     own_passes: options.OwnPasses = None
     as_json: options.Json = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from typing import Any
 
@@ -9,10 +10,12 @@ from torch.fx import GraphModule
 
 from nce_fx import artifacts
 from nce_fx.cli.export import Export
+from nce_fx.cli.model_explorer import model_explorer
 from nce_fx.cli.retraining import model_of_folder
 from nce_fx.cli.terminal import Terminal
 from nce_fx.errors import ExportError, InputError
 from nce_fx.export import OnnxExport, export_onnx, export_pt2, save_packed
+from nce_fx.files import write_whole
 from nce_fx.passes.by_name import pass_named
 
 
@@ -23,9 +26,13 @@ def run(job: Export) -> None:
         NceFxError: anything that was not right, in one line.
     """
     terminal = Terminal.of(job.as_json)
-    if job.onnx is None and job.pt2 is None and job.packed is None:
-        raise InputError("nothing to write: add --onnx FILE.onnx, --pt2 FILE.pt2 or --packed FILE.safetensors")
-    model = model_of_folder(job.directory, job.model, artifacts.read_manifest(job.directory))
+    if not (job.onnx or job.pt2 or job.packed or job.explorer):
+        raise InputError(
+            "nothing to write: add --onnx FILE.onnx, --pt2 FILE.pt2, --packed FILE.safetensors or"
+            " --model-explorer FILE.json"
+        )
+    manifest = artifacts.read_manifest(job.directory)
+    model = model_of_folder(job.directory, job.model, manifest)
     gm = artifacts.load(job.directory, model, passes=[pass_named(name) for name in job.own_passes or ()])
     content: dict[str, Any] = {"directory": str(job.directory)}
     if job.packed is not None:
@@ -33,6 +40,13 @@ def run(job: Export) -> None:
         size = job.packed.stat().st_size
         content["packed"] = {"path": str(job.packed), "size": size}
         terminal.note(f"written to {job.packed}: {size:,} bytes")
+    if job.explorer is not None:
+        label = manifest.model.reference if manifest.model is not None else job.directory.name
+        beside = job.explorer.with_suffix(".data.json")
+        for path, value in zip((job.explorer, beside), model_explorer(gm, label, manifest.rewrite), strict=True):
+            write_whole(path, json.dumps(value, indent=1).encode())
+        content["model_explorer"] = {"graph": str(job.explorer), "data": str(beside)}
+        terminal.note(f"written to {job.explorer} and {beside}, for Model Explorer")
     if job.pt2 is not None:
         with terminal.steps() as steps:
             steps("torch.export, and compare")

@@ -45,6 +45,10 @@ SHARE = 5e-3
 """How many values of a tensor may be on the next level where whole numbers cannot say where its levels rise: of 8 bits,
 from sums that are hardly finer themselves."""
 
+RARE, FEW = 10_000, 3
+"""Of how many values that are computed in integers one may be on a border and fall to its other side, and how many are
+no cause for doubt however few there are in all. With exact scales none may."""
+
 LEVELS: Mapping[str, Any] = {
     "disabled": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -213,7 +217,7 @@ def follow(
         observed.graph.output.append(helper.make_tensor_value_info(target, kind, None))
     results = _run(observed.SerializeToString(), inputs, LEVELS[level])
     found = {name: lowered.floats(name, value) for name, value in zip(watched, results[outputs:], strict=True)}
-    follower = _Follower(gm, found, lowered.misses)
+    follower = _Follower(gm, found, lowered)
     try:
         with torch.no_grad():
             ours = follower.run(*inputs, initial_env=idle_in(gm, training=False))
@@ -221,6 +225,7 @@ def follow(
     except ExportError as error:
         # fx adds its own lines to what is raised inside an interpreter.
         raise ExportError(str(error).splitlines()[0]) from None
+    follower.check_counts(level)
     difference = _difference(results[:outputs], expected, level)
     allowed = TOLERANCE
     if difference > allowed:
@@ -274,10 +279,11 @@ def _doubled(value: Any) -> Any:
 class _Follower(Interpreter):
     """Runs a graph with the quantized activations of another program, having checked each."""
 
-    def __init__(self, gm: GraphModule, activations: Mapping[str, Any], misses: Mapping[str, int]) -> None:
+    def __init__(self, gm: GraphModule, activations: Mapping[str, Any], lowered: Lowered) -> None:
         super().__init__(gm)
-        self.activations, self.misses = activations, misses
-        self.on_border = 0
+        self.activations, self.lowered = activations, lowered
+        self.on_border = self.computed = self.computed_on_border = 0
+        self.exact = all(gm.get_submodule(name).exact for name in activations)
 
     def run_node(self, n: Node) -> Any:
         result = super().run_node(n)
@@ -286,10 +292,21 @@ class _Follower(Interpreter):
         theirs = torch.from_numpy(np.array(self.activations[str(n.target)])).to(result.device)
         other = (theirs - result).abs() > 1e-6 * result.abs().amax()
         count = int(other.sum())
+        if str(n.target) in self.lowered.computed:
+            self.computed, self.computed_on_border = self.computed + theirs.numel(), self.computed_on_border + count
         if count:
             self._check(n, self.fetch_args_kwargs_from_env(n)[0][0], result, theirs, other)
             self.on_border += count
         return theirs
+
+    def check_counts(self, level: str) -> None:
+        """Refuse integers that fall on other levels more often than floats of another order of sums would."""
+        if self.computed_on_border > (0 if self.exact else max(self.computed // RARE, FEW)):
+            most = "with exact scales none may" if self.exact else f"one in {RARE:,} may"
+            raise ExportError(
+                f"the exported file puts {self.computed_on_border} of {self.computed} values that it computes in"
+                f" integers on another level than PyTorch, at optimization level {level!r}: {most}"
+            )
 
     def _check(self, node: Node, x: Tensor, mine: Tensor, theirs: Tensor, other: Tensor) -> None:
         quantizer = self.fetch_attr(str(node.target))
@@ -297,7 +314,7 @@ class _Follower(Interpreter):
         border = quantizer.border(mine[other], theirs[other])
         near = (x[other] - border).abs() <= BORDER * max(float(x.abs().amax()), scale)
         neighbours = (mine - theirs)[other].abs() <= 1.01 * scale
-        if str(node.target) in self.misses and int(other.sum()) <= max(SHARE * mine.numel(), 1):
+        if str(node.target) in self.lowered.misses and int(other.sum()) <= max(SHARE * mine.numel(), 1):
             near = neighbours
         if not bool((near & neighbours).all()):
             wrong = int((~(near & neighbours)).sum())

@@ -12,7 +12,7 @@ from nce_fx.export.integer import addition, convolution, linear
 from nce_fx.export.integer.onnx_nodes import Array, Nodes, Writer, is_activation, is_marker, marked
 from nce_fx.export.integer.partition import QUESTIONS, Partition, make_partition, moves
 from nce_fx.export.integer.reasons import LAYERS, float_nodes
-from nce_fx.export.integer.sources import Added, Convolved, Moved, Plain, Source, chooses
+from nce_fx.export.integer.sources import Added, Convolved, Joined, Moved, Plain, Source, chooses
 from nce_fx.export.integer.tensors import IntegerTensor, dequantize, write_clip
 from nce_fx.export.integer.weights import write_float
 from nce_fx.export.levels import WEIGHT, ActivationLevels, Marked
@@ -29,6 +29,8 @@ class Lowered:
     """Quantizer -> rises of its levels that are at another sum than in PyTorch; those that have any."""
     activations: Mapping[str, ActivationLevels] = field(default_factory=dict)
     """Tensor of integers, named as its quantizer -> the levels."""
+    computed: frozenset[str] = frozenset()
+    """Those of them that are computed from integers alone, and all of whose levels rise where they do in PyTorch."""
 
     def floats(self, name: str, values: Array) -> Array:
         """Return a tensor of the file as PyTorch has it."""
@@ -63,7 +65,18 @@ def lower(model: ModelProto, given: Marked) -> Lowered:
         float_nodes(plan),
         {name: count for name, count in misses.items() if count},
         {name: given.activations[name] for name in done},
+        frozenset(
+            name
+            for tensor, source in plan.sources.items()
+            if (name := marked(nodes.writer[tensor])) in done and not misses.get(name) and _in_integers(source)
+        ),
     )
+
+
+def _in_integers(source: Source) -> bool:
+    if isinstance(source, Moved):
+        return _in_integers(source.inner)
+    return all(map(_in_integers, source.parts)) if isinstance(source, Joined) else not isinstance(source, Plain)
 
 
 def _write_node(writer: Writer, plan: Partition, node: NodeProto, names: dict[str, str]) -> None:

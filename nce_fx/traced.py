@@ -12,7 +12,7 @@ from types import FunctionType, MethodType
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 
 from nce_fx.paths import modules_of
 
@@ -42,6 +42,22 @@ class TracedModule(GraphModule):
                 if path in frozen:
                     module.training = False
         return self
+
+    @property
+    def graph(self) -> Graph:
+        """The graph.
+
+        PyTorch's older ONNX exporter takes a module with a ``graph`` for one of TorchScript, whose graphs say what goes
+        in and out; all it looks for there are names that axes may be given by, beside those that it was given.
+        """
+        graph: Graph = self._graph
+        vars(graph).setdefault("inputs", _no_names)
+        vars(graph).setdefault("outputs", _no_names)
+        return graph
+
+    @graph.setter
+    def graph(self, graph: Graph) -> None:
+        GraphModule.graph.fset(self, graph)  # type: ignore[attr-defined]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TracedModule:
         """Return a copy whose ``state_dict`` leaves out what this one's does; fx's own copy would keep every buffer."""
@@ -91,6 +107,10 @@ def computed_by_hooks(model: nn.Module) -> dict[int, Tensor]:
 def copy_model(model: Model) -> Model:
     """Return a deep copy of any model, also of one whose weights hooks compute."""
     return copy.deepcopy(model, dict(computed_by_hooks(model)))
+
+
+def _no_names() -> tuple[str, ...]:
+    return ()
 
 
 def _of_class(gm: TracedModule, origin: type, name: str) -> Any:

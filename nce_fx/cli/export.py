@@ -36,6 +36,10 @@ class Export:
     batch: Annotated[
         int | None, typer.Option("--batch", metavar="N", help="Samples in a batch; any number by default.")
     ] = None
+    opset: Annotated[
+        int | None,
+        typer.Option("--opset", metavar="N", help="Opset of the ONNX file, for an older runtime; the format's own."),
+    ] = None
     pt2: Annotated[
         Path | None,
         typer.Option("--pt2", metavar="FILE.pt2", help="Write a torch.export archive.", show_default=False),

@@ -65,13 +65,14 @@ def _onnx(job: Export, gm: GraphModule, terminal: Terminal) -> OnnxExport:
     assert job.onnx is not None
     with terminal.steps() as steps:
         steps(f"export, and compare with PyTorch ({job.format or 'integer'})")
+        options: dict[str, Any] = {"fold_bn": job.fold_bn, "batch": job.batch, "opset": job.opset}
         try:
-            written = export_onnx(gm, job.onnx, format=job.format or "integer", fold_bn=job.fold_bn, batch=job.batch)
+            written = export_onnx(gm, job.onnx, format=job.format or "integer", **options)
         except ExportError as error:
             if job.format is not None:
                 raise
             terminal.note(f"not in integers, so as int2: {error}")
-            written = export_onnx(gm, job.onnx, fold_bn=job.fold_bn, batch=job.batch)
+            written = export_onnx(gm, job.onnx, **options)
     terminal.note(f"written to {job.onnx}: {written.size:,} bytes, batch of {_size(written.batch)}")
     for level, agreement in written.agreement.items():
         terminal.note(

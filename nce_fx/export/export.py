@@ -21,7 +21,8 @@ from nce_fx.export.formats import FORMATS, Format
 from nce_fx.export.integer import Lowered, to_module
 from nce_fx.export.levels import Marked, mark
 from nce_fx.export.onnx_graph import to_onnx
-from nce_fx.export.program import example, share_a_batch
+from nce_fx.export.opset import check_opset
+from nce_fx.export.program import Dynamic, example, other_sizes, share_a_batch, takes_other_sizes
 from nce_fx.frozen import freeze
 from nce_fx.passes.transform.fold import FoldBatchNorm
 from nce_fx.plan import WidthPlan
@@ -42,6 +43,8 @@ class OnnxExport:
     """By optimization level of onnxruntime."""
     float_nodes: Mapping[str, str] = field(default_factory=dict)
     """Format "integer": the nodes that compute in float -> why, in words."""
+    sizes: bool = False
+    """Whether height and width may be others than the traced ones."""
 
     def __post_init__(self) -> None:
         freeze(self)
@@ -55,6 +58,7 @@ def export_onnx(
     fold_bn: bool = False,
     batch: int | None = None,
     inputs: tuple[Any, ...] | None = None,
+    opset: int | None = None,
 ) -> OnnxExport:
     """Write a quantized graph as an ONNX file that computes what the graph computes in evaluation mode.
 
@@ -70,12 +74,16 @@ def export_onnx(
         fold_bn: fold BatchNorm into the scales of the weights first, see `FoldBatchNorm`.
         batch: samples in a batch. By default any number, or the traced one where the graph fixes it.
         inputs: what to compare on; random numbers of the traced shapes by default.
+        opset: of the file, 13 to 25, for an older runtime; the format's own by default: 25 of int2 and integer (packed
+            integers of 2 bits are of 25), 21 of qcdq, 18 of qonnx.
 
     Raises:
         ExportError: an unknown format, a graph that ONNX cannot say, or a file that computes something else. Nothing
             is written then.
     """
     path = Path(path)
+    if opset is not None:
+        check_opset(opset)
     if format not in FORMATS:
         raise ExportError(f"format is {format!r}: choose one of {', '.join(FORMATS)}{nearest(format, FORMATS)}")
     if batch is not None and batch < 1:
@@ -86,7 +94,7 @@ def export_onnx(
     gm = copy.deepcopy(gm).cpu().eval()
     gm = FoldBatchNorm()(gm).graph_module if fold_bn else gm
     marked = mark(gm)
-    model, lowered, batch = _model(gm, marked, form, batch)
+    model, lowered, batch, sizes = _model(gm, marked, form, batch, opset)
     _put_metadata(model, gm, marked, format, batch)
     checked = inputs if inputs is not None else example(gm, batch or 2)
     with export_file(path) as fresh:
@@ -95,7 +103,9 @@ def export_onnx(
         content_of = fresh.read_bytes()
         exact = form.exact_when_optimized
         agreement = check_agreement(gm, model, content_of, checked, exact_when_optimized=exact, lowered=lowered)
-    return OnnxExport(path, format, len(content), batch, agreement, lowered.float_nodes)
+        if sizes and inputs is None:
+            check_agreement(gm, model, content_of, other_sizes(checked), exact_when_optimized=exact, lowered=lowered)
+    return OnnxExport(path, format, len(content), batch, agreement, lowered.float_nodes, sizes)
 
 
 def to_integer(gm: GraphModule) -> GraphModule:
@@ -111,18 +121,25 @@ def to_integer(gm: GraphModule) -> GraphModule:
     return to_module(_model(gm, mark(gm), FORMATS["integer"], None)[0])
 
 
-def _model(gm: GraphModule, marked: Marked, form: Format, batch: int | None) -> tuple[ModelProto, Lowered, int | None]:
-    """Return the ONNX model, what of it computes in integers, and its batch, of any size where the graph permits."""
+def _model(
+    gm: GraphModule, marked: Marked, form: Format, batch: int | None, opset: int | None = None
+) -> tuple[ModelProto, Lowered, int | None, bool]:
+    """Return the ONNX model, what of it computes in integers, its batch, of any size where the graph permits, and
+    whether height and width are of any size, too."""
     if batch is not None:
-        return *to_onnx(marked, example(gm, batch), form, dynamic=False), batch
+        return *to_onnx(marked, example(gm, batch), form, dynamic="no", opset=opset), batch, False
     traced = example(gm)
     if not share_a_batch(traced):
-        return *to_onnx(marked, traced, form, dynamic=False), None
-    try:
-        return *to_onnx(marked, example(gm, 2), form, dynamic=True), None
-    except ExportError:
-        # A graph that torch.export traced has the batch as a number in its reshapes.
-        return *to_onnx(marked, traced, form, dynamic=False), traced[0].shape[0]
+        return *to_onnx(marked, traced, form, dynamic="no", opset=opset), None, False
+    two = example(gm, 2)
+    ways: list[Dynamic] = ["sizes", "batch"] if takes_other_sizes(gm, two) else ["batch"]
+    for way in ways:
+        try:
+            return *to_onnx(marked, two, form, dynamic=way, opset=opset), None, way == "sizes"
+        except ExportError:
+            # A graph that torch.export traced has the batch as a number in its reshapes.
+            continue
+    return *to_onnx(marked, traced, form, dynamic="no", opset=opset), traced[0].shape[0], False
 
 
 def _put_metadata(model: ModelProto, gm: GraphModule, marked: Marked, name: str, batch: int | None) -> None:

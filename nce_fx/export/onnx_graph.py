@@ -16,31 +16,37 @@ from nce_fx.errors import ExportError
 from nce_fx.export.formats import Format, Pieces
 from nce_fx.export.integer import Lowered, lower
 from nce_fx.export.levels import DOMAIN, WEIGHT, Marked
-from nce_fx.export.onnx_names import put_names, rename
-from nce_fx.export.program import program, reason
+from nce_fx.export.onnx_names import output_names, put_names, rename
+from nce_fx.export.opset import LEAST_OF_EXPORTER, set_opset
+from nce_fx.export.program import Dynamic, program, reason
 
 
-def to_onnx(marked: Marked, inputs: tuple[Any, ...], form: Format, *, dynamic: bool) -> tuple[ModelProto, Lowered]:
+def to_onnx(
+    marked: Marked, inputs: tuple[Any, ...], form: Format, *, dynamic: Dynamic, opset: int | None = None
+) -> tuple[ModelProto, Lowered]:
     """Return the ONNX model of a marked graph, and what of it computes in integers.
 
     Args:
         marked: what `nce_fx.export.levels.mark` returned.
         inputs: an example; with ``dynamic`` of at least two samples.
         form: how quantizers are written.
-        dynamic: whether the first axis of every input is a batch of any size.
+        dynamic: which axes of the inputs are of any size.
+        opset: of the file; the format's own by default.
 
     Raises:
         ExportError: PyTorch's exporter cannot say the graph in ONNX, or not with a batch of any size.
     """
+    written = form.opset if opset is None else max(opset, LEAST_OF_EXPORTER)
     try:
         with _quiet(), torch.no_grad():
             traced = program(marked.graph_module, inputs, dynamic=dynamic)
-            exported: Any = torch.onnx.export(traced, dynamo=True, opset_version=form.opset, verbose=False)
+            exported: Any = torch.onnx.export(traced, dynamo=True, opset_version=written, verbose=False)
             model: ModelProto = exported.model_proto
     except Exception as error:
         # The exporter raises whatever it stumbles over, often several lines around one reason.
         raise ExportError(f"the graph cannot be written as ONNX: {reason(error)}") from error
     del model.functions[:]
+    _set_apart(model, marked)
     lowered = Lowered()
     if form.pieces is None:
         lowered = lower(model, marked)
@@ -48,13 +54,24 @@ def to_onnx(marked: Marked, inputs: tuple[Any, ...], form: Format, *, dynamic: b
         _put_formats(model, marked, form.pieces)
     if form.finish is not None:
         form.finish(model, marked.activations)
-    put_names(model, lowered.activations)
+    put_names(model, lowered.activations, output_names(marked.graph_module))
     model.ir_version = max(form.ir_version, model.ir_version if form.opset > 18 else 0)
     for name in list(model.opset_import):
         if name.domain == DOMAIN:
             model.opset_import.remove(name)
     model.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in form.domains.items())
+    if opset is not None:
+        set_opset(model, opset)
     return model, lowered
+
+
+def _set_apart(model: ModelProto, marked: Marked) -> None:
+    """Give a weight that is read in float as well another name: the integers of a tied weight have its own."""
+    taken = {tensor.name for tensor in model.graph.initializer}
+    names = {name: f"{name}_float" for name in marked.weights if name in taken}
+    for tensor in model.graph.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
+    rename(model, names)
 
 
 @contextlib.contextmanager

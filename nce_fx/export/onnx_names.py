@@ -3,21 +3,53 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
+from typing import Any
 
 from onnx import ModelProto, NodeProto
+from torch.fx import GraphModule, Node
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
-def put_names(model: ModelProto, kept: Container[str] = ()) -> None:
+def output_names(gm: GraphModule) -> tuple[str | None, ...]:
+    """Return what the model itself calls its outputs: ``out``, ``aux.0``; ``None`` for those that have no name."""
+    found: list[str | None] = []
+
+    def walk(value: Any, path: tuple[str, ...], named: bool) -> None:
+        if isinstance(value, Mapping):
+            for key, item in value.items():
+                walk(item, (*path, str(key)), True)
+        elif isinstance(value, tuple | list):
+            for index, item in enumerate(value):
+                walk(item, (*path, str(index)), named)
+        elif isinstance(value, Node):
+            kind = made.get(value)
+            if kind is not None:
+                walk(kind, path, named)
+            else:
+                found.append(".".join(path) if named else None)
+
+    made = {
+        node: dict(*map(list, node.args), **node.kwargs)
+        for node in gm.graph.find_nodes(op="call_function", target=dict)
+        if all(isinstance(item, list | tuple) for item in node.args)
+    }
+    walk(gm.graph.output_node().args[0], (), False)
+    return tuple(found)
+
+
+def put_names(model: ModelProto, kept: Container[str] = (), outputs: Sequence[str | None] = ()) -> None:
     """Name nodes, and the tensors they write, as the model names its modules and the graph its functions.
 
     A module that becomes several nodes gives its name to the last, whose output is the module's, and its name and the
-    operator's to the others. Tensors in ``kept`` have their names already.
+    operator's to the others. Tensors in ``kept`` have their names already. ``outputs`` are what the model calls its
+    outputs, where it names them.
     """
     graph = model.graph
     taken = {value.name for value in (*graph.input, *graph.initializer)}
+    wanted = _wanted(model, outputs, taken, kept)
+    taken |= set(wanted.values())
     groups: dict[str, list[NodeProto]] = {}
     for node in graph.node:
         found = owner(node)
@@ -30,12 +62,23 @@ def put_names(model: ModelProto, kept: Container[str] = ()) -> None:
         for node in nodes:
             node.name = _free(path if node is nodes[-1] else f"{path}/{node.op_type}", taken)
             for index, output in enumerate(node.output):
-                if output and output not in kept:
+                if output in wanted:
+                    renamed[output] = wanted[output]
+                elif output and output not in kept:
                     renamed[output] = node.name if index == 0 else _free(f"{node.name}_{index}", taken)
             # Where PyTorch's exporter was in its own code is nothing for the file.
             del node.metadata_props[:]
     rename(model, renamed)
     del graph.value_info[:]
+
+
+def _wanted(model: ModelProto, outputs: Sequence[str | None], taken: set[str], kept: Container[str]) -> dict[str, str]:
+    """The exporter's names of outputs that the model names, and their names; none where two are one tensor."""
+    own = [value.name for value in model.graph.output]
+    if len(own) != len(outputs) or len(set(own)) < len(own):
+        return {}
+    pairs = zip(own, outputs, strict=True)
+    return {a: b for a, b in pairs if b and a not in taken and b not in taken and a not in kept}
 
 
 def rename(model: ModelProto, names: Mapping[str, str]) -> None:

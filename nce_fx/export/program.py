@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves
 
 from nce_fx.errors import ArtifactError, ExportError, one_line
 from nce_fx.signature import example_of, signature_of
 
+Dynamic = Literal["no", "batch", "sizes"]
+"""Which axes of the inputs are of any size: none, the first, or that and height and width, of images."""
 
-def program(gm: GraphModule, inputs: tuple[Any, ...], *, dynamic: bool) -> ExportedProgram:
+
+def program(gm: GraphModule, inputs: tuple[Any, ...], *, dynamic: Dynamic) -> ExportedProgram:
     """Return the graph as PyTorch exports it; it raises whatever it stumbles over.
 
     Args:
         gm: the graph, in evaluation mode.
         inputs: an example; with ``dynamic`` of at least two samples.
-        dynamic: whether the first axis of every input is a batch of any size.
+        dynamic: which axes are of any size; a height or width that the graph fixes stays as it is.
     """
     batch = Dim("batch")
-    shapes = tuple({0: batch} if isinstance(value, Tensor) else None for value in inputs) if dynamic else None
+    further = dict.fromkeys((2, 3), Dim.AUTO) if dynamic == "sizes" else {}
+
+    def axes(value: Any) -> dict[int, Any] | None:
+        return {0: batch, **(further if value.dim() == 4 else {})} if isinstance(value, Tensor) else None
+
+    shapes = tuple(map(axes, inputs)) if dynamic != "no" else None
     with torch.no_grad():
         return torch.export.export(gm, inputs, dynamic_shapes=shapes, strict=False)
 
@@ -30,6 +39,24 @@ def program(gm: GraphModule, inputs: tuple[Any, ...], *, dynamic: bool) -> Expor
 def share_a_batch(inputs: tuple[Any, ...]) -> bool:
     """Return whether all inputs have a first axis, of one size."""
     return all(value.dim() > 0 and value.shape[0] == inputs[0].shape[0] for value in inputs)
+
+
+def other_sizes(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the inputs with images of another height and width: 16x16 becomes 32x48."""
+    return tuple(
+        value.repeat(1, 1, 2, 3) if isinstance(value, Tensor) and value.dim() == 4 else value for value in inputs
+    )
+
+
+def takes_other_sizes(gm: GraphModule, inputs: tuple[Any, ...]) -> bool:
+    """Whether a graph gives images for images, and larger ones for larger ones."""
+    try:
+        with torch.no_grad():
+            plain, large = (tree_leaves(gm(*given)) for given in (inputs, other_sizes(inputs)))
+    except Exception:  # whatever a graph of fixed sizes stumbles over
+        return False
+    pairs = [(a, b) for a, b in zip(plain, large, strict=True) if isinstance(a, Tensor) and a.dim() == 4]
+    return bool(pairs) and all(a.shape[2:] != b.shape[2:] for a, b in pairs)
 
 
 def reason(error: BaseException) -> str:

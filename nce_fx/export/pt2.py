@@ -110,11 +110,11 @@ def _program(gm: GraphModule, batch: int | None) -> tuple[Any, int | None]:
     traced = example(gm, batch)
     if batch is None and share_a_batch(traced):
         try:
-            return program(gm, example(gm, 2), dynamic=True), None
+            return program(gm, example(gm, 2), dynamic="batch"), None
         except Exception:
             batch = traced[0].shape[0]  # the graph has the batch as a number
     try:
-        return program(gm, traced, dynamic=False), batch
+        return program(gm, traced, dynamic="no"), batch
     except Exception as error:
         raise ExportError(f"the graph cannot be exported: {reason(error)}") from error
 

@@ -30,10 +30,21 @@ then has nine bits, and a sum of 38,000 of them fits into the 24 of a float32; a
 
 def few_bits(scale: Tensor, significant: int) -> Tensor:
     """Return the nearest numbers with so few significant bits; the gradient goes straight through."""
-    mantissa, exponent = torch.frexp(scale.detach())
-    nearest = torch.ldexp((mantissa * 2**significant).round(), exponent - significant)
+    if torch.onnx.is_in_onnx_export():
+        nearest = _by_logarithm(scale.detach(), significant)
+    else:
+        mantissa, exponent = torch.frexp(scale.detach())
+        nearest = torch.ldexp((mantissa * 2**significant).round(), exponent - significant)
     # The difference of two numbers so near each other is exact, and so is this sum.
     return scale + (nearest - scale).detach()
+
+
+def _by_logarithm(scale: Tensor, significant: int) -> Tensor:
+    """The same by operators that ONNX has; a logarithm that rounding has brought to the next number is put right."""
+    power = torch.pow(2.0, scale.log2().floor())
+    power = torch.where(scale < power, power / 2, torch.where(scale >= 2 * power, 2 * power, power))
+    unit = power * 2.0 ** (1 - significant)
+    return (scale / unit).round() * unit
 
 
 class Grid(NamedTuple):

@@ -102,7 +102,7 @@ class DorefaWeight(WeightQuantizer):
     def _scaled(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Where a weight lies on the grid before rounding, from ``low`` to ``high``, and the distance of two levels."""
         squeezed = torch.tanh(weight * self.gain)
-        most = squeezed.abs().amax().clamp(min=FLOOR)
+        most = squeezed.abs().flatten().amax(0).clamp(min=FLOOR)
         position = squeezed * (self.grid.reach / most) - self.grid.offset
         scale = self.factor.to(weight.dtype) * torch.where(self.follows, most, 1.0) / self.grid.reach
         return position, self.fine(scale)

@@ -37,7 +37,7 @@ def widening_keeps_the_function(model: nn.Module) -> None:
     assert faithful <= 1e-9, f"the traced graph differs from the model by {faithful:.1e}"
     for seed in range(PLANS):
         widths = wider(t.channels, seed)
-        off = difference(before, run(nce_fx.resize(t.gm, widths, seed=seed), t.inputs))
+        off = difference(before, run(t.resized(widths, seed), t.inputs))
         assert off <= 1e-9, f"off by {off:.1e} at {widths}"
 
 

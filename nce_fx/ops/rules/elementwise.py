@@ -178,8 +178,8 @@ def _meet_parameters(run: RuleInterface, a: list[Label], b: list[Label], sizes: 
 
 
 def weight_norm(v: ChannelTensor, g: ChannelTensor, dim: int = 0) -> ChannelTensor:
-    """A weight's rows made unit long and scaled: the scale follows the rows. Any other norm mixes them."""
-    if dim == 0:
+    """A weight's rows made unit long and scaled: the scale follows the rows. Any other norm mixes what it goes over."""
+    if dim == 0 and v.is_parameter:
         return meet(v.run, v, g)
     with torch._C.DisableTorchFunctionSubclass():
         mixed: Any = torch._weight_norm(v, g, dim)

@@ -168,7 +168,7 @@ def test_overrides_go_first_and_the_last_match_counts():
         ({"activation_bits": 9}, "activation_bits is 9"),
         ({"first_last_bits": 16}, "first_last_bits is 16"),
         ({"weight": "swab"}, "weight is 'swab': choose one of sawb, lsq, dorefa, minmax"),
-        ({"activation": "sawb"}, "choose one of pact, lsq, dorefa, minmax"),
+        ({"activation": "sawb"}, "choose one of pact, lsq"),
         ({"shortcuts": "none"}, "choose one of quantized, float"),
         ({"overrides": {"a": 11}}, "override 'a' is 11"),
         ({"overrides": {"a": {"bits": 2}}}, r"override 'a' has \['bits'\]"),

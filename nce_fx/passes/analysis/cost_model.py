@@ -178,8 +178,12 @@ class CostModel:
         if self.hardware is None:
             return np.zeros((len(part_widths), len(self.sites)))
         sizes = self._sizes.at_many(part_widths).reshape(len(part_widths), len(self.sites), 4)
-        columns = [
-            self.hardware.price(site.op, site.kernel, sizes[:, i], site.weight_bits, site.path, free=site.free)
-            for i, site in enumerate(self.sites)
-        ]
-        return np.stack(columns, axis=1) if columns else np.zeros((len(part_widths), 0))
+        alike: dict[tuple[str, str, int, bool], list[int]] = {}
+        for i, site in enumerate(self.sites):
+            alike.setdefault((site.op, site.kernel, site.weight_bits, site.free), []).append(i)
+        result = np.zeros((len(part_widths), len(self.sites)))
+        for (op, kernel, bits, free), own in alike.items():
+            path = self.sites[own[0]].path
+            prices = self.hardware.price(op, kernel, sizes[:, own].reshape(-1, 4), bits, path, free=free)
+            result[:, own] = prices.reshape(len(part_widths), len(own))
+        return result

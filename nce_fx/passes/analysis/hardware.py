@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.interpolate import LinearNDInterpolator, RegularGridInterpolator
@@ -112,6 +113,17 @@ class Surface:
     def _varying(self) -> list[int]:
         return [axis for axis in range(4) if np.ptp(self.points[:, axis]) > 0]
 
+    @cached_property
+    def _grid(self) -> Any:
+        """What interpolates where the measurements are a whole grid; ``None`` where they are scattered."""
+        axes, costs = self.points[:, self._varying], self.points[:, 4]
+        ticks = [np.unique(column) for column in axes.T]
+        if not np.prod([len(tick) for tick in ticks]) == len(np.unique(axes, axis=0)) == len(axes):
+            return None
+        grid = np.empty([len(tick) for tick in ticks])
+        grid[tuple(np.searchsorted(tick, column) for tick, column in zip(ticks, axes.T, strict=True))] = costs
+        return RegularGridInterpolator(ticks, grid)
+
     def __call__(self, sizes: Floats, depthwise: bool) -> Floats:
         """Return the costs at log sizes (batch x 4)."""
         low, high = self.points[:, :4].min(axis=0), self.points[:, :4].max(axis=0)
@@ -124,11 +136,8 @@ class Surface:
         axes, costs = self.points[:, self._varying], self.points[:, 4]
         if not self._varying:
             return np.full(len(sizes), costs.mean())
-        ticks = [np.unique(column) for column in axes.T]
-        if np.prod([len(tick) for tick in ticks]) == len(np.unique(axes, axis=0)) == len(axes):
-            grid = np.empty([len(tick) for tick in ticks])
-            grid[tuple(np.searchsorted(tick, column) for tick, column in zip(ticks, axes.T, strict=True))] = costs
-            on_grid: Floats = RegularGridInterpolator(ticks, grid)(sizes)
+        if self._grid is not None:
+            on_grid: Floats = self._grid(sizes)
             return on_grid
         # Scattered points: linear within their hull where they have one, else the nearest scaled by its sizes.
         closest = np.argmin(((axes[None] - sizes[:, None]) ** 2).sum(-1), axis=1)

@@ -22,6 +22,7 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
 from nce_fx.errors import InputError
+from nce_fx.frozen import freeze
 
 Pair = tuple[Any, Any]
 """(inputs, target): inputs are a tuple in the order of ``forward``, or a dict by its names."""
@@ -101,6 +102,9 @@ class Slot:
     required: bool
     like: Mapping[str, Any] | None = None
     """Its signature as it was traced, see `nce_fx.signature`; ``None`` where nothing is known."""
+
+    def __post_init__(self) -> None:
+        freeze(self)
 
     def fits(self, value: Any) -> bool:
         """Whether a value has the form of the one that was traced; sizes may be others."""

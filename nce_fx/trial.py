@@ -1,7 +1,7 @@
 """Do no harm: whether a plan is better than the widths as they are is tried, briefly, before anything is retrained.
 
 Candidates are the plan, plans that move widths less far, and the widths as they are. Each is trained by a short form of
-the recipe (half of it in float, as every network whose widths changed) on a part of the training split, distilled from
+the recipe (part of it in float, as every network whose widths changed) on a part of the training split, distilled from
 the float network, and measured by the loss on the rest of it; the test split is not looked at. Together the trials cost
 no more than a stated share of the retraining. Where no plan is better, the widths stay.
 
@@ -82,7 +82,7 @@ class Trial:
         if parts is None:
             raise InputError(f"trial: {self.why_not()}")
         data, epochs, task = parts[0], self.epochs(len(candidates)), Task.of(self.loss)
-        # Half in float, whatever the share of it in the recipe; what starts late in a long run has no time here.
+        # The usual part in float, whatever the recipe says; progressive bits have no time here.
         recipe = replace(
             self.recipe,
             epochs=epochs,

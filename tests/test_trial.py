@@ -13,6 +13,7 @@ from nce_fx.data.data_split import held_out
 from nce_fx.errors import InputError
 from nce_fx.models import MODELS
 from nce_fx.training import Recipe
+from nce_fx.training.recipe import usual_float_epochs
 from nce_fx.trial import REGIONS, UNIFORM, Trial
 
 RECIPE = Recipe(epochs=26, float_epochs=13, batch_size=200)
@@ -86,7 +87,7 @@ def test_trials_stay_within_their_share_and_off_the_test_data(model, data, train
     report = rewritten(model, data, [1.0] * 4, trial=Trial(data, RECIPE)).report
     whole, seen = len(data.train), 0
     for _, part, recipe in trained:
-        assert recipe.float_epochs == recipe.epochs // 2 > 0
+        assert recipe.float_epochs == usual_float_epochs(recipe.epochs) > 0
         seen += recipe.epochs * len(part.train)
         assert len(part.test) == report.trial.held_out
         assert len(part.train) + len(part.test) == whole

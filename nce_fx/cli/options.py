@@ -199,8 +199,8 @@ FloatEpochs = Annotated[
     typer.Option(
         "--float-epochs",
         metavar="N",
-        help="The first so many of the epochs train in float at the new widths, before anything is rounded; half of "
-        "them by default where widths change, none with --from-scratch.",
+        help="The first so many of the epochs train in float at the new widths, before anything is rounded; a "
+        "quarter by default where widths change, none with --from-scratch.",
         rich_help_panel=_TRAINING,
     ),
 ]

@@ -150,7 +150,7 @@ def asked_for(job: Retrain, manifest: Manifest) -> Retraining:
     scratch = job.from_scratch or (before is not None and before.from_scratch and not job.force)
     fields = {name: value for name, value in kept.items() if name != "float_epochs"} | asked
     if job.float_epochs is None and before is not None and "float_epochs" not in asked:
-        # As the folder says, which says none where it is of an earlier version; half of another number of epochs.
+        # As the folder says, which says none where it is of an earlier version; a quarter of another number of epochs.
         own = kept.get("float_epochs", 0)
         fields["float_epochs"] = own if epochs == kept["epochs"] or not own else usual_float_epochs(epochs)
     changed = bool(artifacts.read_plan(job.directory, manifest).changed)

@@ -139,7 +139,7 @@ def run(job: Rewrite) -> None:
 
 
 def with_float_epochs(fields: dict[str, Any], job: TrainingOptions, changed: bool = True) -> dict[str, Any]:
-    """Return the fields of a recipe with the epochs in float: as the user says, else half of all where widths change.
+    """Return the fields of a recipe with the epochs in float: as the user says, else a quarter where widths change.
 
     Raises:
         InputError: ``--recipe`` and the option say different numbers.

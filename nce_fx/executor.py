@@ -94,7 +94,7 @@ def _cluster(address: str) -> Iterator[Executor]:
     except ImportError as error:
         raise InputError("a scheduler needs dask.distributed: pip install 'nce-fx[cluster]'") from error
     try:
-        client: Any = Client(address, timeout=10, set_as_default=False)  # type: ignore[no-untyped-call]
+        client: Any = Client(address, timeout=10, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
         raise InputError(f"no dask scheduler answers at {address} ({error}): start `dask scheduler` there") from error
     with client, client.get_executor(pure=False) as pool:

@@ -179,7 +179,8 @@ def test_a_model_that_returns_its_losses_is_trained_by_them():
 def test_a_student_learns_from_every_tensor_of_its_teacher():
     torch.manual_seed(0)
     student, teacher, target = Both(), Both(), torch.randint(4, (4,))
-    own, theirs = student(X[:4]), teacher(X[:4])
+    own, theirs = student(X[:4]), teacher(10 * X[:4])
+    assert theirs[1][0].var() > 1
     loss = Task.of().training_loss(own, target, teacher=theirs, share=0.5, heat=2.0)
     p, q = (F.log_softmax(y[0]["scores"] / 2, 1) for y in (theirs, own))
     divergence = 4 * F.kl_div(q, p, reduction="batchmean", log_target=True)

@@ -5,7 +5,8 @@
 The distance of scores of classes is T^2 * KL(softmax(teacher / T) || softmax(student / T)): Hinton, Vinyals and Dean,
 "Distilling the knowledge in a neural network" (2015); T^2 keeps the gradients on one scale. Where each number of the
 output has a target it is the loss with the teacher's output as the target. Of all other tensors it is the squared
-difference as a share of the teacher's variance. An output of several tensors has the mean of the distances of each.
+difference as a share of the teacher's variance, where that is above 1. An output of
+several tensors has the mean of the distances of each.
 """
 
 from __future__ import annotations
@@ -112,8 +113,9 @@ class Task:
         return distances[0] if len(distances) == 1 else torch.stack(distances).mean()
 
 
-_LEAST_VARIANCE = 1e-3
-"""Of a teacher's output, for the share that a difference is of it: one that says always the same has no variance."""
+_LEAST_VARIANCE = 1.0
+"""Of a teacher's output, for the share that a difference is of it: small numbers are not made large ones, or a teacher
+that says nearly always the same would drown the task."""
 
 
 def _divergence(student: Tensor, teacher: Tensor, axis: int, heat: float) -> Tensor:

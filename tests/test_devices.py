@@ -34,7 +34,15 @@ MAKES_ON_THE_CPU = {
     "constant_blur",
 }
 """Models whose own code makes a tensor on the CPU: they run nowhere else."""
-NOT_IMITATED = {"subtract_maximum_where", "distances", "in_place", "add_in_part", "encoder_layer", "only_channel"}
+NOT_IMITATED = {
+    "subtract_maximum_where",
+    "distances",
+    "in_place",
+    "add_in_part",
+    "encoder_layer",
+    "only_channel",
+    "norm_of_each_mode",
+}
 
 
 def on_cpu(gm):

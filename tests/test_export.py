@@ -299,6 +299,10 @@ def test_activations_are_equal_bit_for_bit(name, signed, bits, quantizer):
     far = torch.tensor([-1e6, 0.0, -0.0, 1e6])
     x = torch.cat([x.reshape(-1), far, torch.arange(-4, 5) * levels.scale])
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, None)]
+    if (quantizer, name) == ("n2uq", "qonnx"):
+        with pytest.raises(ExportError, match="a has learned thresholds"):
+            PIECES[name].activation("a", levels, "x", "a")
+        return
     model = piece_model(FORMATS[name], PIECES[name].activation("a", levels, "x", "a"), "a", inputs)
     for level in LEVELS.values():
         assert np.array_equal(run(model, x, level), evaluated(module, x))

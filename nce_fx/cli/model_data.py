@@ -13,6 +13,7 @@ from nce_fx.cli.options import NetworkOptions
 from nce_fx.cli.parsing import build_model, example_inputs, parse_args
 from nce_fx.data import Data, load_data
 from nce_fx.data.loaders import CALIBRATION_BATCHES, CALIBRATION_SIZE
+from nce_fx.frozen import freeze
 from nce_fx.models.loading import arguments_for
 
 
@@ -27,6 +28,9 @@ class Network:
     inputs: Any
     """What it is traced with, in a tuple or by its names."""
     seed: int
+
+    def __post_init__(self) -> None:
+        freeze(self)
 
     @cached_property
     def calibration(self) -> list[Any] | None:

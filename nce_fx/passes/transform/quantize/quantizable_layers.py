@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,9 +81,10 @@ def find_quantizable_layers(gm: GraphModule, spec: QuantSpec) -> tuple[Quantizab
     layers = [layer for layer in find_layers(gm) if has_weight(layer)]
     owners = {layer.node for layer in layers}
     before, after = _below(gm, owners), _above(gm, owners)
+    making = weight_making(layers)
     result = []
     for layer in layers:
-        if not quantizable(gm, layer):
+        if not quantizable(gm, layer) or layer.node in making:
             continue
         first = not before[layer.inputs[0]]
         end = first or not after[layer.node]
@@ -92,6 +93,22 @@ def find_quantizable_layers(gm: GraphModule, spec: QuantSpec) -> tuple[Quantizab
         result.append(QuantizableLayer(layer, first, end, shortcut, bits))
     spec.check_overrides(each.path for each in result)
     return tuple(result)
+
+
+def weight_making(layers: Sequence[Layer]) -> frozenset[Node]:
+    """Return what computes the weight of a layer from parameters alone, as the products of a spectral norm do."""
+    found: set[Node] = set()
+    queue = [weight_argument(layer.node) for layer in layers if layer.node.op == "call_function"]
+    while queue:
+        node = queue.pop()
+        if node not in found:
+            found.add(node)
+            queue += node.all_input_nodes
+    fed: set[Node] = set()
+    for node in sorted(found):
+        if node.op == "placeholder" or any(source in fed for source in node.all_input_nodes):
+            fed.add(node)
+    return frozenset(found - fed)
 
 
 def _below(gm: GraphModule, owners: set[Node]) -> Mapping[Node, bool]:

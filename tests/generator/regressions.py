@@ -19,6 +19,7 @@ SHUT = (
 """What ends in a ReLU that lets nothing through."""
 
 REGRESSIONS: dict[str, Program] = {
+    "a_network_that_multiplies_nothing_was_planned": Program((Op("conv"), Op("conv"), Op("norm", of=3)), "raw"),
     "a_norm_was_dropped_before_a_mean": Program((Op("norm", variant=2),)),
     "a_weight_standardized_by_hand_disagreed_with_itself": Program((Op("functional", variant=1),)),
     "a_parametrized_weight_was_in_no_group": Program((Op("functional", variant=3),)),

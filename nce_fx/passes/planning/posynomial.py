@@ -46,6 +46,9 @@ def constraints(model: CostModel, choices: Choices, limits: dict[str, float]) ->
     slopes = part_slopes(choices)
     found: list[tuple[str, Posynomial]] = []
     for name, limit in limits.items():
+        if not limit:
+            # Whoever can keep within nothing spends nothing at any width: a network that multiplies nothing, say.
+            continue
         found.extend((name, _scaled(p, 1 / limit)) for p in _posynomials(model, choices, slopes, name))
     exponents: list[tuple[int, int, float]] = []
     coefficients: list[float] = []

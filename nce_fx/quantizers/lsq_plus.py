@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from nce_fx.quantizers.base import FLOOR, ActivationQuantizer, Grid, Integers, Replaced, working
-from nce_fx.quantizers.histogram import Counts, count_values, counted
+from nce_fx.quantizers.base import FLOOR, Grid, Integers, Replaced, working
+from nce_fx.quantizers.counting import CountingQuantizer
 from nce_fx.quantizers.lsq import share
 from nce_fx.quantizers.pact import CLIP, best_clip
 from nce_fx.quantizers.rounding import dot
@@ -31,10 +31,8 @@ _TRIED = 17
 """How many offsets calibration tries, evenly from -n to 0, beside the one of the least and greatest value."""
 
 
-class LsqPlus(ActivationQuantizer):
+class LsqPlus(CountingQuantizer):
     """Activations on whole multiples of a learned step, moved by a learned offset: (N, any shape)."""
-
-    positive = ("step",)
 
     positive = ("step",)
 
@@ -45,7 +43,6 @@ class LsqPlus(ActivationQuantizer):
         self.most = 2**bits - 1
         self.step = nn.Parameter(torch.tensor(CLIP / self.grid.reach))
         self.shift = nn.Parameter(torch.tensor(-CLIP if signed else 0.0))
-        self._counts: Counts | None = None
 
     def scale(self) -> Tensor:
         """Return the distance between two levels; 0-dimensional."""
@@ -79,18 +76,9 @@ class LsqPlus(ActivationQuantizer):
         return Grid(low, low + self.most)
 
     @torch.no_grad()
-    def observe(self, x: Tensor) -> None:
-        """Count the values of one calibration batch."""
-        super().observe(x)
-        counts = count_values(working(x))
-        self._counts = counts if self._counts is None else self._counts + counts
-
-    @torch.no_grad()
     def estimate(self) -> float:
         """Return the step of least squared error; the offset that goes with it is set."""
-        assert self._counts is not None
-        values, counts = counted(self._counts)
-        self._counts = None
+        values, counts = self.observed()
         offsets = {0}
         if self.signed:
             reach = self._least / max(self._greatest - self._least, FLOOR)

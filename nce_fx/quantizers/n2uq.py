@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from nce_fx.quantizers.base import FLOOR, ActivationQuantizer, Integers, Replaced, as_integers, working
+from nce_fx.quantizers.base import FLOOR, Integers, Replaced, as_integers, working
+from nce_fx.quantizers.counting import CountingQuantizer
 from nce_fx.quantizers.ewgs import scale_gradient
-from nce_fx.quantizers.histogram import Counts, count_values, counted
 from nce_fx.quantizers.lsq import share
 from nce_fx.quantizers.pact import CLIP, best_clip
 from nce_fx.quantizers.rounding import dot
@@ -34,7 +34,7 @@ _FEW = 15
 """As many thresholds are compared one by one, which is faster than a search."""
 
 
-class N2uq(ActivationQuantizer):
+class N2uq(CountingQuantizer):
     """Activations on even levels, with learned thresholds between them, one set a tensor: (N, any shape)."""
 
     positive = ("step", "lengths")
@@ -49,7 +49,6 @@ class N2uq(ActivationQuantizer):
         self.step = nn.Parameter(torch.tensor(step))
         self.first = nn.Parameter(torch.tensor((self.grid.low + self.grid.offset) * step))
         self.lengths = nn.Parameter(torch.full((2**bits - 1,), step))
-        self._counts: Counts | None = None
 
     def scale(self) -> Tensor:
         """Return the distance between two levels; 0-dimensional."""
@@ -97,18 +96,9 @@ class N2uq(ActivationQuantizer):
         q = _count(x, self.thresholds()).to(x.dtype).add_(self.grid.low)
         return as_integers(q, self.scale(), self.grid)
 
-    @torch.no_grad()
-    def observe(self, x: Tensor) -> None:
-        """Count the values of one calibration batch."""
-        super().observe(x)
-        counts = count_values(working(x))
-        self._counts = counts if self._counts is None else self._counts + counts
-
     def estimate(self) -> float:
         """Return the step of least squared error with even thresholds."""
-        assert self._counts is not None
-        values, counts = counted(self._counts)
-        self._counts = None
+        values, counts = self.observed()
         return best_clip(values, counts, self.grid)[0] / self.grid.reach
 
     @torch.no_grad()

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from nce_fx.quantizers.base import (
     FLOOR,
-    ActivationQuantizer,
     Grid,
     Integers,
     Replaced,
@@ -26,14 +25,15 @@ from nce_fx.quantizers.base import (
     whole,
     working,
 )
-from nce_fx.quantizers.histogram import Counts, count_values, counted
+from nce_fx.quantizers.counting import CountingQuantizer
+from nce_fx.quantizers.histogram import Counts
 from nce_fx.quantizers.rounding import clip_round
 
 CLIP = 8.0
 """Where the clip starts without data; the paper starts at 8 to 10."""
 
 
-class Pact(ActivationQuantizer):
+class Pact(CountingQuantizer):
     """Activations clipped at a learned level c, on even levels such as ``0, c/3, 2c/3, c`` at 2 bits: any shape.
 
     Calibration starts the clip where the squared error is least.
@@ -46,7 +46,6 @@ class Pact(ActivationQuantizer):
     ) -> None:
         super().__init__(bits, signed, origin, replaces)
         self.clip = nn.Parameter(torch.tensor(CLIP))
-        self._counts: Counts | None = None
 
     def scale(self) -> Tensor:
         """Return the distance between two levels; 0-dimensional."""
@@ -67,18 +66,9 @@ class Pact(ActivationQuantizer):
         scale = self.scale()
         return as_integers(whole(working(x), scale, self.grid), scale, self.grid)
 
-    @torch.no_grad()
-    def observe(self, x: Tensor) -> None:
-        """Count the values of one calibration batch."""
-        super().observe(x)
-        counts = count_values(working(x))
-        self._counts = counts if self._counts is None else self._counts + counts
-
     def estimate(self) -> float:
         """Return the clip of least squared error on all that was counted."""
-        assert self._counts is not None
-        values, counts = counted(self._counts)
-        self._counts = None
+        values, counts = self.observed()
         return best_clip(values, counts, self.grid)[0]
 
     def adopt(self, estimate: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,26 @@ def weight_layout(gm: GraphModule, layer: Layer) -> WeightLayout | None:
     return op.quantize if op is not None and isinstance(op.quantize, WeightLayout) else None
 
 
+def layers_with_weights(gm: GraphModule) -> list[Layer]:
+    """Return the layers that have a weight, in execution order, without what computes the weight of one of them.
+
+    That is done from parameters alone, as by the products of a spectral norm.
+    """
+    layers = [layer for layer in find_layers(gm) if has_weight(layer)]
+    making: set[Node] = set()
+    queue = [weight_argument(layer.node) for layer in layers if layer.node.op == "call_function"]
+    while queue:
+        node = queue.pop()
+        if node not in making:
+            making.add(node)
+            queue += node.all_input_nodes
+    fed: set[Node] = set()
+    for node in sorted(making):
+        if node.op == "placeholder" or any(source in fed for source in node.all_input_nodes):
+            fed.add(node)
+    return [layer for layer in layers if layer.node not in making - fed]
+
+
 def quantizable(gm: GraphModule, layer: Layer) -> bool:
     """Whether a layer has a weight of its own that can be quantized; a module is one of torch's."""
     if weight_layout(gm, layer) is None or not has_weight(layer):
@@ -78,13 +98,12 @@ def weight_argument(node: Node) -> Node:
 
 def find_quantizable_layers(gm: GraphModule, spec: QuantSpec) -> tuple[QuantizableLayer, ...]:
     """Return every layer that can be quantized, with its bits, in execution order."""
-    layers = [layer for layer in find_layers(gm) if has_weight(layer)]
+    layers = layers_with_weights(gm)
     owners = {layer.node for layer in layers}
     before, after = _below(gm, owners), _above(gm, owners)
-    making = weight_making(layers)
     result = []
     for layer in layers:
-        if not quantizable(gm, layer) or layer.node in making:
+        if not quantizable(gm, layer):
             continue
         first = not before[layer.inputs[0]]
         end = first or not after[layer.node]
@@ -93,22 +112,6 @@ def find_quantizable_layers(gm: GraphModule, spec: QuantSpec) -> tuple[Quantizab
         result.append(QuantizableLayer(layer, first, end, shortcut, bits))
     spec.check_overrides(each.path for each in result)
     return tuple(result)
-
-
-def weight_making(layers: Sequence[Layer]) -> frozenset[Node]:
-    """Return what computes the weight of a layer from parameters alone, as the products of a spectral norm do."""
-    found: set[Node] = set()
-    queue = [weight_argument(layer.node) for layer in layers if layer.node.op == "call_function"]
-    while queue:
-        node = queue.pop()
-        if node not in found:
-            found.add(node)
-            queue += node.all_input_nodes
-    fed: set[Node] = set()
-    for node in sorted(found):
-        if node.op == "placeholder" or any(source in fed for source in node.all_input_nodes):
-            fed.add(node)
-    return frozenset(found - fed)
 
 
 def _below(gm: GraphModule, owners: set[Node]) -> Mapping[Node, bool]:

@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 from nce_fx.ops import OPS
 from nce_fx.ops.layers import find_layers
 from nce_fx.ops.work import Layer
-from nce_fx.passes.transform.quantize.quantizable_layers import has_weight, weight_making
+from nce_fx.passes.transform.quantize.quantizable_layers import layers_with_weights
 from nce_fx.passes.transform.quantize.quantizer_nodes import computed_value
 from nce_fx.quantizers import ActivationQuantizer, Quantizer, WeightQuantizer
 
@@ -83,11 +83,9 @@ def integer_weights(gm: GraphModule) -> Mapping[str, IntegerWeight]:
 def describe(gm: GraphModule) -> tuple[QuantizedLayer, ...]:
     """Return one row for every layer with a weight, in execution order, those left in float included."""
     rows: dict[str, QuantizedLayer] = {}
-    layers = [layer for layer in find_layers(gm) if has_weight(layer)]
-    making = weight_making(layers)
-    for layer in layers:
+    for layer in layers_with_weights(gm):
         node = _weight_quantizer_node(gm, layer.node)
-        if layer.node in making or (path := _path(layer, node)) in rows:
+        if (path := _path(layer, node)) in rows:
             continue
         weight = _quantizer(gm, node)
         activation = _quantizer(gm, _activation_quantizer_node(gm, layer))

@@ -7,8 +7,8 @@ where the channels are.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +19,8 @@ from nce_fx.frozen import freeze
 from nce_fx.report.records import Comparison, ResultRow
 from nce_fx.rewrite import cost_record
 from nce_fx.tasks import LossLike, MetricLike, Task
-from nce_fx.training import Recipe, StepReport, evaluate, train
-
-Watch = Callable[[str], AbstractContextManager[Callable[[StepReport], None] | None]]
-"""Given the name of a run, a context in which its progress is shown."""
+from nce_fx.training import Recipe, evaluate, train
+from nce_fx.training.progress import Watch
 
 
 @dataclass(frozen=True)

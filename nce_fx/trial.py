@@ -10,10 +10,9 @@ The float network has seen what is held out, and so has whoever starts from its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch.fx import GraphModule
 
@@ -21,11 +20,10 @@ from nce_fx.data import Data
 from nce_fx.data.data_split import held_out
 from nce_fx.errors import InputError
 from nce_fx.report.records import TrialRecord, TrialRow
-from nce_fx.tasks import LossLike, Task
-from nce_fx.training import Recipe, StepReport, train
+from nce_fx.tasks import LossLike
+from nce_fx.training import Recipe, train
+from nce_fx.training.progress import Watch
 from nce_fx.training.recipe import usual_float_epochs
-
-Watch = Callable[[str], AbstractContextManager[Callable[[StepReport], None] | None]]
 
 UNIFORM = "the widths as they are"
 REGIONS = ((0.67, 1.5), (0.8, 1.25))
@@ -81,7 +79,7 @@ class Trial:
         parts = held_out(self.data, _HELD_OUT, self.recipe.seed)
         if parts is None:
             raise InputError(f"trial: {self.why_not()}")
-        data, epochs, task = parts[0], self.epochs(len(candidates)), Task.of(self.loss)
+        data, epochs = parts[0], self.epochs(len(candidates))
         # The usual part in float, whatever the recipe says; progressive bits have no time here.
         recipe = replace(
             self.recipe,
@@ -90,10 +88,6 @@ class Trial:
             bits=(),
             evaluate_every=0,
         )
-
-        def loss(output: Any, target: Any) -> float:
-            return float(task.loss(output, target))
-
         rows = []
         for name, network in candidates.items():
             with (self.watch or (lambda _: nullcontext()))(f"trial: {name}") as progress:
@@ -102,8 +96,8 @@ class Trial:
                     data,
                     recipe,
                     teacher=teacher if self.distill else None,
-                    loss=task.loss,
-                    metric=loss,
+                    loss=self.loss,
+                    metric="loss",
                     progress=progress or False,
                 )
             rows.append(TrialRow(candidate=name, loss=result.score))

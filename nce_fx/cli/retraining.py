@@ -18,6 +18,7 @@ from nce_fx.cli.model_data import calibration
 from nce_fx.cli.parsing import build_model, is_code, recipe_fields
 from nce_fx.cli.retrain import Retrain
 from nce_fx.cli.rewriting import (
+    can_teach,
     content,
     retrain_networks,
     rewritten_name,
@@ -90,8 +91,9 @@ def run(job: Retrain) -> None:
         artifacts.save(rewritten, job.directory, force=True, keep_checkpoints=True, **about)
     # Under torchrun nobody looks for checkpoints before they are as they should be.
     all_reduce_sum(torch.zeros(1, device=start_engine().device))
+    teaches = can_teach(float_network, data, task)
     trained = retrain_networks(
-        float_network, networks, data, recipe, retraining.float_epochs, job.directory, terminal, task
+        float_network, networks, data, recipe, retraining.float_epochs, job.directory, terminal, task, teaches
     )
     if terminal.is_main:
         artifacts.save(

@@ -72,7 +72,7 @@ def run(job: Rewrite) -> None:
     data, args, example = network.data, dict(network.args), network.inputs
 
     ratios = None if job.sweep is None else ratios_of(job.sweep)
-    model, float_history = float_network(job, network.model, data, recipe, task, terminal)
+    model, float_history, teaches = float_network(job, network.model, data, recipe, task, terminal)
     float_epochs = len(float_history)
     batches = network.calibration
     if ratios is not None:
@@ -80,8 +80,7 @@ def run(job: Rewrite) -> None:
         return
     trial = None
     if data is not None and job.retrain and job.trial and not job.dry_run:
-        can_teach = not _at_chance(evaluate(model, data, loss=task.loss, metric=task.metric), data, task)
-        trial = Trial(data, recipe, job.trial_share, task.loss, can_teach)
+        trial = Trial(data, recipe, job.trial_share, task.loss, teaches)
     with terminal.steps() as steps:
         result = rewrite(
             model,
@@ -130,7 +129,7 @@ def run(job: Rewrite) -> None:
             float_log.mkdir(parents=True)
             write_epochs(float_log, float_history)
         fresh = build_model(job.model, args, seed=job.seed) if job.from_scratch else None
-        trained = retrain_both(result, spec, data, recipe, float_epochs, job.out, terminal, task, fresh)
+        trained = retrain_both(result, spec, data, recipe, float_epochs, job.out, terminal, task, teaches, fresh)
         comparison = trained.comparison
         retrained = trained.networks[rewritten_name(spec)]
         artifacts.save(retrained, job.out, force=True, keep_checkpoints=True, comparison=comparison, **about)
@@ -152,8 +151,11 @@ def with_float_epochs(fields: dict[str, Any], job: TrainingOptions, changed: boo
 
 def float_network(
     job: Rewrite, model: nn.Module, data: Data | None, recipe: Recipe, task: Task, terminal: Terminal
-) -> tuple[nn.Module, tuple[EpochRecord, ...]]:
-    """Return the float network and how it was trained here: not at all but for a built-in one without weights."""
+) -> tuple[nn.Module, tuple[EpochRecord, ...], bool]:
+    """Return the float network, how it was trained here, and whether it can teach.
+
+    Only a built-in one without weights is trained. On data it is looked at once.
+    """
     if data is None:
         terminal.note("no --data: sensitivity comes from the weights alone")
     untrained = job.weights is None and job.model in MODELS
@@ -164,7 +166,7 @@ def float_network(
             result = train(model, data, plain, loss=task.loss, metric=task.metric, progress=progress)
         said = task.said(result.score)
         terminal.show(f"float {job.model} on {data.name}: {said} after {job.retrain} epochs")
-        return result.model.eval(), result.history
+        return result.model.eval(), result.history, not _at_chance(result.score, data, task)
     if untrained:
         terminal.note(
             f"{job.model} has random weights: give --weights, or --data and --retrain, for a plan with meaning"
@@ -174,7 +176,8 @@ def float_network(
         terminal.show(f"float {job.model} on {data.name}: {task.said(value)}")
         if _at_chance(value, data, task):
             terminal.note(f"the float network is at chance on {data.name}: give --weights that were trained on it")
-    return model, ()
+            return model, (), False
+    return model, (), True
 
 
 def run_sweep(
@@ -224,6 +227,7 @@ def retrain_both(
     out: Path,
     terminal: Terminal,
     task: Task,
+    teaches: bool,
     fresh: nn.Module | None = None,
 ) -> Trained:
     """Train the uniform and the rewritten network alike, and show the last table.
@@ -236,7 +240,7 @@ def retrain_both(
         networks = {
             name: from_scratch(gm, fresh, gm.meta["spec"], batches, recipe.seed) for name, gm in networks.items()
         }
-    return retrain_networks(result.original, networks, data, recipe, float_epochs, out, terminal, task)
+    return retrain_networks(result.original, networks, data, recipe, float_epochs, out, terminal, task, teaches)
 
 
 def retrain_networks(
@@ -248,11 +252,13 @@ def retrain_networks(
     out: Path,
     terminal: Terminal,
     task: Task,
+    teaches: bool,
 ) -> Trained:
-    """Train networks alike with checkpoints in the result folder, and show the last table."""
-    # How a network does that knows nothing is known for classes alone.
-    can_teach = not _at_chance(evaluate(float_network, data, loss=task.loss, metric=task.metric), data, task)
-    if not can_teach:
+    """Train networks alike with checkpoints in the result folder, and show the last table.
+
+    They are distilled from the float network where it ``teaches``.
+    """
+    if not teaches:
         terminal.note(f"the float network is at chance on {data.name}: it cannot teach, nothing is distilled from it")
     try:
         trained = compare(
@@ -260,7 +266,7 @@ def retrain_networks(
             networks,
             data,
             recipe,
-            distill=can_teach,
+            distill=teaches,
             loss=task.loss,
             metric=task.metric,
             float_epochs=float_epochs,
@@ -271,6 +277,11 @@ def retrain_networks(
         raise TrainingError(f"{error}; the command that goes on: nce-fx retrain {out}") from error
     terminal.show(tables.comparison_table(trained.comparison))
     return trained
+
+
+def can_teach(network: nn.Module, data: Data, task: Task) -> bool:
+    """Whether a network does better than one that knows nothing, which for anything but classes nobody can say."""
+    return not _at_chance(evaluate(network, data, loss=task.loss, metric=task.metric), data, task)
 
 
 def _at_chance(value: float, data: Data, task: Task) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from nce_fx.training.result import StepReport
 
 Progress = bool | Callable[[StepReport], None] | None
+Watch = Callable[[str], AbstractContextManager[Callable[[StepReport], None] | None]]
+"""Given the name of a run, a context in which its progress is shown."""
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
     trace -> analyze (channels, cost, sensitivity) -> plan (budget) -> resize -> quantize
 
-`rewrite` is these six lines. `analyze` and `build` are its halves, for those who plan many times or replay a plan.
+`rewrite` is these steps; where asked, the bits of the ends are planned first, and plans are tried at the end, on data
+that is held out. `analyze` and `build` are its halves, for those who plan many times or replay a plan.
 Retraining what comes out is `nce_fx.training`; training it beside its rivals is `nce_fx.comparison`.
 """
 
@@ -174,11 +175,7 @@ def rewrite(
         return plan_and_build(planning, partial(building, spec=spec, uniform=planned.uniform), budget, analyses.cost)
 
     plan, rewritten = within(min_width, max_width)
-    tried, untried = None, "no training data and recipe to try it with"
-    if trial is not None:
-        before = analyses.cost.total.by_quantity
-        dear = any(before[name] > limit for name, limit in budget.limits(before).items())
-        untried = "they cost more than the budget" if dear else trial.why_not() if plan.changed else "nothing changes"
+    tried, untried = None, why_untried(trial, plan, budget, analyses.cost)
     if trial is not None and not untried:
         # What is safe comes first: a plan has to be better.
         same = unchanged(plan, analyses.cost)
@@ -196,6 +193,16 @@ def rewrite(
     report = report_of(replace(analyses, sensitivity=planned.sensitivity), plan, spec, rewritten)
     report = report.model_copy(update={"trial": tried, "untried": untried})
     return RewriteResult(rewritten, plan, report, analyses.graph_module, analyses.uniform)
+
+
+def why_untried(trial: Trial | None, plan: WidthPlan, budget: Budget, cost: CostReport) -> str:
+    """Return why a plan is not tried beside the widths as they are, such as "nothing changes"; nothing where it is."""
+    if trial is None:
+        return "no training data and recipe to try it with"
+    before = cost.total.by_quantity
+    if any(before[name] > limit for name, limit in budget.limits(before).items()):
+        return "they cost more than the budget"
+    return trial.why_not() if plan.changed else "nothing changes"
 
 
 def unchanged(plan: WidthPlan, cost: CostReport) -> WidthPlan:

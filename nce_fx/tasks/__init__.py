@@ -98,18 +98,19 @@ class Task:
             raise TrainingError(
                 "the teacher's output has nothing in common with the model's but losses: nothing can be learnt from it"
             )
+        axis, classes = 1, 0
         if self.loss.is_of_classes:
             scores = classes_of(student, target, self.loss.name)[0]
-            axis = 1 if scores.shape == scores_of(student).shape else -1
-            classes = scores.shape[1]
-        distances = [
-            _divergence(own[path], theirs[path], axis, heat)
-            if self.loss.is_of_classes and own[path].dim() > 1 and own[path].shape[axis] == classes
-            else self.loss(own[path], theirs[path].sigmoid() if self.loss.is_of_logits else theirs[path])
-            if self.loss.is_of_numbers
-            else F.mse_loss(own[path], theirs[path]) / theirs[path].var(correction=0).clamp(min=_LEAST_VARIANCE)
-            for path in both
-        ]
+            axis, classes = 1 if scores.shape == scores_of(student).shape else -1, scores.shape[1]
+
+        def distance(ours: Tensor, taught: Tensor) -> Tensor:
+            if self.loss.is_of_classes and ours.dim() > 1 and ours.shape[axis] == classes:
+                return _divergence(ours, taught, axis, heat)
+            if self.loss.is_of_numbers:
+                return self.loss(ours, taught.sigmoid() if self.loss.is_of_logits else taught)
+            return F.mse_loss(ours, taught) / taught.var(correction=0).clamp(min=_LEAST_VARIANCE)
+
+        distances = [distance(own[path], theirs[path]) for path in both]
         return distances[0] if len(distances) == 1 else torch.stack(distances).mean()
 
 

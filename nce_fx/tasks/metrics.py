@@ -49,18 +49,21 @@ def shown_value(value: float | None, *, is_share: bool) -> str:
 
 def count_right(output: Any, target: Any, samples: int = 0) -> Tensor:
     """Return how many samples, pixels or tokens have their highest score at their class, and of how many."""
-    scores, wanted = classes_of(output, target, "accuracy")
-    classes = wanted.argmax(1) if wanted.is_floating_point() else wanted
-    counted = classes != IGNORED
-    right = (scores.argmax(1) == classes) & counted
+    scores, wanted, counted = _decided(output, target, "accuracy")
+    right = (scores.argmax(1) == wanted) & counted
     return torch.stack([right.sum(), counted.sum()])
 
 
-def _overlap(output: Any, target: Any, samples: int) -> Tensor:
-    scores, wanted = classes_of(output, target, "mean_iou")
-    classes = scores.shape[1]
+def _decided(output: Any, target: Any, what: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, one class for each position, and which positions count."""
+    scores, wanted = classes_of(output, target, what)
     wanted = wanted.argmax(1) if wanted.is_floating_point() else wanted
-    counted = wanted != IGNORED
+    return scores, wanted, wanted != IGNORED
+
+
+def _overlap(output: Any, target: Any, samples: int) -> Tensor:
+    scores, wanted, counted = _decided(output, target, "mean_iou")
+    classes = scores.shape[1]
     found, there = scores.argmax(1)[counted], wanted[counted]
     both = torch.bincount(there[found == there], minlength=classes)
     return torch.stack(

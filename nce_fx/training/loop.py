@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nce_fx.batches import Pair, read, samples_in
-from nce_fx.data.loaders import CALIBRATION_BATCHES
+from nce_fx.data.loaders import CALIBRATION_BATCHES, Loader
 from nce_fx.devices import device_of, to_device
 from nce_fx.errors import TrainingError
 from nce_fx.quantizers.saved_tensors import compact_saving
@@ -132,9 +132,7 @@ def _in_low_precision(run: Run) -> Run:
     Every process looks at the same batches as in evaluation, whole, so that all see the same.
     """
     recipe = run.recipe
-    loader = run.data.loader(
-        "train", batch_size=recipe.batch_size, seed=recipe.seed, epoch=recipe.float_epochs, shuffle=True
-    )
+    loader = _batches(run, recipe.float_epochs)
 
     def look() -> None:
         with evaluating(run.model):
@@ -160,8 +158,7 @@ def _train_epoch(
     run.model.train()
     run.stages.enter(recipe, epoch)
     seed_step(recipe.seed, epoch, -1, engine)
-    loader = run.data.loader("train", batch_size=recipe.batch_size, seed=recipe.seed, epoch=epoch, shuffle=True)
-    batches = batches_of(loader, engine, position.step)
+    batches = batches_of(_batches(run, epoch), engine, position.step)
     run.callback.before_epoch(run)
     in_float, border = epoch < recipe.float_epochs, recipe.float_epochs * run.steps_per_epoch
     if not position.step:
@@ -223,11 +220,15 @@ def _train_epoch(
     position.loss = position.correct = position.samples = 0.0
 
 
+def _batches(run: Run, epoch: int) -> Loader:
+    """The batches of an epoch's training, whole, in their order."""
+    recipe = run.recipe
+    return run.data.loader("train", batch_size=recipe.batch_size, seed=recipe.seed, epoch=epoch, shuffle=True)
+
+
 def _inputs(run: Run) -> Iterator[Any]:
     """The inputs of the batches that BatchNorm's statistics are taken from: those of the epoch that would come next."""
-    recipe = run.recipe
-    loader = run.data.loader("train", batch_size=recipe.batch_size, seed=recipe.seed, epoch=recipe.epochs, shuffle=True)
-    for batch in islice(batches_of(loader, run.engine), recipe.reestimate):
+    for batch in islice(batches_of(_batches(run, run.recipe.epochs), run.engine), run.recipe.reestimate):
         yield to_device(read(batch, run.model)[0], run.engine.device)
 
 

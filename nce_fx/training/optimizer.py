@@ -57,12 +57,21 @@ def positive_ranges(model: nn.Module) -> Iterator[None]:
         for name in module.positive
         if (parameter := getattr(module, name)).requires_grad
     ]
-    before = [parameter.detach().clone() for parameter in ranges]
+    if not ranges:
+        yield
+        return
+    # In one tensor: a GPU would take longer to start something for each of so many numbers than to do it.
+    old = _joined(ranges)
     yield
+    new = _joined(ranges)
+    held = torch.where(old > 0, new.clamp((1 - LARGEST_CHANGE) * old, (1 + LARGEST_CHANGE) * old), new)
     with torch.no_grad():
-        for parameter, old in zip(ranges, before, strict=True):
-            new = parameter.clamp((1 - LARGEST_CHANGE) * old, (1 + LARGEST_CHANGE) * old)
-            parameter.copy_(torch.where(old > 0, new, parameter))
+        for parameter, part in zip(ranges, torch.split(held, [each.numel() for each in ranges]), strict=True):
+            parameter.copy_(part.view_as(parameter))
+
+
+def _joined(parameters: list[Tensor]) -> Tensor:
+    return torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
 
 
 def quantizer_parameters(model: nn.Module) -> frozenset[str]:

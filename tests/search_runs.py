@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -76,7 +77,7 @@ EXPANDING = SearchRecipe(epochs=5, warmup_epochs=1, batch_size=8, threshold=0.2,
 BUDGET = nce_fx.Budget(macs=1.5, params=1.5)
 
 
-def run(directory: Path, spec: nce_fx.QuantSpec | None) -> SearchResult:
+def run(directory: Path, spec: nce_fx.QuantSpec | None) -> SearchResult[Any]:
     """Search with a checkpoint after every step."""
     return search(traced(), quarters(), EXPANDING, budget=BUDGET, spec=spec, directory=directory, checkpoint_seconds=0)
 

@@ -373,6 +373,7 @@ def test_search_writes_a_plan_that_apply_takes(here):
     assert call("apply", "resnet8", "found/plan.json", "--data", "digits", "--out", "applied").exit_code == 0
     assert json.loads((here / "applied" / "plan.json").read_text()) == content["plan"]
     assert "--data" in refused("search", "resnet8", "--out", "other")
+    assert "gradient" in refused("search", "resnet8", "--data", "digits", "--method", "luck", "--out", "other")
     assert "no such field: taus" in refused("search", "resnet8", "--recipe", '{"taus": 1}', "--out", "other")
 
 

@@ -25,7 +25,7 @@ from nce_fx.passes.transform.widths import (
     WidthNorm,
     channel_order,
 )
-from nce_fx.search import SearchRecipe, search
+from nce_fx.search import METHODS, SearchRecipe, search
 from nce_fx.search.budget_loss import costs_of
 from nce_fx.search.candidates import first_candidates
 from nce_fx.search.expansion import grow, of_kind
@@ -173,6 +173,12 @@ def test_what_cannot_be_searched_is_said():
         search(nce_fx.trace(nn.Linear(3, 4), (torch.randn(1, 3),)), quarters(), RECIPE)
     with pytest.raises(BudgetError):
         search(traced(), quarters(), RECIPE, budget=nce_fx.Budget(macs=0.0001))
+
+
+def test_a_recipe_says_of_which_method_it_is():
+    assert {name: method.recipe().method for name, method in METHODS.items()} == {name: name for name in METHODS}
+    for method in METHODS.values():
+        assert method.recipe.from_dict(method.recipe(seed=3).to_dict()) == method.recipe(seed=3)
 
 
 def test_halves_share_no_sample_and_leave_none_out():

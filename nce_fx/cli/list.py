@@ -15,7 +15,7 @@ def known(
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """List what can be named: models, data, quantizers, metrics, losses, formats, passes, quantities."""
+    """List what can be named: models, data, quantizers, metrics, losses, formats, passes, quantities, searches."""
     import json
 
     from nce_fx.data import FROM_PACKAGES, SOURCES
@@ -26,6 +26,7 @@ def known(
     from nce_fx.passes.by_name import PASSES
     from nce_fx.quantities import QUANTITIES
     from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
+    from nce_fx.search import METHODS as SEARCH_METHODS
     from nce_fx.tasks import LOSSES
     from nce_fx.tasks import METRICS as TASK_METRICS
 
@@ -41,6 +42,7 @@ def known(
         QUANTITIES,
     )
     found = {registry.kind: registry.help() for registry in registries}
+    found["search_methods"] = {name: method.about for name, method in SEARCH_METHODS.items()}
     found["data"] = {**SOURCES, **FROM_PACKAGES.help()}
     if kind is not None and kind not in found:
         raise InputError(f"no kind {kind!r}: there are {', '.join(sorted(found))}")

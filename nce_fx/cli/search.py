@@ -1,4 +1,4 @@
-"""`nce-fx search`: learn the widths by gradient, from a model to a plan."""
+"""`nce-fx search`: find the widths by training, from a model to a plan."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from nce_fx.cli.command import command
 
 @dataclass(frozen=True, kw_only=True)
 class Search(options.QuantizerOptions, options.BudgetOptions, options.ModelOptions):
-    """Search the widths of MODEL by gradient on its quantized network; write plan.json for `nce-fx apply`.
+    """Find the widths of MODEL by training its quantized network; write plan.json for `nce-fx apply`.
 
     The same command again goes on where the search was stopped.
     """
 
+    method: Annotated[
+        str, typer.Option("--method", metavar="NAME", help="How widths are found, see `nce-fx list search_methods`.")
+    ] = "gradient"
     epochs: Annotated[int, typer.Option("--epochs", metavar="N", help="Epochs of the search.")] = 60
     expand: Annotated[
         bool, typer.Option("--expand/--no-expand", help="Add wider candidates while it searches; without: TAS.")

@@ -13,7 +13,7 @@ from nce_fx.errors import InputError, TrainingError
 from nce_fx.models import MODELS
 from nce_fx.models.loading import check_finite
 from nce_fx.search import SearchRecipe, search
-from nce_fx.search.search_log import FILES, search_table
+from nce_fx.search.search import AnyRecipe, Method, method_named
 from nce_fx.tracing import trace
 
 
@@ -25,14 +25,12 @@ def run(job: Search) -> None:
     """
     terminal = Terminal.of(job.as_json)
     spec, hardware, budget = job.spec, job.table, job.budget
-    given = {"epochs": job.epochs, "expand": job.expand, "quantized": not job.in_float, "seed": job.seed}
-    # A short search, to try it, warms up for its first quarter.
-    warmup = {"warmup_epochs": min(SearchRecipe.warmup_epochs, job.epochs // 4)}
-    asked = SearchRecipe.from_dict(warmup | recipe_fields(job.recipe, **given))
+    method = method_named(job.method)
+    asked = recipe_of(job, method)
     if job.data is None:
         raise InputError("a search needs data to learn from: give --data")
     if job.force:
-        for name in (*FILES, *(path.name for path in job.out.glob("checkpoint-*.safetensors"))):
+        for name in (*method.files, *(path.name for path in job.out.glob("checkpoint-*.safetensors"))):
             (job.out / name).unlink(missing_ok=True)
     else:
         artifacts.check_free(job.out, (artifacts.PLAN,))
@@ -57,8 +55,8 @@ def run(job: Search) -> None:
             )
     except TrainingError as error:
         raise TrainingError(f"{error} (the same command, with --out {job.out})") from error
-    terminal.show(search_table(result.log, result.plan))
-    terminal.note(f"{result.seconds:.0f} s; written to {job.out}: {', '.join(sorted(FILES))}")
+    terminal.show(result.log.table(result.plan))
+    terminal.note(f"{result.seconds:.0f} s; written to {job.out}: {', '.join(sorted(method.files))}")
     plan = job.out / artifacts.PLAN
     terminal.note(f"next: nce-fx apply {job.model} {plan} --data {job.data} --out DIR, then nce-fx retrain DIR")
     terminal.finish(
@@ -69,3 +67,20 @@ def run(job: Search) -> None:
             "seconds": result.seconds,
         }
     )
+
+
+def recipe_of(job: Search, method: Method) -> AnyRecipe:
+    """Return the recipe that the options ask for.
+
+    Raises:
+        InputError: the method has no such field, or not of this value.
+    """
+    given = {"method": job.method, "epochs": job.epochs, "seed": job.seed}
+    if method.recipe is SearchRecipe:
+        given |= {"expand": job.expand, "quantized": not job.in_float}
+        # A short search, to try it, warms up for its first quarter.
+        warmup = {"warmup_epochs": min(SearchRecipe.warmup_epochs, job.epochs // 4)}
+        return SearchRecipe.from_dict(warmup | recipe_fields(job.recipe, **given))
+    if job.in_float or not job.expand:
+        raise InputError(f"--float and --no-expand are of --method gradient, not of {job.method}")
+    return method.recipe.from_dict(recipe_fields(job.recipe, **given))

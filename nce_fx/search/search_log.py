@@ -13,9 +13,10 @@ from nce_fx.files import write_whole
 from nce_fx.frozen import freeze
 from nce_fx.plan import WidthPlan
 from nce_fx.report.line_chart import Line, lines_svg
+from nce_fx.search.asked import PLAN
 from nce_fx.training.log import csv_table
 
-FILES = ("plan.json", "widths.csv", "expansions.csv", "widths.svg", "log.csv", "steps.csv")
+FILES = (PLAN, "widths.csv", "expansions.csv", "widths.svg", "log.csv", "steps.csv")
 """What a search leaves in its folder, beside checkpoints."""
 
 
@@ -98,6 +99,19 @@ class SearchLog:
         write_whole(directory / "expansions.csv", csv_table(columns, sorted(events)))
         write_whole(directory / "widths.svg", widths_svg(self, original).encode())
 
+    def table(self, plan: WidthPlan) -> Table:
+        """Return the groups with their widths: original, preferred, planned; and what became of their candidates."""
+        table = Table(title="Search: channels before -> after", title_justify="left")
+        for name in ("group", "before", "preferred", "after", "candidates"):
+            table.add_column(name, justify="left" if name in ("group", "candidates") else "right")
+        last = self.epochs[-1]
+        for group, before in plan.original.items():
+            grown = [str(e.after) for e in self.expansions if e.group == group]
+            said = self.left.get(group) or ("expanded to " + ", ".join(grown) if grown else "as at the start")
+            preferred = str(last.widths[group]) if group in last.widths else "-"
+            table.add_row(group, str(before), preferred, str(plan.widths[group]), said)
+        return table
+
 
 def widths_svg(log: SearchLog, original: Mapping[str, int]) -> str:
     """Return a picture of mean widths over epochs, original = 1: a line a group, a dot an expansion."""
@@ -114,17 +128,3 @@ def widths_svg(log: SearchLog, original: Mapping[str, int]) -> str:
         for group in (log.epochs[-1].widths if log.epochs else ())
     ]
     return lines_svg(lines, "Mean width of each group, original = 1; dots: a wider candidate was added", "epoch")
-
-
-def search_table(log: SearchLog, plan: WidthPlan) -> Table:
-    """Return the groups with their widths: original, preferred, planned; and what became of their candidates."""
-    table = Table(title="Search: channels before -> after", title_justify="left")
-    for name in ("group", "before", "preferred", "after", "candidates"):
-        table.add_column(name, justify="left" if name in ("group", "candidates") else "right")
-    last = log.epochs[-1]
-    for group, before in plan.original.items():
-        grown = [str(e.after) for e in log.expansions if e.group == group]
-        said = log.left.get(group) or ("expanded to " + ", ".join(grown) if grown else "as at the start")
-        preferred = str(last.widths[group]) if group in last.widths else "-"
-        table.add_row(group, str(before), preferred, str(plan.widths[group]), said)
-    return table

@@ -22,8 +22,9 @@ BETAS = (0.5, 0.999)
 
 @validated("search recipe")
 class SearchRecipe:
-    """The choices of a search; the defaults are TAS's where TAS has them (see docs/search.md)."""
+    """The choices of a search by gradient; the defaults are TAS's where TAS has them (see docs/search.md)."""
 
+    method: Literal["gradient"] = "gradient"
     epochs: Count = 60
     """Passes over the half of the training data that the weights learn from; each weight step has a width step."""
     expand: StrictBool = True

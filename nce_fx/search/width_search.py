@@ -71,7 +71,8 @@ class WidthSearch(Callback):
 
     def identity(self) -> dict[str, Any]:
         """Return the search's own choices."""
-        choices = {f"search.{name}": value for name, value in self.recipe.to_dict().items()}
+        # A search of before the methods had names was one by gradient.
+        choices = {f"search.{name}": value for name, value in self.recipe.to_dict().items() if name != "method"}
         return choices | {"search.budget": self.budget.as_mapping(), "search.spec": repr(self.spec)}
 
     def structure(self, original: nn.Module, state: Mapping[str, Any]) -> nn.Module:

@@ -18,16 +18,17 @@ from nce_fx.data import load_data
 from nce_fx.data.images import Images
 from nce_fx.errors import ExportError
 from nce_fx.export import export_onnx, to_integer
-from nce_fx.export.agreement import _Follower
-from nce_fx.export.integer import Lowered, addition, to_module
+from nce_fx.export.agreement import LEVELS, _Follower
+from nce_fx.export.integer import Lowered, addition, few_rows, to_module
 from nce_fx.export.integer.epilogue import Epilogue
 from nce_fx.export.integer.staircase import count_misses, find_rises, requantize
 from nce_fx.export.integer.tensors import IntegerTensor
+from nce_fx.export.integer.weights import WholeWeight
 from nce_fx.export.levels import ActivationLevels
 from nce_fx.models import MODELS
 from nce_fx.quantizers.base import ActivationQuantizer, Grid
 from nce_fx.report.records import ModelReference
-from tests.test_export import DEPLOY, PAIRS, random, settled
+from tests.test_export import DEPLOY, PAIRS, assert_close, evaluated, mlp, random, run, settled
 
 
 def quantized(model, x, **spec):
@@ -128,9 +129,46 @@ def test_layers_of_all_kinds_run_in_integers(tmp_path, weight, activation):
     gm = quantized(Everything(), x, weight=weight, activation=activation)
     written, operators, _ = integer_file(tmp_path, gm, random(16, 3, 16, 16, seed=2))
     assert operators["QLinearConv"] == 5
-    assert operators["MatMulInteger"] == 2
+    assert operators["MatMulInteger"] + operators["MatMulIntegerToFloat"] == 2
     assert {agreement.on_border for agreement in written.agreement.values()} == {0}
     assert not {name for name, why in written.float_nodes.items() if why.startswith(("Conv", "Gemm"))}
+
+
+@pytest.mark.parametrize(
+    ("weight", "activation", "rows"), [*((*pair, 1) for pair in PAIRS), *(("sawb", "pact", n) for n in (3, 4, None))]
+)
+def test_few_rows_meet_weights_that_stay_packed(tmp_path, monkeypatch, weight, activation, rows):
+    monkeypatch.setattr(few_rows, "CACHE", 0)
+    monkeypatch.setattr(few_rows, "_SMALL", 0)
+    spec = nce_fx.QuantSpec(weight=weight, activation=activation, exact=True, first_last_bits=2)
+    gm = mlp(300, 127, 7, 10, spec=spec)
+    path, few = tmp_path / "model.onnx", rows is not None and rows < 4
+    written = export_onnx(gm, path, format="integer", batch=rows)
+    operators = Counter(node.op_type for node in onnx.load(path).graph.node)
+    assert (operators["MatMulNBits"], operators["MatMulIntegerToFloat"]) == ((3, 0) if few else (0, 3))
+    assert all(agreement.on_border == 0 for agreement in written.agreement.values())
+    for seed in range(2):
+        x = 3 * random(rows or 5, 300, seed=seed)
+        expected, module = evaluated(gm, x), to_module(onnx.load(path))(x).numpy()
+        for level in LEVELS.values():
+            got = run(path, x, level)
+            assert_close(got, expected, 1e-6)
+            assert np.array_equal(got, module)
+
+
+def test_weights_stay_packed_where_they_come_from_memory():
+    def weight(*shape, bits=2):
+        return WholeWeight(np.ones(shape, np.int64), np.ones((1, 1)), 1, np.zeros((1, 1), np.int64), bits)
+
+    two, eight = (IntegerTensor("x", ActivationLevels(Grid(0, 2**bits - 1), 1.0, bits)) for bits in (2, 8))
+    assert few_rows.suits((1, 512), weight(512, 512), two)
+    assert not few_rows.suits((4, 512), weight(512, 512), two)
+    assert not few_rows.suits((2, 2, 512), weight(512, 512), two)
+    assert not few_rows.suits(None, weight(512, 512), two)
+    assert not few_rows.suits((1, 512), weight(512, 512, bits=8), two)
+    assert not few_rows.suits((1, 512), weight(512, 512), eight)  # 255 is no int8
+    assert not few_rows.come_from_memory([weight(512, 512)])
+    assert few_rows.come_from_memory([weight(512, 512)] * 16)
 
 
 def test_negative_zero_and_tiny_factors_of_a_normalization(tmp_path):

@@ -7,11 +7,12 @@
 A QLinearConv stands for a convolution, BatchNorm, ReLU and quantizer. Its bias and scale are not those numbers rounded:
 they are found so that every level rises at the sum at which PyTorch's does (`staircase`).
 
-plan.py         what runs in integers, and what is wanted of it
+partition.py    what runs in integers, and what is wanted of it
 sources.py      what a quantizer reads: a convolution, a sum, a pool, branches side by side
 epilogue.py     what lies between a convolution and its quantizer
 staircase.py    levels as a function of a whole-number sum
-convolution.py  addition.py  product.py   QLinearConv, QLinearAdd, MatMulInteger
+convolution.py  addition.py  linear.py    QLinearConv, QLinearAdd, MatMulIntegerToFloat
+few_rows.py     MatMulNBits, where few rows meet a weight that stays packed
 weights.py      tensors.py   onnx_nodes.py   what these are written with
 lower.py        writing it down
 module.py       operators.py   the file as a PyTorch module

@@ -1,9 +1,10 @@
-"""A linear layer of integers, or a 1x1 convolution whose output is wanted in float: MatMulInteger, scale, bias.
+"""A linear layer of integers, or a 1x1 convolution whose output is wanted in float: MatMulIntegerToFloat.
 
     y = (sum of x q) * (s_x * s_w) + bias
 
 The sum is exact. Where a weight's levels need nine bits (8 bits of SAWB), ``q`` stays eight bits and half a level times
-the sum of x is added: one more column, of ones.
+the sum of x is added: one more column, of ones, of a MatMulInteger. Where few rows meet a weight that comes from memory
+each time, it stays packed, see `nce_fx.export.integer.few_rows`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from nce_fx.export.integer.onnx_nodes import Array, Nodes, Writer, attributes
+from nce_fx.export.integer import few_rows
+from nce_fx.export.integer.onnx_nodes import CONTRIB, Array, Nodes, Writer, attributes
 from nce_fx.export.integer.tensors import IntegerTensor, stored
 from nce_fx.export.integer.weights import WholeWeight, whole_weight, write_int8
 from nce_fx.passes.transform.quantize import IntegerWeight
@@ -33,6 +35,10 @@ class Linear:
     """Name of the bias; empty where there is none."""
     axes: int
     """Axes of a convolution's tensors, whose channels are moved to the end and back; 0 for a linear layer."""
+    shape: tuple[int, ...] | None
+    """Of the input, channels last; ``None`` where it is of any size."""
+    packed: bool = False
+    """Whether the weight stays packed."""
 
 
 def find_linear(
@@ -59,7 +65,11 @@ def find_linear(
         whole = WholeWeight(whole.values.T, unit, whole.factor, shift, whole.bits)
     if whole.unit.ndim == 2 and whole.unit.shape[0] > 1:
         return "its weight has a scale for each input"
-    return Linear(node, name, whole, node.input[2] if len(node.input) > 2 else "", 0)
+    return Linear(node, name, whole, _bias(node), 0, nodes.shape(node.input[0]))
+
+
+def _bias(node: NodeProto) -> str:
+    return node.input[2] if len(node.input) > 2 else ""
 
 
 def _pointwise(
@@ -75,7 +85,9 @@ def _pointwise(
         return None
     unit, shift = (array.reshape(1, -1) for array in (whole.unit, whole.shift))
     whole = WholeWeight(whole.values.reshape(outputs, inputs).T, unit, whole.factor, shift, whole.bits)
-    return Linear(node, found[0], whole, node.input[2] if len(node.input) > 2 else "", 2 + len(kernel))
+    shape = nodes.shape(node.input[0])
+    last = None if shape is None else (shape[0], *shape[2:], shape[1])
+    return Linear(node, found[0], whole, _bias(node), 2 + len(kernel), last)
 
 
 def _kept(array: Array) -> tuple[int, ...]:
@@ -93,18 +105,23 @@ def write(writer: Writer, linear: Linear, tensor: IntegerTensor) -> str:
         last, made = [0, *range(2, linear.axes), 1], f"{result}_last"
         source = writer.node("Transpose", [source], f"{result}_first", node, perm=last)
     outputs = weight.values.shape[1]
-    unit = np.broadcast_to(weight.unit * (tensor.step), (1, outputs)).astype(np.float32)
+    unit = np.broadcast_to(weight.unit * tensor.step, (1, outputs)).astype(np.float32)
     unit = unit[0, 0] if np.ptp(unit) == 0 else unit[0]
-    if weight.largest <= 127:
-        whole = write_int8(writer, name, weight, 1, np.zeros((1, 1), bool))
-        sums = writer.node("MatMulInteger", [source, whole, data.zero], f"{result}_sums", node)
-    else:
-        sums = _nine_bits(writer, linear, source, data.zero)
-    floats = writer.node("Cast", [sums], f"{result}_cast", node, to=TensorProto.FLOAT)
     scale = writer.constant(f"{name}_scale", unit)
-    scaled = writer.node("Mul", [floats, scale], f"{result}_scaled" if linear.bias else made, node)
-    if linear.bias:
-        writer.node("Add", [scaled, linear.bias], made, node)
+    if weight.largest <= 127 and not linear.packed:
+        whole = write_int8(writer, name, weight, 1, np.zeros((1, 1), bool))
+        read = [source, whole, writer.constant("one", np.float32(1)), scale, data.zero, "", linear.bias]
+        writer.node("MatMulIntegerToFloat", read[: None if linear.bias else 5], made, node, domain=CONTRIB)
+    else:
+        if linear.packed:
+            assert linear.shape is not None
+            floats = few_rows.write(writer, node, name, weight, tensor, source, linear.shape)
+        else:
+            sums = _nine_bits(writer, linear, source, data.zero)
+            floats = writer.node("Cast", [sums], f"{result}_cast", node, to=TensorProto.FLOAT)
+        scaled = writer.node("Mul", [floats, scale], f"{result}_scaled" if linear.bias else made, node)
+        if linear.bias:
+            writer.node("Add", [scaled, linear.bias], made, node)
     if linear.axes:
         writer.node("Transpose", [made], result, node, perm=[0, linear.axes - 1, *range(1, linear.axes - 1)])
     return str(result)

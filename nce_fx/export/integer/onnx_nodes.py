@@ -22,6 +22,7 @@ class Nodes:
         self.constants: Mapping[str, TensorProto] = {tensor.name: tensor for tensor in model.graph.initializer}
         self.outputs = {value.name for value in model.graph.output}
         self.writer: dict[str, NodeProto] = {name: node for node in self.all for name in node.output if name}
+        self._shapes = {value.name: value for value in (*model.graph.input, *model.graph.value_info)}
         self.readers: dict[str, list[NodeProto]] = {}
         for node in self.all:
             for name in dict.fromkeys(reads(node)):
@@ -35,6 +36,12 @@ class Nodes:
         if node is not None and node.op_type == "Constant" and node.attribute[0].name == "value":
             return numpy_helper.to_array(node.attribute[0].t)
         return None
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Return the sizes of a tensor, ``None`` where one may be any."""
+        axes = self._shapes[name].type.tensor_type.shape.dim if name in self._shapes else []
+        sizes = tuple(axis.dim_value for axis in axes)
+        return sizes if sizes and all(sizes) else None
 
     def weight(self, name: str) -> tuple[str, bool] | None:
         """Return which quantized weight a tensor is, and whether it is transposed."""

@@ -65,6 +65,21 @@ def matmul_integer(a: Tensor, b: Tensor, a_zero: Tensor) -> Tensor:
     return torch.matmul(a.double() - a_zero, b.double()).to(torch.int32)
 
 
+def matmul_integer_to_float(
+    a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, a_zero: Tensor, b_zero: None = None, bias: Any = None
+) -> Tensor:
+    """Return such sums as floats, times two scales, and a bias added."""
+    floats = matmul_integer(a, b, a_zero).to(torch.float32) * (a_scale * b_scale)
+    return floats if bias is None else floats + bias
+
+
+def matmul_n_bits(a: Tensor, b: Tensor, scales: Tensor, **settings: Any) -> Tensor:
+    """Return products of rows that hold whole numbers with packed weights of two bits, q + 2 of q."""
+    q = ((b.unsqueeze(-1) >> torch.tensor([0, 2, 4, 6], dtype=torch.uint8)) & 3).double() - 2
+    blocks = q.reshape(*b.shape[:2], -1) * scales.double().reshape(*b.shape[:2], 1)
+    return torch.matmul(a.double(), blocks.reshape(settings["N"], -1).t()).to(torch.float32)
+
+
 def conv(x: Tensor, w: Tensor, bias: Tensor | None = None, **settings: Any) -> Tensor:
     """Return a convolution with any number of axes; padding on each side by itself."""
     axes = x.dim() - 2
@@ -96,8 +111,10 @@ def batch_norm(x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, variance: T
     return F.batch_norm(x, mean, variance, gamma, beta, eps=settings.get("epsilon", 1e-5))
 
 
-def pad(x: Tensor, pads: Tensor, value: Tensor | None = None, **settings: Any) -> Tensor:
-    """Return a tensor with more around it."""
+def pad(x: Tensor, pads: Tensor, value: Tensor | None = None, axes: Tensor | None = None, **settings: Any) -> Tensor:
+    """Return a tensor with more around it; ``axes``: the last one alone."""
+    if axes is not None:
+        return F.pad(x, pads.tolist(), value=0 if value is None else value.item())
     mode = {"edge": "replicate"}.get(name := settings.get("mode", b"constant").decode(), name)
     if mode == "constant":
         return F.pad(x, _sides(pads.tolist()), value=0 if value is None else value.item())
@@ -120,6 +137,11 @@ def slices(x: Tensor, starts: Tensor, ends: Tensor, axes: Tensor) -> Tensor:
 def reduce_mean(x: Tensor, axes: Tensor, **settings: Any) -> Tensor:
     """Return means over axes."""
     return x.mean(axes.tolist(), keepdim=bool(settings.get("keepdims", 1)))
+
+
+def reduce_sum(x: Tensor, axes: Tensor, **settings: Any) -> Tensor:
+    """Return sums over axes."""
+    return x.sum(axes.tolist(), keepdim=bool(settings.get("keepdims", 1)))
 
 
 def gemm(x: Tensor, w: Tensor, bias: Tensor | None = None, **settings: Any) -> Tensor:
@@ -170,6 +192,8 @@ OPERATORS: Mapping[str, Callable[..., Tensor]] = {
     "QLinearConv": qlinear_conv,
     "QLinearAdd": qlinear_add,
     "MatMulInteger": matmul_integer,
+    "MatMulIntegerToFloat": matmul_integer_to_float,
+    "MatMulNBits": matmul_n_bits,
     "Conv": conv,
     "MaxPool": max_pool,
     "BatchNormalization": batch_norm,
@@ -177,6 +201,7 @@ OPERATORS: Mapping[str, Callable[..., Tensor]] = {
     "Reshape": reshape,
     "Slice": slices,
     "ReduceMean": reduce_mean,
+    "ReduceSum": reduce_sum,
     "Gemm": gemm,
     "Clip": clip,
     "Cast": cast,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from onnx import NodeProto
 
-from nce_fx.export.integer import addition, convolution, linear
+from nce_fx.export.integer import addition, convolution, few_rows, linear
 from nce_fx.export.integer.linear import Linear
 from nce_fx.export.integer.onnx_nodes import Nodes, is_activation, is_marker, marked, reads
 from nce_fx.export.integer.sources import Added, Convolved, Joined, Moved, Plain, Source, chooses, find_source
@@ -62,6 +62,13 @@ def make_partition(nodes: Nodes, given: Marked) -> Partition:
                 plan.linear[node.output[0]] = found
             elif found is not None:
                 plan.refused[node.output[0]] = found
+    few = {
+        output: layer
+        for output, layer in plan.linear.items()
+        if few_rows.suits(layer.shape, layer.weight, plan.integers[layer.node.input[0]])
+    }
+    if few_rows.come_from_memory(layer.weight for layer in few.values()):
+        plan.linear |= {output: replace(layer, packed=True) for output, layer in few.items()}
     _want(plan)
     return plan
 

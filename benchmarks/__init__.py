@@ -6,7 +6,7 @@
 from pathlib import Path
 
 _HERE = Path(__file__).parent
-SUBJECTS = ("accuracy", "files", "graphs", "steps", "widths")
+SUBJECTS = ("accuracy", "files", "graphs", "robustness", "steps", "widths")
 """Folders whose files are commands."""
 
 __path__ += [str(_HERE / folder) for folder in (*SUBJECTS, "corpora")]

@@ -76,6 +76,7 @@ def save(
     model: ModelReference | None = None,
     float_model: nn.Module | None = None,
     keep_checkpoints: bool = False,
+    float_log: bytes | None = None,
 ) -> None:
     """Write a rewritten network to a folder, all of it or nothing.
 
@@ -89,6 +90,7 @@ def save(
         model: how the command line names the model.
         float_model: the network before, kept beside for distillation and comparison.
         keep_checkpoints: leave the checkpoints of an earlier training in place.
+        float_log: how the float network was trained, a CSV table, for a result whose own training is still to come.
 
     Raises:
         ArtifactError: the folder holds a result, cannot be written, or something was done to the graph that `load`
@@ -141,6 +143,9 @@ def save(
     with replaced(directory, ours) as fresh:
         for name, content in files.items():
             (fresh / name).write_bytes(content)
+        if float_log is not None:
+            (fresh / CHECKPOINTS / "float").mkdir(parents=True)
+            (fresh / CHECKPOINTS / "float" / "log.csv").write_bytes(float_log)
 
 
 def load(directory: str | Path, model: nn.Module, *, passes: Iterable[type[Pass]] = ()) -> GraphModule:
@@ -215,7 +220,17 @@ def check_free(directory: str | Path, names: Iterable[str] = OURS) -> None:
         raise ArtifactError(f"{directory} is a file, not a folder: choose another --out")
     held = sorted(name for name in names if (directory / name).exists())
     if held:
-        raise ArtifactError(f"{directory} already holds a result ({held[0]}): choose another folder, or --force")
+        begun = f"; nce-fx retrain {directory} goes on with its training" if _is_begun(directory) else ""
+        raise ArtifactError(f"{directory} already holds a result ({held[0]}): choose another folder, or --force{begun}")
+
+
+def _is_begun(directory: Path) -> bool:
+    """Whether a folder says how it is to be retrained, and not what came of that."""
+    try:
+        manifest = read_manifest(directory)
+    except ArtifactError:
+        return False
+    return manifest.retraining is not None and manifest.comparison is None
 
 
 def read_manifest(directory: str | Path) -> Manifest:

@@ -10,11 +10,11 @@ import ctypes
 import os
 import shutil
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from nce_fx.errors import ArtifactError
-from nce_fx.files import flush_to_disk, sibling_name
+from nce_fx.files import flush_to_disk, new_sibling, remove_half_written
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -34,31 +34,32 @@ def replaced(target: Path, ours: Collection[str]) -> Iterator[Path]:
     target = Path(os.path.abspath(target))
     if target.exists() and not target.is_dir():
         raise ArtifactError(f"{target} is a file, not a folder: choose another --out")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = sibling_name(target)
-        fresh.mkdir()
-    except OSError as error:
-        raise ArtifactError(f"cannot write beside {target}: {error.strerror or error}") from error
-    try:
-        yield fresh
-        for path in [*fresh.rglob("*"), fresh]:  # so that the swap cannot overtake the data
-            flush_to_disk(path)
-        if target.exists():
-            _keep_others(target, fresh, ours)
-            _exchange(fresh, target)  # from here on `fresh` is the old folder
-        else:
-            fresh.rename(target)
-    except OSError as error:
-        raise ArtifactError(
-            f"cannot write {target}: {error.strerror or error}; free space or choose another"
-        ) from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    with ExitStack() as held:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            fresh = held.enter_context(new_sibling(target, folder=True))
+        except OSError as error:
+            raise ArtifactError(f"cannot write beside {target}: {error.strerror or error}") from error
+        try:
+            yield fresh
+            for path in [*fresh.rglob("*"), fresh]:  # so that the swap cannot overtake the data
+                flush_to_disk(path)
+            if target.exists():
+                _keep_others(target, fresh, ours)
+                _exchange(fresh, target)  # from here on `fresh` is the old folder
+            else:
+                fresh.rename(target)
+        except OSError as error:
+            raise ArtifactError(
+                f"cannot write {target}: {error.strerror or error}; free space or choose another"
+            ) from error
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
 
 
 def _keep_others(old: Path, fresh: Path, ours: Collection[str]) -> None:
     """Link what is not ours into the new folder; folders are made anew, and files copied where links cannot be."""
+    remove_half_written(old)
     for entry in old.iterdir():
         if entry.name in ours or (fresh / entry.name).exists():
             continue

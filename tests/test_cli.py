@@ -460,6 +460,7 @@ def test_ctrl_c_stops_in_words_and_retrain_goes_on(here):
     assert "stopped after step" in message
     assert message.endswith("nce-fx retrain stopped")
     assert artifacts.read_manifest(here / "stopped").comparison is None
+    assert "nce-fx retrain stopped goes on with its training" in refused(*command, "--out", "stopped")
     assert call("retrain", "stopped").exit_code == 0
     assert call(*command, "--out", "whole").exit_code == 0
     one, two = (load_file(here / name / "model.safetensors") for name in ("stopped", "whole"))

@@ -11,7 +11,7 @@ import pytest
 
 from nce_fx.errors import NceFxError
 from nce_fx.export.export_file import export_file
-from nce_fx.files import write_whole
+from nce_fx.files import replaced_file, write_whole
 from nce_fx.folders import replaced
 
 OURS = {"plan.json", "model.safetensors"}
@@ -65,11 +65,32 @@ def test_a_kill_at_any_moment_leaves_the_old_folder_or_the_new_one(tmp_path):
         found = read(folder)
         assert found in (OLD, NEW), f"killed at {moment}: {sorted(found)}"
         seen.add(found == NEW)
+        replace(folder)
+        assert [path.name for path in folder.parent.iterdir()] == ["result"], f"killed at {moment}: something is left"
         if not killed:
             break
     assert seen == {False, True}
     assert moment > 30
     assert found == NEW
+
+
+def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tmp_path):
+    """Nobody's, by its name, is never touched."""
+    path, mine = tmp_path / "log.csv", tmp_path / ".mine.12345678.new"
+    left = [tmp_path / ".log.csv.01234567.nce-fx", tmp_path / ".result.89abcdef.nce-fx" / "deeper"]
+    mine.write_bytes(b"mine")
+    left[0].write_bytes(b"half")
+    left[1].mkdir(parents=True)
+    with replaced_file(path) as first:
+        first.write_bytes(b"first")
+        assert sorted(tmp_path.iterdir()) == sorted([mine, first])
+        write_whole(path, b"second")
+        assert first.read_bytes() == b"first"
+        with replaced(tmp_path / "result", ()) as fresh:
+            write_whole(path, b"third")
+            assert fresh.is_dir()
+    assert path.read_bytes() == b"first"
+    assert sorted(tmp_path.iterdir()) == sorted([mine, path, tmp_path / "result"])
 
 
 @pytest.mark.parametrize("limit", [0, 5, 100, 9000])

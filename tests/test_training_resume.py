@@ -126,6 +126,15 @@ class TestStopped:
         assert done.returncode == 0, done.stdout + done.stderr
         assert "logs equal" in done.stdout
 
+    def test_a_second_run_in_the_folder_of_one_that_is_under_way_is_refused(self, tmp_path, whole, monkeypatch):
+        monkeypatch.setattr("nce_fx.training.folder.PATIENCE", 0.0)
+
+        def second() -> None:
+            with pytest.raises(TrainingError, match=f"another run is under way in {tmp_path}"):
+                run(tmp_path)
+
+        assert_same_run(run(tmp_path, stop_at(7, second)), tmp_path, whole)
+
     def test_a_finished_run_is_not_done_again(self, tmp_path, whole):
         run(tmp_path)
         reports: list[StepReport] = []

@@ -24,6 +24,7 @@ from torch.fx import GraphModule
 import nce_fx
 from benchmarks.evidence.study import Study
 from nce_fx.data import Data
+from nce_fx.files import write_whole
 from nce_fx.models.loading import load_model
 from nce_fx.passes.transform.new_weights import NewWeights
 from nce_fx.pipeline import Given
@@ -57,7 +58,7 @@ class Stopwatch:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + self.clock() - started
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps(self.seconds))
+            write_whole(self.path, json.dumps(self.seconds).encode())
 
     def __getitem__(self, name: str) -> float:
         return round(self.seconds.get(name, 0.0), 2)

@@ -35,7 +35,7 @@ from nce_fx.rewrite import RewriteResult, analyze, rewrite
 from nce_fx.sweep import ratios_of, sweep
 from nce_fx.tasks import Task
 from nce_fx.training import Recipe, evaluate, train
-from nce_fx.training.log import write_epochs
+from nce_fx.training.log import epochs_table
 from nce_fx.training.recipe import usual_float_epochs
 from nce_fx.training.result import EpochRecord
 from nce_fx.trial import Trial
@@ -122,12 +122,9 @@ def run(job: Rewrite) -> None:
             loss=job.loss,
             metric=job.metric,
         )
-    artifacts.save(result.graph_module, job.out, force=job.force, **about)
+    float_log = epochs_table(float_history) if float_history else None
+    artifacts.save(result.graph_module, job.out, force=job.force, float_log=float_log, **about)
     if data is not None and job.retrain:
-        if float_history:
-            float_log = job.out / artifacts.CHECKPOINTS / "float"
-            float_log.mkdir(parents=True)
-            write_epochs(float_log, float_history)
         fresh = build_model(job.model, args, seed=job.seed) if job.from_scratch else None
         trained = retrain_both(result, spec, data, recipe, float_epochs, job.out, terminal, task, teaches, fresh)
         comparison = trained.comparison

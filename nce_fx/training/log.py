@@ -89,14 +89,14 @@ class Log:
 
     def _write_epochs(self, history: Sequence[EpochRecord]) -> None:
         if self.directory is not None:
-            write_epochs(self.directory, history)
+            write_whole(self.directory / "log.csv", epochs_table(history))
 
 
-def write_epochs(directory: Path, history: Sequence[EpochRecord]) -> None:
-    """Write ``log.csv``, a row an epoch, into a folder that is there."""
+def epochs_table(history: Sequence[EpochRecord]) -> bytes:
+    """Return what ``log.csv`` holds, a row an epoch."""
     columns = [field.name for field in fields(EpochRecord)]
     rows = [["" if value is None else value for value in asdict(record).values()] for record in history]
-    write_whole(directory / "log.csv", csv_table(columns, rows))
+    return csv_table(columns, rows)
 
 
 @contextmanager

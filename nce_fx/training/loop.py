@@ -35,6 +35,7 @@ from nce_fx.training.engine import Engine, all_reduce_sum, call, start_engine
 from nce_fx.training.evaluation import measure
 from nce_fx.training.extras import extras_of
 from nce_fx.training.features import feature_loss
+from nce_fx.training.folder import held
 from nce_fx.training.interruption import interruptions
 from nce_fx.training.log import Log, open_log
 from nce_fx.training.optimizer import positive_ranges
@@ -111,6 +112,7 @@ def fit(run: Run, progress: Progress = False, checkpoint_seconds: float = 60.0) 
     with (
         torch.enable_grad(),
         deterministic(engine.device),
+        held(run.directory if engine.is_main else None),
         interruptions(run.directory is not None) as asked_to_stop,
         open_log(run.directory if engine.is_main else None, run.position.history, run.done) as log,
         reporting(progress if engine.is_main else False) as report,

@@ -1,0 +1,267 @@
+"""Stop each long command with SIGKILL at random moments: in the end it leaves what it leaves when it is never stopped.
+
+    python -m benchmarks.faults --kills 20          each command until it was killed so often; goes on where it stopped
+    python -m benchmarks.faults --only search,export
+
+After each kill the user's next command is given: the same again, or `nce-fx retrain DIR` where a rewrite has begun to
+train. At most `IN_A_ROW` kills, then it may end; files are compared byte by byte, but for what they say of seconds.
+Networks are small and an epoch or two long; a checkpoint is written at nearly every step. Exits 1 where a file differs,
+a command fails, or something half written is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmarks.interrupted_training import in_a_process
+
+from benchmarks import pages
+from benchmarks.evidence.__main__ import main as evidence
+from nce_fx import artifacts
+from nce_fx.cli import app
+from nce_fx.training.run import CheckpointWriter
+
+LOG = pages.ROOT / ".faults" / "log.jsonl"
+REPORT = pages.RESULTS / "faults.json"
+IN_A_ROW = 6
+MODEL = ("resnet8", "--model-args", '{"width": 2}', "--data", "digits")
+REWRITE = ("rewrite", *MODEL, "--retrain", "2", "--out", "out")
+SEARCH = ("search", *MODEL, "--epochs", "2", "--out", "out")
+STUDY: Mapping[str, Any] = {
+    "about": "A network that trains in a second.",
+    "network": "ResNet-8, width 2",
+    "model": "resnet8",
+    "model_args": {"width": 2},
+    "data": "digits",
+    "images": 256,
+    "seeds": 1,
+    "float_recipe": {"epochs": 2, "evaluate_every": 0},
+    "retrain": {"epochs": 2, "evaluate_every": 0},
+    "search": {"epochs": 2, "warmup_epochs": 1},
+}
+EVIDENCE = (
+    "study.json",
+    "--only",
+    "float,uniform,nce-plan",
+    "--results",
+    "out",
+    "--report",
+    "out/results.md",
+    "--work",
+    "work",
+)
+SECONDS = re.compile(rb'("(?:seconds|duration|digest)": ?)(?:"[0-9a-f]*"|[-+.\de]+)')
+
+
+@dataclass(frozen=True)
+class Command:
+    """One long command, and what a user types next whatever it has left."""
+
+    first: tuple[str, ...]
+    needs_result: bool = False
+    """Whether a result folder, ``out``, has to be there before."""
+    begun: tuple[str, ...] = ()
+    """What goes on with a result that has begun to train."""
+
+
+COMMANDS: Mapping[str, Command] = {
+    "rewrite with retraining": Command(REWRITE, begun=("retrain", "out")),
+    "rewrite of a range of budgets": Command(("rewrite", *MODEL, "--sweep", "0.8x..1.2x", "--out", "out")),
+    "search": Command(SEARCH),
+    "search without expansion": Command((*SEARCH, "--no-expand")),
+    "search in float": Command((*SEARCH, "--float")),
+    "retrain": Command(("retrain", "out", "--data", "digits", "--epochs", "2"), needs_result=True),
+    "analyze": Command(("analyze", *MODEL, "--sensitivity", "fisher", "--json")),
+    "inspect": Command(("inspect", "out", "--html", "out.html"), needs_result=True),
+    "export to integers": Command(("export", "out", "--onnx", "out.onnx", "--format", "integer"), needs_result=True),
+    "export to every other form": Command(
+        ("export", "out", "--onnx", "out.onnx", "--format", "qonnx", "--pt2", "out.pt2", "--packed", "out.safetensors"),
+        needs_result=True,
+    ),
+    "evidence": Command(("evidence", *EVIDENCE)),
+}
+
+
+def run(arguments: tuple[str, ...]) -> None:
+    """Run a command in the folder where this process is, with checkpoints at nearly every step."""
+    begin = CheckpointWriter.__init__
+    CheckpointWriter.__init__ = lambda self, run, seconds: begin(self, run, 0.05)  # type: ignore[method-assign]
+    with (
+        Path("said.txt").open("w") as said,
+        Path("stderr.txt").open("w") as stderr,
+        redirect_stdout(said),
+        redirect_stderr(stderr),
+    ):
+        if arguments[0] == "evidence":
+            evidence(list(arguments[1:]))
+        else:
+            app(list(arguments), standalone_mode=False)
+
+
+def next_command(command: Command, folder: Path) -> tuple[str, ...] | None:
+    """Return what a user types next; None where all is done."""
+    if command.begun and (folder / "out" / artifacts.REPORT).exists():
+        return command.begun if artifacts.read_manifest(folder / "out").comparison is None else None
+    if command.first[0] == "search" and (folder / "out" / artifacts.PLAN).exists():
+        return None
+    return command.first
+
+
+def started(arguments: tuple[str, ...], folder: Path) -> int:
+    """Start a command in a folder, in a process forked from this one, and return its id."""
+
+    def work() -> None:
+        os.chdir(folder)
+        run(arguments)
+
+    return in_a_process(work)
+
+
+def finished(command: Command, folder: Path) -> None:
+    """Give the user's commands until all is done.
+
+    Raises:
+        SystemExit: one fails.
+    """
+    while (arguments := next_command(command, folder)) is not None:
+        if os.waitstatus_to_exitcode(os.waitpid(started(arguments, folder), 0)[1]):
+            raise SystemExit(f"{arguments} failed in {folder}: {(folder / 'stderr.txt').read_text()[-500:]}")
+        if arguments == command.first and not command.begun:
+            return
+
+
+def killed(command: Command, folder: Path, moment: float) -> bool:
+    """Give the user's next command and kill it after so many seconds; return whether it was still running."""
+    arguments = next_command(command, folder)
+    if arguments is None:
+        return False
+    child = started(arguments, folder)
+    time.sleep(moment)
+    os.kill(child, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def left(folder: Path) -> dict[str, str]:
+    """Return what each file holds, but for seconds, which no two runs share."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file() or path.name in ("stderr.txt", "seconds.json") or path.suffix == ".lock":
+            continue
+        content = path.read_bytes()
+        if path.suffix == ".safetensors":
+            content = without_seconds_of_history(content)
+        elif path.suffix == ".csv":
+            content = without_columns(content.decode()).encode()
+        elif path.suffix != ".pt2":
+            content = SECONDS.sub(rb"\1 0", content)
+        found[str(path.relative_to(folder))] = sha256(content).hexdigest()[:16]
+    return found
+
+
+def without_seconds_of_history(content: bytes) -> bytes:
+    """Return a safetensors file without the seconds, and the seal over them, that a checkpoint's header holds."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    said = json.loads(header.get("__metadata__", {}).get("nce_fx", "{}"))
+    header["__metadata__"] = SECONDS.sub(rb"\1 0", json.dumps(said | {"seal": ""}).encode()).decode()
+    return json.dumps(header, sort_keys=True).encode() + content[8 + size :]
+
+
+def without_columns(text: str) -> str:
+    """Return a CSV table without its columns of seconds."""
+    rows = list(csv.reader(io.StringIO(text)))
+    kept = [at for at, name in enumerate(rows[0]) if "seconds" not in name] if rows else []
+    return "\n".join(",".join(row[at] for at in kept) for row in rows)
+
+
+def prepared(command: Command, folder: Path, result: Path) -> Path:
+    """Return a new folder with what a command needs."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / "study.json").write_text(json.dumps(STUDY))
+    if command.needs_result:
+        shutil.copytree(result / "out", folder / "out")
+    return folder
+
+
+def rounds(name: str, kills: int, seed: int, working: Path) -> Iterator[dict[str, Any]]:
+    """Run a command whole, then again and again with kills; yield what came of each time."""
+    command, chance, result = COMMANDS[name], random.Random(f"{name} {seed}"), working / "result"
+    if command.needs_result and not result.exists():
+        prepared(COMMANDS["analyze"], result, result)
+        finished(Command(("rewrite", *MODEL, "--out", "out")), result)
+    whole = prepared(command, working / "whole", result)
+    begun = time.monotonic()
+    finished(command, whole)
+    seconds, expected = time.monotonic() - begun, left(whole)
+    while kills > 0:
+        folder, moments = prepared(command, working / "killed", result), []
+        while len(moments) < min(IN_A_ROW, kills):
+            moments.append(round(chance.uniform(0, 0.8 * seconds), 3))
+            if not killed(command, folder, moments[-1]):
+                moments.pop()
+                break
+        finished(command, folder)
+        found = left(folder)
+        wrong = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
+        kills -= len(moments)
+        yield {"command": name, "seconds": round(seconds, 1), "kills": moments, "differ": wrong}
+
+
+def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return kills, times that were compared, and files that differed, by command."""
+    found: dict[str, Any] = {}
+    for line in lines:
+        row = found.setdefault(line["command"], {"kills": 0, "compared": 0, "differ": []})
+        row["kills"] += len(line["kills"])
+        row["compared"] += 1
+        row["differ"] = sorted({*row["differ"], *line["differ"]})
+    return found
+
+
+def main() -> None:
+    """Run the kills that the log does not have."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--kills", type=int, default=20, help="of each command")
+    options.add_argument("--only", help=f"commands, with commas between: {', '.join(COMMANDS)}")
+    options.add_argument("--log", type=Path, default=LOG)
+    given = options.parse_args()
+    torch.set_num_threads(1)
+    # The first optimizer imports the compiler: once, before the processes are forked.
+    torch.optim.SGD([torch.zeros(1)])
+    given.log.parent.mkdir(parents=True, exist_ok=True)
+    given.log.touch()
+    lines = [json.loads(line) for line in given.log.read_text().splitlines()]
+    done = Counter({name: row["kills"] for name, row in summary(lines).items()})
+    with tempfile.TemporaryDirectory() as working, given.log.open("a") as log:
+        for name in given.only.split(",") if given.only else COMMANDS:
+            for line in rounds(name, given.kills - done[name], done[name], Path(working)):
+                print(json.dumps(line), file=log, flush=True)
+                print(f"{name}: {len(line['kills'])} kills; {line['differ'] or 'equal'}", flush=True)
+                lines.append(line)
+    found = summary(lines)
+    REPORT.write_text(json.dumps(found, indent=1) + "\n")
+    sys.exit(any(row["differ"] for row in found.values()))
+
+
+if __name__ == "__main__":
+    main()

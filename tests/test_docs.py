@@ -33,6 +33,8 @@ SMALLER = {
     r"--(retrain|epochs) \d+": r"--\1 1",
     r"\bepochs=\d+": "epochs=1",
     r"SearchRecipe\(epochs=1\)": "SearchRecipe(epochs=1, warmup_epochs=0)",
+    r"AdaptRecipe\(epochs=1\)": "AdaptRecipe(epochs=3, warmup_epochs=1)",
+    r"--method adapt --epochs 1": "--method adapt --epochs 3",
     r"resnet(20|50)\b|resnet18 --model-args '{\"width\": 8}'": "resnet8",
     r"1x3x224x224": "1x3x32x32",
     r"torchvision\.models:resnet18": "torchvision.models:squeezenet1_1",

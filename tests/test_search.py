@@ -28,7 +28,8 @@ from nce_fx.passes.transform.widths import (
 from nce_fx.search import METHODS, SearchRecipe, search
 from nce_fx.search.budget_loss import costs_of
 from nce_fx.search.candidates import first_candidates
-from nce_fx.search.expansion import grow, of_kind
+from nce_fx.search.carrying import of_kind
+from nce_fx.search.expansion import grow
 from nce_fx.search.expected_cost import expected_cost
 from nce_fx.search.outcome import plan_from
 from nce_fx.search.search_recipe import tau_at, width_rate

@@ -13,7 +13,7 @@ from nce_fx.passes.transform.widths.choice_sites import channel_order, find_choi
 from nce_fx.passes.transform.widths.interpolation import Block, WidthInterpolation
 from nce_fx.search import SearchRecipe
 from nce_fx.search.candidates import first_candidates
-from nce_fx.search.expansion import of_kind
+from nce_fx.search.carrying import of_kind
 from tests import drawing
 from tests.observing import difference
 from tests.observing import run as run_model

@@ -19,7 +19,7 @@ from nce_fx.passes.planning.exact_budget import Reserve, plan_and_build
 from nce_fx.plan import WidthPlan
 from nce_fx.report.records import CostRecord
 from nce_fx.rewrite import budget_at, plan_analyzed, with_planned_ends
-from nce_fx.search import search
+from nce_fx.search import AdaptRecipe, search
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,22 @@ def searched(bench: Bench, name: str, **changes: Any) -> Choice:
     return Choice(result.plan.widths)
 
 
+def adapted(bench: Bench) -> Choice:
+    """Widths moved while the quantized network trains, for four times the epochs of the published search."""
+    begin = bench.teacher if bench.study.start == "float" else bench.untrained
+    epochs = 4 * bench.study.searching(bench.seed).epochs
+    recipe = AdaptRecipe(epochs=epochs, warmup_epochs=min(AdaptRecipe.warmup_epochs, epochs // 4), seed=bench.seed)
+    result = search(
+        copy.deepcopy(begin).train(),
+        bench.data,
+        recipe,
+        budget=bench.budget,
+        spec=bench.spec,
+        directory=bench.work / "adapt-search",
+    )
+    return Choice(result.plan.widths)
+
+
 FLOAT = "float"
 CHOICES: Mapping[str, Row] = {
     "uniform": Row(uniform, "low precision, widths as given", searches=False),
@@ -156,6 +172,7 @@ CHOICES: Mapping[str, Row] = {
         lambda bench: searched(bench, "nce-search"),
         "widths learned on the quantized network, expanding (`nce-fx search`)",
     ),
+    "adapt": Row(adapted, "widths moved while the quantized network trains (`nce-fx search --method adapt`)"),
     "no-expand": Row(lambda bench: searched(bench, "no-expand", expand=False), "the search without expansion: TAS"),
     "float-search": Row(
         lambda bench: searched(bench, "float-search", quantized=False),

@@ -78,9 +78,9 @@ def recipe_of(job: Search, method: Method) -> AnyRecipe:
     given = {"method": job.method, "epochs": job.epochs, "seed": job.seed}
     if method.recipe is SearchRecipe:
         given |= {"expand": job.expand, "quantized": not job.in_float}
-        # A short search, to try it, warms up for its first quarter.
-        warmup = {"warmup_epochs": min(SearchRecipe.warmup_epochs, job.epochs // 4)}
-        return SearchRecipe.from_dict(warmup | recipe_fields(job.recipe, **given))
-    if job.in_float or not job.expand:
+    elif job.in_float or not job.expand:
         raise InputError(f"--float and --no-expand are of --method gradient, not of {job.method}")
-    return method.recipe.from_dict(recipe_fields(job.recipe, **given))
+    fields = recipe_fields(job.recipe, **given)
+    usual = getattr(method.recipe, "warmup_epochs", 0)
+    # A short search, to try it, warms up for its first quarter.
+    return method.recipe.from_dict({"warmup_epochs": min(usual, job.epochs // 4)} | fields if usual else fields)

@@ -4,9 +4,21 @@ result = search(gm, data, SearchRecipe(epochs=60), budget=Budget(macs=1.0, param
 result.plan, result.log, result.seconds
 """
 
+from nce_fx.search.adapt_log import AdaptLog
+from nce_fx.search.adapt_recipe import AdaptRecipe
 from nce_fx.search.asked import SearchResult
 from nce_fx.search.search import METHODS, search
 from nce_fx.search.search_log import Expansion, SearchEpoch, SearchLog
 from nce_fx.search.search_recipe import SearchRecipe
 
-__all__ = ["METHODS", "Expansion", "SearchEpoch", "SearchLog", "SearchRecipe", "SearchResult", "search"]
+__all__ = [
+    "METHODS",
+    "AdaptLog",
+    "AdaptRecipe",
+    "Expansion",
+    "SearchEpoch",
+    "SearchLog",
+    "SearchRecipe",
+    "SearchResult",
+    "search",
+]

@@ -1,27 +1,20 @@
 """A wider candidate while the search runs: the network is resized, and everything that was learned comes along.
 
 The width choices and the quantizers are taken out, `resize` widens the plain float network (its function stays, but for
-what the quantizers make of the new weights), and both are put in again. What the optimizers remember goes through the
-same gathers as the weights:
-
-    a channel that is copied n times   each copy receives 1/n of its gradient: so 1/n of the momentum
-    what reads it                      is divided, and its gradient is as before: so is the momentum
+what the quantizers make of the new weights), and both are put in again; see `nce_fx.search.carrying`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
 from nce_fx.devices import device_of
-from nce_fx.passes.analysis.channels.edits import Gather
-from nce_fx.passes.transform.quantize import InsertQuantizers, QuantSpec, RemoveQuantizers
+from nce_fx.passes.transform.quantize import QuantSpec, RemoveQuantizers
 from nce_fx.passes.transform.resize import ResizeChannels, gathers_of
 from nce_fx.passes.transform.widths import (
     InsertWidthChoices,
@@ -32,10 +25,9 @@ from nce_fx.passes.transform.widths import (
     WidthNorm,
     carried_order,
 )
-from nce_fx.pipeline import Pass, Pipeline
+from nce_fx.pipeline import Pipeline
 from nce_fx.quantizers import Quantizer
-
-M = TypeVar("M")
+from nce_fx.search.carrying import along, carried_momentum, of_kind, quantizing, restore_quantizers
 
 
 @dataclass(frozen=True)
@@ -76,7 +68,7 @@ def grow(
     result = Pipeline((RemoveWidthChoices(), RemoveQuantizers()))(network).graph_module.cpu()
     gathers = gathers_of(result, wider)
     result = Pipeline((ResizeChannels(wider, seed), *quantizing(spec)))(result).graph_module
-    _restore_quantizers(result, ranges)
+    restore_quantizers(result, ranges)
     order = carried_order(result, order, {axis: gather.index for axis, gather in gathers.items()})
     result = InsertWidthChoices(candidates, order, mixing)(result).graph_module
     for draw in of_kind(result, WidthDraw).values():
@@ -86,7 +78,7 @@ def grow(
     norms = of_kind(result, WidthNorm)
     for path, norm in norms.items():
         for name, before in rows[path].items():
-            own = _along(before, 1, gathers.get((f"{path}.{name}", 0)))
+            own = along(before, 1, gathers.get((f"{path}.{name}", 0)))
             norm.rows(name).data[: len(own)] = own
     carried = {}
     for name, parameter in result.named_parameters():
@@ -94,23 +86,13 @@ def grow(
             continue
         owner, value = name.rpartition(".")[0], momenta[name].cpu()
         if owner in norms:
-            value = _carried(value.view(-1, rows[owner]["weight"].shape[1]), {1: gathers.get((name, 0))})
+            value = carried_momentum(value.view(-1, rows[owner]["weight"].shape[1]), {1: gathers.get((name, 0))})
             value = extended(value, norms[owner].candidates).reshape(-1)
         else:
-            value = _carried(value, {axis: gathers.get((name, axis)) for axis in range(value.dim())})
+            value = carried_momentum(value, {axis: gathers.get((name, axis)) for axis in range(value.dim())})
         if value.shape == parameter.shape:
             carried[name] = value.to(device)
     return Grown(result.to(device).train(network.training), order, carried)
-
-
-def quantizing(spec: QuantSpec | None) -> tuple[Pass, ...]:
-    """Return the pass that quantizes as a spec says; none where there is none."""
-    return () if spec is None else (InsertQuantizers(spec),)
-
-
-def of_kind(gm: GraphModule, kind: type[M]) -> dict[str, M]:
-    """Return the modules of a kind by path."""
-    return {path: module for path, module in gm.named_modules() if isinstance(module, kind)}
 
 
 def extended(values: Tensor, length: int) -> Tensor:
@@ -121,28 +103,3 @@ def extended(values: Tensor, length: int) -> Tensor:
 def _rows(norm: WidthNorm) -> dict[str, Tensor]:
     """The scales and shifts of every candidate."""
     return {name: norm.rows(name).detach().cpu() for name in ("weight", "bias")}
-
-
-def _along(value: Tensor, axis: int, gather: Gather | None) -> Tensor:
-    return value if gather is None else value.index_select(axis, torch.from_numpy(gather.index))
-
-
-def _carried(momentum: Tensor, gathers: Mapping[int, Gather | None]) -> Tensor:
-    """Return what a momentum is at the new widths, by the gather of each axis."""
-    for axis, gather in gathers.items():
-        if gather is None:
-            continue
-        momentum = _along(momentum, axis, gather)
-        if gather.divisor is None:
-            copies = np.bincount(gather.index)[gather.index]
-            shape = [-1 if k == axis else 1 for k in range(momentum.dim())]
-            momentum = momentum / torch.from_numpy(copies).to(momentum.dtype).reshape(shape)
-    return momentum
-
-
-def _restore_quantizers(network: GraphModule, ranges: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Give the quantizers of a network what they had learned before it was resized."""
-    for path, quantizer in of_kind(network, Quantizer).items():
-        state, mine = ranges.get(path, {}), quantizer.state_dict()
-        if state and all(name in mine and mine[name].shape == value.shape for name, value in state.items()):
-            quantizer.load_state_dict(state)

@@ -18,7 +18,7 @@ from nce_fx.passes.transform.widths.choice_sites import find_choice_sites
 from nce_fx.pipeline import Given, Pipeline
 from nce_fx.search.asked import PLAN, Asked, SearchResult
 from nce_fx.search.candidates import first_candidates
-from nce_fx.search.expansion import quantizing
+from nce_fx.search.carrying import quantizing
 from nce_fx.search.outcome import plan_from
 from nce_fx.search.search_log import SearchLog
 from nce_fx.search.search_recipe import SearchRecipe

@@ -15,6 +15,9 @@ from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.planning import Budget
 from nce_fx.passes.transform.quantize import QuantSpec
 from nce_fx.quantities import Quantity
+from nce_fx.search.adapt import search_by_moves
+from nce_fx.search.adapt_log import FILES as ADAPT_FILES
+from nce_fx.search.adapt_recipe import AdaptRecipe
 from nce_fx.search.asked import Asked, SearchResult
 from nce_fx.search.gradient import search_by_gradient
 from nce_fx.search.search_log import FILES
@@ -22,7 +25,7 @@ from nce_fx.search.search_recipe import SearchRecipe
 from nce_fx.tasks import LossLike
 from nce_fx.training.progress import Progress
 
-AnyRecipe = SearchRecipe
+AnyRecipe = SearchRecipe | AdaptRecipe
 """The recipe of a method: its ``method`` says of which."""
 
 
@@ -40,6 +43,12 @@ class Method:
 METHODS: Mapping[str, Method] = {
     "gradient": Method(
         "preferences among widths, learned by gradient, expanding (published)", SearchRecipe, search_by_gradient, FILES
+    ),
+    "adapt": Method(
+        "widths moved a little at a time while it trains, undone where held-out data disagrees",
+        AdaptRecipe,
+        search_by_moves,
+        ADAPT_FILES,
     ),
 }
 """By the name that ``--method`` and a recipe's ``method`` say."""

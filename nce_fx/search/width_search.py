@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -26,14 +26,15 @@ from nce_fx.passes.transform.quantize import QuantSpec
 from nce_fx.passes.transform.widths import Order, WidthDraw
 from nce_fx.search.budget_loss import Costs, costs_of
 from nce_fx.search.candidates import wider_candidate
-from nce_fx.search.expansion import Grown, extended, grow, of_kind
+from nce_fx.search.carrying import going_on_with, of_kind
+from nce_fx.search.expansion import Grown, extended, grow
 from nce_fx.search.search_log import Expansion, SearchEpoch
 from nce_fx.search.search_recipe import BETAS, SearchRecipe, tau_at, width_rate
 from nce_fx.training.batches import batches_of
 from nce_fx.training.checkpoint import last_good
-from nce_fx.training.engine import all_reduce_sum, call, distributed, sum_gradients
+from nce_fx.training.engine import all_reduce_sum, call, sum_gradients
 from nce_fx.training.loop import forward_pass
-from nce_fx.training.optimizer import build_optimizer, momenta, restore_momenta
+from nce_fx.training.optimizer import momenta
 from nce_fx.training.recipe import seed_at
 from nce_fx.training.run import Callback, Run
 
@@ -194,12 +195,8 @@ class WidthSearch(Callback):
         self.memory, self.optimizer = self.tensors(), None
         self.expansions += chosen
         self._adopt(chosen)
-        run.optimizer.zero_grad(set_to_none=True)
         grown = self._grown(run.model, momenta(run.model, run.optimizer), run.position.epoch)
-        optimizer = build_optimizer(grown.network, run.recipe)
-        restore_momenta(grown.network, optimizer, grown.momenta)
-        student = distributed(grown.network, run.engine)
-        return replace(run, model=grown.network, student=student, compiled_model=student, optimizer=optimizer)
+        return going_on_with(run, grown.network, grown.momenta)
 
     def _grown(self, network: GraphModule, momenta: Mapping[str, Tensor], epoch: int) -> Grown:
         """Return the network with the candidates as they now are."""

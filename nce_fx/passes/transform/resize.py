@@ -128,10 +128,10 @@ def _plan_of(plan: WidthPlan | Mapping[str, int], channels: ChannelGraph, gm: Gr
     return plan if isinstance(plan, WidthPlan) else WidthPlan(widths, channels.widths, model_fingerprint(gm))
 
 
-def gathers_of(gm: GraphModule, widths: Mapping[str, int]) -> dict[ParameterAxis, Gather]:
+def gathers_of(gm: GraphModule, widths: Mapping[str, int], keep: Kept | None = None) -> dict[ParameterAxis, Gather]:
     """Return for each parameter axis that `resize` to these widths changes the old position of every new one."""
     analysis = analysis_of(gm)
-    return dict(_run(analysis.structure, analysis.channels, widths, None).edits.gathers)
+    return dict(_run(analysis.structure, analysis.channels, widths, keep).edits.gathers)
 
 
 def _copies(

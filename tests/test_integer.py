@@ -21,6 +21,7 @@ from nce_fx.export import export_onnx, to_integer
 from nce_fx.export.agreement import LEVELS, _Follower
 from nce_fx.export.integer import Lowered, addition, few_rows, to_module
 from nce_fx.export.integer.epilogue import Epilogue
+from nce_fx.export.integer.onnx_nodes import Writer
 from nce_fx.export.integer.staircase import count_misses, find_rises, requantize
 from nce_fx.export.integer.tensors import IntegerTensor
 from nce_fx.export.integer.weights import WholeWeight
@@ -249,16 +250,49 @@ def test_where_no_rise_is_missed_every_sum_is_on_its_level(fineness):
     assert (made.misses == 0).mean() > (0.95 if fineness > 1000 else 0.3)
 
 
-def test_a_sum_of_integers_is_written_where_every_pair_is_right():
-    def tensor(scale, low=-128, bits=8):
-        return IntegerTensor("x", ActivationLevels(Grid(low, low + 2**bits - 1), float(np.float32(scale)), bits))
+def sum_operand(scale, low=-128, bits=8):
+    return IntegerTensor("x", ActivationLevels(Grid(low, low + 2**bits - 1), float(np.float32(scale)), bits))
 
-    two_bits = Grid(0, 3)
-    short, long = (ActivationLevels(two_bits, float(np.float32(scale)), 2) for scale in (0.5, 0.625))
-    nothing = Epilogue(())
-    assert addition.is_exact(tensor(1 / 32), tensor(1 / 64), nothing, short)
+
+def test_a_sum_of_integers_is_written_where_every_pair_is_right():
+    short, long, fine = (ActivationLevels(Grid(0, 3), float(np.float32(scale)), 2) for scale in (0.5, 0.625, 1.875))
+    nothing, fit = Epilogue(()), addition.fit_sum
+    assert fit(sum_operand(1 / 32), sum_operand(1 / 64), nothing, short) == addition.Sum(0.0)
     # 1.5 * 0.625 is a sum of the two, whose quotients are no float32: onnxruntime may round it down.
-    assert not addition.is_exact(tensor(1 / 32), tensor(1 / 64), nothing, long)
+    assert fit(sum_operand(1 / 32), sum_operand(1 / 64), nothing, long) == addition.Sum(1 / 64, 0)
+    # The highest level begins above 300 of the finer unit.
+    assert fit(sum_operand(1 / 32), sum_operand(1 / 64), nothing, fine) is None
+    # A quotient of 3 and a sum on a border.
+    assert fit(sum_operand(3 / 64), sum_operand(1 / 64), nothing, long) == addition.Sum(1 / 64, 0)
+    assert fit(sum_operand(3 / 64), sum_operand(1 / 32), nothing, long) is None
+
+
+@pytest.mark.parametrize("low", [0, -2])
+@pytest.mark.parametrize("scales", [(1 / 32, 1 / 64), (1 / 16, 1 / 16), (3 / 64, 1 / 64)])
+@pytest.mark.parametrize("step", [0.375, 0.625, 0.875])
+def test_sums_on_borders_are_on_pytorchs_levels(low, scales, step):
+    first, second = (sum_operand(scale, end) for scale, end in zip(scales, (-128, 0), strict=True))
+    levels = ActivationLevels(Grid(low, low + 3), step, 2)
+    how = addition.fit_sum(first, second, Epilogue(()), levels)
+    assert how is not None
+    assert how.unit
+    writer = Writer()
+    a, b = (tensor.named(name) for tensor, name in ((first, "a"), (second, "b")))
+    addition.write(writer, onnx.helper.make_node("Add", ["a", "b"], ["sum"]), (a, b), how, Epilogue(()), levels, "y")
+    inputs = [onnx.helper.make_tensor_value_info(name, TensorProto.UINT8, [256, 256]) for name in "ab"]
+    outputs = [onnx.helper.make_tensor_value_info("y", TensorProto.UINT8, None)]
+    graph = onnx.helper.make_graph(writer.nodes, "sum", inputs, outputs, list(writer.constants.values()))
+    opsets = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("com.microsoft", 1)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    numbers = np.mgrid[:256, :256].astype(np.uint8)
+    values = [(given.astype(np.float32) - t.zero) * t.levels.scale for given, t in zip(numbers, (a, b), strict=True)]
+    wanted = np.rint(np.clip((values[0] + values[1]) / np.float32(step), low, low + 3)) - low
+    for level in LEVELS.values():
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = level
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        assert np.array_equal(session.run(None, dict(zip("ab", numbers, strict=True)))[0], wanted)
+    assert np.array_equal(to_module(model)(*map(torch.from_numpy, numbers)).numpy(), wanted)
 
 
 @pytest.mark.parametrize("build", [lambda: MODELS["resnet8"](width=4), Everything])

@@ -145,7 +145,8 @@ def _write_source(
         convolution.write(writer, fitted, plan.integers[source.node.input[0]], levels, result)
     elif isinstance(source, Added):
         first, second = (plan.integers[name] for name in source.node.input)
-        addition.write(writer, source.node, (first, second), source.epilogue, levels, result)
+        how = plan.sums[source.node.output[0], marker.output[0]]
+        addition.write(writer, source.node, (first, second), how, source.epilogue, levels, result)
     elif isinstance(source, Moved):
         inner = tensor.named(writer.free(f"{result}_before"))
         _write_source(writer, plan, source.inner, marker, inner, names)

@@ -60,6 +60,12 @@ def qlinear_add(
     return (torch.round(places) + zero).clamp(0, 255).to(torch.uint8)
 
 
+def qlinear_leaky_relu(x: Tensor, scale: Tensor, zero: Tensor, y_scale: Tensor, y_zero: Tensor, alpha: float) -> Tensor:
+    """Return uint8 numbers of other levels; ``alpha`` is what numbers below zero are multiplied with."""
+    values = dequantize_linear(x, scale, zero)
+    return quantize_linear(torch.where(values < 0, values * alpha, values), y_scale, y_zero)
+
+
 def matmul_integer(a: Tensor, b: Tensor, a_zero: Tensor) -> Tensor:
     """Return int32 sums of products."""
     return torch.matmul(a.double() - a_zero, b.double()).to(torch.int32)
@@ -191,6 +197,7 @@ OPERATORS: Mapping[str, Callable[..., Tensor]] = {
     "DequantizeLinear": dequantize_linear,
     "QLinearConv": qlinear_conv,
     "QLinearAdd": qlinear_add,
+    "QLinearLeakyRelu": qlinear_leaky_relu,
     "MatMulInteger": matmul_integer,
     "MatMulIntegerToFloat": matmul_integer_to_float,
     "MatMulNBits": matmul_n_bits,

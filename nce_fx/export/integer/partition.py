@@ -35,6 +35,8 @@ class Partition:
     """Result of a quantizer -> what it reads."""
     fitted: dict[tuple[str, str], convolution.Fitted] = field(default_factory=dict)
     """(result of a convolution, result of a quantizer) -> the two in numbers."""
+    sums: dict[tuple[str, str], addition.Sum] = field(default_factory=dict)
+    """(result of an addition, result of a quantizer) -> how it is computed."""
     linear: dict[str, Linear] = field(default_factory=dict)
     """Result of a linear layer -> its numbers."""
     refused: dict[str, str] = field(default_factory=dict)
@@ -99,9 +101,11 @@ def _settled(plan: Partition, source: Source, quantizer: NodeProto) -> Source:
         if levels.thresholds:
             plan.refused[source.node.output[0]] = convolution.THRESHOLDS
             return Plain("")
-        if not addition.is_exact(first, second, source.epilogue, levels):
+        how = addition.fit_sum(first, second, source.epilogue, levels)
+        if how is None:
             plan.refused[source.node.output[0]] = "some pairs of integers would be rounded otherwise than in PyTorch"
             return Plain("")
+        plan.sums[source.node.output[0], result] = how
     if isinstance(source, Moved):
         inner = _settled(plan, source.inner, quantizer)
         source = replace(source, inner=inner) if inner != Plain("") else Plain("")

@@ -35,6 +35,8 @@ SMALLER = {
     r"SearchRecipe\(epochs=1\)": "SearchRecipe(epochs=1, warmup_epochs=0)",
     r"AdaptRecipe\(epochs=1\)": "AdaptRecipe(epochs=3, warmup_epochs=1)",
     r"--method adapt --epochs 1": "--method adapt --epochs 3",
+    r"SlimmableRecipe\(epochs=1\)": "SlimmableRecipe(epochs=1, drawn=2, evaluations=5, population=4)",
+    r'"evaluations": 1000': '"drawn": 2, "evaluations": 5, "population": 4',
     r"resnet(20|50)\b|resnet18 --model-args '{\"width\": 8}'": "resnet8",
     r"1x3x224x224": "1x3x32x32",
     r"torchvision\.models:resnet18": "torchvision.models:squeezenet1_1",

@@ -19,7 +19,8 @@ from nce_fx.passes.planning.exact_budget import Reserve, plan_and_build
 from nce_fx.plan import WidthPlan
 from nce_fx.report.records import CostRecord
 from nce_fx.rewrite import budget_at, plan_analyzed, with_planned_ends
-from nce_fx.search import AdaptRecipe, search
+from nce_fx.search import AdaptRecipe, SlimmableRecipe, search
+from nce_fx.search.search import AnyRecipe
 
 
 @dataclass(frozen=True)
@@ -124,27 +125,28 @@ def shuffled(bench: Bench) -> Choice:
 
 def searched(bench: Bench, name: str, **changes: Any) -> Choice:
     """Widths learned by gradient, starting where the 2-bit networks start."""
-    begin = bench.teacher if bench.study.start == "float" else bench.untrained
-    recipe = bench.study.searching(bench.seed, **changes)
-    folder = bench.work / f"{name}-search"
-    result = search(
-        copy.deepcopy(begin).train(), bench.data, recipe, budget=bench.budget, spec=bench.spec, directory=folder
-    )
-    return Choice(result.plan.widths)
+    return found_by(bench, name, bench.study.searching(bench.seed, **changes))
+
+
+def slimmable(bench: Bench) -> Choice:
+    """The best of the settings of one network of choosable widths, trained for the epochs of the search by gradient."""
+    epochs = bench.study.searching(bench.seed).epochs
+    return found_by(bench, "slimmable", SlimmableRecipe(epochs=epochs, evaluations=25 * epochs, seed=bench.seed))
 
 
 def adapted(bench: Bench) -> Choice:
     """Widths moved while the quantized network trains, for four times the epochs of the published search."""
-    begin = bench.teacher if bench.study.start == "float" else bench.untrained
     epochs = 4 * bench.study.searching(bench.seed).epochs
-    recipe = AdaptRecipe(epochs=epochs, warmup_epochs=min(AdaptRecipe.warmup_epochs, epochs // 4), seed=bench.seed)
+    warmup = min(AdaptRecipe.warmup_epochs, epochs // 4)
+    return found_by(bench, "adapt", AdaptRecipe(epochs=epochs, warmup_epochs=warmup, seed=bench.seed))
+
+
+def found_by(bench: Bench, name: str, recipe: AnyRecipe) -> Choice:
+    """Widths found by training, from what the 2-bit networks start from."""
+    begin = bench.teacher if bench.study.start == "float" else bench.untrained
+    folder = bench.work / f"{name}-search"
     result = search(
-        copy.deepcopy(begin).train(),
-        bench.data,
-        recipe,
-        budget=bench.budget,
-        spec=bench.spec,
-        directory=bench.work / "adapt-search",
+        copy.deepcopy(begin).train(), bench.data, recipe, budget=bench.budget, spec=bench.spec, directory=folder
     )
     return Choice(result.plan.widths)
 
@@ -173,6 +175,9 @@ CHOICES: Mapping[str, Row] = {
         "widths learned on the quantized network, expanding (`nce-fx search`)",
     ),
     "adapt": Row(adapted, "widths moved while the quantized network trains (`nce-fx search --method adapt`)"),
+    "slimmable": Row(
+        slimmable, "the best setting of one network of choosable widths (`nce-fx search --method slimmable`)"
+    ),
     "no-expand": Row(lambda bench: searched(bench, "no-expand", expand=False), "the search without expansion: TAS"),
     "float-search": Row(
         lambda bench: searched(bench, "float-search", quantized=False),

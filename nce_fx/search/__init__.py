@@ -10,6 +10,8 @@ from nce_fx.search.asked import SearchResult
 from nce_fx.search.search import METHODS, search
 from nce_fx.search.search_log import Expansion, SearchEpoch, SearchLog
 from nce_fx.search.search_recipe import SearchRecipe
+from nce_fx.search.slimmable import SlimmableLog
+from nce_fx.search.slimmable_recipe import SlimmableRecipe
 
 __all__ = [
     "METHODS",
@@ -20,5 +22,7 @@ __all__ = [
     "SearchLog",
     "SearchRecipe",
     "SearchResult",
+    "SlimmableLog",
+    "SlimmableRecipe",
     "search",
 ]

@@ -22,10 +22,13 @@ from nce_fx.search.asked import Asked, SearchResult
 from nce_fx.search.gradient import search_by_gradient
 from nce_fx.search.search_log import FILES
 from nce_fx.search.search_recipe import SearchRecipe
+from nce_fx.search.slimmable import FILES as SLIMMABLE_FILES
+from nce_fx.search.slimmable import search_slimmable
+from nce_fx.search.slimmable_recipe import SlimmableRecipe
 from nce_fx.tasks import LossLike
 from nce_fx.training.progress import Progress
 
-AnyRecipe = SearchRecipe | AdaptRecipe
+AnyRecipe = SearchRecipe | AdaptRecipe | SlimmableRecipe
 """The recipe of a method: its ``method`` says of which."""
 
 
@@ -49,6 +52,12 @@ METHODS: Mapping[str, Method] = {
         AdaptRecipe,
         search_by_moves,
         ADAPT_FILES,
+    ),
+    "slimmable": Method(
+        "settings of one network whose widths can be chosen, compared on data held out",
+        SlimmableRecipe,
+        search_slimmable,
+        SLIMMABLE_FILES,
     ),
 }
 """By the name that ``--method`` and a recipe's ``method`` say."""

@@ -63,6 +63,10 @@ class Callback:
         """Return the copy of a model that is trained, as it was when ``state()`` returned this; empty at the start."""
         return copy_model(original)
 
+    def student(self, model: nn.Module) -> nn.Module:
+        """Return what is called in training in the place of the model; it trains the model's parameters."""
+        return model
+
     def restore(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         """Go on with a model that ``structure`` returned, from what ``tensors()`` returned."""
 
@@ -94,7 +98,8 @@ class Run:
 
     model: Any
     student: Any
-    """The model as it is called: itself, with its features beside the scores, or summing gradients over processes."""
+    """The model as it is called: itself, what the callback has in its place, with its features beside the scores, or
+    summing gradients over processes."""
     teacher: nn.Module | None
     compiled_model: Callable[..., Any]
     """The models as they are called for full batches: compiled, or just themselves."""
@@ -175,7 +180,7 @@ def prepare(
         for name, extra in extras.items():
             extra.restore({rest: tensor for path, tensor in kept["extra"].items() for rest in _below(name, path)})
     agree_on(identity | {"position": position.plain()})
-    student: nn.Module = model
+    student = callback.student(model)
     if recipe.distill_features and teacher is not None:
         student, teacher = tapped(model, teacher)
     student = distributed(student, engine)

@@ -20,7 +20,7 @@ from nce_fx.ids.value import ChannelTensor
 from nce_fx.ops import OPS
 from nce_fx.ops.layers import find_layers
 from nce_fx.passes.analysis.channels import Analysis, ChannelGroup, analysis_of
-from nce_fx.passes.analysis.channels.groups import Group
+from nce_fx.passes.analysis.channels.groups import Group, Part
 from nce_fx.passes.transform.quantize import RemoveQuantizers
 from nce_fx.passes.transform.resize import importance
 from nce_fx.passes.transform.widths.interpolation import Block
@@ -181,16 +181,20 @@ def _members(
         for part, kept in zip(group.parts, counts, strict=True):
             if part.pinned is not None:
                 continue
-            known = next((axis for axis in part.axes if axis in order), None)
-            ranks = np.arange(len(part.classes))
-            if known is not None:
-                numbers = _classes_on(analysis, known)
-                first = np.array([int(np.flatnonzero(numbers == number)[0]) for number in part.classes])
-                ranks = order[known][first]
+            ranks = ranks_of(analysis, part, order)
             member[part.classes] = np.searchsorted(kept, ranks, side="right")
             owner.update(dict.fromkeys(part.classes.tolist(), public.id))
             parts.append(_Ordered(public.id, part.classes[np.argsort(ranks, kind="stable")], kept))
     return member, owner, parts
+
+
+def ranks_of(analysis: Analysis, part: Part, order: Order) -> Ids:
+    """Return the place of each channel of a part in the order in which they go; 0 for the one that stays longest."""
+    known = next((axis for axis in part.axes if axis in order), None)
+    if known is None:
+        return np.arange(len(part.classes))
+    numbers = _classes_on(analysis, known)
+    return order[known][[int(np.flatnonzero(numbers == number)[0]) for number in part.classes]]
 
 
 def kept_of_parts(analysis: Analysis, group: Group, public: ChannelGroup, widths: tuple[int, ...]) -> list[Ids]:

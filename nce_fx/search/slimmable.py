@@ -1,0 +1,202 @@
+"""The search among the widths of one slimmable network, in reading order: a network, its training, settings, a plan."""
+
+from __future__ import annotations
+
+import glob
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from torch.fx import GraphModule
+
+from nce_fx.batches import read
+from nce_fx.data.data_split import held_out, split_data
+from nce_fx.data.loaders import CALIBRATION_BATCHES, CALIBRATION_SIZE, Data
+from nce_fx.devices import to_device
+from nce_fx.errors import BudgetError, InputError
+from nce_fx.files import write_whole
+from nce_fx.frozen import freeze
+from nce_fx.passes.analysis.channels import analyze_channels
+from nce_fx.passes.analysis.cost import analyze_cost
+from nce_fx.passes.planning.choices import Rules
+from nce_fx.passes.planning.exact_budget import Reserve, plan_and_build
+from nce_fx.passes.transform.quantize import quantize
+from nce_fx.passes.transform.resize import ResizeChannels
+from nce_fx.pipeline import Given, Pipeline
+from nce_fx.plan import WidthPlan
+from nce_fx.search.asked import PLAN, Asked, SearchResult
+from nce_fx.search.carrying import quantizing
+from nce_fx.search.settings import Setting, Settings
+from nce_fx.search.slices import Widest
+from nce_fx.search.slimmable_recipe import SlimmableRecipe
+from nce_fx.search.slimming import Slimming, sandwich_loss
+from nce_fx.tasks import Task
+from nce_fx.training.determinism import deterministic
+from nce_fx.training.engine import start_engine
+from nce_fx.training.evaluation import measure
+from nce_fx.training.log import csv_table
+from nce_fx.training.loop import fit, forward_pass
+from nce_fx.training.run import CheckpointWriter, Run, prepare
+from nce_fx.training.running_statistics import reestimate
+
+FILES = (PLAN, "settings.csv", "log.csv", "steps.csv")
+"""What this method leaves in its folder, beside checkpoints."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A setting that was measured."""
+
+    widths: Mapping[str, int]
+    """Of the groups that have a choice."""
+    loss: float
+    """On what is held out, after the statistics of BatchNorm were taken anew."""
+
+
+@dataclass(frozen=True)
+class SlimmableLog:
+    """What was measured."""
+
+    compared: tuple[Compared, ...]
+    """The best first."""
+    left: Mapping[str, str]
+    """Groups that kept their width, and why."""
+    uniform: float | None
+    """The loss at the widths as they are; ``None`` where these are over a budget."""
+
+    def __post_init__(self) -> None:
+        freeze(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the log as JSON values."""
+        return asdict(self)
+
+    def write(self, directory: Path, original: Mapping[str, int]) -> None:
+        """Write ``settings.csv``: a row a setting, the best first."""
+        groups = tuple(self.compared[0].widths)
+        rows = [(f"{one.loss:.6f}", *(one.widths[group] for group in groups)) for one in self.compared]
+        write_whole(directory / "settings.csv", csv_table(("loss", *groups), rows))
+
+    def table(self, plan: WidthPlan) -> Table:
+        """Return the groups with their widths, before and after, and between which the ten best settings lie."""
+        table = Table(title="Search: channels before -> after", title_justify="left")
+        for name in ("group", "before", "after", "ten best"):
+            table.add_column(name, justify="left" if name in ("group", "ten best") else "right")
+        for group, before in plan.original.items():
+            found = [one.widths[group] for one in self.compared[:10] if group in one.widths]
+            said = f"{min(found)} to {max(found)}" if found else self.left.get(group, "")
+            table.add_row(group, str(before), str(plan.widths[group]), said)
+        return table
+
+
+def search_slimmable(asked: Asked, recipe: SlimmableRecipe) -> SearchResult[SlimmableLog]:
+    """Train one network of choosable widths and compare settings of it, see `nce_fx.search.search`."""
+    gm, spec, budget, folder = asked.gm, asked.spec, asked.budget, asked.directory
+    channels = analyze_channels(gm)
+    uniform = None if spec is None else quantize(gm, spec)
+    cost = analyze_cost(gm, channels, quantized=uniform, hardware=asked.hardware, quantities=asked.quantities)
+    left = {group.id: group.pinned for group in channels if group.pinned is not None}
+    settings = Settings.of(cost, budget, Rules(recipe.min_ratio, recipe.max_ratio))
+    widest = Widest.of(gm, settings.candidates, spec, recipe.seed)
+    if widest.left:
+        frozen, left = tuple(map(glob.escape, widest.left)), left | dict(widest.left)
+        settings = Settings.of(cost, budget, Rules(recipe.min_ratio, recipe.max_ratio, freeze=frozen))
+    if not settings.choices.groups:
+        raise InputError("no group of the network has widths to choose from: see `nce-fx analyze MODEL --groups`")
+
+    # Data that comes as batches of the user's own is halved.
+    kept, _ = held_out(asked.data, recipe.held_out, recipe.seed) or split_data(asked.data, recipe.seed)
+    network = Pipeline(quantizing(spec))(widest.graph, Given(kept.batches(CALIBRATION_BATCHES, CALIBRATION_SIZE)))
+    callback, engine = Slimming(widest, settings, recipe, budget.as_mapping()), start_engine()
+    task = Task.of(sandwich_loss(Task.of(asked.loss).loss, recipe))
+    run = prepare(network.graph_module, kept, recipe.training(), None, engine, folder, None, callback, task=task)
+    run = fit(run, asked.progress, asked.checkpoint_seconds)
+
+    measured = Measuring(run, callback, kept, CheckpointWriter(run, asked.checkpoint_seconds))
+    found = evolve(settings, recipe, measured)
+    measured.checkpoints.save()
+    ranked = sorted(found, key=lambda setting: (found[setting], setting))
+    log = SlimmableLog(
+        tuple(Compared(settings.widths(setting), found[setting]) for setting in ranked),
+        left,
+        found.get(settings.original),
+    )
+    source = {"metric": "slimmable", "data": asked.data.name, "seed": recipe.seed, "search": recipe.to_dict()}
+
+    def plan_within(reserve: Reserve) -> WidthPlan:
+        """The best setting that leaves so much of the limits free."""
+        for one in log.compared:
+            widths = {**channels.widths, **one.widths}
+            spent = cost.at(widths).total.by_quantity
+            if all(spent[name] + reserve.get(name, 0.0) <= limit for name, limit in settings.limits.items()):
+                own = {"loss": one.loss, "uniform_loss": log.uniform, "budget": budget.as_mapping()}
+                own["cost"] = {name: spent[name] for name in settings.limits}
+                return WidthPlan(widths, channels.widths, cost.model.fingerprint, source={**source, **own})
+        raise BudgetError("no setting that was compared keeps every budget by the count of its network: compare more")
+
+    plan, _ = plan_and_build(
+        plan_within,
+        lambda plan: Pipeline((ResizeChannels(plan), *quantizing(asked.spec)))(gm).graph_module,
+        budget,
+        cost,
+    )
+    if folder is not None and engine.is_main:
+        log.write(folder, channels.widths)
+        write_whole(folder / PLAN, plan.to_json().encode())
+    seconds = sum(record.seconds for record in run.position.history) + callback.seconds
+    return SearchResult(plan, log, seconds, run.model)
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """Measures settings of a trained network on what is held out; what is known is not measured again."""
+
+    run: Run
+    callback: Slimming
+    data: Data
+    """Its test split is what is held out."""
+    checkpoints: CheckpointWriter
+
+    def __call__(self, setting: Setting) -> float:
+        """Return the loss of a setting, and note it in the checkpoints."""
+        known = self.callback.known
+        if setting not in known:
+            started = time.monotonic()
+            known[setting] = self._loss(self.callback.cut(setting, self.run.model).network)
+            self.callback.seconds += time.monotonic() - started
+            if self.checkpoints.is_due():
+                self.checkpoints.save()
+        return known[setting]
+
+    def _loss(self, network: GraphModule) -> float:
+        run, recipe = self.run, self.run.recipe
+        batches = self.data.batches(self.callback.recipe.statistics, recipe.batch_size, recipe.seed)
+        with deterministic(run.engine.device):
+            inputs = (to_device(read(batch, network)[0], run.engine.device) for batch in batches)
+            reestimate(network, inputs, lambda: forward_pass(run.engine, recipe))
+            return measure(network, self.data, 4 * recipe.batch_size, run.engine, run.task)
+
+
+def evolve(settings: Settings, recipe: SlimmableRecipe, measured: Callable[[Setting], float]) -> dict[Setting, float]:
+    """Return settings with their losses: the widths as they are where these fit, random ones, children of the best."""
+    generator = np.random.default_rng([recipe.seed, recipe.epochs])
+    found: dict[Setting, float] = {}
+    fits = bool(settings.fit(np.array([settings.original]))[0])
+    generation = [settings.original] if fits else []
+    generation += [settings.drawn(generator) for _ in range(recipe.population)]
+    while True:
+        fresh = [setting for setting in dict.fromkeys(generation) if setting not in found]
+        if not fresh:
+            return found
+        for setting in fresh[: recipe.evaluations - len(found)]:
+            found[setting] = measured(setting)
+        if len(found) >= recipe.evaluations:
+            return found
+        best = sorted(found, key=lambda setting: (found[setting], setting))[: recipe.parents]
+        pairs = generator.integers(len(best), size=(4 * recipe.population, 2)).tolist()
+        children = dict.fromkeys(settings.child(best[one], best[other], generator) for one, other in pairs)
+        generation = [child for child in children if child not in found][: recipe.population]

@@ -315,7 +315,7 @@ def _load_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> No
         for name, value in model.state_dict(keep_vars=True).items():
             if name in state and value.dtype != state[name].dtype:
                 value.data = value.data.to(state[name].dtype)
-        model.load_state_dict(dict(state))
+        model.load_state_dict(dict(state), strict=False)
 
 
 def _constants(gm: GraphModule) -> dict[str, Tensor]:

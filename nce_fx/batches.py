@@ -27,6 +27,8 @@ from nce_fx.frozen import freeze
 Pair = tuple[Any, Any]
 """(inputs, target): inputs are a tuple in the order of ``forward``, or a dict by its names."""
 
+FIXED_SIZE = "batch"
+"""In a graph's ``meta``: the size of the only batches that it takes, where its model writes that size down."""
 MOST = 4096
 """So many batches are no calibration any more, but a loader without an end."""
 
@@ -51,12 +53,16 @@ def read(batch: Any, model: nn.Module) -> Pair:
     """Return a batch as (inputs, target) for a model; the inputs of a graph always as a tuple.
 
     Raises:
-        InputError: the model takes nothing of the kind; the message says what it takes.
+        InputError: the model takes nothing of the kind, and the message says what it takes; or there is no sample.
     """
     form = Form.of(model)
     for inputs, target in form.readings(batch):
         placed = form.placed(inputs)
         if placed is not None:
+            values = tuple(placed.values()) if isinstance(placed, Mapping) else placed
+            if leading_size(values) == 0:
+                raise InputError(f"a batch holds no sample, {_kind(batch)}: leave it out")
+            check_size(values, model)
             return placed, target
     wanted = form.wanted()
     raise InputError(
@@ -69,6 +75,37 @@ def named(inputs: Any, model: nn.Module) -> dict[str, Any]:
     """Return the inputs of a batch by the names that the model has for them."""
     names = (slot.name for slot in Form.of(model).slots)
     return dict(inputs) if isinstance(inputs, Mapping) else dict(zip(names, inputs, strict=False))
+
+
+def leading_size(values: Iterable[Any]) -> int | None:
+    """Return the length of the first axis of the first tensor among inputs, or of a list that is given; ``None``: none.
+
+    For example 16 of ``(torch.randn(16, 3, 32, 32),)``.
+    """
+    for value in values:
+        if isinstance(value, Tensor) and value.dim():
+            return int(value.shape[0])
+        if isinstance(value, list) and not value:
+            return 0
+        inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+        found = leading_size(inside)
+        if found is not None:
+            return found
+    return None
+
+
+def check_size(values: Iterable[Any], model: nn.Module) -> None:
+    """Check that a graph takes batches of this size.
+
+    Raises:
+        InputError: its model writes another size down.
+    """
+    only = model.meta.get(FIXED_SIZE) if isinstance(model, GraphModule) else None
+    if only is not None and (size := leading_size(values)) not in (only, None):
+        raise InputError(
+            f"a batch of {size}: this graph takes batches of {only} alone, for what its model does depends on their "
+            f"size: trace it with a batch of {size}"
+        )
 
 
 def samples_in(inputs: Any, target: Any = None) -> int:

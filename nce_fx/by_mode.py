@@ -30,7 +30,7 @@ class ByMode(nn.Module):
 
 def is_by_mode(node: Node) -> bool:
     """Whether a node chooses by the mode."""
-    return node.op == "call_module" and str(node.target).startswith(_NAME)
+    return node.op == "call_module" and re.fullmatch(_NAME + r"\d+", str(node.target)) is not None
 
 
 def place_by_mode(gm: GraphModule, *values: Any) -> Node:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 
 def module_at(root: nn.Module, path: str) -> nn.Module:
@@ -36,3 +37,12 @@ def tensor_at(root: nn.Module, path: str) -> Tensor:
     owner, _, name = path.rpartition(".")
     value: Tensor = getattr(module_at(root, owner) if owner else root, name)
     return value
+
+
+def unused_state(gm: GraphModule) -> Iterator[str]:
+    """Yield the names in the state of a graph that no node of it uses."""
+    used = {str(node.target) for node in gm.graph.nodes if node.op in ("get_attr", "call_module")}
+    for name in gm.state_dict(keep_vars=True):
+        parts = name.split(".")
+        if not any(".".join(parts[:count]) in used for count in range(1, len(parts) + 1)):
+            yield name

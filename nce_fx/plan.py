@@ -20,7 +20,7 @@ from torch.fx.node import map_arg
 
 from nce_fx.errors import PlanError
 from nce_fx.frozen import freeze
-from nce_fx.paths import module_at, parameters_of
+from nce_fx.paths import module_at, parameters_of, unused_state
 
 PLAN_VERSION = 1
 
@@ -110,8 +110,8 @@ class WidthPlan:
 def model_fingerprint(gm: GraphModule, *, as_modules_print: bool = False) -> str:
     """Return the sha256 of a graph's operations, their arguments and shapes, and the shapes of its parameters.
 
-    Names of nodes and values of weights do not enter: the same architecture traced again has the same fingerprint, with
-    another version of PyTorch too.
+    Names of nodes, values of weights and parameters that are not used do not enter: the same architecture traced again
+    has the same fingerprint, with another version of PyTorch too.
     """
     digest = hashlib.sha256()
     for line in _description(gm, as_modules_print):
@@ -134,8 +134,10 @@ def _description(gm: GraphModule, as_modules_print: bool) -> list[str]:
             arguments = re.sub(r" at 0x[0-9a-f]+", "", arguments)
         lines.append(f"{node.op} {_target(gm, node, as_modules_print)} {arguments} {shape}")
     parameters: dict[int, str] = {}
+    unused = set(unused_state(gm))
     for name, value in parameters_of(gm):
-        parameters.setdefault(id(value), f"{name} {tuple(value.shape)}")
+        if name not in unused:
+            parameters.setdefault(id(value), f"{name} {tuple(value.shape)}")
     return [*lines, *parameters.values()]
 
 

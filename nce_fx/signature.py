@@ -2,6 +2,7 @@
 
 {"tensor": [1, 3, 32, 32], "dtype": "float32"}    a tensor
 {"list": [...]}, {"tuple": [...]}, {"dict": {...}}  containers
+{"tuple": [...], "fields": ["image", "gain"]}      one whose items have names
 {"value": 0.5}                                     a number, a string, or null
 
 An input that the model was given by name has that, too: ``{"tensor": ..., "dtype": ..., "name": "mask"}``.
@@ -9,6 +10,7 @@ An input that the model was given by name has that, too: ``{"tensor": ..., "dtyp
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,14 +58,18 @@ def input_signature(value: Any) -> dict[str, Any]:
     if isinstance(value, list):
         return {"list": [input_signature(item) for item in value]}
     if isinstance(value, tuple):
-        return {"tuple": [input_signature(item) for item in value]}
+        names = {"fields": list(value._fields)} if hasattr(value, "_fields") else {}
+        return {"tuple": [input_signature(item) for item in value], **names}
     if value is None or isinstance(value, bool | int | float | str):
         return {"value": value}
     raise ArtifactError(f"an input of type {type(value).__name__} cannot be kept: use tensors, numbers and containers")
 
 
 def example_of(signature: list[Any]) -> tuple[Any, ...]:
-    """Return inputs of a signature: zeros of the right shapes and types.
+    """Return inputs of a signature: numbers of the right shapes and types, the same ones each time.
+
+    Where they are fractions they are random, so that two graphs that differ do so in what they return; whole numbers
+    are zeros, which every table has a row for.
 
     Raises:
         ArtifactError: not a signature.
@@ -90,11 +96,14 @@ def _example(item: dict[str, Any]) -> Any:
         dtype = getattr(torch, item["dtype"])
         if not isinstance(dtype, torch.dtype):
             raise ValueError(item["dtype"])
-        return torch.zeros(item["tensor"], dtype=dtype)
+        if not (dtype.is_floating_point or dtype.is_complex):
+            return torch.zeros(item["tensor"], dtype=dtype)
+        return torch.randn(item["tensor"], generator=torch.Generator().manual_seed(0)).to(dtype)
     if "dict" in item:
         return {key: _example(value) for key, value in item["dict"].items()}
     if "list" in item:
         return [_example(value) for value in item["list"]]
     if "tuple" in item:
-        return tuple(_example(value) for value in item["tuple"])
+        values = tuple(_example(value) for value in item["tuple"])
+        return namedtuple("Inputs", item["fields"])(*values) if "fields" in item else values
     return item["value"]

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 
+from nce_fx.batches import FIXED_SIZE, check_size
 from nce_fx.paths import modules_of
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -32,6 +33,12 @@ _COMPILED = frozenset({"_graph", "_code", "_lineno_map", "_prologue_start", "_co
 
 class TracedModule(GraphModule):
     """A graph module that is trained as its model is, and answers what its model's class answers."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the graph; in words where its model wrote down another size of the batch."""
+        if FIXED_SIZE in self.meta:
+            check_size((*args, *kwargs.values()), self)
+        return super().__call__(*args, **kwargs)
 
     def train(self, mode: bool = True) -> TracedModule:
         """Set the mode of all but what the user's model keeps frozen."""

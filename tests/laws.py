@@ -66,6 +66,7 @@ def the_graph_is_the_model(model: nn.Module, inputs: tuple[Any, ...], seed: int 
         examples = to_dtype(inputs, torch.float64)
         before, held = state_of(own), {path: dict(vars(m)) for path, m in own.named_modules()}
         gm = nce_fx.trace(own, examples)
+        assert gm.state_dict().keys() == own.state_dict().keys(), "the names in the state are others"
         assert state_of(own) == before, "tracing changed the model's tensors"
         if not training:
             # The other laws take it as it is here.

@@ -166,3 +166,17 @@ def test_plans_and_ranges_are_the_same_for_every_form():
         found = nce_fx.rewrite(model, (X,), batches=batches, metric=metric)
         assert found.plan.widths == like.plan.widths, name
         assert torch.equal(found.graph_module(X), like.graph_module(X)), name
+
+
+@pytest.mark.parametrize("empty", [torch.zeros(0, 3, 8, 8), (torch.zeros(0, 3, 8, 8), torch.zeros(0))])
+def test_a_batch_without_samples_is_refused_in_words(empty):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
+    gm = nce_fx.trace(model, (torch.zeros(1, 3, 8, 8),))
+    with pytest.raises(InputError, match=r"a batch holds no sample, .*0x3x8x8.*: leave it out"):
+        nce_fx.quantize(gm, nce_fx.QuantSpec(), [empty])
+
+
+def test_a_batch_whose_targets_are_empty_is_none_without_samples():
+    model = nn.Conv2d(3, 4, 3)
+    targets = [{"boxes": torch.zeros(0, 4)}, {"boxes": torch.zeros(0, 4)}]
+    assert read(((x := torch.zeros(2, 3, 8, 8)), targets), model) == ((x,), targets)

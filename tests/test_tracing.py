@@ -14,9 +14,10 @@ from torch import nn
 
 import nce_fx
 from nce_fx.by_mode import runs_in
-from nce_fx.errors import ChannelError, TraceError
+from nce_fx.errors import ChannelError, InputError, TraceError
 from nce_fx.models import MODELS
 from nce_fx.passes.transform import resize as resizing
+from nce_fx.passes.transform.quantize import describe
 from nce_fx.tracing.shape_propagation import first_misfit
 from tests.observing import counted, seeded
 from tests.zoo import ZOO
@@ -40,6 +41,7 @@ QUESTIONS = {
     "is_tensor": torch.is_tensor,
     "jit.isinstance": lambda x: torch.jit.isinstance(x, torch.Tensor),
     "is a proxy": lambda x: not hasattr(x, "tracer"),
+    "type": lambda x: type(x) is torch.Tensor,
 }
 
 
@@ -52,7 +54,7 @@ def test_a_branch_on_what_a_value_is_goes_the_models_way(question, channels):
 
 
 def test_a_graph_that_no_way_of_tracing_makes_right_is_refused_with_the_difference():
-    model = Asks(lambda x: type(x) is torch.Tensor).eval()
+    model = Asks(lambda x: type(x) is torch.Tensor and not torch.compiler.is_compiling()).eval()
     with pytest.raises(
         TraceError, match=r"fx: its graph is not the model, in evaluation mode output is off by"
     ) as caught:
@@ -104,6 +106,79 @@ def test_what_only_training_does_does_not_move_statistics_in_evaluation():
     gm(*zoo.inputs)
     assert torch.equal(gm.get_buffer("first.running_mean"), first)
     assert not torch.equal(gm.get_buffer("second.running_mean"), second)
+
+
+class DropsForALayer(nn.Module):
+    """What a layer reads is chosen by the mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.drop, self.b = nn.Linear(4, 6), nn.Dropout(0.5), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.a(x).relu()
+        return self.b(self.drop(x) if self.training else x)
+
+
+def test_what_the_mode_chooses_is_quantized_for_the_layer_that_reads_it():
+    x = torch.randn(4, 4)
+    quantized = nce_fx.quantize(nce_fx.trace(DropsForALayer().eval(), (x,)), nce_fx.QuantSpec(), [x])
+    assert [row.activation_bits for row in describe(quantized)] == [8, 8]
+    assert torch.equal(quantized(x), quantized(x))
+    assert not torch.equal(quantized.train()(x), quantized(x))
+
+
+class OneByOne(nn.Module):
+    """Has as many steps as there are samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = conv(3, 6), conv(6, 2)
+
+    def forward(self, x):
+        return torch.cat([self.b(self.a(x[i : i + 1]).relu()) for i in range(len(x))])
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_graph_of_as_many_steps_as_samples_refuses_other_batches(size):
+    model, x = OneByOne().eval(), image(batch=size)
+    gm = nce_fx.trace(model, (x,))
+    assert f"batches of {size} alone" in gm.meta["compared"]
+    torch.testing.assert_close(gm(x), model(x))
+    for act in (gm, lambda batch: nce_fx.quantize(gm, nce_fx.QuantSpec(), [batch])):
+        with pytest.raises(InputError, match=rf"a batch of 2: this graph takes batches of {size} alone") as caught:
+            act(image(batch=2))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["batch_by_length", "batch_by_number"])
+@pytest.mark.parametrize("size", [1, 2, 16])
+def test_a_batch_whose_size_is_written_down_is_followed(name, size):
+    model = ZOO[name].make()
+    if name == "batch_by_number":
+        model.size = size
+    x = image(batch=size)
+    gm = nce_fx.trace(model, (x,))
+    torch.testing.assert_close(gm(x), model(x))
+    quantized = nce_fx.quantize(gm, nce_fx.QuantSpec(), [image(batch=5)])
+    assert len(quantized(image(batch=7))) == 7
+
+
+def test_a_graph_is_compared_on_inputs_that_tell_branches_apart(tmp_path):
+    model = DoublesTensors().eval()
+    gm = nce_fx.trace(model, (image(),))
+    nce_fx.save(gm, tmp_path / "saved")
+    # Of zeros the other branch would have the same outputs.
+    assert torch.equal(nce_fx.load(tmp_path / "saved", DoublesTensors())(image()), gm(image()))
+
+
+class DoublesTensors(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = conv(3, 4)
+
+    def forward(self, x):
+        return self.a(x * 2 if isinstance(x, torch.Tensor) else x)
 
 
 @pytest.mark.parametrize("passes", ["resize", "quantize", "deepcopy"])

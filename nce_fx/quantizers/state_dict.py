@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
+from nce_fx.paths import unused_state
 from nce_fx.quantizers.base import Quantizer
 
 
@@ -18,6 +20,9 @@ def fit_problem(model: nn.Module, state: Mapping[str, Tensor]) -> str | None:
         if isinstance(module, Quantizer)
         for name in module.absent
     }
+    if isinstance(model, GraphModule):
+        # Files of earlier versions leave out what the forward does not use.
+        absent.update(unused_state(model))
     missing = [name for name in own if name not in state and name not in absent]
     extra = [name for name in state if name not in own]
     other = [name for name in own if name in state and own[name].shape != state[name].shape]

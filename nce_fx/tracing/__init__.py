@@ -3,6 +3,7 @@
     fx               torch.fx's symbolic tracing: keeps the user's modules, and a batch of any size
     export           torch.export, its ops put back into the modules they came from
     fx with leaves   symbolic tracing that leaves the modules it cannot enter whole
+    the front end    of torch.compile, before torch.export: it follows what type a value is, and takes the longest
 
 Whatever way it is, the graph is the model: both are run on the example inputs, in evaluation and in training mode, and
 where they differ the next way is tried. The way is in ``gm.meta["traced"]``, in words, and what was compared in
@@ -18,6 +19,7 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from nce_fx.batches import FIXED_SIZE
 from nce_fx.copying import shallow_copy
 from nce_fx.errors import TraceError, one_line
 from nce_fx.ops import Ops
@@ -26,6 +28,7 @@ from nce_fx.paths import modules_of
 from nce_fx.pipeline.history import HISTORY, begin, traced_again
 from nce_fx.signature import signature
 from nce_fx.traced import ATTRIBUTES, FROZEN, ORIGIN, kept_attributes
+from nce_fx.tracing.batch_size import follow_batch
 from nce_fx.tracing.equivalence import Reference
 from nce_fx.tracing.exported import export_graph
 from nce_fx.tracing.inputs import UnsuitableError, bind_inputs
@@ -35,6 +38,7 @@ from nce_fx.tracing.modes import Modes, modes_of
 from nce_fx.tracing.preserved_state import Kept, untouched
 from nce_fx.tracing.shape_propagation import propagate_shapes
 from nce_fx.tracing.symbolic import UntraceableError, symbolic_graph
+from nce_fx.tracing.unused import keep_unused
 
 __all__ = ["trace"]
 
@@ -123,6 +127,7 @@ class _Tracing:
             yield "fx", hidden.pop
         else:
             yield "fx with leaves: ", lambda: self._symbolic(enter=False)
+        yield "export by the compiler's front end", lambda: self._exported(by=(True,))
 
     def _symbolic(self, *, enter: bool) -> GraphModule:
         def make() -> GraphModule:
@@ -132,14 +137,14 @@ class _Tracing:
         gm = make()
         return self._joined(make, gm) if gm.meta.pop("decided") else gm
 
-    def _exported(self) -> GraphModule:
+    def _exported(self, by: tuple[bool, ...] = (False, True)) -> GraphModule:
         self.model.train(False)
-        gm = export_graph(self.model, self.inputs, self.ops)
+        gm = export_graph(self.model, self.inputs, self.ops, by=by)
         self.before.restore()
         if self.modes.following:
             self._finish(gm, "export")
             if self.reference.difference(gm) is not None:
-                return self._joined(lambda: export_graph(self.model, self.inputs, self.ops, one_of_two=True))
+                return self._joined(lambda: export_graph(self.model, self.inputs, self.ops, one_of_two=True, by=by))
         return gm
 
     def _joined(self, make: Callable[[], GraphModule], own: GraphModule | None = None) -> GraphModule:
@@ -160,13 +165,19 @@ class _Tracing:
         if products_to_linear(gm, self.ops):
             gm.recompile()
         propagate_shapes(gm, self.inputs.values)
+        if follow_batch(gm, self.model, self.inputs, self.ops):
+            gm.meta.pop(FIXED_SIZE, None)
+            propagate_shapes(gm, self.inputs.values)
         gm.meta["traced"] = way
         gm.meta["inputs"] = signature(self.inputs.named, by_name=bool(self.inputs.kwargs))
+        keep_unused(gm, self.model)
         _keep_names(gm, self.model)
         gm.meta[FROZEN] = self.modes.frozen
         gm.meta[ORIGIN] = type(self.model)
         gm.meta[ATTRIBUTES] = kept_attributes(self.model)
         gm.meta["compared"] = self.reference.compared()
+        if FIXED_SIZE in gm.meta:
+            gm.meta["compared"] += f"; it takes batches of {gm.meta[FIXED_SIZE]} alone"
         _take_modes(gm, self.model)
         if HISTORY not in gm.meta:
             begin(gm, self.model)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
+from io import StringIO
 from typing import Any
 
 import torch
@@ -100,7 +102,9 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], tra
         return tree_map(lambda v: v.detach().clone() if isinstance(v, Tensor) else v, value)
 
     try:
-        with untouched(model), values_untouched(model), warnings.catch_warnings(action="ignore"):
+        # fx prints the line of a graph that fails; whoever asks says it in one line.
+        quiet = redirect_stderr(StringIO()), warnings.catch_warnings(action="ignore")
+        with untouched(model), values_untouched(model), quiet[0], quiet[1]:
             model.train(training)
             seed(_SEED)
             with torch.no_grad():
@@ -109,6 +113,11 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], tra
             return Ran(outputs, buffers)
     except Exception as error:
         return Ran(error=error)
+
+
+def outputs_of(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Return what a model returns in evaluation mode, which stays as it is; ``None`` where it does not run."""
+    return _run(model, args, kwargs, False).outputs
 
 
 def _difference(model: Ran, graph: Ran) -> str | None:
@@ -120,13 +129,13 @@ def _difference(model: Ran, graph: Ran) -> str | None:
     pairs = [(f"output{path}", a, b) for (path, a), (_, b) in zip(wanted, got, strict=True)]
     moved = [(f"buffer {k}", a, graph.buffers[k]) for k, a in model.buffers.items() if k in graph.buffers]
     for name, a, b in pairs + moved:
-        found = _off(a, b)
+        found = difference_of(a, b)
         if found is not None:
             return f"{name} {found}"
     return None
 
 
-def _off(wanted: Any, got: Any) -> str | None:
+def difference_of(wanted: Any, got: Any) -> str | None:
     """Return in words how a value differs from the one that is wanted."""
     if not isinstance(wanted, Tensor) or not isinstance(got, Tensor):
         same = type(wanted) is type(got) and (wanted == got or wanted != wanted)

@@ -19,9 +19,11 @@ import torch
 from torch import nn
 from torch.export import Dim
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.fx.graph import CodeGen
 from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
 
+from nce_fx.batches import FIXED_SIZE, leading_size
 from nce_fx.ops import Op, Ops
 from nce_fx.ops.table import default
 from nce_fx.traced import TracedModule
@@ -30,16 +32,23 @@ from nce_fx.tracing.joining import has_an_effect
 from nce_fx.tracing.modes import module_by_mode
 
 
-def export_graph(model: nn.Module, inputs: Inputs, ops: Ops | None = None, *, one_of_two: bool = False) -> GraphModule:
+def export_graph(
+    model: nn.Module,
+    inputs: Inputs,
+    ops: Ops | None = None,
+    *,
+    one_of_two: bool = False,
+    by: tuple[bool, ...] = (False, True),
+) -> GraphModule:
     """Return the exported graph of a model in its own mode, on the model's own parameters.
 
     Dropout functions become modules that follow the mode; where the graph is ``one_of_two``, of both modes, they stay
-    as they are in this one.
+    as they are in this one. ``by`` says which of export's two ways are tried, see `_export`.
 
     Raises:
         Exception: whatever torch.export raises.
     """
-    program = _export(model, inputs)
+    program, fixed = _export(model, inputs, by)
     gm = program.module(check_guards=False)
     assert isinstance(gm, GraphModule)
     _share(gm, model)
@@ -50,7 +59,10 @@ def export_graph(model: nn.Module, inputs: Inputs, ops: Ops | None = None, *, on
     _restore_structure(gm, inputs)
     gm.graph.eliminate_dead_code(has_an_effect)
     gm.recompile()
-    return _plain(gm, type(model).__name__)
+    result = _plain(gm, type(model).__name__)
+    if fixed is not None:
+        result.meta[FIXED_SIZE] = fixed
+    return result
 
 
 @contextmanager
@@ -65,8 +77,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _export(model: nn.Module, inputs: Inputs) -> Any:
-    """Export with a free batch where the model allows it."""
+def _export(model: nn.Module, inputs: Inputs, by: tuple[bool, ...]) -> tuple[Any, int | None]:
+    """Export with a free batch where the model allows it; else with the size of the batch that it takes alone.
+
+    The length of a tensor as a whole number, ``len(x)`` or ``int(x.shape[0])``, and what type a tensor is, is followed
+    by the compiler's front end alone (``True`` in ``by``), which takes longer and takes fewer models.
+    """
 
     def free(value: Any) -> Any:
         return tree_map(lambda v: {0: Dim.AUTO} if isinstance(v, torch.Tensor) and v.dim() else None, value)
@@ -79,11 +95,30 @@ def _export(model: nn.Module, inputs: Inputs) -> Any:
     bound = inputs.filled(inputs.named)
     args, kwargs, shapes = bound.args, bound.kwargs, free(bound.arguments)
     # With gradients on, torch's transformer layers take their plain path, not the one that is fused for inference.
+    size = leading_size(inputs.values)
+    fixed: Any = None
     with torch.enable_grad(), _quietly():
-        try:
-            return torch.export.export(model, doubled(args), doubled(kwargs), dynamic_shapes=shapes, strict=False)
-        except Exception:
-            return torch.export.export(model, args, kwargs, strict=False)
+        for strict in by:
+            try:
+                program = torch.export.export(
+                    model, doubled(args), doubled(kwargs), dynamic_shapes=shapes, strict=strict
+                )
+            except Exception:
+                if strict == by[0]:
+                    # Where it does not run at all, the other way does not take it either.
+                    fixed = torch.export.export(model, args, kwargs, strict=strict)
+            else:
+                if size is None or _is_free(program):
+                    return program, None
+        return fixed or torch.export.export(model, args, kwargs, strict=by[0]), size
+
+
+def _is_free(program: Any) -> bool:
+    """Whether the first axis of the first input is of any length."""
+    given = set(program.graph_signature.user_inputs)
+    values = (node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in given)
+    first = next((value for value in values if isinstance(value, torch.Tensor) and value.dim()), None)
+    return first is None or not is_concrete_int(first.shape[0])
 
 
 @contextmanager

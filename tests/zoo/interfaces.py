@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -139,6 +141,49 @@ class MixerBlock(nn.Module):
         return self.out(x.mean(1))
 
 
+class BatchByLength(nn.Module):
+    """The size of the batch as Python's own numbers, which fx does not follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = conv(3, 6), conv(6, 4), nn.Linear(4 * 64, 5)
+
+    def forward(self, x):
+        x = self.b(F.relu(self.a(x))) + torch.arange(len(x), device=x.device).view(-1, 1, 1, 1)
+        return self.fc(x.reshape(int(x.shape[0]), 256))
+
+
+class BatchByNumber(nn.Module):
+    """The size of the batch typed in by hand; the input scaled by a number that is read from it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc, self.size = conv(3, 6), conv(6, 4), nn.Linear(4 * 64, 5), 2
+
+    def forward(self, x):
+        x = x / x.detach().abs().max().item()
+        return self.fc(self.b(F.relu(self.a(x))).reshape(self.size, 256))
+
+
+class Pair(NamedTuple):
+    image: torch.Tensor
+    gain: torch.Tensor
+
+
+class PartsBeside(nn.Module):
+    """Inputs with names of their own; layers, parameters and buffers that this forward does not use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 6), conv(6, 4), Head(4)
+        self.beside = nn.ModuleDict({"pretraining": nn.Linear(3, 3), "norm": nn.BatchNorm1d(3)})
+        self.token = nn.Parameter(torch.ones(3))
+        self.register_buffer("table", torch.ones(2))
+
+    def forward(self, pair):
+        return self.head(F.relu(self.b(F.relu(self.a(pair.image * pair.gain)))))
+
+
 MODELS = {
     "two_inputs_dict": ZooModel(
         TwoInputs, (image(), noise(2, 5)), ("a", "b", "v", "fc"), {"classes": OUTPUT, "aux.fc": OUTPUT}
@@ -150,6 +195,9 @@ MODELS = {
         LiteralSizes, (image(),), ("a", "b", "c", "scale"), {"fc": OUTPUT}, together("b", "scale", "c")
     ),
     "tokens_by_view": ZooModel(TokensByView, (image(),), ("a", "fc", "b", "mix"), {"out": OUTPUT}),
+    "batch_by_length": ZooModel(BatchByLength, (image(),), ("a", "b"), {"fc": OUTPUT}),
+    "batch_by_number": ZooModel(BatchByNumber, (image(),), ("a", "b"), {"fc": OUTPUT}),
+    "parts_beside": ZooModel(PartsBeside, (Pair(image(), noise(2, 1, 1, 1)),), ("a", "b"), {"head.fc": OUTPUT}),
     "upsampled": ZooModel(Upsampled, (image(),), ("a", "b"), {"out": OUTPUT}),
     "attention_pool": ZooModel(AttentionPool, (noise(2, 4, 5),), ("a",), {"out": OUTPUT}),
     "mixer": ZooModel(

@@ -44,6 +44,11 @@ def same(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTen
     return ChannelTensor(value.run, value.shape, value.labels, dtype, exact=value.exact)
 
 
+def number(value: Any) -> Any:
+    """A number of Python's is followed as the tensor that it was read from: it scales and shifts as that does."""
+    return value
+
+
 def alike(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
     """Constants and noise shaped like another tensor: one element for each of its own, copies alike."""
     value = args[0]

@@ -315,6 +315,8 @@ def _describe_rest(gm: GraphModule) -> None:
     interpreter = Interpreter(gm)
     for node in gm.graph.nodes:
         sources = node.all_input_nodes
+        if OPS.of_call(node.target) is OPS["item"]:
+            continue  # a number, which has no shape, and which tensors without values do not have
         if node.op == "get_attr":
             values[node] = tensor_at(gm, str(node.target)).to("meta")
         elif node.op in ("call_function", "call_method") and sources and all(source in values for source in sources):

@@ -85,6 +85,8 @@ class ChannelInterpreter(RuleInterface, Interpreter):
             return activation(self, constant(FIXED, meta.shape), meta.dtype)
         if isinstance(meta, dict):
             return {key: self._given(value) for key, value in meta.items()}
+        if isinstance(meta, tuple) and hasattr(meta, "_fields"):
+            return type(meta)(*map(self._given, meta))
         return type(meta)(self._given(value) for value in meta) if isinstance(meta, list | tuple) else meta
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 import nce_fx
 from nce_fx.errors import QuantizeError
 from nce_fx.models import MODELS
+from nce_fx.passes.analysis.cost import analyze_cost
 from nce_fx.passes.transform.fold import FoldBatchNorm
 from nce_fx.passes.transform.quantize import (
     InsertQuantizers,
@@ -169,7 +170,7 @@ def test_overrides_go_first_and_the_last_match_counts():
         ({"first_last_bits": 16}, "first_last_bits is 16"),
         ({"weight": "swab"}, "weight is 'swab': choose one of sawb, lsq, dorefa, minmax"),
         ({"activation": "sawb"}, "choose one of pact, lsq"),
-        ({"shortcuts": "none"}, "choose one of quantized, float"),
+        ({"shortcuts": "none"}, "choose one of quantized, int8, float"),
         ({"overrides": {"a": 11}}, "override 'a' is 11"),
         ({"overrides": {"a": {"bits": 2}}}, r"override 'a' has \['bits'\]"),
     ],
@@ -201,6 +202,18 @@ def test_float_shortcuts():
     assert {user.name for user in node(quantized, "relu_2").users} == {"relu_2_activation_quant", "add_1"}
     everything = quantize(gm, QuantSpec(shortcuts="quantized"))
     assert all(row.weight_bits for row in describe(everything))
+
+
+def test_shortcuts_of_eight_bits_between_layers_of_two() -> None:
+    gm = traced(MODELS["resnet18"](width=8), images(2, 3, 32, 32))
+    quantized = quantize(gm, QuantSpec(shortcuts="int8"))
+    additions = [n for n in quantized.graph.nodes if adds(n)]
+    operands = [quantized.get_submodule(str(source.target)) for n in additions for source in n.all_input_nodes]
+    assert len(additions) == 8
+    assert {operand.bits for operand in operands} == {8}
+    assert [(row.weight_bits, row.activation_bits) for row in describe(quantized)][1:-1] == [(2, 2)] * 19
+    uniform = quantize(gm, QuantSpec())
+    assert analyze_cost(quantized).bit_ops == analyze_cost(uniform).bit_ops, "additions multiply nothing"
 
 
 def test_shortcut_convolutions_of_the_built_in_networks():
@@ -577,7 +590,7 @@ class InPlace(nn.Module):
         return self.head(F.relu(out).mean((2, 3)))  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("shortcuts", ["quantized", "float"])
+@pytest.mark.parametrize("shortcuts", ["quantized", "int8", "float"])
 @pytest.mark.parametrize("activation", ["dorefa", "lsq"])
 def test_sums_of_integers_read_quantized_operands(activation: str, shortcuts: str) -> None:
     x = images(2, 3, 8, 8)

@@ -100,6 +100,10 @@ METHODS: Mapping[str, Method] = {
     "freeze": Method({}, {"freeze": 0.01}),
     "average": Method({}, {"average": 0.995}),
     "features": Method({}, {"distill_features": 10.0}),
+    "shortcuts of 8 bits": Method({"shortcuts": "int8"}),
+    "n2uq, shortcuts of 8 bits": Method({"activation": "n2uq", "shortcuts": "int8"}),
+    "weights of 8 bits": Method({"weight_bits": 8}),
+    "activations of 8 bits": Method({"activation_bits": 8}),
     "best": Method({"weight": "seq", "ewgs": 0.2}, {"reestimate": 50}),
     **{f"straight-through, rate {rate}": Method({}, {"learning_rate": rate}, straight_through) for rate in RATES},
     **{

@@ -87,8 +87,8 @@ Shortcuts = Annotated[
     str,
     typer.Option(
         "--shortcuts",
-        metavar="quantized|float",
-        help="Whether additions read quantized tensors, and 1x1 shortcut convolutions are quantized.",
+        metavar="quantized|int8|float",
+        help="Whether additions read what layers read, 8 bits, or floats; in float 1x1 shortcut convolutions are, too.",
         rich_help_panel=_QUANTIZERS,
     ),
 ]

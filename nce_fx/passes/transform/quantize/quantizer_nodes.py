@@ -60,7 +60,7 @@ def insert_quantizers(gm: GraphModule, spec: QuantSpec) -> GraphModule:
     readers: dict[Node, dict[Node, int | None]] = {}
     for each in found:
         readers.setdefault(each.data, {})[each.node] = each.bits.activation
-    if spec.sums == "int8":
+    if "int8" in (spec.sums, spec.shortcuts):
         _add_sums(result, spec, readers)
     # Signs are read off the float graph, before any ReLU is replaced.
     unsigned = {node: never_negative(result, node) for node in readers}
@@ -88,7 +88,7 @@ def _add_sums(gm: GraphModule, spec: QuantSpec, readers: dict[Node, dict[Node, i
     """Let additions ask for quantized operands where no layer's quantizer serves them already."""
     for operand, additions in sum_operands(gm).items():
         layers = readers.get(operand, {})
-        if spec.shortcuts == "float" or not any(layers.values()):
+        if spec.shortcuts != "quantized" or not any(layers.values()):
             readers.setdefault(operand, {}).update(dict.fromkeys(additions, SUM_BITS))
         for addition in additions:
             add_apart(addition)

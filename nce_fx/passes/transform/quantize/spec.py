@@ -15,7 +15,7 @@ from nce_fx.frozen import FrozenDict, freeze
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 from nce_fx.validated import NotNegative, validated
 
-SHORTCUTS = ("quantized", "float")
+SHORTCUTS = ("quantized", "int8", "float")
 SUMS = ("float", "int8")
 _FLOAT = 32
 
@@ -62,6 +62,8 @@ class QuantSpec:
             or in float; 8 by default.
         shortcuts: "quantized": a tensor that a quantized layer reads is quantized for all who read it, identity
             shortcuts and concatenations included, and the 1x1 convolutions on shortcuts are layers like all others.
+            "int8": layers are quantized alike, and what enters an addition has 8 bits (as with ``sums="int8"``), so
+            that blocks do not round again what they pass on; concatenations read the float tensors.
             "float" (published as full-precision shortcuts): only layers read quantized tensors, additions and
             concatenations read the float ones, and the 1x1 convolutions on shortcuts stay in float. A shortcut
             convolution has kernel size 1, is the only layer on its branch, and is added to another branch that starts

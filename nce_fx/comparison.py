@@ -1,7 +1,8 @@
 """The rewritten network beside its rivals: float, uniform low precision at the original widths, and NCE.
 
 Uniform and rewritten are trained alike: the same data, recipe, epochs and teacher (the float network). What differs is
-where the channels are.
+where the channels are. How many of the epochs are in float suits one better than the other, so uniform is trained a
+second time with another split: what NCE is held against is the better of the two.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from torch.fx import GraphModule
 
@@ -21,6 +23,7 @@ from nce_fx.rewrite import cost_record
 from nce_fx.tasks import LossLike, MetricLike, Task
 from nce_fx.training import Recipe, evaluate, train
 from nce_fx.training.progress import Watch
+from nce_fx.training.recipe import usual_float_epochs
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ def compare(
     loss: LossLike = None,
     metric: MetricLike = None,
     float_epochs: int = 0,
+    recipes: Mapping[str, Recipe] = MappingProxyType({}),
     directory: str | Path | None = None,
     watch: Watch | None = None,
 ) -> Trained:
@@ -58,6 +62,7 @@ def compare(
         loss: what they are trained for, and ``metric`` what they are measured by, as `nce_fx.training.train` takes
             them.
         float_epochs: how long the float network was trained, for the record.
+        recipes: of the networks that another recipe suits better, by name.
         directory: checkpoints and logs go to a folder here for each network; a run that was stopped goes on from them.
         watch: shows progress.
 
@@ -77,7 +82,7 @@ def compare(
             result = train(
                 network,
                 data,
-                recipe,
+                recipes.get(name, recipe),
                 teacher=teacher,
                 loss=task.loss,
                 metric=task.metric,
@@ -98,9 +103,20 @@ def compare(
     return Trained(comparison, trained)
 
 
+def other_split(recipe: Recipe, bits: int | None) -> tuple[str, Recipe] | None:
+    """Return how else a recipe's epochs may be split, between float and low precision, and the words for it.
+
+    All at low precision where some are in float, else the usual part in float; ``None`` where there is one epoch.
+    """
+    usual = usual_float_epochs(recipe.epochs)
+    if recipe.float_epochs:
+        return f"all {recipe.epochs} epochs at {bits or 32} bits", replace(recipe, float_epochs=0)
+    return (f"{usual} epochs in float", replace(recipe, float_epochs=usual)) if usual else None
+
+
 def folder_of(network: str) -> str:
     """Return the name of a network's folder: ``NCE 2-bit`` is ``nce-2-bit``."""
-    return "-".join(network.lower().split())
+    return "-".join(network.lower().replace(",", "").split())
 
 
 def _row(network: str, gm: GraphModule, task: Task, score: float, epochs: int, seconds: float) -> ResultRow:

@@ -181,7 +181,7 @@ def rewrite(
         same = unchanged(plan, analyses.cost)
         candidates = {UNIFORM: (same, building(same, spec=asked_spec, uniform=analyses.uniform))}
         candidates[f"{min_width:g}x to {max_width:g}x"] = plan, rewritten
-        for least, most in REGIONS[: trial.most - 2]:
+        for least, most in REGIONS[: max(number for number, _ in trial.turns) - 1]:
             other = within(least, most)
             if other[0].changed and all(dict(other[0].widths) != dict(c[0].widths) for c in candidates.values()):
                 candidates[f"{least:g}x to {most:g}x"] = other

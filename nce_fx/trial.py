@@ -1,9 +1,10 @@
 """Do no harm: whether a plan is better than the widths as they are is tried, briefly, before anything is retrained.
 
-Candidates are the plan, plans that move widths less far, and the widths as they are. Each is trained by a short form of
-the recipe (part of it in float, as every network whose widths changed) on a part of the training split, distilled from
-the float network, and measured by the loss on the rest of it; the test split is not looked at. Together the trials cost
-no more than a stated share of the retraining. Where no plan is better, the widths stay.
+Candidates are the plan, plans that move widths less far, and the widths as they are, each with all epochs at low
+precision or the usual part of them in float. Each is trained by a short form of the recipe on a part of the training
+split, distilled from the float network, and measured by the loss on the rest of it; the test split is not looked at.
+Together the trials cost no more than a stated share of the retraining: where that allows few, they are those that are
+likeliest. Where no plan is better, the widths stay.
 
 The float network has seen what is held out, and so has whoever starts from its weights: all candidates alike.
 """
@@ -28,6 +29,9 @@ from nce_fx.training.recipe import usual_float_epochs
 UNIFORM = "the widths as they are"
 REGIONS = ((0.67, 1.5), (0.8, 1.25))
 """How far widths move in plans that are tried beside the first, as ratios of their own."""
+LIKELIEST = ((0, False), (1, True), (2, True), (0, True), (1, False), (2, False), (3, True), (3, False))
+"""What is tried, the likeliest first: the number of a candidate (0: the widths as they are, 1: the plan, then one for
+each region), and whether the usual part of its epochs is in float, which what was narrowed wants more."""
 _HELD_OUT = 0.2
 _LEAST = 2
 """Epochs of a trial: one in float, one at low precision."""
@@ -46,6 +50,8 @@ class Trial:
     distill: bool = True
     """Whether the float network can teach."""
     watch: Watch | None = None
+    choose_float: bool = False
+    """Whether it is chosen, for each candidate, how many epochs are in float; else they are the recipe's."""
 
     def __post_init__(self) -> None:
         """Refuse a share that is none.
@@ -62,15 +68,19 @@ class Trial:
         return found if found >= _LEAST else 0
 
     @property
-    def most(self) -> int:
-        """How many candidates the share allows, with the widths as they are; fewer than 2 can decide nothing."""
-        return max((n for n in range(2, len(REGIONS) + 3) if self.epochs(n)), default=0)
+    def turns(self) -> tuple[tuple[int, int], ...]:
+        """What the share allows to try: number of a candidate, and how many epochs of its retraining are in float."""
+        own, usual = self.recipe.float_epochs, usual_float_epochs(self.recipe.epochs)
+        wanted = [(number, usual if in_float else 0) for number, in_float in LIKELIEST]
+        if not self.choose_float:
+            wanted = [(number, own) for number in range(len(REGIONS) + 2)]
+        return tuple(wanted[: max((n for n in range(2, len(wanted) + 1) if self.epochs(n)), default=0)])
 
     def why_not(self) -> str:
         """Return why nothing can be tried; nothing where it can."""
         if held_out(self.data, _HELD_OUT, self.recipe.seed) is None:
             return f"the training split of {self.data.name} cannot be parted"
-        if not self.most:
+        if not self.turns:
             return f"{self.share:g} of {self.recipe.epochs} epochs is too little to try plans in"
         return ""
 
@@ -79,28 +89,35 @@ class Trial:
         parts = held_out(self.data, _HELD_OUT, self.recipe.seed)
         if parts is None:
             raise InputError(f"trial: {self.why_not()}")
-        data, epochs = parts[0], self.epochs(len(candidates))
-        # The usual part in float, whatever the recipe says; progressive bits have no time here.
-        recipe = replace(
-            self.recipe,
-            epochs=epochs,
-            float_epochs=usual_float_epochs(epochs) if self.recipe.float_epochs else 0,
-            bits=(),
-            evaluate_every=0,
-        )
-        rows = []
-        for name, network in candidates.items():
+        names = tuple(candidates)
+        turns = [(names[number], in_float) for number, in_float in self.turns if number < len(names)]
+        epochs, rows = self.epochs(len(turns)), []
+        for name, in_float in turns:
+            short = _scaled(in_float, self.recipe.epochs, epochs)
+            # Progressive bits have no time here.
+            recipe = replace(self.recipe, epochs=epochs, float_epochs=short, bits=(), evaluate_every=0)
             with (self.watch or (lambda _: nullcontext()))(f"trial: {name}") as progress:
                 result = train(
-                    network,
-                    data,
+                    candidates[name],
+                    parts[0],
                     recipe,
                     teacher=teacher if self.distill else None,
                     loss=self.loss,
                     metric="loss",
                     progress=progress or False,
                 )
-            rows.append(TrialRow(candidate=name, loss=result.score))
+            rows.append(TrialRow(candidate=name, loss=result.score, float_epochs=short, retrain_float_epochs=in_float))
         best = min(rows, key=lambda row: row.loss)
-        samples = len(parts[1].train)
-        return TrialRecord(rows=tuple(rows), chosen=best.candidate, epochs=epochs, share=self.share, held_out=samples)
+        return TrialRecord(
+            rows=tuple(rows),
+            chosen=best.candidate,
+            float_epochs=best.retrain_float_epochs,
+            epochs=epochs,
+            share=self.share,
+            held_out=len(parts[1].train),
+        )
+
+
+def _scaled(in_float: int, whole: int, epochs: int) -> int:
+    """Return how many of a trial's epochs are in float where so many are of the whole: one at least, and not all."""
+    return min(max(1, round(in_float * epochs / whole)), epochs - 1) if in_float else 0

@@ -83,13 +83,18 @@ def test_a_run_can_be_followed_as_json_lines(here):
     lines = [json.loads(line) for line in (here / "run.jsonl").read_text().splitlines()]
     assert all(datetime.fromisoformat(line["time"]).tzinfo for line in lines)
     epochs = [(line["run"], line["epoch"]) for line in lines if line["event"] == "epoch"]
-    runs = ("float resnet8", "uniform 2-bit", "NCE 2-bit")
+    runs = ("float resnet8", "uniform 2-bit", "uniform 2-bit, all 2 epochs at 2 bits", "NCE 2-bit")
     assert epochs == [(run, epoch) for run in runs for epoch in (1, 2)]
     assert [line["name"] for line in lines if line["event"] == "step"][:2] == ["trace", "analyze channels"]
     result = {key: value for key, value in lines[-1].items() if key not in ("time", "event")}
     content = json.loads(done.stdout)
     assert [line["text"] for line in lines if line["event"] == "note"] == content.pop("notes")
     assert result == content
+    rows = {row["network"]: row["accuracy"] for row in content["comparison"]["rows"]}
+    assert set(rows) == {"float", *runs[1:]}
+    logs = [(here / "nce-fx-out" / "training" / name / "log.csv").read_text().splitlines()[1:] for name in (
+        "uniform-2-bit", "uniform-2-bit-all-2-epochs-at-2-bits", "nce-2-bit")]  # fmt: skip
+    assert [["32" in line.split(",")[3] for line in log] for log in logs] == [[True, False], [False] * 2, [True, False]]
     assert call("models", "--log", str(here)).exit_code == 2
 
 

@@ -13,7 +13,6 @@ from nce_fx.data.data_split import held_out
 from nce_fx.errors import InputError
 from nce_fx.models import MODELS
 from nce_fx.training import Recipe
-from nce_fx.training.recipe import usual_float_epochs
 from nce_fx.trial import REGIONS, UNIFORM, Trial
 
 RECIPE = Recipe(epochs=26, float_epochs=13, batch_size=200)
@@ -87,7 +86,7 @@ def test_trials_stay_within_their_share_and_off_the_test_data(model, data, train
     report = rewritten(model, data, [1.0] * 4, trial=Trial(data, RECIPE)).report
     whole, seen = len(data.train), 0
     for _, part, recipe in trained:
-        assert recipe.float_epochs == usual_float_epochs(recipe.epochs) > 0
+        assert recipe.float_epochs == recipe.epochs // 2
         seen += recipe.epochs * len(part.train)
         assert len(part.test) == report.trial.held_out
         assert len(part.train) + len(part.test) == whole
@@ -100,6 +99,22 @@ def test_trials_stay_within_their_share_and_off_the_test_data(model, data, train
     assert len(rows[0] | rows[1]) == len(rows[0]) + len(rows[1])
     every = {tuple(image.flatten().tolist()) for image in data.train.__getitems__(range(whole))[0]}
     assert rows[0] | rows[1] == every
+
+
+@pytest.mark.parametrize("best", [0, 1, 3, 4])
+def test_how_many_epochs_are_in_float_is_chosen_for_each_candidate(model, data, trained, best):
+    losses = [1.0] * 8
+    losses[best] = 0.5
+    recipe = replace(RECIPE, epochs=60, float_epochs=15)
+    tried: Any = rewritten(model, data, losses, trial=Trial(data, recipe, choose_float=True)).report.trial
+    plan, nearer = "0.25x to 2x", "0.67x to 1.5x"
+    wanted = [(UNIFORM, 0), (plan, 15), (nearer, 15), (UNIFORM, 15), (plan, 0), (nearer, 0)]
+    assert [(row.candidate, row.retrain_float_epochs) for row in tried.rows][: len(wanted)] == wanted
+    assert (tried.chosen, tried.float_epochs) == wanted[best]
+    # A trial is the retraining in short: a quarter of it in float too, one epoch at least.
+    assert [row.float_epochs for row in tried.rows] == [call.float_epochs for *_, call in trained]
+    assert {row.float_epochs for row in tried.rows} == {0, max(1, round(tried.epochs / 4))}
+    assert sum(call.epochs for *_, call in trained) * 0.8 <= 0.25 * 60
 
 
 def test_where_nothing_can_be_tried_the_report_says_why(model, data, trained):
@@ -119,8 +134,10 @@ def test_where_nothing_can_be_tried_the_report_says_why(model, data, trained):
 
 
 def test_fewer_epochs_try_fewer_plans(data):
-    allowed = {epochs: Trial(data, Recipe(epochs=epochs)).most for epochs in (12, 13, 20, 26, 100)}
+    allowed = {epochs: len(Trial(data, Recipe(epochs=epochs)).turns) for epochs in (12, 13, 20, 26, 100)}
     assert allowed == {12: 0, 13: 2, 20: 3, 26: 4, 100: 4}
+    both = {epochs: len(Trial(data, Recipe(epochs=epochs), choose_float=True).turns) for epochs in (12, 26, 52, 100)}
+    assert both == {12: 0, 26: 4, 52: 8, 100: 8}
     for epochs, most in allowed.items():
         if most:
             assert most * Trial(data, Recipe(epochs=epochs)).epochs(most) * 0.8 <= 0.25 * epochs + 1e-9

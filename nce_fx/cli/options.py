@@ -199,8 +199,9 @@ FloatEpochs = Annotated[
     typer.Option(
         "--float-epochs",
         metavar="N",
-        help="The first so many of the epochs train in float at the new widths, before anything is rounded; a "
-        "quarter by default where widths change, none with --from-scratch.",
+        help="The first so many of the epochs train in float at the new widths, before anything is rounded. By "
+        "default none or a quarter, as a trial finds better; a quarter where nothing is tried and widths change; none "
+        "with --from-scratch.",
         rich_help_panel=_TRAINING,
     ),
 ]

@@ -24,6 +24,7 @@ from nce_fx.cli.rewriting import (
     rewritten_name,
     uniform_name,
     with_float_epochs,
+    with_other_split,
 )
 from nce_fx.cli.terminal import Terminal
 from nce_fx.data import load_data
@@ -72,6 +73,9 @@ def run(job: Retrain) -> None:
         given = Given(calibration(data, recipe.seed))
         uniform = _unresized(rewritten, own)(float_network, given).graph_module
         networks = {uniform_name(spec): uniform, **networks}
+    recipes: dict[str, Recipe] = {}
+    if not retraining.from_scratch and rewritten.meta["plan"].changed:
+        networks, recipes = with_other_split(networks, recipe, spec)
     if retraining.from_scratch:
         batches = calibration(data, recipe.seed)
         networks = {
@@ -93,7 +97,7 @@ def run(job: Retrain) -> None:
     all_reduce_sum(torch.zeros(1, device=start_engine().device))
     teaches = can_teach(float_network, data, task)
     trained = retrain_networks(
-        float_network, networks, data, recipe, retraining.float_epochs, job.directory, terminal, task, teaches
+        float_network, networks, data, recipe, recipes, retraining.float_epochs, job.directory, terminal, task, teaches
     )
     if terminal.is_main:
         artifacts.save(

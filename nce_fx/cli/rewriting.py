@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from nce_fx.cli.parsing import build_model, one_process, recipe_fields
 from nce_fx.cli.pass_hooks import between_passes
 from nce_fx.cli.rewrite import Rewrite
 from nce_fx.cli.terminal import Terminal
-from nce_fx.comparison import Trained, compare
+from nce_fx.comparison import Trained, compare, other_split
 from nce_fx.data import Data
 from nce_fx.end_bits import WAYS
 from nce_fx.errors import InputError, TrainingError
@@ -80,7 +81,8 @@ def run(job: Rewrite) -> None:
         return
     trial = None
     if data is not None and job.retrain and job.trial and not job.dry_run:
-        trial = Trial(data, recipe, job.trial_share, task.loss, teaches)
+        free = job.float_epochs is None and not job.from_scratch and "float_epochs" not in fields
+        trial = Trial(data, recipe, job.trial_share, task.loss, teaches, choose_float=free)
     with terminal.steps() as steps:
         result = rewrite(
             model,
@@ -105,7 +107,10 @@ def run(job: Rewrite) -> None:
         terminal.finish(content(result.plan, result.report, None, None))
         return
 
-    if not result.plan.changed:
+    tried = result.report.trial
+    if tried is not None and tried.float_epochs is not None:
+        recipe = replace(recipe, float_epochs=tried.float_epochs)
+    elif not result.plan.changed:
         recipe = Recipe.from_dict(with_float_epochs(fields, job, changed=False))
     about: dict[str, Any] = {
         "report": result.report,
@@ -232,12 +237,28 @@ def retrain_both(
     They start from the float network's weights, or from new ones drawn from those of ``fresh``.
     """
     networks = {uniform_name(spec): result.uniform, rewritten_name(spec): result.graph_module}
+    recipes: dict[str, Recipe] = {}
+    if fresh is None and result.plan.changed:
+        networks, recipes = with_other_split(networks, recipe, spec)
     if fresh is not None:
         batches = calibration(data, recipe.seed)
         networks = {
             name: from_scratch(gm, fresh, gm.meta["spec"], batches, recipe.seed) for name, gm in networks.items()
         }
-    return retrain_networks(result.original, networks, data, recipe, float_epochs, out, terminal, task, teaches)
+    return retrain_networks(
+        result.original, networks, data, recipe, recipes, float_epochs, out, terminal, task, teaches
+    )
+
+
+def with_other_split(
+    networks: Mapping[str, GraphModule], recipe: Recipe, spec: QuantSpec
+) -> tuple[dict[str, GraphModule], dict[str, Recipe]]:
+    """Return the networks with the uniform one once more, and the recipe that it is then trained by."""
+    other, name = other_split(recipe, spec.weight_bits), uniform_name(spec)
+    if other is None or name not in networks:
+        return dict(networks), {}
+    again = f"{name}, {other[0]}"
+    return {name: networks[name], again: networks[name], **networks}, {again: other[1]}
 
 
 def retrain_networks(
@@ -245,6 +266,7 @@ def retrain_networks(
     networks: dict[str, GraphModule],
     data: Data,
     recipe: Recipe,
+    recipes: Mapping[str, Recipe],
     float_epochs: int,
     out: Path,
     terminal: Terminal,
@@ -267,6 +289,7 @@ def retrain_networks(
             loss=task.loss,
             metric=task.metric,
             float_epochs=float_epochs,
+            recipes=recipes,
             directory=out / artifacts.CHECKPOINTS,
             watch=terminal.training,
         )

@@ -71,6 +71,10 @@ class TrialRow(Record):
     """``the widths as they are``, or how far widths move: ``0.67x to 1.5x``."""
     loss: float
     """On the part of the training split that was held out, after the trial."""
+    float_epochs: int | None = None
+    """Of the trial, the first ones."""
+    retrain_float_epochs: int | None = None
+    """Of the retraining that it stands for."""
 
 
 class TrialRecord(Record):
@@ -78,6 +82,8 @@ class TrialRecord(Record):
 
     rows: tuple[TrialRow, ...]
     chosen: str
+    float_epochs: int | None = None
+    """Of the retraining, with which it was chosen."""
     epochs: int
     """Of each candidate."""
     share: float

@@ -109,10 +109,12 @@ def trial_table(trial: TrialRecord) -> Table:
     """Return the candidates of a trial, the one that was chosen marked."""
     title = f"Tried: {trial.epochs} epochs each, the loss on {thousands(trial.held_out)} training samples held out"
     table = Table(title=title, title_justify="left")
-    for column in ("widths", "loss", ""):
-        table.add_column(column, justify="right" if column == "loss" else "left")
+    for column in ("widths", "first in float", "loss", ""):
+        table.add_column(column, justify="left" if column in ("widths", "") else "right")
     for row in trial.rows:
-        table.add_row(row.candidate, f"{row.loss:.4f}", "chosen" if row.candidate == trial.chosen else "")
+        chosen = (row.candidate, row.retrain_float_epochs) == (trial.chosen, trial.float_epochs)
+        epochs = "-" if row.float_epochs is None else str(row.float_epochs)
+        table.add_row(row.candidate, epochs, f"{row.loss:.4f}", "chosen" if chosen else "")
     return table
 
 

@@ -19,13 +19,13 @@ def ctrl_c_raises() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-QUICK_PARAMETERS = 3
-"""How many of each test's parameter sets --quick runs, spread evenly over them."""
+QUICK_PARAMETERS = 1
+"""How many of each test's parameter sets --quick runs."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--quick", action="store_true", help="a sample: no test marked long, a few parameter sets of each other"
+        "--quick", action="store_true", help="a sample: no test marked long, one parameter set of each other"
     )
 
 

@@ -127,6 +127,7 @@ CALLS: dict[str, Callable[[Given], object]] = {
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.long
 def test_nothing_that_is_given_is_changed(training: bool, tmp_path: Path) -> None:
     """In one process after the other, on the same values: each finds them as the first one did."""
     values = given(training, tmp_path)
@@ -146,6 +147,7 @@ def test_every_public_function_is_asked() -> None:
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.long
 def test_no_pattern_of_a_model_is_changed(training: bool) -> None:
     """Among them are models that count their calls, write in place, and share parameters."""
     changed = []

@@ -377,6 +377,7 @@ def test_search_writes_a_plan_that_apply_takes(here):
     assert "no such field: taus" in refused("search", "resnet8", "--recipe", '{"taus": 1}', "--out", "other")
 
 
+@pytest.mark.long
 def test_retrain_a_result_that_was_not_trained(here):
     assert call("rewrite", "resnet8", "--data", "digits", "--out", "result").exit_code == 0
     assert "--epochs" in refused("retrain", "result")
@@ -513,6 +514,7 @@ def quiet_environment():
     return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.long
 def test_a_real_process_prints_one_line_and_exits_1(tmp_path):
     command = [sys.executable, "-m", "nce_fx", "rewrite", "no_such_net"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=quiet_environment())

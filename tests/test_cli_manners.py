@@ -9,9 +9,11 @@ import tomllib
 from datetime import datetime
 
 import pytest
+from rich.table import Table
 from typer.testing import CliRunner
 
 from nce_fx.cli import app
+from nce_fx.cli.terminal import Terminal
 
 COMMANDS = ("rewrite", "search", "analyze", "inspect", "diff", "apply", "retrain", "export", "models", "passes")
 PLAN = ("rewrite", "resnet8", "--dry-run")
@@ -66,6 +68,30 @@ def test_nothing_is_cut_and_no_line_is_longer_than_the_terminal(columns):
         assert "…" not in text
 
 
+@pytest.mark.parametrize("columns", ["40", "120"])
+def test_names_are_shown_as_they_are_and_no_terminal_obeys_them(monkeypatch, capsys, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    terminal = Terminal.of(False)
+    table = Table(title="[/t]", caption="[/c]")
+    table.add_column("[/g]")
+    table.add_column("[/h]")
+    for name in ("[/red]", "[bold]conv", ":warning:", "a\x1b[2Jb", "a\u202eb"):
+        table.add_row(name, name)
+        terminal.show(name)
+        terminal.note(name)
+    terminal.show(table)
+    with terminal.steps() as steps:
+        steps("[/red]")
+    captured = capsys.readouterr()
+    for said in (captured.out, captured.err):
+        for shown in ("[/red]", "[bold]conv", ":warning:", r"a\x1b[2Jb", r"a\u202eb"):
+            assert shown in said
+        assert "\x1b" not in said
+    for shown in ("[/t]", "[/h]", "[/c]"):
+        assert shown in captured.out
+
+
+@pytest.mark.long
 def test_plain_output_for_plain_terminals():
     plain = process(*PLAN, LC_ALL="C", PYTHONIOENCODING="ascii", TERM="dumb")
     assert plain.returncode == 0, plain.stderr
@@ -77,6 +103,7 @@ def test_plain_output_for_plain_terminals():
         assert not ESCAPE.search(output.stderr.decode())
 
 
+@pytest.mark.long
 def test_a_run_can_be_followed_as_json_lines(here):
     done = call("rewrite", "resnet8", "--data", "digits", "--retrain", "2", "--log", "run.jsonl", "--json")
     assert done.exit_code == 0, done.output

@@ -139,6 +139,7 @@ class Swish(nn.Module):
 
 
 @pytest.mark.parametrize("activation", ["n2uq", "lsq+"])
+@pytest.mark.long
 def test_learned_thresholds_and_offsets_are_written_exactly_or_refused_in_words(tmp_path, activation):
     torch.manual_seed(0)
     x = random(2, 3, 8, 8)
@@ -188,6 +189,7 @@ def test_folded_qcdq_is_computed_in_integers(tmp_path):
 
 @pytest.mark.parametrize(("weight", "activation"), [("sawb", "pact"), ("dorefa", "dorefa"), ("lsq", "lsq")])
 @pytest.mark.parametrize("model", ["resnet8", "mobilenet_v2"])
+@pytest.mark.long
 def test_qonnx_is_what_fpga_flows_take(tmp_path, model, weight, activation):
     """What FINN's conversion and hls4ml's reader refuse a file for; FINN took resnet8's when tried by hand."""
     torch.manual_seed(0)
@@ -237,6 +239,7 @@ def test_the_qonnx_package_counts_the_bit_operations_that_we_do(tmp_path, weight
     assert (ours.macs, ours.bit_ops) == (theirs["total_macs"], theirs["total_bops"])
 
 
+@pytest.mark.long
 def test_names_and_metadata_are_the_models(tmp_path):
     gm = resnet8()
     model = onnx.load(export_onnx(gm, tmp_path / "model.onnx").path)
@@ -378,6 +381,7 @@ def unknown_operator(name, levels, source, result):
         ({"activation": unknown_operator}, "onnxruntime refuses"),
     ],
 )
+@pytest.mark.long
 def test_a_file_that_does_not_verify_is_removed(tmp_path, monkeypatch, change, says):
     changed = replace(FORMATS["int2"], pieces=PIECES["int2"]._replace(**change))
     monkeypatch.setattr("nce_fx.export.export.FORMATS", {"int2": changed})
@@ -427,6 +431,7 @@ class Cancelling(nn.Module):
         return self.sum(x) - self.same(x.flip(1)) + 1e-3 * self.rest(x)
 
 
+@pytest.mark.long
 def test_no_file_is_asked_to_round_better_than_pytorch(tmp_path, monkeypatch):
     torch.manual_seed(0)
     x = random(8, 512)
@@ -463,6 +468,7 @@ def test_other_precisions_are_refused(tmp_path):
         export_onnx(gm, tmp_path / "model.onnx")
 
 
+@pytest.mark.long
 def test_operators_that_onnx_has_not_are_refused_in_one_line(tmp_path):
     class Odd(nn.Module):
         def __init__(self):
@@ -497,6 +503,7 @@ def test_a_float_graph_has_nothing_to_pack(tmp_path):
         save_packed(nce_fx.trace(Mlp(4, 4), (random(2, 4),)), tmp_path / "weights.safetensors")
 
 
+@pytest.mark.long
 def test_the_command_exports_a_result_folder(tmp_path):
     gm = resnet8()
     nce_fx.save(gm, tmp_path / "result", model=ModelReference(reference="resnet8", args={"width": 4}))

@@ -95,6 +95,7 @@ def test_a_file_says_the_opset_that_is_asked_for_and_runs(form, opset, tmp_path)
         ({"opset": True}, "opset is True"),
     ],
 )
+@pytest.mark.long
 def test_an_opset_that_cannot_be_is_refused_and_nothing_is_written(options, message, tmp_path):
     with pytest.raises(ExportError, match=message) as caught:
         nce_fx.export_onnx(quantized(Classes, X), tmp_path / "m.onnx", **options)
@@ -103,6 +104,7 @@ def test_an_opset_that_cannot_be_is_refused_and_nothing_is_written(options, mess
 
 
 @pytest.mark.parametrize("form", ["int2", "qcdq", "integer"])
+@pytest.mark.long
 def test_images_of_any_size_and_outputs_by_the_models_names(form, tmp_path):
     q = quantized(Pixels, X, exact=True)
     written = nce_fx.export_onnx(q, tmp_path / "m.onnx", format=form)
@@ -125,6 +127,7 @@ def test_a_graph_that_fixes_its_size_keeps_it(tmp_path):
 
 @pytest.mark.parametrize("form", ["int2", "qcdq", "integer", "qonnx"])
 @pytest.mark.parametrize("model", [Tied, Encoder])
+@pytest.mark.long
 def test_tied_weights_stay_tied_and_are_exported(model, form, tmp_path):
     inputs = torch.randint(20, (2, 5)) if model is Tied else torch.randn(4, 8)
     q = quantized(model, inputs)

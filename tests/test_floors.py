@@ -3,6 +3,7 @@
 import doctest
 
 import networkx as nx
+import pytest
 
 from tests.floors import ON_NO_FLOOR, PAGE, PLACES, files, floor_of, imports, page, picture
 
@@ -27,6 +28,7 @@ def test_nobody_imports_what_stands_on_no_floor():
     assert not inside
 
 
+@pytest.mark.long
 def test_no_files_import_each_other_in_a_circle():
     circles = [sorted(circle) for circle in nx.strongly_connected_components(imports()) if len(circle) > 1]
     assert not circles

@@ -1,4 +1,4 @@
-"""The laws over random networks: 100 of them with a fixed seed, or as many others as NCE_FX_EXAMPLES says.
+"""The laws over random networks: 60 of them with a fixed seed, or as many others as NCE_FX_EXAMPLES says.
 
 A failure prints its program: paste it into ``tests/generator/regressions.py``, where it stays.
 """
@@ -61,7 +61,7 @@ def obeys_the_laws(program: Program) -> None:
 
 
 @settings(
-    max_examples=int(EXAMPLES or 100),
+    max_examples=int(EXAMPLES or 60),
     derandomize=EXAMPLES is None,
     database=None,
     deadline=None,

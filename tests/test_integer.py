@@ -49,6 +49,7 @@ def integer_file(tmp_path, gm, x):
 
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize(("weight", "activation"), PAIRS)
+@pytest.mark.long
 def test_resnet8_runs_in_integers_on_pytorchs_levels(tmp_path, weight, activation, exact):
     x = random(4, 3, 16, 16)
     gm = quantized(MODELS["resnet8"](width=4), x, weight=weight, activation=activation, exact=exact)
@@ -90,6 +91,7 @@ def test_integers_may_fall_to_the_other_side_of_a_border_as_seldom_as_sums_do(ex
 
 
 @pytest.mark.parametrize("bits", [(1, 1), (1, 2), (3, 3), (8, 4), (4, 8)])
+@pytest.mark.long
 def test_other_bits_run_in_integers(tmp_path, bits):
     x = random(4, 3, 16, 16)
     gm = quantized(
@@ -125,6 +127,7 @@ class Everything(nn.Module):
 
 
 @pytest.mark.parametrize(("weight", "activation"), PAIRS)
+@pytest.mark.long
 def test_layers_of_all_kinds_run_in_integers(tmp_path, weight, activation):
     x = random(4, 3, 16, 16)
     gm = quantized(Everything(), x, weight=weight, activation=activation)
@@ -172,6 +175,7 @@ def test_weights_stay_packed_where_they_come_from_memory():
     assert few_rows.come_from_memory([weight(512, 512)] * 16)
 
 
+@pytest.mark.long
 def test_negative_zero_and_tiny_factors_of_a_normalization(tmp_path):
     norm = nn.BatchNorm2d(6)
     net = settled(nn.Sequential(nn.Conv2d(3, 6, 3, bias=False), norm, nn.Hardtanh(-1, 1), nn.Conv2d(6, 4, 3)))
@@ -187,6 +191,7 @@ def test_negative_zero_and_tiny_factors_of_a_normalization(tmp_path):
 
 @pytest.mark.parametrize("bits", [2, 8])
 @pytest.mark.parametrize("why", ["its weight is float", "its weight needs nine bits"])
+@pytest.mark.long
 def test_a_layer_that_stays_in_float_between_integers_keeps_its_weight(tmp_path, why, bits):
     """onnxruntime rounds a float weight to int8 where it finds one between DequantizeLinear and QuantizeLinear."""
     groups, overrides = (1, {"3": {"weight_bits": None}}) if why == "its weight is float" else (8, {"3": 8})
@@ -201,6 +206,7 @@ def test_a_layer_that_stays_in_float_between_integers_keeps_its_weight(tmp_path,
     torch.testing.assert_close(to_integer(gm)(x), gm(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.long
 def test_what_stays_in_float_says_why(tmp_path):
     class Net(nn.Module):
         def __init__(self):
@@ -297,6 +303,7 @@ def test_sums_on_borders_are_on_pytorchs_levels(low, scales, step):
 
 @pytest.mark.parametrize("build", [lambda: MODELS["resnet8"](width=4), Everything])
 @pytest.mark.parametrize(("weight", "activation"), [("sawb", "pact"), ("minmax", "minmax")])
+@pytest.mark.long
 def test_the_module_computes_what_the_file_does(tmp_path, build, weight, activation):
     x = random(4, 3, 16, 16)
     gm = quantized(build(), x, weight=weight, activation=activation)
@@ -315,6 +322,7 @@ def test_the_module_computes_what_the_file_does(tmp_path, build, weight, activat
     assert torch.allclose(to_integer(gm)(x), gm(x), atol=1e-5)
 
 
+@pytest.mark.long
 def test_the_program_of_the_documentation_runs_the_file_of_one_command(tmp_path, monkeypatch, capsys):
     pytest.importorskip("sklearn")
     images = load_data("digits").test

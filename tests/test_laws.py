@@ -19,7 +19,7 @@ from tests.zoo.model import image
 BUILT_IN: dict[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
     "resnet8": (lambda: MODELS["resnet8"](num_classes=10, width=8), image(3, 16)),
     "resnet20": (lambda: MODELS["resnet20"](num_classes=10, width=4), image(3, 16)),
-    "mobilenet_v2": (lambda: MODELS["mobilenet_v2"](num_classes=10), image(3, 32, batch=4)),
+    "mobilenet_v2": (lambda: MODELS["mobilenet_v2"](num_classes=10, multiplier=0.25), image(3, 32, batch=4)),
 }
 NAMES = [*ZOO, *BUILT_IN]
 

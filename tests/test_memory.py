@@ -78,6 +78,7 @@ WORK: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("work", WORK)
+@pytest.mark.long
 def test_several_times_hold_what_one_holds(work: str, tmp_path: Path) -> None:
     """Each time with another model, of which nothing is kept."""
     WORK[work](tmp_path)
@@ -87,6 +88,7 @@ def test_several_times_hold_what_one_holds(work: str, tmp_path: Path) -> None:
     assert living() == before
 
 
+@pytest.mark.long
 def test_a_graph_that_is_kept_does_not_grow_with_what_is_asked_of_it() -> None:
     gm = _traced()
     widths = _wider(gm)
@@ -99,6 +101,7 @@ def test_a_graph_that_is_kept_does_not_grow_with_what_is_asked_of_it() -> None:
     assert living() == before
 
 
+@pytest.mark.long
 def test_nothing_of_any_pattern_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Among them are in-place writes, views of views, heads that share a parameter, and models run many times.
 

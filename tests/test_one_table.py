@@ -117,6 +117,7 @@ def test_what_is_no_list_is_none(source):
     assert not list(lists_of_operations(source))
 
 
+@pytest.mark.long
 def test_no_list_of_operations_stands_outside_the_table():
     found = {name: lines for name, path in FILES.items() if (lines := list(lists_of_operations(path.read_text())))}
     assert not found, "ask the row: nce_fx.ops.Op"

@@ -92,6 +92,7 @@ def browser():
 
 @needs_browser
 @pytest.mark.parametrize("name", ["resnet8", *NETS])
+@pytest.mark.long
 def test_the_page_says_what_the_report_says(browser, folders, name):
     folder = folders(name)
     opened = Opened(browser, folder / artifacts.PAGE)
@@ -154,6 +155,7 @@ def test_search_and_click(browser, folders, name):
 
 
 @needs_browser
+@pytest.mark.long
 def test_modules_open_and_close(browser, folders):
     opened = Opened(browser, folders("resnet50") / artifacts.PAGE)
     opened.page.click("#collapse")
@@ -256,6 +258,7 @@ def test_a_network_without_a_plan_has_a_page(browser, tmp_path):
 
 
 @needs_browser
+@pytest.mark.long
 def test_two_thousand_operations(browser, tmp_path):
     class Block(nn.Module):
         def __init__(self):

@@ -47,6 +47,7 @@ def nce_fx_with_example(tmp_path_factory):
     return call
 
 
+@pytest.mark.long
 def test_everything_that_is_brought_is_listed(nce_fx_with_example):
     found = json.loads(nce_fx_with_example("list", "--json"))
     for kind, name in BROUGHT.items():
@@ -56,6 +57,7 @@ def test_everything_that_is_brought_is_listed(nce_fx_with_example):
     assert "--max-energy" in nce_fx_with_example("rewrite", "--help")
 
 
+@pytest.mark.long
 def test_everything_that_is_brought_can_be_used(nce_fx_with_example, tmp_path):
     options = ["--weight-quantizer", "ternary", "--sensitivity", "numel", "--max-energy", "0.8x", "--data", "stripes"]
     result = json.loads(nce_fx_with_example("rewrite", "two_layers", *options, "--out", str(tmp_path / "a"), "--json"))

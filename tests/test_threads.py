@@ -44,6 +44,7 @@ def test_a_plan_is_the_same_where_threads_share_the_sums(metric):
     assert len(plans_at_all_threads(gm, [(x, torch.randint(0, 10, (32,)))], metric=metric)) == 1
 
 
+@pytest.mark.long
 def test_a_plan_is_the_same_in_processes_of_other_numbers_of_threads():
     found = {
         subprocess.run(

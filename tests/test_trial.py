@@ -143,6 +143,7 @@ def test_fewer_epochs_try_fewer_plans(data):
             assert most * Trial(data, Recipe(epochs=epochs)).epochs(most) * 0.8 <= 0.25 * epochs + 1e-9
 
 
+@pytest.mark.long
 def test_a_trial_trains_and_measures(model, data):
     """For real, with the shortest that there is: two epochs of two candidates."""
     recipe = Recipe(epochs=13, float_epochs=6, batch_size=400)

@@ -12,6 +12,7 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.long
 def test_a_study_writes_a_row_a_method_and_goes_on_where_it_stopped(tmp_path, capsys):
     out = tmp_path / "training.csv"
     options = ["--data", "digits", "--networks", "resnet20", "--seeds", "1", "--images", "64", "--float-epochs", "1"]

@@ -149,6 +149,7 @@ def test_new_weights_of_the_original_widths_are_the_seeds_own(bench):
     assert len({tuple(channel.flatten().tolist()) for channel in again[0]}) == 8
 
 
+@pytest.mark.long
 def test_mixed_precision_keeps_every_budget_and_is_the_least_noise_within_them(bench):
     from benchmarks.evidence.mixed import BITS, at, inner_layers, mixed
 

@@ -38,6 +38,7 @@ from nce_fx.pipeline import Pass
 from nce_fx.pipeline.contract import tensors_of
 from nce_fx.pipeline.history import history_of, set_training_modes, training_modes
 from nce_fx.pipeline.history_json import HistoryRecord, StepRecord, passes_of
+from nce_fx.plain_text import read_json
 from nce_fx.plan import WidthPlan, model_fingerprint
 from nce_fx.quantizers.state_dict import fit_problem
 from nce_fx.report.page import page
@@ -241,7 +242,7 @@ def read_manifest(directory: str | Path) -> Manifest:
     """
     path = Path(directory) / REPORT
     try:
-        content = json.loads(_read(path))
+        content = read_json(_read(path))
     except ValueError as error:
         raise ArtifactError(f"{path} is damaged, it is not JSON: write the result again") from error
     if not isinstance(content, dict) or content.get("format") != "nce-fx":

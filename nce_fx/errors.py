@@ -21,13 +21,21 @@ from pathlib import Path
 
 import torch.fx
 
+from nce_fx.plain_text import one_clear_line
+
 _OWN = str(Path(__file__).parent)
 _TORCH = str(Path(torch.__file__).parent)
 _STANDARD = sysconfig.get_paths()["stdlib"]
 
 
 class NceFxError(Exception):
-    """Base of all errors that nce-fx raises on purpose; the command line prints them without a traceback."""
+    """Base of all errors that nce-fx raises on purpose; the command line prints them without a traceback.
+
+    What it quotes may come from a stranger's file: the message is one line all the same, and no terminal obeys it.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_clear_line(str(message)))
 
 
 class InputError(NceFxError):

@@ -21,6 +21,7 @@ from torch.fx.node import map_arg
 from nce_fx.errors import PlanError
 from nce_fx.frozen import freeze
 from nce_fx.paths import module_at, parameters_of, unused_state
+from nce_fx.plain_text import read_json
 
 PLAN_VERSION = 1
 
@@ -89,7 +90,7 @@ class WidthPlan:
             PlanError: no JSON, a field that is missing, unknown or of the wrong type, or another version.
         """
         try:
-            fields = json.loads(text)
+            fields = read_json(text)
         except ValueError as error:
             raise PlanError(f"the plan is not JSON: {error}") from error
         version = fields.get("version") if isinstance(fields, dict) else None

@@ -10,6 +10,7 @@ An input that the model was given by name has that, too: ``{"tensor": ..., "dtyp
 
 from __future__ import annotations
 
+import math
 from collections import namedtuple
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +20,9 @@ from torch.fx import GraphModule
 from torch.fx.passes.shape_prop import TensorMetadata
 
 from nce_fx.errors import ArtifactError
+
+MOST_VALUES = 1 << 28
+"""Of an example input: a stranger's folder may say any size."""
 
 
 def signature(inputs: Mapping[str, Any], *, by_name: bool = False) -> list[Any] | None:
@@ -96,6 +100,8 @@ def _example(item: dict[str, Any]) -> Any:
         dtype = getattr(torch, item["dtype"])
         if not isinstance(dtype, torch.dtype):
             raise ValueError(item["dtype"])
+        if math.prod(item["tensor"]) > MOST_VALUES:
+            raise ValueError(item["tensor"])
         if not (dtype.is_floating_point or dtype.is_complex):
             return torch.zeros(item["tensor"], dtype=dtype)
         return torch.randn(item["tensor"], generator=torch.Generator().manual_seed(0)).to(dtype)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from nce_fx.errors import ArtifactError
+from nce_fx.plain_text import read_json
 
 
 def to_bytes(state: Mapping[str, Tensor]) -> bytes:
@@ -40,8 +41,8 @@ def from_bytes(content: bytes, path: Path) -> dict[str, Tensor]:
     """
     try:
         tensors = safetensors.torch.load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        aliases = json.loads(header.get("__metadata__", {}).get("aliases", "{}"))
+        header = read_json(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        aliases = read_json(header.get("__metadata__", {}).get("aliases", "{}"))
         return tensors | {name: tensors[other] for name, other in aliases.items()}
     except (SafetensorError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ArtifactError(f"{path} is damaged, it is not a safetensors file: write it again") from error

@@ -62,7 +62,7 @@ def from_mapping(cls: type[T], values: Mapping[Any, Any]) -> T:
 def _in_words(problems: ValidationError) -> str:
     """The first problem in one line."""
     first = problems.errors(include_url=False)[0]
-    name, *inside = (str(part) for part in first["loc"])
+    name, *inside = [str(part) for part in first["loc"]] or ["its value"]
     if first["type"] == "unexpected_keyword_argument":
         return f"no such field: {name}"
     if first["type"] in ("missing", "missing_argument"):

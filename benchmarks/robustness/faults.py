@@ -69,7 +69,8 @@ EVIDENCE = (
     "--work",
     "work",
 )
-SECONDS = re.compile(rb'("(?:seconds|duration|digest)": ?)(?:"[0-9a-f]*"|[-+.\de]+)')
+SECONDS = re.compile(rb'("(?:seconds|digest)": ?)(?:"[0-9a-f]*"|\[[^\]]*\]|[-+.\de]+)')
+"""Seconds, and the digest over them, in JSON and in the page."""
 
 
 @dataclass(frozen=True)
@@ -136,35 +137,56 @@ def started(arguments: tuple[str, ...], folder: Path) -> int:
     return in_a_process(work)
 
 
-def finished(command: Command, folder: Path) -> None:
-    """Give the user's commands until all is done.
+def processor_seconds(process: int) -> float:
+    """Return how long a process has run on a processor: what else runs there does not count."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def finished(command: Command, folder: Path) -> float:
+    """Give the user's commands until all is done; return the seconds that took.
 
     Raises:
         SystemExit: one fails.
     """
+    seconds = 0.0
     while (arguments := next_command(command, folder)) is not None:
-        if os.waitstatus_to_exitcode(os.waitpid(started(arguments, folder), 0)[1]):
+        _, status, used = os.wait4(started(arguments, folder), 0)
+        seconds += used.ru_utime + used.ru_stime
+        if os.waitstatus_to_exitcode(status):
             raise SystemExit(f"{arguments} failed in {folder}: {(folder / 'stderr.txt').read_text()[-500:]}")
         if arguments == command.first and not command.begun:
-            return
+            break
+    return seconds
 
 
 def killed(command: Command, folder: Path, moment: float) -> bool:
-    """Give the user's next command and kill it after so many seconds; return whether it was still running."""
+    """Give the next command and kill it after so many seconds of a processor; return whether it was still running."""
     arguments = next_command(command, folder)
     if arguments is None:
         return False
     child = started(arguments, folder)
-    time.sleep(moment)
+    while processor_seconds(child) < moment:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            if os.waitstatus_to_exitcode(status):
+                raise SystemExit(f"{arguments} failed in {folder}: {(folder / 'stderr.txt').read_text()[-500:]}")
+            return False
+        time.sleep(0.005)
     os.kill(child, signal.SIGKILL)
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
-def left(folder: Path) -> dict[str, str]:
-    """Return what each file holds, but for seconds, which no two runs share."""
+def left(folder: Path, says: bool) -> dict[str, str]:
+    """Return what each file holds, but for seconds, which no two runs share; with what the command said, or without.
+
+    Of checkpoints the newest counts: the one before it was written when its time had come.
+    """
     found = {}
     for path in sorted(folder.rglob("*")):
-        if not path.is_file() or path.name in ("stderr.txt", "seconds.json") or path.suffix == ".lock":
+        kept = ("stderr.txt", "seconds.json") if says else ("stderr.txt", "said.txt", "seconds.json")
+        later = path.name.startswith("checkpoint-") and max(path.parent.glob("checkpoint-*")) != path
+        if not path.is_file() or path.name in kept or path.suffix == ".lock" or later:
             continue
         content = path.read_bytes()
         if path.suffix == ".safetensors":
@@ -206,22 +228,21 @@ def prepared(command: Command, folder: Path, result: Path) -> Path:
 def rounds(name: str, kills: int, seed: int, working: Path) -> Iterator[dict[str, Any]]:
     """Run a command whole, then again and again with kills; yield what came of each time."""
     command, chance, result = COMMANDS[name], random.Random(f"{name} {seed}"), working / "result"
+    says = name == "analyze"
     if command.needs_result and not result.exists():
         prepared(COMMANDS["analyze"], result, result)
         finished(Command(("rewrite", *MODEL, "--out", "out")), result)
     whole = prepared(command, working / "whole", result)
-    begun = time.monotonic()
-    finished(command, whole)
-    seconds, expected = time.monotonic() - begun, left(whole)
+    seconds, expected = finished(command, whole), left(whole, says)
     while kills > 0:
         folder, moments = prepared(command, working / "killed", result), []
         while len(moments) < min(IN_A_ROW, kills):
-            moments.append(round(chance.uniform(0, 0.8 * seconds), 3))
+            moments.append(round(chance.uniform(0, 0.9 * seconds), 3))
             if not killed(command, folder, moments[-1]):
                 moments.pop()
                 break
         finished(command, folder)
-        found = left(folder)
+        found = left(folder, says)
         wrong = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
         kills -= len(moments)
         yield {"command": name, "seconds": round(seconds, 1), "kills": moments, "differ": wrong}

@@ -25,6 +25,7 @@ from nce_fx.cli.passes import passes
 from nce_fx.cli.retrain import retrain
 from nce_fx.cli.rewrite import rewrite
 from nce_fx.cli.search import search
+from nce_fx.plain_text import visible
 from nce_fx.version import __version__
 
 
@@ -94,4 +95,4 @@ def main() -> None:
 
 
 def _complain(message: str) -> None:
-    print(f"nce-fx: {' '.join(message.split())}", file=sys.stderr)
+    print(f"nce-fx: {visible(' '.join(message.split()))}", file=sys.stderr)

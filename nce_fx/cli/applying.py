@@ -37,7 +37,7 @@ def run(job: Apply) -> None:
         raise InputError("nothing to apply: give a PLAN.json of `nce-fx rewrite`, --passes, or both")
     defaults: dict[str, Any] = {"resize": {"seed": job.seed}, "quantize": asdict(spec)}
     try:
-        wanted = None if job.plan is None else WidthPlan.from_json(job.plan.read_text())
+        wanted = None if job.plan is None else WidthPlan.from_json(job.plan.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         hint = "give a plan.json of `nce-fx rewrite`"
         raise ArtifactError(f"plan {job.plan} cannot be read: {error}; {hint}") from error

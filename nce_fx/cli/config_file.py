@@ -16,6 +16,8 @@ from typing import Any
 
 import typer
 
+from nce_fx.plain_text import one_clear_line
+
 _NOT_OURS = frozenset({"help", "config", "print_config", "context"})
 
 
@@ -31,8 +33,8 @@ def defaults_of(path: Path, context: typer.Context) -> dict[str, Any]:
         raise typer.BadParameter(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     try:
         fields = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise typer.BadParameter(f"{path} is not TOML: {error}") from error
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise _wrong(f"{path} is not TOML: {error}") from error
     parameters = _parameters(context)
     defaults = {}
     for key, value in fields.items():
@@ -41,16 +43,20 @@ def defaults_of(path: Path, context: typer.Context) -> dict[str, Any]:
         if parameter is None:
             near = difflib.get_close_matches(key, parameters, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise typer.BadParameter(f"{place}: {context.info_name} has no option {key}{hint}")
-        given = _as_given(value)
+            raise _wrong(f"{place}: {context.info_name} has no option {key}{hint}")
         try:
+            given = _as_given(value)
             parameter.process_value(context, given)
         except typer.BadParameter as error:
-            raise typer.BadParameter(f"{place}: {key}: {error.message}") from error
+            raise _wrong(f"{place}: {key}: {error.message}") from error
         except TypeError as error:
-            raise typer.BadParameter(f"{place}: {key}: {value!r} is of another kind than this option takes") from error
+            raise _wrong(f"{place}: {key}: {value!r} is of another kind than this option takes") from error
         defaults[str(parameter.name)] = given
     return defaults
+
+
+def _wrong(message: str) -> typer.BadParameter:
+    return typer.BadParameter(one_clear_line(message))
 
 
 def config_text(context: typer.Context, given: Mapping[str, Any]) -> str:

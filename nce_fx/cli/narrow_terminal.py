@@ -12,6 +12,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from nce_fx.plain_text import visible
+
 NARROW = 64
 """Columns of a terminal below which a table is shown as a list."""
 
@@ -21,7 +23,7 @@ _PLAIN = {"█": "#", "✓": "*", "→": "->", "…": "...", "\u00d7": "x", "▲
 def as_list(table: Table) -> Iterator[RenderableType]:
     """Show a table row by row, a line a cell: nothing is cut, however narrow the terminal."""
     if table.title:
-        yield Text(str(table.title), style="italic")
+        yield Text(visible(str(table.title)), style="italic")
     columns = [(str(column.header), list(column.cells)) for column in table.columns]
     for cells in zip(*(cells for _, cells in columns), strict=True):
         named = [(name, _text(cell)) for (name, _), cell in zip(columns, cells, strict=True) if str(cell)]
@@ -30,7 +32,7 @@ def as_list(table: Table) -> Iterator[RenderableType]:
         for name, cell in named[1:]:
             yield Text.assemble(f"  {name}: ", cell, overflow="fold")
     if table.caption:
-        yield Text(str(table.caption), style="italic")
+        yield Text(visible(str(table.caption)), style="italic")
 
 
 def show_what_can_be_shown() -> None:
@@ -48,4 +50,4 @@ def _replace(error: UnicodeError) -> tuple[str, int]:
 
 
 def _text(cell: Any) -> Text:
-    return cell if isinstance(cell, Text) else Text(str(cell))
+    return cell if isinstance(cell, Text) else Text(visible(str(cell)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from nce_fx.errors import InputError
 from nce_fx.models import INPUT_SHAPES, MODELS
 from nce_fx.models.loading import load_model, load_weights
 from nce_fx.passes.transform.quantize import QuantSpec
+from nce_fx.plain_text import read_json
 
 
 def one_process(command: str) -> None:
@@ -103,7 +103,7 @@ def parse_args(text: str | None, option: str = "--model-args") -> dict[str, Any]
     """
     example = "'{\"num_classes\": 10}'" if option == "--model-args" else "'{\"learning_rate\": 0.1}'"
     try:
-        args = json.loads(text or "{}")
+        args = read_json(text or "{}")
     except ValueError as error:
         raise InputError(f"{option} is not JSON ({error}): write such as {example}") from error
     if not isinstance(args, dict):

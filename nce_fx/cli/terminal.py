@@ -22,20 +22,31 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from nce_fx.cli.events import log_event
 from nce_fx.cli.narrow_terminal import NARROW, as_list
 from nce_fx.cli.verbosity import current_verbosity
+from nce_fx.plain_text import visible
 from nce_fx.training.result import StepReport
 
 _WIDE = 120
 """Columns of tables where the output is a file or a pipe."""
 
 
+class PlainConsole(Console):
+    """A console that shows names as they are: none is markup or an emoji, and no terminal obeys one."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a text as it is shown."""
+        return super().render_str(visible(text), **options)
+
+
 def _console(file: Any) -> Console:
     # The width of a terminal, or what COLUMNS says of a pipe.
     known = file.isatty() or os.environ.get("COLUMNS", "").isdigit()
-    return Console(file=file, width=None if known else _WIDE, highlight=False, soft_wrap=False)
+    width = None if known else _WIDE
+    return PlainConsole(file=file, width=width, highlight=False, soft_wrap=False, markup=False, emoji=False)
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,7 @@ class Terminal:
         """Show named steps as they come, each with a spinner, its batches where it has some, and its time."""
         bars = Progress(
             SpinnerColumn(finished_text="✓"),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -102,10 +113,10 @@ class Terminal:
     def training(self, name: str) -> Iterator[Callable[[StepReport], None]]:
         """Show one training run: epoch, loss, accuracy, time left."""
         bars = Progress(
-            TextColumn("{task.description:<24}"),
+            TextColumn("{task.description:<24}", markup=False),
             BarColumn(bar_width=24),
             TaskProgressColumn(),
-            TextColumn("{task.fields[state]}"),
+            TextColumn("{task.fields[state]}", markup=False),
             TimeRemainingColumn(),
             console=self.notes,
         )

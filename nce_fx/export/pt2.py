@@ -29,6 +29,7 @@ from nce_fx.export.export import provenance
 from nce_fx.export.export_file import export_file
 from nce_fx.export.levels import mark
 from nce_fx.export.program import example, program, reason, share_a_batch
+from nce_fx.plain_text import read_json
 
 VERSION = 1
 _ABOUT, _SAMPLES, _GRAPH = "extra/nce_fx", "data/sample_inputs/model.pt", "models/model.json"
@@ -159,7 +160,7 @@ def _check(path: Path, records: dict[str, bytes]) -> None:
         ArtifactError: says what is wrong.
     """
     try:
-        about = json.loads(records[_ABOUT])
+        about = read_json(records[_ABOUT])
         version, sums = about["version"], dict(about["sha256"])
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path} is not an archive that nce-fx wrote: use `nce-fx export DIR --pt2`") from error
@@ -179,7 +180,7 @@ def _check(path: Path, records: dict[str, bytes]) -> None:
 
 def _check_json(path: Path, name: str, content: bytes) -> None:
     try:
-        entries = list(_entries(json.loads(content)))
+        entries = list(_entries(read_json(content)))
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged: {name} is not JSON; export it again") from error
     for key, value in entries:

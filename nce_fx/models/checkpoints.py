@@ -8,7 +8,6 @@ PyTorch's files are read without running code (``weights_only``). What wraps the
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from nce_fx.errors import ArtifactError, one_line
+from nce_fx.plain_text import read_json
 
 _ENTRIES = ("state_dict", "model_state_dict", "model", "net", "weights")
 """Where checkpoints keep the weights."""
@@ -73,6 +73,23 @@ def _read_pickled(path: Path) -> Any:
         raise ArtifactError(f"weights {path}: not a readable file of PyTorch ({one_line(error)})") from error
 
 
+def _shards(path: Path) -> list[str]:
+    """Return the files that an index names: files beside it, wherever it says they are.
+
+    Raises:
+        ValueError: it is no index, or it names a file elsewhere.
+        OSError: it cannot be read.
+    """
+    index = read_json(path.read_bytes())
+    files = index.get("weight_map") if isinstance(index, Mapping) else None
+    if not isinstance(files, Mapping) or not all(isinstance(file, str) for file in files.values()):
+        raise ValueError("it has no weight_map of names to files")
+    elsewhere = next((file for file in files.values() if Path(file).name != file or "\\" in file), None)
+    if elsewhere is not None:
+        raise ValueError(f"its weight_map names {elsewhere!r}, which is not a file beside it")
+    return sorted(set(files.values()))
+
+
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -80,8 +97,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         if not path.name.endswith(".index.json"):
             return load_file(path)
-        shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-        return {name: value for shard in shards for name, value in load_file(path.parent / shard).items()}
+        return {name: value for shard in _shards(path) for name, value in load_file(path.parent / shard).items()}
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         hint = "" if path.suffix == ".safetensors" else "; save them with safetensors.torch.save_file"
         raise ArtifactError(f"weights {path}: not a readable safetensors file ({one_line(error)}){hint}") from error

@@ -19,6 +19,7 @@ from typing import Any
 
 from nce_fx.errors import InputError
 from nce_fx.pipeline.base import Pass, Pipeline, source_of
+from nce_fx.plain_text import read_json
 
 _NAME = re.compile(r"[\w./~-]+(?::[A-Za-z_][\w.]*)?")
 _KEY = re.compile(r"[A-Za-z_]\w*")
@@ -105,7 +106,7 @@ class _Reader:
             return _WORDS.get(word.group(), word.group())
         try:
             found, self.place = json.JSONDecoder().raw_decode(self.text, self.place)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise self.wrong(f"the value of {key}: JSON, none, a word or @file") from error
         return found
 
@@ -143,6 +144,6 @@ class _Reader:
 
 def _read(name: str, key: str) -> Any:
     try:
-        return json.loads(Path(name).expanduser().read_text())
+        return read_json(Path(name).expanduser().read_bytes())
     except (OSError, ValueError) as error:
         raise InputError(f"option {key}=@{name}: it is not a file of JSON: {error}") from error

@@ -23,6 +23,7 @@ from torch import Tensor
 from nce_fx.errors import ArtifactError, TrainingError
 from nce_fx.files import write_whole
 from nce_fx.frozen import freeze
+from nce_fx.plain_text import read_json
 from nce_fx.tensor_file import digest
 
 FORMAT = 1
@@ -103,7 +104,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"checkpoint {path} is truncated or damaged ({error})") from error
     try:
-        state = json.loads(header or "")
+        state = read_json(header or "")
         if state["format"] != FORMAT:
             raise ValueError
         seal = state.pop("seal")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,6 +25,7 @@ from scipy.interpolate import LinearNDInterpolator, RegularGridInterpolator
 from nce_fx.errors import InputError
 from nce_fx.frozen import freeze
 from nce_fx.passes.analysis.polynomial import Floats
+from nce_fx.plain_text import read_json
 
 COLUMNS = ("op", "c_in", "c_out", "h", "w", "bits", "cost")
 
@@ -50,7 +50,7 @@ class HardwareTable:
         file = Path(path)
         try:
             text = file.read_text(encoding="utf-8")
-            rows = json.loads(text) if file.suffix == ".json" else list(csv.DictReader(text.splitlines()))
+            rows = read_json(text) if file.suffix == ".json" else list(csv.DictReader(text.splitlines()))
         except (OSError, ValueError) as error:
             raise InputError(f"hardware table {file} cannot be read: {error}") from error
         if not isinstance(rows, list) or not rows:
@@ -60,7 +60,7 @@ class HardwareTable:
             try:
                 c_in, c_out, h, w, cost = (float(row[name]) for name in ("c_in", "c_out", "h", "w", "cost"))
                 key = (str(row["op"]).strip(), int(row["bits"]))
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
                 needed = ", ".join(COLUMNS)
                 raise InputError(f"hardware table {file}, row {number}: {error!r}; every row needs {needed}") from error
             if not min(c_in, c_out, h, w, cost) > 0 or not np.isfinite([c_in, c_out, h, w, cost]).all():

@@ -1,5 +1,6 @@
 """The search that moves widths while it trains: what channels are worth, what comes along, what is undone."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,6 +117,14 @@ def test_what_held_out_data_does_not_like_is_undone():
     # A quarter of such widths is no channel: as far again.
     assert [each.region for each in result.log.tried] == [0.5, 0.5]
     assert not result.plan.changed
+
+
+def test_the_rate_falls_to_zero_in_each_stretch(tmp_path):
+    search(traced(), quarters(), RECIPE, spec=SPEC, directory=tmp_path)
+    rates = [float(line.split(",")[2]) for line in (tmp_path / "log.csv").read_text().splitlines()[1:]]
+    # Of the last of four steps in each epoch: one to warm up, then four stretches.
+    quarter = RECIPE.learning_rate * 0.5 * (1 + math.cos(math.pi * 3 / 4))
+    assert rates == pytest.approx([RECIPE.learning_rate, *[quarter] * 4])
 
 
 def test_what_leaves_no_time_for_a_move_is_said():

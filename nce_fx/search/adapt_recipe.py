@@ -33,7 +33,7 @@ class AdaptRecipe:
     """The share of the training split that decides, and is not trained on."""
     batch_size: Count = 64
     learning_rate: Positive = 0.02
-    """After the warm-up of the learning rate it stays: all moves are tried alike."""
+    """At which a stretch of ``every`` epochs begins; in it the rate falls to zero, so all moves are tried alike."""
     momentum: BelowOne = 0.9
     weight_decay: NotNegative = 5e-4
     lr_warmup_epochs: NotNegative = 1.0

@@ -24,7 +24,7 @@ from nce_fx.training.engine import call
 
 
 def worth_of_groups(network: GraphModule, batches: Sequence[Any], task: Task) -> dict[str, float]:
-    """Return what each channel group is worth, in squares of the loss; 0 where nothing reads its channels by weights.
+    """Return what each channel group is worth, in squares of the loss; the mean where no weights read its channels.
 
     Args:
         network: quantized or not; it is run as in evaluation, its gradients stay as they are.
@@ -45,8 +45,8 @@ def worth_of_groups(network: GraphModule, batches: Sequence[Any], task: Task) ->
         inputs, target = to_device(read(batch, network), device_of(network))
         with evaluating(network), torch.enable_grad():
             loss = task.loss(call(network, inputs), target)
-            found = torch.autograd.grad(loss, [parameters[path] for path in paths], allow_unused=True)
-        gradients = dict(zip(paths, found, strict=True))
+            slopes = torch.autograd.grad(loss, [parameters[path] for path in paths], allow_unused=True)
+        gradients = dict(zip(paths, slopes, strict=True))
         moved = np.zeros_like(total)
         for path, axis, numbers in readers:
             gradient = gradients[path]
@@ -54,7 +54,13 @@ def worth_of_groups(network: GraphModule, batches: Sequence[Any], task: Task) ->
                 product = (gradient * parameters[path].detach()).double().movedim(axis, 0)
                 np.add.at(moved, numbers, product.reshape(len(product), -1).sum(1).cpu().numpy())
         total += moved**2 / len(batches)
-    return {
-        known.id: float(sum(total[part.classes].sum() for part in group.parts))
-        for known, group in zip(analysis.channels.groups, analysis.structure.groups, strict=True)
-    }
+    read_by = {number for _, _, numbers in readers for number in numbers.tolist()}
+    found: dict[str, float] = {}
+    unknown = []
+    for known, group in zip(analysis.channels.groups, analysis.structure.groups, strict=True):
+        own = np.concatenate([part.classes for part in group.parts])
+        found[known.id] = float(total[own].sum())
+        if read_by.isdisjoint(own.tolist()):
+            unknown.append(known.id)
+    mean = sum(found.values()) / max(1, len(found) - len(unknown))
+    return found | dict.fromkeys(unknown, mean)

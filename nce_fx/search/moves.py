@@ -1,13 +1,15 @@
 """Moves of widths beside the training of the weights: proposed between epochs, tried, kept or undone.
 
 A try is two stretches of as many epochs. In the first the moved network trains, in the second the one that was not
-moved, from where both began and at the same learning rate. What held-out data says of the two decides which goes on.
+moved, from where both began; in both the learning rate falls to zero. What held-out data then says of the two decides
+which goes on.
 Everything is a function of the recipe's seed and the position, and a checkpoint holds both networks, so that a search
 that was stopped ends with the same widths.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -134,6 +136,15 @@ class Moves(Callback):
         self.aside.network.load_state_dict(kept["model"])
         self.aside.network.to(device_of(model))
         self.aside.momenta = kept["momentum"]
+
+    def rate(self, done: float) -> float:
+        """Return the share of the learning rate: in each stretch it falls to zero as a cosine.
+
+        At a rate that stays, what held-out data says of two networks differs more by chance than by their widths.
+        """
+        if self.trying is None:
+            return 1.0
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, max(0.0, done - self.began) / self.recipe.every)))
 
     def after_epoch(self, run: Run) -> Run:
         """Go on with the try where its stretch has ended, or begin one."""

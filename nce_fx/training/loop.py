@@ -167,7 +167,7 @@ def _train_epoch(
         position.levels = {} if in_float else weight_levels(run.model)
     for step in range(position.step, run.steps_per_epoch):
         batch_seed = seed_step(recipe.seed, epoch, step, engine)
-        rate = learning_rate_at(recipe, run.done, run.steps_per_epoch)
+        rate = _rate_at(run, run.done)
         batch = next(batches, None)
         if batch is None:
             raise TrainingError(
@@ -207,7 +207,7 @@ def _train_epoch(
         EpochRecord(
             epoch=epoch + 1,
             steps=run.done,
-            learning_rate=learning_rate_at(recipe, run.done - 1, run.steps_per_epoch),
+            learning_rate=_rate_at(run, run.done - 1),
             bits=bits_at(recipe, epoch),
             loss=position.loss / position.samples,
             accuracy=position.correct / position.samples if run.task.counts_right else None,
@@ -220,6 +220,12 @@ def _train_epoch(
     log.epoch(position.history)
     position.epoch, position.step, position.seconds = epoch + 1, 0, 0.0
     position.loss = position.correct = position.samples = 0.0
+
+
+def _rate_at(run: Run, step: int) -> float:
+    """The learning rate of a step, counted from 0 over the whole run."""
+    steps = run.steps_per_epoch
+    return learning_rate_at(run.recipe, step, steps) * run.callback.rate(step / steps)
 
 
 def _batches(run: Run, epoch: int) -> Loader:

@@ -78,6 +78,10 @@ class Callback:
         """Return what a checkpoint keeps, as tensors by name."""
         return {}
 
+    def rate(self, done: float) -> float:
+        """Return the learning rate where so many epochs are done, as a share of the recipe's."""
+        return 1.0
+
     def before_epoch(self, run: Run) -> None:
         """An epoch begins, or goes on after it was interrupted."""
 

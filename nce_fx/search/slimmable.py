@@ -40,6 +40,8 @@ from nce_fx.training.engine import start_engine
 from nce_fx.training.evaluation import measure
 from nce_fx.training.log import csv_table
 from nce_fx.training.loop import fit, forward_pass
+from nce_fx.training.progress import reporting
+from nce_fx.training.result import StepReport
 from nce_fx.training.run import CheckpointWriter, Run, prepare
 from nce_fx.training.running_statistics import reestimate
 
@@ -116,9 +118,10 @@ def search_slimmable(asked: Asked, recipe: SlimmableRecipe) -> SearchResult[Slim
     run = prepare(network.graph_module, kept, recipe.training(), None, engine, folder, None, callback, task=task)
     run = fit(run, asked.progress, asked.checkpoint_seconds)
 
-    measured = Measuring(run, callback, kept, CheckpointWriter(run, asked.checkpoint_seconds))
-    found = evolve(settings, recipe, measured)
-    measured.checkpoints.save()
+    checkpoints = CheckpointWriter(run, asked.checkpoint_seconds)
+    with reporting(asked.progress if engine.is_main else False) as report:
+        found = evolve(settings, recipe, Measuring(run, callback, kept, checkpoints, report))
+    checkpoints.save()
     ranked = sorted(found, key=lambda setting: (found[setting], setting))
     log = SlimmableLog(
         tuple(Compared(settings.widths(setting), found[setting]) for setting in ranked),
@@ -160,14 +163,17 @@ class Measuring:
     data: Data
     """Its test split is what is held out."""
     checkpoints: CheckpointWriter
+    report: Callable[[StepReport], None]
 
     def __call__(self, setting: Setting) -> float:
         """Return the loss of a setting, and note it in the checkpoints."""
-        known = self.callback.known
+        known, most = self.callback.known, self.callback.recipe.evaluations
         if setting not in known:
             started = time.monotonic()
             known[setting] = self._loss(self.callback.cut(setting, self.run.model).network)
             self.callback.seconds += time.monotonic() - started
+            left = (most - len(known)) * self.callback.seconds / len(known)
+            self.report(StepReport(1, 1, min(len(known), most), most, min(known.values()), None, None, left))
             if self.checkpoints.is_due():
                 self.checkpoints.save()
         return known[setting]

@@ -21,9 +21,10 @@ from nce_fx.pipeline import Pipeline
 from nce_fx.quantizers import Quantizer
 from nce_fx.search import SlimmableRecipe, search
 from nce_fx.search.carrying import of_kind
+from nce_fx.search.comparing import Measuring, better_by
 from nce_fx.search.settings import Settings
 from nce_fx.search.slices import Widest, quantizer_paths
-from nce_fx.search.slimmable import Measuring
+from nce_fx.search.slimmable import Compared, SlimmableLog
 from tests import drawing
 from tests.observing import difference, loss_of
 from tests.observing import run as outputs_of
@@ -125,8 +126,9 @@ def test_the_plan_is_the_best_setting_and_a_search_that_was_stopped_ends_with_it
     spent = cost.at(result.plan.widths).total.by_quantity
     assert all(spent[name] <= cost.total.by_quantity[name] for name in ("macs", "params", "bit_ops", "weight_bytes"))
     assert [one.loss for one in log.compared] == sorted(one.loss for one in log.compared)
-    assert {name: result.plan.widths[name] for name in log.compared[0].widths} == log.compared[0].widths
-    assert log.uniform in [one.loss for one in log.compared if one.widths == free(traced())]
+    assert log.uniform in [one.loss for one in log.compared if one.widths == free(traced()) and one.better == 0]
+    best = log.preferred(SHORT.sure)[0]
+    assert {name: result.plan.widths[name] for name in best.widths} == best.widths
     assert len(log.compared) == SHORT.evaluations
     assert result.plan.source["search"]["method"] == "slimmable"
     with (tmp_path / "whole" / "settings.csv").open() as file:
@@ -141,7 +143,7 @@ def test_the_plan_is_the_best_setting_and_a_search_that_was_stopped_ends_with_it
 
     with pytest.raises(RuntimeError, match="stopped"):
         found(tmp_path / "stopped", checkpoint_seconds=0, progress=stop_after(7))
-    measure, calls = Measuring._loss, []
+    measure, calls = Measuring._losses, []
 
     def measured(self, network):
         calls.append(network)
@@ -149,13 +151,26 @@ def test_the_plan_is_the_best_setting_and_a_search_that_was_stopped_ends_with_it
             raise RuntimeError("stopped")
         return measure(self, network)
 
-    monkeypatch.setattr(Measuring, "_loss", measured)
+    monkeypatch.setattr(Measuring, "_losses", measured)
     with pytest.raises(RuntimeError, match="stopped"):
         found(tmp_path / "stopped", checkpoint_seconds=0)
     again = found(tmp_path / "stopped")
     assert len(calls) == 7 + SHORT.evaluations - 6
     assert files(tmp_path / "stopped") == files(tmp_path / "whole")
     assert again.plan == result.plan
+
+
+def test_the_widths_as_they_are_stay_where_no_setting_is_surely_better():
+    uniform, better, lucky = (1.0, 1.1, 0.9, 1.0), (0.8, 0.9, 0.71, 0.79), (0.9, 1.4, 0.6, 0.7)
+    assert better_by(uniform, uniform) == 0
+    assert better_by(better, uniform) > 10 > 1 > better_by(lucky, uniform) > 0
+    settings = [
+        Compared({"a": width}, loss, sure) for width, loss, sure in ((3, 0.8, 1.5), (5, 0.9, 2.5), (4, 1.0, 0.0))
+    ]
+    log = SlimmableLog((*settings, Compared({"a": 2}, 1.2, -1.0)), {}, 1.0)
+    assert [one.widths["a"] for one in log.preferred(2.0)] == [5, 4, 3, 2]
+    assert [one.widths["a"] for one in log.preferred(3.0)] == [4, 3, 5, 2]
+    assert [one.widths["a"] for one in log.preferred(0.5)] == [3, 5, 4, 2]
 
 
 def test_it_searches_in_float_and_says_what_it_cannot_search():

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import glob
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 from torch.fx import GraphModule
 
-from nce_fx.batches import read
 from nce_fx.data.data_split import held_out, split_data
-from nce_fx.data.loaders import CALIBRATION_BATCHES, CALIBRATION_SIZE, Data
-from nce_fx.devices import to_device
+from nce_fx.data.loaders import CALIBRATION_BATCHES, CALIBRATION_SIZE
 from nce_fx.errors import BudgetError, InputError
 from nce_fx.files import write_whole
 from nce_fx.frozen import freeze
@@ -30,20 +26,17 @@ from nce_fx.pipeline import Given, Pipeline
 from nce_fx.plan import WidthPlan
 from nce_fx.search.asked import PLAN, Asked, SearchResult
 from nce_fx.search.carrying import quantizing
-from nce_fx.search.settings import Setting, Settings
+from nce_fx.search.comparing import Measuring, better_by, evolve
+from nce_fx.search.settings import Settings
 from nce_fx.search.slices import Widest
 from nce_fx.search.slimmable_recipe import SlimmableRecipe
 from nce_fx.search.slimming import Slimming, sandwich_loss
 from nce_fx.tasks import Task
-from nce_fx.training.determinism import deterministic
 from nce_fx.training.engine import start_engine
-from nce_fx.training.evaluation import measure
 from nce_fx.training.log import csv_table
-from nce_fx.training.loop import fit, forward_pass
+from nce_fx.training.loop import fit
 from nce_fx.training.progress import reporting
-from nce_fx.training.result import StepReport
-from nce_fx.training.run import CheckpointWriter, Run, prepare
-from nce_fx.training.running_statistics import reestimate
+from nce_fx.training.run import CheckpointWriter, prepare
 
 FILES = (PLAN, "settings.csv", "log.csv", "steps.csv")
 """What this method leaves in its folder, beside checkpoints."""
@@ -57,6 +50,8 @@ class Compared:
     """Of the groups that have a choice."""
     loss: float
     """On what is held out, after the statistics of BatchNorm were taken anew."""
+    better: float | None
+    """By how many standard errors that is less than at the widths as they are; ``None`` where these do not fit."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +75,19 @@ class SlimmableLog:
     def write(self, directory: Path, original: Mapping[str, int]) -> None:
         """Write ``settings.csv``: a row a setting, the best first."""
         groups = tuple(self.compared[0].widths)
-        rows = [(f"{one.loss:.6f}", *(one.widths[group] for group in groups)) for one in self.compared]
-        write_whole(directory / "settings.csv", csv_table(("loss", *groups), rows))
+        rows = [
+            (f"{one.loss:.6f}", "" if one.better is None else f"{one.better:.3f}", *(one.widths[g] for g in groups))
+            for one in self.compared
+        ]
+        write_whole(directory / "settings.csv", csv_table(("loss", "better", *groups), rows))
+
+    def preferred(self, sure: float) -> list[Compared]:
+        """Return the settings that are surely better than the widths as they are, then these, then the others."""
+
+        def place(one: Compared) -> tuple[bool, bool]:
+            return not (one.better is None or one.better >= sure), one.loss != self.uniform
+
+        return sorted(self.compared, key=place)
 
     def table(self, plan: WidthPlan) -> Table:
         """Return the groups with their widths, before and after, and between which the ten best settings lie."""
@@ -92,6 +98,8 @@ class SlimmableLog:
             found = [one.widths[group] for one in self.compared[:10] if group in one.widths]
             said = f"{min(found)} to {max(found)}" if found else self.left.get(group, "")
             table.add_row(group, str(before), str(plan.widths[group]), said)
+        if not plan.changed:
+            table.caption = "no setting is surely better than the widths as they are: these stay"
         return table
 
 
@@ -122,87 +130,35 @@ def search_slimmable(asked: Asked, recipe: SlimmableRecipe) -> SearchResult[Slim
     with reporting(asked.progress if engine.is_main else False) as report:
         found = evolve(settings, recipe, Measuring(run, callback, kept, checkpoints, report))
     checkpoints.save()
-    ranked = sorted(found, key=lambda setting: (found[setting], setting))
+    own = found.get(settings.original)
+    ranked = sorted(found, key=lambda setting: (found[setting][0], setting))
     log = SlimmableLog(
-        tuple(Compared(settings.widths(setting), found[setting]) for setting in ranked),
+        tuple(
+            Compared(settings.widths(setting), losses[0], None if own is None else better_by(losses, own))
+            for setting, losses in zip(ranked, map(found.__getitem__, ranked), strict=True)
+        ),
         left,
-        found.get(settings.original),
+        None if own is None else own[0],
     )
     source = {"metric": "slimmable", "data": asked.data.name, "seed": recipe.seed, "search": recipe.to_dict()}
 
     def plan_within(reserve: Reserve) -> WidthPlan:
-        """The best setting that leaves so much of the limits free."""
-        for one in log.compared:
+        """The first by preference that leaves so much of the limits free."""
+        for one in log.preferred(recipe.sure):
             widths = {**channels.widths, **one.widths}
             spent = cost.at(widths).total.by_quantity
             if all(spent[name] + reserve.get(name, 0.0) <= limit for name, limit in settings.limits.items()):
-                own = {"loss": one.loss, "uniform_loss": log.uniform, "budget": budget.as_mapping()}
-                own["cost"] = {name: spent[name] for name in settings.limits}
-                return WidthPlan(widths, channels.widths, cost.model.fingerprint, source={**source, **own})
+                told: dict[str, Any] = {"loss": one.loss, "uniform_loss": log.uniform, "better": one.better}
+                told |= {"budget": budget.as_mapping(), "cost": {name: spent[name] for name in settings.limits}}
+                return WidthPlan(widths, channels.widths, cost.model.fingerprint, source={**source, **told})
         raise BudgetError("no setting that was compared keeps every budget by the count of its network: compare more")
 
-    plan, _ = plan_and_build(
-        plan_within,
-        lambda plan: Pipeline((ResizeChannels(plan), *quantizing(asked.spec)))(gm).graph_module,
-        budget,
-        cost,
-    )
+    def build(plan: WidthPlan) -> GraphModule:
+        return Pipeline((ResizeChannels(plan), *quantizing(spec)))(gm).graph_module
+
+    plan, _ = plan_and_build(plan_within, build, budget, cost)
     if folder is not None and engine.is_main:
         log.write(folder, channels.widths)
         write_whole(folder / PLAN, plan.to_json().encode())
     seconds = sum(record.seconds for record in run.position.history) + callback.seconds
     return SearchResult(plan, log, seconds, run.model)
-
-
-@dataclass(frozen=True)
-class Measuring:
-    """Measures settings of a trained network on what is held out; what is known is not measured again."""
-
-    run: Run
-    callback: Slimming
-    data: Data
-    """Its test split is what is held out."""
-    checkpoints: CheckpointWriter
-    report: Callable[[StepReport], None]
-
-    def __call__(self, setting: Setting) -> float:
-        """Return the loss of a setting, and note it in the checkpoints."""
-        known, most = self.callback.known, self.callback.recipe.evaluations
-        if setting not in known:
-            started = time.monotonic()
-            known[setting] = self._loss(self.callback.cut(setting, self.run.model).network)
-            self.callback.seconds += time.monotonic() - started
-            left = (most - len(known)) * self.callback.seconds / len(known)
-            self.report(StepReport(1, 1, min(len(known), most), most, min(known.values()), None, None, left))
-            if self.checkpoints.is_due():
-                self.checkpoints.save()
-        return known[setting]
-
-    def _loss(self, network: GraphModule) -> float:
-        run, recipe = self.run, self.run.recipe
-        batches = self.data.batches(self.callback.recipe.statistics, recipe.batch_size, recipe.seed)
-        with deterministic(run.engine.device):
-            inputs = (to_device(read(batch, network)[0], run.engine.device) for batch in batches)
-            reestimate(network, inputs, lambda: forward_pass(run.engine, recipe))
-            return measure(network, self.data, 4 * recipe.batch_size, run.engine, run.task)
-
-
-def evolve(settings: Settings, recipe: SlimmableRecipe, measured: Callable[[Setting], float]) -> dict[Setting, float]:
-    """Return settings with their losses: the widths as they are where these fit, random ones, children of the best."""
-    generator = np.random.default_rng([recipe.seed, recipe.epochs])
-    found: dict[Setting, float] = {}
-    fits = bool(settings.fit(np.array([settings.original]))[0])
-    generation = [settings.original] if fits else []
-    generation += [settings.drawn(generator) for _ in range(recipe.population)]
-    while True:
-        fresh = [setting for setting in dict.fromkeys(generation) if setting not in found]
-        if not fresh:
-            return found
-        for setting in fresh[: recipe.evaluations - len(found)]:
-            found[setting] = measured(setting)
-        if len(found) >= recipe.evaluations:
-            return found
-        best = sorted(found, key=lambda setting: (found[setting], setting))[: recipe.parents]
-        pairs = generator.integers(len(best), size=(4 * recipe.population, 2)).tolist()
-        children = dict.fromkeys(settings.child(best[one], best[other], generator) for one, other in pairs)
-        generation = [child for child in children if child not in found][: recipe.population]

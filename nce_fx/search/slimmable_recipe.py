@@ -39,6 +39,8 @@ class SlimmableRecipe:
     """Settings of one generation; the first is drawn, the others come from the best so far."""
     parents: Count = 10
     """How many of the best so far others come from."""
+    sure: NotNegative = 2.0
+    """How many standard errors a setting has to be better than the widths as they are; where none is, these stay."""
     statistics: Count = 8
     """Batches that the statistics of BatchNorm are taken from anew, for each setting that is compared."""
     batch_size: Count = 64

@@ -67,8 +67,8 @@ class Slimming(Callback):
 
     def __init__(self, widest: Widest, settings: Settings, recipe: SlimmableRecipe, budget: Mapping[str, Any]) -> None:
         self.widest, self.settings, self.recipe, self.budget = widest, settings, recipe, budget
-        self.known: dict[Setting, float] = {}
-        """Setting -> loss on what is held out."""
+        self.known: dict[Setting, tuple[float, ...]] = {}
+        """Setting -> losses on what is held out, see `nce_fx.search.comparing`."""
         self.seconds = 0.0
         """What measuring took so far."""
         self.sandwich: Sandwich | None = None
@@ -77,19 +77,22 @@ class Slimming(Callback):
 
     def identity(self) -> dict[str, Any]:
         """Return the search's own choices, but for those of how many settings are compared: more may be, later."""
-        more = ("evaluations", "population", "parents")
+        more = ("evaluations", "population", "parents", "sure")
         choices = {f"search.{name}": value for name, value in self.recipe.to_dict().items() if name not in more}
         return choices | {"search.budget": dict(self.budget), "search.spec": repr(self.widest.spec)}
 
     def structure(self, original: nn.Module, state: Mapping[str, Any]) -> nn.Module:
         """Return the network, and take up what was measured."""
-        self.known = {tuple(setting): loss for setting, loss in state.get("known", ())}
+        self.known = {tuple(setting): tuple(losses) for setting, losses in state.get("known", ())}
         self.seconds = state.get("seconds", 0.0)
         return super().structure(original, state)
 
     def state(self) -> dict[str, Any]:
         """Return what was measured."""
-        return {"known": [[list(setting), loss] for setting, loss in self.known.items()], "seconds": self.seconds}
+        return {
+            "known": [[list(setting), list(losses)] for setting, losses in self.known.items()],
+            "seconds": self.seconds,
+        }
 
     def student(self, model: nn.Module) -> nn.Module:
         """Return the network with its slices."""

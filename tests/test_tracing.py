@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import threading
+import warnings
 from typing import Any
 
 import pytest
@@ -324,12 +325,22 @@ def test_a_resized_graph_that_cannot_run_is_not_returned(monkeypatch):
         nce_fx.resize(gm, {"conv1": 8})
 
 
-def test_every_way_of_writing_a_linear_layer_is_quantized_under_the_name_of_its_parameter():
-    zoo = ZOO["own_linears"]
+@pytest.mark.parametrize(
+    ("name", "layers", "left_out"),
+    [
+        ("own_linears", ["rows", "columns", "letters", "proj", "out"], []),
+        ("left_and_named", ["left", "letters", "scaled", "named", "out"], ["batch"]),
+    ],
+)
+def test_every_way_of_writing_a_linear_layer_is_quantized_under_the_name_of_its_parameter(name, layers, left_out):
+    zoo = ZOO[name]
     model = zoo.make()
     gm = nce_fx.trace(model, zoo.inputs)
-    quantized = nce_fx.quantize(gm, nce_fx.QuantSpec(), zoo.inputs)
-    assert list(nce_fx.integer_weights(quantized)) == ["rows", "columns", "letters", "proj", "out"]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        quantized = nce_fx.quantize(gm, nce_fx.QuantSpec(), zoo.inputs)
+    assert list(nce_fx.integer_weights(quantized)) == layers
+    assert [str(warning.message).partition(" is not quantized: einsum")[0] for warning in said] == left_out
     quantized.train()(*zoo.inputs).sum().backward()
     assert not [name for name, parameter in quantized.named_parameters() if parameter.grad is None]
 

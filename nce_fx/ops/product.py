@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import randn
 
 from nce_fx.ops import work
@@ -27,7 +28,7 @@ ROWS = (
         "input, other",
         contraction.aten_matmul,
         lambda: (randn(2, 8), randn(8, 6)),
-        spellings=same_order("mm"),
+        spellings=same_order("mm", torch.linalg.matmul),
     ),
     _matrices("bmm", "input, mat2", contraction.aten_matmul, lambda: (randn(2, 4, 8), randn(2, 8, 6))),
     _matrices("mv", "input, vec", contraction.dot_vector, lambda: (randn(6, 8), randn(8))),
@@ -40,6 +41,25 @@ ROWS = (
         f"input, batch1, batch2, {_ADDED}",
         contraction.add_matmul,
         lambda: (randn(2, 4, 6), randn(2, 4, 8), randn(2, 8, 6)),
+    ),
+    *(
+        Op(
+            name=name,
+            kind="product",
+            signature=signature,
+            channels=Absent("PyTorch takes it apart into products of matrices"),
+            macs=macs,
+            example=example,
+        )
+        for name, signature, macs, example in (
+            ("inner", "input, other", work.inner, lambda: (randn(2, 8), randn(6, 8))),
+            (
+                "tensordot",
+                "input, other, dims=2, dims_other=None",
+                work.tensordot,
+                lambda: (randn(2, 8), randn(8, 6), 1),
+            ),
+        )
     ),
     Op(
         name="einsum",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -73,14 +74,17 @@ def made_from(nodes: Iterable[Any]) -> Iterator[Node]:
 
 
 def source_parameters(node: Any) -> tuple[str, ...]:
-    """Return the paths of the parameters that a value is computed from, or nothing where an input has a part in it."""
-    paths: dict[str, None] = {}
+    """Return the paths of the parameters that a value is computed from, or nothing where an input has a part in it.
+
+    The largest is first: what a weight is computed from is that rather than what scales it.
+    """
+    paths: dict[str, int] = {}
     for current in made_from([node]):
         if current.op == "placeholder":
             return ()
         if current.op == "get_attr":
-            paths[str(current.target)] = None
-    return tuple(paths)
+            paths[str(current.target)] = -prod(shape_of(current))
+    return tuple(sorted(paths, key=paths.__getitem__))
 
 
 def layer_path(node: Node, weights: tuple[str, ...]) -> str:
@@ -166,6 +170,28 @@ def matmul(first: int = 0) -> Rule:
         return Layer(layer_path(node, weights), node, "matmul", weights, inputs, work)
 
     return rule
+
+
+def inner(gm: GraphModule, node: Node) -> Layer:
+    """The last axes of both operands are summed over; all others stay."""
+    return _contracted(node, (len(shape_of(node.args[0])) - 1,))  # type: ignore[arg-type]
+
+
+def tensordot(gm: GraphModule, node: Node) -> Layer:
+    """Axes of the first operand that ``dims`` names, or so many of its last, are summed over; all others stay."""
+    left, dims = node.args[0], _argument(node, 2, "dims")
+    rank = len(shape_of(left))  # type: ignore[arg-type]
+    if isinstance(dims, int):
+        return _contracted(node, tuple(range(rank - dims, rank)))
+    return _contracted(node, tuple(dims if isinstance(dims[0], int) else dims[0]))
+
+
+def _contracted(node: Node, summed: tuple[int, ...]) -> Layer:
+    left, right, _ = _operands(node)
+    weights = source_parameters(right) or source_parameters(left)
+    inputs = tuple(side for side in (left, right) if not weights or source_parameters(side) != weights)
+    axes = (*_axes(node), *(Axis(left.name, axis % len(shape_of(left))) for axis in summed))
+    return Layer(layer_path(node, weights), node, "matmul", weights, inputs, (Work(axes, bool(weights)),))
 
 
 def einsum(gm: GraphModule, node: Node) -> Layer:

@@ -162,11 +162,12 @@ class _Tracing:
         return joined
 
     def _finish(self, gm: GraphModule, way: str) -> None:
-        if products_to_linear(gm, self.ops):
-            gm.recompile()
         propagate_shapes(gm, self.inputs.values)
         if follow_batch(gm, self.model, self.inputs, self.ops):
             gm.meta.pop(FIXED_SIZE, None)
+            propagate_shapes(gm, self.inputs.values)
+        if products_to_linear(gm, self.ops):
+            gm.recompile()
             propagate_shapes(gm, self.inputs.values)
         gm.meta["traced"] = way
         gm.meta["inputs"] = signature(self.inputs.named, by_name=bool(self.inputs.kwargs))

@@ -1,13 +1,17 @@
-"""Products of data and a matrix of parameters, however they are written, become calls of ``F.linear``.
+"""Products of data and a matrix made of parameters, however they are written, become calls of ``F.linear``.
 
-    x @ w.T + b   torch.addmm(b, x, w)   torch.einsum("bi,oi->bo", x, w)   x @ self.proj   GPT-2's Conv1D
+    x @ w.T + b   torch.addmm(b, x, w)   torch.einsum("bi,oi->bo", x, w)   x @ self.proj   GPT-2's Conv1D   W @ x
 
-are linear layers: as such they are counted, resized and quantized.
+are linear layers: as such they are counted, resized and quantized. Where the matrix stands at the left, or the letters
+of an einsum in another order, axes of the data are moved before and after.
 """
 
 from __future__ import annotations
 
+import operator
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,56 +20,130 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from nce_fx.ops import Ops
+from nce_fx.ops.work import made_from, shape_of
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A product that is a linear layer: ``x @ w`` has ``_Product(x, w, turned=False)``."""
+
+    data: Any
+    weight: Any
+    turned: bool
+    """Whether the matrix is (out, in), as a linear layer has it."""
+    bias: Any = None
+    """What is added."""
+    reads: int = -1
+    """The axis of the data that is summed over."""
+    makes: int = -1
+    """The axis of the result that is made."""
 
 
 def products_to_linear(gm: GraphModule, ops: Ops) -> bool:
-    """Make linear layers of the products of data and a matrix of parameters; say whether there was one."""
-    matrices = {
-        node
-        for node in gm.graph.find_nodes(op="get_attr")
-        if isinstance(value := _attribute(gm, str(node.target)), nn.Parameter)
-        and value.dim() == 2
-        and value.is_floating_point()
-    }
+    """Make linear layers of the products of data and a matrix of parameters; say whether there was one.
+
+    The shapes of the graph's values are known, and have to be found again afterwards.
+    """
+    of_data, matrices = _sorted(gm)
     if not matrices:
         return False
-    of_data = _of_data(gm)
     changed = False
     for node in list(gm.graph.nodes):
-        found = _linear(ops, node, matrices) if node.op in ("call_function", "call_method") else None
-        if found is not None and found[0] in of_data:
-            data, weight, is_turned, bias = found
-            if not is_turned:
-                with gm.graph.inserting_before(node):
-                    weight = gm.graph.call_method("t", (weight,))
-                    weight.stack_trace = node.stack_trace
-            node.op, node.target = "call_function", F.linear
-            node.args, node.kwargs = (data, weight, bias), {}
+        found = _product(ops, node, matrices) if node.op in ("call_function", "call_method") else None
+        if found is not None and found.data in of_data:
+            _place(gm, node, found, adds=found.bias in of_data)
             changed = True
     return changed
 
 
-def _linear(ops: Ops, node: Node, matrices: set[Node]) -> tuple[Node, Node, bool, Node | None] | None:
-    """Return data, matrix, whether the matrix is (out, in), and bias of a product that is a linear layer."""
-    args: Any = node.args
-    bias: Node | None = None
+def _sorted(gm: GraphModule) -> tuple[set[Node], set[Node]]:
+    """Return the nodes whose value depends on an input, and the matrices that are made of parameters alone."""
+    of_data: set[Node] = set()
+    trained: set[Node] = set()
+    for node in gm.graph.nodes:
+        if node.op == "placeholder" or any(source in of_data for source in node.all_input_nodes):
+            of_data.add(node)
+        elif node.op == "get_attr":
+            if isinstance(_attribute(gm, str(node.target)), nn.Parameter):
+                trained.add(node)
+        elif any(source in trained for source in node.all_input_nodes):
+            trained.add(node)
+    return of_data, {node for node in trained if _is_whole(node)}
+
+
+def _is_whole(node: Node) -> bool:
+    """Whether a value is a matrix of the sizes of a parameter that it is made of, not one that was cut or folded."""
+    if _rank(node) != 2 or not node.meta["tensor_meta"].dtype.is_floating_point:
+        return False
+    sizes = sorted(shape_of(node))
+    return any(each.op == "get_attr" and sorted(shape_of(each)) == sizes for each in made_from([node]))
+
+
+def _rank(node: Any) -> int:
+    return len(shape_of(node)) if isinstance(node, Node) else 0
+
+
+def _place(gm: GraphModule, node: Node, found: _Product, *, adds: bool) -> None:
+    """Turn a node into a linear layer, with the axes moved around it that have to be; data is added by itself."""
+    data, weight = found.data, found.weight
+    with gm.graph.inserting_before(node):
+        if found.reads != -1:
+            data = gm.graph.call_method("movedim", (data, found.reads, -1))
+        if not found.turned:
+            weight = gm.graph.call_method("t", (weight,))
+    node.op, node.target = "call_function", F.linear
+    node.args, node.kwargs = (data, weight, None if adds else found.bias), {}
+    made = [data, weight]
+    if adds or found.makes != -1:
+        with gm.graph.inserting_after(node):
+            if adds:
+                after = gm.graph.call_function(operator.add, (node, found.bias))
+            else:
+                after = gm.graph.call_method("movedim", (node, -1, found.makes))
+        node.replace_all_uses_with(after, lambda user: user is not after)
+        made.append(after)
+    for each in made:
+        each.stack_trace = each.stack_trace or node.stack_trace
+
+
+def _product(ops: Ops, node: Node, matrices: set[Node]) -> _Product | None:
     op = ops.of_call(node.target)
-    if op is None or op.kind != "product" or node.kwargs:
+    if op is None or op.kind != "product":
         return None
     if op is ops["einsum"]:
         return _einsum(node, matrices)
-    if op is ops["addmm"] and len(args) == 3 and isinstance(args[0], Node) and args[0].op == "get_attr":
-        bias, args = args[0], args[1:]
-    elif op is not ops["matmul"] or len(args) != 2:
+    given = ops.arguments(node.target, node.args, node.kwargs)
+    if op is ops["addmm"]:
+        plain = given.get("beta", 1) == 1 and given.get("alpha", 1) == 1 and isinstance(given["input"], Node)
+        return _matmul(ops, given["mat1"], given["mat2"], matrices, given["input"]) if plain else None
+    if op is ops["matmul"]:
+        return _matmul(ops, given["input"], given["other"], matrices)
+    if op is ops["mv"]:
+        return _matmul(ops, given["input"], given["vec"], matrices)
+    if op is ops["inner"] and given["other"] in matrices:
+        return _Product(given["input"], given["other"], True)
+    return _tensordot(given, matrices) if op is ops["tensordot"] else None
+
+
+def _tensordot(given: Mapping[str, Any], matrices: set[Node]) -> _Product | None:
+    dims = given.get("dims", 2)
+    if given.get("dims_other") is not None:
+        dims = (dims, given["dims_other"])  # as torch.export writes it
+    reads, axis = ([-1], [0]) if dims == 1 else dims if isinstance(dims, list | tuple) else ([], [])
+    if given["other"] not in matrices or len(reads) != 1 or _rank(given["input"]) < 1:
         return None
-    data, weight = args
-    if not isinstance(data, Node) or not isinstance(weight, Node):
-        return None
-    if weight in matrices:
-        return data, weight, False, bias
-    source = weight.args[0] if weight.args else None
-    if isinstance(source, Node) and source in matrices and _turns(ops, weight):
-        return data, source, True, bias
+    rank = _rank(given["input"])
+    return _Product(given["input"], given["other"], axis[0] % 2 == 1, None, reads[0] % rank - rank)
+
+
+def _matmul(ops: Ops, left: Any, right: Any, matrices: set[Node], bias: Node | None = None) -> _Product | None:
+    if right in matrices:
+        source = right.args[0] if right.args else None
+        turned = isinstance(source, Node) and source in matrices and _turns(ops, right)
+        return _Product(left, source if turned else right, turned, bias)
+    if left in matrices and bias is None and _rank(right) > 0:
+        axis = -1 if _rank(right) == 1 else -2
+        return _Product(right, left, True, None, axis, axis)
     return None
 
 
@@ -83,27 +161,28 @@ def _turns(ops: Ops, node: Node) -> bool:
     return isinstance(turned, torch.Tensor) and torch.equal(turned, matrix.T)
 
 
-def _einsum(node: Node, matrices: set[Node]) -> tuple[Node, Node, bool, Node | None] | None:
+def _einsum(node: Node, matrices: set[Node]) -> _Product | None:
     args: Any = node.args
     operands = list(args[1]) if len(args) == 2 and isinstance(args[1], list | tuple) else list(args[1:])
-    letters = re.fullmatch(r"([.\w]+),(\w\w)->([.\w]+)", str(args[0]).replace(" ", "")) if len(operands) == 2 else None
-    if letters is None or operands[1] not in matrices or not isinstance(operands[0], Node):
+    letters = (
+        re.fullmatch(r"([.\w]+),([.\w]+)->([.\w]+)", str(args[0]).replace(" ", "")) if len(operands) == 2 else None
+    )
+    if letters is None or node.kwargs:
         return None
     data, matrix, out = letters.groups()
-    for read, made, is_turned in ((matrix[1], matrix[0], True), (matrix[0], matrix[1], False)):
-        plain = data.endswith(read) and out == data[:-1] + made and made not in data
-        if plain and len(set(data.replace("...", ""))) == len(data.replace("...", "")):
-            return operands[0], operands[1], is_turned, None
-    return None
-
-
-def _of_data(gm: GraphModule) -> set[Node]:
-    """Return the nodes whose value depends on an input of the graph."""
-    found: set[Node] = set()
-    for node in gm.graph.nodes:
-        if node.op == "placeholder" or any(source in found for source in node.all_input_nodes):
-            found.add(node)
-    return found
+    if operands[1] not in matrices:
+        operands, (data, matrix) = operands[::-1], (matrix, data)
+    named = data.replace("...", "")
+    if operands[1] not in matrices or "." in matrix or len({*named}) != len(named):
+        return None
+    read = [letter for letter in matrix if letter in data and letter not in out]
+    made = [letter for letter in matrix if letter not in data and letter in out]
+    # What hidden axes stand before is told from the end.
+    before = [term.partition("...")[0] for term in (data, out) if "..." in term]
+    if len(read) != 1 or len(made) != 1 or data.replace(read[0], "") != out.replace(made[0], "") or any(before):
+        return None
+    reads, makes = (term.index(letter) - len(term) for term, letter in ((data, read[0]), (out, made[0])))
+    return _Product(operands[0], operands[1], matrix[0] == made[0], None, reads, makes)
 
 
 def _attribute(gm: GraphModule, path: str) -> Any:

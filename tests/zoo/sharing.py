@@ -233,6 +233,23 @@ class OwnLinears(nn.Module):
         return self.out(F.relu(x @ self.proj))
 
 
+class LeftAndNamed(nn.Module):
+    """Matrices at the left, in another order of letters, scaled, and called by name; a batch of matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.letters = nn.Parameter(torch.zeros(6, 5)), nn.Parameter(torch.zeros(6, 7))
+        self.scaled, self.named = nn.Parameter(torch.zeros(7, 8)), nn.Parameter(torch.zeros(6, 8))
+        self.batch, self.out = nn.Parameter(torch.zeros(2, 3, 3)), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = F.relu(self.left @ x.mT)
+        x = F.relu(torch.einsum("io,bin->bno", self.letters, x))
+        x = F.relu(torch.tensordot(x, self.scaled * 0.5, dims=([2], [0])))
+        x = F.relu(torch.inner(x, other=self.named))
+        return self.out(F.relu(torch.einsum("bnhi,hio->bnho", x.unflatten(-1, (2, 3)), self.batch).flatten(2)))
+
+
 MODELS = {
     "shared_module": ZooModel(SharedModule, (image(),), ("stem", "shared"), together=together("stem", "shared")),
     "shared_head": ZooModel(SharedHead, (image(),), ("a", "b", "shared"), {"out": "output"}, together("a", "b")),
@@ -253,5 +270,6 @@ MODELS = {
     "cut_by_numbers": ZooModel(CutByNumbers, (image(),), ("a", "viewed", "narrowed", "indexed", "b")),
     "octave": ZooModel(Octave, (image(),), ("b", "c"), {"a": "cut out by numbers"}),
     "constant_blur": ZooModel(ConstantBlur, (image(),), ("a", "c"), {"b": "constant of the graph"}),
+    "left_and_named": ZooModel(LeftAndNamed, (noise(2, 4, 5),), ("left", "letters", "scaled"), {"out": OUTPUT}),
     "own_linears": ZooModel(OwnLinears, (noise(2, 4, 5),), ("rows", "columns", "letters", "proj"), {"out": OUTPUT}),
 }

@@ -328,8 +328,30 @@ def _describe_rest(gm: GraphModule) -> None:
             shape[node.args[1]] = len(values[sources[1]])
             gathered = torch.empty(shape, dtype=meta.dtype, device="meta")
             node.meta["tensor_meta"] = _extract_tensor_metadata(gathered)
+        elif node.op in ("call_function", "call_method") and "tensor_meta" not in node.meta and sources:
+            asked = _asked(node, values, interpreter)
+            if asked is not None:
+                values[node] = asked
         if "tensor_meta" in node.meta and isinstance(values.get(node), torch.Tensor):
             node.meta["tensor_meta"] = _extract_tensor_metadata(values[node])
+
+
+def _asked(node: Node, values: Mapping[Node, Any], interpreter: Interpreter) -> Any:
+    """Return the size or type that a node reads off tensors; ``None`` where it makes a tensor, or cannot be asked."""
+
+    def stand_in(source: Node) -> Any:
+        meta = source.meta.get("tensor_meta")
+        known = values.get(source)
+        if known is None and isinstance(meta, TensorMetadata):
+            return torch.empty(meta.shape, dtype=meta.dtype, device="meta")
+        return known
+
+    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), stand_in)
+    try:
+        found = getattr(interpreter, node.op)(node.target, args, kwargs)
+    except Exception:
+        return None
+    return None if isinstance(found, torch.Tensor) else found
 
 
 def _set_argument(ops: Ops, node: Node, name: str, value: Any) -> None:

@@ -290,6 +290,10 @@ class Tie(ChannelInterpreter):
     def _can_keep(self, weight: Weight, read: ParameterAxis) -> bool:
         """Whether a computed weight can be kept in the place of the parameter it is computed from, axis for axis."""
         node = self._node_of(weight)
+        while node is not None and self.ops.of_call(node.target) is self.ops["t"] and len(node.users) == 1:
+            # Turned after it was computed: what it is turned from has the parameter's own axes.
+            node = node.all_input_nodes[0]
+            weight = self.env[node]
         known = self.tensors.tensors.get(read[0])
         moving = [axis for axis in (0, 1) if any(varies(label, axis) for label in weight.labels)]
         in_place = known is not None and known.shape == weight.shape

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from torch import nn
 from torch.fx import GraphModule, Node
 from torch.nn.utils.parametrize import is_parametrized
 
+from nce_fx.errors import where
 from nce_fx.ops import OPS, WeightLayout, table_of
 from nce_fx.ops.layers import find_layers
-from nce_fx.ops.work import Layer
+from nce_fx.ops.work import Layer, shape_of
 from nce_fx.passes.transform.quantize.hooked_weights import weight_hook
 from nce_fx.passes.transform.quantize.spec import LayerBits, QuantSpec
+from nce_fx.paths import tensor_at
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,50 @@ def quantizable(gm: GraphModule, layer: Layer) -> bool:
     own = isinstance(module._parameters.get("weight"), nn.Parameter) or is_parametrized(module, "weight")
     own = own or weight_hook(module) is not None
     return own and not is_parametrized(module, "bias") and OPS.of_module(module) is not None
+
+
+def products_in_float(gm: GraphModule) -> Mapping[str, str]:
+    """Return the parameters that are multiplied with data and cannot be quantized -> where, and why not.
+
+    For example ``{"experts": "matmul (matmul) at moe.py:12: its weight has 3 axes, ..."}``.
+    """
+    found: dict[str, str] = {}
+    ops = table_of(gm)
+    for node in gm.graph.nodes:
+        op = ops.of_call(node.target) if node.op in ("call_function", "call_method") else None
+        if op is None or op.kind != "product":
+            continue
+        multiplied = list(node.all_input_nodes)
+        if "beta" in op.signature:
+            multiplied = multiplied[1:]  # what is added comes first
+        behind = {operand: _parameters_behind(gm, operand) for operand in multiplied}
+        if all(paths or operand.op == "get_attr" for operand, paths in behind.items()):
+            continue  # what is computed from parameters alone is itself a weight
+        for operand, paths in behind.items():
+            shape = shape_of(operand)
+            if len(shape) < 2 or not paths:
+                continue
+            reason = "it is no linear layer of data and this parameter alone"
+            if len(shape) > 2:
+                reason = f"its weight has {len(shape)} axes, {shape}, and linear layers have 2"
+            found.setdefault(paths[0].removesuffix(".weight"), f"{where(node)}: {reason}")
+    return found
+
+
+def _parameters_behind(gm: GraphModule, operand: Node) -> tuple[str, ...]:
+    """Return the parameters that a value is computed from; none where data takes part, but for its size or type."""
+    paths: dict[str, int] = {}
+    pending, seen = [operand], set()
+    while pending:
+        node = pending.pop()
+        if node.op == "placeholder" or (node.op == "call_module" and node is not operand):
+            return ()
+        if node.op == "get_attr" and isinstance(tensor_at(gm, str(node.target)), nn.Parameter):
+            paths[str(node.target)] = -prod(shape_of(node))
+        known = (source for source in node.all_input_nodes if source.op == "get_attr" or shape_of(source))
+        pending += [source for source in known if source not in seen]
+        seen.update(node.all_input_nodes)
+    return tuple(sorted(paths, key=paths.__getitem__))
 
 
 def weight_argument(node: Node) -> Node:

@@ -18,6 +18,7 @@ its ``replaces``, and saves the memory of one activation. `RemoveQuantizers` put
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ from nce_fx.passes.transform.quantize.quantizable_layers import (
     QuantizableLayer,
     adds,
     find_quantizable_layers,
+    products_in_float,
     weight_argument,
     weight_layout,
 )
@@ -57,6 +59,8 @@ def insert_quantizers(gm: GraphModule, spec: QuantSpec) -> GraphModule:
     """
     result = copy.deepcopy(gm)
     found = find_quantizable_layers(result, spec)
+    for path, reason in products_in_float(result).items():
+        warnings.warn(f"{path} is not quantized: {reason}", stacklevel=2)
     readers: dict[Node, dict[Node, int | None]] = {}
     for each in found:
         readers.setdefault(each.data, {})[each.node] = each.bits.activation

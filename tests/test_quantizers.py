@@ -25,7 +25,7 @@ from nce_fx.quantizers.minmax import MinMaxActivation
 from nce_fx.quantizers.n2uq import N2uq
 from nce_fx.quantizers.pact import Pact, best_clip
 from nce_fx.quantizers.saved_tensors import compact_saving
-from nce_fx.quantizers.sawb import COEFFICIENTS, Sawb
+from nce_fx.quantizers.sawb import COEFFICIENTS, Sawb, SawbChannel
 from nce_fx.quantizers.seq import Seq
 from nce_fx.quantizers.state_dict import fit_problem
 from nce_fx.quantizers.statsq import StatsQ
@@ -74,6 +74,14 @@ def test_sawb_has_evenly_spaced_levels_set_by_two_moments(bits):
     w = draw(8, 3, 3, 3)
     a = c1 * np.sqrt((w.numpy() ** 2).mean()) - c2 * np.abs(w.numpy()).mean()
     close(Sawb(bits)(w), nearest_level(w.numpy(), np.linspace(-a, a, 2**bits)))
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_sawb_of_channels_is_sawb_of_each(bits, axis):
+    w = draw(5, 4, 3, 3)
+    parts = [Sawb(bits)(channel) for channel in w.unbind(axis)]
+    np.testing.assert_allclose(SawbChannel(bits, axis)(w).numpy(), torch.stack(parts, axis).numpy(), rtol=1e-12)
 
 
 def test_sawb_has_no_zero_at_two_bits():

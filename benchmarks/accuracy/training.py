@@ -90,6 +90,7 @@ METHODS: Mapping[str, Method] = {
     "seq + lsq": Method({"weight": "seq", "activation": "lsq"}),
     "statsq": Method({"weight": "statsq"}),
     "seq + lsq+": Method({"weight": "seq", "activation": "lsq+"}),
+    "sawb-channel": Method({"weight": "sawb-channel"}),
     "n2uq": Method({"activation": "n2uq"}),
     "ewgs": Method({"ewgs": 0.2}),
     "ewgs 0.5": Method({"ewgs": 0.5}),

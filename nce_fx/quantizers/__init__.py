@@ -15,14 +15,22 @@ from nce_fx.quantizers.lsq_plus import LsqPlus
 from nce_fx.quantizers.minmax import MinMaxActivation, MinMaxWeight
 from nce_fx.quantizers.n2uq import N2uq
 from nce_fx.quantizers.pact import Pact
-from nce_fx.quantizers.sawb import Sawb
+from nce_fx.quantizers.sawb import Sawb, SawbChannel
 from nce_fx.quantizers.seq import Seq
 from nce_fx.quantizers.statsq import StatsQ
 from nce_fx.registry import Registry
 
 WEIGHT_QUANTIZERS: Registry[Callable[..., WeightQuantizer]] = Registry(
     "weight_quantizers",
-    {"sawb": Sawb, "lsq": LsqWeight, "dorefa": DorefaWeight, "minmax": MinMaxWeight, "seq": Seq, "statsq": StatsQ},
+    {
+        "sawb": Sawb,
+        "sawb-channel": SawbChannel,
+        "lsq": LsqWeight,
+        "dorefa": DorefaWeight,
+        "minmax": MinMaxWeight,
+        "seq": Seq,
+        "statsq": StatsQ,
+    },
     lambda value: isinstance(value, type) and issubclass(value, WeightQuantizer),
 )
 

@@ -32,9 +32,12 @@ from nce_fx.search.carrying import of_kind
 from nce_fx.search.expansion import grow
 from nce_fx.search.expected_cost import expected_cost
 from nce_fx.search.outcome import plan_from
+from nce_fx.search.search_log import SearchLog
 from nce_fx.search.search_recipe import tau_at, width_rate
+from nce_fx.search.width_search import WidthSearch
 from nce_fx.tensor_file import digest
 from nce_fx.training.checkpoint import latest_checkpoint
+from nce_fx.training.run import Run
 from tests.laws import comes_back
 from tests.search_runs import Residual, free, quarters, run, traced
 from tests.training_runs import one_process_a_gpu
@@ -209,6 +212,23 @@ def test_the_plan_follows_the_preferences_and_is_deterministic():
     assert plans[0].widths["layer1.0.conv1"] > 4
     assert plans[0].widths["layer3.0.conv1"] < 16
     assert cost.at(plans[0].widths).macs <= cost.macs
+
+
+def test_a_search_that_stops_where_an_epoch_ends_logs_what_one_that_was_not_stopped_does(tmp_path, monkeypatch):
+    recipe = SearchRecipe(epochs=2, warmup_epochs=0, batch_size=48)
+
+    def searched(folder: str) -> SearchLog:
+        found = search(traced(), quarters(), recipe, directory=tmp_path / folder, checkpoint_seconds=0)
+        return SearchLog(found.log.epochs, found.log.expansions, found.log.left)
+
+    def crash(self: WidthSearch, run: Run) -> Run:
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WidthSearch, "after_epoch", crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            searched("stopped")
+    assert searched("stopped") == searched("whole")
 
 
 def files(directory: Path) -> dict[str, bytes]:

@@ -114,8 +114,8 @@ def run(arguments: tuple[str, ...]) -> None:
     ):
         if arguments[0] == "evidence":
             evidence(list(arguments[1:]))
-        else:
-            app(list(arguments), standalone_mode=False)
+        elif app(list(arguments), standalone_mode=False):
+            raise SystemExit("the command failed")
 
 
 def next_command(command: Command, folder: Path) -> tuple[str, ...] | None:
@@ -184,7 +184,7 @@ def left(folder: Path, says: bool) -> dict[str, str]:
     """
     found = {}
     for path in sorted(folder.rglob("*")):
-        kept = ("stderr.txt", "seconds.json") if says else ("stderr.txt", "said.txt", "seconds.json")
+        kept = ("stderr.txt", "seconds.json", "results.md") + (() if says else ("said.txt",))
         later = path.name.startswith("checkpoint-") and max(path.parent.glob("checkpoint-*")) != path
         if not path.is_file() or path.name in kept or path.suffix == ".lock" or later:
             continue
@@ -225,8 +225,11 @@ def prepared(command: Command, folder: Path, result: Path) -> Path:
     return folder
 
 
-def rounds(name: str, kills: int, seed: int, working: Path) -> Iterator[dict[str, Any]]:
-    """Run a command whole, then again and again with kills; yield what came of each time."""
+def rounds(name: str, kills: int, seed: int, working: Path, kept: Path) -> Iterator[dict[str, Any]]:
+    """Run a command whole, then again and again with kills; yield what came of each time.
+
+    Files that differ are copied into ``kept``.
+    """
     command, chance, result = COMMANDS[name], random.Random(f"{name} {seed}"), working / "result"
     says = name == "analyze"
     if command.needs_result and not result.exists():
@@ -234,6 +237,7 @@ def rounds(name: str, kills: int, seed: int, working: Path) -> Iterator[dict[str
         finished(Command(("rewrite", *MODEL, "--out", "out")), result)
     whole = prepared(command, working / "whole", result)
     seconds, expected = finished(command, whole), left(whole, says)
+    assert len(expected) > len(left(prepared(command, working / "killed", result), says)), f"{name} has written nothing"
     while kills > 0:
         folder, moments = prepared(command, working / "killed", result), []
         while len(moments) < min(IN_A_ROW, kills):
@@ -245,6 +249,11 @@ def rounds(name: str, kills: int, seed: int, working: Path) -> Iterator[dict[str
         found = left(folder, says)
         wrong = sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
         kills -= len(moments)
+        for path in wrong:
+            for run, source in (("whole", whole), ("killed", folder)):
+                if (source / path).exists():
+                    (kept / name / run / path).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(source / path, kept / name / run / path)
         yield {"command": name, "seconds": round(seconds, 1), "kills": moments, "differ": wrong}
 
 
@@ -275,7 +284,7 @@ def main() -> None:
     done = Counter({name: row["kills"] for name, row in summary(lines).items()})
     with tempfile.TemporaryDirectory() as working, given.log.open("a") as log:
         for name in given.only.split(",") if given.only else COMMANDS:
-            for line in rounds(name, given.kills - done[name], done[name], Path(working)):
+            for line in rounds(name, given.kills - done[name], done[name], Path(working), given.log.parent):
                 print(json.dumps(line), file=log, flush=True)
                 print(f"{name}: {len(line['kills'])} kills; {line['differ'] or 'equal'}", flush=True)
                 lines.append(line)

@@ -176,7 +176,8 @@ class WidthSearch(Callback):
         self.epochs.append(
             SearchEpoch(
                 epoch=run.position.epoch,
-                tau=draws[0].tau if draws else self.recipe.tau_end,
+                # Not as the draws have it: a run that goes on from the last step of an epoch has drawn nothing yet.
+                tau=self._tau(run, run.done - 1),
                 loss=self.sums[0] / self.sums[1] if self.sums[1] else None,
                 widths={draw.group: draw.widths[pick] for draw, pick in zip(draws, picks, strict=True)},
                 mean={
@@ -252,16 +253,18 @@ class WidthSearch(Callback):
 
     def _draw(self, run: Run, which: int) -> None:
         """Set noise and temperature of every draw for one step."""
-        position, warm = run.position, self.recipe.warmup_epochs
-        begin = warm * run.steps_per_epoch
-        done = (run.done - begin) / max(1, self.recipe.epochs * run.steps_per_epoch - begin)
-        tau = tau_at(self.recipe, done)
+        position, tau = run.position, self._tau(run, run.done)
         seed = seed_at(self.recipe.seed, position.epoch, position.step, -which)
         generator = torch.Generator().manual_seed(seed)
         for draw in self._draws(run.model):
             uniform = torch.rand(2, len(draw.widths), generator=generator, dtype=torch.float64)
             draw.noise.copy_(-(-uniform.clamp(1e-20).log()).log())
             draw.tau = tau
+
+    def _tau(self, run: Run, steps: int) -> float:
+        """Return the temperature of the step after so many."""
+        begin = self.recipe.warmup_epochs * run.steps_per_epoch
+        return tau_at(self.recipe, (steps - begin) / max(1, self.recipe.epochs * run.steps_per_epoch - begin))
 
     def _adam(self, run: Run) -> torch.optim.Adam:
         steps = (self.recipe.epochs - self.recipe.warmup_epochs) * run.steps_per_epoch

@@ -1,0 +1,132 @@
+"""Numbers at the edge, through the whole compiler: what comes out is finite, and comes back; or words say why not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import nce_fx
+from nce_fx.errors import NceFxError
+from tests.training_runs import same_state
+
+LABELS = torch.tensor([0, 1, 2, 0])
+Given = tuple[nn.Sequential, Tensor]
+
+
+def net(width: int = 6, classes: int = 3) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, width, 3, padding=1),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Conv2d(width, width, 3),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(width, classes),
+    ).eval()
+
+
+def images(count: int = 4) -> Tensor:
+    return torch.randn(count, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+
+
+def filled(path: str, value: float, channels: slice = slice(None)) -> nn.Sequential:
+    model = net()
+    with torch.no_grad():
+        model.get_parameter(path)[channels] = value
+    return model
+
+
+def degenerate() -> nn.Sequential:
+    """A dead channel, one that is always shut, one without variance, one with a factor of zero, weights all equal."""
+    model = net()
+    norm = model[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_var is not None
+    with torch.no_grad():
+        model.get_parameter("0.weight")[0] = 0
+        norm.bias[1] = -100
+        norm.running_var[2] = 0
+        norm.weight[3] = 0
+        norm.running_var[4] = 1e30
+        model.get_parameter("3.weight").fill_(0.5)
+    return model
+
+
+ODD: dict[str, Callable[[], Given]] = {
+    "float64": lambda: (net().double(), images().double()),
+    "bfloat16": lambda: (net().bfloat16(), images().bfloat16()),
+    "half": lambda: (net().half(), images().half()),
+    "channels that say nothing": lambda: (degenerate(), images()),
+    "every weight zero": lambda: (filled("0.weight", 0.0), images()),
+    "subnormal weights": lambda: (filled("3.weight", 1e-42), images()),
+    "images of zeros": lambda: (net(), torch.zeros(4, 2, 6, 6)),
+    "huge images": lambda: (net(), 1e30 * images()),
+    "one sample": lambda: (net(), images(1)),
+    "one channel": lambda: (net(width=1), images()),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_numbers_go_through_the_whole_compiler(name, tmp_path):
+    model, x = ODD[name]()
+    result = nce_fx.rewrite(model, (x,), batches=[(x, LABELS[: len(x)])])
+    y = result.graph_module(x)
+    assert y.dtype == x.dtype
+    assert y.isfinite().all()
+    nce_fx.save(result.graph_module, tmp_path / "result")
+    assert torch.equal(nce_fx.load(tmp_path / "result", ODD[name]()[0])(x), y)
+    trained = result.graph_module.train()
+    if len(x) > 1:
+        F.cross_entropy(trained(x).float(), LABELS).backward()
+        for path, parameter in trained.named_parameters():
+            assert parameter.grad is None or parameter.grad.isfinite().all(), path
+
+
+REFUSED: dict[str, tuple[Callable[[], Given], str]] = {
+    "NaN in a weight": (lambda: (filled("0.weight", float("nan"), slice(1)), images()), "0.weight holds 18 NaN"),
+    "infinity in a weight": (lambda: (filled("3.bias", float("inf"), slice(1)), images()), "1 infinite"),
+    "NaN in the data": (lambda: (net(), images() * float("nan")), "not finite"),
+    "a batch of none": (lambda: (net(), images(0)), "holds no sample"),
+    "one class, and a loss of several": (lambda: (net(classes=1), images()), "cross_entropy is for classes"),
+    "weights that overflow": (lambda: (filled("3.weight", 1e30), images()), "not finite"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_computed_with_is_refused_in_words(name):
+    make, words = REFUSED[name]
+    model, x = make()
+    with pytest.raises(NceFxError, match=words):
+        nce_fx.rewrite(model, (images(),), batches=[(x, LABELS[: len(x)] * (x.shape[0] > 0))])
+
+
+def test_counts_beyond_32_bits_are_exact():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(60_000, 60_000), nn.ReLU(), nn.Linear(60_000, 50_000))
+    gm = nce_fx.trace(model, (torch.zeros(1, 60_000, device="meta"),))
+    cost = nce_fx.analyze_cost(gm)
+    assert cost.total.macs == 60_000 * 60_000 + 60_000 * 50_000
+    wide = {"0": 2**31 + 1}
+    assert cost.at(wide).total.params == (60_000 + 1) * (2**31 + 1) + (2**31 + 1 + 1) * 50_000
+
+
+def test_two_rewrites_in_two_threads_are_those_of_one():
+    def rewritten(width: int) -> tuple[str, dict[str, Tensor]]:
+        result = nce_fx.rewrite(net(width), (images(),), batches=[(images(), LABELS)])
+        return result.plan.to_json(), result.graph_module.state_dict()
+
+    torch.manual_seed(0)
+    alone = [rewritten(6), rewritten(9)]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(rewritten, (6, 9)))
+    for (one, state), (two, other) in zip(alone, together, strict=True):
+        assert one == two
+        assert same_state(state, other)

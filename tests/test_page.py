@@ -19,7 +19,6 @@ from nce_fx.models import MODELS
 from nce_fx.plan import WidthPlan
 from nce_fx.report.page import page
 from nce_fx.report.records import ModelReference, RewriteReport
-from nce_fx.report.tables import percent
 from nce_fx.report.view import view_of
 from tests.browser import Opened, chromium, needs_browser
 
@@ -214,10 +213,10 @@ def test_training_and_budgets_are_drawn(browser, folders):
     assert table is not None
     rows = opened.rows("#results")
     assert [row[0] for row in rows] == [row.network for row in table.rows]
-    assert rows[-1][1] == percent(table.rows[-1].accuracy)
+    assert rows[-1][1] == f"{100 * (table.rows[-1].accuracy or 0):.2f} %"
     captions = " ".join(opened.texts("#curves figcaption"))
     for row in table.rows:
-        assert f"{row.network} ends at {percent(row.accuracy)}" in captions
+        assert f"{row.network} ends at {100 * (row.accuracy or 0):.2f} %" in captions
     assert len(opened.texts("#curves svg")) >= 3
     assert len(opened.texts("#front svg")) >= 2
     assert opened.wrong == []

@@ -24,7 +24,7 @@ from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 from nce_fx.tasks import Task, scores_of
 from nce_fx.training import Recipe, StepReport, evaluate, train
 from nce_fx.training.batches import batches_of
-from nce_fx.training.engine import Engine, all_reduce_mean, shard
+from nce_fx.training.engine import Engine
 from nce_fx.training.optimizer import build_optimizer, positive_ranges
 from nce_fx.training.oscillation import dampen
 from nce_fx.training.recipe import bits_at, dampening_at, learning_rate_at
@@ -377,10 +377,6 @@ class TestBatches:
             for rank in range(2):
                 with pytest.raises(TrainingError, match="a batch of 1 is too small for 2 processes"):
                     list(batches_of(batches, Engine(torch.device("cpu"), rank, 2)))
-
-    def test_one_process_needs_no_other(self):
-        assert shard([1, 2, 3]) == [1, 2, 3]
-        assert all_reduce_mean({"a": 2.0}, count=3) == {"a": 2.0}
 
 
 @pytest.mark.slow

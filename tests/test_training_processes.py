@@ -82,10 +82,6 @@ def test_a_resumed_run_ends_with_the_same_bits(two):
     assert two[0][0]["resumed"] == two[0][0]["weights"]
 
 
-def test_sharded_scores_are_those_of_one_process(one, two):
-    assert two[0][0]["score"] == pytest.approx(one[0]["score"], rel=1e-12)
-
-
 def test_sharded_sensitivities_are_those_of_one_process(two):
     expected = two_processes.sensitivities()
     first, second = (process["sensitivities"] for process in two[0])

@@ -19,7 +19,7 @@ from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 from nce_fx.tensor_file import digest
 from nce_fx.training import Recipe, evaluate, train
 from nce_fx.training.checkpoint import latest_checkpoint
-from nce_fx.training.engine import all_reduce_mean, shard, start_engine
+from nce_fx.training.engine import start_engine
 from tests.training_runs import Blobs, FunctionalNorm, net
 
 RECIPE = Recipe(epochs=3, batch_size=32, clip_gradient=5.0)
@@ -67,15 +67,10 @@ def runs(directory: Path) -> dict[str, Any]:
         train(quantized(kinds), exact, RECIPE, directory=directory / kinds[0])
     # No norm: statistics would be those of a part.
     train(net(dropout=0.0, norm=False), data, replace(RECIPE, accumulate=3), directory=directory / "accumulated")
-    model = net(dropout=0.0)
-    batches = list(data.loader("train", batch_size=15, seed=0, epoch=0, shuffle=True))
-    mine = shard(batches)
-    losses = [nn.functional.cross_entropy(model.eval()(x), y).item() for x, y in mine]
     return {
         "accuracy": result.accuracy,
         "weights": digest(result.model.state_dict()),
         "evaluated": evaluate(result.model, data, 7),
-        "score": all_reduce_mean({"loss": sum(losses) / len(losses)}, count=len(losses))["loss"],
     }
 
 

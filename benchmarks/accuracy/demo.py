@@ -6,7 +6,7 @@ import sys
 
 from benchmarks import pages
 from nce_fx.artifacts import read_manifest
-from nce_fx.report.tables import comparison_markdown
+from nce_fx.report.tables import result_rows
 
 README = pages.ROOT / "README.md"
 
@@ -15,7 +15,9 @@ def main(directory: str) -> None:
     comparison = read_manifest(directory).comparison
     if comparison is None:
         raise SystemExit(f"{directory} has not been retrained: run nce-fx retrain {directory}")
-    pages.put(README, "demo table", [comparison_markdown(comparison)])
+    header, *rows = result_rows(comparison)
+    rule = "|".join(["", "---", *["--:"] * (len(header) - 1), ""])
+    pages.put(README, "demo table", [f"| {' | '.join(header)} |", rule, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, make_dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from nce_fx.passes.analysis.hardware import HardwareTable
     from nce_fx.passes.planning import Budget
     from nce_fx.passes.transform.quantize import QuantSpec
+
+_quantizer, _paid, _width, _training, _passes = (
+    partial(typer.Option, rich_help_panel=panel) for panel in ("Quantizers", "Budget", "Widths", "Training", "Passes")
+)
 
 Model = Annotated[
     str,
@@ -54,189 +59,131 @@ Data = Annotated[
         help="digits, fashion-mnist, cifar10:DIR, imagefolder:DIR (DIR@64: 64x64), or package.module:callable.",
     ),
 ]
-_QUANTIZERS, _BUDGET, _WIDTHS, _TRAINING = "Quantizers", "Budget", "Widths", "Training"
 
-Bits = Annotated[
-    int, typer.Option("--bits", help="Bits of weights and activations, 1 to 8.", rich_help_panel=_QUANTIZERS)
-]
+Bits = Annotated[int, _quantizer("--bits", help="Bits of weights and activations, 1 to 8.")]
 WeightQuantizer = Annotated[
     str,
-    typer.Option(
+    _quantizer(
         "--weight-quantizer",
         metavar="NAME",
         help="sawb, lsq, dorefa ...: `nce-fx list weight_quantizers` says what each is.",
-        rich_help_panel=_QUANTIZERS,
     ),
 ]
 ActivationQuantizer = Annotated[
     str,
-    typer.Option(
-        "--activation-quantizer",
-        metavar="NAME",
-        help="pact, lsq, dorefa ...: see `nce-fx list activation_quantizers`.",
-        rich_help_panel=_QUANTIZERS,
+    _quantizer(
+        "--activation-quantizer", metavar="NAME", help="pact, lsq, dorefa ...: see `nce-fx list activation_quantizers`."
     ),
 ]
-FirstLastBits = Annotated[
-    int,
-    typer.Option(
-        "--first-last-bits", help="Bits of the first and last layers; 32 is float.", rich_help_panel=_QUANTIZERS
-    ),
-]
+FirstLastBits = Annotated[int, _quantizer("--first-last-bits", help="Bits of the first and last layers; 32 is float.")]
 Shortcuts = Annotated[
     str,
-    typer.Option(
+    _quantizer(
         "--shortcuts",
         metavar="quantized|int8|float",
         help="Whether additions read what layers read, 8 bits, or floats; in float 1x1 shortcut convolutions are, too.",
-        rich_help_panel=_QUANTIZERS,
     ),
 ]
 Override = Annotated[
     list[str] | None,
-    typer.Option(
+    _quantizer(
         "--override",
         metavar="PATTERN=BITS",
         help="Bits of the layers whose names match, such as 'layer1.*=4' or 'fc=float'; may be repeated.",
-        rich_help_panel=_QUANTIZERS,
     ),
 ]
 Exact = Annotated[
     bool,
-    typer.Option(
+    _quantizer(
         "--exact",
         help="Scales of few bits, so that sums are exact: every runtime gives the numbers that PyTorch gives.",
-        rich_help_panel=_QUANTIZERS,
     ),
 ]
 Sums = Annotated[
     str,
-    typer.Option(
+    _quantizer(
         "--sums",
         metavar="float|int8",
         help="int8: quantize what enters an addition to 8 bits, so that a runtime adds integers.",
-        rich_help_panel=_QUANTIZERS,
     ),
 ]
 Ewgs = Annotated[
     float,
-    typer.Option(
+    _quantizer(
         "--ewgs",
         metavar="DELTA",
         help="How much gradients depend on how far rounding moved each element, such as 0.2; 0 is not at all.",
-        rich_help_panel=_QUANTIZERS,
     ),
 ]
 
 
 Hardware = Annotated[
     Path | None,
-    typer.Option(
+    _paid(
         "--hardware",
         metavar="TABLE.csv",
         help="Your own cost of layers: op, c_in, c_out, h, w, bits, cost; CSV or JSON.",
-        rich_help_panel=_BUDGET,
     ),
 ]
-MinWidth = Annotated[
-    float, typer.Option("--min-width", help="Least width of a group, of its own.", rich_help_panel=_WIDTHS)
-]
-MaxWidth = Annotated[
-    float, typer.Option("--max-width", help="Greatest width of a group, of its own.", rich_help_panel=_WIDTHS)
-]
-RoundTo = Annotated[
-    int, typer.Option("--round-to", help="Widths that change become multiples of this.", rich_help_panel=_WIDTHS)
-]
+MinWidth = Annotated[float, _width("--min-width", help="Least width of a group, of its own.")]
+MaxWidth = Annotated[float, _width("--max-width", help="Greatest width of a group, of its own.")]
+RoundTo = Annotated[int, _width("--round-to", help="Widths that change become multiples of this.")]
 Capacity = Annotated[
     float,
-    typer.Option(
+    _width(
         "--capacity",
         metavar="0..1",
         help="Share of a group's importance that is what its width costs, not its noise; 1 keeps all widths.",
-        rich_help_panel=_WIDTHS,
     ),
 ]
 Freeze = Annotated[
     list[str] | None,
-    typer.Option(
-        "--freeze",
-        metavar="PATTERN",
-        help="Layers that keep their width, such as 'layer1.*'; may be repeated.",
-        rich_help_panel=_WIDTHS,
-    ),
+    _width("--freeze", metavar="PATTERN", help="Layers that keep their width, such as 'layer1.*'; may be repeated."),
 ]
 Only = Annotated[
     list[str] | None,
-    typer.Option(
-        "--only",
-        metavar="PATTERN",
-        help="The only layers whose width may change; may be repeated.",
-        rich_help_panel=_WIDTHS,
-    ),
+    _width("--only", metavar="PATTERN", help="The only layers whose width may change; may be repeated."),
 ]
 Recipe = Annotated[
     str | None,
-    typer.Option(
+    _training(
         "--recipe",
         metavar="JSON",
         help='Fields of the training recipe, such as \'{"learning_rate": 0.1, "bits": [8, 4, 2]}\'.',
-        rich_help_panel=_TRAINING,
     ),
 ]
-Strict = Annotated[
-    bool,
-    typer.Option(
-        "--strict",
-        help="Stop at an image that cannot be read, rather than leave it out.",
-        rich_help_panel=_TRAINING,
-    ),
-]
-Compile = Annotated[
-    bool, typer.Option("--compile", help="Train the compiled network; in one process.", rich_help_panel=_TRAINING)
-]
+Strict = Annotated[bool, _training("--strict", help="Stop at an image that cannot be read, rather than leave it out.")]
+Compile = Annotated[bool, _training("--compile", help="Train the compiled network; in one process.")]
 FloatEpochs = Annotated[
     int | None,
-    typer.Option(
+    _training(
         "--float-epochs",
         metavar="N",
         help="The first so many of the epochs train in float at the new widths, before anything is rounded. By "
         "default none or a quarter, as a trial finds better; a quarter where nothing is tried and widths change; none "
         "with --from-scratch.",
-        rich_help_panel=_TRAINING,
     ),
 ]
 FromScratch = Annotated[
     bool,
-    typer.Option(
-        "--from-scratch",
-        help="Retrain from new random weights, as published, not from the float network's.",
-        rich_help_panel=_TRAINING,
-    ),
+    _training("--from-scratch", help="Retrain from new random weights, as published, not from the float network's."),
 ]
-_PASSES = "Passes"
 Passes = Annotated[
     str | None,
-    typer.Option(
+    _passes(
         "--passes",
         metavar="PIPELINE",
         help="Passes with their options, yours among them: 'resize,my.module:MyPass{k=1},quantize{weight_bits=3}'. "
         "Where these options are not given, resize takes PLAN.json and quantize the options below.",
-        rich_help_panel=_PASSES,
     ),
 ]
-VerifyEach = Annotated[
-    bool,
-    typer.Option(
-        "--verify-each", help="Run the network after every pass, and the pass again.", rich_help_panel=_PASSES
-    ),
-]
+VerifyEach = Annotated[bool, _passes("--verify-each", help="Run the network after every pass, and the pass again.")]
 PrintAfter = Annotated[
     list[str] | None,
-    typer.Option(
+    _passes(
         "--print-after",
         metavar="NAME|all",
         help="Print the code of the network after a pass, on stderr; may be repeated.",
-        rich_help_panel=_PASSES,
     ),
 ]
 OwnPasses = Annotated[
@@ -253,22 +200,20 @@ Force = Annotated[bool, typer.Option("--force", help="Replace a result that the 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
 Loss = Annotated[
     str | None,
-    typer.Option(
+    _training(
         "--loss",
         metavar="NAME",
         help="What the network is trained for: cross_entropy, mean_squared_error, l1, binary_cross_entropy, own, or"
         " package.module:callable (`nce-fx list losses`).",
-        rich_help_panel=_TRAINING,
     ),
 ]
 TaskMetric = Annotated[
     str | None,
-    typer.Option(
+    _training(
         "--metric",
         metavar="NAME",
         help="What it is measured by: accuracy, mean_iou, loss ..., or package.module:callable; by default what goes"
         " with the loss (`nce-fx list task_metrics`).",
-        rich_help_panel=_TRAINING,
     ),
 ]
 Metric = Annotated[
@@ -339,8 +284,7 @@ class QuantizerOptions:
 def _limit(name: str, help: str, default: str | None) -> tuple[str, Any, Any]:
     """The option of one upper limit."""
     text = f"Most {help}: a ratio, a number, or none."
-    option = typer.Option(f"--max-{name.replace('_', '-')}", metavar="1.0x|NUMBER|none", help=text)
-    option.rich_help_panel = _BUDGET
+    option = _paid(f"--max-{name.replace('_', '-')}", metavar="1.0x|NUMBER|none", help=text)
     return f"max_{name}", Annotated[str | None, option], default
 
 

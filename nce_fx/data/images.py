@@ -22,10 +22,6 @@ class Images(BatchDataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        images, labels = self.__getitems__([index])
-        return images[0], labels[0]
-
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return the normalised images, float32 (B, C, H, W), and their labels, int64 (B,)."""
         chosen = torch.as_tensor(indices)
@@ -50,10 +46,6 @@ class ShiftedImages(BatchDataset):
 
     def __len__(self) -> int:
         return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        images, labels = self.__getitems__([index])
-        return images[0], labels[0]
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return the normalised images, float32 (B, C, H, W), and their labels, int64 (B,)."""

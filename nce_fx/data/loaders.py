@@ -40,6 +40,10 @@ class BatchDataset(Dataset[Any]):
     def __len__(self) -> int:
         raise NotImplementedError
 
+    def __getitem__(self, index: int) -> Any:
+        inputs, target = self.__getitems__([index])
+        return inputs[0], target[0]
+
     def __getitems__(self, indices: Sequence[int]) -> Any:
         """Return the batch ``(inputs, target)`` of the samples at these indices."""
         raise NotImplementedError

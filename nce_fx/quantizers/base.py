@@ -147,6 +147,8 @@ class Quantizer(nn.Module):
     """State that files of earlier versions do not have, and what it was then."""
     positive: ClassVar[tuple[str, ...]] = ()
     """Learned parameters that are lengths, such as ``("step",)``: at or below zero nothing is learned any more."""
+    grid: Grid
+    """The whole numbers of the levels; of one whose ``integers`` are its own it may be missing."""
     bypassed = False
     """True while the network is trained in float: everything passes, see `forward`. No state of the network's."""
 
@@ -180,17 +182,26 @@ class Quantizer(nn.Module):
         """Return ``x`` on its levels, with the quantizer's own gradient."""
         raise NotImplementedError
 
-    def step_size(self, x: Tensor) -> Tensor:
-        """Return the distance between two levels; 0-dimensional, or shaped to broadcast over ``x``."""
+    def scale(self) -> Tensor:
+        """Return the distance between two levels where it is learned; 0-dimensional."""
         raise NotImplementedError
+
+    def step_size(self, x: Tensor) -> Tensor:
+        """Return the distance between two levels of ``x``; 0-dimensional, or shaped to broadcast over it."""
+        return self.scale()
 
     def fine(self, scale: Tensor) -> Tensor:
         """Return a scale as it is used: of few significant bits where sums have to be exact."""
         return few_bits(scale, _SIGNIFICANT.get(self.bits, 1)) if self.exact else scale
 
+    @torch.no_grad()
     def integers(self, x: Tensor) -> Integers:
-        """Return ``x`` quantized to integers; ``integers(x).dequantize()`` equals ``self(x)`` bit for bit."""
-        raise NotImplementedError
+        """Return ``x`` quantized to integers; ``integers(x).dequantize()`` equals ``self(x)`` bit for bit.
+
+        Here where levels lie evenly: the offset is 0, or 1/2 where zero is no level.
+        """
+        scale = self.step_size(x)
+        return as_integers(whole(working(x), scale, self.grid), scale, self.grid)
 
     def extra_repr(self) -> str:
         """The bits; subclasses add what they know of their range."""

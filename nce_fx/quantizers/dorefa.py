@@ -34,7 +34,6 @@ from nce_fx.quantizers.base import (
     WeightQuantizer,
     as_integers,
     centred_grid,
-    whole,
     working,
 )
 from nce_fx.quantizers.ewgs import scale_gradient
@@ -92,9 +91,9 @@ class DorefaWeight(WeightQuantizer):
         self.factor.fill_(1.0)
         self.start(weight, normalized)
 
-    def scale(self, weight: Tensor) -> Tensor:
+    def step_size(self, x: Tensor) -> Tensor:
         """Return the distance between two levels; 0-dimensional, without a gradient."""
-        weight = working(weight.detach())
+        weight = working(x.detach())
         if self.bits == 1:
             return self.fine(2 * weight.abs().mean().clamp(min=FLOOR))
         return self._scaled(weight)[1]
@@ -111,14 +110,10 @@ class DorefaWeight(WeightQuantizer):
         """Return ``x`` on its levels; what is rounded, and so how far, is not ``x`` but what tanh makes of it."""
         return super().rounded(x) if self.bits == 1 else self.quantized(x)
 
-    def step_size(self, x: Tensor) -> Tensor:
-        """As `scale`."""
-        return self.scale(x)
-
     def quantized(self, x: Tensor) -> Tensor:
         """Quantize, with DoReFa's gradient."""
         if self.bits == 1:
-            return PassRound.apply(x, self.scale(x), self.grid)  # type: ignore[no-any-return, no-untyped-call]
+            return PassRound.apply(x, self.step_size(x), self.grid)  # type: ignore[no-any-return, no-untyped-call]
         position, scale = self._scaled(working(x))
         q = scale_gradient(Nearest.apply(position), position, 1.0, self.ewgs)  # type: ignore[no-untyped-call]
         return ((q + self.grid.offset) * scale).to(x.dtype)
@@ -132,8 +127,7 @@ class DorefaWeight(WeightQuantizer):
     def integers(self, weight: Tensor) -> Integers:
         """Return the weight in integers; the offset is 1/2."""
         if self.bits == 1:
-            scale = self.scale(weight)
-            return as_integers(whole(working(weight), scale, self.grid), scale, self.grid)
+            return super().integers(weight)
         position, scale = self._scaled(working(weight))
         return as_integers(position.round_(), scale, self.grid)
 
@@ -141,23 +135,13 @@ class DorefaWeight(WeightQuantizer):
 class DorefaActivation(ActivationQuantizer):
     """Activations clipped to 0 (or -1) to 1, on even levels such as ``0, 1/3, 2/3, 1``: any shape."""
 
-    def scale(self, x: Tensor) -> Tensor:
+    def step_size(self, x: Tensor) -> Tensor:
         """Return the distance between two levels; 0-dimensional."""
         return self.fine(torch.full((), 1 / self.grid.reach, dtype=working(x).dtype, device=x.device))
 
-    def step_size(self, x: Tensor) -> Tensor:
-        """As `scale`."""
-        return self.scale(x)
-
     def quantized(self, x: Tensor) -> Tensor:
         """Quantize, with the clipped straight-through gradient."""
-        return clip_round(x, self.scale(x), 1.0, self.grid)
-
-    @torch.no_grad()
-    def integers(self, x: Tensor) -> Integers:
-        """Return ``x`` in integers; the offset is 0, or 1/2 for one signed bit."""
-        scale = self.scale(x)
-        return as_integers(whole(working(x), scale, self.grid), scale, self.grid)
+        return clip_round(x, self.step_size(x), 1.0, self.grid)
 
     def estimate(self) -> float:
         """Return 1: the range is fixed."""

@@ -21,12 +21,9 @@ from nce_fx.quantizers.base import (
     FLOOR,
     ActivationQuantizer,
     Grid,
-    Integers,
     Replaced,
     WeightQuantizer,
-    as_integers,
     signed_grid,
-    whole,
     working,
 )
 from nce_fx.quantizers.rounding import StepRound
@@ -64,19 +61,9 @@ class LsqWeight(WeightQuantizer):
         """Return the distance between two levels; 0-dimensional."""
         return self.fine(self.step.clamp(min=FLOOR))
 
-    def step_size(self, x: Tensor) -> Tensor:
-        """As `scale`."""
-        return self.scale()
-
     def quantized(self, x: Tensor) -> Tensor:
         """Quantize, with LSQ's gradients."""
         return StepRound.apply(x, self.scale(), self.grid, share(x.numel(), self.grid), True)  # type: ignore[no-any-return, no-untyped-call]
-
-    @torch.no_grad()
-    def integers(self, weight: Tensor) -> Integers:
-        """Return the weight in integers; the offset is 0, or 1/2 for one bit."""
-        step = self.scale()
-        return as_integers(whole(working(weight), step, self.grid), step, self.grid)
 
 
 class LsqActivation(ActivationQuantizer):
@@ -99,19 +86,9 @@ class LsqActivation(ActivationQuantizer):
         """Return the distance between two levels; 0-dimensional."""
         return self.fine(self.step.clamp(min=FLOOR))
 
-    def step_size(self, x: Tensor) -> Tensor:
-        """As `scale`."""
-        return self.scale()
-
     def quantized(self, x: Tensor) -> Tensor:
         """Quantize, with LSQ's gradients."""
         return StepRound.apply(x, self.scale(), self.grid, share(x[0].numel(), self.grid), False)  # type: ignore[no-any-return, no-untyped-call]
-
-    @torch.no_grad()
-    def integers(self, x: Tensor) -> Integers:
-        """Return ``x`` in integers; the offset is 0, or 1/2 for one signed bit."""
-        step = self.scale()
-        return as_integers(whole(working(x), step, self.grid), step, self.grid)
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:

@@ -53,10 +53,6 @@ class LsqPlus(CountingQuantizer):
         lowest = -self.most if self.signed else 0
         return (self.shift.detach() / self.scale().detach()).round().clamp(lowest, 0)
 
-    def step_size(self, x: Tensor) -> Tensor:
-        """As `scale`."""
-        return self.scale()
-
     def quantized(self, x: Tensor) -> Tensor:
         """Quantize, with LSQ+'s gradients."""
         amount = share(x[0].numel(), Grid(0, self.most))

@@ -66,10 +66,6 @@ class N2uq(CountingQuantizer):
         """Return the thresholds, ascending: (n,)."""
         return _thresholds(*self.pieces())
 
-    def step_size(self, x: Tensor) -> Tensor:
-        """As `scale`."""
-        return self.scale()
-
     def rounded(self, x: Tensor) -> Tensor:
         """Return ``x`` on its levels; with ``ewgs``, how far from its middle each lies in its own piece counts."""
         y = self.quantized(x)

@@ -19,11 +19,7 @@ from torch import Tensor, nn
 from nce_fx.quantizers.base import (
     FLOOR,
     Grid,
-    Integers,
     Replaced,
-    as_integers,
-    whole,
-    working,
 )
 from nce_fx.quantizers.counting import CountingQuantizer
 from nce_fx.quantizers.histogram import Counts
@@ -51,20 +47,10 @@ class Pact(CountingQuantizer):
         """Return the distance between two levels; 0-dimensional."""
         return self.fine(self.clip.clamp(min=FLOOR * self.grid.reach) / self.grid.reach)
 
-    def step_size(self, x: Tensor) -> Tensor:
-        """As `scale`."""
-        return self.scale()
-
     def quantized(self, x: Tensor) -> Tensor:
         """Quantize, with PACT's gradients."""
         clip = self.scale() * self.grid.reach if self.exact else self.clip
         return clip_round(x, clip, self.grid.reach, self.grid)
-
-    @torch.no_grad()
-    def integers(self, x: Tensor) -> Integers:
-        """Return ``x`` in integers; the offset is 0, or 1/2 for one signed bit."""
-        scale = self.scale()
-        return as_integers(whole(working(x), scale, self.grid), scale, self.grid)
 
     def estimate(self) -> float:
         """Return the clip of least squared error on all that was counted."""

@@ -22,7 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nce_fx.quantizers.base import FLOOR, Integers, WeightQuantizer, as_integers, centred_grid, whole, working
+from nce_fx.quantizers.base import FLOOR, WeightQuantizer, centred_grid, working
 from nce_fx.quantizers.rounding import PassRound
 
 COEFFICIENTS = {
@@ -45,9 +45,9 @@ class Sawb(WeightQuantizer):
         super().__init__(bits)
         self.grid = centred_grid(bits)
 
-    def scale(self, weight: Tensor) -> Tensor:
+    def step_size(self, x: Tensor) -> Tensor:
         """Return the distance between two levels, 0-dimensional or shaped to broadcast; without a gradient."""
-        weight = working(weight.detach())
+        weight = working(x.detach())
         c1, c2 = COEFFICIENTS[self.bits]
         one, two, largest = (self._norm(weight, order) for order in (1.0, 2.0, float("inf")))
         together = weight.numel() / one.numel()
@@ -59,19 +59,9 @@ class Sawb(WeightQuantizer):
         """Return the norm of all that shares a scale."""
         return torch.linalg.vector_norm(weight, order)  # type: ignore[no-any-return]
 
-    def step_size(self, x: Tensor) -> Tensor:
-        """As `scale`."""
-        return self.scale(x)
-
     def quantized(self, x: Tensor) -> Tensor:
         """Quantize; the gradient goes straight through."""
-        return PassRound.apply(x, self.scale(x), self.grid)  # type: ignore[no-any-return, no-untyped-call]
-
-    @torch.no_grad()
-    def integers(self, weight: Tensor) -> Integers:
-        """Return the weight in integers; the offset is 1/2."""
-        scale = self.scale(weight)
-        return as_integers(whole(working(weight), scale, self.grid), scale, self.grid)
+        return PassRound.apply(x, self.step_size(x), self.grid)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class SawbChannel(Sawb):

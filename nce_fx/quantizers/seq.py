@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nce_fx.quantizers.base import FLOOR, Integers, WeightQuantizer, as_integers, centred_grid, whole, working
+from nce_fx.quantizers.base import FLOOR, WeightQuantizer, centred_grid
 from nce_fx.quantizers.lsq import share
 from nce_fx.quantizers.rounding import StepRound
 from nce_fx.quantizers.sawb import Sawb
@@ -36,25 +36,15 @@ class Seq(WeightQuantizer):
     @torch.no_grad()
     def start(self, weight: Tensor, normalized: bool = True) -> None:
         """Start where SAWB's levels are."""
-        self.alpha.fill_(float(Sawb(self.bits).scale(weight)) * 2 ** (self.bits - 1))
+        self.alpha.fill_(float(Sawb(self.bits).step_size(weight)) * 2 ** (self.bits - 1))
 
     def scale(self) -> Tensor:
         """Return the distance between two levels; 0-dimensional."""
         return self.fine(self.alpha.clamp(min=FLOOR) / 2 ** (self.bits - 1))
 
-    def step_size(self, x: Tensor) -> Tensor:
-        """As `scale`."""
-        return self.scale()
-
     def quantized(self, x: Tensor) -> Tensor:
         """Quantize, with SEQ's gradients."""
         return StepRound.apply(x, self.scale(), self.grid, share(x.numel(), self.grid), True, 0.5)  # type: ignore[no-any-return, no-untyped-call]
-
-    @torch.no_grad()
-    def integers(self, weight: Tensor) -> Integers:
-        """Return the weight in integers; the offset is 1/2."""
-        scale = self.scale()
-        return as_integers(whole(working(weight), scale, self.grid), scale, self.grid)
 
     def extra_repr(self) -> str:
         """The bits, and the scale."""

@@ -10,10 +10,9 @@ Gradient: dL/dw passes where |w| <= g; none through g.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from nce_fx.quantizers.base import FLOOR, Integers, WeightQuantizer, as_integers, centred_grid, whole, working
+from nce_fx.quantizers.base import FLOOR, WeightQuantizer, centred_grid, working
 from nce_fx.quantizers.rounding import PassRound
 
 
@@ -25,28 +24,18 @@ class StatsQ(WeightQuantizer):
         self.channel_axis = channel_axis
         self.grid = centred_grid(bits)
 
-    def scale(self, weight: Tensor) -> Tensor:
+    def step_size(self, x: Tensor) -> Tensor:
         """Return the distances between two levels, shaped to broadcast over the weight; without a gradient."""
-        weight = working(weight.detach())
+        weight = working(x.detach())
         others = [axis for axis in range(weight.dim()) if axis != self.channel_axis % weight.dim()]
         magnitude = weight.abs().mean(others, keepdim=True) if others else weight.abs()
         return self.fine((2 * magnitude).clamp(min=FLOOR) / 2 ** (self.bits - 1))
 
-    def step_size(self, x: Tensor) -> Tensor:
-        """As `scale`."""
-        return self.scale(x)
-
     def quantized(self, x: Tensor) -> Tensor:
         """Quantize; the gradient stops where the weight is beyond the range."""
-        scale = self.scale(x)
+        scale = self.step_size(x)
         reach = (scale * 2 ** (self.bits - 1)).to(x.dtype)
         return PassRound.apply(x.clamp(-reach, reach), scale, self.grid)  # type: ignore[no-any-return, no-untyped-call]
-
-    @torch.no_grad()
-    def integers(self, weight: Tensor) -> Integers:
-        """Return the weight in integers; the offset is 1/2."""
-        scale = self.scale(weight)
-        return as_integers(whole(working(weight), scale, self.grid), scale, self.grid)
 
     def extra_repr(self) -> str:
         """The bits, and which axis has a scale of its own per index."""

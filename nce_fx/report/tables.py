@@ -51,11 +51,6 @@ def size(count: float) -> str:
     return f"{round(count)} B"
 
 
-def percent(share: float | None) -> str:
-    """Return an accuracy in [0, 1] as a percentage, or a dash where there is none."""
-    return "-" if share is None else f"{100 * share:.2f} %"
-
-
 def named(group: GroupRecord, most: int = 2) -> str:
     """Return a group's layers by name, the first few and how many more."""
     shown = ", ".join(group.producers[:most]) or group.id
@@ -188,13 +183,6 @@ def comparison_table(comparison: Comparison) -> Table:
     return table
 
 
-def comparison_markdown(comparison: Comparison) -> str:
-    """Return the last table in Markdown."""
-    header, *rows = result_rows(comparison)
-    rule = "|".join(["", "---", *["--:"] * (len(header) - 1), ""])
-    return "\n".join(["| " + " | ".join(header) + " |", rule, *("| " + " | ".join(row) + " |" for row in rows)])
-
-
 def result_rows(comparison: Comparison) -> tuple[tuple[str, ...], ...]:
     """Return the last table as text, header first: every network with its accuracy and all that it costs."""
     names = list(dict.fromkeys(name for row in comparison.rows for name in row.cost))
@@ -292,5 +280,5 @@ def _shape(node: Node) -> str:
     return "" if shape is None else "x".join(str(size) for size in shape)
 
 
-def _bar(value: float, most: float, width: int = 24) -> str:
-    return "█" * max(1 if value > 0 else 0, round(width * value / most)) if most > 0 else ""
+def _bar(value: float, most: float) -> str:
+    return "█" * max(1 if value > 0 else 0, round(24 * value / most)) if most > 0 else ""

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictBool, StrictFloat, StrictInt
+from pydantic import Field, StrictBool, StrictFloat
 
 from nce_fx.errors import InputError
-from nce_fx.training.recipe import Recipe
-from nce_fx.validated import AtLeastOne, BelowOne, Count, NotNegative, Positive, Whole, from_mapping, validated
+from nce_fx.search.weight_training import WeightTraining
+from nce_fx.validated import AtLeastOne, BelowOne, Count, NotNegative, Positive, Whole, validated
 
 _TAS_STEPS = 600 * 98
 """Steps on widths in TAS's own CIFAR recipe: 600 epochs of half of 50,000 images in batches of 256."""
@@ -21,7 +19,7 @@ BETAS = (0.5, 0.999)
 
 
 @validated("search recipe")
-class SearchRecipe:
+class SearchRecipe(WeightTraining):
     """The choices of a search by gradient; the defaults are TAS's where TAS has them (see docs/search.md)."""
 
     method: Literal["gradient"] = "gradient"
@@ -53,16 +51,8 @@ class SearchRecipe:
     width_weight_decay: NotNegative = 1e-3
     mixing: Literal["zeros", "interpolate"] = "zeros"
     """What becomes of the narrower of two drawn candidates: padded with zeros, or interpolated as published."""
-    batch_size: Count = 64
-    """Samples in one step over all processes together, on weights and on widths alike."""
-    learning_rate: Positive = 0.05
-    momentum: BelowOne = 0.9
-    weight_decay: NotNegative = 5e-4
-    lr_warmup_epochs: NotNegative = 1.0
-    clip_gradient: Positive | None = None
     quantized: StrictBool = True
     """Off: the search runs on the float network, whatever bits it is for."""
-    seed: StrictInt = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be searched.
@@ -81,33 +71,9 @@ class SearchRecipe:
                 raise InputError(f"search recipe: {name} is {getattr(self, name)!r}; it must be {allowed}")
         self.training()
 
-    def training(self) -> Recipe:
-        """Return the recipe of the weights; no test data is looked at before the last epoch."""
-        return Recipe(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            momentum=self.momentum,
-            nesterov=self.momentum > 0,
-            weight_decay=self.weight_decay,
-            warmup_epochs=self.lr_warmup_epochs,
-            clip_gradient=self.clip_gradient,
-            evaluate_every=0,
-            seed=self.seed,
-        )
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> SearchRecipe:
-        """Return the recipe that ``to_dict`` wrote.
-
-        Raises:
-            InputError: a field that a recipe does not have, or a value out of range.
-        """
-        return from_mapping(cls, values)
-
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as JSON values."""
-        return asdict(self) | {"ratios": list(self.ratios)}
+        return super().to_dict() | {"ratios": list(self.ratios)}
 
 
 def tau_at(recipe: SearchRecipe, done: float) -> float:

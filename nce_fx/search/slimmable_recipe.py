@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, StrictFloat, StrictInt
+from pydantic import Field, StrictFloat
 
 from nce_fx.errors import InputError
-from nce_fx.training.recipe import Recipe
-from nce_fx.validated import AtLeastOne, BelowOne, Count, NotNegative, Positive, Share, Whole, from_mapping, validated
+from nce_fx.search.weight_training import WeightTraining
+from nce_fx.validated import AtLeastOne, Count, Positive, Share, Whole, validated
 
 
 @validated("search recipe")
-class SlimmableRecipe:
+class SlimmableRecipe(WeightTraining):
     """The choices of a search among the widths of one slimmable network (see docs/search.md)."""
 
     method: Literal["slimmable"] = "slimmable"
@@ -43,14 +41,6 @@ class SlimmableRecipe:
     """How many standard errors a setting has to be better than the widths as they are; where none is, these stay."""
     statistics: Count = 8
     """Batches that the statistics of BatchNorm are taken from anew, for each setting that is compared."""
-    batch_size: Count = 64
-    """Samples in one step over all processes together."""
-    learning_rate: Positive = 0.05
-    momentum: BelowOne = 0.9
-    weight_decay: NotNegative = 5e-4
-    lr_warmup_epochs: NotNegative = 1.0
-    clip_gradient: Positive | None = None
-    seed: StrictInt = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be searched.
@@ -61,31 +51,3 @@ class SlimmableRecipe:
         if self.min_ratio == self.max_ratio:
             raise InputError("search recipe: min_ratio and max_ratio are both 1: no group has a width to choose")
         self.training()
-
-    def training(self) -> Recipe:
-        """Return the recipe of the weights; what is held out is not looked at before the last epoch."""
-        return Recipe(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            momentum=self.momentum,
-            nesterov=self.momentum > 0,
-            weight_decay=self.weight_decay,
-            warmup_epochs=self.lr_warmup_epochs,
-            clip_gradient=self.clip_gradient,
-            evaluate_every=0,
-            seed=self.seed,
-        )
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> SlimmableRecipe:
-        """Return the recipe that ``to_dict`` wrote.
-
-        Raises:
-            InputError: a field that a recipe does not have, or a value out of range.
-        """
-        return from_mapping(cls, values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the recipe as JSON values."""
-        return asdict(self)

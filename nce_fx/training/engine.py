@@ -1,13 +1,7 @@
 """The device and the processes that training runs on: accelerate starts them, and these few functions are all we ask.
 
 One process is the case that needs nothing. Under ``torchrun`` every process holds the whole model and a share of every
-batch. The sensitivity pass shares its batches, see `nce_fx.passes.analysis.sensitivity.shard`. For others there are
-``shard``, which takes a share of a list of batches, and ``all_reduce_mean``, which puts the shares' results together,
-the same on every process::
-
-    mine = shard(batches)
-    scores = {name: mean_score(name, mine) for name in names}
-    scores = all_reduce_mean(scores, count=len(mine))      # the mean over all batches
+batch. The sensitivity pass shares its batches, see `nce_fx.passes.analysis.sensitivity.shard`.
 """
 
 from __future__ import annotations
@@ -17,7 +11,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -83,12 +77,6 @@ def running_engine() -> Engine:
     So what a user runs in one of many processes, without an engine, waits for no other.
     """
     return _running[0] if _running else Engine(torch.device("cpu"))
-
-
-def shard(batches: Sequence[T]) -> Sequence[T]:
-    """Return this process's share of a list of batches: all of them where there is one process."""
-    engine = start_engine()
-    return batches[engine.rank :: engine.processes]
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
@@ -171,20 +159,6 @@ def agree_on(values: Mapping[str, Any]) -> None:
             raise TrainingError(
                 f"process {rank} and process 0 differ ({name}): give every process the same, by the same seed"
             )
-
-
-def all_reduce_mean(values: Mapping[str, float], count: float) -> dict[str, float]:
-    """Return the mean over all processes of named means, each process's weighted with how much it saw.
-
-    Args:
-        values: this process's means; every process has the same names in the same order.
-        count: how many batches (or samples) this process's means are over; 0 leaves its values out.
-    """
-    if not dist.is_initialized():
-        return dict(values)
-    mine = torch.tensor([*(value * count if count else 0.0 for value in values.values()), count], dtype=torch.float64)
-    total = all_reduce_sum(mine.to(start_engine().device)).tolist()
-    return dict(zip(values, (value / total[-1] for value in total[:-1]), strict=True))
 
 
 def call(model: Any, inputs: Any) -> Any:

@@ -16,8 +16,8 @@ from nce_fx.passes.analysis.sensitivity.probe import Probe
 from nce_fx.passes.analysis.sensitivity.scores import Progress, Scores
 from nce_fx.pipeline import Given, Pass
 from nce_fx.quantities import Quantity, Sums
-from nce_fx.quantizers import Integers, WeightQuantizer
-from nce_fx.quantizers.base import Grid, as_integers, whole, working
+from nce_fx.quantizers import WeightQuantizer
+from nce_fx.quantizers.base import Grid, working
 from nce_fx.quantizers.rounding import PassRound
 
 
@@ -45,19 +45,13 @@ class Ternary(WeightQuantizer):
         super().__init__(bits)
         self.grid = Grid(-1, 1) if bits > 1 else Grid(-1, 0, 0.5)
 
-    def scale(self, weight: Tensor) -> Tensor:
+    def step_size(self, x: Tensor) -> Tensor:
         """Return the step; 0-dimensional."""
-        return self.fine(1.4 * working(weight.detach()).abs().mean().clamp(min=1e-8))
+        return self.fine(1.4 * working(x.detach()).abs().mean().clamp(min=1e-8))
 
-    def forward(self, weight: Tensor) -> Tensor:
+    def quantized(self, x: Tensor) -> Tensor:
         """Quantize; the gradient goes straight through."""
-        return PassRound.apply(weight, self.scale(weight), self.grid)  # type: ignore[no-any-return, no-untyped-call]
-
-    @torch.no_grad()
-    def integers(self, weight: Tensor) -> Integers:
-        """Return the weight in integers."""
-        scale = self.scale(weight)
-        return as_integers(whole(working(weight), scale, self.grid), scale, self.grid)
+        return PassRound.apply(x, self.step_size(x), self.grid)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _numel(probe: Probe, batches: Sequence[Any], progress: Progress) -> Scores:

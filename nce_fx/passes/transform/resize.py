@@ -70,7 +70,7 @@ class ResizeChannels(Pass):
             return self
         analysis, changed = analysis_of(gm), self._changed(gm)
         copies = _copies(analysis.structure, analysis.channels, changed, None)
-        return replace(self, keep=_kept(analysis.structure, analysis.channels, copies))
+        return replace(self, keep=_kept(analysis.channels, copies))
 
     def apply(self, gm: GraphModule, given: Given) -> GraphModule:
         """Return the resized graph; the given one where no width changes."""
@@ -154,7 +154,7 @@ def _copies(
     return copies
 
 
-def _kept(structure: Structure, channels: ChannelGraph, copies: Mapping[int, Ids]) -> Kept:
+def _kept(channels: ChannelGraph, copies: Mapping[int, Ids]) -> Kept:
     """Return for each group that gets narrower which channels of its parts stay."""
     kept: dict[str, tuple[tuple[int, ...], ...]] = {}
     for group in channels.groups:

@@ -11,7 +11,9 @@ import nce_fx
 from nce_fx import registry
 from nce_fx.errors import InputError
 from nce_fx.ops import OPS, Absent, Op, WeightLayout, table
+from nce_fx.ops.rules import affine
 from nce_fx.ops.work import rows_times_weight
+from nce_fx.passes.transform.fold import FoldBatchNorm
 from tests.observing import counted, difference, run
 from tests.zoo.model import image, noise, randomize
 
@@ -60,6 +62,21 @@ DOUBLED = Op(
 MINE = OPS.adding(MIXED, DOUBLED)
 
 
+@torch.library.custom_op("nce_fx_tests::shifted", mutates_args=())
+def shifted(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    return F.linear(x, weight, bias)
+
+
+shifted.register_fake(F.linear)
+SHIFTED = replace(
+    DOUBLED,
+    name="shifted",
+    spellings={torch.ops.nce_fx_tests.shifted.default: ""},
+    signature="input, weight, bias=None",
+    fold=affine.rows,
+)
+
+
 @nce_fx.channel_rule(F.linear, macs=rows_times_weight("tripled", -1), quantize=WeightLayout(0))
 def tripled(x, weight):
     """Decided by a value: no tracer can enter."""
@@ -104,6 +121,32 @@ def test_a_made_up_operation_is_quantized_where_its_row_says_how(model):
     names = [node.name for node in nce_fx.quantize(gm).graph.nodes]
     assert "matrix_quant" in names
     assert not any(name.startswith("middle_kernels") and name.endswith("quant") for name in names)
+
+
+class Normed(nn.Module):
+    def __init__(self, call) -> None:
+        super().__init__()
+        self.call, self.norm, self.matrix = call, nn.BatchNorm1d(8), nn.Parameter(torch.randn(8, 5))
+
+    def forward(self, x):
+        return self.norm(self.call(x, self.matrix))
+
+
+@pytest.mark.parametrize(
+    ("call", "row", "takes"),
+    [
+        (torch.ops.nce_fx_tests.doubled.default, DOUBLED, False),
+        (torch.ops.nce_fx_tests.shifted.default, SHIFTED, True),
+        (lambda x, weight: F.linear(x, weight) + weight.sum(), SHIFTED, False),
+        (lambda x, weight: F.linear(F.linear(x, weight) @ weight, weight), SHIFTED, False),
+    ],
+)
+def test_a_norm_is_folded_where_the_row_says_how_and_nobody_else_reads_the_weight(call, row, takes):
+    model, x = randomize(Normed(call)).eval().double(), (noise(4, 5).double(),)
+    gm = nce_fx.trace(model, x, ops=OPS.adding(row))
+    folded = FoldBatchNorm()(gm)
+    assert folded.modified is takes
+    assert difference(run(gm, x), run(folded.graph_module, x)) <= 1e-9
 
 
 def test_nothing_is_written_on_torch_and_other_graphs_do_not_know_it(model):

@@ -22,6 +22,7 @@ from nce_fx.ops.layers import find_layers
 from nce_fx.ops.sign import never_negative
 from nce_fx.ops.spellings import in_place
 from nce_fx.ops.table import argument_names
+from nce_fx.passes.analysis.channels import analysis_of
 from tests.drawing import traced
 from tests.laws import cost_is_exact, narrowing_is_removal, widening_keeps_the_function
 from tests.zoo import ZOO
@@ -199,7 +200,7 @@ def _traced(spelling: Any) -> bool:
 
 
 NOT_CALLED = {
-    **dict.fromkeys(("size", "any", "all", "argmax", "argmin"), "makes no numbers that a layer reads"),
+    **dict.fromkeys(("size", "item", "any", "all", "argmax", "argmin"), "makes no numbers that a layer reads"),
     **dict.fromkeys(("empty_like", "new_empty"), "holds whatever was in memory"),
     "bernoulli": "takes probabilities alone",
     **dict.fromkeys(("rand_like", "randn_like"), "is another one at every call"),
@@ -232,7 +233,7 @@ def model_of(name: str) -> Between | None:
 
 @cache
 def said(name: str) -> tuple[Any, ...] | None:
-    """Return what is said of the model of a spelling: its groups, MACs and sign."""
+    """Return what is said of the model of a spelling: its groups, MACs, sign, layers, and what the widths set."""
     model = model_of(name)
     if model is None:
         return None
@@ -244,7 +245,9 @@ def said(name: str) -> tuple[Any, ...] | None:
     op, _ = SPELLINGS[name]
     nodes = [node for node in t.gm.graph.nodes if (found := OPS.of(t.gm, node)) is not None and found.name == op]
     sign = any(never_negative(t.gm, node) for node in nodes)
-    return groups, cost.macs, sign, len(find_layers(t.gm))
+    tie, names = analysis_of(t.gm).structure.tie, argument_names(OPS[op].signature)
+    follow = {name for node, name in tie.attributes if node in nodes and (node.op == "call_module" or name in names)}
+    return groups, cost.macs, sign, len(find_layers(t.gm)), follow
 
 
 PINNED = {
@@ -281,6 +284,8 @@ def test_however_it_is_written_the_same_is_said(name):
     calls = {each: what for each, what in found.items() if not isinstance(SPELLINGS[each][1], type)}
     assert len({repr(what) for what in calls.values()}) <= 1, calls
     assert len({repr(what[0]) for what in found.values()}) <= 1, found
+    follow, row = {each for what in found.values() for each in what[4]}, OPS[name].follows
+    assert follow == (set() if isinstance(row, Absent) else {*row} & (follow | {*row} - {"groups"}))
     assert name in PINNED or any(free for what in found.values() for *_, free in what[0]), found
 
 

@@ -7,7 +7,9 @@ from torch import nn, randn
 
 from nce_fx.ops import output_shapes, work
 from nce_fx.ops.op import Op, WeightLayout
-from nce_fx.ops.rules import weighted
+from nce_fx.ops.rules import affine, weighted
+
+_FOLLOWS = ("in_channels", "out_channels", "groups")
 
 
 def _convolution(axes: int, module: type[nn.Module]) -> Op:
@@ -20,6 +22,8 @@ def _convolution(axes: int, module: type[nn.Module]) -> Op:
         catch="call",
         macs=work.conv(axes),
         quantize=WeightLayout(0),
+        fold=affine.rows,
+        follows=_FOLLOWS,
         shape=output_shapes.convolution(axes),
         example=lambda: (randn(2, 8, *[5] * axes), randn(6, 8, *[3] * axes), randn(6), [1] * axes, [1] * axes),
     )
@@ -35,6 +39,8 @@ def _transposed(axes: int, module: type[nn.Module]) -> Op:
         catch="call",
         macs=work.conv(axes, transposed=True),
         quantize=WeightLayout(1),
+        fold=affine.columns,
+        follows=_FOLLOWS,
         example=lambda: (randn(2, 8, *[3] * axes), randn(8, 6, *[2] * axes), randn(6), [2] * axes),
     )
 
@@ -55,6 +61,8 @@ ROWS = (
         catch="call",
         macs=work.convolution,
         quantize=WeightLayout(0),
+        fold=affine.rows_or_columns,
+        follows=("groups",),
         example=lambda: (randn(2, 8, 5, 5), randn(6, 8, 3, 3), randn(6), [1, 1], [1, 1], [1, 1], False, [0, 0], 1),
     ),
 )

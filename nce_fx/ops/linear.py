@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn, randn
 
 from nce_fx.ops import output_shapes, work
-from nce_fx.ops.op import Op, WeightLayout
-from nce_fx.ops.rules import weighted
+from nce_fx.ops.op import Absent, Op, WeightLayout
+from nce_fx.ops.rules import affine, weighted
 
 ROWS = (
     Op(
@@ -18,6 +18,8 @@ ROWS = (
         catch="call",
         macs=work.rows_times_weight("linear", -1),
         quantize=WeightLayout(0),
+        fold=affine.rows,
+        follows=("in_features", "out_features"),
         shape=output_shapes.linear,
         example=lambda: (randn(2, 8), randn(6, 8), randn(6)),
     ),
@@ -29,6 +31,8 @@ ROWS = (
         channels=weighted.bilinear,
         catch="call",
         macs=work.bilinear,
+        fold=Absent("only what can be quantized is folded into"),
+        follows=("in1_features", "in2_features", "out_features"),
         example=lambda: (randn(2, 8), randn(2, 8), randn(6, 8, 8), randn(6)),
     ),
 )

@@ -24,6 +24,7 @@ ROWS = (
         ),
         channels=weighted.embedding,
         catch="call",
+        follows=("embedding_dim",),
         macs=work.embedding,
         example=lambda: (randint(0, 5, (2, 3)), randn(5, 8)),
     ),

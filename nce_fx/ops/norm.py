@@ -27,6 +27,7 @@ ROWS = (
         spellings=dict.fromkeys((torch.batch_norm, aten.batch_norm.default), _ATEN_BATCH),
         channels=weighted.batch_norm,
         catch="call",
+        follows=("num_features",),
         shape=output_shapes.batch_norm,
         by_mode=True,
         affine=affine.batch_norm,
@@ -42,6 +43,7 @@ ROWS = (
         spellings=dict.fromkeys((torch.instance_norm, aten.instance_norm.default), _ATEN_INSTANCE),
         channels=weighted.batch_norm,
         catch="call",
+        follows=("num_features",),
         example=lambda: (randn(2, 8, 5, 5), None, None, randn(8), randn(8)),
     ),
     Op(
@@ -52,6 +54,7 @@ ROWS = (
         not_held=("cudnn_enable",),
         channels=weighted.layer_norm,
         catch="call",
+        follows=("normalized_shape",),
         example=lambda: (randn(2, 8), (8,), randn(8), randn(8)),
     ),
     Op(
@@ -61,6 +64,7 @@ ROWS = (
         signature="input, normalized_shape, weight=None, eps=None",
         channels=weighted.rms_norm,
         catch="call",
+        follows=("normalized_shape",),
         example=lambda: (randn(2, 8), (8,), randn(8)),
     ),
     Op(
@@ -71,6 +75,7 @@ ROWS = (
         not_held=("cudnn_enabled",),
         channels=weighted.group_norm,
         catch="call",
+        follows=("num_groups", "num_channels"),
         example=lambda: (randn(2, 8, 5, 5), 4, randn(8), randn(8)),
     ),
     Op(

@@ -12,7 +12,7 @@ from torch import nn
 from nce_fx.errors import InputError
 from nce_fx.frozen import freeze
 from nce_fx.ops.output_shapes import Shape
-from nce_fx.ops.rules.affine import AffineRule
+from nce_fx.ops.rules.affine import AffineRule, FoldRule
 from nce_fx.ops.rules.repair import Repair
 from nce_fx.ops.work import Rule
 
@@ -46,6 +46,7 @@ NO_WEIGHT = Absent("it has no weight that it multiplies with")
 AS_RUN = Absent("it is run on tensors without values")
 NO_AFFINE = Absent("it is no factor and shift of each channel")
 NO_SIZE = Absent("it writes no size down that follows a width")
+NO_FOLD = Absent("no factor of each channel goes into a weight of it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +80,16 @@ class Op:
     """Arguments that have defaults, and that its modules do not hold as attributes."""
     modules: tuple[type[nn.Module], ...] = ()
     """The modules that do the same and hold its other arguments as attributes."""
+    follows: tuple[str, ...] | Absent = NO_SIZE
+    """What of its modules' attributes and of its arguments the widths set, such as ``("in_channels", "groups")``."""
     spellings: Mapping[Any, str] = field(default_factory=lambda: NOTHING)
     """Other names and callables that it goes by -> the order of their arguments where that is another one, else ""."""
     repair: Repair | Absent = NO_SIZE
     """What a call of it may become where it holds a size that a width changes (`nce_fx.ops.rules.repair`)."""
     evenly: str = ""
     """The operation with its value that shares the gradient among equal entries, where it gives all to the first."""
+    fold: FoldRule | Absent = NO_FOLD
+    """How its weight takes in the factor of a norm behind it (`nce_fx.ops.rules.affine`); its bias takes the shift."""
     affine: AffineRule | Absent = NO_AFFINE
     """What a norm is in evaluation mode, as a factor and a shift that the layer before takes in."""
     shape: Shape | Absent = AS_RUN

@@ -90,6 +90,7 @@ ROWS = (
         signature="input, weight",
         channels=weighted.prelu,
         catch="call",
+        follows=("num_parameters",),
         example=lambda: (randn(2, 8), rand(8)),
     ),
     _arithmetic("add", _two, sign="kept"),

@@ -19,6 +19,7 @@ ROWS = (
             signature=_FUNCTION,
             channels=weighted.recurrent,
             catch="module",
+            follows=("input_size",),
             macs=work.recurrent,
             spellings=same_order("rnn_tanh", "rnn_relu") if name == "rnn" else NOTHING,
             example=lambda: (randn(5, 2, 8),),

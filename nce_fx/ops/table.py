@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
@@ -27,7 +28,7 @@ from nce_fx.ops import (
     reduction,
     spatial,
 )
-from nce_fx.ops.op import OWN_ROW, Op
+from nce_fx.ops.op import OWN_ROW, Absent, Op
 from nce_fx.ops.spellings import spellings_of
 from nce_fx.registry import Registry
 
@@ -162,6 +163,18 @@ def own_row(target: Any) -> Op | None:
 def argument_names(signature: str) -> tuple[str, ...]:
     """Return the names of the arguments of a signature in order: ``("input", "dim")`` of ``"input, dim=None"``."""
     return tuple(part.split("=")[0].strip() for part in signature.split(", "))
+
+
+@cache
+def argument_defaults(signature: str) -> Mapping[str, Any]:
+    """Return the defaults of a signature: ``{"groups": 1}`` of ``"input, groups=1"``."""
+    parts = (part.partition("=") for part in signature.split(", "))
+    return {name: ast.literal_eval(default) for name, equals, default in parts if equals}
+
+
+def followed_arguments(op: Op) -> frozenset[str]:
+    """Return the arguments of an operation that the widths set, such as ``{"groups"}`` of a convolution."""
+    return frozenset() if isinstance(op.follows, Absent) else frozenset(op.follows) & {*argument_names(op.signature)}
 
 
 def _twice(spelling: Any, known: Op, row: Op) -> str:

@@ -1,4 +1,4 @@
-"""Norms as one factor and one shift for each channel, which the layer before them can take in."""
+"""Norms as one factor and one shift for each channel, and how the layer before them takes these in."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from nce_fx.ops.work import Layer
 from nce_fx.paths import tensor_at
 
 
@@ -20,6 +21,8 @@ class Affine(NamedTuple):
 
 AffineRule = Callable[[GraphModule, Node, dict[str, Any]], Affine | None]
 """(graph, node, arguments of its call by their names; none for a module) -> what it is in evaluation mode."""
+FoldRule = Callable[[Layer, Tensor, Tensor], Tensor]
+"""(layer, a factor for each channel that it makes, its weight) -> the factors, shaped to multiply the weight."""
 
 
 def batch_norm(gm: GraphModule, node: Node, arguments: dict[str, Any]) -> Affine | None:
@@ -37,3 +40,20 @@ def batch_norm(gm: GraphModule, node: Node, arguments: dict[str, Any]) -> Affine
     factor = factor if gamma is None else factor * gamma
     shift = -mean * factor
     return Affine(factor, shift if beta is None else shift + beta)
+
+
+def rows(layer: Layer, factor: Tensor, weight: Tensor) -> Tensor:
+    """Of a weight (out, in, ...), such as a linear layer's: a factor a row."""
+    return factor.reshape(-1, *[1] * (weight.dim() - 1))
+
+
+def columns(layer: Layer, factor: Tensor, weight: Tensor) -> Tensor:
+    """Of a weight (in, out / groups, ...), a transposed convolution's: the inputs of one group lie after another."""
+    groups = factor.numel() // weight.shape[1]
+    each = factor.reshape(groups, 1, -1).expand(groups, weight.shape[0] // groups, -1)
+    return each.reshape(*weight.shape[:2], *[1] * (weight.dim() - 2))
+
+
+def rows_or_columns(layer: Layer, factor: Tensor, weight: Tensor) -> Tensor:
+    """Of ``aten.convolution``, whose arguments say which of the two its weight has."""
+    return (columns if layer.transposed else rows)(layer, factor, weight)

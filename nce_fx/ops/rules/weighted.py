@@ -76,7 +76,10 @@ def bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> Channel
     run = run_of((input1, input2, weight))
     read(run, input1, input1.dim() - 1, weight, 1)
     read(run, input2, input2.dim() - 1, weight, 2)
-    return activation(run, along(made(run, weight, 0, bias), input1.dim() - 1, input1.shape))
+    line = made(run, weight, 0, bias)
+    for name, value in (("in1", input1.shape[-1]), ("in2", input2.shape[-1]), ("out", line.numel())):
+        run.attribute(weight, f"{name}_features", value)
+    return activation(run, along(line, input1.dim() - 1, input1.shape))
 
 
 def convolution(dims: int) -> Callable[..., ChannelTensor]:

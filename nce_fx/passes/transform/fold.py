@@ -13,6 +13,7 @@ quantizer a value that lies on the border of two levels may then fall on the oth
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,7 @@ from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from nce_fx.ops import Absent, table_of
 from nce_fx.ops.layers import find_layers
 from nce_fx.ops.rules.affine import Affine
+from nce_fx.ops.table import argument_names
 from nce_fx.ops.work import Layer, shape_of
 from nce_fx.passes.transform.quantize.quantizable_layers import quantizable, weight_argument
 from nce_fx.paths import tensor_at
@@ -43,17 +45,11 @@ class FoldBatchNorm(Pass):
     def apply(self, gm: GraphModule, given: Given) -> GraphModule:
         """Return the folded graph."""
         result = copy.deepcopy(gm).eval()
-        layers = [layer for layer in find_layers(result) if quantizable(result, layer)]
-        uses: dict[str, int] = {}
-        for layer in layers:
-            for path in layer.weights:
-                uses[path] = uses.get(path, 0) + 1
-        folded = 0
-        for layer in layers:
-            norm = _norm_after(result, layer)
-            if norm is None or len(layer.weights) != 1 or uses[layer.weights[0]] > 1:
-                continue
-            folded += _fold(result, layer, *norm)
+        readers, folded = _readers(result), 0
+        for layer in find_layers(result):
+            norm = _norm_after(result, layer) if quantizable(result, layer) else None
+            if norm is not None and len(layer.weights) == 1 and readers[layer.weights[0]] == 1:
+                folded += _fold(result, layer, *norm)
         if not folded:
             return gm
         result.recompile()
@@ -61,14 +57,29 @@ class FoldBatchNorm(Pass):
         return result
 
 
+def _readers(gm: GraphModule) -> Counter[str]:
+    """Return how many nodes read each parameter, as it is or through its quantizer; a module reads its own."""
+    found: Counter[str] = Counter()
+    for node in gm.graph.nodes:
+        if node.op == "call_module":
+            found.update(f"{node.target}.{name}" for name in gm.get_submodule(str(node.target))._parameters)
+        elif node.op == "get_attr":
+            found[str(node.target)] += sum(len(user.users) if _quantizes(gm, user) else 1 for user in node.users)
+    return found
+
+
+def _quantizes(gm: GraphModule, node: Node) -> bool:
+    return node.op == "call_module" and isinstance(gm.get_submodule(str(node.target)), WeightQuantizer)
+
+
 def _norm_after(gm: GraphModule, layer: Layer) -> tuple[Node, Affine] | None:
-    """Return the norm that alone reads a layer, as one factor and one shift per channel."""
+    """Return the norm that alone reads a layer, along the channels that it makes, as a factor and a shift for each."""
     node = next(iter(layer.node.users)) if len(layer.node.users) == 1 else None
     ops = table_of(gm)
     op = None if node is None else ops.nearest(gm, node)
     if node is None or op is None or isinstance(op.affine, Absent) or node.all_input_nodes[0] is not layer.node:
         return None
-    if not layer.spatial and len(shape_of(layer.node)) != 2:
+    if len(shape_of(layer.node)) - 1 - layer.spatial != 1:
         return None  # of (N, L, C), BatchNorm1d normalizes L
     arguments = {} if node.op == "call_module" else ops.arguments(node.target, node.args, node.kwargs)
     found = op.affine(gm, node, arguments)
@@ -77,17 +88,19 @@ def _norm_after(gm: GraphModule, layer: Layer) -> tuple[Node, Affine] | None:
 
 @torch.no_grad()
 def _fold(gm: GraphModule, layer: Layer, norm: Node, affine: Affine) -> bool:
-    """Fold one norm; False where the layer's weight is computed in the graph."""
+    """Fold one norm; False where the layer takes none in, or its weight is computed in the graph."""
     node, path = layer.node, layer.weights[0]
-    weight = gm.get_parameter(path)
+    op, weight = table_of(gm).of(gm, node), gm.get_parameter(path)
+    if op is None or isinstance(op.fold, Absent) or "bias" not in argument_names(op.signature):
+        return False
     quantizer: Node | None = None
     if node.op != "call_module":
         source = weight_argument(node)
-        if source.op == "call_module" and isinstance(gm.get_submodule(str(source.target)), WeightQuantizer):
+        if _quantizes(gm, source):
             quantizer, source = source, source.args[0]  # type: ignore[assignment]
         if source.op != "get_attr":
             return False
-    factor = _per_output_channel(affine.factor.to(weight.dtype), weight, layer)
+    factor = op.fold(layer, affine.factor.to(weight.dtype), weight)
     owner, _, leaf = path.rpartition(".")
     bias = _bias(gm, node)
     if quantizer is not None:
@@ -107,25 +120,17 @@ def _fold(gm: GraphModule, layer: Layer, norm: Node, affine: Affine) -> bool:
     return True
 
 
-def _per_output_channel(factor: Tensor, weight: Tensor, layer: Layer) -> Tensor:
-    """Shape a factor per output channel so that it multiplies a weight.
-
-    A transposed convolution has its weight as (in, out / groups, ...), with the inputs of one group after another.
-    """
-    tail = [1] * (weight.dim() - 2)
-    if not layer.transposed:
-        return factor.reshape(-1, 1, *tail)
-    groups = factor.numel() // weight.shape[1]
-    rows = factor.reshape(groups, 1, -1).expand(groups, weight.shape[0] // groups, -1)
-    return rows.reshape(weight.shape[0], weight.shape[1], *tail)
-
-
 def _bias(gm: GraphModule, node: Node) -> Tensor | None:
     if node.op == "call_module":
         bias = gm.get_submodule(str(node.target)).bias
         return bias if isinstance(bias, Tensor) else None
-    value = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+    position = _bias_position(gm, node)
+    value = node.args[position] if len(node.args) > position else node.kwargs.get("bias")
     return tensor_at(gm, str(value.target)) if isinstance(value, Node) else None
+
+
+def _bias_position(gm: GraphModule, node: Node) -> int:
+    return argument_names(table_of(gm).signatures[node.target]).index("bias")
 
 
 def _set_bias(gm: GraphModule, node: Node, owner: str, weight: str, bias: nn.Parameter) -> None:
@@ -142,8 +147,8 @@ def _set_bias(gm: GraphModule, node: Node, owner: str, weight: str, bias: nn.Par
     with gm.graph.inserting_before(node):
         read = gm.graph.create_node("get_attr", path, name=path.replace(".", "_"))
     read.meta["tensor_meta"] = _extract_tensor_metadata(bias.detach())
-    if len(node.args) > 2:
-        node.update_arg(2, read)
+    if len(node.args) > (position := _bias_position(gm, node)):
+        node.update_arg(position, read)
     else:
         node.update_kwarg("bias", read)
     gm.graph.eliminate_dead_code(lambda dead: dead.op != "get_attr")

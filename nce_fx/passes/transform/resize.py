@@ -27,8 +27,8 @@ from nce_fx.frozen import freeze
 from nce_fx.ids.labels import Ids
 from nce_fx.ids.space import ParameterAxis, Tensors
 from nce_fx.ids.value import ChannelTensor
-from nce_fx.ops import OPS, Ops, table_of
-from nce_fx.ops.table import argument_names
+from nce_fx.ops import OPS, table_of
+from nce_fx.ops.table import argument_defaults, argument_names, followed_arguments
 from nce_fx.passes.analysis.channels import ChannelGraph, analysis_of
 from nce_fx.passes.analysis.channels.computed import Computed, keep, value_of
 from nce_fx.passes.analysis.channels.edits import Gather
@@ -42,10 +42,6 @@ from nce_fx.paths import module_at, tensor_at
 from nce_fx.pipeline import Given, Pass
 from nce_fx.plan import WidthPlan, model_fingerprint
 from nce_fx.tracing.shape_propagation import first_misfit
-
-_ARGUMENTS = {"groups": 1, "num_groups": None, "normalized_shape": None}
-"""What functions take as an argument that modules have as an attribute, and what it is where it is not given."""
-
 
 Kept = Mapping[str, tuple[tuple[int, ...], ...]]
 """Group -> for each of its parts the channels that stay, in order; empty for a part that is not narrowed."""
@@ -255,7 +251,7 @@ def _resized(
 
 
 def _edit(result: GraphModule, gm: GraphModule, run: Resizing, kept: Mapping[str, Computed]) -> None:
-    edits = run.edits
+    edits, ops = run.edits, table_of(gm)
     nodes = dict(zip(gm.graph.nodes, result.graph.nodes, strict=True))
     old_nodes = dict(nodes)
     for (node, path, name), value in edits.attributes.items():
@@ -265,8 +261,8 @@ def _edit(result: GraphModule, gm: GraphModule, run: Resizing, kept: Mapping[str
                 owner.__dict__[name] = value
             elif getattr(owner, name, value) != value:
                 setattr(owner, name, value)
-        elif node.op == "call_function" and name in _ARGUMENTS:
-            _set_argument(table_of(gm), nodes[node], name, value)
+        elif (op := ops.of(gm, node)) is not None and name in followed_arguments(op):
+            _set_argument(ops.signatures[node.target], nodes[node], name, value)
     for node, (args, kwargs) in edits.arguments.items():
         new = nodes[node]
         new.target = edits.targets[node]
@@ -354,10 +350,10 @@ def _asked(node: Node, values: Mapping[Node, Any], interpreter: Interpreter) -> 
     return None if isinstance(found, torch.Tensor) else found
 
 
-def _set_argument(ops: Ops, node: Node, name: str, value: Any) -> None:
-    position = argument_names(ops.signatures[node.target]).index(name)
+def _set_argument(signature: str, node: Node, name: str, value: Any) -> None:
+    position = argument_names(signature).index(name)
     if name in node.kwargs or len(node.args) <= position:
-        if name in node.kwargs or value != _ARGUMENTS[name]:
+        if name in node.kwargs or value != argument_defaults(signature).get(name):
             node.update_kwarg(name, value)
     else:
         node.update_arg(position, value)

@@ -29,6 +29,7 @@ from nce_fx.ids.labels import (
 from nce_fx.ids.rule_interface import Fact
 from nce_fx.ids.space import ParameterAxis
 from nce_fx.ids.value import ChannelTensor, Weight
+from nce_fx.ops.table import followed_arguments
 from nce_fx.passes.analysis.channels.edits import Edits, Gather, lay_out
 from nce_fx.passes.analysis.channels.interpreter import ChannelInterpreter
 from nce_fx.passes.analysis.channels.product_shares import PRODUCTS, product_shares
@@ -390,7 +391,7 @@ class Check(ChannelInterpreter):
     def attribute(self, owner: Any, name: str, value: Any) -> None:
         assert self.node is not None
         op = None if self.node.op == "call_module" else self.ops.of_call(self.node.target)
-        if op is not None and op.catch == "rule" and name in ("groups", "num_groups", "normalized_shape"):
+        if op is not None and op.catch == "rule" and any(name in followed_arguments(row) for row in self.ops):
             if value != self.first.attributes.get((self.node, name)):
                 raise Mismatch(f"{name} would change: which argument of {self.message()} has it is unknown")
             return

@@ -40,7 +40,8 @@ def channel_rule(
     Args:
         rule: takes the arguments of what it stands for, and returns what that returns.
         macs: how it multiplies and accumulates, such as ``nce_fx.ops.work.rows_times_weight("mixed", -3)``.
-        quantize: of a function or operator ``(input, weight, ...)``, how the weight lies.
+        quantize: how the weight lies, ``WeightLayout(out_axis=0)``: the second argument of a function or operator, the
+            parameter ``weight`` of a module. It needs ``macs``, too.
 
     Raises:
         InputError: what is decorated is none of these, or is PyTorch's own.

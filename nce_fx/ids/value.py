@@ -190,9 +190,13 @@ class ChannelLayer:
     run: RuleInterface
     module: Any
     path: str
+    given: Any = None
+    """Parameter -> what stands in its place where the layer is called with a weight from outside."""
 
     def parameter(self, name: str) -> Any:
         """Return a parameter or buffer of the module; ``None`` for one that it does not have."""
+        if self.given and name in self.given:
+            return self.given[name]
         path = f"{self.path}.{name}"
         canonical = self.run.tensors.canonical.get(path)
         return getattr(self.module, name) if canonical is None else ChannelParameter(self.run, canonical, path)

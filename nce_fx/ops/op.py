@@ -105,6 +105,13 @@ class Op:
         freeze(self)
         if self.macs is NO_WORK and self.kind in ("weighted", "product", "lookup", "recurrent"):
             raise InputError(f"the row {self.name!r} is {self.kind}: say its macs, or why it has none (Absent)")
+        if isinstance(self.macs, Absent) and isinstance(self.quantize, WeightLayout):
+            raise InputError(f"the row {self.name!r} says how its weight is quantized: say its macs, too")
+
+    @property
+    def weight(self) -> str:
+        """The attribute that its modules hold the weight as, such as ``"weight"``."""
+        return self.attributes.get("weight", "weight")
 
 
 def same_order(*others: Any) -> dict[Any, str]:

@@ -28,6 +28,7 @@ from nce_fx.ops import (
     reduction,
     spatial,
 )
+from nce_fx.ops.given_weight import module_called
 from nce_fx.ops.op import OWN_ROW, Absent, Op
 from nce_fx.ops.spellings import spellings_of
 from nce_fx.registry import Registry
@@ -101,8 +102,8 @@ class Ops:
 
     def of(self, gm: GraphModule, node: Node) -> Op | None:
         """Return the row of what a node calls; ``None`` where the table has none, or the node calls nothing."""
-        if node.op == "call_module":
-            return self.of_module(gm.get_submodule(str(node.target)))
+        if (path := module_called(node)) is not None:
+            return self.of_module(gm.get_submodule(path))
         return self.of_call(node.target) if node.op in ("call_function", "call_method") else None
 
     def nearest(self, gm: GraphModule, node: Node) -> Op | None:

@@ -87,6 +87,8 @@ class _Shapes(Interpreter):
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         value = super().get_attr(target, args, kwargs)
+        if isinstance(value, nn.Module):
+            return self._shadow(value)
         return self._stand_in(value) if isinstance(value, torch.Tensor) else value
 
     def follow(self, inputs: tuple[Any, ...]) -> None:

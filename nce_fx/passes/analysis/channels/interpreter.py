@@ -23,6 +23,7 @@ from nce_fx.ids.rule_interface import RuleInterface
 from nce_fx.ids.space import IdSpace, Tensors
 from nce_fx.ids.value import ChannelLayer, ChannelTensor, activation
 from nce_fx.ops import Absent, Op, WeightLayout, table_of
+from nce_fx.ops.given_weight import call_with_weight, module_called
 from nce_fx.ops.rules import elementwise
 from nce_fx.ops.rules.calls import missing
 from nce_fx.passes.analysis.channels import dispatch
@@ -97,14 +98,20 @@ class ChannelInterpreter(RuleInterface, Interpreter):
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Apply the rule of a plain layer; call a copy of any other module, whose parameters are channel tensors."""
+        return self._call(target, {}, args, kwargs)
+
+    def _call(self, target: Any, given: dict[str, Any], args: Any, kwargs: Any) -> Any:
+        """Call a module, with other values in the place of some of its parameters."""
         if target not in self.rules:
             self.rules[target] = self._plain_rule(self.tensors.modules[target])
         plain = self.rules[target]
         if plain is not None and len(args) == 1 and isinstance(args[0], ChannelTensor) and not kwargs:
-            return self.apply(plain, (ChannelLayer(self, self.tensors.modules[target], target), args[0]), {})
+            return self.apply(plain, (ChannelLayer(self, self.tensors.modules[target], target, given), args[0]), {})
         shadow = self._shadows.get(target)
-        if shadow is None:
-            shadow = self._shadows[target] = self._shadow(self.fetch_attr(target), target)
+        if shadow is None or given:
+            shadow = self._shadow(self.fetch_attr(target), target)
+            shadow.__dict__["_parameters"] = {**shadow._parameters, **given}
+            self._shadows |= {} if given else {target: shadow}
         op = self.ops.of_module(shadow)
         if op is not None and op.catch == "rule":
             return self._by_rule(op, (shadow, *args), kwargs)
@@ -134,6 +141,10 @@ class ChannelInterpreter(RuleInterface, Interpreter):
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Call a function on channel tensors, or the user's own rule for it."""
         op = self.ops.of_call(target)
+        if target is call_with_weight:
+            assert self.node is not None
+            data, weight, _, name, *more = args
+            return self._call(module_called(self.node), {name: weight}, (data, *more), kwargs)
         if op is not None and op.catch == "rule":
             return self._by_rule(op, args, kwargs)
         return _on_cpu(super().call_function(target, args, kwargs))

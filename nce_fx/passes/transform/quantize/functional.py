@@ -16,9 +16,11 @@ from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from nce_fx.errors import QuantizeError, where
-from nce_fx.ops import OPS, WeightLayout
+from nce_fx.ops import OPS, WeightLayout, table_of
+from nce_fx.ops.given_weight import call_with_weight
 from nce_fx.ops.table import argument_names
 from nce_fx.passes.transform.quantize.hooked_weights import computed_by_hook, weight_hook
+from nce_fx.passes.transform.quantize.quantizable_layers import is_of_torch
 from nce_fx.quantizers import WeightQuantizer
 from nce_fx.quantizers.base import LayerKind
 
@@ -40,6 +42,9 @@ def module_weight(gm: GraphModule, path: str) -> tuple[Node, LayerKind]:
     computed in the graph from the parameters behind it; such a module stays a function for good.
     """
     module, graph = gm.get_submodule(path), gm.graph
+    op = table_of(gm).of_module(module)
+    if op is not None and not is_of_torch(op):
+        return _read(gm, f"{path}.{op.weight}"), LayerKind()
     if weight_hook(module) is not None:
         return computed_by_hook(gm, path), LayerKind()
     if not is_parametrized(module, "weight"):
@@ -67,6 +72,10 @@ def as_function(gm: GraphModule, node: Node, weight: Node) -> None:
     """Turn the call of a module into a call of its function, with ``weight`` in the place of its weight."""
     path = str(node.target)
     module = gm.get_submodule(path)
+    op = table_of(gm).of_module(module)
+    if op is not None and not is_of_torch(op):
+        _give_weight(gm, node, weight, op.weight)
+        return
     data = node.args[0] if node.args else node.kwargs["input"]
     assert isinstance(data, Node)
     with gm.graph.inserting_before(node):
@@ -83,6 +92,26 @@ def as_function(gm: GraphModule, node: Node, weight: Node) -> None:
             settings["padding"] = (0,) * len(sides[::2])
     node.op, node.target = "call_function", function
     node.args, node.kwargs = (data, weight, bias, *settings.values()), {}
+
+
+def _give_weight(gm: GraphModule, node: Node, weight: Node, name: str) -> None:
+    """Call a module of the user's own with a weight from outside."""
+    path = str(node.target)
+    with gm.graph.inserting_before(node):
+        module = gm.graph.create_node("get_attr", path, name=path.replace(".", "_"))
+    data, *more = node.args
+    node.op, node.target = "call_function", call_with_weight
+    node.args = (data, weight, module, name, *more)
+
+
+def take_weight(gm: GraphModule, node: Node) -> None:
+    """Let a module of the user's own read the weight that it holds again."""
+    data, weight, module, _, *more = node.args
+    assert isinstance(module, Node)
+    node.op, node.target, node.args = "call_module", str(module.target), (data, *more)
+    for source in (weight, module):
+        if isinstance(source, Node) and not source.users:
+            gm.graph.erase_node(source)
 
 
 def _settings(function: Any) -> tuple[str, ...]:

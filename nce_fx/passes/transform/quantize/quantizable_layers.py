@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 from torch.nn.utils.parametrize import is_parametrized
 
 from nce_fx.errors import where
-from nce_fx.ops import OPS, WeightLayout, table_of
+from nce_fx.ops import OPS, Op, WeightLayout, table_of
 from nce_fx.ops.layers import find_layers
 from nce_fx.ops.work import Layer, shape_of
 from nce_fx.passes.transform.quantize.hooked_weights import weight_hook
@@ -81,15 +81,22 @@ def layers_with_weights(gm: GraphModule) -> list[Layer]:
 
 
 def quantizable(gm: GraphModule, layer: Layer) -> bool:
-    """Whether a layer has a weight of its own that can be quantized; a module is one of torch's."""
+    """Whether a layer has a weight of its own that can be quantized."""
     if weight_layout(gm, layer) is None or not has_weight(layer):
         return False
     if layer.node.op != "call_module":
         return True
     module = gm.get_submodule(str(layer.node.target))
+    if (op := table_of(gm).of_module(module)) is not None and not is_of_torch(op):
+        return isinstance(module._parameters.get(op.weight), nn.Parameter)
     own = isinstance(module._parameters.get("weight"), nn.Parameter) or is_parametrized(module, "weight")
     own = own or weight_hook(module) is not None
-    return own and not is_parametrized(module, "bias") and OPS.of_module(module) is not None
+    return own and not is_parametrized(module, "bias")
+
+
+def is_of_torch(op: Op) -> bool:
+    """Whether a row is one of nce-fx's own: its modules have a function that does the same on a weight from outside."""
+    return OPS.rows.get(op.name) is op
 
 
 def products_in_float(gm: GraphModule) -> Mapping[str, str]:
@@ -201,7 +208,8 @@ def is_shortcut(gm: GraphModule, layer: Layer, owners: set[Node]) -> bool:
 
 def _weight_shape(gm: GraphModule, layer: Layer) -> tuple[int, ...]:
     if layer.node.op == "call_module":
-        return tuple(gm.get_submodule(layer.path).weight.shape)  # type: ignore[arg-type]
+        op = table_of(gm).of(gm, layer.node)
+        return tuple(getattr(gm.get_submodule(layer.path), op.weight if op else "weight").shape)
     meta = weight_argument(layer.node).meta.get("tensor_meta")
     return tuple(meta.shape) if meta is not None else tuple(gm.get_parameter(layer.weights[0]).shape)
 

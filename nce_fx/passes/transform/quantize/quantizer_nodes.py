@@ -170,13 +170,13 @@ def _quantize_weights(gm: GraphModule, spec: QuantSpec, layers: tuple[Quantizabl
     bits: dict[Any, int] = {}
     for each in layers:
         if each.bits.weight is not None:
-            key = _weight_key(each)
+            key = _weight_key(gm, each)
             bits[key] = max(bits.get(key, 0), each.bits.weight)
     nodes: dict[Any, Node] = {}
     for each in layers:
         if each.bits.weight is None:
             continue
-        key, node = _weight_key(each), each.node
+        key, node = _weight_key(gm, each), each.node
         if key not in nodes:
             nodes[key] = _weight_node(gm, spec, each, bits[key])
         if node.op == "call_module":
@@ -185,10 +185,15 @@ def _quantize_weights(gm: GraphModule, spec: QuantSpec, layers: tuple[Quantizabl
             node.replace_input_with(weight_argument(node), nodes[key])
 
 
-def _weight_key(each: QuantizableLayer) -> Any:
+def _weight_path(gm: GraphModule, each: QuantizableLayer) -> str:
+    op = table_of(gm).of(gm, each.node)
+    return f"{each.path}.{op.weight if op else 'weight'}"
+
+
+def _weight_key(gm: GraphModule, each: QuantizableLayer) -> Any:
     """What two uses of one weight have in common: the parameter's path, or the node that computes it."""
     if each.node.op == "call_module":
-        return f"{each.path}.weight"
+        return _weight_path(gm, each)
     weight = weight_argument(each.node)
     return str(weight.target) if weight.op == "get_attr" else weight
 

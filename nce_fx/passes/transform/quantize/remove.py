@@ -7,7 +7,8 @@ import copy
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from nce_fx.passes.transform.quantize.functional import as_module
+from nce_fx.ops.given_weight import call_with_weight
+from nce_fx.passes.transform.quantize.functional import as_module, take_weight
 from nce_fx.passes.transform.quantize.stepwise import make_plain
 from nce_fx.quantizers import ActivationQuantizer, WeightQuantizer
 
@@ -44,8 +45,10 @@ def _remove_weight(gm: GraphModule, node: Node, quantizer: WeightQuantizer) -> N
     assert isinstance(weight, Node)
     node.replace_all_uses_with(weight)
     gm.graph.erase_node(node)
-    if quantizer.layer.module:
-        for layer in layers:
+    for layer in layers:
+        if layer.target is call_with_weight:
+            take_weight(gm, layer)
+        elif quantizer.layer.module:
             left = [
                 source for source in layer.all_input_nodes if source.op == "get_attr" or source.name.startswith("pad")
             ]

@@ -508,9 +508,10 @@ def test_the_command_exports_a_result_folder(tmp_path):
     gm = resnet8()
     nce_fx.save(gm, tmp_path / "result", model=ModelReference(reference="resnet8", args={"width": 4}))
     target, packed = tmp_path / "model.onnx", tmp_path / "weights.safetensors"
-    call = ["export", str(tmp_path / "result"), "--onnx", str(target), "--packed", str(packed), "--fold-bn", "--json"]
-    result = CliRunner().invoke(app, call)
+    call = ["export", str(tmp_path / "result"), "--onnx", str(target), "--packed", str(packed), "--json"]
+    result = CliRunner().invoke(app, [*call, "--fold-bn", "--verify-each", "--print-after", "fold-batch-norm"])
     assert result.exit_code == 0, result.output
+    assert "after fold-batch-norm:" in result.stderr
     said = json.loads(result.stdout)
     assert said["onnx"]["size"] == target.stat().st_size
     assert said["onnx"]["format"] == "integer"
@@ -521,6 +522,7 @@ def test_the_command_exports_a_result_folder(tmp_path):
     nothing = CliRunner().invoke(app, ["export", str(tmp_path / "result")])
     assert nothing.exit_code == 1
     assert "nothing to write" in nothing.stderr
+    assert "give these as well" in CliRunner().invoke(app, [*call, "--verify-each"]).stderr
     unknown = CliRunner().invoke(app, ["export", str(tmp_path / "result"), "--onnx", str(target), "--format", "tflite"])
     assert unknown.exit_code == 1
     assert "choose one of" in unknown.stderr

@@ -61,6 +61,8 @@ class Export:
     ] = None
     model: options.ModelAgain = None
     own_passes: options.OwnPasses = None
+    verify_each: options.VerifyEach = False
+    print_after: options.PrintAfter = None
     as_json: options.Json = False
 
 

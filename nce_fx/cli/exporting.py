@@ -11,12 +11,15 @@ from torch.fx import GraphModule
 from nce_fx import artifacts
 from nce_fx.cli.export import Export
 from nce_fx.cli.model_explorer import model_explorer
+from nce_fx.cli.pass_hooks import between_passes
 from nce_fx.cli.retraining import model_of_folder
 from nce_fx.cli.terminal import Terminal
 from nce_fx.errors import ExportError, InputError
 from nce_fx.export import OnnxExport, export_onnx, export_pt2, save_packed
 from nce_fx.files import write_whole
 from nce_fx.passes.by_name import pass_named
+from nce_fx.passes.transform.fold import FoldBatchNorm
+from nce_fx.pipeline import Pipeline
 
 
 def run(job: Export) -> None:
@@ -31,6 +34,10 @@ def run(job: Export) -> None:
             "nothing to write: add --onnx FILE.onnx, --pt2 FILE.pt2, --packed FILE.safetensors or"
             " --model-explorer FILE.json"
         )
+    passes = (FoldBatchNorm(),) if job.fold_bn and job.onnx is not None else ()
+    if not passes and (job.verify_each or job.print_after):
+        raise InputError("--verify-each and --print-after are about --fold-bn of an --onnx file: give these as well")
+    fold = Pipeline(passes, between_passes(passes, job.verify_each, job.print_after, terminal))
     manifest = artifacts.read_manifest(job.directory)
     model = model_of_folder(job.directory, job.model, manifest)
     gm = artifacts.load(job.directory, model, passes=[pass_named(name) for name in job.own_passes or ()])
@@ -55,7 +62,7 @@ def run(job: Export) -> None:
         size, batch = archive.size, _size(archive.batch)
         terminal.note(f"written to {job.pt2}: {size:,} bytes, batch of {batch}, equal bit for bit")
     if job.onnx is not None:
-        written = _onnx(job, gm, terminal)
+        written = _onnx(job, fold(gm).graph_module, terminal)
         content["onnx"] = asdict(written) | {"path": str(written.path)}
     terminal.finish(content)
 
@@ -65,7 +72,7 @@ def _onnx(job: Export, gm: GraphModule, terminal: Terminal) -> OnnxExport:
     assert job.onnx is not None
     with terminal.steps() as steps:
         steps(f"export, and compare with PyTorch ({job.format or 'integer'})")
-        options: dict[str, Any] = {"fold_bn": job.fold_bn, "batch": job.batch, "opset": job.opset}
+        options: dict[str, Any] = {"batch": job.batch, "opset": job.opset}
         try:
             written = export_onnx(gm, job.onnx, format=job.format or "integer", **options)
         except ExportError as error:

@@ -25,6 +25,7 @@ from nce_fx.export.opset import check_opset
 from nce_fx.export.program import Dynamic, example, other_sizes, share_a_batch, takes_other_sizes
 from nce_fx.frozen import freeze
 from nce_fx.passes.transform.fold import FoldBatchNorm
+from nce_fx.pipeline import Pipeline
 from nce_fx.plan import WidthPlan
 from nce_fx.version import __version__
 
@@ -92,7 +93,8 @@ def export_onnx(
         raise ExportError(f"{path} cannot be written: it is a folder, or its folder is not there")
     form = FORMATS[format]
     gm = copy.deepcopy(gm).cpu().eval()
-    gm = FoldBatchNorm()(gm).graph_module if fold_bn else gm
+    if fold_bn:
+        gm = Pipeline((FoldBatchNorm(),))(gm).graph_module
     marked = mark(gm)
     model, lowered, batch, sizes = _model(gm, marked, form, batch, opset)
     _put_metadata(model, gm, marked, format, batch)

@@ -1,5 +1,6 @@
 """What others rely on: the public names, the links at the root, the commands that the README shows, a quick help."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -48,6 +49,19 @@ def test_every_public_name_is_there_and_documented(name):
     assert name == "__version__" or value.__doc__
     if isinstance(value, type):
         assert "``" in str(value.__doc__).partition("\n\n")[0], "its first sentence gives an example value"
+
+
+@pytest.mark.parametrize("place", ["ids/rule_interface.py", "ops/rules/*.py", "export/integer/*.py"])
+def test_what_a_rule_and_an_integer_file_are_written_with_gives_an_example(place):
+    """Every public function, class and method: an expression, a shape or a value stands in its docstring."""
+    files = sorted((ROOT / "nce_fx").glob(place))
+    assert files
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            owned = [node, *node.body] if isinstance(node, ast.Module | ast.ClassDef) else []
+            for each in (each for each in owned if isinstance(each, ast.FunctionDef | ast.ClassDef)):
+                shown = each.name.startswith("_") or "``" in (ast.get_docstring(each) or "")
+                assert shown, f"{path.name}: {each.name} has no example in its docstring"
 
 
 @pytest.mark.long

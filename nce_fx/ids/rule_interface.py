@@ -23,7 +23,7 @@ _ASIDE = 1000
 
 
 class NotFollowedError(RuntimeError):
-    """What an operation does cannot be followed on channels; the message says why, and what to write instead."""
+    """What an operation such as ``x.unsqueeze_(0)`` does cannot be followed; the message says what to write instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,29 +69,32 @@ class RuleInterface(ABC):
 
     @abstractmethod
     def tie(self, a: Label, b: Label) -> None:
-        """Demand that two labels of one shape mean the same channels, element by element."""
+        """Demand that two labels of one shape name the same channels, element by element: the sides of ``x + y``."""
 
     @abstractmethod
     def block(self, label: Label, axis: int) -> None:
-        """Demand that the channels along an axis are copied together."""
+        """Demand that the channels along an axis are copied together, those of one head: ``run.block(label, 1)``."""
 
     @abstractmethod
     def uniform(self, label: Label, axis: int) -> None:
-        """Demand that the channels along an axis are copied together, and equally often (a mean goes over them)."""
+        """Demand that the channels along an axis are copied together, equally often: ``x.mean(1)`` goes over them."""
 
     @abstractmethod
     def rigid(self, label: Label, axis: int) -> None:
-        """Demand that the channels along an axis are copied together and never meet a copy (a sum goes over them)."""
+        """Demand that the channels along an axis are copied together and meet no copy: ``x.sum(1)`` goes over them."""
 
     @abstractmethod
     def contract(self, a: torch.Tensor, b: torch.Tensor, by_root: bool) -> None:
-        """The channels of two lines are multiplied and summed in pairs: copies of a pair share its product.
+        """Say that two lines of channels are multiplied and summed in pairs, as in ``q @ k.T``: copies share a product.
 
-        ``by_root``: the sum is divided by the root of its length.
+        Args:
+            a: the ids of one line, int64 (channels,).
+            b: those of the other.
+            by_root: the sum is divided by the root of its length.
         """
 
     def share(self, label: Label, axis: int, meet: Callable[[], None]) -> None:
-        """A parameter meets the channels along an axis: as ``meet`` says, or as one that all heads share."""
+        """Let a parameter, such as a LayerNorm's scale, meet channels: by ``meet()``, or as one for all heads."""
         if any(other != axis for other in self.channel_axes(label)):
             self._share(label, axis, partial(self.apply, meet, (), {}))
         else:
@@ -110,47 +113,74 @@ class RuleInterface(ABC):
 
     @abstractmethod
     def pin(self, ids: torch.Tensor, reason: str, at: Node | None = None) -> None:
-        """Demand that these channels stay as they are."""
+        """Demand that channels keep their number: ``run.pin(run.ids(core(label)), "it is written to a file")``.
+
+        Args:
+            ids: of the channels, int64 of any shape.
+            reason: what the user is told.
+            at: the node that is named in it; the one at hand by default.
+        """
 
     @abstractmethod
     def produce(self, weight: Any, axis: int) -> torch.Tensor:
-        """Return the ids of the output channels that an axis of a weight makes."""
+        """Return the ids, int64 (channels,), of what an axis of a weight makes: axis 0 of ``conv.weight``."""
 
     @abstractmethod
     def consume(self, weight: Any, axis: int, line: torch.Tensor) -> None:
-        """An axis of a weight is summed against these channels: one entry for each, divided among copies."""
+        """Say that an axis of a weight is summed against channels, divided among copies: 1 of ``linear.weight``."""
 
     @abstractmethod
     def follow(self, parameter: Any, axis: int, line: torch.Tensor) -> None:
-        """An axis of a parameter has one entry for each of these channels."""
+        """Say that an axis of a parameter has one entry for each of these channels: axis 0 of ``norm.bias``."""
 
     @abstractmethod
     def blocks(self, x: Any, label: Label, axis: int, size: int) -> tuple[Label, Ids, Ids]:
-        """Channels come in blocks of this size, copied whole; return the label, and each block's (old index, copy)."""
+        """Say that channels come in blocks that are copied whole, as the groups of ``F.group_norm(x, 4)``.
+
+        Args:
+            x: the value that has them.
+            label: its label.
+            axis: along which they lie.
+            size: channels in one block, as traced.
+
+        Returns:
+            The label as it is then; of each block the old index, and which of its copies it is: int64 (blocks,) each.
+        """
 
     @abstractmethod
     def grouped(self, weight: Any, axis: int, size: int, first: torch.Tensor, blocks: tuple[Ids, Ids]) -> torch.Tensor:
-        """Return the output channels of a grouped op: for each input block, a block of the weight's axis."""
+        """Return the ids of what a grouped layer makes: for each input block a block of the axis of ``conv.weight``.
+
+        Args:
+            weight: the weight.
+            axis: of the channels that it makes.
+            size: channels in one block of these, as traced.
+            first: the first input id of each block, int64 (blocks,).
+            blocks: what ``blocks`` returned: old index and copy of each.
+        """
 
     @abstractmethod
     def grouped_outputs(self, weight: Any, size: int, first: torch.Tensor, blocks: tuple[Ids, Ids]) -> torch.Tensor:
-        """Return output channels that no axis of the weight holds: a block of this size for each input block."""
+        """Return output ids that no axis of the weight holds, a block for each input block: ``conv_transpose2d``.
+
+        The arguments are those of ``grouped``.
+        """
 
     @abstractmethod
     def cut(self, labels: tuple[Label, ...], rows: bool = False) -> None:
-        """An axis was cut, or folded into rows: a producer may have to lay its copies out piece by piece."""
+        """Say that an axis was cut, as by ``x.chunk(2, 1)``, or folded into rows: copies may have to lie apart."""
 
     @abstractmethod
     def original(self, value: Any) -> Any:
-        """Return what this value was in the first run."""
+        """Return what a value was in the first run: ``run.original(x.shape[1])`` is the width as traced."""
 
     @abstractmethod
     def number(self, values: tuple[Any, ...], label: Label) -> None:
-        """Demand that numbers that enter the computation are the same: one computed from a width would change."""
+        """Demand that numbers in the computation, such as the 64 of ``x / 64``, stay: a width would change one."""
 
     @abstractmethod
     def decide(self, word: str, labels: Sequence[Label], question: Callable[[], Any], axis: int | None = None) -> Any:
-        """Return the answer that the first run gave: both runs take the same path through the rules.
+        """Return the answer of the first run, such as ``True`` for "varies": both runs take one path through the rules.
 
         Args:
             word: what is asked, in one word.
@@ -161,28 +191,41 @@ class RuleInterface(ABC):
 
     @abstractmethod
     def laid_out(self, label: Label, moving: frozenset[int]) -> Layout:
-        """Return what a view does with the axes of a label: as in the first run, where one channel may be left."""
+        """Return what a view such as ``x.flatten(1)`` does with the axes of a label; ``moving``: of channels."""
 
     @abstractmethod
     def viewed(self, shape: Sequence[int]) -> None:
-        """A view is about to make this shape."""
+        """Say that a view is about to make this shape, such as ``(2, 8, -1)`` once -1 is known."""
 
     @abstractmethod
     def attribute(self, owner: Any, name: str, value: Any) -> None:
-        """A module attribute or function argument follows the widths."""
+        """Say that an attribute or argument has this value now: ``run.attribute(weight, "out_features", 64)``.
+
+        Args:
+            owner: a parameter of the module that has it; ``None`` for the module or function that the run is at.
+            name: one of the row's ``follows``.
+            value: a number or a shape.
+        """
 
     @abstractmethod
     def parameter_labels(self, path: str, shape: tuple[int, ...]) -> tuple[Label, ...]:
-        """Return a label for each axis of a parameter."""
+        """Return a label for each axis of a parameter, of its shape: two for ``linear.weight``."""
 
     @abstractmethod
     def ids(self, label: torch.Tensor) -> torch.Tensor:
-        """Return the channel ids in a label, without the copies."""
+        """Return the channel ids in a label without the copies, int64: from ``2`` on; 0 is fixed, 1 carries none."""
 
     def apply(
         self, rule: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], users: bool = False
     ) -> Any:
-        """Call a rule; what it says and asks is known to come from it."""
+        """Call a rule and return what it returns; what it says and asks is known to be its own.
+
+        Args:
+            rule: such as ``nce_fx.ops.rules.weighted.linear``.
+            args: of the rule.
+            kwargs: of the rule.
+            users: whether the rule is the user's own, which messages then name.
+        """
         before = self.rule, self.within
         self.rule = getattr(rule, "__qualname__", type(rule).__name__)
         self.within = self.rule if users else self.within
@@ -192,30 +235,30 @@ class RuleInterface(ABC):
             self.rule, self.within = before
 
     def fact(self, word: str, labels: Sequence[Label] = (), axis: int | None = None) -> Fact:
-        """Return what the rule at work says or asks."""
+        """Return what the rule at work says or asks, such as ``Fact("linear", "tie", (2, 2))``."""
         return Fact(self.rule, word, tuple([label.dim() for label in labels]), axis, self.within)
 
     @abstractmethod
     def overwritten(self, value: Any) -> None:
-        """Keep what a value has been until now where that is asked for later: a node writes into it."""
+        """Keep what a value was until now, where that is asked for later: ``x.add_(1)`` writes into it."""
 
     # What rules ask.
 
     @abstractmethod
     def heads_alike(self, *labels: tuple[Label, int]) -> bool:
-        """Whether all lines along the axis of each label are one line of channels: heads that share a parameter."""
+        """Say whether all lines along an axis of each ``(label, axis)`` are one line: heads that share a parameter."""
 
     def computes(self) -> None:
-        """The current node does more than move values."""
+        """Say that the current node does more than move values: ``F.conv2d`` does, ``x.view`` does not."""
         if self.node is not None:
             self.computing.add(self.node)
 
     def varies(self, label: Label, axis: int) -> bool:
-        """Say whether ids differ along an axis of a label."""
+        """Say whether ids differ along an axis of a label: along axis 1 of the output of ``conv2d``."""
         return bool(self.decide("varies", (label,), lambda: varies(label, axis), axis))
 
     def carries(self, label: Label, axis: int) -> bool:
-        """Say whether an axis has channels: several, or the one of a producer of one channel."""
+        """Say whether an axis has channels: several, or the one of ``nn.Conv2d(3, 1, 1)``."""
         return bool(self.decide("carries", (label,), lambda: varies(label, axis) or self._only(label, axis), axis))
 
     def _only(self, label: Label, axis: int) -> bool:
@@ -225,11 +268,11 @@ class RuleInterface(ABC):
         return bool((self.space.widths(owners) == 1).all())
 
     def is_single(self, label: Label, axis: int) -> bool:
-        """Say whether an axis has one entry."""
+        """Say whether an axis has one entry, as the last two of an output of ``F.adaptive_avg_pool2d(x, 1)``."""
         return bool(self.decide("is_single", (label,), lambda: label.shape[axis] == 1, axis))
 
     def channel_axes(self, label: Label) -> tuple[int, ...]:
-        """Return the axes along which neighbours are different channels of one producer.
+        """Return the axes along which neighbours are different channels of one producer: ``(1,)`` behind a convolution.
 
         An axis along which ids differ only because tensors were joined (a class token before patches) is not one.
         A producer of one channel has no neighbours of its own, so its channel counts wherever it is joined.
@@ -261,25 +304,25 @@ class RuleInterface(ABC):
 
     @abstractmethod
     def line(self, label: Label, axis: int) -> torch.Tensor:
-        """Return the ids along one axis of a label at the first index of all others."""
+        """Return the ids along one axis of a label at index 0 of all others, int64 ``(label.shape[axis],)``."""
 
     @abstractmethod
     def called(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Do to channels what a torch function does that was called on them."""
+        """Do to channels what a torch function does that was called on them, such as ``F.linear``."""
 
     @abstractmethod
     def dispatched(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Do to channels what an ATen op does."""
+        """Do to channels what an ATen op does, such as ``aten.add.Tensor``."""
 
     @abstractmethod
     def shape_of(self, path: str) -> tuple[int, ...]:
-        """Return the shape of a parameter in this run."""
+        """Return the shape of a parameter in this run, by its path: ``run.shape_of("layer1.0.conv1.weight")``."""
 
     def message(self) -> str:
-        """Return how messages name the node at hand."""
+        """Return how messages name the node at hand, ``conv1 (conv1) at model.py:12``; empty between nodes."""
         return "" if self.node is None else where(self.node)
 
     @staticmethod
     def describe(node: Node) -> str:
-        """Return how messages name a node."""
+        """Return how messages name a node: ``conv1 (conv1) at model.py:12``."""
         return where(node)

@@ -26,7 +26,7 @@ from nce_fx.export.levels import ActivationLevels
 
 @dataclass(frozen=True)
 class Sum:
-    """How a sum is computed."""
+    """How a sum of two tensors of levels is computed: ``Sum(0.0)`` by one operator, ``Sum(0.03125, 96)`` by a table."""
 
     unit: float
     """What a sum is counted in before the table, 0.03125; 0: there is no table."""
@@ -90,7 +90,7 @@ def _significant(number: float) -> int:
 
 
 def ends(epilogue: Epilogue, levels: ActivationLevels) -> tuple[int, int]:
-    """Return the least and the largest level that can come out."""
+    """Return the least and the largest level that can come out, such as ``(0, 3)`` of two unsigned bits."""
     edges = level_numbers(levels, epilogue(np.array([[-1e30, 1e30]], np.float32)))[0]
     return int(edges[0]), int(edges[1])
 
@@ -104,7 +104,7 @@ def write(
     levels: ActivationLevels,
     result: str,
 ) -> str:
-    """Write the sum of integers, and return the name of the numbers."""
+    """Write the sum of integers, and return the name of the numbers, such as ``"relu_numbers"``."""
     low, high = (end - levels.grid.low for end in ends(epilogue, levels))
     inputs = [name for tensor in operands for name in stored(writer, tensor).inputs]
     inputs.append(writer.constant(f"{result}_scale", np.float32(levels.scale)))

@@ -24,7 +24,7 @@ _PAIR = 2**15 - 1
 
 @dataclass(frozen=True)
 class Fitted:
-    """A convolution in numbers."""
+    """A convolution in whole numbers, and what its sums become: ``Fitted(node, "conv1", ...)``, ready to be written."""
 
     node: NodeProto
     name: str
@@ -44,7 +44,7 @@ class Fitted:
 def fit_convolution(
     source: Convolved, weight: IntegerWeight, tensor: IntegerTensor, levels: ActivationLevels
 ) -> Fitted | str:
-    """Return the convolution and the quantizer of its output in whole numbers, or why it has to stay in float."""
+    """Return the convolution and the quantizer behind it in whole numbers, a ``Fitted``, or why it stays in float."""
     if levels.thresholds:
         return THRESHOLDS
     whole = whole_weight(weight)
@@ -81,7 +81,7 @@ def fit_convolution(
 
 
 def write(writer: Writer, fitted: Fitted, tensor: IntegerTensor, levels: ActivationLevels, result: str) -> str:
-    """Write a convolution and its quantizer, and return the name of the numbers."""
+    """Write a convolution and its quantizer as ``QLinearConv``, and return the name of the numbers."""
     negative = fitted.negative.reshape(-1, *[1] * (fitted.weight.values.ndim - 1))
     settings = {name: value for name, value in attributes(fitted.node).items() if name != "kernel_shape"}
     bias = fitted.requantization.bias.astype(np.int64)

@@ -42,7 +42,7 @@ class AffineStep:
 
 @dataclass(frozen=True)
 class Epilogue:
-    """Steps in the order they run, on values of shape (channels, any)."""
+    """What follows a sum, such as ``Epilogue((bias, norm, relu))``: steps in the order they run, on (channels, any)."""
 
     steps: tuple[AffineStep, ...]
 
@@ -53,7 +53,7 @@ class Epilogue:
         return x
 
     def line(self, channels: int) -> tuple[Array, Array]:
-        """Return factor and shift of the whole, in double precision, as if nothing were clipped: (channels,) each."""
+        """Return all steps as ``x * factor + shift`` in double precision, as if nothing were clipped: (channels,)."""
         factor, shift = np.ones((channels, 1)), np.zeros((channels, 1))
         for step in self.steps:
             by = 1.0 if step.factor is None else step.factor.astype(np.float64)
@@ -123,5 +123,5 @@ def _by_channel(value: Array, rank: int) -> Array | None:
 
 
 def is_increasing(nodes: Iterable[NodeProto]) -> bool:
-    """Whether all nodes grow with what they read, in every channel alike: they may change places with a pool."""
+    """Whether all nodes grow with what they read, as ``Relu`` and ``Clip`` do: they may change places with a pool."""
     return all(node.op_type in ENDS for node in nodes)

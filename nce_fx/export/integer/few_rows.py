@@ -41,7 +41,7 @@ def suits(shape: tuple[int, ...] | None, weight: WholeWeight, tensor: IntegerTen
 
 
 def come_from_memory(weights: Iterable[WholeWeight]) -> bool:
-    """Whether so many weights are more than a cache holds as int8."""
+    """Whether so many weights, 1 byte each, are more than a cache of ``CACHE`` bytes holds."""
     return sum(weight.values.size for weight in weights) >= CACHE
 
 
@@ -54,7 +54,7 @@ def write(
     source: str,
     shape: tuple[int, ...],
 ) -> str:
-    """Write the sums of a product, whole numbers in float, and return their name.
+    """Write the sums of a product as ``MatMulNBits``, whole numbers in float, and return their name.
 
     Args:
         writer: what is written to.

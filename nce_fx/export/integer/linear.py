@@ -24,7 +24,7 @@ from nce_fx.passes.transform.quantize import IntegerWeight
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear layer in numbers."""
+    """A linear layer in whole numbers, such as ``Linear(node, "fc", ...)``, ready to be written."""
 
     node: NodeProto
     name: str
@@ -44,7 +44,7 @@ class Linear:
 def find_linear(
     nodes: Nodes, node: NodeProto, integers: dict[str, IntegerTensor], weights: Mapping[str, IntegerWeight]
 ) -> Linear | str | None:
-    """Return a linear layer whose input and weight are integers, why it has to stay in float, or that it is none."""
+    """Return a linear layer whose input and weight are integers; why one stays in float, in words; else ``None``."""
     if node.op_type == "Conv":
         return _pointwise(nodes, node, integers, weights)
     if node.op_type not in ("Gemm", "MatMul") or (found := nodes.weight(node.input[1])) is None:
@@ -96,7 +96,7 @@ def _kept(array: Array) -> tuple[int, ...]:
 
 
 def write(writer: Writer, linear: Linear, tensor: IntegerTensor) -> str:
-    """Write the layer, and return the name of its float output, which is the exporter's."""
+    """Write the layer as ``MatMulIntegerToFloat``, and return the name of its float output, which is the exporter's."""
     node, weight, name = linear.node, linear.weight, linear.name
     result = node.output[0]
     data = stored(writer, tensor)

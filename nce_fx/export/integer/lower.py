@@ -21,7 +21,7 @@ from nce_fx.export.thresholds import count_below
 
 @dataclass(frozen=True)
 class Lowered:
-    """What became of a network."""
+    """What became of a network: ``Lowered(float_nodes={"fc": "its input is float"})``."""
 
     float_nodes: Mapping[str, str] = field(default_factory=dict)
     """Node that computes in float -> why, in words."""
@@ -33,7 +33,7 @@ class Lowered:
     """Those of them that are computed from integers alone, and all of whose levels rise where they do in PyTorch."""
 
     def floats(self, name: str, values: Array) -> Array:
-        """Return a tensor of the file as PyTorch has it."""
+        """Return a tensor of the file as PyTorch has it: ``(number + low + offset) * scale`` where it holds numbers."""
         if name not in self.activations:
             return values
         low, _, offset = self.activations[name].grid
@@ -42,7 +42,7 @@ class Lowered:
 
 
 def lower(model: ModelProto, given: Marked) -> Lowered:
-    """Replace the nodes of a marked model by those that compute in integers, where it can be done exactly."""
+    """Replace nodes of a marked model by those that compute in integers, ``QLinearConv`` say, where that is exact."""
     nodes = Nodes(model)
     plan = make_partition(nodes, given)
     writer = Writer()

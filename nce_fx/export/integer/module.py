@@ -18,7 +18,7 @@ from nce_fx.export.integer.operators import OPERATORS
 
 
 def to_module(model: ModelProto) -> GraphModule:
-    """Return a file as a graph of the operators in `nce_fx.export.integer.operators`, named as in the file.
+    """Return a file as a graph of the operators in `nce_fx.export.integer.operators`, named as there: ``gm(*inputs)``.
 
     What only depends on constants (a packed weight made int8) is computed here, once.
 

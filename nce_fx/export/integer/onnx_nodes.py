@@ -15,7 +15,7 @@ CONTRIB = "com.microsoft"
 
 
 class Nodes:
-    """What a model says, in a form that can be asked."""
+    """What a model says, in a form that can be asked: ``nodes.writer["relu_out"]`` is the node that makes a tensor."""
 
     def __init__(self, model: ModelProto) -> None:
         self.all = list(model.graph.node)
@@ -44,7 +44,7 @@ class Nodes:
         return sizes if sizes and all(sizes) else None
 
     def weight(self, name: str) -> tuple[str, bool] | None:
-        """Return which quantized weight a tensor is, and whether it is transposed."""
+        """Return which quantized weight a tensor is, and whether it is transposed: ``("fc.weight", True)``."""
         node, turned = self.writer.get(name), False
         if node is not None and node.op_type == "Transpose" and list(attributes(node).get("perm", [1, 0])) == [1, 0]:
             node, turned = self.writer.get(node.input[0]), True
@@ -52,28 +52,28 @@ class Nodes:
 
 
 def is_marker(node: NodeProto | None, kind: str) -> bool:
-    """Whether a node stands for a quantizer."""
+    """Whether a node stands for a quantizer of a kind, ``ACTIVATION`` or ``WEIGHT``."""
     return node is not None and node.domain == DOMAIN and node.op_type == kind
 
 
 def is_activation(node: NodeProto | None) -> bool:
-    """Whether a node stands for a quantizer of activations."""
+    """Whether a node stands for a quantizer of activations, such as ``relu_activation_quant``."""
     return is_marker(node, ACTIVATION)
 
 
 def marked(node: NodeProto | None) -> str:
-    """Return which quantizer a marker stands for."""
+    """Return which quantizer a marker stands for: ``"relu_activation_quant"``."""
     assert node is not None
     return str(attributes(node)["name"].decode())
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:
-    """Return the attributes of a node as Python values."""
+    """Return the attributes of a node as Python values: ``{"strides": [2, 2]}``."""
     return {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
 
 
 def reads(node: NodeProto) -> Iterable[str]:
-    """Yield every tensor that a node reads, those that only its bodies read included."""
+    """Yield every tensor that a node reads, those that only its bodies read included: the branches of an ``If``."""
     yield from filter(None, node.input)
     for entry in node.attribute:
         for body in [entry.g] if entry.HasField("g") else list(entry.graphs):
@@ -82,7 +82,7 @@ def reads(node: NodeProto) -> Iterable[str]:
 
 
 class Writer:
-    """Nodes and constants of the file to be, in the order they run."""
+    """Nodes and constants of the file to be, in the order they run: ``writer.node("Relu", [x], "relu")``."""
 
     def __init__(self) -> None:
         self.nodes: list[NodeProto] = []
@@ -91,14 +91,14 @@ class Writer:
         """Names of tensors that a node writes."""
 
     def free(self, wanted: str) -> str:
-        """Return a name that no tensor has yet, the wanted one where it is free."""
+        """Return a name that no tensor has yet, the wanted one where it is free, else ``"relu_1"``."""
         name, count = wanted, 1
         while name in self.constants or name in self.written:
             name, count = f"{wanted}_{count}", count + 1
         return name
 
     def add(self, node: NodeProto) -> None:
-        """Write a node that is made already."""
+        """Write a node that is made already, as by ``helper.make_node``."""
         self.nodes.append(node)
         self.written.update(node.output)
 
@@ -111,7 +111,7 @@ class Writer:
         return output
 
     def constant(self, name: str, value: Any) -> str:
-        """Write a constant and return its name; another one of that name gets a number behind it."""
+        """Write a constant and return its name; another one of that name becomes ``"scale_again_2"``."""
         array = np.ascontiguousarray(value).reshape(np.shape(value))
         while name in self.written or (name in self.constants and not self._same(name, array)):
             stem, _, number = name.rpartition("_again_")

@@ -25,12 +25,12 @@ _TYPES = {
 
 
 def quantize_linear(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    """Return uint8 numbers of floats; ties go to the even one."""
+    """Return ``x / scale + zero`` as uint8 numbers; ties go to the even one."""
     return (torch.round(x / scale) + zero).clamp(0, 255).to(torch.uint8)
 
 
 def dequantize_linear(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    """Return floats of uint8 numbers."""
+    """Return uint8 numbers as floats: ``(x - zero) * scale``."""
     return (x.to(torch.int32) - zero).to(torch.float32) * scale
 
 
@@ -46,7 +46,7 @@ def qlinear_conv(
     bias: Tensor,
     **settings: Any,
 ) -> Tensor:
-    """Return uint8 numbers of a convolution: a whole-number sum and bias, times one float32 a channel, rounded."""
+    """Return uint8 numbers of ``conv(x, w)``: a whole-number sum and bias, times one float32 a channel, rounded."""
     sums = conv(x.double() - x_zero, w.double() - w_zero, bias.double(), **settings)
     ratio = (x_scale * w_scale / y_scale).reshape(-1, *[1] * (x.dim() - 2))
     return (torch.round(sums.to(torch.float32) * ratio) + y_zero).clamp(0, 255).to(torch.uint8)
@@ -55,7 +55,7 @@ def qlinear_conv(
 def qlinear_add(
     a: Tensor, a_scale: Tensor, a_zero: Tensor, b: Tensor, b_scale: Tensor, b_zero: Tensor, scale: Tensor, zero: Tensor
 ) -> Tensor:
-    """Return uint8 numbers of a sum."""
+    """Return uint8 numbers of ``a + b``."""
     places = (a.double() - a_zero) * (a_scale / scale) + (b.double() - b_zero) * (b_scale / scale)
     return (torch.round(places) + zero).clamp(0, 255).to(torch.uint8)
 
@@ -67,27 +67,27 @@ def qlinear_leaky_relu(x: Tensor, scale: Tensor, zero: Tensor, y_scale: Tensor, 
 
 
 def matmul_integer(a: Tensor, b: Tensor, a_zero: Tensor) -> Tensor:
-    """Return int32 sums of products."""
+    """Return ``(a - a_zero) @ b`` as int32: (..., n, k) x (k, m)."""
     return torch.matmul(a.double() - a_zero, b.double()).to(torch.int32)
 
 
 def matmul_integer_to_float(
     a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, a_zero: Tensor, b_zero: None = None, bias: Any = None
 ) -> Tensor:
-    """Return such sums as floats, times two scales, and a bias added."""
+    """Return ``(a - a_zero) @ b`` as floats, times two scales, with a bias added."""
     floats = matmul_integer(a, b, a_zero).to(torch.float32) * (a_scale * b_scale)
     return floats if bias is None else floats + bias
 
 
 def matmul_n_bits(a: Tensor, b: Tensor, scales: Tensor, **settings: Any) -> Tensor:
-    """Return products of rows that hold whole numbers with packed weights of two bits, q + 2 of q."""
+    """Return ``a @ q.T``: rows of whole numbers (..., K), packed weights of two bits (N, blocks, bytes), q + 2 of q."""
     q = ((b.unsqueeze(-1) >> torch.tensor([0, 2, 4, 6], dtype=torch.uint8)) & 3).double() - 2
     blocks = q.reshape(*b.shape[:2], -1) * scales.double().reshape(*b.shape[:2], 1)
     return torch.matmul(a.double(), blocks.reshape(settings["N"], -1).t()).to(torch.float32)
 
 
 def conv(x: Tensor, w: Tensor, bias: Tensor | None = None, **settings: Any) -> Tensor:
-    """Return a convolution with any number of axes; padding on each side by itself."""
+    """Return the convolution ``x * w``: (N, in, ...) -> (N, out, ...); padding on each side by itself."""
     axes = x.dim() - 2
     pads = settings.get("pads", [0] * (2 * axes))
     x = F.pad(x, _sides(pads)) if any(pads) else x
@@ -103,7 +103,7 @@ def _sides(pads: list[int]) -> list[int]:
 
 
 def max_pool(x: Tensor, **settings: Any) -> Tensor:
-    """Return the greatest of each window."""
+    """Return the greatest of each window: ``kernel_shape=[2, 2]`` of (N, C, H, W)."""
     pads, axes = settings.get("pads", []), x.dim() - 2
     values = x.double()
     values = F.pad(values, _sides(pads), value=-torch.inf) if any(pads) else values
@@ -113,7 +113,7 @@ def max_pool(x: Tensor, **settings: Any) -> Tensor:
 
 
 def batch_norm(x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, variance: Tensor, **settings: Any) -> Tensor:
-    """Return a BatchNorm in evaluation mode."""
+    """Return ``(x - mean) / sqrt(variance + epsilon) * gamma + beta``, along axis 1."""
     return F.batch_norm(x, mean, variance, gamma, beta, eps=settings.get("epsilon", 1e-5))
 
 
@@ -128,65 +128,65 @@ def pad(x: Tensor, pads: Tensor, value: Tensor | None = None, axes: Tensor | Non
 
 
 def reshape(x: Tensor, shape: Tensor, **settings: Any) -> Tensor:
-    """Return a tensor in another shape; 0 keeps an axis."""
+    """Return a tensor in another shape, such as ``[0, -1]``; 0 keeps an axis."""
     keeps = not settings.get("allowzero", 0)
     return x.reshape([x.shape[i] if size == 0 and keeps else size for i, size in enumerate(shape.tolist())])
 
 
 def slices(x: Tensor, starts: Tensor, ends: Tensor, axes: Tensor) -> Tensor:
-    """Return a part of a tensor, in steps of one."""
+    """Return ``x[start:end]`` along axes, in steps of one."""
     for start, end, axis in zip(starts.tolist(), ends.tolist(), axes.tolist(), strict=True):
         x = x[(*[slice(None)] * (axis % x.dim()), slice(start, end))]
     return x
 
 
 def reduce_mean(x: Tensor, axes: Tensor, **settings: Any) -> Tensor:
-    """Return means over axes."""
+    """Return means over axes, such as ``[2, 3]``."""
     return x.mean(axes.tolist(), keepdim=bool(settings.get("keepdims", 1)))
 
 
 def reduce_sum(x: Tensor, axes: Tensor, **settings: Any) -> Tensor:
-    """Return sums over axes."""
+    """Return sums over axes, such as ``[2, 3]``."""
     return x.sum(axes.tolist(), keepdim=bool(settings.get("keepdims", 1)))
 
 
 def gemm(x: Tensor, w: Tensor, bias: Tensor | None = None, **settings: Any) -> Tensor:
-    """Return a linear layer."""
+    """Return a linear layer: ``x @ w.T + bias``, (rows, in) -> (rows, out)."""
     return F.linear(x, w if settings.get("transB", 0) else w.t(), bias)
 
 
 def clip(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
-    """Return numbers between two ends."""
+    """Return numbers between two ends: ``min(max(x, low), high)``."""
     return x.clamp(None if low is None else low.item(), None if high is None else high.item())
 
 
 def cast(x: Tensor, **settings: Any) -> Tensor:
-    """Return a tensor in another type."""
+    """Return a tensor in another type, by ONNX's number of it: ``1`` is float32."""
     return x.to(_TYPES[settings["to"]])
 
 
 def total(*values: Tensor) -> Tensor:
-    """Return a sum of floats."""
+    """Return ``a + b + ...``, of floats."""
     return sum(values[1:], values[0])
 
 
 def concat(*values: Tensor, **settings: Any) -> Tensor:
-    """Return tensors side by side."""
+    """Return tensors side by side along ``axis``."""
     return torch.cat(values, settings["axis"])
 
 
 def transpose(x: Tensor, **settings: Any) -> Tensor:
-    """Return a tensor with its axes in another order."""
+    """Return a tensor with its axes in another order, such as ``perm=[0, 2, 1]``."""
     return x.permute(settings["perm"])
 
 
 def flatten(x: Tensor, **settings: Any) -> Tensor:
-    """Return a matrix."""
+    """Return a matrix: ``x.flatten(1)`` of axis 1."""
     return x.reshape(int(torch.tensor(x.shape[: settings.get("axis", 1)]).prod()), -1)
 
 
 def gather(x: Tensor, places: Tensor, **settings: Any) -> Tensor:
-    """Return the elements of a tensor at places along an axis."""
+    """Return the elements at places along an axis: ``x.index_select(axis, places)``."""
     axis = settings.get("axis", 0) % x.dim()
     found = x.index_select(axis, places.reshape(-1).long())
     return found.reshape((*x.shape[:axis], *places.shape, *x.shape[axis + 1 :]))

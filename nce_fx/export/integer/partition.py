@@ -25,7 +25,7 @@ QUESTIONS = ("Shape", "Size")
 
 @dataclass
 class Partition:
-    """Who computes in what; tensors by the exporter's names."""
+    """Who computes in what; tensors by the exporter's names, such as ``"relu_activation_quant"``."""
 
     nodes: Nodes
     marked: Marked
@@ -47,7 +47,7 @@ class Partition:
 
 
 def make_partition(nodes: Nodes, given: Marked) -> Partition:
-    """Decide for every node of a model."""
+    """Decide for every node of a model whether it is written in integers, and as what: a ``Partition``."""
     plan = Partition(nodes, given)
     ranks = {name: weight.integers.dim() for name, weight in given.weights.items()}
     for node in nodes.all:
@@ -76,7 +76,7 @@ def make_partition(nodes: Nodes, given: Marked) -> Partition:
 
 
 def moves(plan: Partition, node: NodeProto) -> bool:
-    """Whether a node only chooses among the values of a tensor of integers, or puts zeros around them."""
+    """Whether a node only chooses among values of a tensor of integers, or pads with zeros: ``MaxPool``, ``Pad``."""
     if not node.input or node.input[0] not in plan.integers:
         return False
     if node.op_type == "Pad" and not chooses(node):

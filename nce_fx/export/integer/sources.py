@@ -24,14 +24,14 @@ MOVES = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "
 
 @dataclass(frozen=True)
 class Plain:
-    """A float tensor."""
+    """A float tensor that a quantizer reads: ``Plain("input")``."""
 
     tensor: str
 
 
 @dataclass(frozen=True)
 class Convolved:
-    """A convolution of integers with a quantized weight, and what follows."""
+    """A convolution of integers with a quantized weight, and what follows: ``conv -> norm -> relu``."""
 
     node: NodeProto
     weight: str
@@ -40,7 +40,7 @@ class Convolved:
 
 @dataclass(frozen=True)
 class Added:
-    """A sum of two tensors of integers, and what follows."""
+    """A sum of two tensors of integers, and what follows: ``a + b -> relu``."""
 
     node: NodeProto
     epilogue: Epilogue
@@ -48,7 +48,7 @@ class Added:
 
 @dataclass(frozen=True)
 class Moved:
-    """A tensor that chooses among another's values."""
+    """A tensor that chooses among another's values: ``MaxPool`` of integers."""
 
     node: NodeProto
     inner: Source
@@ -56,7 +56,7 @@ class Moved:
 
 @dataclass(frozen=True)
 class Joined:
-    """Several tensors, side by side."""
+    """Several tensors of integers, side by side: ``Concat``."""
 
     node: NodeProto
     parts: tuple[Source, ...]
@@ -68,7 +68,7 @@ Source = Plain | Convolved | Added | Moved | Joined
 
 
 def find_source(nodes: Nodes, tensor: str, integers: set[str], ranks: dict[str, int]) -> Source:
-    """Return what a quantizer reads.
+    """Return what a quantizer reads, such as a ``Convolved``; ``Plain`` where it is no sum of integers.
 
     Args:
         nodes: the model.
@@ -137,7 +137,7 @@ def _steps(nodes: Nodes, tensor: str, chain: tuple[NodeProto, ...], rank: int) -
 
 
 def chooses(node: NodeProto) -> bool:
-    """Whether a node chooses among the values of its first input."""
+    """Whether a node chooses among the values of its first input, as ``MaxPool`` does."""
     copies = node.op_type == "Pad" and attributes(node).get("mode", b"constant") != b"constant"
     return (node.op_type in MOVES or copies) and len(node.output) == 1
 

@@ -27,7 +27,7 @@ _OFFSETS = (0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 610)
 
 @dataclass(frozen=True)
 class Staircase:
-    """Where the levels of each channel rise."""
+    """Where the levels of each channel rise: ``rises[c, k]`` is the least sum of channel c with ``levels[k]``."""
 
     levels: Array
     """The levels above the lowest that the staircase reaches, ascending: (levels,)."""
@@ -40,7 +40,7 @@ class Staircase:
 
 @dataclass(frozen=True)
 class Requantization:
-    """What stands for a staircase in QLinearConv."""
+    """What stands for a staircase in ``QLinearConv``: a bias and a ratio for each channel."""
 
     bias: Array
     """int32: (channels,)."""
@@ -51,7 +51,7 @@ class Requantization:
 
 
 def find_rises(level: Callable[[Array], Array], levels: Array, reach: Array) -> Staircase:
-    """Find where a function of whole numbers, which never falls, reaches each level: (channels, n) -> (channels, n)."""
+    """Find where ``level(sums)``, which never falls, reaches each level: (channels, n) -> (channels, n)."""
     low = np.broadcast_to(-reach - 1, (len(reach), len(levels))).astype(np.int64)
     high = np.broadcast_to(reach + 1, low.shape).astype(np.int64)
     while np.any(high - low > 1):
@@ -64,7 +64,7 @@ def find_rises(level: Callable[[Array], Array], levels: Array, reach: Array) -> 
 def requantize(
     stairs: Staircase, slope: Array, start: Array, fineness: int, rounded: Callable[[Array], Array]
 ) -> Requantization:
-    """Find bias and ratio of every channel.
+    """Find bias and ratio of each channel, so that ``round((sum * fineness + bias) * ratio)`` rises as the stairs do.
 
     Args:
         stairs: the rises.
@@ -114,7 +114,7 @@ def _inverse_ratios(stairs: Staircase, bias: Array, fineness: int) -> tuple[Arra
 
 
 def count_misses(stairs: Staircase, bias: Array, ratio: Array, fineness: int) -> Array:
-    """Count the rises that onnxruntime's arithmetic has at another sum, in each channel: (channels,)."""
+    """Count, by channel, the rises that ``round((sum * fineness + bias) * ratio)`` has elsewhere: (channels,)."""
     before, at = _ends(stairs, bias, fineness)
     early = np.isfinite(before) & (np.rint(before.astype(np.float32) * ratio[:, None]) >= stairs.levels)
     late = np.isfinite(at) & (np.rint(at.astype(np.float32) * ratio[:, None]) < stairs.levels)

@@ -13,44 +13,44 @@ from nce_fx.export.levels import ActivationLevels
 
 @dataclass(frozen=True)
 class IntegerTensor:
-    """A tensor of levels. What is stored is the level's number, 0 for the lowest."""
+    """A tensor of levels, stored as the level's number, ``0`` for the lowest."""
 
     name: str
     levels: ActivationLevels
 
     @property
     def zero(self) -> float:
-        """What stands for zero; with one signed bit half-way between the two levels."""
+        """The number that stands for zero, ``2.0`` of signed two bits; with one signed bit ``0.5``, between the two."""
         return -(self.levels.grid.low + self.levels.grid.offset)
 
     @property
     def most(self) -> int:
-        """The largest number stored."""
+        """The largest number stored: ``3`` of two bits."""
         return self.levels.grid.high - self.levels.grid.low
 
     @property
     def whole(self) -> int:
-        """What numbers have to be multiplied with for the zero to be one: 1, or 2 for one signed bit."""
+        """What numbers are multiplied with for the zero to be whole: ``1``, or ``2`` for one signed bit."""
         return 1 if self.zero == int(self.zero) else 2
 
     @property
     def step(self) -> float:
-        """The value of one, where the zero is whole."""
+        """The value of ``1``, where the zero is whole."""
         return self.levels.scale / self.whole
 
     @property
     def reach(self) -> int:
-        """The largest magnitude in such steps."""
+        """The largest magnitude in such steps: ``3`` of unsigned two bits."""
         return int(self.whole * max(self.zero, self.most - self.zero))
 
     def named(self, name: str) -> IntegerTensor:
-        """Return another tensor with the same levels."""
+        """Return another tensor with the same levels, ``tensor.named("pool")``."""
         return replace(self, name=name)
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Names of what an operator on integers reads: the numbers, their scale, what stands for zero."""
+    """Names of what an operator on integers reads: ``Stored(numbers, scale, zero)``."""
 
     name: str
     scale: str
@@ -60,12 +60,12 @@ class Stored:
 
     @property
     def inputs(self) -> list[str]:
-        """All three, in their usual order."""
+        """All three names in their usual order, as ``QLinearConv`` has them."""
         return [self.name, self.scale, self.zero]
 
 
 def stored(writer: Writer, tensor: IntegerTensor, times: int = 1) -> Stored:
-    """Return a tensor with its numbers multiplied, which leaves more room between two sums."""
+    """Return a tensor with its numbers multiplied, by ``4`` say, which leaves more room between two sums."""
     times = times * tensor.whole
     name = tensor.name if times == 1 else f"{tensor.name}_times_{times}"
     if times > 1 and name not in writer.written:
@@ -77,7 +77,7 @@ def stored(writer: Writer, tensor: IntegerTensor, times: int = 1) -> Stored:
 
 
 def dequantize(writer: Writer, tensor: IntegerTensor, result: str, *, plain: bool = False) -> str:
-    """Write a tensor as floats, as PyTorch has them.
+    """Write a tensor as floats, ``(numbers - zero) * scale``, as PyTorch has them.
 
     Args:
         writer: what is written to.
@@ -97,7 +97,7 @@ def dequantize(writer: Writer, tensor: IntegerTensor, result: str, *, plain: boo
 
 
 def write_clip(writer: Writer, source: str, result: str, low: int, high: int) -> str:
-    """Keep numbers between two ends, both included."""
+    """Keep numbers between two ends, both included, by ``Clip``; return their name."""
     ends = [writer.constant(f"number_{end}", np.uint8(end)) for end in (low, high)]
     return writer.node("Clip", [source, *ends], result)
 

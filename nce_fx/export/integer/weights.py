@@ -37,7 +37,7 @@ class WholeWeight:
 
     @property
     def largest(self) -> int:
-        """The largest magnitude."""
+        """The largest magnitude: ``3`` of -3, -1, 1 and 3."""
         return int(np.abs(self.values).max(initial=0))
 
 
@@ -54,7 +54,7 @@ def whole_weight(weight: IntegerWeight) -> WholeWeight | None:
 
 
 def multiple(weight: WholeWeight) -> int:
-    """Return how many times larger int8 can hold a weight; 0 where it does not hold it as it is."""
+    """Return how many times larger int8 can hold a weight, such as ``63``; 0 where it does not hold it as it is."""
     return min(_INT8 // max(weight.largest, 1), _INT8 // weight.factor)
 
 
@@ -89,7 +89,7 @@ def write_int8(writer: Writer, name: str, weight: WholeWeight, times: int, negat
 
 
 def write_float(writer: Writer, name: str, weight: IntegerWeight) -> str:
-    """Write a weight as the floats that PyTorch computes with, computed once, when a session is made."""
+    """Write a weight as PyTorch's floats, ``q * scale``, computed once, when a session is made; return its name."""
     q = weight.integers.cpu().numpy()
     kind = packed_type(weight.bits)
     packed = writer.constant(name, q.astype(kind))

@@ -13,7 +13,7 @@ from nce_fx.paths import tensor_at
 
 
 class Affine(NamedTuple):
-    """``x * factor + shift``, along the channels."""
+    """A norm in evaluation mode: ``x * factor + shift``, both (channels,)."""
 
     factor: Tensor
     shift: Tensor
@@ -26,7 +26,10 @@ FoldRule = Callable[[Layer, Tensor, Tensor], Tensor]
 
 
 def batch_norm(gm: GraphModule, node: Node, arguments: dict[str, Any]) -> Affine | None:
-    """With statistics that are fixed: a module that keeps them, a function that is given them as constants."""
+    """Return what a batch norm is where its statistics are fixed, such as ``Affine(gamma / sigma, beta - mean * ...)``.
+
+    ``None`` where they are the batch's, or not known: a function has to be given them as constants of the graph.
+    """
     given: dict[str, Any] = {"training": False, "eps": 1e-5, "weight": None, "bias": None} | arguments
     if node.op == "call_module":
         module: Any = gm.get_submodule(str(node.target))
@@ -43,17 +46,20 @@ def batch_norm(gm: GraphModule, node: Node, arguments: dict[str, Any]) -> Affine
 
 
 def rows(layer: Layer, factor: Tensor, weight: Tensor) -> Tensor:
-    """Of a weight (out, in, ...), such as a linear layer's: a factor a row."""
+    """Return factors for a weight (out, in, ...), ``(64, 1, 1, 1)`` for a convolution with 64 outputs."""
     return factor.reshape(-1, *[1] * (weight.dim() - 1))
 
 
 def columns(layer: Layer, factor: Tensor, weight: Tensor) -> Tensor:
-    """Of a weight (in, out / groups, ...), a transposed convolution's: the inputs of one group lie after another."""
+    """Return factors for a weight (in, out / groups, ...), a transposed convolution's: ``(in, out / groups, 1, 1)``.
+
+    The inputs of one group lie after another, and so do their factors.
+    """
     groups = factor.numel() // weight.shape[1]
     each = factor.reshape(groups, 1, -1).expand(groups, weight.shape[0] // groups, -1)
     return each.reshape(*weight.shape[:2], *[1] * (weight.dim() - 2))
 
 
 def rows_or_columns(layer: Layer, factor: Tensor, weight: Tensor) -> Tensor:
-    """Of ``aten.convolution``, whose arguments say which of the two its weight has."""
+    """Return the factors of ``aten.convolution``, whose ``transposed`` says which of the two its weight has."""
     return (columns if layer.transposed else rows)(layer, factor, weight)

@@ -14,7 +14,7 @@ from nce_fx.ids.value import ChannelTensor, activation, channel_tensors
 
 
 def label_for(value: ChannelTensor, axis: int) -> Label:
-    """Return the one label of an activation, or of a parameter the label that varies along an axis."""
+    """Return the label of an activation; of a parameter, ``linear.weight`` say, the one that varies along an axis."""
     labels = value.labels
     if len(labels) == 1:
         return labels[0]
@@ -23,7 +23,7 @@ def label_for(value: ChannelTensor, axis: int) -> Label:
 
 
 def on_meta(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """Run an op on tensors without values, for the shapes of what it returns."""
+    """Return what an op gives on tensors without values, for its shapes: ``on_meta(aten.avg_pool2d, (x, 2), {})``."""
 
     def strip(value: Any) -> Any:
         if isinstance(value, ChannelTensor):
@@ -37,7 +37,14 @@ def on_meta(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def opaque(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str | None = None) -> Any:
-    """Pin every channel that reaches an op nobody knows; what comes out is fixed."""
+    """Pin every channel that reaches an op nobody knows, and return fixed values of the shapes that it makes.
+
+    Args:
+        func: such as ``aten.cumsum.default``.
+        args: of the call.
+        kwargs: of the call.
+        reason: why they are pinned; by default that it has no rule, with the entry to write.
+    """
     values = channel_tensors([args, list(kwargs.values())])
     run = values[0].run
     why = reason or missing(func)
@@ -55,7 +62,7 @@ def opaque(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str
 
 
 def missing(target: Any) -> str:
-    """Return in words that something has no rule, with the entry to write."""
+    """Return in words that something has no rule, with the entry to write: ``@nce_fx.channel_rule(...)``."""
     if isinstance(target, nn.Module):
         name = type(target).__name__
         entry = f"@nce_fx.channel_rule(lambda module, {_arguments(type(target).forward, 1)}: ...) above class {name}"

@@ -28,7 +28,10 @@ from nce_fx.ops.rules.weighted import made, read
 def attention(
     query: Any, key: Any, value: Any, attn_mask: Any = None, *args: Any, scale: Any = None, **kwargs: Any
 ) -> ChannelTensor:
-    """(..., heads, length, features): features are contracted between query and key, heads are copied whole."""
+    """Return the channels of ``F.scaled_dot_product_attention``: (..., heads, length, features) like ``query``.
+
+    Features are contracted between query and key; heads are copied whole.
+    """
     scores = matmul(query, key.transpose(-2, -1), by_root=scale is None)
     if isinstance(attn_mask, ChannelTensor):
         scores = meet(scores.run, scores, attn_mask)
@@ -38,7 +41,7 @@ def attention(
 
 
 def matmul(a: Any, b: Any, by_root: bool = False) -> ChannelTensor:
-    """(..., n, k) x (..., k, m) -> (..., n, m); ``by_root``: divided by the root of k."""
+    """Return the channels of ``a @ b``: (..., n, k) x (..., k, m) -> (..., n, m); ``by_root``: over the root of k."""
     run = (a if isinstance(a, ChannelTensor) else b).run
     shape = [*broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]]
     if not isinstance(a, ChannelTensor) or not isinstance(b, ChannelTensor):
@@ -149,12 +152,12 @@ def _matmul_constant(run: RuleInterface, a: Any, b: Any, shape: list[int]) -> Ch
 
 
 def aten_matmul(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
-    """The forms that matmul comes apart into: mm, bmm."""
+    """Return the channels of what ``matmul`` comes apart into: ``aten.mm(a, b)``, ``aten.bmm(a, b)``."""
     return matmul(args[0], args[1])
 
 
 def einsum(equation: str, *operands: Any) -> Any:
-    """A layer where one operand is a matrix of parameters; anything else as what it comes apart into."""
+    """Return the channels of ``einsum("bi,oi->bo", x, matrix)`` as a layer's; of no such form, as it comes apart."""
     values = operands[0] if len(operands) == 1 and isinstance(operands[0], list | tuple) else operands
     found = _layer(equation, values)
     if found is None:
@@ -191,7 +194,7 @@ def _layer(equation: str, values: Any) -> tuple[ChannelTensor, ChannelTensor, st
 
 
 def add_matmul(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
-    """addmm and baddbmm: a product, then a sum."""
+    """Return the channels of ``addmm(bias, a, b)`` and ``baddbmm``: a product, then a sum."""
     product = matmul(args[1], args[2])
     addend = args[0]
     if isinstance(addend, ChannelTensor):
@@ -200,7 +203,7 @@ def add_matmul(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Chan
 
 
 def dot_vector(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A matrix times a vector."""
+    """Return the channels of ``mv(matrix, vector)``: (n, k) x (k,) -> (n,)."""
     values = channel_tensors(args)
     product = matmul(args[0], args[1].unsqueeze(-1))
     return product.squeeze(-1) if values else product

@@ -20,7 +20,7 @@ UNTAGGED = frozenset(
 
 
 def pointwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
-    """Tie every tensor operand to the ones before it; the result carries the finest label."""
+    """Return the channels of ``x * y + z`` and the like: operands tied, with broadcasting; the finest label is kept."""
     operands = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)]
     labelled = channel_tensors(operands)
     run = labelled[0].run
@@ -40,24 +40,30 @@ def pointwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Chann
 
 
 def quantizer(module: Any, input: ChannelTensor) -> ChannelTensor:
-    """A fake quantizer works on each element; what reads a quantized weight cannot be divided among copies any more."""
+    """Return the channels of what a fake quantizer such as ``Pact(bits=2)`` makes: those that it reads.
+
+    What reads a quantized weight cannot be divided among copies any more.
+    """
     input.run.computes()
     return ChannelTensor(input.run, input.shape, input.labels, input.dtype)
 
 
 def activation_layer(layer: ChannelLayer, input: ChannelTensor) -> ChannelTensor:
-    """A function of each element, which no width changes."""
+    """Return the channels of a layer that works on each element, ``nn.GELU`` say: those that it reads."""
     input.run.computes()
     return ChannelTensor(input.run, input.shape, input.labels, input.dtype)
 
 
 def passing_layer(layer: ChannelLayer, input: ChannelTensor) -> ChannelTensor:
-    """A layer that does nothing when it is not trained."""
+    """Return the channels of a layer that does nothing in evaluation mode, ``nn.Dropout``: those that it reads."""
     return input
 
 
 def by_mode(module: Any, evaluated: Any, trained: Any, *effects: Any) -> Any:
-    """One of two values: they are tied where they can be, else both are fixed; what is an output is fixed there."""
+    """Return the channels of one of two values, as ``F.dropout(x, training=self.training)`` chooses by the mode.
+
+    They are tied where they can be, else both are fixed; what is an output is fixed there.
+    """
     both = isinstance(evaluated, ChannelTensor) and isinstance(trained, ChannelTensor)
     if both and evaluated.shape == trained.shape:
         evaluated.run.computes()
@@ -77,7 +83,7 @@ def _is_comparison(func: Any) -> bool:
 
 
 def meet(run: RuleInterface, a: ChannelTensor, b: ChannelTensor) -> ChannelTensor:
-    """Let two values meet elementwise and return what carries the channels of the result."""
+    """Let two values meet elementwise, as in ``x + y``, and return what carries the channels of the result."""
     shape = broadcast(a.shape, b.shape)
     one_channel(run, a, shape)
     one_channel(run, b, shape)
@@ -95,7 +101,7 @@ def _sizes(value: torch.Tensor, shape: torch.Size) -> tuple[int, ...]:
 
 
 def one_channel(run: RuleInterface, value: ChannelTensor, shape: tuple[int, ...] | torch.Size) -> None:
-    """Pin one channel whose map is broadcast, its producer's only one or cut out: a second would no longer fit."""
+    """Pin one channel whose map is broadcast, a gate ``(N, 1, H, W)`` over ``(N, C, H, W)``: a second would not fit."""
     offset = len(shape) - value.dim()
     if any(size == 1 and shape[offset + axis] != 1 for axis, size in enumerate(value.shape)):
         for label in value.labels:
@@ -178,7 +184,10 @@ def _meet_parameters(run: RuleInterface, a: list[Label], b: list[Label], sizes: 
 
 
 def weight_norm(v: ChannelTensor, g: ChannelTensor, dim: int = 0) -> ChannelTensor:
-    """A weight's rows made unit long and scaled: the scale follows the rows. Any other norm mixes what it goes over."""
+    """Return the channels of ``_weight_norm(v, g, 0)``: rows made unit long and scaled, g following the rows of v.
+
+    Over any other axis the norm mixes what it goes over.
+    """
     if dim == 0 and v.is_parameter:
         return meet(v.run, v, g)
     with torch._C.DisableTorchFunctionSubclass():
@@ -187,7 +196,7 @@ def weight_norm(v: ChannelTensor, g: ChannelTensor, dim: int = 0) -> ChannelTens
 
 
 def meet_constant(run: RuleInterface, value: ChannelTensor, plain: torch.Tensor) -> ChannelTensor:
-    """A plain tensor has a length that no resize changes: it pins the channels that it runs along."""
+    """Return a value that met a plain tensor, ``x * mask``: its length is no width, what it runs along is pinned."""
     shape = broadcast(value.shape, plain.shape)
     one_channel(run, value, shape)
     labels = tuple(label.expand(shape) for label in value.labels)
@@ -200,5 +209,5 @@ def meet_constant(run: RuleInterface, value: ChannelTensor, plain: torch.Tensor)
 
 
 def neutral(run: RuleInterface, shape: tuple[int, ...], dtype: torch.dtype) -> ChannelTensor:
-    """Return a value that carries no channel: zeros, ones, noise of a shape that follows another tensor."""
+    """Return a value that carries no channel, such as ``torch.zeros_like(x)``: its shape follows another tensor."""
     return activation(run, constant(NEUTRAL, shape), dtype)

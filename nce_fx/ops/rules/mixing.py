@@ -59,7 +59,10 @@ def _reduce(value: ChannelTensor, dims: list[int], keepdim: bool, kind: str) -> 
 
 
 def sum_over(run: RuleInterface, label: Label, axis: int, what: str) -> None:
-    """A sum over channels: copied as a block beside it where there is an axis beside it, else not at all."""
+    """Say that a sum, ``"a norm"`` or ``"softmax"`` say, goes over channels.
+
+    They are copied as a block beside it where there is an axis beside it, else not at all.
+    """
     if on_other_axes(run, label, axis) or any(k != axis and run.is_single(label, k) for k in range(1, label.dim())):
         run.rigid(label, axis)
     else:
@@ -67,12 +70,12 @@ def sum_over(run: RuleInterface, label: Label, axis: int, what: str) -> None:
 
 
 def on_other_axes(run: RuleInterface, label: Label, axis: int) -> bool:
-    """Whether channels run along other axes too: heads, that can be copied whole."""
+    """Say whether channels run along other axes too: heads in ``(N, heads, length, features)``, copied whole."""
     return any(run.varies(label, k) for k in range(label.dim()) if k != axis)
 
 
 def reduction(kind: str) -> Any:
-    """Return the rule of a reduction ``(value, dim, keepdim)``; kind is mean, largest, or the name of what mixes."""
+    """Return the rule of ``x.mean(dim, keepdim)`` and others; ``kind``: mean, largest, or the name of what mixes."""
 
     def rule(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
         value = args[0]
@@ -84,7 +87,7 @@ def reduction(kind: str) -> Any:
 
 
 def variance(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Variance and deviation: as a mean where they divide by n, mixing where they divide by n - 1."""
+    """Return the channels of ``x.var(dim, correction=0)``: as a mean's; divided by n - 1 it mixes them."""
     value = args[0]
     dim = args[1] if len(args) > 1 else kwargs.get("dim")
     correction = kwargs.get("correction", 1)
@@ -96,7 +99,7 @@ def variance(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def largest(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """``max(dim)`` and ``min(dim)`` with indices; without a dim, over everything."""
+    """Return the channels of ``x.max(dim)``, values and indices; without a dim, of the largest of all."""
     value = args[0]
     dims = _dims(value, args[1] if len(args) > 1 else None)
     keepdim = args[2] if len(args) > 2 else kwargs.get("keepdim", False)
@@ -107,7 +110,7 @@ def largest(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def vector_norm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
-    """A norm over channels grows with copies."""
+    """Return the channels of ``x.norm(2, dim)``: over channels it grows with copies, so these are pinned."""
     value = args[0]
     dim = args[2] if len(args) > 2 else kwargs.get("dim")
     keepdim = args[3] if len(args) > 3 else kwargs.get("keepdim", False)
@@ -115,7 +118,10 @@ def vector_norm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cha
 
 
 def normalize(input: Any, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None) -> ChannelTensor:
-    """Divide by the norm along axes: their channels may be copied beside them, as a block, but not within them."""
+    """Return the channels of ``F.normalize(x, dim=1)``: divided by the norm along axes.
+
+    Channels may be copied beside these, as a block, but not within them.
+    """
     value = input
     for label in value.labels:
         for axis in _dims(value, dim):
@@ -125,7 +131,7 @@ def normalize(input: Any, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out:
 
 
 def softmax(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
-    """Normalizes along an axis: nothing along axes without channels, rigid along those with."""
+    """Return the channels of ``softmax(x, dim)``: untouched along axes without channels, rigid along those with."""
     value = args[0]
     axis = args[1] % value.dim()
     for label in value.labels:
@@ -135,7 +141,7 @@ def softmax(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Channel
 
 
 def scan(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Cumulative ops and sorts keep the shape and mix along an axis."""
+    """Return the channels of ``x.cumsum(dim)`` and sorts: they keep the shape, and mix along an axis."""
     value = args[0]
     dim = next((a for a in args[1:] if isinstance(a, int) and not isinstance(a, bool)), kwargs.get("dim", -1))
     axis = dim % value.dim()
@@ -149,7 +155,7 @@ def scan(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def spatial(axes: int) -> Any:
-    """Return the rule of pooling and resampling over the last axes: other sizes, the same channels."""
+    """Return the rule of pooling and resampling over the last axes, 2 of ``F.max_pool2d``: the channels stay."""
 
     def rule(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         value = args[0]
@@ -185,6 +191,6 @@ def _resampled(value: ChannelTensor, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def local_response_norm(input: Any, *args: Any, **kwargs: Any) -> ChannelTensor:
-    """Sums over neighbouring channels: their number and order are fixed."""
+    """Return the channels of ``F.local_response_norm(x, 5)``, pinned: neighbours are summed."""
     input.run.pin(input.run.ids(core(label_for(input, 1))), "its neighbours are summed by local_response_norm")
     return ChannelTensor(input.run, input.shape, input.labels, input.dtype)

@@ -38,25 +38,25 @@ def _like(value: ChannelTensor, labels: tuple[Label, ...]) -> ChannelTensor:
 
 
 def same(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
-    """Clones and casts: the same channels."""
+    """Return the channels of ``x.clone()`` and casts: the same."""
     value = args[0]
     dtype = kwargs.get("dtype") or value.dtype
     return ChannelTensor(value.run, value.shape, value.labels, dtype, exact=value.exact)
 
 
 def number(value: Any) -> Any:
-    """A number of Python's is followed as the tensor that it was read from: it scales and shifts as that does."""
+    """Return what stands for ``x.item()``: the tensor that it was read from, which scales and shifts as it does."""
     return value
 
 
 def alike(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
-    """Constants and noise shaped like another tensor: one element for each of its own, copies alike."""
+    """Return the channels of ``torch.randn_like(x)`` and constants: one element for each of its own, copies alike."""
     value = args[0]
     return ChannelTensor(value.run, value.shape, value.labels, kwargs.get("dtype") or value.dtype)
 
 
 def triangle(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Zeros on one side of a diagonal of the last two axes: which elements stay depends on their place."""
+    """Return the channels of ``x.tril()``, which stay as they are: which elements are zero depends on their place."""
     value = args[0]
     for label in value.labels:
         if any(value.run.carries(label, axis) for axis in range(max(0, value.dim() - 2), value.dim())):
@@ -65,7 +65,7 @@ def triangle(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def moved(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Views that keep strides: run the op on each label."""
+    """Return the channels of a view that keeps strides, ``x.permute(0, 2, 1)`` say: the op is run on each label."""
     value = args[0]
     if not isinstance(value, ChannelTensor):
         return opaque(func, args, kwargs)
@@ -77,7 +77,7 @@ def moved(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def split(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Cuts of an axis: as views, and the graph may need other sizes later."""
+    """Return the channels of the pieces of ``x.chunk(2, 1)``: views; the graph may need other sizes later."""
     value = args[0]
     outputs = moved(func, args, kwargs)
     for output in channel_tensors(outputs):
@@ -86,7 +86,7 @@ def split(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def select(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """One index of an axis: a cut where it is one channel."""
+    """Return the channels of ``x[:, 0]``: a cut where it is one channel."""
     value = args[0]
     output = moved(func, args, kwargs)
     if isinstance(output, ChannelTensor) and any(
@@ -97,7 +97,7 @@ def select(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def copied(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Movement that lays labels out anew: run the op, then find again which axes are constant."""
+    """Return the channels of ``x.repeat(1, 2)`` and the like: the op is run on each label, constant axes found anew."""
     if not isinstance(args[0], ChannelTensor):
         return opaque(func, args, kwargs)
     if any(isinstance(a, ChannelTensor) for a in channel_tensors([list(args[1:]), list(kwargs.values())])):
@@ -107,7 +107,7 @@ def copied(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def shifted(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Roll and flip: nothing happens along axes that do not vary."""
+    """Return the channels of ``x.roll(1, 2)`` and ``flip``: nothing happens along axes that do not vary."""
     value = args[0]
     dims = args[-1] if args else []
     dims = [dims] if isinstance(dims, int) else dims
@@ -117,7 +117,7 @@ def shifted(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Reshape, with -1 worked out."""
+    """Return the channels of ``x.reshape(2, -1)``, with -1 worked out."""
     value, sizes = args[0], list(args[1])
     total = numel(value.shape)
     if -1 in sizes:
@@ -134,7 +134,7 @@ def view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def expand(self: Any, *sizes: Any, **kwargs: Any) -> Any:
-    """Broadcast axes of size 1; a producer of one channel that is spread over others is pinned."""
+    """Return the channels of ``x.expand(-1, 8)``: a producer of one channel that is spread over others is pinned."""
     shape = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], Sequence) else sizes
     run = run_of((self,))
     offset = len(shape) - self.dim()
@@ -144,7 +144,7 @@ def expand(self: Any, *sizes: Any, **kwargs: Any) -> Any:
 
 
 def cat(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
-    """Join along an axis; axes that are constant in every part stay constant."""
+    """Return the channels of ``torch.cat([x, y], 1)``; axes that are constant in every part stay constant."""
     parts = list(args[0])
     dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
     values = channel_tensors(parts)
@@ -215,7 +215,7 @@ def _join(labels: list[Label], axis: int) -> Label:
 
 
 def stack(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
-    """Join along a new axis."""
+    """Return the channels of ``torch.stack([x, y], 1)``: joined along a new axis."""
     dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
     values = channel_tensors(args[0])
     axis = dim % (values[0].dim() + 1)
@@ -224,7 +224,7 @@ def stack(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTe
 
 
 def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: Any = None) -> Any:
-    """Padding a constant axis only makes it longer; padding channels adds elements of fixed number."""
+    """Return the channels of ``F.pad(x, (1, 1))``: a constant axis gets longer, channels a fixed number of others."""
     run = run_of((input,))
     labels = []
     shape = list(input.shape)
@@ -250,17 +250,17 @@ def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: Any = Non
 
 
 def constant_pad(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The ATen form of padding."""
+    """Return the channels of ``aten.constant_pad_nd(x, (1, 1), 0)``, as of ``pad``."""
     return pad(args[0], args[1])
 
 
 def edge_pad(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Reflection and replication."""
+    """Return the channels of padding by reflection or replication, ``aten.reflection_pad2d(x, (1, 1, 1, 1))``."""
     return pad(args[0], args[1], "reflection")
 
 
 def space_to_depth(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Pixel unshuffle: each channel once per pixel of a block, and these are told apart."""
+    """Return the channels of ``F.pixel_unshuffle(x, 2)``: each once per pixel of a block, and these are told apart."""
     value, factor = args[0], args[1]
     if not isinstance(value, ChannelTensor):
         return opaque(func, args, kwargs)
@@ -284,7 +284,7 @@ def _also(moving: frozenset[int], named: frozenset[int], label: Label, own: froz
 
 
 def im2col(input: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> ChannelTensor:
-    """(batch, channels, height, width) -> (batch, channels x kernel, places): each channel once per kernel element."""
+    """Return the channels of ``F.unfold``: (N, C, H, W) -> (N, C x kernel, places), each once per kernel element."""
     run = run_of((input,))
     meta = F.unfold(torch.empty(input.shape, device="meta"), kernel_size, dilation, padding, stride)
     line = core(label_for(input, 1)).reshape(-1)[: input.shape[1]]
@@ -296,7 +296,7 @@ def im2col(input: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, st
 def col2im(
     input: Any, output_size: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1
 ) -> ChannelTensor:
-    """(batch, channels x kernel, places) -> (batch, channels, height, width): a kernel has one channel."""
+    """Return the channels of ``F.fold``: (N, C x kernel, places) -> (N, C, H, W); a kernel has one channel."""
     run = run_of((input,))
     meta = F.fold(torch.empty(input.shape, device="meta"), output_size, kernel_size, dilation, padding, stride)
     line = line_of(label_for(input, 1), 1)
@@ -307,7 +307,7 @@ def col2im(
 
 
 def index(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Indexing by integer tensors that the graph holds; an index that is computed from data is opaque."""
+    """Return the channels of ``x[:, order]`` by integers that the graph holds; one computed from data is opaque."""
     value, indices = args[0], args[1]
     if not isinstance(value, ChannelTensor) or channel_tensors(indices):
         return opaque(func, args, kwargs)
@@ -315,18 +315,18 @@ def index(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def new_shape(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Zeros and ones of a given shape, made by a tensor's method."""
+    """Return what stands for ``x.new_zeros(2, 3)``: no channel."""
     return neutral(args[0].run, tuple(args[1]), args[0].dtype)
 
 
 def filled(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Fill in place: no channel is left."""
+    """Return what stands for ``x.zero_()``: no channel is left."""
     value = args[0]
     return ChannelTensor(value.run, value.shape, (constant(NEUTRAL, value.shape),), value.dtype)
 
 
 def write(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Copy into a tensor, or a part of one, that has channels of its own: these meet.
+    """Return the channels of ``x[:, :8].copy_(y)``: those of the part and of what is written there meet.
 
     What was without channels is not known to have them when it is read as a whole later.
     """
@@ -341,11 +341,11 @@ def write(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def asserted(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """A claim about types and devices: nothing happens to channels."""
+    """Say nothing of channels: a claim about types and devices, ``aten._assert_tensor_metadata``."""
 
 
 def glu(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The first half of an axis, gated by the second."""
+    """Return the channels of ``F.glu(x, 1)``: the first half of an axis, gated by the second."""
     value = args[0]
     dim = args[1] if len(args) > 1 else kwargs.get("dim", -1)
     axis = dim % value.dim()

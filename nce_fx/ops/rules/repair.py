@@ -25,7 +25,7 @@ Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 
 class NewWidths(Protocol):
-    """The run at new widths, as far as repairs know it."""
+    """The run at new widths, as far as repairs know it: ``run.old[node]`` is what a node was in the first run."""
 
     old: Mapping[Node, Any]
     """The values of the first run."""
@@ -38,7 +38,7 @@ Repair = Callable[[NewWidths, Node, ChannelTensor, tuple[Any, ...], dict[str, An
 
 
 def view(run: NewWidths, n: Node, old: ChannelTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Call]:
-    """Sizes whose product changed: one axis of each run of axes takes the change."""
+    """Yield ``x.view(2, 96)`` for ``x.view(2, 64)``: one axis of each run whose product changed takes the change."""
     if len(args) > 1 and isinstance(args[1], torch.dtype):
         return  # it says a type, and no size
     result = run.old[n]
@@ -159,7 +159,7 @@ def narrow(
 def expand(
     run: NewWidths, n: Node, old: ChannelTensor, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Iterator[Call]:
-    """``expand(x, -1, 32, 7, 7)``: axes that are not stretched keep their lengths."""
+    """Yield ``expand(x, -1, -1, 7, 7)`` for ``expand(x, -1, 32, 7, 7)``: axes that are not stretched keep theirs."""
     flat = len(args) > 1 and isinstance(args[1], int)
     given = list(args[1:] if flat else args[1])
     offset = len(given) - old.dim()

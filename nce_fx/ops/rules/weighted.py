@@ -23,7 +23,10 @@ _WEIGHTS = (ChannelTensor, ChannelParameter)
 
 
 def channel_line(run: RuleInterface, label: Label, axis: int) -> torch.Tensor:
-    """Return the ids along an axis; where other axes vary too (joined tokens), every line must be the same."""
+    """Return the ids along an axis, int64 (channels,): the line that ``linear`` reads.
+
+    Where other axes vary too (joined tokens), every line must be the same.
+    """
     line = run.line(label, axis)
     others = [other for other in range(label.dim()) if other != axis]
     if run.decide("varies beside", (label,), lambda: any(varies(label, other) for other in others), axis):
@@ -32,7 +35,7 @@ def channel_line(run: RuleInterface, label: Label, axis: int) -> torch.Tensor:
 
 
 def read(run: RuleInterface, x: ChannelTensor, axis: int, weight: Any, weight_axis: int) -> None:
-    """Sum the channels along an axis of ``x`` against an axis of a weight."""
+    """Sum the channels along an axis of ``x`` against an axis of a weight: axis 1 of ``linear.weight``."""
     label = label_for(x, axis)
     if isinstance(weight, _WEIGHTS):
         run.consume(weight, weight_axis, channel_line(run, label, axis))
@@ -41,7 +44,7 @@ def read(run: RuleInterface, x: ChannelTensor, axis: int, weight: Any, weight_ax
 
 
 def made(run: RuleInterface, weight: Any, axis: int, bias: Any) -> torch.Tensor:
-    """Return the ids that an axis of a weight makes; a bias follows them."""
+    """Return the ids, int64 (channels,), that an axis of a weight makes, 0 of ``conv.weight``; a bias follows them."""
     if not isinstance(weight, _WEIGHTS):
         return torch.zeros(weight.shape[axis], dtype=torch.int64)
     line = run.produce(weight, axis)
@@ -50,7 +53,7 @@ def made(run: RuleInterface, weight: Any, axis: int, bias: Any) -> torch.Tensor:
 
 
 def linear(input: Any, weight: Any, bias: Any = None) -> ChannelTensor:
-    """(..., in) -> (..., out)."""
+    """Return the channels of ``F.linear(x, weight, bias)``: (..., in) -> (..., out)."""
     run = run_of((input, weight))
     if isinstance(input, ChannelTensor) and len(input.labels) == 1:
         beside = run.channel_axes(input.labels[0])
@@ -72,7 +75,7 @@ def _along_tokens(run: RuleInterface, x: ChannelTensor, weight: Any, bias: Any) 
 
 
 def bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> ChannelTensor:
-    """(..., in1), (..., in2) -> (..., out)."""
+    """Return the channels of ``F.bilinear(x, y, weight)``: (..., in1), (..., in2) -> (..., out)."""
     run = run_of((input1, input2, weight))
     read(run, input1, input1.dim() - 1, weight, 1)
     read(run, input2, input2.dim() - 1, weight, 2)
@@ -83,7 +86,7 @@ def bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> Channel
 
 
 def convolution(dims: int) -> Callable[..., ChannelTensor]:
-    """Return the rule of a convolution over this many axes."""
+    """Return the rule of a convolution over this many axes, 2 for ``F.conv2d``: (N, in, H, W) -> (N, out, H, W)."""
 
     def rule(
         input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
@@ -96,7 +99,7 @@ def convolution(dims: int) -> Callable[..., ChannelTensor]:
 
 
 def transposed_convolution(dims: int) -> Callable[..., ChannelTensor]:
-    """Return the rule of a transposed convolution over this many axes."""
+    """Return the rule of a transposed convolution over this many axes, 2 for ``F.conv_transpose2d``."""
 
     def rule(
         input: Any,
@@ -217,7 +220,10 @@ def batch_norm(
     *args: Any,
     **kwargs: Any,
 ) -> ChannelTensor:
-    """Normalize each channel (axis 1), of the batch or of each example; statistics and affine parameters follow."""
+    """Return the channels of ``F.batch_norm`` and ``F.instance_norm``: (N, channels, ...), each by itself.
+
+    Statistics and affine parameters follow the channels of axis 1.
+    """
     run = run_of((input, weight, bias))
     value = input if isinstance(input, ChannelTensor) else weight
     label = label_for(value, 1)
@@ -229,7 +235,10 @@ def batch_norm(
 
 
 def recurrent(module: Any, input: Any, state: Any = None) -> Any:
-    """LSTM, GRU and RNN: what they read can be of any width; their own width stays, gates and states depend on it."""
+    """Return the channels of an ``nn.LSTM``, GRU or RNN: what it makes is pinned, what it reads is of any width.
+
+    Gates and states depend on its own width.
+    """
     run = run_of((input, state))
     if isinstance(input, ChannelTensor):
         suffixes = ["l0", "l0_reverse"] if module.bidirectional else ["l0"]
@@ -252,7 +261,7 @@ def recurrent(module: Any, input: Any, state: Any = None) -> Any:
 def layer_norm(
     input: Any, normalized_shape: Sequence[int], weight: Any = None, bias: Any = None, *args: Any, **kwargs: Any
 ) -> ChannelTensor:
-    """Normalize over the last axes: their channels are copied as a whole, or the statistics change."""
+    """Return the channels of ``F.layer_norm(x, (64,))``: copied as a whole, or the statistics would change."""
     run = run_of((input, weight, bias))
     count = len(normalized_shape)
     shape = list(input.shape[-count:])
@@ -278,14 +287,14 @@ def _scaled(
 def rms_norm(
     input: Any, normalized_shape: Sequence[int], weight: Any = None, *args: Any, **kwargs: Any
 ) -> ChannelTensor:
-    """As LayerNorm for channels: the mean of squares over whole copies is the same mean."""
+    """Return the channels of ``F.rms_norm(x, (64,))``, as of ``layer_norm``: whole copies have the same mean."""
     return layer_norm(input, normalized_shape, weight)
 
 
 def group_norm(
     input: Any, num_groups: int, weight: Any = None, bias: Any = None, *args: Any, **kwargs: Any
 ) -> ChannelTensor:
-    """Normalize over blocks of channels: blocks are copied whole, and there are more of them."""
+    """Return the channels of ``F.group_norm(x, 4)``: blocks are copied whole, and there are more of them."""
     run = run_of((input, weight, bias))
     label = label_for(input, 1)
     line = channel_line(run, label, 1)
@@ -304,7 +313,7 @@ def group_norm(
 
 
 def prelu(input: Any, weight: Any) -> ChannelTensor:
-    """A slope for each channel (axis 1), or one for all."""
+    """Return the channels of ``F.prelu(x, weight)``: a slope for each channel (axis 1), or one for all."""
     run = run_of((input, weight))
     if isinstance(weight, _WEIGHTS) and prod(weight.shape) > 1 and isinstance(input, ChannelTensor):
         axis = 1 if input.dim() > 1 else 0
@@ -315,7 +324,7 @@ def prelu(input: Any, weight: Any) -> ChannelTensor:
 
 
 def embedding(input: Any, weight: Any, *args: Any, **kwargs: Any) -> ChannelTensor:
-    """Look rows of a (vocabulary, features) table up: (...) -> (..., features)."""
+    """Return the channels of ``F.embedding(indices, table)``: (...) -> (..., features) of (vocabulary, features)."""
     run = run_of((weight, input))
     line = made(run, weight, 1, None)
     run.attribute(weight, "embedding_dim", line.numel())

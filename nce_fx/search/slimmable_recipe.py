@@ -8,7 +8,7 @@ from pydantic import Field, StrictFloat
 
 from nce_fx.errors import InputError
 from nce_fx.search.weight_training import WeightTraining
-from nce_fx.validated import AtLeastOne, Count, Positive, Share, Whole, validated
+from nce_fx.validated import AtLeastOne, Count, NotNegative, Positive, Share, Whole, validated
 
 
 @validated("search recipe")

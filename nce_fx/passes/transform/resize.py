@@ -314,7 +314,9 @@ def _describe_rest(gm: GraphModule) -> None:
         if OPS.of_call(node.target) is OPS["item"]:
             continue  # a number, which has no shape, and which tensors without values do not have
         if node.op == "get_attr":
-            values[node] = tensor_at(gm, str(node.target)).to("meta")
+            held: Any = tensor_at(gm, str(node.target))
+            if isinstance(held, torch.Tensor):  # and no module that is called with a weight from outside
+                values[node] = held.to("meta")
         elif node.op in ("call_function", "call_method") and sources and all(source in values for source in sources):
             args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
             values[node] = getattr(interpreter, node.op)(node.target, args, kwargs)

@@ -22,7 +22,7 @@ from nce_fx.batches import gathered
 from nce_fx.end_bits import WAYS, Ends, plan_ends
 from nce_fx.errors import InputError
 from nce_fx.models.loading import check_finite
-from nce_fx.passes.analysis.channels import ChannelGraph, analyze_channels
+from nce_fx.passes.analysis.channels import ChannelGraph, ChannelGroup, analyze_channels
 from nce_fx.passes.analysis.channels.plan_check import check_plan
 from nce_fx.passes.analysis.cost import CostReport, analyze_cost
 from nce_fx.passes.analysis.hardware import HardwareTable
@@ -382,21 +382,26 @@ def report_of(analyses: Analyses, plan: WidthPlan, spec: QuantSpec, rewritten: G
         rewritten=cost_record(rewritten, analyses.cost),
         float_weight_bytes=int(float_cost.total.weight_bytes),
         groups=tuple(
-            GroupRecord(
-                id=group.id,
-                producers=group.producers,
-                before=group.width,
-                after=plan.widths.get(group.id, group.width),
-                step=group.step,
-                pinned=group.pinned,
-                sensitivity=sensitivity.by_group.get(group.id),
-            )
+            group_record(group, plan.widths.get(group.id, group.width), sensitivity.by_group.get(group.id))
             for group in analyses.channels
         ),
         layers=tuple(
             LayerRecord(name=name, weight=float(node.weight), activation=float(node.activation))
             for name, node in sensitivity.by_node.items()
         ),
+    )
+
+
+def group_record(group: ChannelGroup, after: int, sensitivity: float | None = None) -> GroupRecord:
+    """Return what a report says of a group, such as of one that goes from 64 channels to ``after=80``."""
+    return GroupRecord(
+        id=group.id,
+        producers=group.producers,
+        before=group.width,
+        after=after,
+        step=group.step,
+        pinned=group.pinned,
+        sensitivity=sensitivity,
     )
 
 

@@ -16,8 +16,7 @@ from nce_fx.passes.analysis.channels import ChannelGraph, analyze_channels
 from nce_fx.passes.transform.quantize import QuantSpec
 from nce_fx.report import tables
 from nce_fx.report.explanation import Explanation, explain
-from nce_fx.report.records import GroupRecord
-from nce_fx.rewrite import Analyses, analyze
+from nce_fx.rewrite import Analyses, analyze, group_record
 from nce_fx.tracing import trace
 from nce_fx.training.engine import start_engine
 
@@ -84,18 +83,7 @@ def analyzed(network: Network, spec: QuantSpec, metric: str | None, steps: Steps
 
 def _show_groups(gm: GraphModule, channels: ChannelGraph, terminal: Terminal) -> list[dict[str, Any]]:
     """Show every group; what is pinned says why with the user's source line."""
-    records = [
-        GroupRecord(
-            id=group.id,
-            producers=group.producers,
-            before=group.width,
-            after=group.width,
-            step=group.step,
-            pinned=group.pinned,
-            sensitivity=None,
-        )
-        for group in channels
-    ]
+    records = [group_record(group, group.width) for group in channels]
     consumers = {group.id: group.consumers for group in channels}
     pinned = sum(record.pinned is not None for record in records)
     terminal.show(f"traced by {_traced(gm)}: {len(records)} groups, {pinned} of them pinned")

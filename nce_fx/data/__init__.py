@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from nce_fx.callables import load_callable, nearest
@@ -57,19 +58,20 @@ def load_data(
     """
     name, colon, rest = spec.partition(":")
     if name == "digits" and not colon:
-        return digits(seed, batch_size, augment)
-    if name == "fashion-mnist":
-        return fashion_mnist(rest, seed, batch_size, augment)
-    if name == "cifar10":
-        return cifar10(rest, seed, batch_size, augment)
-    if name == "imagefolder":
-        return image_folder(rest, seed, batch_size, augment, strict=strict, size=size)
-    if colon:
-        return own_data(spec, load_callable(spec, "data"), seed, batch_size, augment)
-    if spec in FROM_PACKAGES:
-        return own_data(spec, FROM_PACKAGES[spec], seed, batch_size, augment)
-    known = (*SOURCES, *FROM_PACKAGES)
-    raise InputError(f"no data {spec!r}: there are {', '.join(known)}{nearest(spec, known)}")
+        data = digits()
+    elif name == "fashion-mnist":
+        data = fashion_mnist(rest)
+    elif name == "cifar10":
+        data = cifar10(rest)
+    elif name == "imagefolder":
+        data = image_folder(rest, strict=strict, size=size)
+    elif colon or spec in FROM_PACKAGES:
+        found = load_callable(spec, "data") if colon else FROM_PACKAGES[spec]
+        return own_data(spec, found, seed, batch_size, augment)
+    else:
+        known = (*SOURCES, *FROM_PACKAGES)
+        raise InputError(f"no data {spec!r}: there are {', '.join(known)}{nearest(spec, known)}")
+    return replace(data, seed=seed, batch_size=batch_size, augment=data.augment if augment is None else augment)
 
 
 __all__ = ["BUILT_IN", "FROM_PACKAGES", "SOURCES", "Data", "load_data"]

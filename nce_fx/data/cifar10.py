@@ -18,7 +18,7 @@ MEAN = [255 * 0.4914, 255 * 0.4822, 255 * 0.4465]
 DEVIATION = [255 * 0.2470, 255 * 0.2435, 255 * 0.2616]
 
 
-def cifar10(folder: str, seed: int = 0, batch_size: int = 64, augment: bool | None = None) -> Data:
+def cifar10(folder: str) -> Data:
     """Return CIFAR-10, normalised, (3, 32, 32); trained on with the usual random crop (4 pixels) and mirroring.
 
     Nothing is downloaded: ``folder`` is (or holds) the unpacked ``cifar-10-batches-py``.
@@ -47,8 +47,5 @@ def cifar10(folder: str, seed: int = 0, batch_size: int = 64, augment: bool | No
         test=test,
         input_shape=(3, 32, 32),
         classes=len(splits[0].classes),
-        seed=seed,
-        batch_size=batch_size,
         augmented=partial(ShiftedImages, train, 4, True),
-        augment=augment is not False,
     )

@@ -16,8 +16,8 @@ from nce_fx.errors import InputError
 TRAIN_IMAGES = 1200
 
 
-def digits(seed: int = 0, batch_size: int = 64, augment: bool | None = None) -> Data:
-    """Return the digits, normalised, (1, 8, 8); ``augment`` moves them by up to one pixel, which is off by default.
+def digits() -> Data:
+    """Return the digits, normalised, (1, 8, 8); where it is asked for, they are moved by up to one pixel in training.
 
     Raises:
         InputError: scikit-learn is not installed.
@@ -40,8 +40,6 @@ def digits(seed: int = 0, batch_size: int = 64, augment: bool | None = None) -> 
         test=Images(test_pixels, test_labels, mean, deviation),
         input_shape=(1, 8, 8),
         classes=10,
-        seed=seed,
-        batch_size=batch_size,
         augmented=partial(ShiftedImages, train, 1, False),
-        augment=bool(augment),
+        augment=False,
     )

@@ -39,10 +39,10 @@ _BYTES = 8
 """The type code of uint8."""
 
 
-def fashion_mnist(folder: str = "", seed: int = 0, batch_size: int = 64, augment: bool | None = None) -> Data:
+def fashion_mnist(folder: str) -> Data:
     """Return Fashion-MNIST, normalised, (1, 28, 28); trained on with a random crop (2 pixels) and mirroring.
 
-    Nothing is downloaded: ``folder`` holds the four files; by default it is `DEBIAN`.
+    Nothing is downloaded: ``folder`` holds the four files; where it is empty, `DEBIAN` does.
 
     Raises:
         InputError: a file is missing or damaged.
@@ -60,10 +60,7 @@ def fashion_mnist(folder: str = "", seed: int = 0, batch_size: int = 64, augment
         test=test,
         input_shape=tuple(train.pixels.shape[1:]),
         classes=CLASSES,
-        seed=seed,
-        batch_size=batch_size,
         augmented=partial(ShiftedImages, train, 2, True),
-        augment=augment is not False,
     )
 
 

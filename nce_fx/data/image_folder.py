@@ -92,15 +92,7 @@ def readable(samples: list[Any]) -> Any:
     return default_collate(found)
 
 
-def image_folder(
-    folder: str,
-    seed: int = 0,
-    batch_size: int = 64,
-    augment: bool | None = None,
-    *,
-    strict: bool = False,
-    size: int = 224,
-) -> Data:
+def image_folder(folder: str, *, strict: bool, size: int) -> Data:
     """Return the images of ``folder/train`` and ``folder/val``, normalised, (3, size, size); ``DIR@64`` gives the size.
 
     Trained on as random crops of 8 % to 100 % of the area, mirrored half of the time; tested on the centre crop after
@@ -129,10 +121,7 @@ def image_folder(
         test=Samples(Pictures(test, centred, strict, damaged_test), readable),
         input_shape=(3, size, size),
         classes=len(train.classes),
-        seed=seed,
-        batch_size=batch_size,
         augmented=Samples(Pictures(train, seen, strict, damaged), readable).at,
-        augment=augment is not False,
         workers=min(4, (os.cpu_count() or 1) - 1),
     )
 

@@ -114,16 +114,8 @@ def _before(bound: float, dtype: torch.dtype) -> float:
     return float(torch.nextafter(torch.tensor(bound, dtype=dtype), torch.tensor(-math.inf, dtype=dtype)))
 
 
-class _ClipRoundTraced(Function):
+class _ClipRoundTraced(_ClipRoundKeeping):
     """Under a compiler: keep x, from which it can fuse all else into the neighbours; it may choose to keep less."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, extent: Tensor, steps: float, grid: Grid) -> Tensor:
-        """Quantize."""
-        ctx.steps, ctx.grid = steps, grid
-        ctx.save_for_backward(x, extent)
-        scale = _scale(extent, steps)
-        return level(whole(working(x), scale, grid), scale, grid).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:

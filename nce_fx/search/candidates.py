@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +9,6 @@ import numpy as np
 from nce_fx.passes.analysis.channels import ChannelGraph, ChannelGroup
 from nce_fx.passes.planning.choices import Rules, widths_of
 from nce_fx.search.search_recipe import SearchRecipe
-
-Candidates = Mapping[str, tuple[int, ...]]
-"""Rising widths by group."""
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,13 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from nce_fx.errors import TrainingError
-
-T = TypeVar("T")
 
 LEAVING = timedelta(seconds=30)
 """How long a process that is done waits for the others before it closes its connections."""

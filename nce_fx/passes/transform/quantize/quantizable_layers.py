@@ -88,7 +88,7 @@ def quantizable(gm: GraphModule, layer: Layer) -> bool:
         return True
     module = gm.get_submodule(str(layer.node.target))
     if (op := table_of(gm).of_module(module)) is not None and not is_of_torch(op):
-        return isinstance(module._parameters.get(op.weight), nn.Parameter)
+        return bool(layer.node.args) and isinstance(module._parameters.get(op.weight), nn.Parameter)
     own = isinstance(module._parameters.get("weight"), nn.Parameter) or is_parametrized(module, "weight")
     own = own or weight_hook(module) is not None
     return own and not is_parametrized(module, "bias")

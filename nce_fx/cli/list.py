@@ -42,7 +42,7 @@ def known(
         QUANTITIES,
     )
     found = {registry.kind: registry.help() for registry in registries}
-    found["search_methods"] = {name: method.about for name, method in SEARCH_METHODS.items()}
+    found["search_methods"] = {name: method.help for name, method in SEARCH_METHODS.items()}
     found["data"] = {**SOURCES, **FROM_PACKAGES.help()}
     if kind is not None and kind not in found:
         raise InputError(f"no kind {kind!r}: there are {', '.join(sorted(found))}")

@@ -32,7 +32,11 @@ class Search(options.QuantizerOptions, options.BudgetOptions, options.ModelOptio
     ] = False
     recipe: Annotated[
         str | None,
-        typer.Option("--recipe", metavar="JSON", help="Fields of the search recipe, such as '{\"threshold\": 0.4}'."),
+        typer.Option(
+            "--recipe",
+            metavar="JSON",
+            help="Fields of the method's recipe, see `nce-fx list search_methods`: '{\"max_ratio\": 1.5}'.",
+        ),
     ] = None
     out: options.Out = Path("nce-fx-search")
     as_json: options.Json = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,11 @@ class Method:
     search: Callable[[Asked, Any], SearchResult[Any]]
     files: tuple[str, ...]
     """What it leaves in its folder, beside checkpoints."""
+
+    @property
+    def help(self) -> str:
+        """What it does, and what its recipe has."""
+        return f"{self.about}; --recipe has {', '.join(each.name for each in fields(self.recipe))}"
 
 
 METHODS: Mapping[str, Method] = {

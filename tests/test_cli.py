@@ -103,7 +103,7 @@ BAD = {
     "arguments that are not JSON": (["resnet8", "--model-args", "{width: 4}"], "not JSON"),
     "arguments that are no object": (["resnet8", "--model-args", "[4]"], "not a JSON object"),
     "arguments that the model does not take": (["resnet8", "--model-args", '{"depth": 4}'], "depth"),
-    "an ONNX file": (["model.onnx"], "ONNX files are not read (docs/deploy.md says why); give the PyTorch model"),
+    "an ONNX file": (["model.onnx"], "ONNX files are not read, for no converter was found that takes them all"),
     "from scratch without retraining": (["resnet8", "--from-scratch"], "--retrain"),
     "unknown metric": (["resnet8", "--sensitivity", "guess"], "guess"),
     "retraining without data": (["resnet8", "--retrain", "1"], "--data"),

@@ -15,8 +15,10 @@ from typer.testing import CliRunner
 
 import nce_fx
 from nce_fx.cli import app
+from nce_fx.cli.parsing import build_model
 from nce_fx.errors import ArtifactError, ExportError
 from nce_fx.export import export_pt2, load_pt2
+from nce_fx.export.pt2 import read_program
 from nce_fx.report.records import ModelReference
 from tests.test_artifacts import Attack
 from tests.test_export import PAIRS, random, resnet8
@@ -137,11 +139,30 @@ def test_what_would_be_run_is_refused(archive, tmp_path, monkeypatch, change):
     assert change(before) != before
     with pytest.raises(ArtifactError, match="is not loaded"):
         load_pt2(changed(archive, tmp_path / "bad.pt2", change))
+    if change(before).get("data/sample_inputs/model.pt"):
+        # Of a program of somebody's they are left out unread.
+        assert torch.equal(read_program(tmp_path / "bad.pt2")(x := random(2, 3, 8, 8)), small()(x))
+    else:
+        with pytest.raises(ArtifactError, match="is not loaded"):
+            read_program(tmp_path / "bad.pt2")
     assert not (tmp_path / "attacked").exists()
     assert torch.equal(
         load_pt2(changed(archive, tmp_path / "good.pt2", lambda records: records))(random(2, 3, 8, 8)),
         small()(random(2, 3, 8, 8)),
     )
+
+
+def test_programs_that_torch_export_saved_are_models(tmp_path):
+    model, x = Small().eval(), random(2, 3, 8, 8)
+    shapes = ({0: torch.export.Dim.AUTO},)
+    torch.export.save(torch.export.export(model, (x,), dynamic_shapes=shapes), tmp_path / "model.pt2")
+    given = build_model(str(tmp_path / "model.pt2"), {}, seed=0)
+    assert torch.equal(given(x), model(x))
+    wide = nce_fx.quantize(nce_fx.resize(nce_fx.trace(given, (x,)), {"conv": 9}), nce_fx.QuantSpec(), [x])
+    assert wide(random(5, 3, 8, 8)).shape == (5, 4)
+    nce_fx.save(wide, tmp_path / "result")
+    again = build_model(str(tmp_path / "model.pt2"), {}, seed=1)
+    assert torch.equal(nce_fx.load(tmp_path / "result", again)(x), wide(x))
 
 
 def test_a_newer_version_is_refused_in_words(archive, tmp_path):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nce_fx.batches import read
 from nce_fx.data import BUILT_IN, Data
 from nce_fx.errors import InputError
+from nce_fx.export.pt2 import read_program
 from nce_fx.models import INPUT_SHAPES, MODELS
 from nce_fx.models.loading import load_model, load_weights
 from nce_fx.passes.transform.quantize import QuantSpec
@@ -41,7 +42,12 @@ def build_model(reference: str, args: Mapping[str, Any], *, seed: int, weights: 
         ArtifactError: the weights cannot be read.
     """
     torch.manual_seed(seed)
-    model = load_model(reference, args)
+    if reference.endswith(".pt2"):
+        if args:
+            raise InputError(f"model {reference!r}: is a program that was exported already and takes no arguments")
+        model: nn.Module = read_program(reference)
+    else:
+        model = load_model(reference, args)
     if weights is not None:
         load_weights(model, weights)
     return model.eval()

@@ -30,6 +30,7 @@ from nce_fx.export.export_file import export_file
 from nce_fx.export.levels import mark
 from nce_fx.export.program import example, program, reason, share_a_batch
 from nce_fx.plain_text import read_json
+from nce_fx.tracing.exported import graph_of_program
 
 VERSION = 1
 _ABOUT, _SAMPLES, _GRAPH = "extra/nce_fx", "data/sample_inputs/model.pt", "models/model.json"
@@ -107,6 +108,31 @@ def load_pt2(path: str | Path) -> GraphModule:
     return module
 
 
+def read_program(path: str | Path) -> GraphModule:
+    """Return the graph of a program that somebody wrote with ``torch.export.save``, in evaluation mode.
+
+    Sample inputs are pickled in such files: they are left out unread. The graph is as the program was exported, in one
+    mode.
+
+    Raises:
+        ArtifactError: the file is missing or damaged, or holds something that would be run.
+    """
+    path = Path(path)
+    content, records = _records(path)
+    _check_records(path, {name: record for name, record in records.items() if name != _SAMPLES})
+    kept = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(kept, "w") as result:
+        for entry in archive.infolist():
+            pickled = entry.filename.partition("/")[2] == _SAMPLES
+            result.writestr(entry, b"" if pickled else archive.read(entry))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return graph_of_program(torch.export.load(io.BytesIO(kept.getvalue())), path.stem)
+    except Exception as error:
+        raise ArtifactError(f"{path} cannot be loaded by PyTorch {torch.__version__}: {reason(error)}") from error
+
+
 def _program(gm: GraphModule, batch: int | None) -> tuple[Any, int | None]:
     traced = example(gm, batch)
     if batch is None and share_a_batch(traced):
@@ -170,9 +196,13 @@ def _check(path: Path, records: dict[str, bytes]) -> None:
     if found != sums:
         wrong = sorted(name for name in found.keys() | sums.keys() if found.get(name) != sums.get(name))[0]
         raise ArtifactError(f"{path} is damaged: {wrong} is not what was written; export it again")
+    _check_records(path, records)
+
+
+def _check_records(path: Path, records: dict[str, bytes]) -> None:
     strange = next((name for name in records if not _RECORDS.fullmatch(name)), None)
     if strange is not None or records.get(_SAMPLES):
-        raise ArtifactError(f"{path} holds {strange or _SAMPLES}, which is no part of our archives: it is not loaded")
+        raise ArtifactError(f"{path} holds {strange or _SAMPLES}, which could run code: it is not loaded")
     for name in records:
         if name.endswith(".json"):
             _check_json(path, name, records[name])

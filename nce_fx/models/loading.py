@@ -33,7 +33,11 @@ def load_model(spec: str, model_args: Mapping[str, Any] | None = None) -> nn.Mod
     """
     arguments = dict(model_args or {})
     if spec.endswith(".onnx"):
-        raise InputError(f"model {spec!r}: ONNX files are not read (docs/deploy.md says why); give the PyTorch model")
+        raise InputError(
+            f"model {spec!r}: ONNX files are not read, for no converter was found that takes them all "
+            "(onnx2torch 1.5.15: none of opset 18 and later; onnx2pytorch 0.6.0: not those of the older exporter); "
+            "give the PyTorch model, or a program that torch.export.save wrote (.pt2)"
+        )
     if ":" not in spec and spec not in MODELS:
         names = ", ".join(MODELS)
         raise InputError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import operator
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import fields, is_dataclass
 from io import StringIO
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.fx.graph import CodeGen
@@ -56,12 +56,27 @@ def export_graph(
     ops = ops or default()
     _drop_guards(gm, ops)
     _raise_modules(gm, model, ops, orphans=not one_of_two)
-    _restore_structure(gm, inputs)
+    _restore_structure(gm, inputs.named)
     gm.graph.eliminate_dead_code(has_an_effect)
     gm.recompile()
     result = _plain(gm, type(model).__name__)
     if fixed is not None:
         result.meta[FIXED_SIZE] = fixed
+    return result
+
+
+def graph_of_program(program: ExportedProgram, name: str) -> GraphModule:
+    """Return the graph of a program that somebody exported, with its inputs in a row, in evaluation mode."""
+    gm = program.module(check_guards=False)
+    assert isinstance(gm, GraphModule)
+    _inline_contexts(gm)
+    _drop_guards(gm, default())
+    _restore_structure(gm, {str(node.target): None for node in gm.graph.find_nodes(op="placeholder")})
+    gm.graph.eliminate_dead_code(has_an_effect)
+    gm.recompile()
+    result = _plain(gm, name)
+    for module in result.modules():
+        module.training = False
     return result
 
 
@@ -271,14 +286,14 @@ def _place(gm: GraphModule, path: str, module: nn.Module) -> None:
     owner._modules[leaf] = module
 
 
-def _restore_structure(gm: GraphModule, inputs: Inputs) -> None:
+def _restore_structure(gm: GraphModule, inputs: Mapping[str, Any]) -> None:
     """Give the graph the inputs and outputs that the model has, in the place of export's flat ones."""
     graph, spec = gm.graph, gm.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
     flat = iter(graph.find_nodes(op="placeholder"))
     graph.set_codegen(CodeGen())
     taken_apart: list[tuple[Node, Any, list[Node]]] = []
     last: Node | None = None
-    for name, value in inputs.named.items():
+    for name, value in inputs.items():
         leaves = [next(flat) for _ in tree_leaves(value)]
         if len(leaves) == 1 and not isinstance(value, dict | list | tuple):
             last, last.target = leaves[0], name

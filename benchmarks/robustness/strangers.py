@@ -304,10 +304,7 @@ def main() -> None:
                 if end not in ("read", "refused") and counts[end.partition(":")[0]] <= 20:
                     print(f"{kind.name}, case {case}: {end}", flush=True)
             print(f"{kind.name}: {dict(counts)}", flush=True)
-    if not options.only:
-        REPORT.write_text(
-            json.dumps({name: dict(sorted(each.items())) for name, each in found.items()}, indent=1) + "\n"
-        )
+    pages.save(REPORT, pages.load(REPORT) | {name: dict(sorted(each.items())) for name, each in found.items()})
     sys.exit(any(counts.keys() - {"read", "refused"} for counts in found.values()))
 
 

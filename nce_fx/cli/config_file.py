@@ -33,7 +33,7 @@ def defaults_of(path: Path, context: typer.Context) -> dict[str, Any]:
         raise typer.BadParameter(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     try:
         fields = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise _wrong(f"{path} is not TOML: {error}") from error
     parameters = _parameters(context)
     defaults = {}
@@ -49,10 +49,17 @@ def defaults_of(path: Path, context: typer.Context) -> dict[str, Any]:
             parameter.process_value(context, given)
         except typer.BadParameter as error:
             raise _wrong(f"{place}: {key}: {error.message}") from error
-        except TypeError as error:
-            raise _wrong(f"{place}: {key}: {value!r} is of another kind than this option takes") from error
+        except (TypeError, ValueError) as error:
+            raise _wrong(f"{place}: {key}: {_shown(value)} is of another kind than this option takes") from error
         defaults[str(parameter.name)] = given
     return defaults
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # A number of more digits than Python writes.
+        return "a number of very many digits"
 
 
 def _wrong(message: str) -> typer.BadParameter:

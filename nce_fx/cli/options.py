@@ -268,17 +268,9 @@ class QuantizerOptions:
         """
         from nce_fx.cli.parsing import quant_spec
 
-        return quant_spec(
-            self.bits,
-            self.weight_quantizer,
-            self.activation_quantizer,
-            self.first_last_bits,
-            self.shortcuts,
-            self.override,
-            self.exact,
-            self.sums,
-            self.ewgs,
-        )
+        names = ("first_last_bits", "shortcuts", "exact", "sums", "ewgs")
+        others = {"weight": self.weight_quantizer, "activation": self.activation_quantizer}
+        return quant_spec(self.bits, self.override, **others, **{name: getattr(self, name) for name in names})
 
 
 def _limit(name: str, help: str, default: str | None) -> tuple[str, Any, Any]:

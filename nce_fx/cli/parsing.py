@@ -130,18 +130,8 @@ def recipe_fields(text: str | None, **own: Any) -> dict[str, Any]:
     return asked | own
 
 
-def quant_spec(
-    bits: int,
-    weight: str = "sawb",
-    activation: str = "pact",
-    first_last_bits: int = 8,
-    shortcuts: str = "quantized",
-    override: Sequence[str] | None = None,
-    exact: bool = False,
-    sums: str = "float",
-    ewgs: float = 0.0,
-) -> QuantSpec:
-    """Return the quantizers that the options name.
+def quant_spec(bits: int, override: Sequence[str] | None = None, **others: Any) -> QuantSpec:
+    """Return the quantizers that the options name; ``others`` are more fields of the spec, such as ``exact=True``.
 
     Raises:
         InputError: bits outside 1 to 8, or an override that is not PATTERN=BITS.
@@ -155,18 +145,7 @@ def quant_spec(
         if not found or not (value.isdigit() or value == "float"):
             raise InputError(f"--override {text} is not PATTERN=BITS: write such as 'layer1.*=4' or 'fc=float'")
         overrides[pattern] = int(value) if value.isdigit() else value
-    return QuantSpec(
-        weight=weight,
-        activation=activation,
-        weight_bits=bits,
-        activation_bits=bits,
-        first_last_bits=first_last_bits,
-        shortcuts=shortcuts,
-        overrides=overrides,
-        exact=exact,
-        sums=sums,
-        ewgs=ewgs,
-    )
+    return QuantSpec(weight_bits=bits, activation_bits=bits, overrides=overrides, **others)
 
 
 def is_code(reference: str) -> bool:

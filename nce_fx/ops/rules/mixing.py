@@ -122,21 +122,20 @@ def normalize(input: Any, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out:
 
     Channels may be copied beside these, as a block, but not within them.
     """
-    value = input
-    for label in value.labels:
-        for axis in _dims(value, dim):
-            if value.run.carries(label, axis):
-                sum_over(value.run, label, axis, "a norm")
-    return ChannelTensor(value.run, value.shape, value.labels, value.dtype)
+    return _divided(input, _dims(input, dim), "a norm")
 
 
 def softmax(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
     """Return the channels of ``softmax(x, dim)``: untouched along axes without channels, rigid along those with."""
-    value = args[0]
-    axis = args[1] % value.dim()
+    return _divided(args[0], _dims(args[0], args[1]), "softmax")
+
+
+def _divided(value: ChannelTensor, axes: list[int], what: str) -> ChannelTensor:
+    """Return the channels of a value over what is summed along some axes."""
     for label in value.labels:
-        if value.run.carries(label, axis):
-            sum_over(value.run, label, axis, "softmax")
+        for axis in axes:
+            if value.run.carries(label, axis):
+                sum_over(value.run, label, axis, what)
     return ChannelTensor(value.run, value.shape, value.labels, value.dtype)
 
 

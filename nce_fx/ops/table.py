@@ -166,7 +166,6 @@ def argument_names(signature: str) -> tuple[str, ...]:
     return tuple(part.split("=")[0].strip() for part in signature.split(", "))
 
 
-@cache
 def argument_defaults(signature: str) -> Mapping[str, Any]:
     """Return the defaults of a signature: ``{"groups": 1}`` of ``"input, groups=1"``."""
     parts = (part.partition("=") for part in signature.split(", "))

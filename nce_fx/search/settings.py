@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from nce_fx.frozen import freeze
 from nce_fx.passes.analysis.cost import CostReport
 from nce_fx.passes.analysis.polynomial import Floats, Integers
 from nce_fx.passes.planning import Budget
@@ -32,6 +33,9 @@ class Settings:
     cost: CostReport
     choices: Choices
     limits: dict[str, float]
+
+    def __post_init__(self) -> None:
+        freeze(self)
 
     @staticmethod
     def of(cost: CostReport, budget: Budget, rules: Rules) -> Settings:

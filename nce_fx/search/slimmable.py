@@ -53,6 +53,9 @@ class Compared:
     better: float | None
     """By how many standard errors that is less than at the widths as they are; ``None`` where these do not fit."""
 
+    def __post_init__(self) -> None:
+        freeze(self)
+
 
 @dataclass(frozen=True)
 class SlimmableLog:

@@ -2,9 +2,11 @@
 
     python -m benchmarks.coverage --corpus torchvision            # goes on where it stopped
     python -m benchmarks.coverage --only 'resnet*' --again
-    python -m benchmarks.coverage --table                         # writes docs/coverage.md
+    python -m benchmarks.coverage --corpus second --quick
+    python -m benchmarks.coverage --table        # writes docs/coverage.md and docs/second_corpus.md
 
-Each model runs in a process of its own, one after the other. Needs torchvision, timm and transformers for their models.
+Each model runs in a process of its own, one after the other. Needs torchvision, timm and transformers for their models;
+the second corpus the libraries that ``benchmarks.second_corpus`` names.
 """
 
 from __future__ import annotations
@@ -28,12 +30,13 @@ import torch
 from benchmarks.coverage_table import write_table
 from benchmarks.measure import measure
 
-from benchmarks import pages, vision
+from benchmarks import pages, second_table, vision
 from benchmarks.pages import load, save
 
 _PATIENCE = 10
 """Seconds on the wall for each processor second, where other work shares the machine."""
 RESULTS = pages.RESULTS / "coverage.json"
+SECOND = pages.RESULTS / "second_corpus.json"
 
 
 def main() -> None:
@@ -43,37 +46,40 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=["*"], help="names to run, with * and ?; in this order")
     parser.add_argument("--again", action="store_true", help="also run what has a result")
     parser.add_argument("--failed", action="store_true", help="also run what failed or timed out")
+    parser.add_argument("--quick", action="store_true", help="one plan, laws 1, 5 and 6 alone: a third of the time")
     parser.add_argument("--timeout", type=float, default=240.0, help="processor seconds a model may take")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no model after so many seconds")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--table", action="store_true", help="write docs/coverage.md from the results, run nothing")
+    parser.add_argument("--results", type=Path, help="default: what is committed of the corpus")
+    parser.add_argument("--table", action="store_true", help="write the pages from the results, run nothing")
     options = parser.parse_args()
     torch.set_num_threads(1)
     last = time.perf_counter() + options.seconds
-    results = load(options.results)
     if options.table:
-        write_page(options.results)
+        write_page()
         return
     for name in options.corpus or vision.CORPORA:
+        path = options.results or (SECOND if name == "second" else RESULTS)
+        results = load(path)
         vision.load(name)
         for entry in entries(name, options.only):
-            key = f"{entry.corpus}/{entry.name}"
+            key = entry.name if name == "second" else f"{entry.corpus}/{entry.name}"
             known = results.get(key)
             if time.perf_counter() > last:
                 return
             if known and not options.again and not (options.failed and known["status"] != "ok"):
                 continue
-            found = in_a_process(entry, options.timeout)
+            found = in_a_process(entry, options.timeout, options.quick)
             # Read again: another corpus may be running beside this one.
-            results = load(options.results)
+            results = load(path)
             results[key] = {**found, "when": time.strftime("%Y-%m-%d %H:%M"), "revision": revision()}
-            save(options.results, results)
+            save(path, results)
             print(one_line(key, results[key]), flush=True)
 
 
-def write_page(results: Path = RESULTS) -> None:
-    """Write docs/coverage.md from the results."""
-    write_table(load(results))
+def write_page() -> None:
+    """Write docs/coverage.md and docs/second_corpus.md from the results."""
+    write_table(load(RESULTS))
+    second_table.write_table(load(SECOND), load(pages.RESULTS / "second_corpus_before.json"))
 
 
 def entries(corpus: str, patterns: list[str]) -> Iterator[vision.Entry]:
@@ -87,11 +93,11 @@ def entries(corpus: str, patterns: list[str]) -> Iterator[vision.Entry]:
                 yield entry
 
 
-def in_a_process(entry: vision.Entry, timeout: float) -> dict[str, Any]:
+def in_a_process(entry: vision.Entry, timeout: float, quick: bool = False) -> dict[str, Any]:
     """Measure one model in a forked process, which a model that hangs or eats the memory cannot outlive."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(entry, sender, round(timeout)))
+    process = context.Process(target=_child, args=(entry, sender, round(timeout), quick))
     begin = time.perf_counter()
     process.start()
     sender.close()
@@ -108,10 +114,10 @@ def in_a_process(entry: vision.Entry, timeout: float) -> dict[str, Any]:
     return {**result, "wall": round(time.perf_counter() - begin, 1)}
 
 
-def _child(entry: vision.Entry, sender: Connection, seconds: int) -> None:
+def _child(entry: vision.Entry, sender: Connection, seconds: int, quick: bool) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     torch.set_num_threads(1)
-    for found in measure(entry):
+    for found in measure(entry, quick):
         sender.send(found)
     sender.close()
     os._exit(0)

@@ -16,7 +16,7 @@ from torch.fx import Node
 
 from nce_fx.errors import where
 from nce_fx.ids.labels import Ids, Label, Layout, core, memory_key, varies
-from nce_fx.ids.space import IdSpace, Tensors
+from nce_fx.ids.space import IdSpace, ParameterAxis, Tensors
 
 _ASIDE = 1000
 """More steps than one node has."""
@@ -53,6 +53,9 @@ class RuleInterface(ABC):
 
     space: IdSpace
     tensors: Tensors
+    producers: dict[ParameterAxis, tuple[str, Node]]
+    """Axes that make channels, of those that have been met so far: the path of the weight that makes them first, and
+    the node."""
     node: Node | None
     step: int
     """How many meetings the current node has had: the two runs meet in the same order."""
@@ -132,6 +135,10 @@ class RuleInterface(ABC):
     @abstractmethod
     def follow(self, parameter: Any, axis: int, line: torch.Tensor) -> None:
         """Say that an axis of a parameter has one entry for each of these channels: axis 0 of ``norm.bias``."""
+
+    @abstractmethod
+    def constant(self, label: Label, axis: int, plain: torch.Tensor) -> torch.Tensor:
+        """Return a constant of the graph, which meets the channels along an axis one by one, as long as they are."""
 
     @abstractmethod
     def blocks(self, x: Any, label: Label, axis: int, size: int) -> tuple[Label, Ids, Ids]:

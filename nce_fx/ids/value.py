@@ -175,6 +175,11 @@ class ChannelParameter:
         return self.run.shape_of(self.alias)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The type of the parameter."""
+        return self.run.tensors.tensors[self.alias].dtype
+
+    @property
     def labels(self) -> tuple[Label, ...]:
         """One label for each axis."""
         return self.run.parameter_labels(self.path, self.shape)

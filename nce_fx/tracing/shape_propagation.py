@@ -14,6 +14,8 @@ from nce_fx.errors import one_line, where
 from nce_fx.ops import Absent, Op, table_of
 from nce_fx.paths import module_at
 
+_DEVICES = frozenset({"cpu", "cuda", "mps", "xpu"})
+
 
 def propagate_shapes(gm: GraphModule, example_inputs: tuple[Any, ...]) -> None:
     """Write fx's ``tensor_meta`` on every node; the module's parameters, buffers and mode stay as they are.
@@ -54,6 +56,16 @@ def _stand_for(placeholder: Node) -> Any:
         return type(value)(map(tensor, value)) if type(value) in (list, tuple) else value
 
     return tensor(placeholder.meta.get("tensor_meta", placeholder.meta.get("val")))
+
+
+def without_devices(arguments: Any) -> Any:
+    """Return arguments of a call on tensors without values, which no device that it names can hold."""
+
+    def stay(value: Any) -> Any:
+        named = isinstance(value, str) and value.partition(":")[0] in _DEVICES
+        return torch.device("meta") if named or isinstance(value, torch.device) else value
+
+    return map_aggregate(arguments, stay)
 
 
 def _to(value: Any, device: str | None) -> Any:
@@ -148,7 +160,7 @@ class _Misfits(_Shapes):
 
     def run_node(self, n: Node) -> Any:
         self.node = n
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        args, kwargs = without_devices(self.fetch_args_kwargs_from_env(n))
         result = getattr(self, n.op)(n.target, args, kwargs)
         meta: Any = n.meta.get("tensor_meta")
         told = isinstance(result, torch.Tensor) and isinstance(meta, TensorMetadata)

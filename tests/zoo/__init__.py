@@ -15,6 +15,7 @@ from tests.zoo import (
     residual,
     sharing,
     splitting,
+    text,
     transformers,
     traps,
 )
@@ -32,6 +33,7 @@ _THEMES = (
     modes,
     attention,
     transformers,
+    text,
     recurrent,
     arithmetic,
     traps,

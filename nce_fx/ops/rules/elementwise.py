@@ -128,7 +128,7 @@ def _meet_activations(
         return fine
     if set(axes_a) <= set(axes_b) or set(axes_b) <= set(axes_a):
         fine, coarse, axes = (a, b, axes_b) if len(axes_a) >= len(axes_b) else (b, a, axes_a)
-        if len(axes) == 1 and _from_a_table(run, coarse):
+        if len(axes) == 1 and _made_by_no_layer(run, coarse):
             run.share(fine, axes[0], partial(run.tie, fine, coarse))
         else:
             run.tie(a, b)
@@ -138,14 +138,17 @@ def _meet_activations(
     return a
 
 
-def _from_a_table(run: RuleInterface, label: Label) -> bool:
-    """Whether all that a label names comes from buffers (angles of rotary embeddings): heads may share it."""
+def _made_by_no_layer(run: RuleInterface, label: Label) -> bool:
+    """Whether all that a label names are entries of parameters and buffers that no layer makes channels by.
+
+    Angles of rotary embeddings and the scale of a norm written out are such: heads may share them.
+    """
 
     def question() -> bool:
         owners = np.unique(run.space.owners(run.ids(core(label)).numpy()))
-        return bool((owners >= 0).all()) and all(run.tensors.is_buffer(run.space.axes[k][0]) for k in owners)
+        return bool((owners >= 0).all()) and not any(run.space.axes[k] in run.producers for k in owners)
 
-    return bool(run.decide("from_a_table", (label,), question))
+    return bool(run.decide("made_by_no_layer", (label,), question))
 
 
 def _real(run: RuleInterface, label: Label) -> bool:
@@ -196,16 +199,30 @@ def weight_norm(v: ChannelTensor, g: ChannelTensor, dim: int = 0) -> ChannelTens
 
 
 def meet_constant(run: RuleInterface, value: ChannelTensor, plain: torch.Tensor) -> ChannelTensor:
-    """Return a value that met a plain tensor, ``x * mask``: its length is no width, what it runs along is pinned."""
+    """Return a value that met a plain tensor, ``x * mask``, which follows the channels that it runs along."""
+    offset = value.dim() - plain.dim()
+    for label in value.labels:
+        for axis in run.channel_axes(label):
+            if axis >= offset and run.decide("is_longer", (label,), partial(_is_longer, plain, axis - offset), axis):
+                plain = _following(run, label, axis, plain)
     shape = broadcast(value.shape, plain.shape)
     one_channel(run, value, shape)
     labels = tuple(label.expand(shape) for label in value.labels)
-    padded = _sizes(plain, torch.Size(shape))
-    for label in labels:
-        for axis in run.channel_axes(label):
-            if padded[axis] > 1:
-                run.share(label, axis, partial(run.pin, run.ids(core(label)), "it meets a constant of fixed length"))
     return ChannelTensor(run, shape, labels, value.dtype)
+
+
+def _is_longer(plain: torch.Tensor, axis: int) -> bool:
+    return plain.shape[axis] > 1
+
+
+def _following(run: RuleInterface, label: Label, axis: int, plain: torch.Tensor) -> torch.Tensor:
+    found = [plain]
+
+    def meet() -> None:
+        found[0] = run.constant(label, axis, plain)
+
+    run.share(label, axis, meet)
+    return found[0]
 
 
 def neutral(run: RuleInterface, shape: tuple[int, ...], dtype: torch.dtype) -> ChannelTensor:

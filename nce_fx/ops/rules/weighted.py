@@ -82,7 +82,7 @@ def bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> Channel
     line = made(run, weight, 0, bias)
     for name, value in (("in1", input1.shape[-1]), ("in2", input2.shape[-1]), ("out", line.numel())):
         run.attribute(weight, f"{name}_features", value)
-    return activation(run, along(line, input1.dim() - 1, input1.shape))
+    return activation(run, along(line, input1.dim() - 1, input1.shape), input1.dtype)
 
 
 def convolution(dims: int) -> Callable[..., ChannelTensor]:
@@ -329,4 +329,4 @@ def embedding(input: Any, weight: Any, *args: Any, **kwargs: Any) -> ChannelTens
     line = made(run, weight, 1, None)
     run.attribute(weight, "embedding_dim", line.numel())
     shape = (*input.shape, line.numel())
-    return activation(run, along(line, len(shape) - 1, shape))
+    return activation(run, along(line, len(shape) - 1, shape), weight.dtype)

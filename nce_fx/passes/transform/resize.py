@@ -41,7 +41,7 @@ from nce_fx.passes.transform.resized_weights import Weights
 from nce_fx.paths import module_at, tensor_at
 from nce_fx.pipeline import Given, Pass
 from nce_fx.plan import WidthPlan, model_fingerprint
-from nce_fx.tracing.shape_propagation import first_misfit
+from nce_fx.tracing.shape_propagation import first_misfit, without_devices
 
 Kept = Mapping[str, tuple[tuple[int, ...], ...]]
 """Group -> for each of its parts the channels that stay, in order; empty for a part that is not narrowed."""
@@ -270,9 +270,13 @@ def _edit(result: GraphModule, gm: GraphModule, run: Resizing, kept: Mapping[str
         new.kwargs = torch.fx.node.map_arg(kwargs, lambda n: nodes[n])
     for node, (position, axis, order) in edits.inputs.items():
         new = nodes[node]
-        source = new.args[position]
+        source = new.kwargs[position] if isinstance(position, str) else new.args[position]
         assert isinstance(source, Node)
-        new.update_arg(position, _select(result, new, source, axis, order))
+        selected = _select(result, new, source, axis, order)
+        if isinstance(position, str):
+            new.update_kwarg(position, selected)
+        else:
+            new.update_arg(position, selected)
     for node, (source, axis, order) in edits.selects.items():
         old = nodes[node]
         selected = _select(result, old, nodes[source], axis, order)
@@ -318,7 +322,7 @@ def _describe_rest(gm: GraphModule) -> None:
             if isinstance(held, torch.Tensor):  # and no module that is called with a weight from outside
                 values[node] = held.to("meta")
         elif node.op in ("call_function", "call_method") and sources and all(source in values for source in sources):
-            args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            args, kwargs = torch.fx.node.map_arg(without_devices((node.args, node.kwargs)), values.__getitem__)
             values[node] = getattr(interpreter, node.op)(node.target, args, kwargs)
         elif OPS.of_call(node.target) is OPS["index_select"] and "tensor_meta" not in node.meta:
             meta = sources[0].meta["tensor_meta"]

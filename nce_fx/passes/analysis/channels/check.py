@@ -65,7 +65,7 @@ class Check(ChannelInterpreter):
     ) -> None:
         super().__init__(gm, tie.space, tie.tensors)
         self.first = tie
-        self.rules = tie.rules
+        self.rules, self.producers = tie.rules, tie.producers
         self.old = old
         self.span = tie.space.end
         self.classes, self.counts = classes, counts
@@ -273,6 +273,18 @@ class Check(ChannelInterpreter):
 
     def pin(self, ids: torch.Tensor, reason: str, at: Node | None = None) -> None:
         pass
+
+    def constant(self, label: Label, axis: int, plain: torch.Tensor) -> torch.Tensor:
+        (old,) = self._met("constant").labels
+        index = self.project(old, label)[axis]
+        own = axis - label.dim()
+        if index is None or np.array_equal(index, np.arange(old.shape[axis])):
+            return plain
+        place = self.place_of(plain)
+        if place is None or plain.shape[own] != old.shape[axis] or self.node is None or self.node in self.edits.inputs:
+            raise Mismatch("it meets a constant of fixed length", old)
+        self.edits.inputs[self.node] = (place, plain.dim() + own, index)
+        return plain.index_select(own, torch.from_numpy(index))
 
     def layout(self, axis: ParameterAxis, line: torch.Tensor) -> tuple[Ids, Ids]:
         """Return (old position, copy) for each new position of an axis whose ids are its own."""

@@ -39,8 +39,8 @@ class Edits:
     targets: dict[Node, Any] = field(default_factory=dict)
     selects: dict[Node, tuple[Node, int, Ids]] = field(default_factory=dict)
     """A node that becomes ``index_select(source, axis, index)``."""
-    inputs: dict[Node, tuple[int, int, Ids]] = field(default_factory=dict)
-    """A node whose argument at a position is gathered along an axis first."""
+    inputs: dict[Node, tuple[int | str, int, Ids]] = field(default_factory=dict)
+    """A node whose argument at a position, or of a name, is gathered along an axis first."""
     products: dict[Node, tuple[int, int, Shares]] = field(default_factory=dict)
     """A node that sums products of channels: one of its arguments, counted through lists, is multiplied first."""
 

@@ -81,6 +81,12 @@ class ChannelInterpreter(RuleInterface, Interpreter):
         assert self.node is not None
         return self._given(self.node.meta.get("tensor_meta", self.node.meta.get("val")))
 
+    def place_of(self, value: Any) -> int | str | None:
+        """Return which argument of the current node a value is, by its position or its name; ``None`` for no one."""
+        assert self.node is not None
+        given: list[tuple[int | str, Any]] = [*enumerate(self.node.args), *self.node.kwargs.items()]
+        return next((k for k, a in given if isinstance(a, Node) and self.env.get(a) is value), None)
+
     def _given(self, meta: Any) -> Any:
         if hasattr(meta, "shape"):
             return activation(self, constant(FIXED, meta.shape), meta.dtype)

@@ -69,7 +69,6 @@ class Tie(ChannelInterpreter):
         self.products: list[tuple[str, Ids]] = []
         """Products of data that are summed over channels: the node's name, and their ids."""
         self.producers: dict[ParameterAxis, tuple[str, Node]] = {}
-        """Axes that make channels: the path of the weight that makes them first, and the node."""
         self.axis_lines: dict[ParameterAxis, torch.Tensor] = {}
         """For each parameter axis that carries channels: the ids it met (its own where it made them)."""
         self._recorded: tuple[Any, Any] = None, None
@@ -326,6 +325,12 @@ class Tie(ChannelInterpreter):
                 self._join(self.space.line(resolved, line.numel()), line)
         else:
             self._join(self._line(parameter, axis), line)
+
+    def constant(self, label: Label, axis: int, plain: torch.Tensor) -> torch.Tensor:
+        self._remember("constant", label)
+        if self.place_of(plain) is None:
+            self.pin(self.ids(core(label)), "it meets a constant of fixed length")
+        return plain
 
     def blocks(self, x: ChannelTensor, label: Label, axis: int, size: int) -> tuple[Label, Ids, Ids]:
         self._remember("blocks", label)

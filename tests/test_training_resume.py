@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import nce_fx
 from nce_fx.errors import ArtifactError, TrainingError
 from nce_fx.training import Recipe, StepReport, TrainResult, train
 from nce_fx.training.checkpoint import latest_checkpoint, read_checkpoint
@@ -192,7 +193,7 @@ class TestNotFinite:
                     scores = scores + (self.weight.sum() * 0.0).sqrt()
                 return scores
 
-        with pytest.raises(TrainingError, match=r"not finite after step 5: the last good checkpoint is .*000004"):
+        with pytest.raises(TrainingError, match=r"a gradient is not finite at step .* checkpoint is .*000004"):
             train(Overflow(), Blobs(), RECIPE, directory=tmp_path, checkpoint_seconds=0)
 
     def test_weights_that_are_not_finite_are_never_trained(self, tmp_path):
@@ -281,3 +282,31 @@ def files_at_most(size: int) -> Iterator[None]:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
+
+
+class Rooted(nn.Module):
+    """A small network with an operation behind it that has no value, or no gradient, at zero."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.a, self.b, self.act = nn.Linear(36, 6), nn.Linear(6, 4), act
+
+    def forward(self, x):
+        return self.act(self.b(self.a(x.flatten(1)).relu()))
+
+
+@pytest.mark.parametrize(
+    ("act", "says"),
+    [
+        (
+            lambda y: y + (0.0 * y.sum(1, keepdim=True)).sqrt(),
+            r"the gradient through sqrt \(sqrt\) at .*\.py:\d+ is",
+        ),
+        (lambda y: y / (y - y), r"truediv \(truediv\) at .*\.py:\d+ gives values that are"),
+    ],
+)
+def test_a_broken_step_names_the_operation_that_broke_it(act, says):
+    gm = nce_fx.trace(Rooted(act).eval(), (torch.ones(2, 1, 6, 6),))
+    quantized = nce_fx.quantize(gm)
+    with pytest.raises(TrainingError, match=rf"at step 1 of epoch 1 \(batch seed \d+\): {says} not finite: "):
+        train(quantized, Blobs(), RECIPE)

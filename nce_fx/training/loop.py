@@ -38,6 +38,7 @@ from nce_fx.training.features import feature_loss
 from nce_fx.training.folder import held
 from nce_fx.training.interruption import interruptions
 from nce_fx.training.log import Log, open_log
+from nce_fx.training.not_finite import first_not_finite
 from nce_fx.training.optimizer import positive_ranges
 from nce_fx.training.oscillation import dampen, share_moved, weight_levels
 from nce_fx.training.progress import Progress, reporting
@@ -257,16 +258,15 @@ def train_step(run: Run, batch: Any, rate: float, seed: int, stop: bool) -> list
             for place, value in enumerate(sums):
                 totals[place] = value if place == 3 else totals[place] + value
             if not math.isfinite(sums[0]):
-                raise TrainingError(
-                    f"the loss is {sums[0]} at step {run.position.step + 1} of epoch {run.position.epoch + 1} "
-                    f"(batch seed {seed}): {last_good(run.directory)}; lower the learning rate (now {rate:.3g}), or "
-                    "set clip_gradient"
-                )
+                raise _broken(run, f"the loss is {sums[0]}", part, rate, seed)
             # The mean over processes is that of as many equal shares; these are weighted by their size.
             share = samples_in(*part) * run.engine.processes / (samples or sums[2])
             (loss * share).backward()  # type: ignore[no-untyped-call]
     if recipe.dampen and run.position.epoch >= recipe.float_epochs:
         dampen(run.model, dampening_at(recipe, run.done, run.steps_per_epoch))
+    gradients = [parameter.grad for parameter in run.model.parameters() if parameter.grad is not None]
+    if not bool(nn.utils.get_total_norm(gradients).isfinite()):
+        raise _broken(run, "a gradient is not finite", parts[-1], rate, seed)
     if recipe.clip_gradient is not None:
         nn.utils.clip_grad_norm_(run.model.parameters(), recipe.clip_gradient)
     for group in run.optimizer.param_groups:
@@ -274,6 +274,17 @@ def train_step(run: Run, batch: Any, rate: float, seed: int, stop: bool) -> list
     with positive_ranges(run.model):
         run.optimizer.step()
     return totals
+
+
+def _broken(run: Run, what: str, batch: Pair, rate: float, seed: int) -> TrainingError:
+    """Say what is not finite, and which operation of the network it comes from where that can be told."""
+    inputs, target = batch
+    place = first_not_finite(run.model, inputs, lambda output: run.task.training_loss(output, target))
+    return TrainingError(
+        f"{what} at step {run.position.step + 1} of epoch {run.position.epoch + 1} (batch seed {seed})"
+        f"{f': {place}' if place else ''}: {last_good(run.directory)}; lower the learning rate (now {rate:.3g}), or "
+        "set clip_gradient"
+    )
 
 
 def _forward(run: Run, batch: Pair, stop: bool) -> tuple[Tensor, list[float]]:

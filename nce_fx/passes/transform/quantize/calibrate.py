@@ -165,6 +165,7 @@ class _Observer(Interpreter):
 
     def __init__(self, gm: GraphModule, training: bool) -> None:
         super().__init__(gm)
+        self.extra_traceback = False  # an error is one line, which says where
         self.choices = [(gm.get_submodule(str(node.target)), training) for node in gm.graph.nodes if is_by_mode(node)]
         self.idle = idle_in(gm, training)
         evaluated = runs_in(gm.graph.nodes, training=False) if training else ()

@@ -33,6 +33,9 @@ def run(gm: GraphModule, inputs: tuple[Any, ...]) -> list[Tensor]:
 def without_gradient(gm: GraphModule, inputs: tuple[Any, ...]) -> set[str]:
     gm = copy.deepcopy(gm)
     torch.autograd.backward([out.sin().sum() for out in run(gm, inputs) if out.requires_grad])
+    gradients = {name: parameter.grad for name, parameter in gm.named_parameters() if parameter.grad is not None}
+    broken = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
+    assert not broken
     return {name for name, parameter in gm.named_parameters() if parameter.grad is None}
 
 

@@ -129,6 +129,26 @@ def test_what_the_mode_chooses_is_quantized_for_the_layer_that_reads_it():
     assert not torch.equal(quantized.train()(x), quantized(x))
 
 
+class Detector(nn.Module):
+    """Scales what it finds where it finds much."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.head = nn.Sequential(conv(3, 16), nn.ReLU(), conv(16, 16), nn.ReLU()), conv(16, 2, 1)
+
+    def forward(self, x):
+        scores = self.head(self.backbone(x)).flatten(1)
+        return scores * 2 if scores.mean() > 0 else scores
+
+
+def test_a_refusal_names_the_parts_that_can_be_traced():
+    model = Detector().eval()
+    with pytest.raises(TraceError, match=r"a part of the model alone \(backbone \(99% of the parameters\), head"):
+        nce_fx.trace(model, (image(),))
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert nce_fx.trace(model.backbone, (image(),)).meta["traced"] == "fx"
+
+
 class OneByOne(nn.Module):
     """Has as many steps as there are samples."""
 

@@ -35,6 +35,7 @@ from nce_fx.tracing.inputs import UnsuitableError, bind_inputs
 from nce_fx.tracing.joining import join
 from nce_fx.tracing.matmul_to_linear import products_to_linear
 from nce_fx.tracing.modes import Modes, modes_of
+from nce_fx.tracing.parts import traceable_parts
 from nce_fx.tracing.preserved_state import Kept, untouched
 from nce_fx.tracing.shape_propagation import propagate_shapes
 from nce_fx.tracing.symbolic import UntraceableError, symbolic_graph
@@ -105,7 +106,8 @@ class _Tracing:
             if difference is not None:
                 failures.append(f"{way.removesuffix(': ')}: {difference}")
         self.reference.check()
-        parts = ", ".join(name for name, _ in self.model.named_children()) or "none"
+        named = traceable_parts(self.model, self.inputs, self.ops) or [name for name, _ in self.model.named_children()]
+        parts = ", ".join(named) or "none"
         raise TraceError(
             f"{type(self.model).__name__} cannot be traced as one graph: write what stops it so that no tensor's "
             f"values decide what runs, or give a part of the model alone ({parts}). {'; '.join(failures)}"

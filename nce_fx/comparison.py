@@ -18,7 +18,7 @@ from torch.fx import GraphModule
 
 from nce_fx.data import Data
 from nce_fx.frozen import freeze
-from nce_fx.report.records import Comparison, ResultRow
+from nce_fx.report.records import Comparison, ResultRow, folder_of
 from nce_fx.rewrite import cost_record
 from nce_fx.tasks import LossLike, MetricLike, Task
 from nce_fx.training import Recipe, evaluate, train
@@ -112,11 +112,6 @@ def other_split(recipe: Recipe, bits: int | None) -> tuple[str, Recipe] | None:
     if recipe.float_epochs:
         return f"all {recipe.epochs} epochs at {bits or 32} bits", replace(recipe, float_epochs=0)
     return (f"{usual} epochs in float", replace(recipe, float_epochs=usual)) if usual else None
-
-
-def folder_of(network: str) -> str:
-    """Return the name of a network's folder: ``NCE 2-bit`` is ``nce-2-bit``."""
-    return "-".join(network.lower().replace(",", "").split())
 
 
 def _row(network: str, gm: GraphModule, task: Task, score: float, epochs: int, seconds: float) -> ResultRow:

@@ -215,3 +215,8 @@ def manifest_digest(content: Mapping[str, Any]) -> str:
     """
     rest = {name: value for name, value in content.items() if name != "digest"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def folder_of(network: str) -> str:
+    """Return the name of a network's folder: ``NCE 2-bit`` is ``nce-2-bit``."""
+    return "-".join(network.lower().replace(",", "").split())

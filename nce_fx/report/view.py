@@ -14,7 +14,7 @@ from nce_fx.plan import WidthPlan, model_fingerprint
 from nce_fx.quantities import title_of
 from nce_fx.report.graph_view import NodeView, Widths, node_views
 from nce_fx.report.logs import TrainingCurve, sweep_points, training_runs
-from nce_fx.report.records import Comparison, RewriteReport
+from nce_fx.report.records import Comparison, RewriteReport, folder_of
 from nce_fx.report.tables import budget_text, result_rows, thousands
 
 
@@ -192,7 +192,7 @@ def _note(comparison: Comparison) -> str:
 
 def _names(comparison: Comparison | None) -> dict[str, str]:
     rows = () if comparison is None else comparison.rows
-    return {"-".join(row.network.lower().split()): row.network for row in rows}
+    return {folder_of(row.network): row.network for row in rows}
 
 
 def _here(plan: WidthPlan, report: RewriteReport | None) -> dict[str, float]:

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import nce_fx
 from nce_fx.errors import ChannelError, InputError
 from nce_fx.models import MODELS
+from nce_fx.ops import work
 from nce_fx.passes.analysis.channels import analyze_channels
 from nce_fx.passes.analysis.channels.graph import ChannelGraph
 from nce_fx.passes.analysis.cost import analyze_cost
@@ -281,3 +282,33 @@ def test_networkx_graph_says_op_shape_cost_group_and_bits():
     assert conv["shape"][0] == 1
     assert conv["bits"] is None
     assert ("layer1_0_conv1", "layer1_0_bn1") in graph.edges
+
+
+def test_a_long_network_is_not_looked_through_once_a_layer(monkeypatch):
+    """Whether an input has a part in a value is asked of every layer: the answers take one walk of the graph."""
+
+    class Chain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights = nn.ParameterList(torch.randn(4, 4) for _ in range(50))
+            self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(50))
+
+        def forward(self, x):
+            for weight, layer in zip(self.weights, self.layers, strict=True):
+                x = x + layer(torch.relu(x @ weight))
+            return x
+
+    gm = nce_fx.trace(Chain(), (torch.randn(2, 4),))
+    channels = nce_fx.analyze_channels(gm)
+    seen = 0
+    walk = work.made_from
+
+    def counted(nodes):
+        nonlocal seen
+        for node in walk(nodes):
+            seen += 1
+            yield node
+
+    monkeypatch.setattr(work, "made_from", counted)
+    nce_fx.analyze_cost(gm, channels)
+    assert seen < 4 * len(gm.graph.nodes)

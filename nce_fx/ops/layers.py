@@ -8,17 +8,18 @@ from torch.fx import GraphModule
 
 from nce_fx.ops.op import Absent
 from nce_fx.ops.table import table_of
-from nce_fx.ops.work import Layer
+from nce_fx.ops.work import Layer, unchanged
 
 
 def find_layers(gm: GraphModule) -> tuple[Layer, ...]:
     """Return every layer of the graph in execution order; a module that is called twice appears twice."""
     trained = {path for path, _ in gm.named_parameters(remove_duplicate=False)}
     found = []
-    for node in gm.graph.nodes:
-        op = table_of(gm).nearest(gm, node)
-        if op is not None and not isinstance(op.macs, Absent):
-            layer = op.macs(gm, node)
-            weights = tuple(path for path in layer.weights if path in trained)
-            found.append(replace(layer, weights=weights, kind=op.kind))
+    with unchanged(gm.graph):
+        for node in gm.graph.nodes:
+            op = table_of(gm).nearest(gm, node)
+            if op is not None and not isinstance(op.macs, Absent):
+                layer = op.macs(gm, node)
+                weights = tuple(path for path in layer.weights if path in trained)
+                found.append(replace(layer, weights=weights, kind=op.kind))
     return tuple(found)

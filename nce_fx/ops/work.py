@@ -7,13 +7,15 @@ transposed one per input position, a linear layer one per token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
 
 from torch import nn
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from nce_fx.paths import tensor_at
 
@@ -73,11 +75,33 @@ def made_from(nodes: Iterable[Any]) -> Iterator[Node]:
             pending.extend(current.all_input_nodes)
 
 
+_from_inputs: ContextVar[Set[Node]] = ContextVar("_from_inputs", default=frozenset())
+
+
+@contextmanager
+def unchanged(graph: Graph) -> Iterator[None]:
+    """Look up once what an input has a part in: inside the block the graph stays as it is.
+
+    Else each layer of a long network asks, back to its input, and all of them together take the square of its length.
+    """
+    found: set[Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or any(source in found for source in node.all_input_nodes):
+            found.add(node)
+    before = _from_inputs.set(found)
+    try:
+        yield
+    finally:
+        _from_inputs.reset(before)
+
+
 def source_parameters(node: Any) -> tuple[str, ...]:
     """Return the paths of the parameters that a value is computed from, or nothing where an input has a part in it.
 
     The largest is first: what a weight is computed from is that rather than what scales it.
     """
+    if isinstance(node, Node) and node in _from_inputs.get():
+        return ()
     paths: dict[str, int] = {}
     for current in made_from([node]):
         if current.op == "placeholder":

@@ -26,7 +26,7 @@ from nce_fx.errors import InputError
 from nce_fx.frozen import freeze
 from nce_fx.ops.layers import find_layers
 from nce_fx.ops.liveness import aliases, storages
-from nce_fx.ops.work import Axis, Layer, shape_of, source_parameters
+from nce_fx.ops.work import Axis, Layer, shape_of, source_parameters, unchanged
 from nce_fx.passes.analysis.channels.graph import AxisWidth, ChannelGraph
 from nce_fx.passes.analysis.cost_model import CostModel, LayerSite, StoredParameter, StoredTensor, WorkTerm
 from nce_fx.passes.analysis.hardware import HardwareTable
@@ -155,7 +155,8 @@ def analyze_cost(
     gm = gm if quantized is None else quantized
     axes = AxisLengths(gm, channels)
     layers = find_layers(gm)
-    bits_of = {layer.node: _layer_bits(gm, layer, weight_bits, activation_bits) for layer in layers}
+    with unchanged(gm.graph):
+        bits_of = {layer.node: _layer_bits(gm, layer, weight_bits, activation_bits) for layer in layers}
     evaluated = runs_in(gm.graph.nodes, training=False)
     work = [
         WorkTerm(layer.path, Term.of(axes[axis] for axis in product.axes), _bit_product(product.weighted, bits))

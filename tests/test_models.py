@@ -1,6 +1,7 @@
 """The built-in networks at their published sizes, and models and weights as users name them."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -355,3 +356,56 @@ def test_weights_in_shards_are_one_and_what_is_taken_off_is_said(tmp_path):
     with pytest.warns(UserWarning, match=r"weights .*index.json: read names without 'module\.'"):
         other: Any = load_weights(MODELS["resnet8"](), tmp_path / "model.safetensors.index.json")
     assert torch.equal(other.state_dict()["fc.weight"], state["module.fc.weight"])
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm, self.fc = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2)
+
+
+def named(prefix, state):
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("wrap", "says"),
+    [
+        (lambda state: named("module._orig_mod.", state), "names without 'module._orig_mod.'"),
+        (lambda state: named("backbone.", state), "names without 'backbone.'"),
+        (lambda state: {"model": {"state_dict": state}, "epoch": 3}, "the entry 'model.state_dict'"),
+        (lambda state: {"model_ema": named("module.", state)}, "the entry 'model_ema', names without 'module.'"),
+        (
+            lambda state: {"state_dict": named("net.", state) | {"metric.total": torch.ones(())}, "hparams": {}},
+            "the entry 'state_dict', names without 'net.', 1 others left out",
+        ),
+    ],
+)
+def test_what_wraps_weights_is_taken_off_and_said(tmp_path, wrap, says):
+    torch.manual_seed(0)
+    trained, model = Small(), Small()
+    torch.save(wrap(trained.state_dict()), tmp_path / "w.pth")
+    with pytest.warns(UserWarning, match=f"read {re.escape(says)}$"):
+        load_weights(model, tmp_path / "w.pth")
+    assert all(
+        torch.equal(a, b) for a, b in zip(trained.state_dict().values(), model.state_dict().values(), strict=True)
+    )
+
+
+def test_weights_of_two_such_models_are_not_chosen_from(tmp_path):
+    state = Small().state_dict()
+    torch.save(named("teacher.", state) | named("student.", state), tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"do not fit the model: missing: stem.weight"):
+        load_weights(Small(), tmp_path / "w.pth")
+
+
+def test_shards_of_pytorchs_own_files_are_read(tmp_path):
+    torch.manual_seed(0)
+    trained, model = Small(), Small()
+    names = list(trained.state_dict())
+    for index, part in enumerate((names[:3], names[3:])):
+        torch.save({name: trained.state_dict()[name] for name in part}, tmp_path / f"part-{index}.bin")
+    files = {name: f"part-{int(name not in names[:3])}.bin" for name in names}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": files}))
+    load_weights(model, tmp_path / "pytorch_model.bin.index.json")
+    assert torch.equal(model.fc.weight, trained.fc.weight)

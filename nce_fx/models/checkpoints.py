@@ -21,8 +21,8 @@ from nce_fx.plain_text import read_json
 
 _ENTRIES = ("state_dict", "model_state_dict", "model", "net", "weights")
 """Where checkpoints keep the weights."""
-_PREFIXES = ("module.", "model.", "_orig_mod.", "net.")
-"""What training loops, data parallelism and compilation put before names."""
+_DEEPEST = 3
+"""So many entries inside each other are looked into."""
 _PICKLED = (".pt", ".pth", ".ckpt", ".bin")
 
 
@@ -36,25 +36,53 @@ def read_weights(path: Path, names: Collection[str]) -> tuple[dict[str, Tensor],
         raise ArtifactError(f"weights {path}: there is no such file")
     said = []
     content: Any = _read_pickled(path) if path.suffix in _PICKLED else _read_safetensors(path)
-    entry = next((key for key in _ENTRIES if isinstance(content, Mapping) and _is_state(content.get(key))), None)
-    if entry is not None and not _is_state(content):
-        content = content[entry]
-        said.append(f"the entry {entry!r}")
-    if not _is_state(content):
+    entry, found = _state_in(content)
+    if found is None:
         held = ", ".join(map(str, list(content)[:5])) if isinstance(content, Mapping) else type(content).__name__
-        raise ArtifactError(f"weights {path}: holds no state_dict, but {held}: save model.state_dict()")
-    state = dict(content)
-    while (prefix := _prefix(state, names)) is not None:
-        state = {name.removeprefix(prefix): value for name, value in state.items()}
-        said.append(f"names without {prefix!r}")
+        raise ArtifactError(f"weights {path}: holds no state_dict, but {held or 'nothing'}: save model.state_dict()")
+    if entry:
+        said.append(f"the entry {entry!r}")
+    state = dict(found)
+    prefix = _prefix(state, names)
+    if prefix:
+        left_out = [name for name in state if not name.startswith(prefix)]
+        state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        said.append(f"names without {prefix!r}" + (f", {len(left_out)} others left out" if left_out else ""))
     return state, ", ".join(said)
 
 
-def _prefix(state: Mapping[str, Tensor], names: Collection[str]) -> str | None:
-    """Return what all names begin with, where the model has none of them."""
+def _state_in(content: Any, place: str = "", depth: int = 0) -> tuple[str, Mapping[str, Tensor] | None]:
+    """Return where weights are in a checkpoint, and them: itself, an entry that is called so, or the only one."""
+    if _is_state(content):
+        return place, content
+    if not isinstance(content, Mapping) or depth == _DEEPEST:
+        return place, None
+    inside = {
+        key: found
+        for key, value in content.items()
+        if isinstance(key, str) and (found := _state_in(value, f"{place}.{key}".lstrip("."), depth + 1))[1] is not None
+    }
+    named = next((inside[key] for key in _ENTRIES if key in inside), None)
+    return named or (next(iter(inside.values())) if len(inside) == 1 else (place, None))
+
+
+def _prefix(state: Mapping[str, Tensor], names: Collection[str]) -> str:
+    """Return what stands before the model's names in a file, ``"module."``; empty where that is nothing, or unclear.
+
+    Every name of the model is there with it, but for counters; what has another beginning is no part of the model.
+    """
     if any(name in names for name in state):
-        return None
-    return next((prefix for prefix in _PREFIXES if state and all(name.startswith(prefix) for name in state)), None)
+        return ""
+    needed = [name for name in names if not name.endswith("num_batches_tracked")]
+    if not needed:
+        return ""
+    first = needed[0]
+    found = {name.removesuffix(first) for name in state if name.endswith(f".{first}")}
+    fitting = [prefix for prefix in found if all(f"{prefix}{name}" in state for name in needed)]
+    if len(fitting) == 1:
+        return fitting[0]
+    # Something else is missing or too much: what all names begin with is taken off, and the rest is said.
+    return next((prefix for prefix in found if all(name.startswith(prefix) for name in state)), "")
 
 
 def _is_state(value: Any) -> bool:
@@ -97,7 +125,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         if not path.name.endswith(".index.json"):
             return load_file(path)
-        return {name: value for shard in _shards(path) for name, value in load_file(path.parent / shard).items()}
+        read: dict[str, Tensor] = {}
+        for shard in map(path.parent.joinpath, _shards(path)):
+            read |= _read_pickled(shard) if shard.suffix in _PICKLED else load_file(shard)
+        return read
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         hint = "" if path.suffix == ".safetensors" else "; save them with safetensors.torch.save_file"
         raise ArtifactError(f"weights {path}: not a readable safetensors file ({one_line(error)}){hint}") from error

@@ -86,7 +86,8 @@ class _Shapes(Interpreter):
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=self.device)
 
     def _shadow(self, module: nn.Module) -> nn.Module:
-        shadow = module.__class__.__new__(module.__class__)
+        # A graph module makes a class for each of its own, which holds its code.
+        shadow = nn.Module.__new__(module.__class__)
         shadow.__dict__ = dict(module.__dict__)
         shadow.__dict__["training"] = False
         shadow.__dict__["_parameters"] = {k: self._stand_in(v) for k, v in module._parameters.items()}

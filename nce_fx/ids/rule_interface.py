@@ -87,6 +87,13 @@ class RuleInterface(ABC):
         """Demand that the channels along an axis are copied together and meet no copy: ``x.sum(1)`` goes over them."""
 
     @abstractmethod
+    def root(self, label: Label, axis: int, exponent: float) -> None:
+        """Demand what ``uniform`` does; what the operation returns is divided by a power of the number of copies.
+
+        ``exponent``: -0.5 of a root of a sum of squares, 0.5 of what is divided by one.
+        """
+
+    @abstractmethod
     def contract(self, a: torch.Tensor, b: torch.Tensor, by_root: bool) -> None:
         """Say that two lines of channels are multiplied and summed in pairs, as in ``q @ k.T``: copies share a product.
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn, rand, randn
 
-from nce_fx.ops.op import Op, Sign
+from nce_fx.ops.op import Op, Sign, same_order
 from nce_fx.ops.rules import mixing
 
 
@@ -73,7 +74,13 @@ ROWS = (
     _over("argmax", mixing.reduction("argmax, an index of channels"), example=_one),
     _over("argmin", mixing.reduction("argmin, an index of channels"), example=_one),
     _over("nansum", mixing.reduction("a sum")),
-    _over("linalg_vector_norm", mixing.vector_norm, "input, ord=2, dim=None", example=_normed),
+    _over(
+        "linalg_vector_norm",
+        mixing.vector_norm,
+        "input, ord=2, dim=None",
+        example=_normed,
+        spellings=same_order(torch.linalg.vector_norm),
+    ),
     _over("var_mean", mixing.variance),
     _over("std_mean", mixing.variance),
     _over("logcumsumexp", mixing.scan, "input, dim", example=_one),

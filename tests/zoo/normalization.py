@@ -110,7 +110,7 @@ class SpatialLayerNorm(nn.Module):
 
 
 class NormalizedVector(nn.Module):
-    """An embedding of length one: a sum over channels that copies would change."""
+    """An embedding of length one: a sum over channels that copies change by a factor, which the graph then makes up."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -174,7 +174,21 @@ def _token_norm(norm: Callable[[int], nn.Module]) -> ZooModel:
     )
 
 
+class UnitLength(nn.Module):
+    """A norm of diffusion models: channels made one long together, times a root of their number; its square too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.scale, self.b, self.head = conv(3, 6), nn.Parameter(torch.ones(1, 6, 1, 1)), conv(6, 4), Head(4)
+
+    def forward(self, x):
+        x = F.normalize(self.a(x), dim=1) * self.scale * 6**0.5
+        x = self.b(F.relu(x))
+        return self.head(x / (x.norm(dim=1, keepdim=True) + torch.linalg.vector_norm(x, dim=1, keepdim=True) + 0.1))
+
+
 MODELS = {
+    "unit_length": ZooModel(UnitLength, (image(),), ("a", "b")),
     "batch_norm": _image_norm(lambda: nn.BatchNorm2d(6)),
     "batch_norm_without_statistics": _image_norm(lambda: nn.BatchNorm2d(6, track_running_stats=False)),
     "frozen_batch_norm": _image_norm(FrozenBatchNorm),
@@ -198,7 +212,7 @@ MODELS = {
     "rms_norm": _token_norm(nn.RMSNorm),
     "rms_norm_written_out": _token_norm(RootMeanSquare),
     "layer_norm_over_space": ZooModel(SpatialLayerNorm, (image(),), ("a", "b")),
-    "normalized_vector": ZooModel(NormalizedVector, (noise(2, 4),), ("a",)),
+    "normalized_vector": ZooModel(NormalizedVector, (noise(2, 4),), ("a", "embed")),
     "local_response_norm": ZooModel(
         lambda: Normalized(lambda: nn.LocalResponseNorm(3)), (image(),), ("b",), {"a": "norm", "c": "norm"}
     ),

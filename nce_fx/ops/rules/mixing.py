@@ -22,6 +22,8 @@ from nce_fx.ids.rule_interface import RuleInterface
 from nce_fx.ids.value import ChannelTensor, activation
 from nce_fx.ops.rules.calls import label_for, on_meta, opaque
 
+_NO_BOUND = 1e-10
+
 
 def _dims(value: torch.Tensor, dim: Any) -> list[int]:
     if dim is None or (isinstance(dim, Sequence) and not len(dim)):
@@ -45,6 +47,8 @@ def _reduce(value: ChannelTensor, dims: list[int], keepdim: bool, kind: str) -> 
                 run.uniform(label, axis)
             elif kind == "largest":
                 run.block(label, axis)
+            elif kind == "root":
+                _norm_over(run, label, axis, -0.5)
             else:
                 sum_over(run, label, axis, kind)
         if any(axis in dims for axis in channel) and all(axis in dims for axis in channel):
@@ -67,6 +71,14 @@ def sum_over(run: RuleInterface, label: Label, axis: int, what: str) -> None:
         run.rigid(label, axis)
     else:
         run.pin(run.ids(core(label)), f"its channels are mixed by {what}")
+
+
+def _norm_over(run: RuleInterface, label: Label, axis: int, exponent: float) -> None:
+    """A root of a sum of squares over channels: over whole copies it grows by the root of their number, no more."""
+    if on_other_axes(run, label, axis) or any(k != axis and run.is_single(label, k) for k in range(1, label.dim())):
+        run.rigid(label, axis)
+    else:
+        run.root(label, axis, exponent)
 
 
 def on_other_axes(run: RuleInterface, label: Label, axis: int) -> bool:
@@ -110,19 +122,27 @@ def largest(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def vector_norm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
-    """Return the channels of ``x.norm(2, dim)``: over channels it grows with copies, so these are pinned."""
+    """Return the channels of ``x.norm(2, dim)``: over channels it grows by the root of the number of copies."""
     value = args[0]
     dim = args[2] if len(args) > 2 else kwargs.get("dim")
     keepdim = args[3] if len(args) > 3 else kwargs.get("keepdim", False)
-    return _reduce(value, _dims(value, dim), keepdim, "a norm")
+    square = (args[1] if len(args) > 1 else kwargs.get("ord", 2)) == 2
+    return _reduce(value, _dims(value, dim), keepdim, "root" if square and not value.is_parameter else "a norm")
 
 
 def normalize(input: Any, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None) -> ChannelTensor:
     """Return the channels of ``F.normalize(x, dim=1)``: divided by the norm along axes.
 
-    Channels may be copied beside these, as a block, but not within them.
+    Channels are copied beside these, as a block, or all of them equally often.
     """
-    return _divided(input, _dims(input, dim), "a norm")
+    if p != 2 or eps > _NO_BOUND or input.is_parameter:
+        # A bound that values come near to would be another one for copies.
+        return _divided(input, _dims(input, dim), "a norm")
+    for label in input.labels:
+        for axis in _dims(input, dim):
+            if input.run.carries(label, axis):
+                _norm_over(input.run, label, axis, 0.5)
+    return ChannelTensor(input.run, input.shape, input.labels, input.dtype)
 
 
 def softmax(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:

@@ -294,6 +294,12 @@ def _edit(result: GraphModule, gm: GraphModule, run: Resizing, kept: Mapping[str
         operands, places = tree_flatten(new.args)
         operands[position] = _multiply(result, new, operands[position], axis, torch.from_numpy(shares).to(dtype))
         new.args = tree_unflatten(operands, places)
+    for node, factor in edits.results.items():
+        new = nodes[node]
+        with result.graph.inserting_after(new):
+            scaled = result.graph.call_function(operator.mul, (new, factor))
+        scaled.meta = dict(new.meta)
+        new.replace_all_uses_with(scaled, delete_user_cb=lambda user, own=scaled: user is not own)
     for path, found in kept.items():
         keep(result, Computed(nodes[found.weight], found.gain and nodes[found.gain]), path)
     left = {node.args[0] for node in edits.arguments if node.target in (operator.getitem, getattr)}

@@ -36,6 +36,9 @@ from nce_fx.passes.analysis.channels.product_shares import PRODUCTS, product_sha
 from nce_fx.passes.analysis.channels.projection import Mismatch, Projections, moving_axes
 from nce_fx.passes.analysis.channels.tie import Answer, Meeting, Tie
 
+_ROOTS = frozenset({"normalize", "linalg_vector_norm", "norm"})
+"""Operations whose result is a root of a sum of squares, or is divided by one."""
+
 
 class Relayout(Exception):
     """The channels of a parameter's axis arrive in another order; the run is made again with that order."""
@@ -247,12 +250,27 @@ class Check(ChannelInterpreter):
             raise self._astray(self.fact("block", (label,), axis), meeting)
 
     def uniform(self, label: Label, axis: int) -> None:
-        (old,) = self._met("uniform").labels
+        self._equally_often("uniform", label, axis)
+
+    def root(self, label: Label, axis: int, exponent: float) -> None:
+        old, copies = self._equally_often("root", label, axis)
+        if copies == 1:
+            return
+        assert self.node is not None
+        op = None if self.node.op == "call_module" else self.ops.of_call(self.node.target)
+        if op is None or op.name not in _ROOTS or self.node in self.edits.results:
+            raise Mismatch("its channels are mixed by a norm", old)
+        self.edits.results[self.node] = float(copies**exponent)
+
+    def _equally_often(self, word: str, label: Label, axis: int) -> tuple[Label, float]:
+        """Demand as many copies of each channel along an axis; return the old label, and how many there are."""
+        (old,) = self._met(word).labels
         # Of a parameter, other axes carry the channels of its other labels.
         index = self.project(old, label, frozenset(range(old.dim())))[axis]
         counts = np.bincount(index, minlength=old.shape[axis]) if index is not None else np.ones(1)
         if counts.min() != counts.max():
             raise Mismatch("a mean goes over channels that are not copied equally often", old)
+        return old, float(counts[0])
 
     def _share(self, label: Label, axis: int, meet: Callable[[], None]) -> None:
         assert self.node is not None

@@ -44,11 +44,14 @@ class Edits:
     products: dict[Node, tuple[int, int, Shares]] = field(default_factory=dict)
     """A node that sums products of channels: one of its arguments, counted through lists, is multiplied first."""
 
+    results: dict[Node, float] = field(default_factory=dict)
+    """A node whose result is multiplied by a number."""
+
     @property
     def change_the_graph(self) -> bool:
         """Whether nodes change, not modules and parameters alone."""
         arguments = any(node.op == "call_function" for node, _, _ in self.attributes)
-        return bool(arguments or self.arguments or self.selects or self.inputs or self.products)
+        return bool(arguments or self.arguments or self.selects or self.inputs or self.products or self.results)
 
 
 def lay_out(line: torch.Tensor, classes: Ids, counts: Ids, mode: int, cuts: frozenset[int]) -> tuple[Ids, Ids]:

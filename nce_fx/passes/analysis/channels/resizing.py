@@ -134,6 +134,7 @@ class Resizing(Check):
         self.input = next((a for a in args if isinstance(a, ChannelTensor)), None)
         self.edits.inputs.pop(n, None)
         self.edits.products.pop(n, None)
+        self.edits.results.pop(n, None)
         known = n not in self.first.unknown_nodes
         result = getattr(self, n.op)(target, args, kwargs) if known else self.unknown(n, args, kwargs)
         self.complete()

@@ -204,6 +204,9 @@ class Tie(ChannelInterpreter):
     def uniform(self, label: Label, axis: int) -> None:
         self._block("uniform", label, axis)
 
+    def root(self, label: Label, axis: int, exponent: float) -> None:
+        self._block("root", label, axis)
+
     def rigid(self, label: Label, axis: int) -> None:
         self._block("rigid", label, axis)
 

@@ -8,9 +8,11 @@ from torch import nn
 from torch.nn.utils import prune, spectral_norm, weight_norm
 
 import nce_fx
+from nce_fx.ops.layers import find_layers
 from nce_fx.passes.transform.quantize import RemoveQuantizers, integer_weights
 from nce_fx.training import Recipe, train
 from tests.training_runs import Blobs
+from tests.zoo import normalization
 
 X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 HOOKS = {
@@ -73,3 +75,12 @@ def test_a_model_with_hooks_trains():
     net(inputs)
     result = train(net, data, Recipe(epochs=1, batch_size=16))
     assert result.history[0].loss < 10
+
+
+@pytest.mark.parametrize("name", [name for name in normalization.MODELS if name.startswith("exported_")])
+def test_a_layer_whose_weight_is_computed_is_called_as_its_module(name):
+    zoo = normalization.MODELS[name]
+    gm = nce_fx.trace(zoo.make(), zoo.inputs)
+    paths = [layer.path for layer in find_layers(gm)]
+    assert [path for path in paths if not path.startswith(("mv", "dot", "vdot"))][:3] == ["a", "b", "c"]
+    assert len(set(paths)) == len(paths)

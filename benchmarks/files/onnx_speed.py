@@ -1,12 +1,12 @@
 """How fast the exported formats run in onnxruntime, against the float file and onnxruntime's own int8: 224 x 224.
 
     python -m benchmarks.onnx_speed                          # then python -m benchmarks.onnx_tables
-    python -m benchmarks.onnx_speed resnet18 --batches 1
+    python -m benchmarks.onnx_speed resnet18 1x4096x4096 --batches 1
 
 Rounds interleave the files of one network in one process, one thread, and take processor time; what is kept is the
 median of the rounds' ratios. int8 is onnxruntime's static quantization of the float file, per channel, QDQ. Additions
-are of integers (sums="int8"). Only files that were compared with PyTorch are timed. Needs torchvision for three of the
-networks.
+are of integers (sums="int8"). Only files that were compared with PyTorch are timed. ROWSxINPUTSxOUTPUTS is a linear
+layer; it is timed once more without the float file's weights in the cache. Needs torchvision for three of the networks.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ from nce_fx.models import MODELS
 
 RESULTS = pages.RESULTS / "onnx_speed.json"
 NETWORKS = ("resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0", "vgg16_bn", "vit_b_16")
-ROUNDS = {1: 15, 16: 3}
+LAYERS = ("1x4096x4096", "196x768x3072")
+ROUNDS = {1: 9, 16: 2}
 """Samples in a batch -> rounds that count; one more goes before."""
 KERNELS = {"avx512_vnni": "AVX-512 VNNI", "avx_vnni": "AVX VNNI", "avx512bw": "AVX-512", "avx2": "AVX2"}
 """What a processor says of itself -> what onnxruntime multiplies integers with, the best first."""
@@ -47,7 +48,7 @@ KERNELS = {"avx512_vnni": "AVX-512 VNNI", "avx_vnni": "AVX VNNI", "avx512bw": "A
 def main() -> None:
     """Time every network, each in one run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("networks", nargs="*", default=NETWORKS)
+    parser.add_argument("networks", nargs="*", default=NETWORKS + LAYERS)
     parser.add_argument("--batches", nargs="+", type=int, choices=tuple(ROUNDS), default=tuple(ROUNDS))
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -62,14 +63,21 @@ def main() -> None:
 def measure(network: str, batches: list[int]) -> dict[str, Any]:
     """Return a row for each file. The networks keep their widths: random weights would plan anything."""
     torch.manual_seed(0)
-    x = torch.randn(2, 3, 224, 224)
-    gm = nce_fx.trace(built(network), (x[:1],))
-    quantized = nce_fx.quantize(gm, nce_fx.QuantSpec(sums="int8"), [x])
+    rows_of_layer = [int(size) for size in network.split("x")] if network[0].isdigit() else None
+    if rows_of_layer is None:
+        x, model, spec = torch.randn(2, 3, 224, 224), built(network), nce_fx.QuantSpec(sums="int8")
+    else:
+        count, inputs, outputs = rows_of_layer
+        x, model = torch.randn(1, count, inputs), nn.Sequential(nn.Linear(inputs, outputs))
+        spec, batches = nce_fx.QuantSpec(first_last_bits=2), [1]
+    batch = None if rows_of_layer is None else 1
+    gm = nce_fx.trace(model.eval(), (x[:1],))
+    quantized = nce_fx.quantize(gm, spec, [x])
     rows: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: Path(folder) / f"{name}.onnx" for name in ("float", "int8", "integer")}
-        written = export_onnx(quantized, paths["integer"], format="integer", inputs=(x,))
-        export_onnx(gm, paths["float"])
+        written = export_onnx(quantized, paths["integer"], format="integer", inputs=(x,), batch=batch)
+        export_onnx(gm, paths["float"], batch=batch)
         own_int8(paths["float"], paths["int8"], x)
         sessions = {}
         for name, path in paths.items():
@@ -80,10 +88,15 @@ def measure(network: str, batches: list[int]) -> dict[str, Any]:
         rows[f"{network}/integer"] |= {
             "float_nodes": len(written.float_nodes),
             "on_border": max(agreement.on_border for agreement in written.agreement.values()),
+            "difference": max(agreement.difference for agreement in written.agreement.values()),
         }
-        for batch in batches:
-            for name, ratio in ratios(sessions, x[:1].repeat(batch, 1, 1, 1), ROUNDS[batch]):
-                rows[f"{network}/{name}"][f"ratio_{batch}"] = round(ratio, 3)
+        for count in batches:
+            given = x[:1].repeat(count, *[1] * (x.dim() - 1))
+            for name, ratio in ratios(sessions, given, ROUNDS[count]):
+                rows[f"{network}/{name}"][f"ratio_{count}"] = round(ratio, 3)
+        if rows_of_layer is not None:
+            for name, ratio in ratios(sessions, x, ROUNDS[1], again=4):
+                rows[f"{network}/{name}"]["ratio_again"] = round(ratio, 3)
     plain = dict(rows[f"{network}/float"])
     for row in rows.values():
         row["float_size"] = plain["size"]
@@ -165,14 +178,19 @@ def peak(path: Path, x: Tensor) -> int:
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def ratios(sessions: Mapping[str, Any], x: Tensor, rounds: int) -> Iterator[tuple[str, float]]:
-    """Yield the name of each session and its time as a ratio to the float one's, the median of interleaved rounds."""
+def ratios(sessions: Mapping[str, Any], x: Tensor, rounds: int, again: int = 1) -> Iterator[tuple[str, float]]:
+    """Yield the name of each session and its time as a ratio to the float one's, the median of interleaved rounds.
+
+    Of so many runs in a row the last counts.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in sessions}
     for _ in range(rounds + 1):
         for name, made in sessions.items():
-            begin = time.process_time()
-            made.run(None, {made.get_inputs()[0].name: x.numpy()})
-            seconds[name].append(time.process_time() - begin)
+            for _ in range(again):
+                begin = time.process_time()
+                made.run(None, {made.get_inputs()[0].name: x.numpy()})
+                spent = time.process_time() - begin
+            seconds[name].append(spent)
     for name, times in seconds.items():
         yield name, statistics.median(np.divide(times, seconds["float"])[1:].tolist())
 

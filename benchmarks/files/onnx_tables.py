@@ -86,16 +86,21 @@ def levels_table(rows: dict[str, dict[str, Any]]) -> Iterable[str]:
 
 def speed_table(rows: dict[str, dict[str, Any]]) -> Iterable[str]:
     """Yield a row for every network and file that was timed, and the processor that it was timed on."""
-    yield "| network | file | size | batch 1 | batch 16 | session | memory | float nodes | how it multiplies |"
-    yield "|---|---|--:|--:|--:|--:|--:|--:|---|"
+    yield (
+        "| network | file | size | batch 1 | again | batch 16 | session | memory | differences | float nodes |"
+        " how it multiplies |"
+    )
+    yield "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|---|"
     for key, row in rows.items():
         network, name = key.split("/")
         size = f"{row['size'] / 1e6:,.2f} MB, 1/{row['float_size'] / row['size']:.1f}"
-        one, many = (f"{row[part]:.2f}" if part in row else "" for part in ("ratio_1", "ratio_16"))
+        parts = ("ratio_1", "ratio_again", "ratio_16")
+        one, again, many = (f"{row[part]:.2f}" if part in row else "" for part in parts)
+        differs = f"{row['difference']:.0e}, {row['on_border']}" if "difference" in row else ""
         memory, left = f"{row['memory']:.2f}" if "memory" in row else "", row.get("float_nodes", "")
         yield (
-            f"| {network} | {name} | {size} | {one} | {many} | {row['session']:.2f} | {memory} | {left} |"
-            f" {row['operators']} |"
+            f"| {network} | {name} | {size} | {one} | {again} | {many} | {row['session']:.2f} | {memory} | {differs} |"
+            f" {left} | {row['operators']} |"
         )
     yield ""
     yield "Processor: " + "; ".join(sorted({row["processor"] for row in rows.values()})) + "."

@@ -108,11 +108,12 @@ def _dequantize(name: str, weight: IntegerWeight, result: str, kind: Any, *, apa
         node = _node("DequantizeLinear", inputs, result, **({"axis": axis} if scale.size > 1 else {}))
         return Piece((node,), tuple(constants))
     one = _tensor(1.0, f"{name}_one")
-    factors = numpy_helper.from_array(_shortest(scale), f"{name}_scale")
+    # As many axes as the weight has: onnxruntime takes ten times as long for a single number and a 1x1 kernel.
+    factors = numpy_helper.from_array(_of_rank(_shortest(scale), q.ndim), f"{name}_scale")
     nodes = [_node("DequantizeLinear", [name, one.name], f"{name}_integers")]
     constants = [integers, one, factors]
     if np.any(offset):
-        constants.append(numpy_helper.from_array(_shortest(offset), f"{name}_offset"))
+        constants.append(numpy_helper.from_array(_of_rank(_shortest(offset), q.ndim), f"{name}_offset"))
         nodes.append(_node("Add", [nodes[-1].output[0], constants[-1].name], f"{name}_shifted"))
     nodes.append(_node("Mul", [nodes[-1].output[0], factors.name], result))
     return Piece(tuple(nodes), tuple(constants))
@@ -267,6 +268,10 @@ def _shortest(values: Array) -> Array:
     """One number where all are the same."""
     first = values.reshape(-1)[0]
     return np.asarray(first, np.float32) if np.all(values == first) else np.ascontiguousarray(values)
+
+
+def _of_rank(values: Array, rank: int) -> Array:
+    return values.reshape((1,) * (rank - values.ndim) + values.shape)
 
 
 def _width(kind: Any) -> int:

@@ -7,6 +7,7 @@ transposed one per input position, a linear layer one per token.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -111,11 +112,20 @@ def source_parameters(node: Any) -> tuple[str, ...]:
     return tuple(sorted(paths, key=paths.__getitem__))
 
 
+_OF_A_WEIGHT = re.compile(r"(\.parametrizations\.weight\..*|\.weight(_orig|_mask|_[guv])?)$")
+"""What is behind a module's path in the name of its weight, or of what that is computed from."""
+
+
 def layer_path(node: Node, weights: tuple[str, ...]) -> str:
     """Return how reports name a layer: its module, else its first parameter, else its node."""
     if node.op == "call_module":
         return str(node.target)
-    return weights[0].removesuffix(".weight") if weights else node.name
+    if not weights:
+        return node.name
+    path = _OF_A_WEIGHT.sub("", weights[0])
+    plain = weights[0] in (path, f"{path}.weight")
+    # A spectral norm's products are no layers of the module, and compute its weight.
+    return path if plain or any(value.op == "placeholder" for value in made_from([node])) else node.name
 
 
 def _argument(node: Node, index: int, *names: str) -> Any:

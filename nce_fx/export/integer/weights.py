@@ -75,11 +75,16 @@ def write_int8(writer: Writer, name: str, weight: WholeWeight, times: int, negat
     packed = writer.constant(name, np.where(negative, -1 - q, q).astype(packed_type(weight.bits)))
     factor = weight.factor * times
     shift = np.where(negative, factor - weight.shift * times, weight.shift * times)
+    # As many axes as the weight has: onnxruntime takes ten times as long for a single number and a 1x1 kernel.
+    ones = (1,) * weight.values.ndim
     if np.all(shift == shift.reshape(-1)[0]):
-        shift = shift.reshape(-1)[0]
+        shift = shift.reshape(-1)[:1].reshape(ones)
+    if factor == 1 and not shift.any():
+        result = f"{packed}_as_it_is"
+        return result if result in writer.written else writer.node("Cast", [packed], result, to=TensorProto.INT8)
     # Sums of int8 wrap around, so that only the result has to fit.
-    shifts = writer.constant(f"{packed}_shift", np.asarray(shift).astype(np.int8))
-    factors = writer.constant(f"{packed}_factor", np.int8(factor))
+    shifts = writer.constant(f"{packed}_shift", shift.astype(np.int8))
+    factors = writer.constant(f"{packed}_factor", np.full(ones, factor, np.int8))
     again = factors.removeprefix(f"{packed}_factor") + shifts.removeprefix(f"{packed}_shift")
     result = f"{packed}_int8{again}"
     if result in writer.written:
@@ -94,6 +99,7 @@ def write_float(writer: Writer, name: str, weight: IntegerWeight) -> str:
     kind = packed_type(weight.bits)
     packed = writer.constant(name, q.astype(kind))
     scale = weight.scale.cpu().numpy()
+    scale = scale.reshape((1,) * (q.ndim - scale.ndim) + scale.shape)
     offset = np.broadcast_to(weight.offset.cpu().numpy(), scale.shape)
     result = writer.free(f"{packed}_quant")
     last = writer.node("Cast", [packed], f"{result}_wide", to=TensorProto.FLOAT)

@@ -19,13 +19,15 @@ from nce_fx.data.images import Images
 from nce_fx.errors import ExportError
 from nce_fx.export import export_onnx, to_integer
 from nce_fx.export.agreement import LEVELS, _Follower
+from nce_fx.export.formats import FORMATS
 from nce_fx.export.integer import Lowered, addition, few_rows, to_module
 from nce_fx.export.integer.epilogue import Epilogue
 from nce_fx.export.integer.onnx_nodes import Writer
 from nce_fx.export.integer.staircase import count_misses, find_rises, requantize
 from nce_fx.export.integer.tensors import IntegerTensor
 from nce_fx.export.integer.weights import WholeWeight
-from nce_fx.export.levels import ActivationLevels
+from nce_fx.export.levels import ActivationLevels, mark
+from nce_fx.export.onnx_graph import to_onnx
 from nce_fx.models import MODELS
 from nce_fx.quantizers.base import ActivationQuantizer, Grid
 from nce_fx.report.records import ModelReference
@@ -307,24 +309,50 @@ def test_sums_on_borders_are_on_pytorchs_levels(low, scales, step):
     assert np.array_equal(to_module(model)(*map(torch.from_numpy, numbers)).numpy(), wanted)
 
 
-@pytest.mark.parametrize("build", [lambda: MODELS["resnet8"](width=4), Everything])
-@pytest.mark.parametrize(("weight", "activation"), [("sawb", "pact"), ("minmax", "minmax")])
+def small(name):
+    """A built-in model with few channels; None: one with layers of all kinds."""
+    if name is None:
+        return Everything()
+    if name != "vgg16_bn":
+        return MODELS[name](**({"multiplier": 0.25} if name == "mobilenet_v2" else {"width": 4}))
+    with torch.device("meta"):
+        net = MODELS[name]()
+    for place, module in enumerate(net.features):
+        if isinstance(module, nn.Conv2d):
+            net.features[place] = nn.Conv2d(module.in_channels // 32 or 3, module.out_channels // 32, 3, padding=1)
+        elif isinstance(module, nn.BatchNorm2d):
+            net.features[place] = nn.BatchNorm2d(module.num_features // 32)
+    net.classifier = nn.Sequential(nn.Linear(16 * 7 * 7, 16), nn.ReLU(), nn.Linear(16, 10))
+    return net
+
+
+@pytest.mark.parametrize(
+    ("name", "weight", "activation"),
+    [*((name, "sawb", "pact") for name in MODELS), (None, "sawb", "pact"), (None, "minmax", "minmax")],
+)
 @pytest.mark.long
-def test_the_module_computes_what_the_file_does(tmp_path, build, weight, activation):
-    x = random(4, 3, 16, 16)
-    gm = quantized(build(), x, weight=weight, activation=activation)
-    content = integer_file(tmp_path, gm, x)[2]
-    for name in [value for node in content.graph.node if node.op_type == "Clip" for value in node.output]:
-        content.graph.output.append(onnx.helper.make_tensor_value_info(name, TensorProto.UINT8, None))
+def test_the_module_computes_what_the_file_does(name, weight, activation):
+    x = random(4, 3, 32, 32) if name else random(4, 3, 16, 16)
+    gm = quantized(small(name), x, weight=weight, activation=activation).eval()
+    content, lowered = to_onnx(mark(gm), (x,), FORMATS["integer"], dynamic="batch")
+    names = sorted(set(lowered.activations) & {value for node in content.graph.node for value in node.output})
+    for watched in names:
+        content.graph.output.append(onnx.helper.make_tensor_value_info(watched, TensorProto.UINT8, None))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(content.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    x = random(16, 3, 16, 16, seed=2)
+    x = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
     theirs = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     ours = to_module(content)(x)
     assert len(ours) == len(theirs) > 3
     assert np.abs(ours[0].numpy() - theirs[0]).max() <= 1e-6 * np.abs(theirs[0]).max()
-    assert all(np.array_equal(mine.numpy(), other) for mine, other in zip(ours[1:], theirs[1:], strict=True))
+    for watched, mine, other in zip(names, ours[1:], theirs[1:], strict=True):
+        assert np.array_equal(mine.numpy(), other), watched
+
+
+def test_a_network_becomes_a_module_of_integers():
+    x = random(4, 3, 16, 16)
+    gm = quantized(MODELS["resnet8"](width=4), x).eval()
     assert torch.allclose(to_integer(gm)(x), gm(x), atol=1e-5)
 
 

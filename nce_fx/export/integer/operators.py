@@ -192,6 +192,12 @@ def gather(x: Tensor, places: Tensor, **settings: Any) -> Tensor:
     return found.reshape((*x.shape[:axis], *places.shape, *x.shape[axis + 1 :]))
 
 
+def gather_nd(x: Tensor, places: Tensor, **settings: Any) -> Tensor:
+    """Return what stands at places that say an index for each of the first axes."""
+    assert not settings.get("batch_dims", 0)
+    return x[tuple(places.long().unbind(-1))]
+
+
 OPERATORS: Mapping[str, Callable[..., Tensor]] = {
     "QuantizeLinear": quantize_linear,
     "DequantizeLinear": dequantize_linear,
@@ -226,6 +232,7 @@ OPERATORS: Mapping[str, Callable[..., Tensor]] = {
     "BitwiseNot": torch.bitwise_not,
     "Identity": torch.clone,
     "Gather": gather,
+    "GatherND": gather_nd,
     "Greater": torch.gt,
 }
 """ONNX's name of an operator -> the same on tensors."""

@@ -1,6 +1,7 @@
 """Networks in integers: every quantized value is on PyTorch's level, and what stays in float says why."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import onnx
@@ -316,7 +317,7 @@ def small(name):
     if name != "vgg16_bn":
         return MODELS[name](**({"multiplier": 0.25} if name == "mobilenet_v2" else {"width": 4}))
     with torch.device("meta"):
-        net = MODELS[name]()
+        net: Any = MODELS[name]()
     for place, module in enumerate(net.features):
         if isinstance(module, nn.Conv2d):
             net.features[place] = nn.Conv2d(module.in_channels // 32 or 3, module.out_channels // 32, 3, padding=1)

@@ -424,13 +424,24 @@ def test_ewgs_scales_what_comes_back_element_by_element(name):
     scaled.ewgs = DELTA
     y = plain(x)
     assert torch.equal(scaled(x), y)
-    away = ((x - y) / plain.step_size(x)).clamp(-0.5, 0.5)
+    beyond = (y == y.max()) & (x > y) | (y == y.min()) & (x < y)
+    away = ((x - y) / plain.step_size(x)).masked_fill(beyond, 0.0)
     g = upstream * (1 + DELTA * upstream.sign() * away)
     (to_x, learned), (wanted, wanted_learned) = gradients(scaled, x, upstream), gradients(plain, x, g.detach())
     np.testing.assert_allclose(to_x, wanted, rtol=1e-12)
     for parameter, gradient in wanted_learned.items():
         close(learned[parameter], gradient)
     assert not np.allclose(to_x, gradients(plain, x, upstream)[0])
+
+
+def test_ewgs_leaves_alone_what_moves_a_clip_value() -> None:
+    plain, scaled = Pact(2, signed=False).double(), Pact(2, signed=False).double()
+    scaled.ewgs = DELTA
+    x, upstream = 3 * draw(8, 25).abs(), draw(8, 25, seed=1)
+    for quantizer in (plain, scaled):
+        quantizer.clip.data.fill_(1.5)
+    assert bool((x > 1.5).any())
+    close(gradients(scaled, x, upstream)[1]["clip"], gradients(plain, x, upstream)[1]["clip"])
 
 
 def test_ewgs_of_dorefa_scales_where_tanh_is_rounded():

@@ -5,8 +5,9 @@ gradient scaling", arXiv 2104.00903).
 
 A step against g' moves x further where it leads towards a border between two levels' ranges, and less where it leads
 back to the level. g' takes the place of the gradient that comes back to the quantizer, so what is learned of the range
-sees it as well, as published. There distances are in units of the whole range, here in steps: from -1/2 to 1/2, which
-is also what a value beyond the range counts as.
+sees it as well, as published. There distances are in units of the whole range, here in steps, from -1/2 to 1/2. What
+lies beyond the range is clipped first, so its distance is none: were it 1/2 for all of them, the sizes of gradients
+would add up to one direction for a learned clip value, and take it to nothing.
 """
 
 from __future__ import annotations
@@ -24,9 +25,12 @@ def scale_gradient(y: Tensor, x: Tensor, step: Tensor | float, delta: float) -> 
 
     Shapes: y and x any, alike; step broadcasts over them.
     """
-    if not delta or not torch.is_grad_enabled():
+    if not delta or not y.numel() or not torch.is_grad_enabled():
         return y
-    distance = torch.clamp((x.detach() - y.detach()) / step, -0.5, 0.5)
+    values, levels = x.detach(), y.detach()
+    distance = (values - levels) / step
+    above, below = (levels == levels.amax()) & (values > levels), (levels == levels.amin()) & (values < levels)
+    distance = distance.masked_fill(above | below | (distance.abs() > 0.5), 0.0)
     return _ElementScaled.apply(y, distance.to(y.dtype), delta)  # type: ignore[no-any-return, no-untyped-call]
 
 

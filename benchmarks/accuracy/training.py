@@ -102,6 +102,7 @@ METHODS: Mapping[str, Method] = {
     "average": Method({}, {"average": 0.995}),
     "features": Method({}, {"distill_features": 10.0}),
     "shortcuts of 8 bits": Method({"shortcuts": "int8"}),
+    "lsq, shortcuts of 8 bits": Method({"weight": "lsq", "activation": "lsq", "shortcuts": "int8"}),
     "n2uq, shortcuts of 8 bits": Method({"activation": "n2uq", "shortcuts": "int8"}),
     "weights of 8 bits": Method({"weight_bits": 8}),
     "activations of 8 bits": Method({"activation_bits": 8}),

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -82,7 +83,7 @@ def _brevitas(gm: GraphModule, batches: Sequence[Any]) -> GraphModule:
 
 
 RATES = (0.005, 0.015, 0.05)
-REFERENCE = "pact + sawb"
+FLOAT, REFERENCE = "float", "pact + sawb"
 METHODS: Mapping[str, Method] = {
     REFERENCE: Method(),
     "lsq": Method({"weight": "lsq", "activation": "lsq"}),
@@ -192,7 +193,7 @@ def table(rows: Mapping[Key, Mapping[str, str]]) -> list[str]:
     ]
     for network, data in sorted({key[:2] for key in rows}):
         base = {seed: row for (n, d, m, seed), row in rows.items() if (n, d, m) == (network, data, REFERENCE)}
-        for name in METHODS:
+        for name in (FLOAT, *METHODS):
             own = {seed: row for (n, d, m, seed), row in rows.items() if (n, d, m) == (network, data, name)}
             if not own:
                 continue
@@ -201,7 +202,8 @@ def table(rows: Mapping[Key, Mapping[str, str]]) -> list[str]:
             gain = f"{mean([a - b for a, b in pairs]):+.2f}" if pairs and name != REFERENCE else ""
             p = f"{paired_p(pairs):.3f}" if len(pairs) > 1 and name != REFERENCE else ""
             moved = [100 * float(row["moved"]) for row in own.values() if row["moved"]]
-            slower = [float(own[s]["step_ms"]) / float(base[s]["step_ms"]) for s in own if s in base]
+            steps = [float(own[s]["step_ms"]) / float(base[s]["step_ms"]) for s in own if s in base]
+            slower = [ratio for ratio in steps if not math.isnan(ratio)]
             spread = f" ± {deviation(found):.2f}" if len(found) > 1 else ""
             cells = [f"{network}, {data}", name, f"{mean(found):.2f}{spread} %", gain, p]
             cells += [f"{mean(moved):.2f} %" if moved else "", f"{mean(slower):.2f}" if slower else "", str(len(own))]
@@ -247,7 +249,7 @@ def study(given: argparse.Namespace) -> None:
         (network, name, method, seed): (network, method, seed, given)
         for seed in range(given.seeds)
         for network in given.networks
-        for method in ("float", *given.methods)
+        for method in (FLOAT, *given.methods)
         if (network, name, method, seed) not in done
     }
     with executor(given.workers, given.scheduler) as pool:
@@ -263,7 +265,7 @@ def measured(network: str, method: str, seed: int, given: argparse.Namespace) ->
     data, teacher = float_network(network, given.data, given.images, plain)
     row = {"network": network, "data": data.name, "method": method, "seed": seed, "epochs": given.epochs}
     row |= {"images": given.images or "", "float_epochs": given.float_epochs, "version": nce_fx.__version__}
-    if method == "float":
+    if method == FLOAT:
         return row | {"accuracy": nce_fx.training.evaluate(teacher, data), "moved": "", "step_ms": "nan"}
     return row | measure(teacher, data, method, replace(plain, epochs=given.epochs))
 

@@ -169,6 +169,18 @@ def test_few_rows_meet_weights_that_stay_packed(tmp_path, monkeypatch, weight, a
             assert np.array_equal(got, module)
 
 
+@pytest.mark.parametrize("batch", [None, 1])
+def test_the_bias_of_tokens_is_part_of_the_layer(tmp_path, batch):
+    gm = mlp(20, 16, 7, spec=nce_fx.QuantSpec(first_last_bits=2, exact=True), shape=(2, 5))
+    path = tmp_path / "model.onnx"
+    written = export_onnx(gm, path, format="integer", batch=batch)
+    operators = Counter(node.op_type for node in onnx.load(path).graph.node)
+    assert operators["MatMulIntegerToFloat"] == 2
+    assert not any(why.startswith("Add") for why in written.float_nodes.values())
+    x = random(batch or 3, 5, 20, seed=4)
+    assert_close(run(path, x), evaluated(gm, x), 1e-6)
+
+
 def test_weights_stay_packed_where_they_come_from_memory():
     def weight(*shape, bits=2):
         return WholeWeight(np.ones(shape, np.int64), np.ones((1, 1)), 1, np.zeros((1, 1), np.int64), bits)

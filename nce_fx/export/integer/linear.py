@@ -10,7 +10,7 @@ each time, it stays packed, see `nce_fx.export.integer.few_rows`.
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from onnx import NodeProto, TensorProto
@@ -37,6 +37,8 @@ class Linear:
     """Axes of a convolution's tensors, whose channels are moved to the end and back; 0 for a linear layer."""
     shape: tuple[int, ...] | None
     """Of the input, channels last; ``None`` where it is of any size."""
+    result: str
+    """Name of its output."""
     packed: bool = False
     """Whether the weight stays packed."""
 
@@ -65,7 +67,21 @@ def find_linear(
         whole = WholeWeight(whole.values.T, unit, whole.factor, shift, whole.bits)
     if whole.unit.ndim == 2 and whole.unit.shape[0] > 1:
         return "its weight has a scale for each input"
-    return Linear(node, name, whole, _bias(node), 0, nodes.shape(node.input[0]))
+    return Linear(node, name, whole, _bias(node), 0, nodes.shape(node.input[0]), node.output[0])
+
+
+def with_bias(nodes: Nodes, node: NodeProto, layers: Mapping[str, Linear]) -> Linear | None:
+    """Return a linear layer with the bias that a node of its own adds, as behind a product of rows of tokens."""
+    if node.op_type != "Add":
+        return None
+    for product, other in (node.input, reversed(node.input)):
+        layer, bias = layers.get(product), nodes.array(other)
+        if layer is None or bias is None or layer.bias or layer.axes or len(nodes.readers[product]) > 1:
+            continue
+        fits = bias.shape == layer.weight.values.shape[1:] and bias.dtype == np.float32
+        if fits and product not in nodes.outputs:
+            return replace(layer, bias=other, result=node.output[0])
+    return None
 
 
 def _bias(node: NodeProto) -> str:
@@ -87,7 +103,7 @@ def _pointwise(
     whole = WholeWeight(whole.values.reshape(outputs, inputs).T, unit, whole.factor, shift, whole.bits)
     shape = nodes.shape(node.input[0])
     last = None if shape is None else (shape[0], *shape[2:], shape[1])
-    return Linear(node, found[0], whole, _bias(node), 2 + len(kernel), last)
+    return Linear(node, found[0], whole, _bias(node), 2 + len(kernel), last, node.output[0])
 
 
 def _kept(array: Array) -> tuple[int, ...]:
@@ -97,8 +113,7 @@ def _kept(array: Array) -> tuple[int, ...]:
 
 def write(writer: Writer, linear: Linear, tensor: IntegerTensor) -> str:
     """Write the layer as ``MatMulIntegerToFloat``, and return the name of its float output, which is the exporter's."""
-    node, weight, name = linear.node, linear.weight, linear.name
-    result = node.output[0]
+    node, weight, name, result = linear.node, linear.weight, linear.name, linear.result
     data = stored(writer, tensor)
     source, made = data.name, result
     if linear.axes:

@@ -105,7 +105,7 @@ def _write_node(writer: Writer, plan: Partition, node: NodeProto, names: dict[st
                 dequantize(writer, tensor, output, plain=_read_by_a_layer(plan, output))
     elif output in plan.linear:
         if as_is:
-            linear.write(writer, plan.linear[output], plan.integers[node.input[0]])
+            linear.write(writer, plan.linear[output], plan.integers[plan.linear[output].node.input[0]])
     elif any(name in plan.wanted for name in node.output):
         asks = node.op_type in QUESTIONS and node.input[0] in plan.integers
         _copy(writer, node, names, [plan.integers[node.input[0]].name] if asks else [], "")

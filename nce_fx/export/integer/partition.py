@@ -60,7 +60,11 @@ def make_partition(nodes: Nodes, given: Marked) -> Partition:
             plan.integers[node.output[0]] = plan.integers[node.input[0]].named(f"{node.output[0]}_integers")
         else:
             found = linear.find_linear(nodes, node, plan.integers, given.weights)
-            if isinstance(found, Linear):
+            biased = linear.with_bias(nodes, node, plan.linear)
+            if biased is not None:
+                del plan.linear[biased.node.output[0]]
+                plan.linear[node.output[0]] = biased
+            elif isinstance(found, Linear):
                 plan.linear[node.output[0]] = found
             elif found is not None:
                 plan.refused[node.output[0]] = found
@@ -130,8 +134,9 @@ def _want(plan: Partition) -> None:
         elif is_marker(node, WEIGHT):
             continue
         elif node.output[0] in plan.linear:
-            plan.wanted_integers.add(first)
-            plan.wanted.update(name for name in node.input[2:] if name)
+            layer = plan.linear[node.output[0]]
+            plan.wanted_integers.add(layer.node.input[0])
+            plan.wanted.update(filter(None, [layer.bias]))
         elif moves(plan, node) or (node.op_type in QUESTIONS and first in plan.integers):
             plan.wanted_integers.add(first)
             plan.wanted.update(name for name in node.input[1:] if name)

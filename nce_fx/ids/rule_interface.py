@@ -145,7 +145,10 @@ class RuleInterface(ABC):
 
     @abstractmethod
     def constant(self, label: Label, axis: int, plain: torch.Tensor) -> torch.Tensor:
-        """Return a constant of the graph, which meets the channels along an axis one by one, as long as they are."""
+        """Return a constant of the graph at the length of the channels that it meets one by one along an axis.
+
+        Such as the (8,) that ``torch.linspace(0, 1, 8)`` is beside 8 channels: (12,) beside 12, gathered as they are.
+        """
 
     @abstractmethod
     def blocks(self, x: Any, label: Label, axis: int, size: int) -> tuple[Label, Ids, Ids]:

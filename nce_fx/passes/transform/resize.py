@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.passes.shape_prop import TensorMetadata, _extract_tensor_metadata
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from nce_fx.copying import copy_graph
 from nce_fx.devices import device_of
@@ -329,7 +329,9 @@ def _describe_rest(gm: GraphModule) -> None:
                 values[node] = held.to("meta")
         elif node.op in ("call_function", "call_method") and sources and all(source in values for source in sources):
             args, kwargs = torch.fx.node.map_arg(without_devices((node.args, node.kwargs)), values.__getitem__)
-            values[node] = getattr(interpreter, node.op)(node.target, args, kwargs)
+            made = getattr(interpreter, node.op)(node.target, args, kwargs)
+            # What makes a tensor of a type that it reads makes it with values.
+            values[node] = tree_map_only(torch.Tensor, lambda x: x.to("meta"), made)
         elif OPS.of_call(node.target) is OPS["index_select"] and "tensor_meta" not in node.meta:
             meta = sources[0].meta["tensor_meta"]
             shape = list(meta.shape)

@@ -77,7 +77,9 @@ def _call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     name = func.__name__.split(".")[0]
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     there = [tensor for tensor in tensors if isinstance(tensor, Elsewhere)]
-    if there and name not in _COPIES and any(t.dim() and not isinstance(t, Elsewhere) for t in tensors):
+    # Indices may lie on the CPU whatever they are indices of.
+    indexed = name == "index" and isinstance(args[0], Elsewhere)
+    if there and name not in _COPIES and not indexed and any(t.dim() and not isinstance(t, Elsewhere) for t in tensors):
         raise RuntimeError(f"{name} got tensors on the CPU and on {DEVICE}")
     asked = kwargs.get("device")
     stays = bool(there) if asked is None else torch.device(asked).type == DEVICE.type

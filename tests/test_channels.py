@@ -188,7 +188,8 @@ class Decides(nn.Module):
 
 def test_a_model_that_values_steer_is_refused_with_its_own_line(capfd):
     with pytest.raises(
-        TraceError, match=r"Decides cannot be traced .*\(first \(100% of the parameters\)\)\. fx: .*test_channels\.py:\d+"
+        TraceError,
+        match=r"Decides cannot be traced .*\(first \(100% of the parameters\)\)\. fx: .*test_channels\.py:\d+",
     ) as caught:
         nce_fx.trace(Decides(), (torch.randn(1, 4),))
     assert "\n" not in str(caught.value)

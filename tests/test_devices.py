@@ -32,6 +32,7 @@ MAKES_ON_THE_CPU = {
     "fixed_buffers",
     "constants",
     "constant_blur",
+    "text_slopes_by_head",
 }
 """Models whose own code makes a tensor on the CPU: they run nowhere else."""
 NOT_IMITATED = {
@@ -42,6 +43,7 @@ NOT_IMITATED = {
     "encoder_layer",
     "only_channel",
     "norm_of_each_mode",
+    "cut_by_numbers",
 }
 
 

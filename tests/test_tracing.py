@@ -416,3 +416,16 @@ def test_a_slice_that_is_empty_holds_no_channels(rotary):
     gm = nce_fx.trace(model, (x,))
     free = {group.id: group.width + group.step for group in nce_fx.analyze_channels(gm) if group.pinned is None}
     torch.testing.assert_close(nce_fx.resize(gm, free)(x), model(x))
+
+
+class OneRowForAll(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * (torch.arange(4) < 3).expand(2, 3, 4)
+
+
+def test_a_constant_whose_rows_share_memory_can_be_loaded() -> None:
+    gm = nce_fx.trace(OneRowForAll(), (torch.randn(2, 3, 4),))
+    gm.load_state_dict(gm.state_dict())
+    with torch.no_grad():
+        for buffer in gm.buffers():
+            buffer.copy_(buffer.clone())

@@ -93,6 +93,7 @@ ROWS = (
         signature="input, p=2.0, dim=1, eps=1e-12, out=None",
         channels=mixing.normalize,
         catch="call",
+        root=True,
         example=lambda: (randn(2, 8),),
     ),
     Op(

@@ -90,6 +90,8 @@ class Op:
     """The operation with its value that shares the gradient among equal entries, where it gives all to the first."""
     fold: FoldRule | Absent = NO_FOLD
     """How its weight takes in the factor of a norm behind it (`nce_fx.ops.rules.affine`); its bias takes the shift."""
+    root: bool = False
+    """Whether its result is a root of a sum of squares or is divided by one, so that a factor makes up for copies."""
     affine: AffineRule | Absent = NO_AFFINE
     """What a norm is in evaluation mode, as a factor and a shift that the layer before takes in."""
     shape: Shape | Absent = AS_RUN

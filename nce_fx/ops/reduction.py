@@ -67,7 +67,11 @@ ROWS = (
     _over("cumprod", mixing.scan, "input, dim", example=lambda: (rand(2, 8, 5, 5), 2)),
     _over("sort", mixing.scan, "input, dim=-1, descending=False", example=_one),
     _over(
-        "norm", mixing.vector_norm, "input, p=2, dim=None, keepdim=False", example=lambda: (randn(2, 8, 5, 5), 2, [2])
+        "norm",
+        mixing.vector_norm,
+        "input, p=2, dim=None, keepdim=False",
+        example=lambda: (randn(2, 8, 5, 5), 2, [2]),
+        root=True,
     ),
     _over("any", mixing.reduction("largest")),
     _over("all", mixing.reduction("largest")),
@@ -80,6 +84,7 @@ ROWS = (
         "input, ord=2, dim=None",
         example=_normed,
         spellings=same_order(torch.linalg.vector_norm),
+        root=True,
     ),
     _over("var_mean", mixing.variance),
     _over("std_mean", mixing.variance),

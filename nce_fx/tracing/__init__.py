@@ -174,6 +174,7 @@ class _Tracing:
         gm.meta["traced"] = way
         gm.meta["inputs"] = signature(self.inputs.named, by_name=bool(self.inputs.kwargs))
         keep_unused(gm, self.model)
+        _give_memory(gm, self.model)
         _keep_names(gm, self.model)
         gm.meta[FROZEN] = self.modes.frozen
         gm.meta[ORIGIN] = type(self.model)
@@ -219,6 +220,16 @@ def _keep_names(gm: GraphModule, model: nn.Module) -> None:
         for name in module._buffers:
             if (f"{path}.{name}" if path else name) not in own:
                 module._non_persistent_buffers_set.add(name)
+
+
+def _give_memory(gm: GraphModule, model: nn.Module) -> None:
+    """Give constants whose entries share memory, such as ``torch.ones(4).expand(3, 4)``, memory for each: else
+    nothing can be written to them, by ``load_state_dict`` or by who puts a state back."""
+    users = dict(model.named_buffers())
+    for path, buffer in list(gm.named_buffers()):
+        if path not in users and any(n > 1 and s == 0 for n, s in zip(buffer.shape, buffer.stride(), strict=True)):
+            owner, _, name = path.rpartition(".")
+            gm.get_submodule(owner)._buffers[name] = buffer.contiguous()
 
 
 def _take_modes(gm: GraphModule, model: nn.Module) -> None:

@@ -205,7 +205,7 @@ MODELS = {
         lambda module: weight_norm(module, dim=-1), ("c",), {"a": "a weight that the graph computes", "b": "mixed"}
     ),
     "exported_spectral_norm": _computed_weight(
-        spectral_norm, ("c",), {"a": "a weight that the graph computes", "b": "mixed"}
+        spectral_norm, ("c",), {"a": "a weight that the graph computes", "b": "folded into one"}
     ),
     "exported_standardized_weight": _computed_weight(_standardized, ("a", "b", "c"), {}),
     "layer_norm": _token_norm(nn.LayerNorm),

@@ -193,7 +193,7 @@ def gather(x: Tensor, places: Tensor, **settings: Any) -> Tensor:
 
 
 def gather_nd(x: Tensor, places: Tensor, **settings: Any) -> Tensor:
-    """Return what stands at places that say an index for each of the first axes: ``[[1, 2]]`` of a (4, 8) is one value."""
+    """Return what stands at places that say indices along its first axes: ``[[1, 2]]`` of (4, 8) is one value."""
     assert not settings.get("batch_dims", 0)
     return x[tuple(places.long().unbind(-1))]
 

@@ -36,9 +36,6 @@ from nce_fx.passes.analysis.channels.product_shares import PRODUCTS, product_sha
 from nce_fx.passes.analysis.channels.projection import Mismatch, Projections, moving_axes
 from nce_fx.passes.analysis.channels.tie import Answer, Meeting, Tie
 
-_ROOTS = frozenset({"normalize", "linalg_vector_norm", "norm"})
-"""Operations whose result is a root of a sum of squares, or is divided by one."""
-
 
 class Relayout(Exception):
     """The channels of a parameter's axis arrive in another order; the run is made again with that order."""
@@ -258,7 +255,7 @@ class Check(ChannelInterpreter):
             return
         assert self.node is not None
         op = None if self.node.op == "call_module" else self.ops.of_call(self.node.target)
-        if op is None or op.name not in _ROOTS or self.node in self.edits.results:
+        if op is None or not op.root or self.node in self.edits.results:
             raise Mismatch("its channels are mixed by a norm", old)
         self.edits.results[self.node] = float(copies**exponent)
 

@@ -110,11 +110,11 @@ def products_in_float(gm: GraphModule) -> Mapping[str, str]:
         op = ops.of_call(node.target) if node.op in ("call_function", "call_method") else None
         if op is None or op.kind != "product":
             continue
-        multiplied = list(node.all_input_nodes)
-        if "beta" in op.signature:
-            multiplied = multiplied[1:]  # what is added comes first
-        behind = {operand: _parameters_behind(gm, operand) for operand in multiplied}
-        if all(paths or operand.op == "get_attr" for operand, paths in behind.items()):
+        given = ops.arguments(node.target, node.args, node.kwargs)
+        # What is added: to the scores of an attention, and by addmm.
+        added = given.get("attn_mask"), given.get("input") if "beta" in op.signature else None
+        behind = {each: _parameters_behind(gm, each) for each in node.all_input_nodes if each not in added}
+        if None not in behind.values():
             continue  # what is computed from parameters alone is itself a weight
         for operand, paths in behind.items():
             shape = shape_of(operand)
@@ -127,17 +127,17 @@ def products_in_float(gm: GraphModule) -> Mapping[str, str]:
     return found
 
 
-def _parameters_behind(gm: GraphModule, operand: Node) -> tuple[str, ...]:
-    """Return the parameters that a value is computed from; none where data takes part, but for its size or type."""
+def _parameters_behind(gm: GraphModule, operand: Node) -> tuple[str, ...] | None:
+    """Return the parameters that a value is computed from; ``None`` where data takes part, but for its size or type."""
     paths: dict[str, int] = {}
     pending, seen = [operand], set()
     while pending:
         node = pending.pop()
-        if node.op == "placeholder" or (node.op == "call_module" and node is not operand):
-            return ()
+        if node.op == "placeholder":
+            return None
         if node.op == "get_attr" and isinstance(tensor_at(gm, str(node.target)), nn.Parameter):
             paths[str(node.target)] = -prod(shape_of(node))
-        known = (source for source in node.all_input_nodes if source.op == "get_attr" or shape_of(source))
+        known = (source for source in node.all_input_nodes if source.op == "get_attr" or "tensor_meta" in source.meta)
         pending += [source for source in known if source not in seen]
         seen.update(node.all_input_nodes)
     return tuple(sorted(paths, key=paths.__getitem__))

@@ -168,7 +168,7 @@ def test_overrides_go_first_and_the_last_match_counts():
         ({"weight_bits": 0}, "weight_bits is 0: give 1 to 8 bits"),
         ({"activation_bits": 9}, "activation_bits is 9"),
         ({"first_last_bits": 16}, "first_last_bits is 16"),
-        ({"weight": "swab"}, "weight is 'swab': choose one of sawb, lsq, dorefa, minmax"),
+        ({"weight": "swab"}, "weight is 'swab': choose one of sawb, sawb-channel, lsq, dorefa, minmax"),
         ({"activation": "sawb"}, "choose one of pact, lsq"),
         ({"shortcuts": "none"}, "choose one of quantized, int8, float"),
         ({"overrides": {"a": 11}}, "override 'a' is 11"),

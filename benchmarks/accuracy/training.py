@@ -96,6 +96,8 @@ METHODS: Mapping[str, Method] = {
     "ewgs": Method({"ewgs": 0.2}),
     "ewgs 0.5": Method({"ewgs": 0.5}),
     "reestimate": Method({}, {"reestimate": 50}),
+    "rate 0.1": Method({}, {"learning_rate": 0.1}),
+    "no decay": Method({}, {"weight_decay": 0.0}),
     "clip rate 0.1": Method({}, {"clip_rate": 0.1}),
     "clip decay": Method({}, {"clip_decay": 5e-4}),
     "progressive": Method({}, {"bits": [8, 4, 2]}),

@@ -198,7 +198,10 @@ def claims(tables: dict[tuple[str, str], list[Summary]], seeds: dict[tuple[str, 
     ]
     for (network, data), rows in tables.items():
         by_row = {row.row: row for row in rows}
-        ours = max((by_row[row] for row in OURS if row in by_row), key=lambda row: row.difference, default=None)
+        # Of those with the most seeds: the best of rows with one seed has had luck.
+        candidates = [by_row[row] for row in OURS if row in by_row]
+        most = max((row.pairs for row in candidates), default=0)
+        ours = max((row for row in candidates if row.pairs == most), key=lambda row: row.difference, default=None)
         if ours is None or REFERENCE not in by_row or FLOAT not in by_row:
             continue
         lost = by_row[FLOAT].difference

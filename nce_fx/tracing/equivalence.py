@@ -149,8 +149,8 @@ def difference_of(wanted: Any, got: Any) -> str | None:
     finite = wanted.isfinite()
     if not torch.equal(finite, got.isfinite()):
         return "is not finite in other places"
-    scale = float(wanted[finite].abs().max()) if bool(finite.any()) else 0.0
-    off = float((wanted[finite] - got[finite]).abs().max()) if bool(finite.any()) else 0.0
+    wanted, got = wanted.masked_fill(~finite, 0), got.masked_fill(~finite, 0)
+    scale, off = float(wanted.abs().max()), float((wanted - got).abs().max())
     tolerance = _TOLERANCE.get(wanted.dtype, _COARSE)
     return None if off <= tolerance * scale else f"is off by {off / (scale or 1.0):.2g} of its largest value"
 

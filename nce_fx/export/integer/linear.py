@@ -71,7 +71,7 @@ def find_linear(
 
 
 def with_bias(nodes: Nodes, node: NodeProto, layers: Mapping[str, Linear]) -> Linear | None:
-    """Return a linear layer with the bias that a node of its own adds, as behind a product of rows of tokens."""
+    """Return a linear layer with the bias that a node of its own adds, as ``Add(MatMul(x, w), b)`` of tokens."""
     if node.op_type != "Add":
         return None
     for product, other in (node.input, reversed(node.input)):

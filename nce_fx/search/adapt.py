@@ -5,22 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from torch.fx import GraphModule
-
 from nce_fx.data.data_split import held_out, split_data
 from nce_fx.data.loaders import CALIBRATION_BATCHES, CALIBRATION_SIZE, Data
 from nce_fx.errors import InputError
-from nce_fx.files import write_whole
 from nce_fx.passes.analysis.channels import analyze_channels
-from nce_fx.passes.analysis.cost import CostReport, analyze_cost
+from nce_fx.passes.analysis.cost import CostReport
 from nce_fx.passes.planning.exact_budget import Reserve, plan_and_build
-from nce_fx.passes.transform.quantize import RemoveQuantizers, quantize
-from nce_fx.passes.transform.resize import ResizeChannels, resize
+from nce_fx.passes.transform.quantize import RemoveQuantizers
+from nce_fx.passes.transform.resize import resize
 from nce_fx.pipeline import Given, Pipeline
 from nce_fx.plan import WidthPlan
 from nce_fx.search.adapt_log import AdaptLog
 from nce_fx.search.adapt_recipe import AdaptRecipe
-from nce_fx.search.asked import PLAN, Asked, SearchResult
+from nce_fx.search.asked import NO_CHOICE, Asked, SearchResult, finish
 from nce_fx.search.carrying import quantizing
 from nce_fx.search.moves import Moves
 from nce_fx.search.outcome import plan_from
@@ -35,47 +32,39 @@ _WIDEST = 16.0
 
 def search_by_moves(asked: Asked, recipe: AdaptRecipe) -> SearchResult[AdaptLog]:
     """Move the widths of a network while it trains at its few bits, see `nce_fx.search.search` and `Moves`."""
-    gm, budget, spec, folder = asked.gm, asked.budget, asked.spec, asked.directory
+    gm, budget, spec = asked.gm, asked.budget, asked.spec
     channels = analyze_channels(gm)
     left = {group.id: group.pinned for group in channels if group.pinned is not None}
     if len(left) == len(list(channels)):
-        raise InputError("no group of the network has widths to choose from: see `nce-fx analyze MODEL --groups`")
-    uniform = None if spec is None else quantize(gm, spec)
-    cost = analyze_cost(gm, channels, quantized=uniform, hardware=asked.hardware, quantities=asked.quantities)
+        raise InputError(NO_CHOICE)
+    cost = asked.cost(channels)
     nearest = partial(plan_from, cost, budget=budget, least=0.0, most=_WIDEST)
-
-    def built(plan: WidthPlan) -> GraphModule:
-        return Pipeline((ResizeChannels(plan), *quantizing(spec)))(gm).graph_module
 
     begin = _widths_at(channels.widths, cost, asked)
     if begin is None:
         free = {group: width for group, width in channels.widths.items() if group not in left}
-        begin = plan_and_build(lambda reserve: nearest(free, source={}, reserve=reserve), built, budget, cost)[0]
+        begin = plan_and_build(lambda reserve: nearest(free, source={}, reserve=reserve), asked.built, budget, cost)[0]
 
     kept = _parted(asked.data, recipe)
     calibration = kept.batches(CALIBRATION_BATCHES, CALIBRATION_SIZE)
     network = Pipeline(quantizing(spec))(resize(gm, begin), Given(calibration)).graph_module
     callback = Moves(cost, recipe, budget, spec, calibration)
-    engine, task = start_engine(), Task.of(asked.loss, "loss")
-    run = prepare(network, kept, recipe.training(), None, engine, folder, None, callback, task=task)
+    task = Task.of(asked.loss, "loss")
+    run = prepare(network, kept, recipe.training(), None, start_engine(), asked.directory, None, callback, task=task)
     run = fit(run, asked.progress, asked.checkpoint_seconds)
 
     log = AdaptLog(begin.widths, tuple(callback.tried), left)
-    found = analyze_channels(RemoveQuantizers()(run.model).graph_module.cpu()).widths
+    widths = analyze_channels(RemoveQuantizers()(run.model).graph_module.cpu()).widths
     about = {"data": asked.data.name, "seed": recipe.seed, "search": recipe.to_dict(), "moves": len(callback.path)}
 
     def planned(reserve: Reserve) -> WidthPlan:
-        exact = None if reserve else _widths_at(found, cost, asked)
+        exact = None if reserve else _widths_at(widths, cost, asked)
         if exact is None:
-            return nearest({group: found[group] for group in channels.widths if group not in left}, source=about)
+            return nearest({group: widths[group] for group in channels.widths if group not in left}, source=about)
         return replace(exact, source={**exact.source, **about})
 
-    plan, _ = plan_and_build(planned, built, budget, cost)
-    if folder is not None and engine.is_main:
-        log.write(folder, channels.widths)
-        write_whole(folder / PLAN, plan.to_json().encode())
-    seconds = sum(record.seconds for record in run.position.history)
-    return SearchResult(plan, log, seconds, run.model)
+    plan, _ = plan_and_build(planned, asked.built, budget, cost)
+    return finish(asked, plan, log, run)
 
 
 def _widths_at(widths: dict[str, int], cost: CostReport, asked: Asked) -> WidthPlan | None:

@@ -11,16 +11,24 @@ from rich.table import Table
 from torch.fx import GraphModule
 
 from nce_fx.data.loaders import Data
+from nce_fx.files import write_whole
+from nce_fx.passes.analysis.channels import ChannelGraph
+from nce_fx.passes.analysis.cost import CostReport, analyze_cost
 from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.planning import Budget
-from nce_fx.passes.transform.quantize import QuantSpec
+from nce_fx.passes.transform.quantize import QuantSpec, quantize
+from nce_fx.passes.transform.resize import ResizeChannels
+from nce_fx.pipeline import Pipeline
 from nce_fx.plan import WidthPlan
 from nce_fx.quantities import Quantity
+from nce_fx.search.carrying import quantizing
 from nce_fx.tasks import LossLike
 from nce_fx.training.progress import Progress
+from nce_fx.training.run import Run
 
 PLAN = "plan.json"
 """The file that every method leaves its plan in."""
+NO_CHOICE = "no group of the network has widths to choose from: see `nce-fx analyze MODEL --groups`"
 
 
 class Log(Protocol):
@@ -54,6 +62,15 @@ class Asked:
     progress: Progress = False
     checkpoint_seconds: float = 60.0
 
+    def cost(self, channels: ChannelGraph) -> CostReport:
+        """Return what the network costs at its own widths and these bits, of which the budget's ratios are."""
+        uniform = None if self.spec is None else quantize(self.gm, self.spec)
+        return analyze_cost(self.gm, channels, quantized=uniform, hardware=self.hardware, quantities=self.quantities)
+
+    def built(self, plan: WidthPlan) -> GraphModule:
+        """Return the network of a plan, quantized."""
+        return Pipeline((ResizeChannels(plan), *quantizing(self.spec)))(self.gm).graph_module
+
 
 @dataclass(frozen=True)
 class SearchResult(Generic[L_co]):
@@ -65,3 +82,15 @@ class SearchResult(Generic[L_co]):
     """Of training, over all of its interruptions."""
     network: GraphModule
     """The network that was searched, as it was in the end."""
+
+
+L = TypeVar("L", bound=Log)
+
+
+def finish(asked: Asked, plan: WidthPlan, log: L, run: Run, comparing_seconds: float = 0.0) -> SearchResult[L]:
+    """Return what a search found, written to its folder where it has one: the log's files and ``plan.json``."""
+    if asked.directory is not None and run.engine.is_main:
+        log.write(asked.directory, plan.original)
+        write_whole(asked.directory / PLAN, plan.to_json().encode())
+    seconds = sum(record.seconds for record in run.position.history) + comparing_seconds
+    return SearchResult(plan, log, seconds, run.model)

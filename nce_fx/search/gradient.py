@@ -7,16 +7,12 @@ from functools import partial
 from nce_fx.data.data_split import split_data
 from nce_fx.data.loaders import CALIBRATION_BATCHES, CALIBRATION_SIZE
 from nce_fx.errors import InputError
-from nce_fx.files import write_whole
 from nce_fx.passes.analysis.channels import analyze_channels
-from nce_fx.passes.analysis.cost import analyze_cost
 from nce_fx.passes.planning.exact_budget import plan_and_build
-from nce_fx.passes.transform.quantize import quantize
-from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.passes.transform.widths import InsertWidthChoices, channel_order
 from nce_fx.passes.transform.widths.choice_sites import find_choice_sites
 from nce_fx.pipeline import Given, Pipeline
-from nce_fx.search.asked import PLAN, Asked, SearchResult
+from nce_fx.search.asked import NO_CHOICE, Asked, SearchResult, finish
 from nce_fx.search.candidates import first_candidates
 from nce_fx.search.carrying import quantizing
 from nce_fx.search.outcome import plan_from
@@ -31,16 +27,15 @@ from nce_fx.training.run import prepare
 
 def search_by_gradient(asked: Asked, recipe: SearchRecipe) -> SearchResult[SearchLog]:
     """Learn the width of every channel group by gradient, see `nce_fx.search.search`."""
-    gm, budget, spec, folder = asked.gm, asked.budget, asked.spec, asked.directory
+    gm, budget, spec = asked.gm, asked.budget, asked.spec
     channels = analyze_channels(gm)
-    uniform = None if spec is None else quantize(gm, spec)
-    cost = analyze_cost(gm, channels, quantized=uniform, hardware=asked.hardware, quantities=asked.quantities)
+    cost = asked.cost(channels)
     start, order = first_candidates(channels, recipe), channel_order(gm)
     for group, reason in find_choice_sites(gm, start.candidates, order).refused.items():
         del start.candidates[group]
         start.left[group] = reason
     if not start.candidates:
-        raise InputError("no group of the network has widths to choose from: see `nce-fx analyze MODEL --groups`")
+        raise InputError(NO_CHOICE)
     least = min(widths[0] / channels[group].width for group, widths in start.candidates.items())
     within = partial(
         plan_from,
@@ -58,9 +53,9 @@ def search_by_gradient(asked: Asked, recipe: SearchRecipe) -> SearchResult[Searc
     prepared = Pipeline((*quantizing(quantized), choices))
     network = prepared(gm, Given(asked.data.batches(CALIBRATION_BATCHES, CALIBRATION_SIZE))).graph_module
     callback = WidthSearch(for_widths, cost, start.candidates, order, recipe, budget, quantized)
-    engine = start_engine()
+    task = Task.of(asked.loss)
     run = prepare(
-        network, for_weights, recipe.training(), None, engine, folder, None, callback, task=Task.of(asked.loss)
+        network, for_weights, recipe.training(), None, start_engine(), asked.directory, None, callback, task=task
     )
     run = fit(run, asked.progress, asked.checkpoint_seconds)
 
@@ -73,12 +68,8 @@ def search_by_gradient(asked: Asked, recipe: SearchRecipe) -> SearchResult[Searc
     }
     plan, _ = plan_and_build(
         lambda reserve: within(log.epochs[-1].widths, source=source, reserve=reserve),
-        lambda plan: Pipeline((ResizeChannels(plan), *quantizing(spec)))(gm).graph_module,
+        asked.built,
         budget,
         cost,
     )
-    if folder is not None and engine.is_main:
-        log.write(folder, channels.widths)
-        write_whole(folder / PLAN, plan.to_json().encode())
-    seconds = sum(record.seconds for record in run.position.history)
-    return SearchResult(plan, log, seconds, run.model)
+    return finish(asked, plan, log, run)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
-from torch.fx import GraphModule
 
 from nce_fx.data.data_split import held_out, split_data
 from nce_fx.data.loaders import CALIBRATION_BATCHES, CALIBRATION_SIZE
@@ -17,14 +16,11 @@ from nce_fx.errors import BudgetError, InputError
 from nce_fx.files import write_whole
 from nce_fx.frozen import freeze
 from nce_fx.passes.analysis.channels import analyze_channels
-from nce_fx.passes.analysis.cost import analyze_cost
 from nce_fx.passes.planning.choices import Rules
 from nce_fx.passes.planning.exact_budget import Reserve, plan_and_build
-from nce_fx.passes.transform.quantize import quantize
-from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.pipeline import Given, Pipeline
 from nce_fx.plan import WidthPlan
-from nce_fx.search.asked import PLAN, Asked, SearchResult
+from nce_fx.search.asked import NO_CHOICE, PLAN, Asked, SearchResult, finish
 from nce_fx.search.carrying import quantizing
 from nce_fx.search.comparing import Measuring, better_by, evolve
 from nce_fx.search.settings import Settings
@@ -108,10 +104,9 @@ class SlimmableLog:
 
 def search_slimmable(asked: Asked, recipe: SlimmableRecipe) -> SearchResult[SlimmableLog]:
     """Train one network of choosable widths and compare settings of it, see `nce_fx.search.search`."""
-    gm, spec, budget, folder = asked.gm, asked.spec, asked.budget, asked.directory
+    gm, spec, budget = asked.gm, asked.spec, asked.budget
     channels = analyze_channels(gm)
-    uniform = None if spec is None else quantize(gm, spec)
-    cost = analyze_cost(gm, channels, quantized=uniform, hardware=asked.hardware, quantities=asked.quantities)
+    cost = asked.cost(channels)
     left = {group.id: group.pinned for group in channels if group.pinned is not None}
     settings = Settings.of(cost, budget, Rules(recipe.min_ratio, recipe.max_ratio))
     widest = Widest.of(gm, settings.candidates, spec, recipe.seed)
@@ -119,26 +114,28 @@ def search_slimmable(asked: Asked, recipe: SlimmableRecipe) -> SearchResult[Slim
         frozen, left = tuple(map(glob.escape, widest.left)), left | dict(widest.left)
         settings = Settings.of(cost, budget, Rules(recipe.min_ratio, recipe.max_ratio, freeze=frozen))
     if not settings.choices.groups:
-        raise InputError("no group of the network has widths to choose from: see `nce-fx analyze MODEL --groups`")
+        raise InputError(NO_CHOICE)
 
     # Data that comes as batches of the user's own is halved.
     kept, _ = held_out(asked.data, recipe.held_out, recipe.seed) or split_data(asked.data, recipe.seed)
     network = Pipeline(quantizing(spec))(widest.graph, Given(kept.batches(CALIBRATION_BATCHES, CALIBRATION_SIZE)))
     callback, engine = Slimming(widest, settings, recipe, budget.as_mapping()), start_engine()
     task = Task.of(sandwich_loss(Task.of(asked.loss).loss, recipe))
-    run = prepare(network.graph_module, kept, recipe.training(), None, engine, folder, None, callback, task=task)
+    run = prepare(
+        network.graph_module, kept, recipe.training(), None, engine, asked.directory, None, callback, task=task
+    )
     run = fit(run, asked.progress, asked.checkpoint_seconds)
 
     checkpoints = CheckpointWriter(run, asked.checkpoint_seconds)
     with reporting(asked.progress if engine.is_main else False) as report:
-        found = evolve(settings, recipe, Measuring(run, callback, kept, checkpoints, report))
+        measured = evolve(settings, recipe, Measuring(run, callback, kept, checkpoints, report))
     checkpoints.save()
-    own = found.get(settings.original)
-    ranked = sorted(found, key=lambda setting: (found[setting][0], setting))
+    own = measured.get(settings.original)
+    ranked = sorted(measured, key=lambda setting: (measured[setting][0], setting))
     log = SlimmableLog(
         tuple(
             Compared(settings.widths(setting), losses[0], None if own is None else better_by(losses, own))
-            for setting, losses in zip(ranked, map(found.__getitem__, ranked), strict=True)
+            for setting, losses in zip(ranked, map(measured.__getitem__, ranked), strict=True)
         ),
         left,
         None if own is None else own[0],
@@ -156,12 +153,5 @@ def search_slimmable(asked: Asked, recipe: SlimmableRecipe) -> SearchResult[Slim
                 return WidthPlan(widths, channels.widths, cost.model.fingerprint, source={**source, **told})
         raise BudgetError("no setting that was compared keeps every budget by the count of its network: compare more")
 
-    def build(plan: WidthPlan) -> GraphModule:
-        return Pipeline((ResizeChannels(plan), *quantizing(spec)))(gm).graph_module
-
-    plan, _ = plan_and_build(plan_within, build, budget, cost)
-    if folder is not None and engine.is_main:
-        log.write(folder, channels.widths)
-        write_whole(folder / PLAN, plan.to_json().encode())
-    seconds = sum(record.seconds for record in run.position.history) + callback.seconds
-    return SearchResult(plan, log, seconds, run.model)
+    plan, _ = plan_and_build(plan_within, asked.built, budget, cost)
+    return finish(asked, plan, log, run, callback.seconds)

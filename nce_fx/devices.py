@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,25 @@ from torch.utils._pytree import tree_leaves
 def device_of(module: nn.Module) -> torch.device:
     """Return the device of a module's first parameter or, without any, buffer; the CPU without either."""
     return next((tensor.device for tensor in chain(module.parameters(), module.buffers())), torch.device("cpu"))
+
+
+FREE_MEMORY = "NCE_FX_FREE_MEMORY"
+"""The environment variable that says, in bytes, what is free on a CPU where the system says it wrongly."""
+
+
+def free_memory(device: torch.device) -> float:
+    """Return the bytes that a device has left, a CPU's with what it can swap; infinity where nothing says it."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu":
+        return float("inf")
+    if (said := os.environ.get(FREE_MEMORY, "")).isdigit():
+        return int(said)
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return 1024 * sum(int(lines[name].split()[0]) for name in ("MemAvailable", "SwapFree"))
+    except (OSError, ValueError, KeyError):
+        return float("inf")
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

@@ -11,7 +11,8 @@ from torch import nn
 from torch.fx import GraphModule
 
 import nce_fx
-from nce_fx.errors import PlanError
+from nce_fx.devices import FREE_MEMORY, free_memory
+from nce_fx.errors import ChannelError, PlanError
 from nce_fx.models import MODELS
 from nce_fx.passes.analysis.channels import analyze_channels
 from nce_fx.passes.analysis.channels.plan_check import check_plan
@@ -104,3 +105,22 @@ def test_fingerprints_are_the_same_in_another_process():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == model_fingerprint(traced())
+
+
+@pytest.mark.parametrize("digits", [11, 20, 400])
+def test_widths_that_no_memory_holds_are_refused_before_any_is_taken(digits):
+    with pytest.raises(ChannelError, match=r"of memory, .* are free on cpu: group layer1\.0\.conv1, 4 ") as error:
+        nce_fx.resize(traced(), {"conv1": 5, "layer1.0.conv1": 10**digits})
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 300
+
+
+def test_what_memory_is_free_can_be_said(monkeypatch):
+    gm, widths = traced(), {"layer1.0.conv1": 17}
+    weights = 4 * (2 * 17 * 4 * 9 + 4 * 17)  # of two convolutions, and of the norm between them
+    monkeypatch.setenv(FREE_MEMORY, str(weights))
+    with pytest.raises(ChannelError, match=r"need \d\.\d kB of memory, 5\.1 kB are free on cpu: group layer1"):
+        nce_fx.resize(gm, widths)
+    monkeypatch.setenv(FREE_MEMORY, str(weights + 8 * 1000))  # and what says where channels come from
+    assert nce_fx.resize(gm, widths).get_parameter("layer1.0.conv1.weight").shape[0] == 17
+    assert free_memory(torch.device("meta")) == float("inf")

@@ -37,6 +37,7 @@ from nce_fx.passes.analysis.channels.plan_check import check_plan
 from nce_fx.passes.analysis.channels.projection import Mismatch
 from nce_fx.passes.analysis.channels.resizing import Broken, Resizing
 from nce_fx.passes.analysis.channels.structure import Structure, settle, spread_copies
+from nce_fx.passes.transform.memory import check_memory
 from nce_fx.passes.transform.resized_weights import Weights
 from nce_fx.paths import module_at, tensor_at
 from nce_fx.pipeline import Given, Pass
@@ -134,6 +135,7 @@ def _copies(
     structure: Structure, channels: ChannelGraph, widths: Mapping[str, int], keep: Kept | None
 ) -> dict[int, Ids]:
     """Return how often each channel of a part appears, for every part that changes, by its index."""
+    check_memory(structure.gm, channels, widths)
     part_widths = channels.part_widths(widths)
     copies: dict[int, Ids] = {}
     narrower = any(width < part.width for width, part in zip(part_widths, channels.parts, strict=True))

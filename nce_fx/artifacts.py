@@ -29,6 +29,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from nce_fx.copying import copy_model
 from nce_fx.errors import ArtifactError, PlanError
 from nce_fx.folders import replaced
 from nce_fx.passes.analysis.channels.plan_check import check_plan
@@ -46,7 +47,6 @@ from nce_fx.report.records import Comparison, Manifest, ModelReference, Retraini
 from nce_fx.report.view import view_of
 from nce_fx.signature import call_of, signature_of
 from nce_fx.tensor_file import from_bytes, to_bytes
-from nce_fx.traced import copy_model
 from nce_fx.tracing import trace
 from nce_fx.version import __version__
 

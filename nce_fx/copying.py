@@ -1,31 +1,52 @@
-"""Copy a graph with some of its tensors replaced: those are taken as they are, and nothing is compiled again."""
+"""Copy models and graphs; some of the tensors may be replaced by others, and nothing is compiled again."""
 
 from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 
-from nce_fx.traced import TracedModule
+from nce_fx.paths import modules_of
 
 _ATOMS = frozenset({int, float, bool, str, type(None), torch.Size, torch.dtype, torch.device})
-_CODE = frozenset({"_code", "_lineno_map", "_prologue_start"})
+_CODE = frozenset({"_code", "_lineno_map", "_prologue_start", "_in_spec", "_out_spec"})
 """What a graph module keeps beside its compiled ``forward``, which its class holds: fx makes a class for each."""
 _CONTAINERS = frozenset({dict, OrderedDict, set, list, tuple})
+Model = TypeVar("Model", bound=nn.Module)
 
 
-def copy_graph(gm: GraphModule, replaced: dict[int, Any]) -> GraphModule:
+def copy_model(model: Model) -> Model:
+    """Return a deep copy of any model, also of one whose weights hooks compute."""
+    return copy.deepcopy(model, dict(computed_by_hooks(model)))
+
+
+def computed_by_hooks(model: nn.Module) -> dict[int, Tensor]:
+    """Return copies of what hooks, such as the older weight_norm's, have computed and compute again, by ``id``.
+
+    PyTorch's own ``deepcopy`` refuses a model with such tensors.
+    """
+    return {
+        id(value): value.detach().clone()
+        for _, module in modules_of(model)
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and value.grad_fn is not None
+    }
+
+
+def copy_graph(gm: GraphModule, memo: dict[int, Any]) -> GraphModule:
     """Return a copy of a graph module, with the code of the original: whoever edits its graph has to recompile it.
 
-    ``replaced`` holds what takes the place of tensors, by the ``id`` of the old ones.
+    ``memo`` is that of ``copy.deepcopy``: it holds what takes the place of tensors, by the ``id`` of the old ones.
     """
-    memo = dict(replaced)
-    kind = TracedModule if isinstance(gm, TracedModule) else GraphModule
-    result = kind(nn.Module(), Graph(tracer_cls=gm.graph._tracer_cls))
+    result = GraphModule.__new__(type(gm))
+    memo[id(gm)] = result
+    GraphModule.__init__(result, nn.Module(), Graph(tracer_cls=gm.graph._tracer_cls))
+    for key, value in computed_by_hooks(gm).items():
+        memo.setdefault(key, value)
     for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
         result.__dict__[name] = _attribute(name, gm.__dict__[name], memo)
     result.training = gm.training
@@ -81,14 +102,12 @@ def _attribute(name: str, value: Any, memo: dict[int, Any]) -> Any:
         return {key: child and _module(child, memo) for key, child in value.items()}
     if name in ("_parameters", "_buffers"):
         return {key: _tensor(tensor, memo) for key, tensor in value.items()}
-    if isinstance(value, torch.Tensor) and value.grad_fn is not None:
-        return value.detach().clone()  # what a hook has computed, and computes again
     if kind is tuple and all(type(item) in _ATOMS for item in value):
         return value
     return copy.deepcopy(value, memo)
 
 
 def _tensor(tensor: Any, memo: dict[int, Any]) -> Any:
-    if type(tensor) is torch.Tensor and not tensor.requires_grad and id(tensor) not in memo:
+    if type(tensor) is Tensor and not tensor.requires_grad and id(tensor) not in memo:
         memo[id(tensor)] = tensor.clone()
     return memo[id(tensor)] if id(tensor) in memo else copy.deepcopy(tensor, memo)

@@ -5,19 +5,17 @@ What it needs to know travels in its ``meta``, which every pass carries along.
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Iterable
 from types import FunctionType, MethodType
-from typing import Any, TypeVar
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import Graph, GraphModule
 
 from nce_fx.batches import FIXED_SIZE, check_size
+from nce_fx.copying import copy_graph
 from nce_fx.paths import modules_of
-
-Model = TypeVar("Model", bound=nn.Module)
 
 FROZEN = "frozen"
 """In ``meta``: paths of modules that stay in evaluation mode when the model is trained."""
@@ -66,16 +64,9 @@ class TracedModule(GraphModule):
     def graph(self, graph: Graph) -> None:
         GraphModule.graph.fset(self, graph)  # type: ignore[attr-defined]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> TracedModule:
-        """Return a copy whose ``state_dict`` leaves out what this one's does; fx's own copy would keep every buffer."""
-        memo.update(computed_by_hooks(self))
-        result: TracedModule = super().__deepcopy__(memo)  # type: ignore[assignment]
-        copies = dict(modules_of(result))
-        for path, module in modules_of(self):
-            if path in copies:
-                left_out = module._non_persistent_buffers_set & copies[path]._buffers.keys()
-                copies[path]._non_persistent_buffers_set = left_out
-        return result
+    def __deepcopy__(self, memo: dict[int, Any]) -> GraphModule:
+        """Return a copy with the same code; fx's own would generate and compile it anew, and keep every buffer."""
+        return copy_graph(self, memo)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Return what ``torch.save`` keeps: the graph, and what the module holds."""
@@ -96,24 +87,6 @@ class TracedModule(GraphModule):
             if origin is None or name.startswith("__") or hasattr(nn.Module, name):
                 raise
             return _of_class(self, origin, name)
-
-
-def computed_by_hooks(model: nn.Module) -> dict[int, Tensor]:
-    """Return copies of what hooks, such as the older weight_norm's, have computed and compute again, by ``id``.
-
-    PyTorch's own ``deepcopy`` refuses a model with such tensors.
-    """
-    return {
-        id(value): value.detach().clone()
-        for _, module in modules_of(model)
-        for value in vars(module).values()
-        if isinstance(value, Tensor) and value.grad_fn is not None
-    }
-
-
-def copy_model(model: Model) -> Model:
-    """Return a deep copy of any model, also of one whose weights hooks compute."""
-    return copy.deepcopy(model, dict(computed_by_hooks(model)))
 
 
 def _no_names() -> tuple[str, ...]:

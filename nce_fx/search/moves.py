@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from nce_fx.copying import copy_model
 from nce_fx.devices import device_of
 from nce_fx.errors import BudgetError
 from nce_fx.passes.analysis.channels import analyze_channels
@@ -34,7 +35,6 @@ from nce_fx.search.adapt_log import Move, Tried
 from nce_fx.search.adapt_recipe import AdaptRecipe
 from nce_fx.search.carrying import carried_momentum, going_on_with, of_kind, quantizing, restore_quantizers
 from nce_fx.search.channel_worth import worth_of_groups
-from nce_fx.traced import copy_model
 from nce_fx.training.evaluation import measure
 from nce_fx.training.optimizer import momenta
 from nce_fx.training.recipe import seed_at

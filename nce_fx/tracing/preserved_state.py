@@ -146,4 +146,5 @@ def seed(number: int) -> None:
     """Start every source of random numbers anew."""
     random.seed(number)
     np.random.seed(number)
-    torch.manual_seed(number)
+    # torch.manual_seed formats a stack trace for every kind of device there may be: longer than a small run takes.
+    (torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed)(number)

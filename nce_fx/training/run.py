@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nce_fx.copying import copy_model
 from nce_fx.errors import ArtifactError, InputError, TrainingError
 from nce_fx.tasks import Task
 from nce_fx.tensor_file import digest
-from nce_fx.traced import copy_model
 from nce_fx.training.batches import Data
 from nce_fx.training.checkpoint import Checkpoint, last_good, latest_checkpoint, save_checkpoint
 from nce_fx.training.engine import Engine, agree_on, distributed

@@ -115,7 +115,8 @@ class Check(ChannelInterpreter):
 
     def _same_channels(self, old: Label, new: Label) -> bool:
         """Whether a label names no channel that an old one does not name."""
-        return bool(np.isin(self.ids(core(new)).numpy(), bare(core(old)).numpy()).all())
+        names, known = self.ids(core(new)).numpy(), bare(core(old)).numpy()
+        return np.array_equal(names, known) or bool(np.isin(names, known).all())
 
     def _astray(self, fact: Fact | None, before: Meeting | Answer | None) -> AstrayError:
         known = [fact] if fact else []

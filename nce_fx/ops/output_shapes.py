@@ -71,6 +71,20 @@ def convolution(axes: int) -> Shape:
     return shape
 
 
+def adaptive(axes: int) -> Shape:
+    """Return the rule of a module that averages over as many places along so many axes as it is told."""
+
+    def shape(module: Any, args: tuple[Any, ...]) -> Tensor | None:
+        x = args[0]
+        if module is None or len(args) != 1 or not x.is_meta or not x.is_contiguous() or x.dim() - axes not in (1, 2):
+            return None
+        sizes = zip(x.shape[-axes:], each(module.output_size, axes), strict=True)
+        made: Tensor = x.new_empty((*x.shape[:-axes], *(old if new is None else new for old, new in sizes)))
+        return made
+
+    return shape
+
+
 def _plain(module: Any, args: tuple[Any, ...]) -> bool:
     """Whether a module is given one tensor without values, of its weight's type and laid out in order."""
     x = args[0]
@@ -94,5 +108,5 @@ def convolved(
 
 def each(value: Any, axes: int) -> Sequence[int]:
     """Return an option as one number for each axis."""
-    values = [value] if isinstance(value, int) else list(value)
+    values = list(value) if isinstance(value, list | tuple) else [value]
     return values * axes if len(values) == 1 else values

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn, rand, randn
 
+from nce_fx.ops import output_shapes
 from nce_fx.ops.op import Absent, Op, Sign, same_order
 from nce_fx.ops.rules import mixing, movement
 
@@ -39,16 +40,17 @@ ROWS = (
     _pool("avg_pool1d", 1, [2], modules=(nn.AvgPool1d,)),
     _pool("avg_pool2d", 2, [2, 2], modules=(nn.AvgPool2d,)),
     _pool("avg_pool3d", 3, [2, 2, 2], modules=(nn.AvgPool3d,)),
-    _pool("adaptive_avg_pool1d", 1, [2], modules=(nn.AdaptiveAvgPool1d,)),
-    _pool(
-        "adaptive_avg_pool2d", 2, [2, 2], modules=(nn.AdaptiveAvgPool2d,), spellings=same_order("_adaptive_avg_pool2d")
-    ),
-    _pool(
-        "adaptive_avg_pool3d",
-        3,
-        [2, 2, 2],
-        modules=(nn.AdaptiveAvgPool3d,),
-        spellings=same_order("_adaptive_avg_pool3d"),
+    *(
+        _pool(
+            f"adaptive_avg_pool{axes}d",
+            axes,
+            [2] * axes,
+            modules=(module,),
+            spellings=same_order(f"_adaptive_avg_pool{axes}d") if axes > 1 else {},
+            # Without values PyTorch takes the mean in Python, for which it imports its compiler: over a second.
+            shape=output_shapes.adaptive(axes),
+        )
+        for axes, module in ((1, nn.AdaptiveAvgPool1d), (2, nn.AdaptiveAvgPool2d), (3, nn.AdaptiveAvgPool3d))
     ),
     _pool("adaptive_max_pool1d", 1, [2], modules=(nn.AdaptiveMaxPool1d,)),
     _pool("adaptive_max_pool2d", 2, [2, 2], modules=(nn.AdaptiveMaxPool2d,)),

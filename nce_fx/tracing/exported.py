@@ -19,7 +19,6 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.fx.graph import CodeGen
 from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
 
@@ -133,7 +132,8 @@ def _is_free(program: Any) -> bool:
     given = set(program.graph_signature.user_inputs)
     values = (node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in given)
     first = next((value for value in values if isinstance(value, torch.Tensor) and value.dim()), None)
-    return first is None or not is_concrete_int(first.shape[0])
+    size = None if first is None else first.shape[0]
+    return size is None or not (isinstance(size, int) or size.node.maybe_as_int() is not None)
 
 
 @contextmanager

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.interpolate import LinearNDInterpolator, RegularGridInterpolator
 
 from nce_fx.errors import InputError
 from nce_fx.frozen import freeze
@@ -122,7 +121,7 @@ class Surface:
             return None
         grid = np.empty([len(tick) for tick in ticks])
         grid[tuple(np.searchsorted(tick, column) for tick, column in zip(ticks, axes.T, strict=True))] = costs
-        return RegularGridInterpolator(ticks, grid)
+        return _interpolate().RegularGridInterpolator(ticks, grid)
 
     def __call__(self, sizes: Floats, depthwise: bool) -> Floats:
         """Return the costs at log sizes (batch x 4)."""
@@ -144,5 +143,12 @@ class Surface:
         nearest: Floats = costs[closest] + (sizes - axes[closest]).sum(axis=1)
         if axes.shape[1] < 2 or np.linalg.matrix_rank(axes - axes[0]) < axes.shape[1]:
             return nearest
-        scattered: Floats = LinearNDInterpolator(axes, costs)(sizes)
+        scattered: Floats = _interpolate().LinearNDInterpolator(axes, costs)(sizes)
         return np.where(np.isnan(scattered), nearest, scattered)
+
+
+def _interpolate() -> Any:
+    """Import what only a table needs: it takes a third of a second."""
+    import scipy.interpolate
+
+    return scipy.interpolate

@@ -427,22 +427,6 @@ def test_two_processes_retrain_one_folder(here):
     assert comparison.epochs == 2
 
 
-@one_process_a_gpu
-@pytest.mark.long
-def test_two_processes_analyze_as_one_does(here):
-    again = ["analyze", "resnet8", "--data", "digits", "--json"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "nce_fx"]
-    done = subprocess.run([*torchrun, *again], capture_output=True, env=quiet_environment() | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
-    one, two = json.loads(call(*again).stdout), json.loads(done.stdout)
-    for kind in ("by_node", "by_group"):
-        expected, found = one["sensitivity"].pop(kind), two["sensitivity"].pop(kind)
-        assert found.keys() == expected.keys()
-        for name, score in expected.items():
-            assert found[name] == pytest.approx(score, rel=1e-6), name
-    assert two == one
-
-
 @pytest.mark.long
 def test_ctrl_c_stops_in_words_and_retrain_goes_on(here):
     """Stopped with Ctrl-C while it retrains; then resumed to the weights of a run that was never stopped."""

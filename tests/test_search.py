@@ -1,6 +1,5 @@
 """The search: width choices in the graph, expected costs, expansions, the plan, and runs that are stopped."""
 
-import csv
 import itertools
 import subprocess
 import sys
@@ -40,7 +39,6 @@ from nce_fx.training.checkpoint import latest_checkpoint
 from nce_fx.training.run import Run
 from tests.laws import comes_back
 from tests.search_runs import Residual, free, quarters, run, traced
-from tests.training_runs import one_process_a_gpu
 
 SPECS = pytest.mark.parametrize("spec", [None, nce_fx.QuantSpec(), nce_fx.QuantSpec("lsq", "lsq", shortcuts="float")])
 
@@ -270,18 +268,3 @@ def test_a_search_that_was_killed_ends_with_the_same_plan(whole, tmp_path):
     run(tmp_path, nce_fx.QuantSpec())
     assert files(tmp_path) == files(whole)
     assert weights(tmp_path) == weights(whole)
-
-
-@one_process_a_gpu
-@pytest.mark.long
-def test_two_processes_search_as_one_does(whole, tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, "-m", "tests.search_runs", tmp_path]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    mine, one = (list(csv.DictReader((d / "widths.csv").open())) for d in (tmp_path, whole))
-    assert [(row["epoch"], row["group"]) for row in mine] == [(row["epoch"], row["group"]) for row in one]
-    for a, b in zip(mine, one, strict=True):
-        assert float(a["mean"]) == pytest.approx(float(b["mean"]), abs=0.05)
-    expanded = [row for row in csv.DictReader((tmp_path / "expansions.csv").open()) if row["what"] == "expanded"]
-    assert expanded == [row for row in csv.DictReader((whole / "expansions.csv").open()) if row["what"] == "expanded"]

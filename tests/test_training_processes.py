@@ -1,4 +1,4 @@
-"""Two processes under torchrun train as one process with twice the batch does."""
+"""Two processes under torchrun train, search and analyze as one process with twice the batch does."""
 
 import csv
 import json
@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+import nce_fx
 from nce_fx.errors import TrainingError
 from nce_fx.training.engine import start_engine
-from tests import two_processes
+from tests import search_runs, two_processes
 
 ROOT = Path(__file__).parent.parent
 
@@ -103,3 +104,28 @@ def test_what_cannot_be_shared_is_said(two):
             == "process 1 and process 0 differ (starting weights): give every process the same, by the same seed"
         )
         assert batch.startswith("a batch of 1 is too small for 2 processes")
+
+
+@pytest.mark.long
+def test_two_processes_search_as_one_does(two, tmp_path):
+    search_runs.run(tmp_path, nce_fx.QuantSpec())
+    mine, one = (list(csv.DictReader((d / "widths.csv").open())) for d in (two[1] / "search", tmp_path))
+    assert [(row["epoch"], row["group"]) for row in mine] == [(row["epoch"], row["group"]) for row in one]
+    for a, b in zip(mine, one, strict=True):
+        assert float(a["mean"]) == pytest.approx(float(b["mean"]), abs=0.05)
+    expanded, wanted = (
+        [row for row in csv.DictReader((d / "expansions.csv").open()) if row["what"] == "expanded"]
+        for d in (two[1] / "search", tmp_path)
+    )
+    assert expanded == wanted
+
+
+def test_two_processes_analyze_as_one_does(two):
+    one, (first, second) = two_processes.analyzed(), (process["analyzed"] for process in two[0])
+    assert second == {}
+    for kind in ("by_node", "by_group"):
+        expected, found = one["sensitivity"].pop(kind), first["sensitivity"].pop(kind)
+        assert found.keys() == expected.keys()
+        for name, score in expected.items():
+            assert found[name] == pytest.approx(score, rel=1e-6), name
+    assert first == one

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
+from typer.testing import CliRunner
 
 import nce_fx
+from nce_fx.cli import app
 from nce_fx.errors import TrainingError
 from nce_fx.passes.analysis.sensitivity import METRICS
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
@@ -20,6 +22,7 @@ from nce_fx.tensor_file import digest
 from nce_fx.training import Recipe, evaluate, train
 from nce_fx.training.checkpoint import latest_checkpoint
 from nce_fx.training.engine import start_engine
+from tests import search_runs
 from tests.training_runs import Blobs, FunctionalNorm, net
 
 RECIPE = Recipe(epochs=3, batch_size=32, clip_gradient=5.0)
@@ -115,13 +118,24 @@ def refusals() -> list[str]:
     return said
 
 
+ANALYZE = ("analyze", "resnet8", "--data", "digits", "--json")
+
+
+def analyzed() -> dict[str, Any]:
+    """What the command line says of a network; of several processes the first one speaks."""
+    done = CliRunner().invoke(app, ANALYZE)
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout or "{}")  # type: ignore[no-any-return]
+
+
 def main() -> None:
     """Run everything; each process writes what it found."""
     torch.set_num_threads(1)
     directory = Path(sys.argv[1])
     engine = start_engine()
     found = runs(directory) | {"resumed": resumed(directory), "processes": engine.processes}
-    found["sensitivities"] = sensitivities()
+    found |= {"sensitivities": sensitivities(), "analyzed": analyzed()}
+    search_runs.run(directory / "search", nce_fx.QuantSpec())
     (directory / f"process-{engine.rank}.json").write_text(json.dumps(found | {"refusals": refusals()}))
 
 

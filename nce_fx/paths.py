@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -39,10 +39,19 @@ def tensor_at(root: nn.Module, path: str) -> Tensor:
     return value
 
 
+def used_by(gm: GraphModule) -> Callable[[str], bool]:
+    """Return whether a node of a graph uses what is at a path: by itself, or with the module that it is in."""
+    used = {str(node.target) for node in gm.graph.nodes if node.op in ("get_attr", "call_module")}
+
+    def uses(name: str) -> bool:
+        while name and name not in used:
+            name = name.rpartition(".")[0]
+        return bool(name)
+
+    return uses
+
+
 def unused_state(gm: GraphModule) -> Iterator[str]:
     """Yield the names in the state of a graph that no node of it uses."""
-    used = {str(node.target) for node in gm.graph.nodes if node.op in ("get_attr", "call_module")}
-    for name in gm.state_dict(keep_vars=True):
-        parts = name.split(".")
-        if not any(".".join(parts[:count]) in used for count in range(1, len(parts) + 1)):
-            yield name
+    uses = used_by(gm)
+    return (name for name in gm.state_dict(keep_vars=True) if not uses(name))

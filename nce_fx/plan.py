@@ -20,7 +20,7 @@ from torch.fx.node import map_arg
 
 from nce_fx.errors import PlanError
 from nce_fx.frozen import freeze
-from nce_fx.paths import module_at, parameters_of, unused_state
+from nce_fx.paths import module_at, parameters_of, used_by
 from nce_fx.plain_text import read_json
 
 PLAN_VERSION = 1
@@ -135,9 +135,9 @@ def _description(gm: GraphModule, as_modules_print: bool) -> list[str]:
             arguments = re.sub(r" at 0x[0-9a-f]+", "", arguments)
         lines.append(f"{node.op} {_target(gm, node, as_modules_print)} {arguments} {shape}")
     parameters: dict[int, str] = {}
-    unused = set(unused_state(gm))
+    uses = used_by(gm)
     for name, value in parameters_of(gm):
-        if name not in unused:
+        if uses(name):
             parameters.setdefault(id(value), f"{name} {tuple(value.shape)}")
     return [*lines, *parameters.values()]
 

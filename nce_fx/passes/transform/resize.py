@@ -65,13 +65,15 @@ class ResizeChannels(Pass):
         """Write down which channels stay: the weights choose them, and indices in the graph may follow from them."""
         if self.keep is not None:
             return self
-        analysis, changed = analysis_of(gm), self._changed(gm)
+        analysis = analysis_of(gm)
+        changed = self._changed(gm, analysis.channels)
         copies = _copies(analysis.structure, analysis.channels, changed, None)
         return replace(self, keep=_kept(analysis.channels, copies))
 
     def apply(self, gm: GraphModule, given: Given) -> GraphModule:
         """Return the resized graph; the given one where no width changes."""
-        analysis, changed = analysis_of(gm), self._changed(gm)
+        analysis = analysis_of(gm)
+        changed = self._changed(gm, analysis.channels)
         if not changed:
             return gm
         result = _resized(analysis.structure, analysis.channels, changed, self.keep, self.seed)
@@ -80,9 +82,8 @@ class ResizeChannels(Pass):
         result.meta["plan"] = _plan_of(self.plan, analysis.channels, gm)
         return result
 
-    def _changed(self, gm: GraphModule) -> dict[str, int]:
+    def _changed(self, gm: GraphModule, channels: ChannelGraph) -> dict[str, int]:
         """Return the widths that are not the graph's own."""
-        channels = analysis_of(gm).channels
         if isinstance(self.plan, WidthPlan):
             check_plan(self.plan, gm)
         widths = self.plan.widths if isinstance(self.plan, WidthPlan) else self.plan

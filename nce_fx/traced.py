@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 from torch.fx import Graph, GraphModule
+from torch.fx.graph import PythonCode
 
 from nce_fx.batches import FIXED_SIZE, check_size
 from nce_fx.copying import copy_graph
@@ -37,6 +38,12 @@ class TracedModule(GraphModule):
         if FIXED_SIZE in self.meta:
             check_size((*args, *kwargs.values()), self)
         return super().__call__(*args, **kwargs)
+
+    def recompile(self) -> PythonCode:
+        """Generate the code anew; a call of it is a plain one: fx's own prints a second report of what it raises."""
+        code = super().recompile()
+        type(self).__call__ = TracedModule.__call__  # type: ignore[method-assign]
+        return code
 
     def train(self, mode: bool = True) -> TracedModule:
         """Set the mode of all but what the user's model keeps frozen."""

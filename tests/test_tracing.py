@@ -429,3 +429,22 @@ def test_a_constant_whose_rows_share_memory_can_be_loaded() -> None:
     with torch.no_grad():
         for buffer in gm.buffers():
             buffer.copy_(buffer.clone())
+
+
+class Added(nn.Module):
+    """Adds a constant of its own, which only some batches fit."""
+
+    def __init__(self):
+        super().__init__()
+        self.offset = nn.Buffer(torch.ones(3, 4))
+
+    def forward(self, x):
+        return x + self.offset
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_graph_that_fails_raises_and_prints_nothing(capsys, copied):
+    gm = nce_fx.trace(Added(), (torch.zeros(3, 4),))
+    with pytest.raises(RuntimeError, match="must match"):
+        (copy.deepcopy(gm) if copied else gm)(torch.zeros(2, 4))
+    assert capsys.readouterr().err == ""

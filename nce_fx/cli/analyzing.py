@@ -49,12 +49,14 @@ def run(job: Analyze) -> None:
         found = analyzed(network, spec, job.sensitivity, steps, terminal)
     terminal.show(f"{job.model}: traced by {_traced(found.graph_module)}")
     terminal.show(tables.layer_table(found.cost, found.channels, found.sensitivity))
+    layers, quantizers = tables.split_quantizers(found.cost.nodes)
     terminal.finish(
         {
             "traced": _traced(found.graph_module),
             "metric": found.sensitivity.metric,
             "total": dict(found.cost.total.by_quantity),
-            "layers": {name: asdict(node) for name, node in found.cost.nodes.items()},
+            "layers": {name: asdict(node) for name, node in layers.items()},
+            "quantizers": {name: asdict(node) for name, node in quantizers.items()},
             "sensitivity": {
                 "by_node": {
                     name: {"weight": float(node.weight), "activation": float(node.activation)}

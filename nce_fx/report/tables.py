@@ -17,7 +17,7 @@ from nce_fx.tasks.metrics import shown_value
 
 if TYPE_CHECKING:
     from nce_fx.passes.analysis.channels import ChannelGraph
-    from nce_fx.passes.analysis.cost import CostReport
+    from nce_fx.passes.analysis.cost import CostReport, NodeCost
     from nce_fx.passes.analysis.sensitivity import SensitivityReport
     from nce_fx.sweep import SweepPoint
 
@@ -207,12 +207,19 @@ def group_table(groups: Iterable[GroupRecord], consumers: Mapping[str, tuple[str
     return table
 
 
+def split_quantizers(nodes: Mapping[str, NodeCost]) -> tuple[dict[str, NodeCost], dict[str, NodeCost]]:
+    """Return costs of the model's own layers, and of the quantizers that were put beside them."""
+    quantizers = {n: cost for n, cost in nodes.items() if n.endswith(("_weight_quant", "_activation_quant"))}
+    return {name: cost for name, cost in nodes.items() if name not in quantizers}, quantizers
+
+
 def layer_table(cost: CostReport, channels: ChannelGraph, sensitivity: SensitivityReport) -> Table:
     """Return every layer in the order they run, with its channel group, cost and sensitivity."""
     table = Table(title=f"Layers; sensitivity by {sensitivity.metric}", title_justify="left", caption_justify="left")
     for column in ("layer", "op", "group", "MACs", "parameters", "weights hurt", "activations hurt"):
         table.add_column(column, justify="left" if column in ("layer", "op", "group") else "right", overflow="fold")
-    for name, node in cost.nodes.items():
+    layers, quantizers = split_quantizers(cost.nodes)
+    for name, node in layers.items():
         group, hurt = channels.group_of(name), sensitivity.by_node.get(name)
         table.add_row(
             name,
@@ -223,6 +230,9 @@ def layer_table(cost: CostReport, channels: ChannelGraph, sensitivity: Sensitivi
             "" if hurt is None else f"{hurt.weight:.3g}",
             "" if hurt is None else f"{hurt.activation:.3g}",
         )
+    if quantizers:
+        own = sum(node.params for node in quantizers.values())
+        table.add_row(f"({len(quantizers)} quantizers)", "parameters", "", "0", thousands(own), "", "")
     table.add_section()
     table.add_row("total", "", "", thousands(cost.macs), thousands(cost.params), "", "")
     total = cost.total.by_quantity

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,16 @@ def test_a_rule_that_comes_later_counts() -> None:
 def test_an_analysis_is_made_once() -> None:
     gm = _traced()
     assert analysis_of(gm) is analysis_of(gm)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda gm: pickle.loads(pickle.dumps(gm))])
+def test_a_copy_of_an_analyzed_graph_goes_through_passes(copied: Callable[[Any], Any]) -> None:
+    """A copy begins without the analysis: to make one is nothing that a pass changes."""
+    gm = _traced()
+    wide = nce_fx.resize(gm, {"first": 10})
+    again = nce_fx.resize(copied(gm), {"first": 10})
+    x = torch.randn(2, 4, 6, 6)
+    assert torch.equal(wide(x), again(x))
 
 
 def test_a_graph_traced_again_has_the_costs_of_its_new_size() -> None:

@@ -22,7 +22,10 @@ class Search(options.QuantizerOptions, options.BudgetOptions, options.ModelOptio
     method: Annotated[
         str, typer.Option("--method", metavar="NAME", help="How widths are found, see `nce-fx list search_methods`.")
     ] = "gradient"
-    epochs: Annotated[int, typer.Option("--epochs", metavar="N", help="Epochs of the search.")] = 60
+    epochs: Annotated[
+        int | None,
+        typer.Option("--epochs", metavar="N", help="Epochs of the search; as many as the method's recipe by default."),
+    ] = None
     expand: Annotated[
         bool, typer.Option("--expand/--no-expand", help="Add wider candidates while it searches; without: TAS.")
     ] = True
@@ -37,6 +40,12 @@ class Search(options.QuantizerOptions, options.BudgetOptions, options.ModelOptio
             metavar="JSON",
             help="Fields of the method's recipe, see `nce-fx list search_methods`: '{\"max_ratio\": 1.5}'.",
         ),
+    ] = None
+    workers: Annotated[
+        int, typer.Option("--workers", metavar="N", help="Processes, for a method that trains many networks.")
+    ] = 1
+    scheduler: Annotated[
+        str | None, typer.Option("--scheduler", metavar="ADDRESS", help="Of a dask scheduler, instead of them.")
     ] = None
     out: options.Out = Path("nce-fx-search")
     as_json: options.Json = False

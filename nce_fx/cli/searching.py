@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from nce_fx import artifacts
 from nce_fx.cli.model_data import network_of
@@ -52,6 +53,8 @@ def run(job: Search) -> None:
                 loss=job.loss,
                 directory=job.out,
                 progress=progress,
+                workers=job.workers,
+                scheduler=job.scheduler,
             )
     except TrainingError as error:
         raise TrainingError(f"{error} (the same command, with --out {job.out})") from error
@@ -75,12 +78,16 @@ def recipe_of(job: Search, method: Method) -> AnyRecipe:
     Raises:
         InputError: the method has no such field, or not of this value.
     """
-    given = {"method": job.method, "epochs": job.epochs, "seed": job.seed}
+    given: dict[str, Any] = {"method": job.method, "seed": job.seed}
+    if job.epochs is not None:
+        given["epochs"] = job.epochs
     if method.recipe is SearchRecipe:
         given |= {"expand": job.expand, "quantized": not job.in_float}
     elif job.in_float or not job.expand:
         raise InputError(f"--float and --no-expand are of --method gradient, not of {job.method}")
     fields = recipe_fields(job.recipe, **given)
     usual = getattr(method.recipe, "warmup_epochs", 0)
-    # A short search, to try it, warms up for its first quarter.
-    return method.recipe.from_dict({"warmup_epochs": min(usual, job.epochs // 4)} | fields if usual else fields)
+    if usual and job.epochs is not None:
+        # A short search, to try it, warms up for its first quarter.
+        fields = {"warmup_epochs": min(usual, job.epochs // 4)} | fields
+    return method.recipe.from_dict(fields)

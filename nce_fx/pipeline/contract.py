@@ -16,7 +16,9 @@ from torch.nn.parameter import is_lazy
 from nce_fx.errors import PassError
 from nce_fx.paths import modules_of
 
-_OWN = frozenset({"_parameters", "_buffers", "_modules", "_graph", "_code", "training", "meta"})
+ANALYSIS = "_channel_analysis"
+"""Under which a graph keeps what was found of it: nothing that a pass changes, and a copy begins without."""
+_OWN = frozenset({"_parameters", "_buffers", "_modules", "_graph", "_code", "training", "meta", ANALYSIS})
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.Size)
 _LARGE, _BLOCK = 2**20, 2**12
 

@@ -12,6 +12,8 @@ from nce_fx.search.search_log import Expansion, SearchEpoch, SearchLog
 from nce_fx.search.search_recipe import SearchRecipe
 from nce_fx.search.slimmable import SlimmableLog
 from nce_fx.search.slimmable_recipe import SlimmableRecipe
+from nce_fx.search.surface_log import SurfaceLog
+from nce_fx.search.surface_recipe import SurfaceRecipe
 
 __all__ = [
     "METHODS",
@@ -24,5 +26,7 @@ __all__ = [
     "SearchResult",
     "SlimmableLog",
     "SlimmableRecipe",
+    "SurfaceLog",
+    "SurfaceRecipe",
     "search",
 ]

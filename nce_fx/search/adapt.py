@@ -17,7 +17,7 @@ from nce_fx.pipeline import Given, Pipeline
 from nce_fx.plan import WidthPlan
 from nce_fx.search.adapt_log import AdaptLog
 from nce_fx.search.adapt_recipe import AdaptRecipe
-from nce_fx.search.asked import NO_CHOICE, Asked, SearchResult, finish
+from nce_fx.search.asked import NO_CHOICE, Asked, SearchResult, finish, seconds_of
 from nce_fx.search.carrying import quantizing
 from nce_fx.search.moves import Moves
 from nce_fx.search.outcome import plan_from
@@ -64,7 +64,7 @@ def search_by_moves(asked: Asked, recipe: AdaptRecipe) -> SearchResult[AdaptLog]
         return replace(exact, source={**exact.source, **about})
 
     plan, _ = plan_and_build(planned, asked.built, budget, cost)
-    return finish(asked, plan, log, run)
+    return finish(asked, plan, log, seconds_of(run), run.model)
 
 
 def _widths_at(widths: dict[str, int], cost: CostReport, asked: Asked) -> WidthPlan | None:

@@ -23,6 +23,7 @@ from nce_fx.plan import WidthPlan
 from nce_fx.quantities import Quantity
 from nce_fx.search.carrying import quantizing
 from nce_fx.tasks import LossLike
+from nce_fx.training.engine import start_engine
 from nce_fx.training.progress import Progress
 from nce_fx.training.run import Run
 
@@ -61,6 +62,10 @@ class Asked:
     directory: Path | None = None
     progress: Progress = False
     checkpoint_seconds: float = 60.0
+    workers: int = 1
+    """Processes of this machine that train networks; for methods that train several."""
+    scheduler: str | None = None
+    """Address of a dask scheduler instead of them."""
 
     def cost(self, channels: ChannelGraph) -> CostReport:
         """Return what the network costs at its own widths and these bits, of which the budget's ratios are."""
@@ -87,10 +92,14 @@ class SearchResult(Generic[L_co]):
 L = TypeVar("L", bound=Log)
 
 
-def finish(asked: Asked, plan: WidthPlan, log: L, run: Run, comparing_seconds: float = 0.0) -> SearchResult[L]:
+def finish(asked: Asked, plan: WidthPlan, log: L, seconds: float, network: GraphModule) -> SearchResult[L]:
     """Return what a search found, written to its folder where it has one: the log's files and ``plan.json``."""
-    if asked.directory is not None and run.engine.is_main:
+    if asked.directory is not None and start_engine().is_main:
         log.write(asked.directory, plan.original)
         write_whole(asked.directory / PLAN, plan.to_json().encode())
-    seconds = sum(record.seconds for record in run.position.history) + comparing_seconds
-    return SearchResult(plan, log, seconds, run.model)
+    return SearchResult(plan, log, seconds, network)
+
+
+def seconds_of(run: Run) -> float:
+    """Return how long a run has trained, over all of its interruptions."""
+    return sum(record.seconds for record in run.position.history)

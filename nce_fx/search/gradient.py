@@ -12,7 +12,7 @@ from nce_fx.passes.planning.exact_budget import plan_and_build
 from nce_fx.passes.transform.widths import InsertWidthChoices, channel_order
 from nce_fx.passes.transform.widths.choice_sites import find_choice_sites
 from nce_fx.pipeline import Given, Pipeline
-from nce_fx.search.asked import NO_CHOICE, Asked, SearchResult, finish
+from nce_fx.search.asked import NO_CHOICE, Asked, SearchResult, finish, seconds_of
 from nce_fx.search.candidates import first_candidates
 from nce_fx.search.carrying import quantizing
 from nce_fx.search.outcome import plan_from
@@ -72,4 +72,4 @@ def search_by_gradient(asked: Asked, recipe: SearchRecipe) -> SearchResult[Searc
         budget,
         cost,
     )
-    return finish(asked, plan, log, run)
+    return finish(asked, plan, log, seconds_of(run), run.model)

@@ -25,10 +25,13 @@ from nce_fx.search.search_recipe import SearchRecipe
 from nce_fx.search.slimmable import FILES as SLIMMABLE_FILES
 from nce_fx.search.slimmable import search_slimmable
 from nce_fx.search.slimmable_recipe import SlimmableRecipe
+from nce_fx.search.surface import search_surface
+from nce_fx.search.surface_log import FILES as SURFACE_FILES
+from nce_fx.search.surface_recipe import SurfaceRecipe
 from nce_fx.tasks import LossLike
 from nce_fx.training.progress import Progress
 
-AnyRecipe = SearchRecipe | AdaptRecipe | SlimmableRecipe
+AnyRecipe = SearchRecipe | AdaptRecipe | SlimmableRecipe | SurfaceRecipe
 """The recipe of a method: its ``method`` says of which."""
 
 
@@ -41,6 +44,8 @@ class Method:
     search: Callable[[Asked, Any], SearchResult[Any]]
     files: tuple[str, ...]
     """What it leaves in its folder, beside checkpoints."""
+    many: bool = False
+    """Whether it trains many networks, which several processes can share."""
 
     @property
     def help(self) -> str:
@@ -63,6 +68,13 @@ METHODS: Mapping[str, Method] = {
         SlimmableRecipe,
         search_slimmable,
         SLIMMABLE_FILES,
+    ),
+    "surface": Method(
+        "many networks trained at widths near these, a surface fitted to their losses, and its best: dear",
+        SurfaceRecipe,
+        search_surface,
+        SURFACE_FILES,
+        many=True,
     ),
 }
 """By the name that ``--method`` and a recipe's ``method`` say."""
@@ -92,6 +104,8 @@ def search(
     directory: str | Path | None = None,
     progress: Progress = False,
     checkpoint_seconds: float = 60.0,
+    workers: int = 1,
+    scheduler: str | None = None,
 ) -> SearchResult[Any]:
     """Find the width of every channel group by training, and return a plan that keeps every budget.
 
@@ -112,14 +126,19 @@ def search(
         directory: where to write; None for nowhere.
         progress: True for a bar on stderr where that is a terminal, or a function called after every step.
         checkpoint_seconds: the time from one checkpoint to the next.
+        workers: processes of this machine, for a method that trains many networks.
+        scheduler: address of a dask scheduler instead of them, see `nce_fx.executor`.
 
     Raises:
-        InputError: no group of the network has a width to choose.
+        InputError: no group of the network has a width to choose, or workers for a method that trains one network.
         BudgetError: no widths keep the budget.
         TrainingError: the search cannot go on, or was stopped.
         ArtifactError: the directory holds the checkpoint of another run.
     """
     recipe = recipe or SearchRecipe()
+    method = METHODS[recipe.method]
+    if not method.many and (workers != 1 or scheduler is not None):
+        raise InputError(f"the search {recipe.method!r} trains one network: workers and a scheduler have nothing to do")
     folder = None if directory is None else Path(directory)
     asked = Asked(
         gm,
@@ -132,5 +151,7 @@ def search(
         folder,
         progress,
         checkpoint_seconds,
+        workers,
+        scheduler,
     )
-    return METHODS[recipe.method].search(asked, recipe)
+    return method.search(asked, recipe)

@@ -6,6 +6,7 @@ costed in the time that one is measured.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,10 +115,25 @@ class Settings:
         """Return the widths of a setting as ratios of the original ones."""
         return np.array([own[pick] for own, pick in zip(self._ratios, setting, strict=True)], np.float64)
 
+    def logs(self, picks: Integers) -> Floats:
+        """Return the log2 of the widths over the original ones, of many settings (settings x groups)."""
+        columns = [np.log2(own)[picks[:, group]] for group, own in enumerate(self._ratios)]
+        result: Floats = np.stack(columns, axis=1)
+        return result
+
+    def setting(self, widths: Mapping[str, int]) -> Setting:
+        """Return the setting of these widths, each of which is a choice of its group."""
+        chosen = zip(self.choices.groups, self.choices.widths, strict=True)
+        return tuple(int(np.searchsorted(own, widths[group.id])) for group, own in chosen)
+
     def drawn(self, generator: np.random.Generator) -> Setting:
         """Return a random setting: ratios even on a logarithmic scale between the least and the greatest, filled."""
         ends = np.log([(own[0], own[-1]) for own in self._ratios])
         return self.filled(np.exp(generator.uniform(ends[:, 0], ends[:, 1])))
+
+    def near(self, setting: Setting, deviation: float, generator: np.random.Generator) -> Setting:
+        """Return a random setting near another: the logarithm of every width moved by so much on average, filled."""
+        return self.filled(self.ratios(setting) * np.exp(generator.normal(0.0, deviation, len(setting))))
 
     def child(self, one: Setting, other: Setting, generator: np.random.Generator) -> Setting:
         """Return a setting made from two: each width from either, up to three of them moved, filled."""

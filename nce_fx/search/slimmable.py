@@ -20,7 +20,7 @@ from nce_fx.passes.planning.choices import Rules
 from nce_fx.passes.planning.exact_budget import Reserve, plan_and_build
 from nce_fx.pipeline import Given, Pipeline
 from nce_fx.plan import WidthPlan
-from nce_fx.search.asked import NO_CHOICE, PLAN, Asked, SearchResult, finish
+from nce_fx.search.asked import NO_CHOICE, PLAN, Asked, SearchResult, finish, seconds_of
 from nce_fx.search.carrying import quantizing
 from nce_fx.search.comparing import Measuring, better_by, evolve
 from nce_fx.search.settings import Settings
@@ -154,4 +154,4 @@ def search_slimmable(asked: Asked, recipe: SlimmableRecipe) -> SearchResult[Slim
         raise BudgetError("no setting that was compared keeps every budget by the count of its network: compare more")
 
     plan, _ = plan_and_build(plan_within, asked.built, budget, cost)
-    return finish(asked, plan, log, run, callback.seconds)
+    return finish(asked, plan, log, seconds_of(run) + callback.seconds, run.model)

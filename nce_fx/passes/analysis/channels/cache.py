@@ -11,10 +11,9 @@ from torch.fx import GraphModule, Node
 from nce_fx.ops import table_of
 from nce_fx.ops.table import own_row
 from nce_fx.paths import modules_of
-from nce_fx.pipeline.contract import checksum
+from nce_fx.pipeline.contract import ANALYSIS, checksum
 
-_NAME = "_channel_analysis"
-_OWN = frozenset({"_parameters", "_buffers", "_modules", "_graph", "_code", "training", "meta", _NAME})
+_OWN = frozenset({"_parameters", "_buffers", "_modules", "_graph", "_code", "training", "meta", ANALYSIS})
 """What is looked at by itself, or changes nothing: channels are followed in eval mode, whatever the mode."""
 _ATOMS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, type)
 
@@ -95,10 +94,10 @@ class Facts:
 
 def known_analysis(gm: GraphModule, facts: Facts) -> Any:
     """Return the analysis that is kept with a graph; ``None`` where there is none, or it is of other facts."""
-    memo = vars(gm).get(_NAME)
+    memo = vars(gm).get(ANALYSIS)
     return memo.analysis if isinstance(memo, _Memo) and memo.facts == facts else None
 
 
 def keep_analysis(gm: GraphModule, facts: Facts, analysis: Any) -> None:
     """Keep the analysis of a graph with it."""
-    vars(gm)[_NAME] = _Memo(facts, analysis)
+    vars(gm)[ANALYSIS] = _Memo(facts, analysis)

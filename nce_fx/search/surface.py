@@ -1,0 +1,195 @@
+"""The search that trains a network for every setting it looks at, in reading order: networks, surfaces, finals, a plan.
+
+It is dear, and it models nothing of noise or capacity: what it finds is what there is to win, which cheaper methods are
+held against.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from nce_fx.data.data_split import held_out, split_data
+from nce_fx.data.loaders import Data
+from nce_fx.errors import BudgetError, InputError
+from nce_fx.passes.analysis.channels import analyze_channels
+from nce_fx.passes.planning.choices import Rules
+from nce_fx.passes.planning.exact_budget import Reserve, plan_and_build
+from nce_fx.plan import WidthPlan
+from nce_fx.search.asked import NO_CHOICE, Asked, SearchResult, finish
+from nce_fx.search.settings import Setting, Settings
+from nce_fx.search.surface_fit import Region, Surface, best_of, fitted
+from nce_fx.search.surface_log import Final, Fit, SurfaceLog
+from nce_fx.search.surface_networks import Measured, Networks, Wanted
+from nce_fx.search.surface_recipe import SurfaceRecipe
+from nce_fx.training.engine import start_engine
+from nce_fx.training.folder import held
+from nce_fx.training.progress import reporting
+
+_STARTS = 8
+"""From how many of the most promising settings that were trained the climb begins, beside the centre."""
+
+
+def search_surface(asked: Asked, recipe: SurfaceRecipe) -> SearchResult[SurfaceLog]:
+    """Train networks of many widths and climb the surface of their losses, see `nce_fx.search.search`."""
+    channels = analyze_channels(asked.gm)
+    cost = asked.cost(channels)
+    settings = Settings.of(cost, asked.budget, Rules(1 / recipe.reach, recipe.reach))
+    if not settings.choices.groups:
+        raise InputError(NO_CHOICE)
+    # Data that comes as batches of the user's own is halved.
+    kept, _ = held_out(asked.data, recipe.held_out, recipe.seed) or _halved(asked, recipe)
+
+    fits_as_it_is = bool(settings.fit(np.array([settings.original]))[0])
+    start = settings.original if fits_as_it_is else settings.filled(np.ones(len(settings.original)))
+    engine = start_engine()
+    with (
+        held(asked.directory if engine.is_main else None),
+        reporting(asked.progress if engine.is_main else False) as report,
+    ):
+        networks = Networks(asked, recipe, kept, report, _in_all(recipe))
+        surface, fits, centres = _climbed(settings, recipe, networks, start)
+        finals = _finals(settings, recipe, networks, surface, centres)
+
+    costs = [cost.at({**channels.widths, **one.widths}).total.by_quantity for one, _ in networks.found]
+    left = {group.id: group.pinned for group in channels if group.pinned is not None}
+    log = SurfaceLog(tuple(networks.found), tuple(costs), tuple(fits), tuple(finals), left)
+    source = {"metric": "surface", "data": asked.data.name, "seed": recipe.seed, "search": recipe.to_dict()}
+
+    def plan_within(reserve: Reserve) -> WidthPlan:
+        """The first by preference that leaves so much of the limits free."""
+        for one in preferred(finals, recipe.sure):
+            widths = {**channels.widths, **one.widths}
+            spent = cost.at(widths).total.by_quantity
+            if all(spent[name] + reserve.get(name, 0.0) <= limit for name, limit in settings.limits.items()):
+                told: dict[str, Any] = {"loss": one.loss, "first_loss": finals[0].loss, "better": one.better}
+                told |= {"budget": asked.budget.as_mapping(), "cost": {name: spent[name] for name in settings.limits}}
+                return WidthPlan(widths, channels.widths, cost.model.fingerprint, source={**source, **told})
+        raise BudgetError("no setting that was compared keeps every budget by the count of its network: compare more")
+
+    plan, network = plan_and_build(plan_within, asked.built, asked.budget, cost)
+    return finish(asked, plan, log, networks.seconds, network)
+
+
+def preferred(finals: Sequence[Final], sure: float) -> list[Final]:
+    """Return the settings that are surely better than the first, the best first; then the first, then the others."""
+
+    def place(one: Final) -> tuple[bool, bool, float]:
+        return one is not finals[0] and one.better < sure, one is finals[0], one.loss
+
+    return sorted(finals, key=place)
+
+
+def spread_of_seeds(found: Sequence[tuple[Wanted, Measured]]) -> float:
+    """Return the standard deviation of the loss between networks of the same widths; NaN where no two are alike."""
+    alike: dict[Mapping[str, int], list[float]] = {}
+    for one, told in found:
+        alike.setdefault(one.widths, []).append(told.loss)
+    squares = sum(float(((np.array(own) - np.mean(own)) ** 2).sum()) for own in alike.values())
+    free = sum(len(own) - 1 for own in alike.values())
+    return math.sqrt(squares / free) if free else math.nan
+
+
+def _climbed(
+    settings: Settings, recipe: SurfaceRecipe, networks: Networks, start: Setting
+) -> tuple[Surface, list[Fit], list[Setting]]:
+    """Return the last surface, what every round came to, and the centres: the first, then each round's best."""
+    fits: list[Fit] = []
+    centres = [start]
+    for number in range(1, recipe.rounds + 1):
+        centre, before = centres[-1], len(networks.found)
+        generator = np.random.default_rng([recipe.seed, number])
+        drawn = [settings.near(centre, recipe.deviation, generator) for _ in range(recipe.networks)]
+        every = [("centre", centre)] * recipe.repeats + [("drawn", setting) for setting in drawn]
+        networks.train(
+            [
+                Wanted(number, what, settings.widths(setting), recipe.seed + before + place)
+                for place, (what, setting) in enumerate(every)
+            ]
+        )
+        trained = [settings.setting(one.widths) for one, _ in networks.found]
+        points, at = settings.logs(np.array(trained)), settings.logs(np.array([centre]))[0]
+        surface = fitted(points, np.array([told.loss for _, told in networks.found]), at)
+        region = Region.of(points[before:], at)
+        best = best_of(surface, settings, region, [centre, *_promising(surface, settings, region, trained[before:])])
+        fits.append(_fit_of(surface, settings, networks, best, number))
+        centres.append(best)
+    return surface, fits, centres
+
+
+def _promising(surface: Surface, settings: Settings, region: Region, trained: Sequence[Setting]) -> list[Setting]:
+    picks = np.array(list(dict.fromkeys(trained)))
+    points = settings.logs(picks)
+    order = np.argsort(np.where(region.has(points), surface(points), np.inf), kind="stable")
+    return [tuple(picks[place].tolist()) for place in order[:_STARTS]]
+
+
+def _fit_of(surface: Surface, settings: Settings, networks: Networks, best: Setting, number: int) -> Fit:
+    groups = [group.id for group in settings.choices.groups]
+    return Fit(
+        round=number,
+        networks=len(networks.found),
+        slopes=dict(zip(groups, surface.slopes.tolist(), strict=True)),
+        errors=dict(zip(groups, surface.errors.tolist(), strict=True)),
+        curvature=surface.curvature,
+        noise=surface.noise,
+        seeds=spread_of_seeds(networks.found),
+        explained=surface.explained,
+        ranked=surface.ranked,
+        promised=surface.level - float(surface(settings.logs(np.array([best])))[0]),
+    )
+
+
+def _finals(
+    settings: Settings, recipe: SurfaceRecipe, networks: Networks, surface: Surface, centres: Sequence[Setting]
+) -> list[Final]:
+    """Train the most promising settings and the first centre with fresh seeds; the latter comes first."""
+    start = centres[0]
+
+    def foretold(setting: Setting) -> float:
+        return float(surface(settings.logs(np.array([setting])))[0])
+
+    trained = [settings.setting(one.widths) for one, _ in networks.found]
+    every = dict.fromkeys([*centres[1:], *trained])
+    better = sorted((one for one in every if foretold(one) < foretold(start)), key=foretold)
+    if centres[-1] in better:
+        # What the last surface leads to is what all of it was for.
+        better = [centres[-1], *(one for one in better if one != centres[-1])]
+    chosen, first = [start, *better[: recipe.candidates]], len(networks.found)
+    if len(chosen) == 1:
+        known = [told for one, told in networks.found if one.widths == settings.widths(start)]
+        return [_final(settings.widths(start), foretold(start), known, 0.0)]
+    networks.train(
+        [
+            Wanted(recipe.rounds + 1, "final", settings.widths(setting), recipe.seed + first + k)
+            for setting in chosen
+            for k in range(recipe.finals)
+        ]
+    )
+    told = [told for _, told in networks.found[first:]]
+    runs = [told[k : k + recipe.finals] for k in range(0, len(told), recipe.finals)]
+    own = np.mean([one.loss for one in runs[0]])
+    error = spread_of_seeds(networks.found) * math.sqrt(2 / recipe.finals)
+    found = []
+    for setting, mine in zip(chosen, runs, strict=True):
+        gain = float(own - np.mean([one.loss for one in mine]))
+        found.append(_final(settings.widths(setting), foretold(setting), mine, gain / error if error else 0.0))
+    return found
+
+
+def _final(widths: Mapping[str, int], foretold: float, told: Sequence[Measured], better: float) -> Final:
+    return Final(widths, foretold, tuple(one.loss for one in told), tuple(one.score for one in told), better)
+
+
+def _in_all(recipe: SurfaceRecipe) -> int:
+    """How many networks are trained at most."""
+    return recipe.rounds * (recipe.repeats + recipe.networks) + recipe.finals * (1 + recipe.candidates)
+
+
+def _halved(asked: Asked, recipe: SurfaceRecipe) -> tuple[Data, Data]:
+    kept, other = split_data(asked.data, recipe.seed)
+    return replace(kept, test=other.train), other

@@ -19,7 +19,7 @@ from nce_fx.passes.planning.exact_budget import Reserve, plan_and_build
 from nce_fx.plan import WidthPlan
 from nce_fx.report.records import CostRecord
 from nce_fx.rewrite import budget_at, plan_analyzed, with_planned_ends
-from nce_fx.search import AdaptRecipe, SlimmableRecipe, search
+from nce_fx.search import AdaptRecipe, SlimmableRecipe, SurfaceRecipe, search
 from nce_fx.search.search import AnyRecipe
 
 
@@ -141,9 +141,18 @@ def adapted(bench: Bench) -> Choice:
     return found_by(bench, "adapt", AdaptRecipe(epochs=epochs, warmup_epochs=warmup, seed=bench.seed))
 
 
-def found_by(bench: Bench, name: str, recipe: AnyRecipe) -> Choice:
-    """Widths found by training, from what the 2-bit networks start from."""
-    begin = bench.teacher if bench.study.start == "float" else bench.untrained
+def surface(bench: Bench) -> Choice:
+    """The best of a surface over the widths of networks trained as the rows are, each stage with half of the epochs."""
+    stages = bench.study.float_training(bench.seed), bench.study.retraining(bench.seed)
+    in_float, low = (max(1, stage.epochs // 2) for stage in stages)
+    recipe = SurfaceRecipe(epochs=low, float_epochs=in_float, seed=bench.seed)
+    return found_by(bench, "nce-surface", recipe, bench.untrained)
+
+
+def found_by(bench: Bench, name: str, recipe: AnyRecipe, begin: GraphModule | None = None) -> Choice:
+    """Widths found by training, by default from what the 2-bit networks start from."""
+    if begin is None:
+        begin = bench.teacher if bench.study.start == "float" else bench.untrained
     folder = bench.work / f"{name}-search"
     result = search(
         copy.deepcopy(begin).train(), bench.data, recipe, budget=bench.budget, spec=bench.spec, directory=folder
@@ -177,6 +186,11 @@ CHOICES: Mapping[str, Row] = {
     "adapt": Row(adapted, "widths moved while the quantized network trains (`nce-fx search --method adapt`)"),
     "slimmable": Row(
         slimmable, "the best setting of one network of choosable widths (`nce-fx search --method slimmable`)"
+    ),
+    "nce-surface": Row(
+        surface,
+        "the best of a surface fitted to trained networks, a hundred of them (`nce-fx search --method surface`)",
+        searches=False,
     ),
     "no-expand": Row(lambda bench: searched(bench, "no-expand", expand=False), "the search without expansion: TAS"),
     "float-search": Row(

@@ -3,8 +3,8 @@
     python -m benchmarks.moved                     trains what is missing, a row of networks.csv at a time
     python -m benchmarks.moved --seeds 3           of three seeds; what was stopped goes on
     python -m benchmarks.moved --workers 4         in four processes; or --scheduler ADDRESS, of dask's
-    python -m benchmarks.moved --table             trains nothing: the tables of what is there
 
+`python -m benchmarks.moved_page` sets what objectives foretell beside what came.
 Every network is trained alike: in float at its own widths from weights that the seed draws, then quantized and trained
 at 2 bits, distilled from that float network, by a recipe so short that many fit in a night. Its loss and accuracy are
 those on 10,000 images of the training split that no network learns from, and on the test split. Kinds of widths:
@@ -56,6 +56,8 @@ from nce_fx.training import train
 RESULTS = pages.RESULTS / "networks.csv"
 SPEC = {"weight": "lsq", "activation": "lsq", "shortcuts": "int8"}
 HELD_OUT = 10_000
+UNIFORM_SEEDS = 6
+"""At least, of the widths as they are: how much seeds alone make."""
 DRAWS = 40
 DEVIATIONS = (0.2, 0.3, 0.4)
 """Of the logarithms of random widths, in turn."""
@@ -250,10 +252,11 @@ def study_networks(study: Study, given: argparse.Namespace) -> None:
         pages.save(given.out.with_suffix(".json"), known | {study.network: knowledge(bench)})
     found = networks(bench)
     print(f"{len(found)} networks of {study.network}", file=sys.stderr)
+    every = [(found[0], seed) for seed in range(max(given.seeds, UNIFORM_SEEDS))]
+    every += [(network, seed) for seed in range(given.seeds) for network in found[1:]]
     jobs = {
         (network.kind, network.moved, seed): (study, seed, network)
-        for seed in range(given.seeds)
-        for network in found
+        for network, seed in every
         if (study.network, study.data, network.kind, network.moved, seed) not in done
     }
     with executor(given.workers, given.scheduler) as pool:

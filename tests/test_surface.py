@@ -54,7 +54,7 @@ def test_of_networks_that_differ_by_seeds_alone_little_is_foretold():
     assert np.median([np.abs(each.slopes).max() for each in found]) < 0.01
     flat = fitted(np.zeros((3, 2)), np.ones(3), np.zeros(2))
     assert flat.slopes.tolist() == [0, 0]
-    assert (flat.explained, flat.ranked, flat.noise) == (0.0, 0.0, pytest.approx(0.0, abs=1e-9))
+    assert [flat.explained, flat.ranked, flat.noise] == pytest.approx([0.0, 0.0, 0.0], abs=1e-9)
 
 
 def test_what_was_left_out_is_what_a_fit_without_it_says():

@@ -69,8 +69,9 @@ COLUMNS = (
     "seed", "images", "float_epochs", "epochs", "spec", "float_accuracy", "held_out_loss", "held_out_accuracy",
     "test_loss", "test_accuracy", "seconds", "version",
 )  # fmt: skip
-Key = tuple[str, str, str, str, int]
-"""Network, data, kind, what was moved, seed."""
+Key = tuple[str, str, str, str, int, int, int, int]
+"""Network, data, kind, what was moved, seed; images, epochs in float, epochs at 2 bits."""
+FIRST_FRESH_SEED = 100
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,13 @@ def read(path: Path = RESULTS) -> dict[Key, dict[str, str]]:
         return {}
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    return {(r["network"], r["data"], r["kind"], r["moved"], int(r["seed"])): r for r in rows}
+    numbers = ("seed", "images", "float_epochs", "epochs")
+    return {(r["network"], r["data"], r["kind"], r["moved"], *(int(r[name]) for name in numbers)): r for r in rows}
+
+
+def recipe_of(study: Study) -> tuple[int, int, int]:
+    """Return images, epochs in float, epochs at 2 bits."""
+    return study.images or 0, study.float_training(0).epochs, study.retraining(0).epochs
 
 
 def append(path: Path, row: Mapping[str, Any]) -> None:
@@ -185,9 +192,7 @@ def trained(study: Study, seed: int, network: Network) -> dict[str, Any]:
         "widths": json.dumps(dict(network.widths)),
         **{name: cost[name] for name in ("macs", "params", "bit_ops", "weight_bytes", "activation_bytes")},
         "seed": seed,
-        "images": study.images,
-        "float_epochs": study.float_training(seed).epochs,
-        "epochs": study.retraining(seed).epochs,
+        **dict(zip(("images", "float_epochs", "epochs"), recipe_of(study), strict=True)),
         "spec": json.dumps(study.spec),
         "float_accuracy": round(judged(teacher, bench.data)[1], 6),
         "held_out_loss": round(held_out[0], 6),
@@ -225,9 +230,8 @@ def knowledge(bench: Bench) -> dict[str, Any]:
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Train what is missing."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments_of(options: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return what was asked: which study, how each network is trained, where the rows go."""
     options.add_argument("--study", default="fashion-resnet18", help="a recipe of the evidence")
     options.add_argument("--seeds", type=int, default=1)
     options.add_argument("--images", type=int, default=6000, help="of the training split")
@@ -236,16 +240,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--out", type=Path, default=RESULTS)
     options.add_argument("--workers", type=int, default=1, help="processes of this machine")
     options.add_argument("--scheduler", metavar="ADDRESS", help="of dask, such as tcp://head:8786, instead of them")
-    given = options.parse_args(arguments)
-    torch.set_num_threads(1)
+    return options.parse_args(arguments)
+
+
+def study_of(given: argparse.Namespace) -> Study:
+    """Return the study with the epochs and images that were asked for."""
     changes = {"images": given.images, "spec": SPEC}
     changes |= {"float_recipe": {"epochs": given.float_epochs}, "retrain": {"epochs": given.epochs}}
-    study_networks(load_study(given.study).with_changes(changes), given)
+    return load_study(given.study).with_changes(changes)
 
 
-def study_networks(study: Study, given: argparse.Namespace) -> None:
-    """Train what is missing; a row is written as soon as it is there."""
-    done, bench = read(given.out), bench_of(study, 0)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train what is missing."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    given = arguments_of(options, arguments)
+    torch.set_num_threads(1)
+    study = study_of(given)
+    bench = bench_of(study, 0)
     # The planner's come from the float network of the first seed: all seeds get the same widths.
     known = pages.load(given.out.with_suffix(".json"))
     if study.network not in known:
@@ -254,10 +265,16 @@ def study_networks(study: Study, given: argparse.Namespace) -> None:
     print(f"{len(found)} networks of {study.network}", file=sys.stderr)
     every = [(found[0], seed) for seed in range(max(given.seeds, UNIFORM_SEEDS))]
     every += [(network, seed) for seed in range(given.seeds) for network in found[1:]]
+    train_missing(study, every, given)
+
+
+def train_missing(study: Study, every: Sequence[tuple[Network, int]], given: argparse.Namespace) -> None:
+    """Train the networks, each with its seed, that have no row; a row is written as soon as it is there."""
+    done, recipe = read(given.out), recipe_of(study)
     jobs = {
         (network.kind, network.moved, seed): (study, seed, network)
         for network, seed in every
-        if (study.network, study.data, network.kind, network.moved, seed) not in done
+        if (study.network, study.data, network.kind, network.moved, seed, *recipe) not in done
     }
     with executor(given.workers, given.scheduler) as pool:
         for (kind, moved, seed), row in results(pool, trained, jobs):

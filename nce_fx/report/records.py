@@ -151,7 +151,9 @@ class Comparison(Record):
     def trained(self) -> str:
         """How long each was trained, in words: ``30 epochs each, the first 15 in float unless its row says other``."""
         first = self.recipe.get("float_epochs", 0)
-        return f"{self.epochs} epochs each" + (f", the first {first} in float unless its row says other" if first else "")
+        return f"{self.epochs} epochs each" + (
+            f", the first {first} in float unless its row says other" if first else ""
+        )
 
     def row(self, network: str) -> ResultRow | None:
         """Return the row of a network by its name, or ``None`` where it was not trained."""

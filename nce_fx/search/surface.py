@@ -12,6 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from scipy.stats import norm
+from scipy.stats import t as student
 
 from nce_fx.data.data_split import held_out, split_data
 from nce_fx.data.loaders import Data
@@ -32,6 +34,7 @@ from nce_fx.training.progress import reporting
 
 _STARTS = 8
 """From how many of the most promising settings that were trained the climb begins, beside the centre."""
+_LEAST_CHANCE = 1e-300
 
 
 def search_surface(asked: Asked, recipe: SurfaceRecipe) -> SearchResult[SurfaceLog]:
@@ -84,14 +87,27 @@ def preferred(finals: Sequence[Final], sure: float) -> list[Final]:
     return sorted(finals, key=place)
 
 
-def spread_of_seeds(found: Sequence[tuple[Wanted, Measured]]) -> float:
-    """Return the standard deviation of the loss between networks of the same widths; NaN where no two are alike."""
+def spread_of_seeds(found: Sequence[tuple[Wanted, Measured]]) -> tuple[float, int]:
+    """Return the standard deviation of the loss between networks of the same widths, and its degrees of freedom.
+
+    NaN and 0 where no two are alike.
+    """
     alike: dict[Mapping[str, int], list[float]] = {}
     for one, told in found:
         alike.setdefault(one.widths, []).append(told.loss)
     squares = sum(float(((np.array(own) - np.mean(own)) ** 2).sum()) for own in alike.values())
     free = sum(len(own) - 1 for own in alike.values())
-    return math.sqrt(squares / free) if free else math.nan
+    return (math.sqrt(squares / free) if free else math.nan), free
+
+
+def surely(gain: float, error: float, free: int) -> float:
+    """Return by how many standard errors a gain is more than nothing, as if the error were known exactly.
+
+    It is known from so many degrees of freedom: of few, Student's distribution has it that more is needed.
+    """
+    if not gain or not error:
+        return 0.0
+    return math.copysign(float(norm.isf(max(student.sf(abs(gain) / error, free), _LEAST_CHANCE))), gain)
 
 
 def _climbed(
@@ -137,7 +153,7 @@ def _fit_of(surface: Surface, settings: Settings, networks: Networks, best: Sett
         errors=dict(zip(groups, surface.errors.tolist(), strict=True)),
         curvature=surface.curvature,
         noise=surface.noise,
-        seeds=spread_of_seeds(networks.found),
+        seeds=spread_of_seeds(networks.found)[0],
         explained=surface.explained,
         ranked=surface.ranked,
         promised=surface.level - float(surface(settings.logs(np.array([best])))[0]),
@@ -173,11 +189,12 @@ def _finals(
     told = [told for _, told in networks.found[first:]]
     runs = [told[k : k + recipe.finals] for k in range(0, len(told), recipe.finals)]
     own = np.mean([one.loss for one in runs[0]])
-    error = spread_of_seeds(networks.found) * math.sqrt(2 / recipe.finals)
+    spread, free = spread_of_seeds(networks.found)
+    error = spread * math.sqrt(2 / recipe.finals)
     found = []
     for setting, mine in zip(chosen, runs, strict=True):
         gain = float(own - np.mean([one.loss for one in mine]))
-        found.append(_final(settings.widths(setting), foretold(setting), mine, gain / error if error else 0.0))
+        found.append(_final(settings.widths(setting), foretold(setting), mine, surely(gain, error, free)))
     return found
 
 

@@ -1,18 +1,23 @@
-"""A kill at any moment, and a disk that is full at any byte, leave the old folder or the new one."""
+"""A kill at any moment, a disk that is full at any byte, and rights that are missing leave the old folder or the new."""
 
 import os
+import re
 import resource
+import shutil
 import signal
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from nce_fx.errors import NceFxError
+import nce_fx
+from nce_fx.errors import ArtifactError, NceFxError
 from nce_fx.export.export_file import export_file
 from nce_fx.files import replaced_file, write_whole
 from nce_fx.folders import replaced
+from nce_fx.training.folder import held
 
 OURS = {"plan.json", "model.safetensors"}
 OLD = {"plan.json": b"old plan", "model.safetensors": b"old" * 999, "notes.txt": b"mine", "mine/log.csv": b"epoch"}
@@ -111,6 +116,74 @@ def test_a_full_disk_leaves_the_old_folder_and_the_old_file(tmp_path, limit):
     assert read(folder) == OLD
     assert single.read_bytes() == b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "result"]
+
+
+def said_by_one_without_rights(work) -> str:
+    """What an error of ours says to a user who owns nothing; root, whom nothing is forbidden, becomes nobody."""
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        if os.geteuid() == 0:
+            os.setgroups([])
+            os.setegid(65534)
+            os.seteuid(65534)
+        try:
+            work()
+        except NceFxError as error:
+            os.write(write_end, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(write_end)
+    with os.fdopen(read_end) as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    return said
+
+
+def export(path: Path):
+    with export_file(path) as fresh:
+        fresh.write_bytes(b"new")
+
+
+def begin_training(folder: Path):
+    with held(folder):
+        pass
+
+
+@pytest.mark.parametrize("write_into", [replace, export, begin_training])
+def test_a_folder_that_may_not_be_written_is_said_in_one_line(write_into):
+    with tempfile.TemporaryDirectory() as name:  # pytest's own is closed to others above it
+        folder = Path(name)
+        write(folder, OLD)
+        folder.chmod(0o555)
+        said = said_by_one_without_rights(lambda: write_into(folder / "result"))
+        assert "Permission denied" in said
+        assert str(folder) in said
+        assert "\n" not in said
+        assert read(folder) == OLD
+
+
+def test_a_folder_that_vanishes_is_said_or_made_again(tmp_path):
+    result, single = tmp_path / "there" / "result", tmp_path / "there" / "model.onnx"
+    write(result, OLD)
+    with pytest.raises(ArtifactError, match=f"cannot write {result}: No such file"), replaced(result, OURS) as fresh:
+        write(fresh, {"plan.json": b"new plan"})
+        shutil.rmtree(result.parent)
+    with replaced(result, OURS) as fresh:
+        write(fresh, {name: NEW[name] for name in OURS})
+        result.mkdir()
+        shutil.rmtree(result)
+    assert read(result) == {name: NEW[name] for name in OURS}
+    with pytest.raises(NceFxError, match="model.onnx cannot be written: No such file"), export_file(single) as fresh:
+        shutil.rmtree(single.parent)
+
+
+def test_nothing_depends_on_a_clock_that_may_jump():
+    """Only the lines that a run says of itself show the hour; seconds are those since the machine was started."""
+    package = Path(nce_fx.__file__).parent
+    asks = re.compile(r"time\.time\b|time_ns|st_[mc]time|get[mc]time|datetime\.(now|today)|localtime|gmtime")
+    asking = {str(path.relative_to(package)) for path in package.rglob("*.py") if asks.search(path.read_text())}
+    assert asking == {"cli/events.py"}
 
 
 @pytest.mark.parametrize(("mask", "file", "folder"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700), (0, 0o666, 0o777)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 import re
 import threading
 import warnings
@@ -61,6 +62,88 @@ def test_a_graph_that_no_way_of_tracing_makes_right_is_refused_with_the_differen
     ) as caught:
         nce_fx.trace(model, (image(),))
     assert "\n" not in str(caught.value)
+
+
+class Remembers(nn.Module):
+    """Returns at a call what depends on the calls before, or on a coin that no graph throws."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.what, self.a, self.b, self.head = what, conv(3, 6), conv(6, 6), Head(6)
+        self.calls, self.seen, self.scale = 0, [], None
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        self.calls += 1
+        self.seen.append(x.mean())
+        if self.scale is None:
+            self.scale = 1 / x.mean()
+        if self.what == "built" and not hasattr(self, "late"):
+            self.late = nn.Linear(int(x.shape[-1]), 8)
+        more = {
+            "calls": lambda: x * self.calls,
+            "list": lambda: x + sum(self.seen),
+            "first batch": lambda: x * self.scale,
+            "built": lambda: self.late(x) if self.what == "built" else x,
+            "coin": lambda: self.b(x) if self.training and random.random() < 0.5 else x,
+            "torch's coin": lambda: x * (torch.rand(1) < 0.5) if self.training else x,
+        }
+        return self.head(more[self.what]())
+
+
+@pytest.mark.parametrize("what", ["calls", "list", "first batch", "built", "coin"])
+def test_a_graph_that_forgets_what_the_model_keeps_is_refused(what):
+    with pytest.raises(TraceError, match="its graph is not the model") as caught:
+        nce_fx.trace(Remembers(what).eval(), (image(),))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_random_number_is_drawn_at_every_call():
+    model = Remembers("torch's coin").train()
+    gm = nce_fx.trace(model, (image(),))
+    assert len({float(gm(image()).detach().abs().sum()) for _ in range(20)}) > 1
+
+
+class NoGradients(nn.Module):
+    """A part of it learns nothing, always or in evaluation, and what is written to a buffer there is constant."""
+
+    slow: torch.Tensor
+
+    def __init__(self, always):
+        super().__init__()
+        self.always, self.a, self.b, self.head = always, conv(3, 6), conv(6, 6), Head(6)
+        self.register_buffer("slow", torch.zeros(6, 3, 3, 3))
+
+    def forward(self, x):
+        with torch.set_grad_enabled(not self.always and self.training):
+            x = F.relu(self.a(x))
+        with torch.no_grad():
+            self.slow.copy_(0.5 * self.slow + 0.5 * self.a.weight)
+        return self.head(F.relu(self.b(x)))
+
+
+@pytest.mark.parametrize("always", [False, True])
+def test_gradients_go_where_they_go_in_the_model(always):
+    model = NoGradients(always)
+    gm = nce_fx.trace(model, (image(),))
+    wide = nce_fx.resize(gm, {"b": 7})
+    copy.deepcopy(wide)
+    for each in (model, gm, nce_fx.quantize(wide, nce_fx.QuantSpec(), [image()])):
+        each.train().zero_grad()
+        each(image()).sum().backward()
+        learns = {name.partition(".")[0] for name, p in each.named_parameters() if p.grad is not None}
+        assert {"b", "head"} <= learns
+        assert ("a" in learns) is not always
+        copy.deepcopy(each)
+
+
+def test_a_trace_writes_nothing_to_the_model():
+    zoo = ZOO["own_statistics"]
+    model = zoo.make().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    gm = nce_fx.trace(model, zoo.inputs)
+    nce_fx.resize(gm, {"a": 8})
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 class TwoWays(nn.Module):

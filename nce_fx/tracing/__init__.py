@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
@@ -31,12 +32,13 @@ from nce_fx.traced import ATTRIBUTES, FROZEN, ORIGIN, kept_attributes
 from nce_fx.tracing.batch_size import follow_batch
 from nce_fx.tracing.equivalence import Reference
 from nce_fx.tracing.exported import export_graph
+from nce_fx.tracing.gradients import detach_marked
 from nce_fx.tracing.inputs import UnsuitableError, bind_inputs
 from nce_fx.tracing.joining import join
 from nce_fx.tracing.matmul_to_linear import products_to_linear
 from nce_fx.tracing.modes import Modes, modes_of
 from nce_fx.tracing.parts import traceable_parts
-from nce_fx.tracing.preserved_state import Kept, untouched
+from nce_fx.tracing.preserved_state import Kept, Values, untouched, values_untouched
 from nce_fx.tracing.shape_propagation import propagate_shapes
 from nce_fx.tracing.symbolic import UntraceableError, symbolic_graph
 from nce_fx.tracing.unused import keep_unused
@@ -65,7 +67,8 @@ def trace(model: nn.Module, example_inputs: Any, *, ops: Ops | None = None) -> G
     with _ONE_AT_A_TIME, untouched(model) as before:
         if isinstance(model, GraphModule):
             return _with_table(_given(model, example_inputs), ops)
-        return _with_table(_Tracing(model, example_inputs, before, ops or default()).graph(), ops)
+        with values_untouched(model) as values:
+            return _with_table(_Tracing(model, example_inputs, before, values, ops or default()).graph(), ops)
 
 
 def _with_table(gm: GraphModule, ops: Ops | None) -> GraphModule:
@@ -75,28 +78,32 @@ def _with_table(gm: GraphModule, ops: Ops | None) -> GraphModule:
 
 
 class _Tracing:
-    def __init__(self, model: nn.Module, example_inputs: Any, before: Kept, ops: Ops) -> None:
+    def __init__(self, model: nn.Module, example_inputs: Any, before: Kept, values: Values, ops: Ops) -> None:
         _check_names(model)
         self.model = model
         self.ops = ops
         self.before = before
+        self.values = values
         self.inputs = bind_inputs(model, example_inputs)
-        self.reference = Reference(model, self.inputs)
+        self.reference = Reference(model, self.inputs, values)
         self.modes: Modes = modes_of(model, before)
 
     def graph(self) -> GraphModule:
         """Return the first graph that is the model."""
         failures: list[str] = []
         for way, make in self._ways():
+            fresh = torch.random.get_rng_state()
             try:
-                gm = make()
+                gm = self._left_as_it_was(make())
+                drawn = not torch.equal(torch.random.get_rng_state(), fresh)
                 way = way + ", ".join(gm.meta.pop("leaves", ()))
                 self._finish(gm, way)
-                difference = self.reference.difference(gm)
+                difference = self.reference.difference(gm, constants=drawn)
             except UnsuitableError:
                 raise
             except Exception as error:
                 self.before.restore()
+                self.values.restore()
                 text = str(error) if isinstance(error, UntraceableError) else one_line(error, libraries=True)
                 difference = None if any(text in failure for failure in failures) else text
             else:
@@ -112,6 +119,16 @@ class _Tracing:
             f"{type(self.model).__name__} cannot be traced as one graph: write what stops it so that no tensor's "
             f"values decide what runs, or give a part of the model alone ({parts}). {'; '.join(failures)}"
         )
+
+    def _left_as_it_was(self, gm: GraphModule) -> GraphModule:
+        """Return a graph whose making has written nothing to the model: what was written then, it would not write."""
+        written = {id(tensor) for tensor in self.values.changed()}
+        if not written:
+            return gm
+        self.values.restore()
+        named = [*self.model.named_parameters(), *self.model.named_buffers()]
+        names = [name for name, tensor in named if id(tensor) in written]
+        raise UntraceableError(f"forward writes to {', '.join(names) or 'a tensor of the model'} as it is traced")
 
     def _ways(self) -> Iterator[tuple[str, Callable[[], GraphModule]]]:
         hidden: list[GraphModule] = []
@@ -165,6 +182,9 @@ class _Tracing:
 
     def _finish(self, gm: GraphModule, way: str) -> None:
         propagate_shapes(gm, self.inputs.values)
+        if detach_marked(gm):
+            gm.recompile()
+            propagate_shapes(gm, self.inputs.values)
         if follow_batch(gm, self.model, self.inputs, self.ops):
             gm.meta.pop(FIXED_SIZE, None)
             propagate_shapes(gm, self.inputs.values)

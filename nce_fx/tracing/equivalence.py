@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stderr
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from io import StringIO
 from typing import Any
@@ -20,13 +20,16 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_map
 
 from nce_fx.errors import one_line
+from nce_fx.tracing.gradients import nothing_kept, reached
 from nce_fx.tracing.inputs import Inputs, UnsuitableError, shapes
-from nce_fx.tracing.preserved_state import seed, untouched, values_untouched
+from nce_fx.tracing.preserved_state import Values, drawn, seed, untouched, values_untouched
 
 _TOLERANCE = {torch.float64: 1e-9, torch.complex128: 1e-9, torch.float32: 1e-4, torch.complex64: 1e-4}
 """Allowed difference, as a share of the largest value; half precision gets `_COARSE`."""
 _COARSE = 3e-2
 _SEED = 20
+_DRAWS = 8
+"""So many seeds are tried where a graph may hold random numbers as constants: one branch in 256 is not told."""
 MODES = {False: "evaluation", True: "training"}
 
 
@@ -36,6 +39,13 @@ class Ran:
 
     outputs: Any = None
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
+    again: Any = None
+    """What it returned the second time, where the first changed the model."""
+    twice: bool = False
+    reached: frozenset[str] | None = None
+    """The parameters that gradients reach, in training mode, where that can be told."""
+    drawn: bool = False
+    """Whether it drew random numbers that graphs do not draw: Python's or numpy's."""
     error: Exception | None = None
 
 
@@ -45,11 +55,21 @@ class Reference:
 
     model: nn.Module
     inputs: Inputs
+    values: Values | None = None
+    """The values of the model, where somebody else remembers them; they are put back after every run."""
+    _more: dict[tuple[bool, int], Ran] = field(default_factory=dict)
 
     @cached_property
     def ran(self) -> Mapping[bool, Ran]:
         """What the model does in evaluation and in training mode."""
-        return {mode: _run(self.model, self.inputs.args, self.inputs.kwargs, mode) for mode in MODES}
+        return {mode: self._run(mode, _SEED) for mode in MODES}
+
+    def _run(self, mode: bool, number: int) -> Ran:
+        if (mode, number) not in self._more:
+            self._more[mode, number] = _run(
+                self.model, self.inputs.args, self.inputs.kwargs, mode, number=number, known=self.values
+            )
+        return self._more[mode, number]
 
     @property
     def has_values(self) -> bool:
@@ -82,37 +102,89 @@ class Reference:
         ]
         return f"compared with the model, {left_out[0]}" if left_out else "compared with the model in both modes"
 
-    def difference(self, gm: GraphModule) -> str | None:
-        """Return in words where a graph differs from the model; ``None`` where it is the same."""
+    def difference(self, gm: GraphModule, *, constants: bool = False) -> str | None:
+        """Return in words where a graph differs from the model; ``None`` where it is the same.
+
+        Args:
+            gm: the graph.
+            constants: it may hold random numbers that were drawn while it was traced: more than one seed is tried.
+        """
         if not self.has_values:
             return None
         self.check()
         for training, ran in self.ran.items():
-            if ran.error is not None:
-                continue
-            graph = _run(gm, self.inputs.values, {}, training)
-            found = _difference(ran, graph)
-            if found is not None:
-                return f"in {MODES[training]} mode {found}"
+            for number in range(_SEED, _SEED + (_DRAWS if constants or ran.drawn else 1)):
+                ran = self._run(training, number)
+                if ran.error is not None:
+                    break
+                graph = _run(gm, self.inputs.values, {}, training, number=number, known=self.values, twice=ran.twice)
+                found = _difference(ran, graph)
+                if found is not None:
+                    return f"in {MODES[training]} mode {found}"
         return None
 
 
-def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool) -> Ran:
+def _run(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    training: bool,
+    *,
+    number: int = _SEED,
+    known: Values | None = None,
+    twice: bool = False,
+) -> Ran:
+    """Run a model, in training mode with gradients where it can be; twice where asked or where a run changes it."""
+
     def own(value: Any) -> Any:
         return tree_map(lambda v: v.detach().clone() if isinstance(v, Tensor) else v, value)
 
-    try:
+    def attempt(gradients: bool) -> Ran:
+        try:
+            return run(gradients)
+        except Exception as error:
+            return Ran(error=error)
+
+    def run(gradients: bool) -> Ran:
         # fx prints the line of a graph that fails; whoever asks says it in one line.
         quiet = redirect_stderr(StringIO()), warnings.catch_warnings(action="ignore")
-        with untouched(model), values_untouched(model), quiet[0], quiet[1]:
+        with untouched(model) as before, values_untouched(model, known) as values, quiet[0], quiet[1]:
             model.train(training)
-            seed(_SEED)
-            with torch.no_grad():
+            seed(number)
+            fresh = drawn()
+            with nothing_kept() if gradients else torch.no_grad():
                 outputs = model(*own(args), **own(dict(kwargs)))
+                goes_to = reached(model, _tensors(outputs)) if gradients else None
             buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-            return Ran(outputs, buffers)
-    except Exception as error:
-        return Ran(error=error)
+            ran = Ran(own(outputs), buffers, reached=goes_to, drawn=drawn() != fresh)
+            if twice or before.changed() or _moved(model, values, known):
+                try:
+                    with torch.no_grad():
+                        others = own(tree_map(_other, (args, dict(kwargs))))
+                        ran = replace(ran, twice=True, again=own(model(*others[0], **others[1])))
+                except Exception as error:
+                    ran = replace(ran, error=error if twice else None)
+            return ran
+
+    ran = attempt(gradients=training)
+    # What writes to its parameters, for one, runs without gradients alone.
+    return ran if ran.error is None or not training else attempt(gradients=False)
+
+
+def _other(value: Any) -> Any:
+    return value * 0.75 if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _moved(model: nn.Module, values: Values, known: Values | None) -> bool:
+    """Whether a run moved more than the statistics of PyTorch's norms."""
+    norms = {
+        id(buffer)
+        for module in model.modules()
+        if type(module).__module__.startswith("torch.nn.")
+        for buffer in module._buffers.values()
+    }
+    held = [values, *([known] if known is not None else [])]
+    return any(id(tensor) not in norms for each in held for tensor in each.changed())
 
 
 def outputs_of(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -132,6 +204,13 @@ def _difference(model: Ran, graph: Ran) -> str | None:
         found = difference_of(a, b)
         if found is not None:
             return f"{name} {found}"
+    if model.reached is not None and graph.reached is not None and model.reached != graph.reached:
+        more = sorted(graph.reached - model.reached)
+        name = more[0] if more else min(model.reached - graph.reached)
+        return f"{name} gets {'a' if more else 'no'} gradient, in the model it gets {'none' if more else 'one'}"
+    if model.twice:
+        found = _difference(Ran(model.again), Ran(graph.again))
+        return None if found is None else f"at the second call, after what the first keeps on the model, {found}"
     return None
 
 

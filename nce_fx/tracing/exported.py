@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import operator
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import fields, is_dataclass
 from io import StringIO
@@ -24,10 +24,12 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
 
 from nce_fx.batches import FIXED_SIZE, leading_size
 from nce_fx.ops import Op, Ops
+from nce_fx.ops.spellings import in_place
 from nce_fx.ops.table import default
 from nce_fx.traced import TracedModule
+from nce_fx.tracing.effects import has_an_effect
+from nce_fx.tracing.gradients import mark
 from nce_fx.tracing.inputs import Inputs
-from nce_fx.tracing.joining import has_an_effect
 from nce_fx.tracing.modes import module_by_mode
 
 
@@ -165,8 +167,7 @@ def _share(gm: GraphModule, model: nn.Module) -> None:
 def _inline_contexts(gm: GraphModule) -> None:
     """Put what runs under a context that changes nothing into the graph itself.
 
-    A disabled autocast changes nothing where none is enabled; gradients kept off change nothing where no parameter
-    takes part.
+    A disabled autocast changes nothing where none is enabled; where gradients are kept off, the nodes are marked.
     """
     for node in list(gm.graph.nodes):
         kind = type(node.target).__name__
@@ -174,15 +175,18 @@ def _inline_contexts(gm: GraphModule) -> None:
         if first is None or node.args[first - 1 if kind == "WrapWithSetGradEnabled" else 2] is not False:
             continue
         inner, given = getattr(gm, node.args[first].target), node.args[first + 1 :]
-        if kind == "WrapWithSetGradEnabled" and _from_parameters(gm, given):
-            continue
         _inline_contexts(inner)
         inner.graph.eliminate_dead_code()
         if any(n.op == "get_attr" for n in inner.graph.nodes):
             continue
         places = (n for n in inner.graph.nodes if n.op == "placeholder")
         with gm.graph.inserting_before(node):
-            result = gm.graph.graph_copy(inner.graph, dict(zip(places, given, strict=True)))
+            copies = dict(zip(places, given, strict=True))
+            result = gm.graph.graph_copy(inner.graph, copies)
+        if kind == "WrapWithSetGradEnabled":
+            for original, new in copies.items():
+                if original.op != "placeholder":
+                    mark(new)
         for user in list(node.users):
             if user.target is operator.getitem and isinstance(result, list | tuple):
                 user.replace_all_uses_with(result[user.args[1]])
@@ -191,21 +195,6 @@ def _inline_contexts(gm: GraphModule) -> None:
             node.replace_all_uses_with(result)
         if not node.users:
             gm.graph.erase_node(node)
-
-
-def _from_parameters(gm: GraphModule, values: Iterable[Any]) -> bool:
-    """Whether any of these values is computed from a parameter."""
-    ahead, seen = [v for v in values if isinstance(v, Node)], set()
-    parameters = {name for name, _ in gm.named_parameters(remove_duplicate=False)}
-    while ahead:
-        node = ahead.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if node.op == "call_module" or (node.op == "get_attr" and str(node.target) in parameters):
-            return True
-        ahead.extend(node.all_input_nodes)
-    return False
 
 
 def _drop_guards(gm: GraphModule, ops: Ops) -> None:
@@ -242,6 +231,18 @@ def _raise_modules(gm: GraphModule, model: nn.Module, ops: Ops, *, orphans: bool
         node.replace_all_uses_with(raised)
         gm.graph.erase_node(node)
     _drop_counts(gm)
+    _drop_copies_of_itself(gm)
+
+
+def _drop_copies_of_itself(gm: GraphModule) -> None:
+    """Take out what export adds at the end for a buffer that is written to, where it was written to in place: a copy of
+    the buffer to itself, after which no gradient could be computed of what read it."""
+    for node in gm.graph.find_nodes(op="call_function", target=torch.ops.aten.copy_.default):
+        source: Any = node.args[1]
+        while isinstance(source, Node) and source.op == "call_function" and in_place(source.target):
+            source = source.args[0]
+        if source is node.args[0] and not node.users:
+            gm.graph.erase_node(node)
 
 
 def _drop_counts(gm: GraphModule) -> None:

@@ -16,9 +16,10 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from nce_fx.by_mode import ModeCode, place_by_mode
-from nce_fx.ops import Ops, table_of
-from nce_fx.ops.spellings import in_place
+from nce_fx.ops import Ops
 from nce_fx.traced import TracedModule
+from nce_fx.tracing.effects import has_an_effect
+from nce_fx.tracing.gradients import MARK
 from nce_fx.tracing.modes import Flag, place_flags
 
 _CONTAINERS = (dict, list, tuple)
@@ -36,31 +37,6 @@ def join(evaluated: GraphModule, trained: GraphModule, *, name: str, ops: Ops) -
     gm.graph.eliminate_dead_code(has_an_effect)
     gm.recompile()
     return gm
-
-
-def has_an_effect(node: Node) -> bool:
-    """Whether a node does something though nobody reads its result, so that a graph without it is not the model."""
-    return node.is_impure() or writes(node) or _keeps_statistics(node)
-
-
-def _keeps_statistics(node: Node) -> bool:
-    """Whether training a node changes buffers, as a BatchNorm does; the module may be read elsewhere, or after it."""
-    owner = node.graph.owning_module
-    assert owner is not None
-    if node.op == "call_module":
-        return any(True for _ in owner.get_submodule(str(node.target)).buffers())
-    ops = table_of(owner)
-    known = node.op == "call_function" and node.target in ops.signatures
-    held = ops.arguments(node.target, node.args, node.kwargs) if known else {}
-    return isinstance(held.get("running_mean"), Node)
-
-
-def writes(node: Node) -> bool:
-    """Whether a node changes one of its inputs in place, so that it does something though nobody reads its result."""
-    if node.op not in ("call_function", "call_method"):
-        return False
-    sets = "setitem" in str(getattr(node.target, "__name__", node.target))
-    return sets or in_place(node.target) or bool(node.kwargs.get("inplace") or node.kwargs.get("out"))
 
 
 def _rename(evaluated: GraphModule, trained: GraphModule) -> None:
@@ -150,7 +126,8 @@ class _Join:
         else:
             chosen = self._choice(*args)
         node = self.gm.graph.create_node(a.op, a.target, chosen, self._choice(*kwargs), a.name, a.type)
-        node.meta = dict(a.meta)
+        # Where gradients go is asked of training alone.
+        node.meta = {**a.meta, MARK: b.meta.get(MARK, False)}
         self.new[0][a] = self.new[1][b] = node
 
     def _choice(self, a: Any, b: Any) -> Any:

@@ -34,15 +34,22 @@ class Kept:
         """Return the names of what a module held, its tensors and parts aside."""
         return frozenset(next(before for now, before in self.attributes if now is vars(module)))
 
+    def changed(self) -> bool:
+        """Say whether something is assigned that was not."""
+        return (
+            any(not _same(now, before) for now, before in self.attributes)
+            or any(not _same_items(now, before) for now, before in self.lists)
+            or any(now != before for now, before in self.sets)
+        )
+
     def restore(self) -> None:
         """Put everything back; what did not change is not touched."""
         for now, before in self.attributes:
-            same = len(now) == len(before) and all(map(operator.is_, now.values(), before.values()))
-            if not same or now.keys() != before.keys():
+            if not _same(now, before):
                 now.clear()
                 now.update(before)
         for sequence, items in self.lists:
-            if len(sequence) != len(items) or any(a is not b for a, b in zip(sequence, items, strict=True)):
+            if not _same_items(sequence, items):
                 sequence[:] = items
         for group, members in self.sets:
             if group != members:
@@ -51,6 +58,14 @@ class Kept:
         for parameter, required in self.gradients:
             if parameter.requires_grad != required:
                 parameter.requires_grad_(required)
+
+
+def _same(now: dict[Any, Any], before: dict[Any, Any]) -> bool:
+    return now.keys() == before.keys() and all(map(operator.is_, now.values(), before.values()))
+
+
+def _same_items(now: list[Any], before: list[Any]) -> bool:
+    return len(now) == len(before) and all(map(operator.is_, now, before))
 
 
 def kept(model: nn.Module) -> Kept:
@@ -114,19 +129,43 @@ def untouched(model: nn.Module) -> Iterator[Kept]:
             before.restore()
 
 
-@contextmanager
-def values_untouched(model: nn.Module) -> Iterator[None]:
-    """Put back the values, too, of all that a model holds: a run moves statistics, and may write to parameters."""
-    own = [*model.parameters(), *model.buffers()]
-    own += [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor)]
-    with torch.no_grad():
-        values = [(tensor, tensor.detach().clone()) for tensor in own if not tensor.is_meta]
-        try:
-            yield
-        finally:
-            for tensor, value in values:
+@dataclass(frozen=True)
+class Values:
+    """The values of all that a model holds, at one moment: a run moves statistics, and may write to parameters."""
+
+    tensors: tuple[tuple[Tensor, Tensor], ...]
+
+    @classmethod
+    def of(cls, model: nn.Module, but: Values | None = None) -> Values:
+        """Remember the values of a model, but for the tensors that others remember."""
+        known = {id(tensor) for tensor, _ in but.tensors} if but is not None else set()
+        own = [*model.parameters(), *model.buffers()]
+        own += [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor)]
+        with torch.no_grad():
+            return cls(tuple((t, t.detach().clone()) for t in own if not t.is_meta and id(t) not in known))
+
+    def changed(self) -> Iterator[Tensor]:
+        """Yield the tensors that have other values now."""
+        return (tensor for tensor, value in self.tensors if not torch.equal(tensor, value))
+
+    def restore(self) -> None:
+        """Put all values back."""
+        with torch.no_grad():
+            for tensor, value in self.tensors:
                 if not torch.equal(tensor, value):
                     tensor.data.copy_(value)
+
+
+@contextmanager
+def values_untouched(model: nn.Module, but: Values | None = None) -> Iterator[Values]:
+    """Put back the values, too, of all that a model holds; the tensors that others remember they put back."""
+    values = Values.of(model, but)
+    try:
+        yield values
+    finally:
+        values.restore()
+        if but is not None:
+            but.restore()
 
 
 @contextmanager
@@ -148,3 +187,9 @@ def seed(number: int) -> None:
     np.random.seed(number)
     # torch.manual_seed formats a stack trace for every kind of device there may be: longer than a small run takes.
     (torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed)(number)
+
+
+def drawn() -> tuple[Any, ...]:
+    """Return what changes where somebody draws a random number that no graph holds: Python's and numpy's."""
+    array: Any = np.random.get_state()
+    return random.getstate(), array[2], array[1].tobytes()

@@ -17,8 +17,9 @@ from nce_fx.errors import one_line
 from nce_fx.ops import OPS, Ops
 from nce_fx.traced import TracedModule
 from nce_fx.tracing.attention_decomposition import can_open, open_attention
+from nce_fx.tracing.effects import has_an_effect
+from nce_fx.tracing.gradients import mark
 from nce_fx.tracing.inputs import Inputs
-from nce_fx.tracing.joining import has_an_effect
 from nce_fx.tracing.modes import flags, place_flags
 from nce_fx.tracing.preserved_state import Kept
 
@@ -119,6 +120,8 @@ class Tracer(fx.Tracer):
     def create_proxy(self, *args: Any, **kwargs: Any) -> Proxy:
         """Record the user's own source line with every node."""
         proxy = super().create_proxy(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            mark(proxy.node)
         frame = sys._getframe(1)
         while frame is not None and _is_inner(frame.f_code.co_filename):
             frame = frame.f_back  # type: ignore[assignment]
@@ -168,7 +171,7 @@ def symbolic_graph(
     for _ in range(_LEAVES):
         tracer = Tracer(inputs, ops, leaves)
         try:
-            with flags(following, tracer.decided, tracer.is_here):
+            with torch.enable_grad(), flags(following, tracer.decided, tracer.is_here):
                 graph = tracer.trace(model)
         except Exception as error:
             before.restore()

@@ -168,6 +168,28 @@ class Caches(nn.Module):
         return self.head(F.relu(self.b(x)))
 
 
+class OwnStatistics(nn.Module):
+    """A norm of the user's own, whose mean moves in place and without gradients, and a count of its steps."""
+
+    mean: torch.Tensor
+    steps: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 6), conv(6, 4), Head(4)
+        self.register_buffer("mean", torch.zeros(6))
+        self.register_buffer("steps", torch.tensor(0))
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        if self.training:
+            self.steps += 1
+            with torch.no_grad():
+                self.mean.mul_(0.9).add_(x.mean((0, 2, 3)), alpha=0.1)
+        x = x - self.mean[:, None, None]
+        return self.head(F.relu(self.b(x)) / (1 + self.steps))
+
+
 class NamedInputs(nn.Module):
     """A dict of tensors, and a nested one, taken apart."""
 
@@ -193,6 +215,7 @@ MODELS = {
     "asks_for_tensors": ZooModel(AsksForTensors, (image(),), ("a", "b"), {"head.fc": OUTPUT}),
     "optional_arguments": ZooModel(OptionalArguments, (image(),), ("a", "b"), {"head.fc": OUTPUT}),
     "caches": ZooModel(Caches, (image(),), ("a", "b"), {"head.fc": OUTPUT}),
+    "own_statistics": ZooModel(OwnStatistics, (image(),), ("a", "b"), {"head.fc": OUTPUT}),
     "named_inputs": ZooModel(
         NamedInputs,
         ({"image": image(), "vectors": {"s": noise(2, 5), "t": noise(2, 5, seed=1)}},),

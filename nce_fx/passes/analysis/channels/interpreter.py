@@ -29,6 +29,7 @@ from nce_fx.ops.rules.calls import missing
 from nce_fx.passes.analysis.channels import dispatch
 from nce_fx.passes.analysis.channels.dispatch import layer_rule
 from nce_fx.quantizers.base import Quantizer
+from nce_fx.tracing.effects import writes
 
 _OWN_MODULES: dict[type[nn.Module], Any] = {Quantizer: elementwise.quantizer, ByMode: elementwise.by_mode}
 
@@ -52,6 +53,8 @@ class ChannelInterpreter(RuleInterface, Interpreter):
         self._axes = {}
         self._read: tuple[Label, int, torch.Tensor] | None = None
         """The last line that was asked for: a norm and the convolution after it ask for one."""
+        self.writes = any(writes(node) for node in gm.graph.nodes)
+        """Whether the graph writes to something, which must be none of the model's own tensors."""
         self.rules: dict[str, Any] = {}
         """The rules of the plain layers by path; ``None`` for any other module."""
 
@@ -100,7 +103,8 @@ class ChannelInterpreter(RuleInterface, Interpreter):
         """Stand labels for a parameter or floating point buffer; pass integers and masks as they are."""
         if target in self.tensors.tensors:
             return self.parameter(target)
-        return _on_cpu(super().get_attr(target, args, kwargs))
+        value = super().get_attr(target, args, kwargs)
+        return _own(value) if self.writes else _on_cpu(value)
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Apply the rule of a plain layer; call a copy of any other module, whose parameters are channel tensors."""
@@ -208,7 +212,7 @@ class ChannelInterpreter(RuleInterface, Interpreter):
         for group in ("_parameters", "_buffers"):
             if state[group]:
                 state[group] = {
-                    name: self.parameter(full) if (full := f"{path}.{name}") in known else _on_cpu(tensor)
+                    name: self.parameter(full) if (full := f"{path}.{name}") in known else _own(tensor)
                     for name, tensor in state[group].items()
                 }
         if module._modules:
@@ -261,6 +265,12 @@ class ChannelInterpreter(RuleInterface, Interpreter):
 def _on_cpu(value: Any) -> Any:
     """Bring a tensor that the model holds or makes to where labels are, which an index for example must meet."""
     return value.cpu() if isinstance(value, torch.Tensor) and not isinstance(value, ChannelTensor) else value
+
+
+def _own(value: Any) -> Any:
+    """Return a copy of a tensor that the model holds, for what may write to it."""
+    held = isinstance(value, torch.Tensor) and not isinstance(value, ChannelTensor)
+    return value.detach().clone().cpu() if held else value
 
 
 def makers(node: Node) -> list[Node]:

@@ -1,0 +1,110 @@
+"""Where gradients go: what a model computes under ``torch.no_grad()`` is constant in its graph, too.
+
+fx's graphs hold no such regions. What is computed in one is marked as it is traced, and what leaves the region is
+detached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.fx import GraphModule, Node
+from torch.fx.passes.shape_prop import TensorMetadata
+
+from nce_fx.tracing.effects import writes
+
+MARK = "without_gradient"
+"""In the ``meta`` of a node that was made in such a region, until they are seen to."""
+
+
+def mark(node: Node, without_gradient: bool = True) -> None:
+    """Note of a node whether it was made in a region without gradients."""
+    node.meta[MARK] = without_gradient
+
+
+def detach_marked(gm: GraphModule) -> bool:
+    """Detach what leaves regions without gradients, and what is written to a tensor there; say whether there was any.
+
+    The nodes have their shapes.
+    """
+    inside = {node for node in gm.graph.nodes if node.meta.pop(MARK, False)}
+    learning = _learning(gm) if inside else frozenset()
+    constants: dict[Node, Node] = {}
+
+    def detach(node: Node, users: Iterable[Node]) -> None:
+        if node not in constants:
+            with gm.graph.inserting_after(node):
+                constants[node] = gm.graph.call_method("detach", (node,))
+            constants[node].stack_trace = node.stack_trace
+        for user in users:
+            user.replace_input_with(node, constants[node])
+
+    for node in inside:
+        if writes(node):
+            for source in node.all_input_nodes:
+                if source in learning and source is not node.args[0]:
+                    detach(source, [node])
+        outside = [user for user in node.users if user not in inside and user is not constants.get(node)]
+        if node in learning and outside:
+            detach(node, outside)
+    return bool(constants)
+
+
+def _learning(gm: GraphModule) -> frozenset[Node]:
+    """Return the nodes whose values gradients go through to a parameter."""
+    found: set[Node] = set()
+    for node in gm.graph.nodes:
+        if node.op == "call_module":
+            own = any(True for _ in gm.get_submodule(str(node.target)).parameters())
+        else:
+            own = node.op == "get_attr" and isinstance(_held(gm, node), nn.Parameter)
+        if (own or any(source in found for source in node.all_input_nodes)) and _has_gradient(node):
+            found.add(node)
+    return frozenset(found)
+
+
+def _held(gm: GraphModule, node: Node) -> Any:
+    return reduce(getattr, str(node.target).split("."), gm)
+
+
+def _has_gradient(node: Node) -> bool:
+    meta = node.meta.get("tensor_meta")
+    return isinstance(meta, tuple) and not (isinstance(meta, TensorMetadata) and not _is_real(meta.dtype))
+
+
+def _is_real(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point or dtype.is_complex
+
+
+@contextmanager
+def nothing_kept() -> Iterator[None]:
+    """Run with gradients, but keep none of the values that a backward pass would need: none will follow."""
+    nothing = torch.empty(0)
+    with torch.enable_grad(), saved_tensors_hooks(lambda _: nothing, lambda kept: kept):
+        yield
+
+
+def reached(model: nn.Module, outputs: Iterable[Tensor]) -> frozenset[str] | None:
+    """Return the names of the parameters that gradients of these outputs reach; ``None`` where it cannot be told."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    ahead = [tensor.grad_fn for tensor in outputs if tensor.grad_fn is not None]
+    found, seen = set(), set(ahead)
+    while ahead:
+        function = ahead.pop()
+        variable = getattr(function, "variable", None)
+        if variable is not None and id(variable) in names:
+            found.add(names[id(variable)])
+        if "Checkpoint" in function.name():
+            # It runs its part of the model in the backward pass.
+            return None
+        for following, _ in function.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                ahead.append(following)
+    return frozenset(found)

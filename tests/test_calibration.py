@@ -20,6 +20,7 @@ from nce_fx.passes.transform.quantize import QuantSpec, quantize
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, ActivationQuantizer
 from nce_fx.quantizers.histogram import count_values, counted
 from tests.zoo import ZOO
+from tests.zoo.model import narrow
 
 NEAR = 2 ** (1 / 64) - 1 + 1e-4
 
@@ -44,8 +45,7 @@ def by_rows(x: Tensor, sizes: list[int]) -> list[Any]:
 @pytest.mark.parametrize("quantizer", ACTIVATION_QUANTIZERS)
 def test_ranges_do_not_depend_on_batches_their_order_or_memory_format(name, quantizer):
     torch.manual_seed(0)
-    options: dict[str, Any] = {"resnet20": {"width": 4}, "mobilenet_v2": {"multiplier": 0.25}}
-    model = MODELS[name](**options[name]).eval()
+    model = MODELS[name](**narrow(name)).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.get_buffer("running_var").uniform_(0.3, 2)

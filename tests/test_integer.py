@@ -1,7 +1,6 @@
 """Networks in integers: every quantized value is on PyTorch's level, and what stays in float says why."""
 
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import onnx
@@ -33,6 +32,7 @@ from nce_fx.models import MODELS
 from nce_fx.quantizers.base import ActivationQuantizer, Grid
 from nce_fx.report.records import ModelReference
 from tests.test_export import DEPLOY, PAIRS, assert_close, evaluated, mlp, random, run, settled
+from tests.zoo.model import narrow
 
 
 @pytest.fixture(autouse=True)
@@ -322,23 +322,6 @@ def test_sums_on_borders_are_on_pytorchs_levels(low, scales, step):
     assert np.array_equal(to_module(model)(*map(torch.from_numpy, numbers)).numpy(), wanted)
 
 
-def small(name):
-    """A built-in model with few channels; None: one with layers of all kinds."""
-    if name is None:
-        return Everything()
-    if name != "vgg16_bn":
-        return MODELS[name](**({"multiplier": 0.25} if name == "mobilenet_v2" else {"width": 4}))
-    with torch.device("meta"):
-        net: Any = MODELS[name]()
-    for place, module in enumerate(net.features):
-        if isinstance(module, nn.Conv2d):
-            net.features[place] = nn.Conv2d(module.in_channels // 32 or 3, module.out_channels // 32, 3, padding=1)
-        elif isinstance(module, nn.BatchNorm2d):
-            net.features[place] = nn.BatchNorm2d(module.num_features // 32)
-    net.classifier = nn.Sequential(nn.Linear(16 * 7 * 7, 16), nn.ReLU(), nn.Linear(16, 10))
-    return net
-
-
 @pytest.mark.parametrize(
     ("name", "weight", "activation"),
     [*((name, "sawb", "pact") for name in MODELS), (None, "sawb", "pact"), (None, "minmax", "minmax")],
@@ -346,7 +329,8 @@ def small(name):
 @pytest.mark.long
 def test_the_module_computes_what_the_file_does(name, weight, activation):
     x = random(4, 3, 32, 32) if name else random(4, 3, 16, 16)
-    gm = quantized(small(name), x, weight=weight, activation=activation).eval()
+    model = MODELS[name](**narrow(name)) if name else Everything()
+    gm = quantized(model, x, weight=weight, activation=activation).eval()
     content, lowered = to_onnx(mark(gm), (x,), FORMATS["integer"], dynamic="batch")
     names = sorted(set(lowered.activations) & {value for node in content.graph.node for value in node.output})
     for watched in names:

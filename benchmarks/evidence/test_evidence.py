@@ -269,7 +269,14 @@ def pictures(tmp_path):
 def test_imagenets_recipe_on_its_folders(tmp_path, pictures):
     batch = {"batch_size": 3}
     study = small(
-        "imagenet-resnet18", tmp_path, size=32, seeds=1, float_recipe=batch, retrain=batch, calibration=[1, 2]
+        "imagenet-resnet18",
+        tmp_path,
+        model_args={"width": 8},
+        size=32,
+        seeds=1,
+        float_recipe=batch,
+        retrain=batch,
+        calibration=[1, 2],
     )
     command(tmp_path, study, "--data", f"imagefolder:{pictures}", "--epochs", "1", "--only", "uniform,nce-plan")
     uniform, plan = records.read(tmp_path / "evidence.csv", Run)

@@ -9,32 +9,32 @@ from torch import Tensor, nn
 
 from nce_fx.models.resnet import initialize
 
-# Widths of the 3x3 convolutions of each block; a 2x2 max-pooling ends each block.
-BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+# Widths of the 3x3 convolutions of each block, as multiples of the first; a 2x2 max-pooling ends each block.
+BLOCKS = ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))
 
 
 class VGG(nn.Module):
     """Five convolution blocks and three linear layers: (N, in_channels, H, W) -> (N, num_classes), H and W >= 32."""
 
-    def __init__(self, num_classes: int, in_channels: int, dropout: float) -> None:
+    def __init__(self, num_classes: int, in_channels: int, dropout: float, width: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         inputs = in_channels
-        for widths in BLOCKS:
-            for width in widths:
-                layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
-                inputs = width
+        for multiples in BLOCKS:
+            for outputs in (multiple * width for multiple in multiples):
+                layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
+                inputs = outputs
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
         self.avgpool = nn.AdaptiveAvgPool2d(7)
         self.classifier = nn.Sequential(
-            nn.Linear(512 * 7 * 7, 4096),
+            nn.Linear(inputs * 7 * 7, 64 * width),
             nn.ReLU(),
             nn.Dropout(dropout),
-            nn.Linear(4096, 4096),
+            nn.Linear(64 * width, 64 * width),
             nn.ReLU(),
             nn.Dropout(dropout),
-            nn.Linear(4096, num_classes),
+            nn.Linear(64 * width, num_classes),
         )
         initialize(self)
         for module in self.classifier:
@@ -47,6 +47,6 @@ class VGG(nn.Module):
         return self.classifier(self.avgpool(self.features(x)).flatten(1))  # type: ignore[no-any-return]
 
 
-def vgg16_bn(num_classes: int = 1000, in_channels: int = 3, dropout: float = 0.5) -> nn.Module:
+def vgg16_bn(num_classes: int = 1000, in_channels: int = 3, dropout: float = 0.5, width: int = 64) -> nn.Module:
     """Return VGG-16 with BatchNorm: 138,365,992 parameters, 15,470,264,320 multiply-accumulates at 3x224x224."""
-    return VGG(num_classes, in_channels, dropout)
+    return VGG(num_classes, in_channels, dropout, width)

@@ -51,6 +51,11 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
+def narrow(name: str) -> dict[str, Any]:
+    """Return the arguments that give a built-in network few channels."""
+    return {"multiplier": 0.25} if name == "mobilenet_v2" else {"width": 4}
+
+
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     """Return a fixed random input."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))

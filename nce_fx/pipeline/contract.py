@@ -18,7 +18,8 @@ from nce_fx.paths import modules_of
 
 ANALYSIS = "_channel_analysis"
 """Under which a graph keeps what was found of it: nothing that a pass changes, and a copy begins without."""
-_OWN = frozenset({"_parameters", "_buffers", "_modules", "_graph", "_code", "training", "meta", ANALYSIS})
+_OWN = frozenset(vars(nn.Module())) - {"_is_full_backward_hook"} | {"_graph", "_code", "meta", ANALYSIS}
+"""What every module has, tables of hooks among it, and what is looked at by itself."""
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.Size)
 _LARGE, _BLOCK = 2**20, 2**12
 

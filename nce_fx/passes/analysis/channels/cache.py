@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from nce_fx.pipeline.contract import ANALYSIS, checksum
 
 _OWN = frozenset({"_parameters", "_buffers", "_modules", "_graph", "_code", "training", "meta", ANALYSIS})
 """What is looked at by itself, or changes nothing: channels are followed in eval mode, whatever the mode."""
+_TABLES = (dict, OrderedDict)
 _ATOMS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, type)
 
 
@@ -63,7 +65,9 @@ class Facts:
         return node, node.name, node.op, node.target, node.args, node.kwargs, node.stack_trace, meta, value, row
 
     def _module(self, module: nn.Module) -> tuple[Any, ...]:
-        settings = {name: self._frozen(value) for name, value in vars(module).items() if name not in _OWN}
+        # Most of what a module has are tables of hooks without any.
+        held = [(name, value) for name, value in vars(module).items() if type(value) not in _TABLES or value]
+        settings = {name: self._frozen(value) for name, value in held if name not in _OWN}
         tensors = [
             [(name, self._tensor(tensor)) for name, tensor in group.items() if tensor is not None]
             for group in (module._parameters, module._buffers)

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from nce_fx.artifacts import load, save
     from nce_fx.custom import channel_rule
     from nce_fx.export import export_onnx
+    from nce_fx.export.network import to_networkx
     from nce_fx.passes.analysis.channels import ChannelGraph, ChannelGroup, analyze_channels
     from nce_fx.passes.analysis.cost import CostReport, analyze_cost
-    from nce_fx.passes.analysis.network import to_networkx
     from nce_fx.passes.analysis.sensitivity import SensitivityReport, analyze_sensitivity
     from nce_fx.passes.planning import Budget, plan_widths
     from nce_fx.passes.transform.quantize import QuantSpec, integer_weights, quantize
@@ -49,7 +49,7 @@ _HOME = {
     "export_onnx": "nce_fx.export",
     "save": "nce_fx.artifacts",
     "load": "nce_fx.artifacts",
-    "to_networkx": "nce_fx.passes.analysis.network",
+    "to_networkx": "nce_fx.export.network",
 }
 
 

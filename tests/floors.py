@@ -61,14 +61,14 @@ _BOXES: tuple[dict[str, tuple[str, ...]], ...] = (
             "files",
             "folders",
             "frozen",
+            "line_chart",
             "paths",
             "pickling",
             "plan",
+            "processes",
             "registry",
-            "report.line_chart",
             "signature",
             "tensor_file",
-            "training.engine",
             "traced",
             "validated",
             "version",
@@ -92,7 +92,7 @@ _BOXES: tuple[dict[str, tuple[str, ...]], ...] = (
     {"rewrite": ("rewrite", "comparison", "end_bits", "sweep", "trial"), "search": ("search",)},
     {"report": ("report",)},
     {"artifacts": ("artifacts",), "export": ("export",)},
-    {"command line": ("cli", "__main__", f"{_ANALYSIS}.network")},
+    {"command line": ("cli", "__main__")},
 )
 """The floors from the ground up, and the boxes on each with the files and folders that are in them."""
 

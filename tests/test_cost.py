@@ -15,13 +15,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import nce_fx
 from nce_fx.errors import ChannelError, InputError
+from nce_fx.export.network import to_networkx
 from nce_fx.models import MODELS
 from nce_fx.ops import work
 from nce_fx.passes.analysis.channels import analyze_channels
 from nce_fx.passes.analysis.channels.graph import ChannelGraph
 from nce_fx.passes.analysis.cost import analyze_cost
 from nce_fx.passes.analysis.hardware import HardwareTable
-from nce_fx.passes.analysis.network import to_networkx
 from nce_fx.passes.transform.resize import resize
 
 NOTHING_KNOWN = ChannelGraph((), (), {}, {})

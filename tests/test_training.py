@@ -20,11 +20,11 @@ from nce_fx.errors import InputError, TrainingError
 from nce_fx.models import MODELS
 from nce_fx.passes.transform.new_weights import from_scratch
 from nce_fx.passes.transform.quantize import integer_weights
+from nce_fx.processes import Engine
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 from nce_fx.tasks import Task, scores_of
 from nce_fx.training import Recipe, StepReport, evaluate, train
 from nce_fx.training.batches import batches_of
-from nce_fx.training.engine import Engine
 from nce_fx.training.optimizer import build_optimizer, positive_ranges
 from nce_fx.training.oscillation import dampen
 from nce_fx.training.recipe import bits_at, dampening_at, learning_rate_at

@@ -14,7 +14,7 @@ import torch
 
 import nce_fx
 from nce_fx.errors import TrainingError
-from nce_fx.training.engine import start_engine
+from nce_fx.processes import start_engine
 from tests import search_runs, two_processes
 
 ROOT = Path(__file__).parent.parent

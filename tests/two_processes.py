@@ -17,11 +17,11 @@ import nce_fx
 from nce_fx.cli import app
 from nce_fx.errors import TrainingError
 from nce_fx.passes.analysis.sensitivity import METRICS
+from nce_fx.processes import start_engine
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 from nce_fx.tensor_file import digest
 from nce_fx.training import Recipe, evaluate, train
 from nce_fx.training.checkpoint import latest_checkpoint
-from nce_fx.training.engine import start_engine
 from tests import search_runs
 from tests.training_runs import Blobs, FunctionalNorm, net
 

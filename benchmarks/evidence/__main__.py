@@ -37,7 +37,7 @@ from benchmarks.part import some_images
 from nce_fx.data import Data, load_data
 from nce_fx.errors import InputError, NceFxError
 from nce_fx.executor import executor, results
-from nce_fx.training.engine import start_engine
+from nce_fx.processes import start_engine
 from nce_fx.version import __version__
 
 Task = tuple[Variant, records.Key, str]

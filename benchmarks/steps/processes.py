@@ -26,9 +26,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import nce_fx
 from nce_fx.models import MODELS
+from nce_fx.processes import Engine, start_engine
 from nce_fx.training import Recipe
 from nce_fx.training.determinism import deterministic
-from nce_fx.training.engine import Engine, start_engine
 from nce_fx.training.loop import train_step
 from nce_fx.training.run import prepare
 

@@ -26,10 +26,10 @@ from benchmarks import pages
 from nce_fx.data.loaders import BatchDataset, Data
 from nce_fx.models import MODELS
 from nce_fx.passes.transform.widths import InsertWidthChoices, Mixing, channel_order
+from nce_fx.processes import start_engine
 from nce_fx.search import SearchRecipe
 from nce_fx.search.candidates import first_candidates
 from nce_fx.search.width_search import WidthSearch
-from nce_fx.training.engine import start_engine
 from nce_fx.training.loop import train_step
 from nce_fx.training.run import prepare
 

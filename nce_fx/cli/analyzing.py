@@ -14,11 +14,11 @@ from nce_fx.cli.parsing import quant_spec
 from nce_fx.cli.terminal import Steps, Terminal
 from nce_fx.passes.analysis.channels import ChannelGraph, analyze_channels
 from nce_fx.passes.transform.quantize import QuantSpec
+from nce_fx.processes import start_engine
 from nce_fx.report import tables
 from nce_fx.report.explanation import Explanation, explain
 from nce_fx.rewrite import Analyses, analyze, group_record
 from nce_fx.tracing import trace
-from nce_fx.training.engine import start_engine
 
 
 def run(job: Analyze) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.fx import GraphModule
 
-from nce_fx.passes.analysis.network import to_networkx
+from nce_fx.export.network import to_networkx
 from nce_fx.report.records import RewriteReport
 
 _GRADIENT = [{"stop": 0, "bgColor": "#ffffff"}, {"stop": 1, "bgColor": "#c9402b"}]

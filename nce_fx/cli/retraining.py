@@ -35,12 +35,12 @@ from nce_fx.passes.transform.quantize import InsertQuantizers
 from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.pipeline import Given, Pass, Pipeline, history_of
 from nce_fx.pipeline.history_json import passes_of
+from nce_fx.processes import all_reduce_sum, start_engine
 from nce_fx.report.records import Manifest, Retraining
 from nce_fx.signature import call_of
 from nce_fx.tasks import Task
 from nce_fx.tracing import trace
 from nce_fx.training import Recipe
-from nce_fx.training.engine import all_reduce_sum, start_engine
 from nce_fx.training.recipe import usual_float_epochs
 
 

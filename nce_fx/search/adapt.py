@@ -15,6 +15,7 @@ from nce_fx.passes.transform.quantize import RemoveQuantizers
 from nce_fx.passes.transform.resize import resize
 from nce_fx.pipeline import Given, Pipeline
 from nce_fx.plan import WidthPlan
+from nce_fx.processes import start_engine
 from nce_fx.search.adapt_log import AdaptLog
 from nce_fx.search.adapt_recipe import AdaptRecipe
 from nce_fx.search.asked import NO_CHOICE, Asked, SearchResult, finish, seconds_of
@@ -22,7 +23,6 @@ from nce_fx.search.carrying import quantizing
 from nce_fx.search.moves import Moves
 from nce_fx.search.outcome import plan_from
 from nce_fx.tasks import Task
-from nce_fx.training.engine import start_engine
 from nce_fx.training.loop import fit
 from nce_fx.training.run import prepare
 

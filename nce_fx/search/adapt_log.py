@@ -11,9 +11,9 @@ from rich.table import Table
 
 from nce_fx.files import write_whole
 from nce_fx.frozen import freeze
+from nce_fx.line_chart import Line, lines_svg
 from nce_fx.passes.transform.resize import Kept
 from nce_fx.plan import WidthPlan
-from nce_fx.report.line_chart import Line, lines_svg
 from nce_fx.search.asked import PLAN
 from nce_fx.training.log import csv_table
 

@@ -20,10 +20,10 @@ from nce_fx.passes.transform.quantize import QuantSpec, quantize
 from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.pipeline import Pipeline
 from nce_fx.plan import WidthPlan
+from nce_fx.processes import start_engine
 from nce_fx.quantities import Quantity
 from nce_fx.search.carrying import quantizing
 from nce_fx.tasks import LossLike
-from nce_fx.training.engine import start_engine
 from nce_fx.training.progress import Progress
 from nce_fx.training.run import Run
 

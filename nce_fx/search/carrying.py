@@ -23,8 +23,8 @@ from torch.fx import GraphModule
 from nce_fx.passes.analysis.channels.edits import Gather
 from nce_fx.passes.transform.quantize import InsertQuantizers, QuantSpec
 from nce_fx.pipeline import Pass
+from nce_fx.processes import distributed
 from nce_fx.quantizers import Quantizer
-from nce_fx.training.engine import distributed
 from nce_fx.training.optimizer import build_optimizer, restore_momenta
 from nce_fx.training.run import Run
 from nce_fx.training.stages import stages_of

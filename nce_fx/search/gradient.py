@@ -12,6 +12,7 @@ from nce_fx.passes.planning.exact_budget import plan_and_build
 from nce_fx.passes.transform.widths import InsertWidthChoices, channel_order
 from nce_fx.passes.transform.widths.choice_sites import find_choice_sites
 from nce_fx.pipeline import Given, Pipeline
+from nce_fx.processes import start_engine
 from nce_fx.search.asked import NO_CHOICE, Asked, SearchResult, finish, seconds_of
 from nce_fx.search.candidates import first_candidates
 from nce_fx.search.carrying import quantizing
@@ -20,7 +21,6 @@ from nce_fx.search.search_log import SearchLog
 from nce_fx.search.search_recipe import SearchRecipe
 from nce_fx.search.width_search import WidthSearch
 from nce_fx.tasks import Task
-from nce_fx.training.engine import start_engine
 from nce_fx.training.loop import fit
 from nce_fx.training.run import prepare
 

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from nce_fx.files import write_whole
 from nce_fx.frozen import freeze
+from nce_fx.line_chart import Line, lines_svg
 from nce_fx.plan import WidthPlan
-from nce_fx.report.line_chart import Line, lines_svg
 from nce_fx.search.asked import PLAN
 from nce_fx.training.log import csv_table
 

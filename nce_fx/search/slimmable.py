@@ -20,6 +20,7 @@ from nce_fx.passes.planning.choices import Rules
 from nce_fx.passes.planning.exact_budget import Reserve, plan_and_build
 from nce_fx.pipeline import Given, Pipeline
 from nce_fx.plan import WidthPlan
+from nce_fx.processes import start_engine
 from nce_fx.search.asked import NO_CHOICE, PLAN, Asked, SearchResult, finish, seconds_of
 from nce_fx.search.carrying import quantizing
 from nce_fx.search.comparing import Measuring, better_by, evolve
@@ -28,7 +29,6 @@ from nce_fx.search.slices import Widest
 from nce_fx.search.slimmable_recipe import SlimmableRecipe
 from nce_fx.search.slimming import Slimming, sandwich_loss
 from nce_fx.tasks import Task
-from nce_fx.training.engine import start_engine
 from nce_fx.training.log import csv_table
 from nce_fx.training.loop import fit
 from nce_fx.training.progress import reporting

@@ -21,12 +21,12 @@ from nce_fx.passes.transform.quantize import QuantSpec
 from nce_fx.passes.transform.resize import resize
 from nce_fx.pipeline import Given, Pipeline
 from nce_fx.plain_text import read_json
+from nce_fx.processes import start_engine
 from nce_fx.search.asked import Asked
 from nce_fx.search.carrying import quantizing
 from nce_fx.search.surface_recipe import SurfaceRecipe
 from nce_fx.tasks import LossLike
 from nce_fx.tensor_file import digest
-from nce_fx.training.engine import start_engine
 from nce_fx.training.evaluation import evaluate
 from nce_fx.training.loop import train
 from nce_fx.training.result import StepReport

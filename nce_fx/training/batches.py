@@ -17,7 +17,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 from nce_fx.batches import samples_in
 from nce_fx.data.loaders import Loader
 from nce_fx.errors import TrainingError
-from nce_fx.training.engine import Engine
+from nce_fx.processes import Engine
 
 
 class Data(Protocol):

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from nce_fx.training.engine import Engine
+from nce_fx.processes import Engine
 from nce_fx.training.recipe import seed_at
 
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from nce_fx.copying import copy_model
 from nce_fx.errors import ArtifactError, InputError, TrainingError
+from nce_fx.processes import Engine, agree_on, distributed
 from nce_fx.tasks import Task
 from nce_fx.tensor_file import digest
 from nce_fx.training.batches import Data
 from nce_fx.training.checkpoint import Checkpoint, last_good, latest_checkpoint, save_checkpoint
-from nce_fx.training.engine import Engine, agree_on, distributed
 from nce_fx.training.extras import Extra, extras_of
 from nce_fx.training.features import tapped
 from nce_fx.training.optimizer import build_optimizer, momenta, restore_momenta

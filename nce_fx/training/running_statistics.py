@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from nce_fx.ops import OPS
-from nce_fx.training.engine import call
+from nce_fx.processes import call
 
 
 def reestimate(

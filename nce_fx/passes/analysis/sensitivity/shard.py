@@ -1,6 +1,6 @@
 """The shard of the batches that this process measures: of 8 batches and 2 processes, the first has 0, 2, 4 and 6.
 
-Under a running engine (`nce_fx.training.engine.start_engine`) every process is given the same batches, and of n
+Under a running engine (`nce_fx.processes.start_engine`) every process is given the same batches, and of n
 processes each measures every n-th batch. Ranges come from the first batch in all of them, random numbers are those that
 one process would draw, and the sums are put together: the scores are those of one process, up to the order of addition.
 """
@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch
 
-from nce_fx.training.engine import all_reduce_sum, running_engine
+from nce_fx.processes import all_reduce_sum, running_engine
 
 Key = TypeVar("Key", bound=Hashable)
 

@@ -22,7 +22,7 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
 from nce_fx.errors import InputError
-from nce_fx.frozen import freeze
+from nce_fx.frozen import Frozen
 
 Pair = tuple[Any, Any]
 """(inputs, target): inputs are a tuple in the order of ``forward``, or a dict by its names."""
@@ -132,16 +132,13 @@ def samples_in(inputs: Any, target: Any = None) -> int:
 
 
 @dataclass(frozen=True)
-class Slot:
+class Slot(Frozen):
     """One input of a model."""
 
     name: str
     required: bool
     like: Mapping[str, Any] | None = None
     """Its signature as it was traced, see `nce_fx.signature`; ``None`` where nothing is known."""
-
-    def __post_init__(self) -> None:
-        freeze(self)
 
     def fits(self, value: Any) -> bool:
         """Whether a value has the form of the one that was traced; sizes may be others."""

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from torch.fx import GraphModule
 
 from nce_fx.data import Data
-from nce_fx.frozen import freeze
+from nce_fx.frozen import Frozen
 from nce_fx.report.records import Comparison, ResultRow, folder_of
 from nce_fx.rewrite import cost_record
 from nce_fx.tasks import LossLike, MetricLike, Task
@@ -27,14 +27,11 @@ from nce_fx.training.recipe import usual_float_epochs
 
 
 @dataclass(frozen=True)
-class Trained:
+class Trained(Frozen):
     """The comparison, and the networks it is about, by the names of its rows."""
 
     comparison: Comparison
     networks: Mapping[str, GraphModule]
-
-    def __post_init__(self) -> None:
-        freeze(self)
 
 
 def compare(

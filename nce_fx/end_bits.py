@@ -19,7 +19,7 @@ from typing import Any
 from torch.fx import GraphModule
 
 from nce_fx.errors import BudgetError
-from nce_fx.frozen import freeze
+from nce_fx.frozen import Frozen
 from nce_fx.passes.analysis.channels.graph import ChannelGraph
 from nce_fx.passes.analysis.cost import CostReport
 from nce_fx.passes.analysis.sensitivity.report import SensitivityReport
@@ -33,7 +33,7 @@ WAYS = ("given", "plan")
 
 
 @dataclass(frozen=True)
-class Ends:
+class Ends(Frozen):
     """A choice of the ends' bits, and the network at its own widths that has them."""
 
     spec: QuantSpec
@@ -42,9 +42,6 @@ class Ends:
     sensitivity: SensitivityReport
     bits: Mapping[str, int]
     """Layer -> bits of its weight."""
-
-    def __post_init__(self) -> None:
-        freeze(self)
 
 
 def plan_ends(

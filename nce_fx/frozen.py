@@ -47,3 +47,10 @@ def freeze(owner: Any) -> None:
         if field.name.startswith("_"):
             continue  # what a value has computed of itself so far
         object.__setattr__(owner, field.name, frozen(getattr(owner, field.name)))
+
+
+class Frozen:
+    """Base of a frozen dataclass with mappings: nobody can change them either."""
+
+    def __post_init__(self) -> None:
+        freeze(self)

@@ -19,7 +19,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from nce_fx.errors import PlanError
-from nce_fx.frozen import freeze
+from nce_fx.frozen import Frozen
 from nce_fx.paths import module_at, parameters_of, used_by
 from nce_fx.plain_text import read_json
 
@@ -39,7 +39,7 @@ class PlanSchema(BaseModel):
 
 
 @dataclass(frozen=True)
-class WidthPlan:
+class WidthPlan(Frozen):
     """The width of every channel group of one model, such as ``plan.widths == {"conv1": 10, "layer1.0.conv1": 3}``."""
 
     widths: Mapping[str, int]
@@ -50,9 +50,6 @@ class WidthPlan:
     version: int = PLAN_VERSION
     source: Mapping[str, Any] = field(default_factory=dict)
     """Where the plan comes from: metric, data, seed, budget, objective, certified bound, gap; JSON values."""
-
-    def __post_init__(self) -> None:
-        freeze(self)
 
     @property
     def changed(self) -> dict[str, int]:

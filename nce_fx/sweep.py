@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nce_fx.errors import BudgetError, InputError
-from nce_fx.frozen import freeze
+from nce_fx.frozen import Frozen
 from nce_fx.passes.planning import Budget
 from nce_fx.plan import WidthPlan
 from nce_fx.rewrite import Analyses, plan_analyzed
@@ -18,7 +18,7 @@ POINTS = 15
 
 
 @dataclass(frozen=True)
-class SweepPoint:
+class SweepPoint(Frozen):
     """The plan at one budget: what it costs and what it promises."""
 
     budget: float
@@ -32,9 +32,6 @@ class SweepPoint:
     """What no plan of this budget can go below, on the same scale."""
     widths: str
     """The widths of the groups that change: ``conv1=7 layer2.0.conv1=6``."""
-
-    def __post_init__(self) -> None:
-        freeze(self)
 
     def to_row(self) -> dict[str, Any]:
         """Return the point as columns: the budget, one a quantity, what it promises, the widths."""

@@ -13,7 +13,7 @@ from nce_fx.cli.diff import Diff
 from nce_fx.cli.inspecting import Rebuilt, content, is_result, publish, rebuild
 from nce_fx.cli.terminal import Terminal
 from nce_fx.errors import InputError
-from nce_fx.frozen import freeze
+from nce_fx.frozen import Frozen
 from nce_fx.passes.transform.quantize import QuantSpec, quantize
 from nce_fx.plan import WidthPlan
 from nce_fx.report import tables
@@ -24,7 +24,7 @@ from nce_fx.rewrite import cost_record
 
 
 @dataclass(frozen=True)
-class Side:
+class Side(Frozen):
     """One of the two networks."""
 
     name: str
@@ -32,9 +32,6 @@ class Side:
     widths: Mapping[str, int]
     spec: Mapping[str, Any]
     comparison: Comparison | None
-
-    def __post_init__(self) -> None:
-        freeze(self)
 
 
 def run(job: Diff) -> None:

@@ -13,12 +13,12 @@ from nce_fx.cli.options import NetworkOptions
 from nce_fx.cli.parsing import build_model, example_inputs, parse_args
 from nce_fx.data import Data, load_data
 from nce_fx.data.loaders import CALIBRATION_BATCHES, CALIBRATION_SIZE
-from nce_fx.frozen import freeze
+from nce_fx.frozen import Frozen
 from nce_fx.models.loading import arguments_for
 
 
 @dataclass(frozen=True)
-class Network:
+class Network(Frozen):
     """What a command works on: a model in eval mode, with what it was built from and is looked at with."""
 
     model: nn.Module
@@ -28,9 +28,6 @@ class Network:
     inputs: Any
     """What it is traced with, in a tuple or by its names."""
     seed: int
-
-    def __post_init__(self) -> None:
-        freeze(self)
 
     @cached_property
     def calibration(self) -> list[Any] | None:

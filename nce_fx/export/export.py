@@ -23,7 +23,7 @@ from nce_fx.export.levels import Marked, mark
 from nce_fx.export.onnx_graph import to_onnx
 from nce_fx.export.opset import check_opset
 from nce_fx.export.program import Dynamic, example, other_sizes, share_a_batch, takes_other_sizes
-from nce_fx.frozen import freeze
+from nce_fx.frozen import Frozen
 from nce_fx.passes.transform.fold import FoldBatchNorm
 from nce_fx.pipeline import Pipeline
 from nce_fx.plan import WidthPlan
@@ -31,7 +31,7 @@ from nce_fx.version import __version__
 
 
 @dataclass(frozen=True)
-class OnnxExport:
+class OnnxExport(Frozen):
     """What was written, and how it compares."""
 
     path: Path
@@ -46,9 +46,6 @@ class OnnxExport:
     """Format "integer": the nodes that compute in float -> why, in words."""
     sizes: bool = False
     """Whether height and width may be others than the traced ones."""
-
-    def __post_init__(self) -> None:
-        freeze(self)
 
 
 def export_onnx(

@@ -18,7 +18,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from nce_fx.errors import ArtifactError
-from nce_fx.frozen import freeze
+from nce_fx.frozen import Frozen
 from nce_fx.paths import module_at, modules_of
 from nce_fx.pipeline.contract import plain_attributes
 from nce_fx.plan import model_fingerprint
@@ -29,7 +29,7 @@ HISTORY = "history"
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(Frozen):
     """One pass that changed a graph: ``Step("quantize", {"weight_bits": 2, ...}, "9f3c...")``."""
 
     name: str
@@ -44,12 +44,9 @@ class Step:
     problem: str = ""
     """Why it has no options that could be written down."""
 
-    def __post_init__(self) -> None:
-        freeze(self)
-
 
 @dataclass(frozen=True)
-class History:
+class History(Frozen):
     """How a graph was traced, and the passes since, such as ``Step("resize", ...), Step("quantize", ...)``."""
 
     graph: str
@@ -63,9 +60,6 @@ class History:
     steps: tuple[Step, ...] = ()
     problem: str = ""
     """Why the graph cannot be made again by doing this again."""
-
-    def __post_init__(self) -> None:
-        freeze(self)
 
     def __deepcopy__(self, memo: Any) -> History:
         return self

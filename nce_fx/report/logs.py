@@ -7,20 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nce_fx.frozen import freeze
+from nce_fx.frozen import Frozen
 
 LOG, SWEEP = "log.csv", "sweep.csv"
 
 
 @dataclass(frozen=True)
-class TrainingCurve:
+class TrainingCurve(Frozen):
     """One training run: a column per number that was logged, such as ``{"epoch": (1, 2), "loss": (1.9, 1.2)}``."""
 
     name: str
     columns: Mapping[str, Sequence[float | None]]
-
-    def __post_init__(self) -> None:
-        freeze(self)
 
 
 def training_runs(folder: Path, names: Mapping[str, str]) -> tuple[TrainingCurve, ...]:

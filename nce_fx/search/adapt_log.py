@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from nce_fx.files import write_whole
-from nce_fx.frozen import freeze
+from nce_fx.frozen import Frozen
 from nce_fx.line_chart import Line, lines_svg
 from nce_fx.passes.transform.resize import Kept
 from nce_fx.plan import WidthPlan
@@ -22,15 +22,12 @@ FILES = (PLAN, "moves.csv", "widths.svg", "log.csv", "steps.csv")
 
 
 @dataclass(frozen=True)
-class Move:
+class Move(Frozen):
     """A few groups at other widths."""
 
     widths: Mapping[str, int]
     keep: Kept | None = None
     """Which channels of those that are narrower stay; those that carry most by default."""
-
-    def __post_init__(self) -> None:
-        freeze(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Move:
@@ -42,7 +39,7 @@ class Move:
 
 
 @dataclass(frozen=True)
-class Tried:
+class Tried(Frozen):
     """A move, and what held-out training data said of it."""
 
     epoch: int
@@ -57,12 +54,9 @@ class Tried:
     """Of the network that was trained as long without it."""
     stays: bool
 
-    def __post_init__(self) -> None:
-        freeze(self)
-
 
 @dataclass(frozen=True)
-class AdaptLog:
+class AdaptLog(Frozen):
     """The whole course of a search."""
 
     start: Mapping[str, int]
@@ -70,9 +64,6 @@ class AdaptLog:
     tried: tuple[Tried, ...]
     left: Mapping[str, str]
     """Groups that keep their width, and why."""
-
-    def __post_init__(self) -> None:
-        freeze(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the log as JSON values."""

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from nce_fx.files import write_whole
-from nce_fx.frozen import freeze
+from nce_fx.frozen import Frozen
 from nce_fx.line_chart import Line, lines_svg
 from nce_fx.plan import WidthPlan
 from nce_fx.search.asked import PLAN
@@ -21,7 +21,7 @@ FILES = (PLAN, "widths.csv", "expansions.csv", "widths.svg", "log.csv", "steps.c
 
 
 @dataclass(frozen=True)
-class SearchEpoch:
+class SearchEpoch(Frozen):
     """Where the search stood after one epoch."""
 
     epoch: int
@@ -40,9 +40,6 @@ class SearchEpoch:
     """What the preferred network costs, as shares of the budgets."""
     braked: Mapping[str, str] = field(default_factory=dict)
     """Groups whose widest candidate passed the threshold and got no wider one, and why."""
-
-    def __post_init__(self) -> None:
-        freeze(self)
 
 
 @dataclass(frozen=True)
@@ -64,16 +61,13 @@ class Expansion:
 
 
 @dataclass(frozen=True)
-class SearchLog:
+class SearchLog(Frozen):
     """The whole course of a search."""
 
     epochs: tuple[SearchEpoch, ...]
     expansions: tuple[Expansion, ...]
     left: Mapping[str, str]
     """Groups that kept their width, and why."""
-
-    def __post_init__(self) -> None:
-        freeze(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the log as JSON values."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nce_fx.frozen import freeze
+from nce_fx.frozen import Frozen
 from nce_fx.passes.analysis.cost import CostReport
 from nce_fx.passes.analysis.polynomial import Floats, Integers
 from nce_fx.passes.planning import Budget
@@ -28,15 +28,12 @@ _DEVIATION = 0.25
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Frozen):
     """The settings that keep every budget."""
 
     cost: CostReport
     choices: Choices
     limits: dict[str, float]
-
-    def __post_init__(self) -> None:
-        freeze(self)
 
     @staticmethod
     def of(cost: CostReport, budget: Budget, rules: Rules) -> Settings:

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.fx import GraphModule
 
 from nce_fx.devices import device_of
-from nce_fx.frozen import freeze
+from nce_fx.frozen import Frozen
 from nce_fx.ids.labels import Ids
 from nce_fx.ids.space import ParameterAxis, Tensors
 from nce_fx.passes.analysis.channels import ChannelGroup, analysis_of
@@ -32,7 +32,7 @@ from nce_fx.search.carrying import of_kind
 
 
 @dataclass(frozen=True)
-class Slice:
+class Slice(Frozen):
     """A network at chosen widths, and where in the widest network its parameters lie."""
 
     network: GraphModule
@@ -40,9 +40,6 @@ class Slice:
     """Name of a parameter -> (axis, the positions along it); none where it is the widest's own."""
     quantizers: Mapping[str, str]
     """Path of a quantizer -> its path in the widest network: where channels are put in order, names are others."""
-
-    def __post_init__(self) -> None:
-        freeze(self)
 
     def source(self, name: str) -> str:
         """Return the name of the widest network's parameter that a parameter is a slice of."""
@@ -73,7 +70,7 @@ class Slice:
 
 
 @dataclass(frozen=True)
-class Widest:
+class Widest(Frozen):
     """The float network that all slices are cut from, and the order in which its channels go."""
 
     graph: GraphModule
@@ -83,9 +80,6 @@ class Widest:
 
     left: Mapping[str, str]
     """Groups that have no slices, and why; they keep their widths."""
-
-    def __post_init__(self) -> None:
-        freeze(self)
 
     @staticmethod
     def of(gm: GraphModule, candidates: Mapping[str, Sequence[int]], spec: QuantSpec | None, seed: int) -> Widest:

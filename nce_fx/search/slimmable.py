@@ -14,7 +14,7 @@ from nce_fx.data.data_split import held_out, split_data
 from nce_fx.data.loaders import CALIBRATION_BATCHES, CALIBRATION_SIZE
 from nce_fx.errors import BudgetError, InputError
 from nce_fx.files import write_whole
-from nce_fx.frozen import freeze
+from nce_fx.frozen import Frozen
 from nce_fx.passes.analysis.channels import analyze_channels
 from nce_fx.passes.planning.choices import Rules
 from nce_fx.passes.planning.exact_budget import Reserve, plan_and_build
@@ -39,7 +39,7 @@ FILES = (PLAN, "settings.csv", "log.csv", "steps.csv")
 
 
 @dataclass(frozen=True)
-class Compared:
+class Compared(Frozen):
     """A setting that was measured."""
 
     widths: Mapping[str, int]
@@ -49,12 +49,9 @@ class Compared:
     better: float | None
     """By how many standard errors that is less than at the widths as they are; ``None`` where these do not fit."""
 
-    def __post_init__(self) -> None:
-        freeze(self)
-
 
 @dataclass(frozen=True)
-class SlimmableLog:
+class SlimmableLog(Frozen):
     """What was measured."""
 
     compared: tuple[Compared, ...]
@@ -63,9 +60,6 @@ class SlimmableLog:
     """Groups that kept their width, and why."""
     uniform: float | None
     """The loss at the widths as they are; ``None`` where these are over a budget."""
-
-    def __post_init__(self) -> None:
-        freeze(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the log as JSON values."""

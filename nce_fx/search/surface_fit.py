@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import spearmanr
 
-from nce_fx.frozen import freeze
+from nce_fx.frozen import Frozen
 from nce_fx.passes.analysis.polynomial import Floats, Integers
 from nce_fx.search.settings import Setting, Settings
 
@@ -28,7 +28,7 @@ _AT_ONCE = 512
 
 
 @dataclass(frozen=True)
-class Surface:
+class Surface(Frozen):
     """The fitted loss."""
 
     centre: Floats
@@ -49,9 +49,6 @@ class Surface:
     """The share of the variance that is foretold of networks left out one at a time (R2); below 0 it is none."""
     ranked: float
     """Spearman's correlation of what is foretold so with what was measured."""
-
-    def __post_init__(self) -> None:
-        freeze(self)
 
     def __call__(self, points: Floats) -> Floats:
         """Return the loss at points: settings x groups, log2 of the widths over the original ones."""

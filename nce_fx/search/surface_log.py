@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from nce_fx.files import write_whole
-from nce_fx.frozen import freeze
+from nce_fx.frozen import Frozen
 from nce_fx.plan import WidthPlan
 from nce_fx.search.asked import PLAN
 from nce_fx.search.surface_networks import STATE, Measured, Wanted
@@ -21,7 +21,7 @@ FILES = (PLAN, STATE, "networks.csv", "slopes.csv", "surfaces.csv", "finals.csv"
 
 
 @dataclass(frozen=True)
-class Fit:
+class Fit(Frozen):
     """The surface at the end of a round."""
 
     round: int
@@ -44,12 +44,9 @@ class Fit:
     promised: float
     """By how much the best of the surface has less loss than the centre."""
 
-    def __post_init__(self) -> None:
-        freeze(self)
-
 
 @dataclass(frozen=True)
-class Final:
+class Final(Frozen):
     """A setting that was trained with fresh seeds and held against the first centre."""
 
     widths: Mapping[str, int]
@@ -61,9 +58,6 @@ class Final:
     better: float
     """By how many standard errors its mean loss is less than the first centre's; 0 for that itself."""
 
-    def __post_init__(self) -> None:
-        freeze(self)
-
     @property
     def loss(self) -> float:
         """The mean over the seeds."""
@@ -71,7 +65,7 @@ class Final:
 
 
 @dataclass(frozen=True)
-class SurfaceLog:
+class SurfaceLog(Frozen):
     """The whole course of a search."""
 
     networks: tuple[tuple[Wanted, Measured], ...]
@@ -83,9 +77,6 @@ class SurfaceLog:
     """The first centre first."""
     left: Mapping[str, str]
     """Groups that kept their width, and why."""
-
-    def __post_init__(self) -> None:
-        freeze(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the log as JSON values."""

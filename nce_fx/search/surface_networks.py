@@ -16,7 +16,7 @@ from nce_fx.data.loaders import CALIBRATION_BATCHES, CALIBRATION_SIZE, Data
 from nce_fx.errors import ArtifactError
 from nce_fx.executor import executor, results
 from nce_fx.files import write_whole
-from nce_fx.frozen import freeze
+from nce_fx.frozen import Frozen
 from nce_fx.passes.transform.quantize import QuantSpec
 from nce_fx.passes.transform.resize import resize
 from nce_fx.pipeline import Given, Pipeline
@@ -36,7 +36,7 @@ STATE = "networks.json"
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Wanted(Frozen):
     """A network to train."""
 
     round: int
@@ -46,9 +46,6 @@ class Wanted:
     widths: Mapping[str, int]
     """Of the groups that have a choice."""
     seed: int
-
-    def __post_init__(self) -> None:
-        freeze(self)
 
 
 @dataclass(frozen=True)

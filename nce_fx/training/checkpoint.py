@@ -22,7 +22,7 @@ from torch import Tensor
 
 from nce_fx.errors import ArtifactError, TrainingError
 from nce_fx.files import write_whole
-from nce_fx.frozen import freeze
+from nce_fx.frozen import Frozen
 from nce_fx.plain_text import read_json
 from nce_fx.tensor_file import digest
 
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(Frozen):
     """A training run at one moment, between two steps."""
 
     steps: int
@@ -41,9 +41,6 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     state: Mapping[str, Any]
     """JSON values."""
-
-    def __post_init__(self) -> None:
-        freeze(self)
 
 
 def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:

@@ -23,7 +23,7 @@ from torch.fx import GraphModule, Node
 
 from nce_fx.by_mode import runs_in
 from nce_fx.errors import InputError
-from nce_fx.frozen import freeze
+from nce_fx.frozen import Frozen
 from nce_fx.ops.layers import find_layers
 from nce_fx.ops.liveness import aliases, storages
 from nce_fx.ops.work import Axis, Layer, shape_of, source_parameters, unchanged
@@ -42,13 +42,10 @@ Bits = int | Mapping[str, int] | None
 
 
 @dataclass(frozen=True)
-class Cost:
+class Cost(Frozen):
     """Costs of a whole graph, by quantity: ``cost.bit_ops`` is ``cost.by_quantity["bit_ops"]``."""
 
     by_quantity: Mapping[str, Any]
-
-    def __post_init__(self) -> None:
-        freeze(self)
 
     def __getattr__(self, name: str) -> Any:
         """Return one quantity.

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nce_fx.frozen import freeze
+from nce_fx.frozen import Frozen
 from nce_fx.passes.analysis.channels.graph import AxisWidth, ChannelGraph
 from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.analysis.polynomial import Floats, Integers, Term, Terms
@@ -67,7 +67,7 @@ class LayerSite(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CostModel:
+class CostModel(Frozen):
     """All terms of a graph's cost over the widths of its parts."""
 
     channels: ChannelGraph
@@ -80,9 +80,6 @@ class CostModel:
     """Of the graph that was analysed, so that a plan made from this can say which model it is for."""
     quantities: Mapping[str, Quantity] = field(default_factory=known_quantities)
     """What may be asked of it."""
-
-    def __post_init__(self) -> None:
-        freeze(self)
 
     @cached_property
     def work_macs(self) -> Terms:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from nce_fx.errors import InputError
-from nce_fx.frozen import freeze
+from nce_fx.frozen import Frozen
 from nce_fx.passes.analysis.polynomial import Floats
 from nce_fx.plain_text import read_json
 
@@ -30,14 +30,11 @@ COLUMNS = ("op", "c_in", "c_out", "h", "w", "bits", "cost")
 
 
 @dataclass(frozen=True)
-class HardwareTable:
+class HardwareTable(Frozen):
     """Measured costs by (op, bits): points (c_in, c_out, h, w) and the cost at each."""
 
     measurements: Mapping[tuple[str, int], tuple[tuple[float, float, float, float, float], ...]] = field(repr=False)
     name: str = "table"
-
-    def __post_init__(self) -> None:
-        freeze(self)
 
     @staticmethod
     def read(path: str | Path) -> HardwareTable:

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_u
 from nce_fx.copying import copy_graph
 from nce_fx.devices import device_of
 from nce_fx.errors import ChannelError, where
-from nce_fx.frozen import freeze
+from nce_fx.frozen import Frozen
 from nce_fx.ids.labels import Ids
 from nce_fx.ids.space import ParameterAxis, Tensors
 from nce_fx.ids.value import ChannelTensor
@@ -49,7 +49,7 @@ Kept = Mapping[str, tuple[tuple[int, ...], ...]]
 
 
 @dataclass(frozen=True)
-class ResizeChannels(Pass):
+class ResizeChannels(Frozen, Pass):
     """Give channel groups the widths of a plan."""
 
     name: ClassVar[str] = "resize"
@@ -57,9 +57,6 @@ class ResizeChannels(Pass):
     seed: int = 0
     keep: Kept | None = None
     """Which channels narrower groups keep; those that carry most by default."""
-
-    def __post_init__(self) -> None:
-        freeze(self)
 
     def decide(self, gm: GraphModule) -> Self:
         """Write down which channels stay: the weights choose them, and indices in the graph may follow from them."""

@@ -15,7 +15,7 @@ from fractions import Fraction
 import networkx as nx
 
 from nce_fx.errors import ChannelError
-from nce_fx.frozen import freeze
+from nce_fx.frozen import Frozen
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class ComputedWeight:
 
 
 @dataclass(frozen=True)
-class ChannelGraph:
+class ChannelGraph(Frozen):
     """Every channel group of a traced model, such as ``graph["conv1"]``, and the axes they govern."""
 
     groups: tuple[ChannelGroup, ...]
@@ -84,9 +84,6 @@ class ChannelGraph:
     value_axes: Mapping[str, tuple[AxisWidth, ...]] = field(repr=False)
     """For each graph node whose output is one tensor: the width of each of its axes."""
     computed_weights: tuple[ComputedWeight, ...] = field(default=(), repr=False)
-
-    def __post_init__(self) -> None:
-        freeze(self)
 
     def __iter__(self) -> Iterator[ChannelGroup]:
         return iter(self.groups)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nce_fx.frozen import freeze
+from nce_fx.frozen import Frozen
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class NodeSensitivity:
 
 
 @dataclass(frozen=True)
-class SensitivityReport:
+class SensitivityReport(Frozen):
     """Sensitivities by layer and by channel group: ``report.by_group["conv1"]``, 1e-4 in the unit of the metric."""
 
     metric: str
@@ -34,9 +34,6 @@ class SensitivityReport:
     """What the analysis cost, in forward passes over the batches (a backward counts as two)."""
     batches: Mapping[str, Any] = field(default_factory=dict)
     """What it was measured on: number of batches, of samples, and the SHA-256 of their content; empty without data."""
-
-    def __post_init__(self) -> None:
-        freeze(self)
 
     def ranked(self) -> list[tuple[str, float]]:
         """Return (layer path, weight and activation together), the most sensitive first."""

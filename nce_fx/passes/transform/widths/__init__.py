@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 from torch.fx import GraphModule
 
-from nce_fx.frozen import freeze
+from nce_fx.frozen import Frozen
 from nce_fx.ids.space import ParameterAxis
 from nce_fx.passes.transform.widths.choice_nodes import Mixing, insert_width_choices, remove_width_choices
 from nce_fx.passes.transform.widths.choice_sites import Order, carried_order, channel_order
@@ -33,16 +33,13 @@ class _Options:
 
 
 @dataclass(frozen=True)
-class InsertWidthChoices(Pass):
+class InsertWidthChoices(Frozen, Pass):
     """Let the layers of a graph choose among widths of what they read; candidates by group, the widest last."""
 
     candidates: Mapping[str, tuple[int, ...]]
     order: Order | None = field(default=None, compare=False)
     """In which order channels go; as `resize` narrows by default."""
     mixing: Mixing = "zeros"
-
-    def __post_init__(self) -> None:
-        freeze(self)
 
     def decide(self, gm: GraphModule) -> Self:
         """Write down the order, which the weights give."""

@@ -71,7 +71,6 @@ COLUMNS = (
 )  # fmt: skip
 Key = tuple[str, str, str, str, int, int, int, int]
 """Network, data, kind, what was moved, seed; images, epochs in float, epochs at 2 bits."""
-FIRST_FRESH_SEED = 100
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """What there is to win by moving widths: python -m benchmarks.moved_best [--seeds N] [--images N --epochs N ...]
 
 A surface is fitted to every network that `python -m benchmarks.moved` has trained, and climbed within the budgets and
-within what was trained, as `nce-fx search --method surface` does it. The best of it is trained with fresh seeds, and
-the widths as they are with the same; each is a row of networks.csv, of the kind ``surface`` or ``uniform``. Its widths
-are those of the first row of that kind, once there is one.
+within what was trained, as `nce-fx search --method surface` does it. The best of it is trained with several seeds, and
+the widths as they are with the same, where they were not yet; each is a row of networks.csv, of the kind ``surface`` or
+``uniform``. Its widths are those of the first row of that kind, once there is one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from benchmarks.moved import (
-    FIRST_FRESH_SEED,
     RATIOS,
     Network,
     arguments_of,
@@ -58,8 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         known = pages.load(given.out.with_suffix(".json"))[study.network]
         found = [best_network(bench, Networks(of_the_set(rows), known))]
     uniform = Network("uniform", "", bench.channels.widths)
-    seeds = range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + given.seeds)
-    train_missing(study, [(network, seed) for seed in seeds for network in (found[0], uniform)], given)
+    train_missing(study, [(network, seed) for seed in range(given.seeds) for network in (found[0], uniform)], given)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 from nce_fx.callables import nearest
 from nce_fx.errors import ExportError
 from nce_fx.export.agreement import Agreement, check_agreement
-from nce_fx.export.export_file import export_file
+from nce_fx.export.export_file import check_asked, export_file
 from nce_fx.export.formats import FORMATS, Format
 from nce_fx.export.integer import Lowered, to_module
 from nce_fx.export.levels import Marked, mark
@@ -84,10 +84,7 @@ def export_onnx(
         check_opset(opset)
     if format not in FORMATS:
         raise ExportError(f"format is {format!r}: choose one of {', '.join(FORMATS)}{nearest(format, FORMATS)}")
-    if batch is not None and batch < 1:
-        raise ExportError(f"batch is {batch}: give a number of samples, or leave it out for any number")
-    if path.is_dir() or not path.parent.is_dir():
-        raise ExportError(f"{path} cannot be written: it is a folder, or its folder is not there")
+    check_asked(path, batch)
     form = FORMATS[format]
     gm = copy.deepcopy(gm).cpu().eval()
     if fold_bn:

@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 from nce_fx.errors import ArtifactError, ExportError
 from nce_fx.export.export import provenance
-from nce_fx.export.export_file import export_file
+from nce_fx.export.export_file import check_asked, export_file
 from nce_fx.export.levels import mark
 from nce_fx.export.program import example, program, reason, share_a_batch
 from nce_fx.plain_text import read_json
@@ -70,10 +70,7 @@ def export_pt2(gm: GraphModule, path: str | Path, *, batch: int | None = None) -
             then.
     """
     path = Path(path)
-    if batch is not None and batch < 1:
-        raise ExportError(f"batch is {batch}: give a number of samples, or leave it out for any number")
-    if path.is_dir() or not path.parent.is_dir():
-        raise ExportError(f"{path} cannot be written: it is a folder, or its folder is not there")
+    check_asked(path, batch)
     gm = copy.deepcopy(gm).cpu().eval()
     exported, batch = _program(gm, batch)
     exported.example_inputs = None  # they would be pickled

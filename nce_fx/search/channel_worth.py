@@ -15,12 +15,12 @@ import torch
 from torch.fx import GraphModule
 
 from nce_fx.batches import read
+from nce_fx.by_mode import evaluating
 from nce_fx.devices import device_of, to_device
 from nce_fx.passes.analysis.channels import analysis_of
 from nce_fx.passes.transform.quantize import RemoveQuantizers
 from nce_fx.processes import call
 from nce_fx.tasks import Task
-from nce_fx.tracing.exported import evaluating
 
 
 def worth_of_groups(network: GraphModule, batches: Sequence[Any], task: Task) -> dict[str, float]:

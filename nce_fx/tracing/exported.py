@@ -81,18 +81,6 @@ def graph_of_program(program: ExportedProgram, name: str) -> GraphModule:
     return result
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode, and every module of it back into its own afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
 def _export(model: nn.Module, inputs: Inputs, by: tuple[bool, ...]) -> tuple[Any, int | None]:
     """Export with a free batch where the model allows it; else with the size of the batch that it takes alone.
 

@@ -21,6 +21,7 @@ from torch.fx import GraphModule, Node
 
 from nce_fx.ops import Ops
 from nce_fx.ops.work import made_from, shape_of
+from nce_fx.paths import tensor_at
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def _sorted(gm: GraphModule) -> tuple[set[Node], set[Node]]:
         if node.op == "placeholder" or any(source in of_data for source in node.all_input_nodes):
             of_data.add(node)
         elif node.op == "get_attr":
-            if isinstance(_attribute(gm, str(node.target)), nn.Parameter):
+            if isinstance(tensor_at(gm, str(node.target)), nn.Parameter):
                 trained.add(node)
         elif any(source in trained for source in node.all_input_nodes):
             trained.add(node)
@@ -183,10 +184,3 @@ def _einsum(node: Node, matrices: set[Node]) -> _Product | None:
         return None
     reads, makes = (term.index(letter) - len(term) for term, letter in ((data, read[0]), (out, made[0])))
     return _Product(operands[0], operands[1], matrix[0] == made[0], None, reads, makes)
-
-
-def _attribute(gm: GraphModule, path: str) -> Any:
-    value: Any = gm
-    for name in path.split("."):
-        value = getattr(value, name, None)
-    return value

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from nce_fx.batches import named, read, samples_in
+from nce_fx.by_mode import evaluating
 from nce_fx.copying import copy_model
 from nce_fx.devices import device_of, to_device
 from nce_fx.errors import TrainingError
 from nce_fx.processes import Engine, all_reduce_sum, call, start_engine
 from nce_fx.tasks import LossLike, MetricLike, Task
-from nce_fx.tracing.exported import evaluating
 from nce_fx.training.batches import Data, batches_of
 from nce_fx.training.determinism import deterministic
 

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nce_fx.batches import Pair, read, samples_in
+from nce_fx.by_mode import evaluating
 from nce_fx.data.loaders import CALIBRATION_BATCHES, Loader
 from nce_fx.devices import device_of, to_device
 from nce_fx.errors import TrainingError
 from nce_fx.processes import Engine, all_reduce_sum, call, start_engine
 from nce_fx.quantizers.saved_tensors import compact_saving
 from nce_fx.tasks import LossLike, MetricLike, Task
-from nce_fx.tracing.exported import evaluating
 from nce_fx.training.average import Average
 from nce_fx.training.batches import Data, batches_of, parts_of
 from nce_fx.training.checkpoint import last_good

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nce_fx.by_mode import evaluating
 from nce_fx.ops import OPS
 from nce_fx.processes import call
 
@@ -33,20 +34,16 @@ def reestimate(
     norms: list[Any] = [
         module for module in model.modules() if OPS.derived(module) is OPS["batch_norm"] and module.track_running_stats
     ]
-    modes = {module: module.training for module in model.modules()}
     momenta = [norm.momentum for norm in norms]
     try:
-        for module in modes:
-            module.training = module in norms
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a plain mean over all batches
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
+            for norm in norms:
+                norm.training = True
+                norm.reset_running_stats()
+                norm.momentum = None  # a plain mean over all batches
             for inputs in batches:
                 with forward_pass():
                     call(model, inputs)
     finally:
-        for module, training in modes.items():
-            module.training = training
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -16,10 +16,9 @@ from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
-from nce_fx.by_mode import is_by_mode, runs_in
+from nce_fx.by_mode import evaluating, is_by_mode, runs_in
 from nce_fx.ids.space import ParameterAxis, Tensors
 from nce_fx.ops.work import source_parameters
-from nce_fx.tracing.exported import evaluating
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from nce_fx.ops.liveness import writes_in_place
 from nce_fx.ops.work import Layer, made_from, source_parameters
 from nce_fx.passes.analysis.sensitivity.noise import Noise, Point, Rounding
 from nce_fx.passes.analysis.sensitivity.shard import ALONE, Shard
-from nce_fx.paths import parameters_of
+from nce_fx.paths import parameters_of, tensor_at
 from nce_fx.tasks import Loss, LossLike, loss_named, own_loss
 from nce_fx.tasks.losses import without_target
 from nce_fx.tasks.outputs import classes_of, has_own_loss
@@ -183,7 +183,7 @@ class Probe:
         if node in self.idle:
             return None
         if node.op == "get_attr":
-            return _attribute(self.gm, str(node.target))
+            return tensor_at(self.gm, str(node.target))
         args, kwargs = map_arg((node.args, node.kwargs), lambda argument: values[argument])
         if node in self._overwriting:
             args = tuple(a.clone() if isinstance(a, Tensor) and i == 0 else a for i, a in enumerate(args))
@@ -316,10 +316,3 @@ def _is_floating(node: Node) -> bool:
 def _line(error: Exception) -> str:
     """An error in one line, whatever torch put into it."""
     return " ".join(str(error).split())
-
-
-def _attribute(gm: GraphModule, path: str) -> Any:
-    value: Any = gm
-    for name in path.split("."):
-        value = getattr(value, name)
-    return value

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
 from nce_fx.batches import read
-from nce_fx.by_mode import idle_in, is_by_mode, runs_in
+from nce_fx.by_mode import evaluating, idle_in, is_by_mode, runs_in
 from nce_fx.devices import device_of, to_device
 from nce_fx.errors import QuantizeError
 from nce_fx.ops import table_of
@@ -51,23 +51,21 @@ def set_ranges(gm: GraphModule, batches: Iterable[Any]) -> None:
     """
     evaluation, device, ops = _Observer(gm, training=False), device_of(gm), table_of(gm)
     runs = [evaluation, _Observer(gm, training=True)] if evaluation.misses else [evaluation]
-    modes = {module: module.training for module in gm.modules()}
+    norms = [module for module in gm.modules() if module.training and ops.is_norm(module)]
     quantizers = [module for module in gm.modules() if isinstance(module, Quantizer)]
     own = {id(buffer) for quantizer in quantizers for buffer in quantizer.buffers()}
     buffers = [(buffer, buffer.clone()) for buffer in gm.buffers() if id(buffer) not in own]
     count = 0
     try:
-        for module in gm.modules():
-            module.training = modes[module] and ops.is_norm(module)
-        with torch.no_grad():
+        with evaluating(gm), torch.no_grad():
+            for norm in norms:
+                norm.training = True
             for count, batch in enumerate(batches, start=1):
                 for observer in runs:
                     observer.look_at(count, to_device(read(batch, gm)[0], device))
                     if len(runs) > 1:
                         _put_back(buffers)
     finally:
-        for module, training in modes.items():
-            module.training = training
         _put_back(buffers)
     if not count:
         raise QuantizeError("no batches to calibrate on: give at least one, or None")

@@ -194,12 +194,29 @@ class TestTrain:
         for name, value in model.state_dict().items():
             torch.testing.assert_close(trained.state_dict()[name], value, rtol=0, atol=1e-5)
 
-    def test_bf16_trains(self):
-        exact, half = (train(net(), Blobs(), Recipe(epochs=3, batch_size=16, precision=p)) for p in ("no", "bf16"))
+    @pytest.mark.parametrize("precision", ["bf16", "fp16"])
+    def test_half_precision_trains(self, precision):
+        exact, half = (train(net(), Blobs(), Recipe(epochs=3, batch_size=16, precision=p)) for p in ("no", precision))
         assert half.score > 0.9
         assert half.history[0].loss != exact.history[0].loss
         assert half.history[0].loss == pytest.approx(exact.history[0].loss, rel=0.02)
         assert all(value.dtype == torch.float32 for value in half.model.parameters())
+
+    def test_a_step_whose_gradients_overflow_in_fp16_is_left_out(self, monkeypatch):
+        """The scale of the loss begins at 2^16: gradients of more than one overflow until it has halved a few times."""
+        model = nn.Sequential(nn.Flatten(), nn.Linear(36, 4, bias=False))
+        kept = []
+        step = torch.optim.SGD.step
+        monkeypatch.setattr(torch.optim.SGD, "step", lambda *a, **k: (kept.append(1), step(*a, **k))[1])
+        recipe = Recipe(epochs=2, batch_size=16, precision="fp16", learning_rate=1e-6)
+
+        def loud(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            return 1e4 * nn.functional.cross_entropy(output, target)
+
+        trained = train(model, Blobs(), recipe, loss=loud)
+        steps = trained.history[-1].steps
+        assert 0 < len(kept) < steps
+        assert all(bool(value.isfinite().all()) for value in trained.model.parameters())
 
     def test_gradient_norm_is_limited(self):
         model = nn.Sequential(nn.Flatten(), nn.Linear(36, 4))

@@ -261,18 +261,22 @@ def train_step(run: Run, batch: Any, rate: float, seed: int, stop: bool) -> list
                 raise _broken(run, f"the loss is {sums[0]}", part, rate, seed)
             # The mean over processes is that of as many equal shares; these are weighted by their size.
             share = samples_in(*part) * run.engine.processes / (samples or sums[2])
-            (loss * share).backward()  # type: ignore[no-untyped-call]
+            run.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+    run.scaler.unscale_(run.optimizer)
     if recipe.dampen and run.position.epoch >= recipe.float_epochs:
         dampen(run.model, dampening_at(recipe, run.done, run.steps_per_epoch))
     gradients = [parameter.grad for parameter in run.model.parameters() if parameter.grad is not None]
-    if not bool(nn.utils.get_total_norm(gradients).isfinite()):
+    finite = bool(nn.utils.get_total_norm(gradients).isfinite())
+    if not finite and run.scaler.get_scale() <= 1:
         raise _broken(run, "a gradient is not finite", parts[-1], rate, seed)
-    if recipe.clip_gradient is not None:
+    if recipe.clip_gradient is not None and finite:
         nn.utils.clip_grad_norm_(run.model.parameters(), recipe.clip_gradient)
     for group in run.optimizer.param_groups:
         group["lr"] = rate * group["rate"]
     with positive_ranges(run.model):
-        run.optimizer.step()
+        run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.position.scaler = run.scaler.state_dict()
     return totals
 
 
@@ -338,7 +342,8 @@ def _saving(run: Run) -> AbstractContextManager[None]:
 @contextmanager
 def forward_pass(engine: Engine, recipe: Recipe) -> Iterator[None]:
     """What surrounds a forward pass in training: the precision, and the statistics of the whole batch."""
-    with torch.autocast(engine.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+    half = torch.float16 if recipe.precision == "fp16" else torch.bfloat16
+    with torch.autocast(engine.device.type, half, enabled=recipe.precision != "no"):
         if engine.processes == 1:
             yield
             return

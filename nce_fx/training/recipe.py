@@ -68,7 +68,9 @@ class Recipe:
     """Training batches from which BatchNorm's statistics are taken anew at the end, before the last evaluation."""
     clip_gradient: Positive | None = None
     """The largest global gradient norm, or None for no limit."""
-    precision: Literal["no", "bf16"] = "no"
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Of the sums in the forward pass; weights stay as they are. With fp16 the loss is scaled: a step whose gradients
+    overflow is left out, and the scale halves."""
     compile: StrictBool = False
     """Compile the model for full batches; in one process. The same seed gives other bits than without."""
     evaluate_every: Whole = 1

@@ -39,6 +39,8 @@ class Position:
     samples: float = 0.0
     seconds: float = 0.0
     history: list[EpochRecord] = field(default_factory=list)
+    scaler: dict[str, Any] = field(default_factory=dict)
+    """What the scaling of the loss has come to; empty but for fp16."""
     levels: dict[str, Tensor] = field(default_factory=dict, compare=False)
     """Of the quantized weights, when the epoch began."""
 
@@ -109,6 +111,8 @@ class Run:
     """The models as they are called for full batches: compiled, or just themselves."""
     compiled_teacher: Callable[..., Any] | None
     optimizer: torch.optim.SGD
+    scaler: torch.amp.GradScaler
+    """Of the loss, where float16 would lose its gradients; it does nothing at other precisions."""
     stages: Stages
     data: Data
     recipe: Recipe
@@ -174,6 +178,8 @@ def prepare(
     if found is not None:
         history = [EpochRecord(**record) for record in found.state["position"]["history"]]
         position = Position(**{**found.state["position"], "history": history})
+    scaler = torch.amp.GradScaler(engine.device.type, enabled=recipe.precision == "fp16")
+    scaler.load_state_dict(position.scaler or scaler.state_dict())
     # The bits first: the weights of a checkpoint are those of its stage.
     stages.enter(recipe, position.epoch)
     extras = extras_of(model, recipe)
@@ -195,6 +201,7 @@ def prepare(
         _compiled(student, recipe, engine),
         _compiled(teacher, recipe, engine) if teacher is not None else None,
         optimizer,
+        scaler,
         stages,
         data,
         recipe,

@@ -6,6 +6,7 @@ to be fused or computed in place by a backend.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 
 from torch._ops import OpOverload
@@ -40,6 +41,56 @@ def storages(gm: GraphModule) -> tuple[Storage, ...]:
         else:
             first[node] = last[node] = step
     return tuple(Storage(node, first[node], last[node]) for node in first)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Who shares memory in a graph, and when it is overwritten."""
+
+    steps: dict[Node, int]
+    """Index into the graph."""
+    owner: dict[Node, Node]
+    """Value -> the value whose memory it looks into; itself where it has its own."""
+    writers: dict[Node, list[Node]]
+    """Value that has memory of its own -> the nodes that overwrite some of it, in execution order."""
+
+    def written(self, value: Node, before: Node) -> Node | None:
+        """Return the last node that overwrote a value since it was made and before another node runs, if any did.
+
+        None where that node is not in the graph that was looked at.
+        """
+        at, end = self.steps[value], self.steps.get(before, -1)
+        writers = self.writers.get(self.owner[value], ())
+        return next((each for each in reversed(writers) if at < self.steps[each] < end), None)
+
+    def overwritten_after(self, value: Node, node: Node) -> bool:
+        """Return whether something overwrites a value when a node has run."""
+        return any(self.steps[each] > self.steps[node] for each in self.writers.get(self.owner[value], ()))
+
+    def read_after(self, value: Node, node: Node) -> bool:
+        """Return whether what a node has written into a value is read otherwise than through that node."""
+        through: set[Node] = {node}
+        for each in self.steps:
+            later = self.steps[each] > self.steps[node] and self.owner[each] is self.owner[value]
+            if later and through.intersection(each.all_input_nodes[:1]):
+                through.add(each)
+        shared = (each for each in self.steps if self.owner[each] is self.owner[value] and each not in through)
+        return any(self.steps[user] > self.steps[node] for each in shared for user in each.users)
+
+
+def memory_of(gm: GraphModule) -> Memory:
+    """Return who shares memory in a graph; in-place operations look into what they overwrite."""
+    steps, owner, writers = {}, {}, {}
+    for step, node in enumerate(gm.graph.nodes):
+        steps[node], owner[node] = step, node
+        if not node.all_input_nodes:
+            continue
+        first = owner[node.all_input_nodes[0]]
+        if node.target is operator.setitem or writes_in_place(gm, node):
+            writers.setdefault(first, []).append(node)
+        if aliases(gm, node):
+            owner[node] = first
+    return Memory(steps, owner, writers)
 
 
 def aliases(gm: GraphModule, node: Node) -> bool:

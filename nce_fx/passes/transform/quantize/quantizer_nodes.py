@@ -28,7 +28,7 @@ from torch.fx import GraphModule, Node
 from nce_fx.by_mode import is_by_mode
 from nce_fx.errors import QuantizeError, where
 from nce_fx.ops import table_of
-from nce_fx.ops.liveness import writes_in_place
+from nce_fx.ops.liveness import memory_of, writes_in_place
 from nce_fx.ops.sign import is_relu, never_negative
 from nce_fx.ops.work import made_from
 from nce_fx.passes.transform.quantize.functional import as_function, module_weight
@@ -64,12 +64,22 @@ def insert_quantizers(gm: GraphModule, spec: QuantSpec) -> GraphModule:
     readers: dict[Node, dict[Node, int | None]] = {}
     for each in found:
         readers.setdefault(each.data, {})[each.node] = each.bits.activation
-    if "int8" in (spec.sums, spec.shortcuts):
+    memory = memory_of(result)
+    if spec.sums == "int8" or (spec.shortcuts == "int8" and any(each.bits.activation for each in found)):
         _add_sums(result, spec, readers)
     # Signs are read off the float graph, before any ReLU is replaced.
     unsigned = {node: never_negative(result, node) for node in readers}
     for producer, layers in readers.items():
-        _quantize_activation(result, spec, producer, layers, unsigned[producer])
+        # What is overwritten in between is another tensor for those who read it afterwards.
+        by_writer: dict[Node | None, dict[Node, int | None]] = {}
+        for node, bits in layers.items():
+            by_writer.setdefault(memory.written(producer, node), {})[node] = bits
+        asked = layers.keys() | by_writer.keys()
+        free = [user for user in producer.users if user not in asked and _reads_quantized(user)]
+        for writer, theirs in by_writer.items():
+            # A quantizer that stands for a ReLU is new here.
+            others = [user for user in free if memory.written(producer, user) is writer]
+            _quantize_activation(result, spec, producer, theirs, others, unsigned[producer], writer)
     _quantize_weights(result, spec, found)
     if spec.exact:
         make_stepwise(result)
@@ -99,10 +109,26 @@ def _add_sums(gm: GraphModule, spec: QuantSpec, readers: dict[Node, dict[Node, i
 
 
 def _quantize_activation(
-    gm: GraphModule, spec: QuantSpec, producer: Node, layers: dict[Node, int | None], unsigned: bool
+    gm: GraphModule,
+    spec: QuantSpec,
+    producer: Node,
+    layers: dict[Node, int | None],
+    others: list[Node],
+    unsigned: bool,
+    writer: Node | None,
 ) -> None:
-    """Quantize one tensor for those who read it, at the bits they ask for: one quantizer for each number of bits."""
-    others = [user for user in producer.users if user not in layers and _reads_quantized(user)]
+    """Quantize one tensor for those who read it, at the bits they ask for: one quantizer for each number of bits.
+
+    Args:
+        gm: the graph, which is changed.
+        spec: which quantizers.
+        producer: what makes the tensor.
+        layers: the readers that ask for bits.
+        others: the readers that take what the others read.
+        unsigned: whether what the producer makes is never negative.
+        writer: what has overwritten the tensor before these read it.
+    """
+    unsigned = unsigned and writer is None
     widths = sorted({bits for bits in layers.values() if bits is not None}, reverse=True)
     for index, bits in enumerate(widths):
         users = [node for node, asked in layers.items() if asked == bits]
@@ -119,8 +145,9 @@ def _quantize_activation(
         quantizer.exact, quantizer.ewgs = spec.exact, spec.ewgs
         if not _learns(gm, producer):
             quantizer.fix()
-        name = f"{producer.name}_activation_quant" + (f"_{bits}" if index else "")
-        node = _call_after(gm, producer, name, quantizer)
+        made = f"{producer.name}_{writer.name}" if writer is not None else producer.name
+        name = f"{made}_activation_quant" + (f"_{bits}" if index else "")
+        node = _call_after(gm, producer, name, quantizer, writer)
         for user in users:
             user.replace_input_with(producer, node)
         if replaced is not None:
@@ -156,11 +183,11 @@ def _replaced(gm: GraphModule, relu: Node) -> Replaced | None:
     return Replaced(relu.name, relu.op, relu.target, tuple(relu.args[1:]), dict(relu.kwargs), in_place)
 
 
-def _call_after(gm: GraphModule, source: Node, name: str, module: Quantizer) -> Node:
-    """Register a quantizer of activations and call it on ``source``, directly after it."""
+def _call_after(gm: GraphModule, source: Node, name: str, module: Quantizer, writer: Node | None) -> Node:
+    """Register a quantizer of activations and call it on ``source``, directly after it or what has overwritten it."""
     gm.add_module(name, _alike(module, gm, next(gm.parameters(), None)))
     placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
-    with gm.graph.inserting_after(placeholders[-1] if source.op == "placeholder" else source):
+    with gm.graph.inserting_after(writer or (placeholders[-1] if source.op == "placeholder" else source)):
         node = gm.graph.create_node("call_module", name, (source,), name=name)
     return _described(node, source)
 

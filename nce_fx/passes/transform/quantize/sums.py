@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
+from nce_fx.ops.liveness import memory_of
 from nce_fx.ops.spellings import apart, in_place
 from nce_fx.ops.work import made_from
 from nce_fx.passes.transform.quantize.quantizable_layers import activations_of, adds
@@ -22,14 +23,17 @@ SUM_BITS = 8
 def sum_operands(gm: GraphModule) -> dict[Node, list[Node]]:
     """Return every activation that enters an addition -> the additions it enters, in execution order."""
     found: dict[Node, list[Node]] = {}
+    memory = memory_of(gm)
     for node in gm.graph.nodes:
         if not adds(node) or not all(_is_activation(source) for source in (node, *activations_of(node))):
             continue
         written = activations_of(node)[0]
-        if in_place(node.target) and len(written.users) > 1:
+        if in_place(node.target) and memory.read_after(written, node):
             continue  # whoever else reads what is written into sees the sum
         for source in activations_of(node):
-            found.setdefault(source, []).append(node)
+            # A quantizer keeps what it reads for the backward pass, which what is written into later would spoil.
+            if not memory.overwritten_after(source, node):
+                found.setdefault(source, []).append(node)
     return found
 
 

@@ -205,9 +205,14 @@ class TestTrain:
     def test_a_step_whose_gradients_overflow_in_fp16_is_left_out(self, monkeypatch):
         """The scale of the loss begins at 2^16: gradients of more than one overflow until it has halved a few times."""
         model = nn.Sequential(nn.Flatten(), nn.Linear(36, 4, bias=False))
-        kept = []
+        kept: list[int] = []
         step = torch.optim.SGD.step
-        monkeypatch.setattr(torch.optim.SGD, "step", lambda *a, **k: (kept.append(1), step(*a, **k))[1])
+
+        def counted(*given: Any, **named: Any) -> Any:
+            kept.append(1)
+            return step(*given, **named)
+
+        monkeypatch.setattr(torch.optim.SGD, "step", counted)
         recipe = Recipe(epochs=2, batch_size=16, precision="fp16", learning_rate=1e-6)
 
         def loud(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

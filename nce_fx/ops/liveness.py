@@ -80,7 +80,9 @@ class Memory:
 
 def memory_of(gm: GraphModule) -> Memory:
     """Return who shares memory in a graph; in-place operations look into what they overwrite."""
-    steps, owner, writers = {}, {}, {}
+    steps: dict[Node, int] = {}
+    owner: dict[Node, Node] = {}
+    writers: dict[Node, list[Node]] = {}
     for step, node in enumerate(gm.graph.nodes):
         steps[node], owner[node] = step, node
         if not node.all_input_nodes:

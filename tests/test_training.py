@@ -42,7 +42,7 @@ class TestRecipe:
             ("momentum", 1.0),
             ("distill_temperature", 0.0),
             ("bits", (8, 0)),
-            ("precision", "fp16"),
+            ("precision", "fp8"),
         ],
     )
     def test_out_of_range_is_refused_by_name(self, field, value):

@@ -233,9 +233,9 @@ def test_what_stays_in_float_says_why(tmp_path):
         def __init__(self):
             super().__init__()
             self.a, self.b, self.up = (
-                nn.Conv2d(3, 4, 3, padding=1),
-                nn.Conv2d(4, 4, 3, padding=1),
-                nn.ConvTranspose2d(4, 4, 2),
+                nn.Conv2d(3, 32, 3, padding=1),
+                nn.Conv2d(32, 32, 3, padding=1),
+                nn.ConvTranspose2d(32, 4, 2),
             )
             self.last = nn.Conv2d(4, 2, 3)
 

@@ -9,9 +9,10 @@ they are found so that every level rises at the sum at which PyTorch's does (`st
 
 partition.py    what runs in integers, and what is wanted of it
 sources.py      what a quantizer reads: a convolution, a sum, a pool, branches side by side
-epilogue.py     what lies between a convolution and its quantizer
+epilogue.py     what lies between a convolution and its quantizer; curves.py: of that, SiLU and its like
 staircase.py    levels as a function of a whole-number sum
 convolution.py  addition.py  linear.py    QLinearConv, QLinearAdd, MatMulIntegerToFloat
+counted.py      QLinearConv for outputs wanted in float, where sums fit eight bits
 few_rows.py     MatMulNBits, where few rows meet a weight that stays packed
 weights.py      tensors.py   onnx_nodes.py   what these are written with
 lower.py        writing it down

@@ -11,12 +11,16 @@ from onnx import NodeProto
 from nce_fx.export.integer.epilogue import Epilogue
 from nce_fx.export.integer.onnx_nodes import Array, Writer, attributes
 from nce_fx.export.integer.sources import Convolved
-from nce_fx.export.integer.staircase import Requantization, find_rises, requantize
+from nce_fx.export.integer.staircase import Requantization, find_rises, line_through, requantize
 from nce_fx.export.integer.tensors import IntegerTensor, level_numbers, stored, write_clip
 from nce_fx.export.integer.weights import WholeWeight, multiple, whole_weight, write_int8
 from nce_fx.export.levels import ActivationLevels
 from nce_fx.passes.transform.quantize import IntegerWeight
 
+FALLS, UNEVEN = (
+    "the level behind its activation falls before it rises",
+    "the levels behind its activation rise unevenly",
+)
 THRESHOLDS = "the thresholds of its quantizer are learned, and a multiplication has even ones"
 _PAIR = 2**15 - 1
 """The largest sum of two products: processors without VNNI add them in sixteen bits."""
@@ -53,6 +57,8 @@ def fit_convolution(
     times = multiple(whole)
     if not times and (refused := _refuses_nine_bits(source.node, whole)):
         return refused
+    if not source.epilogue.rises(partial(level_numbers, levels)):
+        return FALLS
     channels = len(whole.values)
     slope, shift = source.epilogue.line(channels)
     ends = _ends(source.epilogue, levels, slope)
@@ -68,6 +74,8 @@ def fit_convolution(
     reach = np.abs(whole.values).reshape(channels, -1).sum(1, keepdims=True) * tensor.reach
     stairs = find_rises(level, np.arange(ends[0] + 1, ends[1] + 1), reach)
     line = np.abs(slope) * unit[:, 0] / levels.scale, shift / levels.scale - levels.grid.offset
+    if source.epilogue.curved:
+        line = line_through(stairs)
     best: tuple[Requantization, int] | None = None
     for finer in _finenesses(whole.largest * times, tensor):
         rounded = partial(_ratios, tensor, finer, levels)
@@ -77,6 +85,8 @@ def fit_convolution(
         if not made.misses.any():
             break
     assert best is not None
+    if source.epilogue.curved and best[0].misses.any():
+        return UNEVEN
     return Fitted(source.node, source.weight, whole, negative, times, best[1], best[0], ends)
 
 

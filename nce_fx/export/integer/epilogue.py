@@ -1,7 +1,8 @@
-"""What lies between a convolution and the quantizer of its output: BatchNorm, factors, shifts, ReLU, clips.
+"""What lies between a convolution and the quantizer of its output: BatchNorm, factors, shifts, ReLU, clips, curves.
 
-Each is a function of one number, and none of them turns larger into smaller but by a negative factor. So the level that
-a quantizer gives is a staircase over the convolution's whole-number sum, up or down, another one in each channel.
+Each is a function of one number, and but for curves none of them turns larger into smaller other than by a negative
+factor. So the level that a quantizer gives is a staircase over the convolution's whole-number sum, up or down, another
+one in each channel; with a curve it is asked whether it is one.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import NodeProto
 
+from nce_fx.export.integer.curves import Curve, curve_of
 from nce_fx.export.integer.onnx_nodes import Array, Nodes, attributes
 
 ENDS = ("Relu", "Clip")
 """Operators that grow with what they read, in every channel alike."""
 
 _ARITHMETIC = ("Add", "Sub", "Mul", "Div", "BatchNormalization")
+
+_EVERYWHERE = np.concatenate([-np.geomspace(1e9, 16, 256), np.linspace(-16, 16, 2**15 + 1), np.geomspace(16, 1e9, 256)])
+"""Numbers at which a curve is asked: it has no wave as short as 1/1024."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +44,20 @@ class AffineStep:
             x = x + self.shift
         return np.clip(x, np.float32(self.low), np.float32(self.high))
 
+    @property
+    def alike(self) -> bool:
+        """Whether it is the same in all channels."""
+        return all(array is None or array.size == 1 for array in (self.factor, self.shift))
+
+
+Step = AffineStep | Curve
+
 
 @dataclass(frozen=True)
 class Epilogue:
     """What follows a sum, such as ``Epilogue((bias, norm, relu))``: steps in the order they run, on (channels, any)."""
 
-    steps: tuple[AffineStep, ...]
+    steps: tuple[Step, ...]
 
     def __call__(self, x: Array) -> Array:
         """Run all steps."""
@@ -52,16 +65,36 @@ class Epilogue:
             x = step(x)
         return x
 
+    @property
+    def curved(self) -> bool:
+        """Whether one of them is a curve."""
+        return any(isinstance(step, Curve) for step in self.steps)
+
+    def rises(self, level: Callable[[Array], Array]) -> bool:
+        """Whether ``level``, of what comes out, is one for all channels from the first curve on, and never falls."""
+        if not self.curved:
+            return True
+        first = next(place for place, step in enumerate(self.steps) if isinstance(step, Curve))
+        behind = self.steps[first:]
+        if not all(isinstance(step, Curve) or step.alike for step in behind):
+            return False
+        return bool(np.all(np.diff(level(Epilogue(behind)(_EVERYWHERE[None].astype(np.float32)))) >= 0))
+
     def line(self, channels: int) -> tuple[Array, Array]:
-        """Return all steps as ``x * factor + shift`` in double precision, as if nothing were clipped: (channels,)."""
+        """Return all steps as ``x * factor + shift`` in double precision, as if nothing were clipped: (channels,).
+
+        A curve counts as if it were straight: only the sign of the factor is right behind it.
+        """
         factor, shift = np.ones((channels, 1)), np.zeros((channels, 1))
         for step in self.steps:
+            if isinstance(step, Curve):
+                continue
             by = 1.0 if step.factor is None else step.factor.astype(np.float64)
             factor, shift = factor * by, shift * by + (0.0 if step.shift is None else step.shift.astype(np.float64))
         return factor[:, 0], shift[:, 0]
 
 
-def step_of(nodes: Nodes, node: NodeProto, source: str, rank: int) -> AffineStep | None:
+def step_of(nodes: Nodes, node: NodeProto, source: str, rank: int) -> Step | None:
     """Return what a node does with one of the tensors it reads, ``None`` where it is no step.
 
     Args:
@@ -87,6 +120,9 @@ def step_of(nodes: Nodes, node: NodeProto, source: str, rank: int) -> AffineStep
         gamma, beta, mean, variance = (array.astype(np.float64) for array in arrays if array is not None)
         factor = (gamma / np.sqrt(variance + attributes(node).get("epsilon", 1e-5))).astype(np.float32)
         return AffineStep(factor[:, None], (beta - mean * factor).astype(np.float32)[:, None])
+    curve = curve_of(nodes, node)
+    if curve is not None:
+        return curve[0]
     if node.op_type not in _ARITHMETIC:
         return None
     other = 1 - list(node.input).index(source)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto
 
-from nce_fx.export.integer import addition, convolution, linear
+from nce_fx.export.integer import addition, convolution, counted, linear
 from nce_fx.export.integer.onnx_nodes import Array, Nodes, Writer, is_activation, is_marker, marked
 from nce_fx.export.integer.partition import QUESTIONS, Partition, make_partition, moves
 from nce_fx.export.integer.reasons import LAYERS, float_nodes
@@ -106,6 +106,9 @@ def _write_node(writer: Writer, plan: Partition, node: NodeProto, names: dict[st
     elif output in plan.linear:
         if as_is:
             linear.write(writer, plan.linear[output], plan.integers[plan.linear[output].node.input[0]])
+    elif output in plan.counted:
+        if as_is:
+            counted.write(writer, plan.counted[output], plan.integers[node.input[0]])
     elif any(name in plan.wanted for name in node.output):
         asks = node.op_type in QUESTIONS and node.input[0] in plan.integers
         _copy(writer, node, names, [plan.integers[node.input[0]].name] if asks else [], "")

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from onnx import TensorProto
 from torch import Tensor
 
+from nce_fx.export.integer.curves import CURVES
+
 _TYPES = {
     TensorProto.FLOAT: torch.float32,
     TensorProto.INT8: torch.int8,
@@ -29,8 +31,10 @@ def quantize_linear(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     return (torch.round(x / scale) + zero).clamp(0, 255).to(torch.uint8)
 
 
-def dequantize_linear(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    """Return uint8 numbers as floats: ``(x - zero) * scale``."""
+def dequantize_linear(x: Tensor, scale: Tensor, zero: Tensor, axis: int = 1) -> Tensor:
+    """Return uint8 numbers as floats: ``(x - zero) * scale``, of one scale or one for each place along an axis."""
+    if scale.dim():
+        scale, zero = (each.reshape(-1, *[1] * (x.dim() - 1 - axis)) for each in (scale, zero))
     return (x.to(torch.int32) - zero).to(torch.float32) * scale
 
 
@@ -228,7 +232,7 @@ OPERATORS: Mapping[str, Callable[..., Tensor]] = {
     "Mul": torch.mul,
     "Div": torch.div,
     "Relu": torch.relu,
-    "Sigmoid": torch.sigmoid,
+    **CURVES,
     "BitwiseNot": torch.bitwise_not,
     "Identity": torch.clone,
     "Gather": gather,

@@ -13,6 +13,7 @@ import numpy as np
 from onnx import NodeProto
 
 from nce_fx.export.integer import addition, convolution, few_rows, linear
+from nce_fx.export.integer.counted import Counted, find_counted
 from nce_fx.export.integer.linear import Linear
 from nce_fx.export.integer.onnx_nodes import Nodes, is_activation, is_marker, marked, reads
 from nce_fx.export.integer.sources import Added, Convolved, Joined, Moved, Plain, Source, chooses, find_source
@@ -39,6 +40,8 @@ class Partition:
     """(result of an addition, result of a quantizer) -> how it is computed."""
     linear: dict[str, Linear] = field(default_factory=dict)
     """Result of a linear layer -> its numbers."""
+    counted: dict[str, Counted] = field(default_factory=dict)
+    """Result of a convolution of few products, wanted in float -> its numbers."""
     refused: dict[str, str] = field(default_factory=dict)
     """Result of a layer -> why it stays in float."""
     wanted: set[str] = field(default_factory=set)
@@ -58,6 +61,8 @@ def make_partition(nodes: Nodes, given: Marked) -> Partition:
             plan.integers[node.output[0]] = IntegerTensor(marked(node), levels)
         elif moves(plan, node):
             plan.integers[node.output[0]] = plan.integers[node.input[0]].named(f"{node.output[0]}_integers")
+        elif (few := find_counted(nodes, node, plan.integers, given.weights)) is not None:
+            plan.counted[node.output[0]] = few
         else:
             found = linear.find_linear(nodes, node, plan.integers, given.weights)
             biased = linear.with_bias(nodes, node, plan.linear)
@@ -68,13 +73,13 @@ def make_partition(nodes: Nodes, given: Marked) -> Partition:
                 plan.linear[node.output[0]] = found
             elif found is not None:
                 plan.refused[node.output[0]] = found
-    few = {
-        output: layer
+    packed = {
+        output: replace(layer, packed=True)
         for output, layer in plan.linear.items()
         if few_rows.suits(layer.shape, layer.weight, plan.integers[layer.node.input[0]])
     }
-    if few_rows.come_from_memory(layer.weight for layer in few.values()):
-        plan.linear |= {output: replace(layer, packed=True) for output, layer in few.items()}
+    if few_rows.come_from_memory(layer.weight for layer in packed.values()):
+        plan.linear |= packed
     _want(plan)
     return plan
 
@@ -133,8 +138,8 @@ def _want(plan: Partition) -> None:
             _want_source(plan, plan.sources[node.output[0]], first)
         elif is_marker(node, WEIGHT):
             continue
-        elif node.output[0] in plan.linear:
-            layer = plan.linear[node.output[0]]
+        elif node.output[0] in plan.linear or node.output[0] in plan.counted:
+            layer = plan.linear.get(node.output[0]) or plan.counted[node.output[0]]
             plan.wanted_integers.add(layer.node.input[0])
             plan.wanted.update(filter(None, [layer.bias]))
         elif moves(plan, node) or (node.op_type in QUESTIONS and first in plan.integers):

@@ -22,7 +22,7 @@ def float_nodes(plan: Partition) -> dict[str, str]:
         output = node.output[0] if node.output else ""
         if output not in plan.wanted or is_activation(node) or is_marker(node, WEIGHT) or node.op_type in _FREE:
             continue
-        if output in plan.linear or moves(plan, node):
+        if output in plan.linear or output in plan.counted or moves(plan, node):
             continue
         reason = _layer(plan, node) if node.op_type in LAYERS else _other(plan, node)
         if reason:

@@ -1,6 +1,6 @@
 """What a quantizer of activations reads, as far as it can be computed in integers.
 
-    Conv -> BatchNorm -> ReLU -> quantizer        one convolution of integers (`Convolved`)
+    Conv -> BatchNorm -> ReLU -> quantizer        one convolution of integers (`Convolved`), with SiLU as well
     quantizer, quantizer -> Add -> ReLU -> ...    one addition of integers (`Added`)
     ... -> MaxPool -> quantizer                   pooled after rounding, which is the same (`Moved`)
     ..., ... -> Concat -> quantizer               each branch by itself (`Joined`)
@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from onnx import NodeProto
 
-from nce_fx.export.integer.epilogue import AffineStep, Epilogue, is_increasing, step_of
+from nce_fx.export.integer.curves import curve_of
+from nce_fx.export.integer.epilogue import AffineStep, Epilogue, Step, is_increasing, step_of
 from nce_fx.export.integer.onnx_nodes import Nodes, attributes, is_activation
 
 MOVES = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Slice", "DepthToSpace")
@@ -100,6 +101,9 @@ def _follow(
             return None
         settled = (part or Plain(name) for part, name in zip(parts, node.input, strict=True))
         return Joined(node, tuple(settled), bare=not chain)
+    curve = curve_of(nodes, node)
+    if curve is not None and curve[1] not in nodes.outputs and (node.op_type == "Mul" or _private(nodes, curve[1])):
+        return _follow(nodes, curve[1], (node, *chain), integers, ranks)
     computed = [name for name in node.input if name and nodes.array(name) is None]
     if len(computed) == 1 and len(node.output) == 1 and _private(nodes, computed[0]):
         return _follow(nodes, computed[0], (node, *chain), integers, ranks)
@@ -125,7 +129,7 @@ def _conv_or_sum(
     return None
 
 
-def _steps(nodes: Nodes, tensor: str, chain: tuple[NodeProto, ...], rank: int) -> tuple[AffineStep, ...] | None:
+def _steps(nodes: Nodes, tensor: str, chain: tuple[NodeProto, ...], rank: int) -> tuple[Step, ...] | None:
     steps = []
     for node in chain:
         step = step_of(nodes, node, tensor, rank)

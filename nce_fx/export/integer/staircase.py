@@ -61,6 +61,25 @@ def find_rises(level: Callable[[Array], Array], levels: Array, reach: Array) -> 
     return Staircase(levels, high, reach)
 
 
+def line_through(stairs: Staircase) -> tuple[Array, Array]:
+    """Return a line through the stairs of each channel, as slope and start, where nothing else says one: (channels,).
+
+    Of one rise any line will do that gives no further level within the reach.
+    """
+    reach = stairs.reach[:, 0]
+    inside = (stairs.rises > -stairs.reach) & (stairs.rises <= stairs.reach)
+    some = inside.any(1)
+    first, last = inside.argmax(1), inside.shape[1] - 1 - inside[:, ::-1].argmax(1)
+    channels = np.arange(len(reach))
+    begin, end = stairs.rises[channels, first], stairs.rises[channels, last]
+    height = stairs.levels[last] - stairs.levels[first]
+    alone = 0.45 / np.maximum(reach, 1)
+    slope = np.where(end > begin, height / np.maximum(end - begin, 1), alone)
+    start = stairs.levels[first] - 0.5 - slope * (begin - 0.5)
+    constant = stairs.levels[0] - 1 + (stairs.rises <= -stairs.reach).sum(1)
+    return np.where(some, slope, alone / 2), np.where(some, start, constant)
+
+
 def requantize(
     stairs: Staircase, slope: Array, start: Array, fineness: int, rounded: Callable[[Array], Array]
 ) -> Requantization:

@@ -259,6 +259,7 @@ PINNED = {
         "mv",
         "addmv",
         "expand_as",
+        "gather",
         "unfold",
         "t",
         "grid_sampler",

@@ -137,6 +137,24 @@ def test_gradients_go_where_they_go_in_the_model(always):
         copy.deepcopy(each)
 
 
+class Masked(nn.Conv2d):
+    """Masks its own weight at every call, as networks of pixels in order do."""
+
+    def forward(self, x):
+        self.weight.data *= torch.ones(3, 3).tril()
+        return super().forward(x)
+
+
+def test_what_forward_assigns_to_the_data_of_a_weight_is_not_lost():
+    model = nn.Sequential(conv(3, 6), Masked(6, 6, 3), nn.Flatten(), nn.Linear(216, 4)).eval()
+    model(image())
+    gm = nce_fx.trace(model, (image(),))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3)
+    torch.testing.assert_close(copy.deepcopy(gm)(image()), model(image()))
+
+
 def test_a_trace_writes_nothing_to_the_model():
     zoo = ZOO["own_statistics"]
     model = zoo.make().train()

@@ -36,6 +36,15 @@ class UntraceableError(Exception):
     """Symbolic tracing met something that it cannot follow; the message says what and where."""
 
 
+class Value(Proxy):
+    """Stands for a value; what is assigned to its ``data`` would be lost."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "data":
+            raise UntraceableError("forward assigns to the data of a tensor")
+        super().__setattr__(name, value)
+
+
 class Tracer(fx.Tracer):
     """Leaves torch's own layers whole, and modules that behave differently in training (dropout, stochastic depth)."""
 
@@ -108,10 +117,14 @@ class Tracer(fx.Tracer):
         proxy = self.create_proxy("placeholder", name, (), {})
         return _spread(proxy, value)
 
+    def proxy(self, node: fx.Node) -> Proxy:
+        """Return what stands for the value of a node."""
+        return Value(node, self)
+
     def create_arg(self, a: Any) -> Any:
         """Turn a value into an argument of a node; what nearly all are at once, which fx asks a dozen questions."""
         kind = type(a)
-        if kind is Proxy:
+        if kind is Value or kind is Proxy:
             return a.node
         if kind is tuple:
             return tuple([self.create_arg(item) for item in a])

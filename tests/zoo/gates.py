@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.zoo.model import Head, ZooModel, conv, image, noise, together
+from tests.zoo.model import OUTPUT, Head, ZooModel, conv, image, noise, together
 
 
 class SqueezeExciteByConv(nn.Module):
@@ -155,7 +155,48 @@ class FeatureModulation(nn.Module):
         return self.head(F.relu(self.b(F.relu(x))))
 
 
+class ExpandedGates(nn.Module):
+    """BAM: a gate for every channel and one for every place, each spread over the image before they are multiplied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.down, self.up = conv(3, 6), nn.Linear(6, 4), nn.Linear(4, 6)
+        self.squeeze, self.place, self.b, self.head = conv(6, 5), conv(5, 1, 1), conv(6, 4), Head(4)
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        channel = self.up(F.relu(self.down(x.mean((2, 3))))).unsqueeze(2).unsqueeze(3).expand_as(x)
+        place = self.place(F.relu(self.squeeze(x))).expand_as(x)
+        return self.head(F.relu(self.b(x * (1 + (channel * place).sigmoid()))))
+
+
+class GatheredTokens(nn.Module):
+    """Tokens that are picked by their places, and scores by their distances."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(5, 6), nn.Linear(6, 4), nn.Linear(4, 3)
+
+    def forward(self, x, places):
+        x = F.relu(self.a(x))
+        x = x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
+        scores = x @ x.transpose(1, 2)
+        distances = (places[:, :, None] - places[:, None]).abs().clamp(max=2)
+        x = torch.gather(scores, -1, distances).softmax(-1) @ x
+        return self.out(F.relu(self.b(x)))
+
+
 MODELS = {
+    "expanded_gates": ZooModel(
+        ExpandedGates,
+        (image(),),
+        ("a", "down", "up", "squeeze", "b"),
+        {"place": "one channel"},
+        together=together("a", "up"),
+    ),
+    "gathered_tokens": ZooModel(
+        GatheredTokens, (noise(2, 4, 5), torch.tensor([[2, 0, 1], [3, 1, 2]])), ("a", "b"), {"out": OUTPUT}
+    ),
     "squeeze_excite_conv": ZooModel(
         SqueezeExciteByConv, (image(),), ("a", "squeeze", "excite", "b"), together=together("a", "excite")
     ),

@@ -30,7 +30,7 @@ from nce_fx.ids.labels import (
 from nce_fx.ids.rule_interface import RuleInterface
 from nce_fx.ids.value import ChannelTensor, activation, channel_tensors, run_of
 from nce_fx.ops.rules.calls import label_for, opaque
-from nce_fx.ops.rules.elementwise import neutral, one_channel
+from nce_fx.ops.rules.elementwise import meet, neutral, one_channel
 
 
 def _like(value: ChannelTensor, labels: tuple[Label, ...]) -> ChannelTensor:
@@ -141,6 +141,26 @@ def expand(self: Any, *sizes: Any, **kwargs: Any) -> Any:
     full = [self.shape[k - offset] if k >= offset and s == -1 else s for k, s in enumerate(shape)]
     one_channel(run, self, tuple(full))
     return _like(self, tuple(label.expand(full) for label in self.labels))
+
+
+def expand_as(input: Any, other: Any) -> Any:
+    """Return the channels of ``gate.expand_as(x)``: those of ``x``, which the gate has one by one or one for all."""
+    if not isinstance(input, ChannelTensor) or not isinstance(other, ChannelTensor):
+        return input.expand(tuple(other.shape))
+    result = meet(input.run, input, other)
+    return ChannelTensor(input.run, result.shape, result.labels, input.dtype)
+
+
+def gathered(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return the channels of ``x.gather(1, index)``: as they were where they run along other axes than this one."""
+    value, dim, index = args[0], args[1], args[2]
+    if not isinstance(value, ChannelTensor) or value.is_parameter:
+        return opaque(func, args, kwargs, "a weight is picked from by values")
+    dim %= value.dim()
+    part = any(index.shape[k] != size for k, size in enumerate(value.shape) if k != dim)
+    if part or any(value.run.carries(label, dim) for label in value.labels):
+        return opaque(func, args, kwargs, "channels are picked by values")
+    return _like(value, tuple(label.narrow(dim, 0, 1).expand(tuple(index.shape)) for label in value.labels))
 
 
 def cat(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:

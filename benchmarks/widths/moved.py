@@ -61,7 +61,7 @@ UNIFORM_SEEDS = 6
 DRAWS = 40
 DEVIATIONS = (0.2, 0.3, 0.4)
 """Of the logarithms of random widths, in turn."""
-RATIOS = (0.5, 0.75, 1.5, 2.0)
+RATIOS = (0.5, 2.0, 0.75, 1.5)
 CAPACITIES = (0.0, 0.3, 0.6, 0.9)
 REGIONS = ((0.25, 2.0), (0.5, 1.5), (0.75, 1.33))
 COLUMNS = (
@@ -121,9 +121,9 @@ def plans(bench: Bench) -> Iterator[Network]:
 
 def singles(bench: Bench) -> Iterator[Network]:
     """Yield the widths as they are but for one group."""
-    for group in bench.channels:
-        if group.pinned is None:
-            for ratio in RATIOS:
+    for ratio in RATIOS:
+        for group in bench.channels:
+            if group.pinned is None:
                 width = max(1, round(ratio * group.width / group.step)) * group.step
                 yield Network("one", f"{group.id} at {ratio}x", {**bench.channels.widths, group.id: width})
 

@@ -222,7 +222,7 @@ def write_page(results: Path = RESULTS) -> None:
             widths = next(row["widths"] for row in rows if row["kind"] == "surface")
             lines += [
                 "",
-                f"The best of the surface, with fresh seeds, on the test split ({in_words(widths)}):",
+                f"The best of a surface of the first of them, on the test split ({in_words(widths)}):",
                 "",
                 *found,
             ]

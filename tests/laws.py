@@ -211,7 +211,7 @@ def narrowing_is_removal(model: nn.Module, inputs: tuple[Any, ...], seed: int = 
 
 
 def the_output_is_the_users(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> None:
-    """Law 4: shapes, types, structure, names, state, both modes, gradients; the input model is untouched."""
+    """Law 4: shapes, types, structure, names, sizes, state, both modes, gradients; the input model is untouched."""
     t = traced(model, inputs, torch.float32)
     state = {name: tensor.clone() for name, tensor in t.gm.state_dict().items()}
     code, before = t.gm.code, t.gm(*t.inputs)
@@ -224,6 +224,7 @@ def the_output_is_the_users(model: nn.Module, inputs: tuple[Any, ...], seed: int
         assert [(x.shape, x.dtype) for x in old] == [(x.shape, x.dtype) for x in new], "shapes or types changed"
         assert [n for n, _ in wide.named_parameters()] == [n for n, _ in t.gm.named_parameters()], "names changed"
         assert list(wide.state_dict()) == list(state), "the names in the state changed"
+        _sizes_are_said(wide)
         other = nce_fx.resize(t.gm, changed, seed=seed + 1)
         other.load_state_dict(wide.state_dict(), strict=True)
         for x, y in zip(new, tree_flatten(other(*t.inputs))[0], strict=True):
@@ -233,6 +234,30 @@ def the_output_is_the_users(model: nn.Module, inputs: tuple[Any, ...], seed: int
     for name, tensor in t.gm.state_dict().items():
         assert torch.equal(state[name], tensor), f"resize changed {name} of its input"
     _gradients_reach_all(t.gm, resized[0], t.inputs)
+
+
+def _sizes_are_said(gm: GraphModule) -> None:
+    """Check that modules print the sizes that their weights have."""
+    for name, module in gm.named_modules():
+        if not isinstance(weight := getattr(module, "weight", None), torch.Tensor):
+            continue
+        match module:
+            case nn.modules.conv._ConvNd():
+                channels = weight.shape[0], weight.shape[1] * module.groups
+                says = channels == ((module.out_channels, module.in_channels)[:: -1 if module.transposed else 1])
+            case nn.Linear():
+                says = weight.shape == (module.out_features, module.in_features)
+            case nn.Embedding():
+                says = weight.shape == (module.num_embeddings, module.embedding_dim)
+            case nn.modules.batchnorm._NormBase():
+                says = weight.shape == (module.num_features,)
+            case nn.GroupNorm():
+                says = weight.shape == (module.num_channels,)
+            case nn.LayerNorm() | nn.RMSNorm():
+                says = weight.shape == tuple(module.normalized_shape)
+            case _:
+                continue
+        assert says, f"{name} says that it is {module}, and its weight is of {tuple(weight.shape)}"
 
 
 def _gradients_reach_all(gm: GraphModule, wide: GraphModule, inputs: tuple[Any, ...]) -> None:

@@ -12,7 +12,7 @@ from nce_fx.ids.value import ChannelTensor
 from nce_fx.models import MODELS
 from nce_fx.ops.rules import mixing, movement
 from nce_fx.passes.analysis.channels.structure import examine
-from tests.laws import kept_channels
+from tests.laws import LAWS, kept_channels
 from tests.observing import counted
 from tests.zoo.attention import WIDTH, PooledHeads
 
@@ -306,3 +306,24 @@ def test_tokens_that_are_joined_are_not_named_one_by_one(monkeypatch):
             largest += [label.untyped_storage().nbytes() for label in value.labels]
     assert all(group.free for group in structure.groups if group.axis[0].startswith("qkv"))
     assert max(largest) < 4096
+
+
+class TiedDepthwise(nn.Module):
+    """Two depthwise convolutions with one weight: each says for itself how many groups it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=6), nn.Conv2d(6, 6, 3, groups=6)
+        self.fc = nn.Conv2d(6, 2, 1)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.b(F.relu(self.a(self.stem(x)))))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "law", ["1_widening_keeps_the_function", "3_narrowing_is_removal", "4_the_output_is_the_users"]
+)
+def test_layers_with_one_weight_are_resized_together(law):
+    torch.manual_seed(0)
+    LAWS[law](TiedDepthwise().eval(), (torch.randn(2, 3, 8, 8),))

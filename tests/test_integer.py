@@ -253,6 +253,35 @@ def test_what_stays_in_float_says_why(tmp_path):
     assert not integer_file(tmp_path, quantized(Net(), x), x)[0].float_nodes.keys() & {"a", "b"}
 
 
+class FiveReasons(nn.Module):
+    """Convolutions that stay in float, each for another reason."""
+
+    def __init__(self):
+        super().__init__()
+        self.twice, self.input = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.weight, self.bits, self.last = nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 2, 3)
+
+    def forward(self, x):
+        x = self.twice(x)
+        x = torch.cat([F.relu(x), F.hardtanh(x)], 1)
+        return self.last(F.relu(self.bits(F.relu(self.weight(F.relu(self.input(x)))))))
+
+
+@pytest.mark.long
+def test_every_reason_to_stay_in_float_is_said_of_the_layer_that_it_is_of(tmp_path):
+    x = random(4, 3, 10, 10)
+    overrides = {"weight": {"weight_bits": None}, "bits": 8, "input": {"activation_bits": None}}
+    said = integer_file(tmp_path, quantized(FiveReasons(), x, overrides=overrides), x)[0].float_nodes
+    expected = {
+        "twice": "Conv: several read it: relu, hardtanh",
+        "weight": "Conv: its weight is not quantized, or it has none",
+        "bits": "Conv: its weight's levels need nine bits as integers",
+        "input": "Conv: its input is not quantized",
+        "last": "Conv: its output is the network's",
+    }
+    assert {layer: said.get(layer, "")[: len(why)] for layer, why in expected.items()} == expected
+
+
 @pytest.mark.parametrize("fineness", [42, 1806])
 def test_where_no_rise_is_missed_every_sum_is_on_its_level(fineness):
     source = np.random.default_rng(0)

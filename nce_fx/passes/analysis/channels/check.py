@@ -423,7 +423,8 @@ class Check(ChannelInterpreter):
             if value != self.first.attributes.get((self.node, name)):
                 raise Mismatch(f"{name} would change: which argument of {self.message()} has it is unknown")
             return
-        path = getattr(owner, "path", None) or ""
+        # A tied weight has one path, and each module that holds it, by the alias, says its sizes.
+        path = getattr(owner, "alias", None) or ""
         self.edits.attributes[self.node, path, name] = value
 
     def shape_of(self, path: str) -> tuple[int, ...]:

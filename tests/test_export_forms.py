@@ -9,10 +9,13 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
+from onnx import TensorProto, helper
 from torch import nn
 
 import nce_fx
 from nce_fx.errors import ExportError
+from nce_fx.export.formats import int2_weight
+from nce_fx.passes.transform.quantize import IntegerWeight
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -177,3 +180,15 @@ def test_other_ways_of_pytorch_take_the_result():
         torch.testing.assert_close(torch.jit.trace(q, X)(other), q(other))
     shapes = ({0: torch.export.Dim("b", max=64)},)
     assert torch.equal(torch.export.export(q, (X,), dynamic_shapes=shapes).module()(other), q(other))
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.5, -1.0, 2.0, 3.0, -2.0])
+def test_a_weight_whose_zero_lies_anywhere_comes_out_as_its_levels(offset):
+    integers, scale = torch.tensor([[-2, -1], [0, 1]], dtype=torch.int8), torch.tensor([[0.5], [0.25]])
+    weight = IntegerWeight(integers, scale, torch.full((2, 1), offset), 2, torch.float32)
+    piece = int2_weight("w", weight, "y")
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 2])
+    graph = helper.make_graph(piece.nodes, "g", [], [result], piece.constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 25)], ir_version=13)
+    (y,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {})
+    assert torch.equal(torch.from_numpy(y), weight.dequantize())

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.forked import processor_seconds
 from benchmarks.interrupted_training import in_a_process
 
 from benchmarks import pages
@@ -135,12 +136,6 @@ def started(arguments: tuple[str, ...], folder: Path) -> int:
         run(arguments)
 
     return in_a_process(work)
-
-
-def processor_seconds(process: int) -> float:
-    """Return how long a process has run on a processor: what else runs there does not count."""
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def finished(command: Command, folder: Path) -> float:

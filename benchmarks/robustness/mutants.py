@@ -1,0 +1,307 @@
+"""Mutants: one small fault at a time in the compiler's code, and whether a test notices.
+
+    python -m benchmarks.mutants --map                  once: which tests run each line, and their seconds; what they
+                                                        cover: coverage report --data-file .mutants/coverage
+    python -m benchmarks.mutants --count 300            goes on where it stopped; a row of results/mutants.csv a mutant
+    python -m benchmarks.mutants --survivors            the rows that no test noticed, and the interval
+
+The mutants are a seeded sample over ops, passes, quantizers and export. Of each, the tests that run its line are run,
+the quickest first, up to `--seconds` of them, until one fails. pytest collects once; each mutant is a process forked
+from there, in which the functions that differ get the mutant's code. Where that shows nothing, or the fault is in what
+a module does while it is imported, the compiler and the tests are imported anew. A test that fails without a fault is
+left out. "no test" means that none of the map runs the line, be there others outside of the map or not.
+A test that starts a Python of its own sees no fault there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gc
+import importlib
+import importlib.machinery
+import json
+import os
+import pkgutil
+import signal
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Collection
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from types import CodeType, FrameType, FunctionType
+from typing import Any
+
+import coverage
+import pytest
+import torch
+from benchmarks.forked import in_a_process
+from benchmarks.mutations import Mutant, functions_that_differ, mutants_of, tree_of
+from scipy.stats import binomtest
+
+from benchmarks import pages
+
+TABLE = pages.RESULTS / "mutants.csv"
+WORK = pages.ROOT / ".mutants"
+COVERED = WORK / "coverage"
+FOLDERS = ("ops", "passes", "quantizers", "export")
+COLUMNS = ("key", "file", "line", "operator", "was", "became", "tests", "seconds", "end", "by")
+ENDS = {0: "survived", 1: "killed"}
+
+
+def sample(count: int, seed: int) -> list[Mutant]:
+    """Return so many mutants, each as likely as any other; the first of a longer sample are a shorter one."""
+    files = [path for folder in FOLDERS for path in sorted((pages.ROOT / "nce_fx" / folder).rglob("*.py"))]
+    found = {mutant.key: mutant for path in files for mutant in mutants_of(path)}
+    return [found[key] for key in sorted(found, key=lambda key: sha256(f"{seed} {key}".encode()).digest())[:count]]
+
+
+@dataclass
+class Covering:
+    """Which tests run a line of a file, and how long each takes."""
+
+    seconds: dict[str, float]
+    data: coverage.CoverageData
+
+    @staticmethod
+    def read() -> Covering:
+        """Return what the map says."""
+        data = coverage.CoverageData(str(COVERED))
+        data.read()
+        return Covering(json.loads((WORK / "seconds.json").read_text()), data)
+
+    def tests(self, path: Path, lines: Collection[int], most: float) -> list[str]:
+        """Return the tests that run one of the lines, or any of a file's where none is given, up to so many seconds.
+
+        The quickest come first.
+        """
+        known = self.data.contexts_by_lineno(str(path))
+        found = {test for line in lines or known for test in known.get(line, ()) if test in self.seconds}
+        chosen, total = [], 0.0
+        for test in sorted(found, key=lambda test: (self.seconds[test], test)):
+            total += self.seconds[test]
+            if total > most and chosen:
+                break
+            chosen.append(test)
+        return chosen
+
+
+class Runner:
+    """What pytest does once it has collected: instead of the tests, the mutants."""
+
+    def __init__(self, options: argparse.Namespace, at_import: set[CodeType], measuring: coverage.Coverage) -> None:
+        self.options = options
+        self.at_import = at_import
+        self.measuring = measuring
+        self.failed = ""
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Keep so many parameter sets of each test."""
+        tests: dict[str, list[pytest.Item]] = defaultdict(list)
+        for item in items:
+            if self.options.quick and item.get_closest_marker("long"):
+                continue
+            tests[item.nodeid.partition("[")[0]].append(item)
+        most = self.options.parameters
+        kept = {id(item) for of_one in tests.values() for item in of_one[:: -(-len(of_one) // most)]}
+        items[:] = [item for item in items if id(item) in kept]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Notice the first failure."""
+        self.seconds[report.nodeid] += report.duration
+        if report.failed and not self.failed:
+            self.failed = report.nodeid
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Make the map, or run the mutants."""
+        (self.map if self.options.map else self.mutants)(session)
+        return True
+
+    def map(self, session: pytest.Session) -> None:
+        """Run every test once, and write down which lines each runs, its seconds, and that it passes."""
+
+        known = json.loads((WORK / "seconds.json").read_text()) if self.options.tests else {}
+
+        def work() -> int:
+            for at, item in enumerate(session.items):
+                self.measuring.switch_context(item.nodeid)
+                self._runs([item])
+                if self.failed:
+                    print("fails without a fault:", self.failed, flush=True)
+                    self.seconds.pop(self.failed)
+                    self.failed = ""
+                if at % 50 == 0:
+                    print(at + 1, "of", len(session.items), flush=True)
+                (WORK / "seconds.json").write_text(json.dumps(known | self.seconds))
+            self.measuring.stop()
+            self.measuring.save()
+            return 0
+
+        in_a_process(work, 36_000, WORK / "map.log")
+
+    def mutants(self, session: pytest.Session) -> None:
+        """Run the mutants that the table does not have."""
+        covering = Covering.read()
+        items = {item.nodeid: item for item in session.items}
+        live: dict[CodeType, list[FunctionType]] = defaultdict(list)
+        for one in gc.get_objects():
+            if isinstance(one, FunctionType) and "/nce_fx/" in one.__code__.co_filename:
+                live[one.__code__].append(one)
+        with TABLE.open("a", newline="") as file:
+            table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            done = {row["key"] for row in rows()}
+            if not done:
+                table.writeheader()
+            for mutant in sample(self.options.count, self.options.seed):
+                if mutant.key not in done:
+                    table.writerow(self.end_of(mutant, covering, items, live))
+                    file.flush()
+
+    def end_of(
+        self,
+        mutant: Mutant,
+        covering: Covering,
+        items: dict[str, pytest.Item],
+        live: dict[CodeType, list[FunctionType]],
+    ) -> dict[str, Any]:
+        """Return one mutant's row."""
+        mutated, source = tree_of(mutant), mutant.path.read_text()
+        name = str(mutant.path)
+        now = compile(mutated, name, "exec", dont_inherit=True)
+        differ = functions_that_differ(compile(source, name, "exec", dont_inherit=True), now)
+        anew = differ is None or any(was in self.at_import for was, _ in differ) or not any(live[w] for w, _ in differ)
+        tests = covering.tests(mutant.path, mutant.lines, self.options.seconds)
+        # Where a fault acts while the module is imported, any line of it may show it.
+        if anew and not tests:
+            tests = covering.tests(mutant.path, (), self.options.seconds)
+        tests = [test for test in tests if test in items]
+        row = {
+            "key": mutant.key,
+            "file": str(mutant.path.relative_to(pages.ROOT / "nce_fx")),
+            "line": mutant.line,
+            "operator": mutant.operator,
+            "was": mutant.was,
+            "became": mutant.became,
+            "tests": len(tests),
+        }
+        if not tests:
+            return row | {"seconds": 0, "end": "no test", "by": ""}
+
+        def exchanged() -> int:
+            for was, code in differ or ():
+                for function in live[was]:
+                    function.__code__ = code
+            self._runs([items[test] for test in tests])
+            print(self.failed)
+            return bool(self.failed)
+
+        log = WORK / "mutant.log"
+        most = 20 + 4 * sum(covering.seconds[test] for test in tests)
+        status, seconds = (0, 0.0) if anew else in_a_process(exchanged, most, log)
+        if not status:
+            # What was computed before, and kept, may hide the fault.
+            status, more = in_a_process(lambda: import_anew(name, now, tests), most, log)
+            seconds += more
+        end = "timeout" if status in (-signal.SIGXCPU, -signal.SIGKILL) else ENDS.get(status, "killed")
+        by = next((line for line in reversed(log.read_text(errors="replace").splitlines()) if "::" in line), "")
+        return row | {"seconds": round(seconds, 1), "end": end, "by": by[:150] if end == "killed" else ""}
+
+    def _runs(self, items: list[pytest.Item]) -> None:
+        """Run tests as pytest does, up to the first that fails."""
+        for item, following in zip(items, [*items[1:], None], strict=True):
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            if self.failed:
+                return
+
+
+def import_anew(name: str, now: CodeType, tests: list[str]) -> int:
+    """Run tests with the compiler and the tests imported again, one module from other code; return pytest's status."""
+    get_code = importlib.machinery.SourceFileLoader.get_code
+    importlib.machinery.SourceFileLoader.get_code = (  # type: ignore[method-assign]
+        lambda self, fullname: now if self.path == name else get_code(self, fullname)
+    )
+    for module in list(sys.modules):
+        if module.partition(".")[0] in ("nce_fx", "tests") and not module.endswith("torchvision_operators"):
+            del sys.modules[module]
+    sys.modules.pop("benchmarks.conftest", None)
+    status = pytest.main(["-x", "-q", "--no-header", "--tb=no", "-rfE", "-p", "no:cacheprovider", "-s", *tests])
+    return int(status)
+
+
+def called_at_import() -> set[CodeType]:
+    """Import every module of the package; return the functions of it that ran meanwhile."""
+    found: set[CodeType] = set()
+
+    def noticed(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and "/nce_fx/" in frame.f_code.co_filename:
+            found.add(frame.f_code)
+
+    sys.setprofile(noticed)
+    try:
+        import nce_fx
+
+        for module in pkgutil.walk_packages(nce_fx.__path__, "nce_fx."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+    finally:
+        sys.setprofile(None)
+    return found
+
+
+def rows() -> list[dict[str, str]]:
+    """Return the rows that are there."""
+    return list(csv.DictReader(TABLE.open(newline=""))) if TABLE.exists() else []
+
+
+def summary() -> str:
+    """Return how many were killed, with the interval, by folder."""
+    lines = []
+    for folder in (*FOLDERS, ""):
+        ends = Counter(row["end"] for row in rows() if row["file"].startswith(folder))
+        if count := ends.total():
+            noticed = ends["killed"] + ends["timeout"]
+            low, high = binomtest(noticed, count).proportion_ci(method="wilson")
+            share = f"{noticed} of {count} = {noticed / count:.1%} ({low:.1%} to {high:.1%})"
+            lines.append(f"{folder or 'all'}: {share} {dict(ends)}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Make the map, run mutants, or show what survived."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--map", action="store_true")
+    parser.add_argument("--survivors", action="store_true")
+    parser.add_argument("--count", type=int, default=1500)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=60, help="of tests for one mutant, by the map")
+    parser.add_argument("--parameters", type=int, default=4, help="parameter sets of each test")
+    parser.add_argument("--quick", action="store_true", help="no test marked long")
+    parser.add_argument("--tests", default="", help="files with commas between, to add to the map; else all")
+    options = parser.parse_args()
+    if options.survivors:
+        for row in rows():
+            if row["end"] in ("survived", "no test"):
+                print(f"{row['file']}:{row['line']} {row['end']} {row['tests']}: {row['was']}  ->  {row['became']}")
+        print(summary())
+        return
+    torch.set_num_threads(1)
+    WORK.mkdir(exist_ok=True)
+    measuring = coverage.Coverage(COVERED, branch=True, source=["nce_fx"], config_file=False)
+    if options.map:
+        if options.tests:
+            measuring.load()
+        else:
+            COVERED.unlink(missing_ok=True)
+        measuring.start()
+    runner = Runner(options, called_at_import(), measuring)
+    os.chdir(pages.ROOT)
+    asked = options.tests.split(",") if options.tests else ["tests"]
+    pytest.main(["-q", "-s", "-p", "no:cacheprovider", "-p", "no:terminalreporter", "-m", "not slow", *asked], [runner])
+    print(summary())
+
+
+if __name__ == "__main__":
+    main()

@@ -98,9 +98,9 @@ def test_plain_output_for_plain_terminals():
     assert plain.stdout.decode("ascii")
     assert b"####" in plain.stdout
     assert b"?" not in plain.stdout
-    for output in (plain, process(*PLAN, NO_COLOR="1")):
-        assert not ESCAPE.search(output.stdout.decode())
-        assert not ESCAPE.search(output.stderr.decode())
+    coloured = call(*PLAN, NO_COLOR="1")
+    for said in (plain.stdout.decode(), plain.stderr.decode(), coloured.stdout, coloured.stderr):
+        assert not ESCAPE.search(said)
 
 
 @pytest.mark.long

@@ -44,10 +44,10 @@ def _needed(gm: GraphModule, channels: ChannelGraph, widths: Mapping[str, int]) 
     result: dict[torch.device, int] = defaultdict(int)
     result[torch.device("cpu")] = _PER_CHANNEL * sum(after)
     tensors = Tensors.of(gm).tensors
+    changed = {part for part, (old, new) in enumerate(zip(before, after, strict=True)) if old != new}
     for path, axes in channels.parameter_axes.items():
-        shape = [axis.at(after) for axis in axes]
-        if path in tensors and shape != [axis.at(before) for axis in axes]:
-            result[tensors[path].device] += prod(shape) * tensors[path].element_size()
+        if path in tensors and any(part in changed for axis in axes for part, _ in axis.terms):
+            result[tensors[path].device] += prod(axis.at(after) for axis in axes) * tensors[path].element_size()
     return result
 
 

@@ -132,7 +132,7 @@ class Swish(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.inner, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(6, 2, 1)
+        self.first, self.inner, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3, padding=1), nn.Conv2d(6, 2, 1)
 
     def forward(self, x):
         return self.last(nn.functional.relu(self.inner(nn.functional.silu(3 * self.first(x)))))

@@ -240,6 +240,22 @@ def test_limits_and_quantizers_reach_the_plan_and_the_graph(here):
     assert (here / "one" / "model.safetensors").read_bytes() == (here / "two" / "model.safetensors").read_bytes()
 
 
+def test_the_published_recipe_is_that_of_the_published_quantizers(here):
+    """An option that is given goes before it; a network of other quantizers is not retrained by that name."""
+    for name, given, wanted in (
+        ("usual", [], ("sawb", "lsq", "int8")),
+        ("published", ["--recipe", "published"], ("sawb", "pact", "quantized")),
+        ("own", ["--recipe", "published", "--activation-quantizer", "lsq"], ("sawb", "lsq", "quantized")),
+    ):
+        result = call("rewrite", "own_models:tiny", "--input", "1x1x8x8", "--out", name, *given)
+        assert result.exit_code == 0, result.output
+        found = json.loads((here / name / "report.json").read_text())["quantization"]
+        assert (found["weight"], found["activation"], found["shortcuts"]) == wanted
+    again = ["--data", "digits", "--epochs", "1", "--model", "own_models:tiny", "--recipe", "published"]
+    assert "rewrite it with --recipe published" in refused("retrain", "usual", *again)
+    assert "or published" in refused("rewrite", "own_models:tiny", "--input", "1x1x8x8", "--recipe", "publishd")
+
+
 def test_a_budget_on_the_users_own_hardware(here):
     sizes = [(op, c_in, c_out) for op in ("conv2d", "linear") for c_in in (1, 64) for c_out in (4, 64)]
     rows = [f"{op},{c_in},{c_out},8,8,{bits},{c_in * c_out}" for op, c_in, c_out in sizes for bits in (2, 8)]

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -37,7 +38,7 @@ SMALLER = {
     r"--method adapt --epochs 1": "--method adapt --epochs 3",
     r"SlimmableRecipe\(epochs=1\)": "SlimmableRecipe(epochs=1, drawn=2, evaluations=5, population=4)",
     r'"evaluations": 1000': '"drawn": 2, "evaluations": 5, "population": 4',
-    r"resnet(20|50)\b|resnet18 --model-args '{\"width\": 8}'": "resnet8",
+    r"resnet(20|50)\b|resnet18 --model-args '{\"width\": 4}'": "resnet8",
     r"1x3x224x224": "1x3x32x32",
     r"torchvision\.models:resnet18": "torchvision.models:squeezenet1_1",
     r" --open\b": "",
@@ -130,6 +131,8 @@ def _run(line: str) -> None:
             assert done.exit_code == 0, (line, done.stderr, done.exception)
         case ["python", "-m", module, *_]:
             assert importlib.util.find_spec(module), line
+        case ["torchrun", *rest]:
+            assert rest[rest.index("nce_fx") + 1] in vars(typer.main.get_command(app))["commands"], line
         case ["make", target]:
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), line
         case ["npm", *_] | ["pip", "install", *_] | ["pytest"] | ["git", "clone", *_] | ["cd", _] | []:

@@ -29,6 +29,7 @@ from nce_fx.export.integer.weights import WholeWeight
 from nce_fx.export.levels import ActivationLevels, mark
 from nce_fx.export.onnx_graph import to_onnx
 from nce_fx.models import MODELS
+from nce_fx.passes.transform.quantize import PUBLISHED
 from nce_fx.quantizers.base import ActivationQuantizer, Grid
 from nce_fx.report.records import ModelReference
 from tests.test_export import DEPLOY, PAIRS, assert_close, evaluated, mlp, random, run, settled
@@ -45,7 +46,7 @@ def quantized(model, x, **spec):
     """A network with settled statistics, whose additions are of integers, calibrated on four samples."""
     torch.manual_seed(0)
     gm = nce_fx.trace(settled(model), (x[:2],))
-    return nce_fx.quantize(gm, nce_fx.QuantSpec(**{"sums": "int8", **spec}), [x])
+    return nce_fx.quantize(gm, nce_fx.QuantSpec(**{**PUBLISHED, "sums": "int8", **spec}), [x])
 
 
 def integer_file(tmp_path, gm, x):

@@ -74,10 +74,10 @@ def test_a_pipeline_is_read_with_files_defaults_and_spaces(tmp_path):
     (tmp_path / "plan.json").write_text(json.dumps({"conv1": 8}))
     own = "tests.test_pipeline:ScaleOutput"
     text = f"resize {{ plan = @{tmp_path}/plan.json }}, {own}{{factor=3}} ,quantize{{weight=lsq}}"
-    pipeline = pipeline_from(text, {"quantize": {"activation": "lsq", "weight": "dorefa"}})
-    spec = QuantSpec(weight="lsq", activation="lsq")
+    pipeline = pipeline_from(text, {"quantize": {"activation": "pact", "weight": "dorefa"}})
+    spec = QuantSpec(weight="lsq", activation="pact")
     assert pipeline.steps == (ResizeChannels({"conv1": 8}), ScaleOutput(3.0), InsertQuantizers(spec))
-    again = 'resize{plan={"conv1":8}},tests.test_pipeline:ScaleOutput{factor=3.0},quantize{weight=lsq,activation=lsq}'
+    again = 'resize{plan={"conv1":8}},tests.test_pipeline:ScaleOutput{factor=3.0},quantize{weight=lsq,activation=pact}'
     assert to_text(pipeline) == again
 
 

@@ -22,6 +22,7 @@ from nce_fx.models import MODELS
 from nce_fx.passes.analysis.cost import analyze_cost
 from nce_fx.passes.transform.fold import FoldBatchNorm
 from nce_fx.passes.transform.quantize import (
+    PUBLISHED,
     InsertQuantizers,
     QuantSpec,
     RemoveQuantizers,
@@ -182,7 +183,7 @@ def test_a_spec_that_cannot_be_is_refused_in_words(options, words):
 
 def test_readers_of_one_tensor_share_its_quantizer():
     gm = traced(Block(), x := images(2, 3, 8, 8))
-    quantized = quantize(gm, batches=[x])
+    quantized = quantize(gm, QuantSpec(**PUBLISHED), batches=[x])
     assert names(quantized, "_activation_quant") == [
         f"{name}_activation_quant" for name in ("x", "relu", "relu_1", "relu_2", "relu_3", "relu_4", "mean")
     ]
@@ -190,6 +191,17 @@ def test_readers_of_one_tensor_share_its_quantizer():
     assert {user.name for user in shared.users} == {"a1", "short"}
     identity = node(quantized, "relu_2_activation_quant")
     assert {user.name for user in identity.users} == {"b1", "add_1"}
+
+
+def test_shortcuts_of_8_bits_are_where_activations_are_quantized():
+    gm = traced(Block(), x := images(2, 3, 8, 8))
+    quantized = quantize(gm, batches=[x])
+    bits = {name: module.bits for name, module in quantized.named_modules() if isinstance(module, ActivationQuantizer)}
+    assert bits["relu_2_activation_quant"] == 8, "what an addition reads"
+    assert bits["relu_2_activation_quant_2"] == 2, "what a layer reads"
+    kinds = {type(module).__name__ for module in quantized.modules() if isinstance(module, ActivationQuantizer)}
+    assert kinds == {"LsqActivation", "Pact"}, "of 2 and of 8 bits"
+    assert not names(quantize(gm, QuantSpec(activation_bits=None, first_last_bits=None)), "_activation_quant")
 
 
 def test_float_shortcuts():
@@ -281,9 +293,10 @@ def test_every_parameter_gets_a_gradient(weight, activation):
 
 def test_the_range_of_the_models_own_input_is_not_learned():
     gm, x = small()
-    quantized = quantize(gm, batches=[x])
-    assert not list(quantized.get_submodule("x_activation_quant").parameters())
-    assert "x_activation_quant.clip" in quantized.state_dict()
+    for spec, name in ((QuantSpec(), "clip"), (QuantSpec(activation="lsq", activation_bits=8), "step")):
+        quantized = quantize(gm, spec, batches=[x])
+        assert not list(quantized.get_submodule("x_activation_quant").parameters())
+        assert f"x_activation_quant.{name}" in quantized.state_dict()
 
 
 @pytest.mark.parametrize("spec", [QuantSpec(), QuantSpec("minmax", "lsq", 1, 1, 1), QuantSpec(shortcuts="float")])
@@ -523,7 +536,7 @@ def test_folding_knows_transposed_convolutions_and_leaves_what_it_cannot_fold():
 def test_a_learned_clip_stays_the_same_object_of_training():
     """One step of SGD moves weights and clips, and the graph computes with the new ones."""
     gm, x = small()
-    quantized = quantize(gm, batches=[x])
+    quantized = quantize(gm, QuantSpec(**PUBLISHED), batches=[x])
     clips = [module.clip for module in quantized.modules() if isinstance(module, Pact) and module.clip.requires_grad]
     before = [float(clip.detach()) for clip in clips]
     optimizer = torch.optim.SGD(quantized.parameters(), 0.1)

@@ -125,10 +125,10 @@ def test_a_rewrite_runs_over_the_data_once(monkeypatch):
     # What would run a pass for calibration alone.
     monkeypatch.setattr(sys.modules["nce_fx.passes.transform.quantize.calibrate"]._Observer, "run", None)
     result = nce_fx.rewrite(net(), example(), batches=batches())
-    clips = {name: value for name, value in result.graph_module.state_dict().items() if name.endswith(".clip")}
-    assert clips.keys() == {name for name in result.uniform.state_dict() if name.endswith(".clip")}
-    assert all(torch.equal(value, result.uniform.state_dict()[name]) for name, value in clips.items())
-    assert len(set(map(float, clips.values()))) > 1
+    ranges = {name: value for name, value in result.graph_module.state_dict().items() if name.endswith(".step")}
+    assert ranges.keys() == {name for name in result.uniform.state_dict() if name.endswith(".step")}
+    assert all(torch.equal(value, result.uniform.state_dict()[name]) for name, value in ranges.items())
+    assert len(set(map(float, ranges.values()))) > 1
 
 
 def test_batchnorm_in_training_mode_is_calibrated_with_the_statistics_of_the_batch():

@@ -37,6 +37,7 @@ import nce_fx
 from benchmarks import pages
 from nce_fx.data import Data, load_data
 from nce_fx.models import MODELS
+from nce_fx.passes.transform.quantize import PUBLISHED
 from nce_fx.quantizers import ActivationQuantizer, WeightQuantizer
 from nce_fx.training import Recipe, train
 
@@ -45,9 +46,9 @@ PAGE = pages.DOCS / "training.md"
 COLUMNS = ("network", "quantizers", "by", "seed", "epochs", "accuracy", "seconds")
 NETWORKS = ("resnet8", "resnet20")
 SPECS = {
-    "lsq": nce_fx.QuantSpec("lsq", "lsq"),
-    "pact + sawb": nce_fx.QuantSpec(),
-    "dorefa": nce_fx.QuantSpec("dorefa", "dorefa"),
+    "lsq": nce_fx.QuantSpec("lsq", "lsq", shortcuts="quantized"),
+    "pact + sawb": nce_fx.QuantSpec(**PUBLISHED),
+    "dorefa": nce_fx.QuantSpec("dorefa", "dorefa", shortcuts="quantized"),
 }
 BY = ("nce-fx", "brevitas")
 Key = tuple[str, str, str, int]

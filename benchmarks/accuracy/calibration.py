@@ -22,7 +22,7 @@ import nce_fx
 from benchmarks import pages
 from nce_fx.data import Data, load_data
 from nce_fx.passes.analysis.sensitivity import analyze_sensitivity
-from nce_fx.passes.transform.quantize import Observers, calibrate
+from nce_fx.passes.transform.quantize import PUBLISHED, Observers, calibrate
 from nce_fx.quantizers import ActivationQuantizer
 from nce_fx.quantizers.pact import Pact
 from nce_fx.rewrite import analyze, build, plan_analyzed
@@ -31,6 +31,7 @@ from nce_fx.training import Recipe, train
 RESULTS = pages.RESULTS / "calibration.json"
 PAGE = pages.DOCS / "training.md"
 EPOCHS = (1, 5)
+SPEC = nce_fx.QuantSpec(**PUBLISHED)
 
 
 def main() -> None:
@@ -54,11 +55,11 @@ def measure(data: Data, seed: int) -> dict[str, Any]:
     """Return the seconds and the accuracies of one seed."""
     original = float_network("resnet8", data, 20, seed).eval()
     batches = data.batches(8, 64, seed)
-    analyses = analyze(original, (batches[0][0][:2],), batches=batches)
+    analyses = analyze(original, (batches[0][0][:2],), batches=batches, spec=SPEC)
     gm, uniform = analyses.graph_module, analyses.uniform
     assert uniform is not None
     plan = plan_analyzed(analyses, nce_fx.Budget(macs=1.0, params=1.0))
-    carried = build(gm, plan, batches=batches, uniform=uniform)
+    carried = build(gm, plan, spec=SPEC, batches=batches, uniform=uniform)
 
     def fused() -> None:
         observers = Observers(uniform)

@@ -21,6 +21,7 @@ from benchmarks import pages
 from nce_fx.data import load_data
 from nce_fx.models import MODELS
 from nce_fx.passes.transform.new_weights import from_scratch
+from nce_fx.passes.transform.quantize import PUBLISHED
 from nce_fx.training import Recipe, train
 
 RESULTS = pages.RESULTS / "warm_start.csv"
@@ -61,7 +62,7 @@ def study(seeds: int, float_epochs: int) -> None:
             continue
         teacher = float_network("resnet8", data, float_epochs, seed).eval()
         batches = data.batches(8, 64, seed)
-        spec = nce_fx.QuantSpec()
+        spec = nce_fx.QuantSpec(**PUBLISHED)
         example = (torch.zeros(1, *data.input_shape),)
         warm = nce_fx.rewrite(teacher, example, batches=batches, spec=spec, seed=seed).graph_module
         torch.manual_seed(seed)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 import nce_fx
 from benchmarks.evidence.records import OWN_WIDTHS
 from nce_fx.errors import InputError
+from nce_fx.passes.transform.quantize import PUBLISHED
 from nce_fx.search import SearchRecipe
 from nce_fx.training import Recipe
 
@@ -62,7 +63,7 @@ class Study(BaseModel):
     search: dict[str, Any] = {}
     """Fields of ``nce_fx.search.SearchRecipe``."""
     spec: dict[str, Any] = {}
-    """Fields of ``nce_fx.QuantSpec``; 2 bits, first and last layer at 8, by default."""
+    """Fields of ``nce_fx.QuantSpec``; the published quantizers, 2 bits, first and last layer at 8, by default."""
     start: Literal["float", "scratch"] = "float"
     """What every 2-bit network starts from: the float network trained at its own widths, or its untrained weights."""
     distill: bool = True
@@ -93,7 +94,7 @@ class Study(BaseModel):
 
     def quantizing(self) -> nce_fx.QuantSpec:
         """Return how networks are quantized."""
-        return nce_fx.QuantSpec(**self.spec)
+        return nce_fx.QuantSpec(**{**PUBLISHED, **self.spec})
 
     def digest(self) -> str:
         """Return eight digits that change when anything that decides a result changes."""

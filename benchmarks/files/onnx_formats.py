@@ -61,7 +61,7 @@ TORCHVISION = (
 )
 NETWORKS = (*sorted(MODELS, key=lambda name: (name in ("resnet50", "vgg16_bn"), name)), *TORCHVISION)
 QUANTIZERS = {
-    name + (", exact" if exact else ""): nce_fx.QuantSpec(weight=weight, activation=activation, exact=exact)
+    name + (", exact" if exact else ""): nce_fx.QuantSpec(weight, activation, shortcuts="quantized", exact=exact)
     for exact in (False, True)
     for name, weight, activation in (
         ("sawb+pact", "sawb", "pact"),

@@ -37,6 +37,7 @@ from nce_fx.export.formats import FORMATS
 from nce_fx.export.levels import mark
 from nce_fx.export.onnx_graph import to_onnx
 from nce_fx.models import MODELS
+from nce_fx.passes.transform.quantize import PUBLISHED
 from nce_fx.quantizers import ActivationQuantizer
 from nce_fx.training import train
 
@@ -70,7 +71,7 @@ def measured(network: str, epochs: int, data: Data) -> Iterator[tuple[str, dict[
     if epochs:
         gm = train(gm, data, replace(FLOAT, epochs=epochs)).model
     for name, exact in (("plain", False), ("exact", True)):
-        quantized = nce_fx.quantize(gm, nce_fx.QuantSpec(sums="int8", exact=exact), example)
+        quantized = nce_fx.quantize(gm, nce_fx.QuantSpec(**PUBLISHED, sums="int8", exact=exact), example)
         accuracy = None
         if epochs:
             result = train(quantized, data, replace(FEW_BITS, epochs=epochs), teacher=gm)

@@ -35,6 +35,7 @@ from benchmarks import pages
 from benchmarks.pages import load, save
 from nce_fx.export import export_onnx
 from nce_fx.models import MODELS
+from nce_fx.passes.transform.quantize import PUBLISHED
 
 RESULTS = pages.RESULTS / "onnx_speed.json"
 NETWORKS = ("resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0", "vgg16_bn", "vit_b_16")
@@ -65,11 +66,11 @@ def measure(network: str, batches: list[int]) -> dict[str, Any]:
     torch.manual_seed(0)
     rows_of_layer = [int(size) for size in network.split("x")] if network[0].isdigit() else None
     if rows_of_layer is None:
-        x, model, spec = torch.randn(2, 3, 224, 224), built(network), nce_fx.QuantSpec(sums="int8")
+        x, model, spec = torch.randn(2, 3, 224, 224), built(network), nce_fx.QuantSpec(**PUBLISHED, sums="int8")
     else:
         count, inputs, outputs = rows_of_layer
         x, model = torch.randn(1, count, inputs), nn.Sequential(nn.Linear(inputs, outputs))
-        spec, batches = nce_fx.QuantSpec(first_last_bits=2), [1]
+        spec, batches = nce_fx.QuantSpec(**PUBLISHED, first_last_bits=2), [1]
     batch = None if rows_of_layer is None else 1
     gm = nce_fx.trace(model.eval(), (x[:1],))
     quantized = nce_fx.quantize(gm, spec, [x])

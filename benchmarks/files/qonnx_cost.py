@@ -22,6 +22,7 @@ import nce_fx
 from benchmarks import pages
 from nce_fx.models import MODELS
 from nce_fx.ops.layers import find_layers
+from nce_fx.passes.transform.quantize import PUBLISHED
 
 NETWORKS = {"resnet8": (1, 8), "resnet20": (3, 32), "mobilenet_v2": (3, 32)}
 """Name -> channels and side of its images."""
@@ -44,7 +45,7 @@ def main() -> None:
         torch.manual_seed(0)
         inputs = torch.randn(1, channels, side, side)
         gm = nce_fx.trace(MODELS[name](num_classes=10, in_channels=channels).eval(), (inputs,))
-        quantized = nce_fx.quantize(gm, nce_fx.QuantSpec(), [inputs])
+        quantized = nce_fx.quantize(gm, nce_fx.QuantSpec(**PUBLISHED), [inputs])
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "model.onnx"
             nce_fx.export_onnx(quantized, file, format="qonnx", batch=1)

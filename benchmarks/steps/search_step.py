@@ -25,6 +25,7 @@ import nce_fx
 from benchmarks import pages
 from nce_fx.data.loaders import BatchDataset, Data
 from nce_fx.models import MODELS
+from nce_fx.passes.transform.quantize import PUBLISHED
 from nce_fx.passes.transform.widths import InsertWidthChoices, Mixing, channel_order
 from nce_fx.processes import start_engine
 from nce_fx.search import SearchRecipe
@@ -63,7 +64,7 @@ def steps_of(name: str, batch: int, size: int, mixing: Mixing) -> dict[str, Call
     free = [group for group in nce_fx.analyze_channels(gm) if group.pinned is None]
     wide = nce_fx.resize(gm, {g.id: g.width + max(1, g.width // 4 // g.step) * g.step for g in free})
     recipe = SearchRecipe(epochs=2, warmup_epochs=0, batch_size=batch, mixing=mixing)
-    channels, cost, spec = nce_fx.analyze_channels(wide), nce_fx.analyze_cost(wide), nce_fx.QuantSpec()
+    channels, cost, spec = nce_fx.analyze_channels(wide), nce_fx.analyze_cost(wide), nce_fx.QuantSpec(**PUBLISHED)
     plain = nce_fx.quantize(wide, spec, data.batches(1, batch))
     candidates, order = first_candidates(channels, recipe).candidates, channel_order(wide)
     callback = WidthSearch(data, cost, candidates, order, recipe, nce_fx.Budget(macs=0.7, params=0.7), spec)

@@ -34,7 +34,7 @@ from torch.profiler import ProfilerActivity, profile
 import nce_fx
 from benchmarks import pages
 from nce_fx.models import MODELS
-from nce_fx.passes.transform.quantize import QuantSpec, quantize
+from nce_fx.passes.transform.quantize import PUBLISHED, QuantSpec, quantize
 from nce_fx.quantizers import ActivationQuantizer, WeightQuantizer
 from nce_fx.quantizers.base import Grid, signed_grid
 from nce_fx.quantizers.saved_tensors import compact_saving
@@ -45,11 +45,11 @@ Saving = Callable[[], AbstractContextManager[None]]
 MIB = 2**20
 
 SPECS = {
-    "pact + sawb": QuantSpec(),
-    "pact + sawb, float shortcuts": QuantSpec(shortcuts="float"),
-    "lsq": QuantSpec("lsq", "lsq"),
-    "dorefa": QuantSpec("dorefa", "dorefa"),
-    "minmax": QuantSpec("minmax", "minmax"),
+    "pact + sawb": QuantSpec(**PUBLISHED),
+    "pact + sawb, float shortcuts": QuantSpec("sawb", "pact", shortcuts="float"),
+    "lsq": QuantSpec("lsq", "lsq", shortcuts="quantized"),
+    "dorefa": QuantSpec("dorefa", "dorefa", shortcuts="quantized"),
+    "minmax": QuantSpec("minmax", "minmax", shortcuts="quantized"),
 }
 SAVINGS: Mapping[str, Saving] = {
     "": nullcontext,

@@ -30,6 +30,7 @@ from benchmarks import pages
 from nce_fx.data import Data, load_data
 from nce_fx.models import MODELS
 from nce_fx.passes.analysis.sensitivity import METRICS, noise_of
+from nce_fx.passes.transform.quantize import PUBLISHED
 from nce_fx.training import Recipe, train
 
 RATIOS = (0.5, 2.0, 3.0)
@@ -38,7 +39,7 @@ ALL = "all"
 """Every group at once: what the exponent of the whole is."""
 FLOAT = Recipe(epochs=30, evaluate_every=0)
 RETRAIN = Recipe(epochs=20, learning_rate=0.02, evaluate_every=0)
-SPEC = nce_fx.QuantSpec()
+SPEC = nce_fx.QuantSpec(**PUBLISHED)
 RESULTS = pages.RESULTS / "widening.json"
 
 

@@ -27,10 +27,11 @@ from torch.fx import GraphModule
 import nce_fx
 from benchmarks import pages
 from nce_fx.data import load_data
+from nce_fx.passes.transform.quantize import PUBLISHED
 
 RATIOS = (1.25, 1.5, 2.0)
 IMAGES = 256
-SPEC = nce_fx.QuantSpec(first_last_bits=2)
+SPEC = nce_fx.QuantSpec(**PUBLISHED, first_last_bits=2)
 RESULTS = pages.RESULTS / "widening_noise.json"
 
 

@@ -62,26 +62,29 @@ Data = Annotated[
 
 Bits = Annotated[int, _quantizer("--bits", help="Bits of weights and activations, 1 to 8.")]
 WeightQuantizer = Annotated[
-    str,
+    str | None,
     _quantizer(
         "--weight-quantizer",
         metavar="NAME",
-        help="sawb, lsq, dorefa ...: `nce-fx list weight_quantizers` says what each is.",
+        help="sawb (the default), lsq, dorefa ...: `nce-fx list weight_quantizers` says what each is.",
     ),
 ]
 ActivationQuantizer = Annotated[
-    str,
+    str | None,
     _quantizer(
-        "--activation-quantizer", metavar="NAME", help="pact, lsq, dorefa ...: see `nce-fx list activation_quantizers`."
+        "--activation-quantizer",
+        metavar="NAME",
+        help="lsq (the default), pact, dorefa ...: see `nce-fx list activation_quantizers`.",
     ),
 ]
 FirstLastBits = Annotated[int, _quantizer("--first-last-bits", help="Bits of the first and last layers; 32 is float.")]
 Shortcuts = Annotated[
-    str,
+    str | None,
     _quantizer(
         "--shortcuts",
-        metavar="quantized|int8|float",
-        help="Whether additions read what layers read, 8 bits, or floats; in float 1x1 shortcut convolutions are, too.",
+        metavar="int8|quantized|float",
+        help="Whether additions read 8 bits (the default), what layers read, or floats; in float 1x1 shortcut "
+        "convolutions are, too.",
     ),
 ]
 Override = Annotated[
@@ -148,8 +151,9 @@ Recipe = Annotated[
     str | None,
     _training(
         "--recipe",
-        metavar="JSON",
-        help='Fields of the training recipe, such as \'{"learning_rate": 0.1, "bits": [8, 4, 2]}\'.',
+        metavar="JSON|published",
+        help='Fields of the training recipe, such as \'{"learning_rate": 0.1, "bits": [8, 4, 2]}\'; or "published": '
+        "the quantizers that the method was published with, SAWB and PACT, shortcuts quantized.",
     ),
 ]
 Strict = Annotated[bool, _training("--strict", help="Stop at an image that cannot be read, rather than leave it out.")]
@@ -249,10 +253,10 @@ class QuantizerOptions:
     """What to quantize with."""
 
     bits: Bits = 2
-    weight_quantizer: WeightQuantizer = "sawb"
-    activation_quantizer: ActivationQuantizer = "pact"
+    weight_quantizer: WeightQuantizer = None
+    activation_quantizer: ActivationQuantizer = None
     first_last_bits: FirstLastBits = 8
-    shortcuts: Shortcuts = "quantized"
+    shortcuts: Shortcuts = None
     override: Override = None
     exact: Exact = False
     sums: Sums = "float"
@@ -266,11 +270,14 @@ class QuantizerOptions:
             InputError: bits outside 1 to 8, or an override that is not PATTERN=BITS.
             QuantizeError: an unknown name, or bits out of range elsewhere.
         """
-        from nce_fx.cli.parsing import quant_spec
+        from nce_fx.cli.parsing import PUBLISHED_RECIPE, quant_spec
+        from nce_fx.passes.transform.quantize import PUBLISHED
 
-        names = ("first_last_bits", "shortcuts", "exact", "sums", "ewgs")
-        others = {"weight": self.weight_quantizer, "activation": self.activation_quantizer}
-        return quant_spec(self.bits, self.override, **others, **{name: getattr(self, name) for name in names})
+        asked = {"weight": self.weight_quantizer, "activation": self.activation_quantizer, "shortcuts": self.shortcuts}
+        usual = PUBLISHED if getattr(self, "recipe", None) == PUBLISHED_RECIPE else {}
+        kinds = {**usual, **{name: value for name, value in asked.items() if value is not None}}
+        others = {name: getattr(self, name) for name in ("first_last_bits", "exact", "sums", "ewgs")}
+        return quant_spec(self.bits, self.override, **kinds, **others)
 
 
 def _limit(name: str, help: str, default: str | None) -> tuple[str, Any, Any]:

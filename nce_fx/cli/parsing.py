@@ -20,6 +20,9 @@ from nce_fx.models.loading import load_model, load_weights
 from nce_fx.passes.transform.quantize import QuantSpec
 from nce_fx.plain_text import read_json
 
+PUBLISHED_RECIPE = "published"
+"""The one recipe with a name: it is said by its quantizers, `nce_fx.passes.transform.quantize.PUBLISHED`."""
+
 
 def one_process(command: str) -> None:
     """Check that this process is alone: every process of torchrun would write the same folder.
@@ -107,7 +110,8 @@ def parse_args(text: str | None, option: str = "--model-args") -> dict[str, Any]
     Raises:
         InputError: not a JSON object.
     """
-    example = "'{\"num_classes\": 10}'" if option == "--model-args" else "'{\"learning_rate\": 0.1}'"
+    own = "'{\"num_classes\": 10}'", f"'{{\"learning_rate\": 0.1}}', or {PUBLISHED_RECIPE}"
+    example = own[option != "--model-args"]
     try:
         args = read_json(text or "{}")
     except ValueError as error:
@@ -118,12 +122,12 @@ def parse_args(text: str | None, option: str = "--model-args") -> dict[str, Any]
 
 
 def recipe_fields(text: str | None, **own: Any) -> dict[str, Any]:
-    """Return the fields of ``--recipe``, with those that options of their own give.
+    """Return the fields of ``--recipe``, with those that options of their own give; a name of a recipe has none.
 
     Raises:
         InputError: not a JSON object, or a field whose own option says something else.
     """
-    asked = parse_args(text, "--recipe")
+    asked = {} if text == PUBLISHED_RECIPE else parse_args(text, "--recipe")
     for name, value in own.items():
         if name in asked and (asked[name] != value or type(asked[name]) is not type(value)):
             raise InputError(f"--recipe says {name} is {asked[name]!r}, its own option says {value!r}: give that one")

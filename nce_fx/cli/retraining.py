@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 
 from nce_fx import artifacts
 from nce_fx.cli.model_data import calibration
-from nce_fx.cli.parsing import build_model, is_code, recipe_fields
+from nce_fx.cli.parsing import PUBLISHED_RECIPE, build_model, is_code, recipe_fields
 from nce_fx.cli.retrain import Retrain
 from nce_fx.cli.rewriting import (
     can_teach,
@@ -31,7 +31,7 @@ from nce_fx.data import load_data
 from nce_fx.errors import InputError
 from nce_fx.passes.by_name import known_pass, pass_named
 from nce_fx.passes.transform.new_weights import from_scratch
-from nce_fx.passes.transform.quantize import InsertQuantizers
+from nce_fx.passes.transform.quantize import PUBLISHED, InsertQuantizers
 from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.pipeline import Given, Pass, Pipeline, history_of
 from nce_fx.pipeline.history_json import passes_of
@@ -145,6 +145,11 @@ def asked_for(job: Retrain, manifest: Manifest) -> Retraining:
             raise InputError(
                 f"{job.directory} was trained with the {named} {found}: a folder runs no code, add {option} {found}"
             )
+    if job.recipe == PUBLISHED_RECIPE and not PUBLISHED.items() <= (manifest.quantization or {}).items():
+        raise InputError(
+            f"{job.directory} has other quantizers than the published ones, and retrain keeps them: rewrite it "
+            f"with --recipe {PUBLISHED_RECIPE}"
+        )
     data = job.data or (before.data if before is not None else None)
     kept = before.recipe if before is not None else {}
     compiled = {"compile": True} if job.compile else {}

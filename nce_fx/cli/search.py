@@ -37,8 +37,9 @@ class Search(options.QuantizerOptions, options.BudgetOptions, options.ModelOptio
         str | None,
         typer.Option(
             "--recipe",
-            metavar="JSON",
-            help="Fields of the method's recipe, see `nce-fx list search_methods`: '{\"max_ratio\": 1.5}'.",
+            metavar="JSON|published",
+            help="Fields of the method's recipe, see `nce-fx list search_methods`: '{\"max_ratio\": 1.5}'; or "
+            '"published": the published quantizers, SAWB and PACT, shortcuts quantized.',
         ),
     ] = None
     workers: Annotated[

@@ -7,7 +7,12 @@ Unsigned activations: Qn = 0, Qp = 2^b - 1; signed: Qn = 2^(b-1), Qp = 2^(b-1) -
 
 Gradient: dL/dv passes where -Qn < v / s < Qp. Of the step, each element gives round(v / s) - v / s inside, -Qn or Qp
 outside, and the sum is multiplied by 1 / sqrt(N * Qp), N the number of weights, or of features of one sample. The step
-starts at 2 * E|v| / sqrt(Qp). It is kept positive.
+is kept positive.
+
+The step of weights starts at 2 * E|v| / sqrt(Qp), as published; with more than 4 bits that puts most levels beyond all
+weights (at 8 bits the last one is at 18 standard deviations), and there it starts where the outermost level is the
+largest weight. The step of activations starts where the squared error is least on the calibration data, as LSQ+'s does,
+for the same reason: the range of an image in 8 bits, which nothing learns, would have 27 of its 256 levels in use.
 """
 
 from __future__ import annotations
@@ -17,19 +22,15 @@ import math
 import torch
 from torch import Tensor, nn
 
-from nce_fx.quantizers.base import (
-    FLOOR,
-    ActivationQuantizer,
-    Grid,
-    Replaced,
-    WeightQuantizer,
-    signed_grid,
-    working,
-)
+from nce_fx.quantizers.base import FLOOR, Grid, Replaced, WeightQuantizer, signed_grid, working
+from nce_fx.quantizers.counting import CountingQuantizer
+from nce_fx.quantizers.pact import best_clip
 from nce_fx.quantizers.rounding import StepRound
 
 _MEAN = 0.7978845608
 """E|v| of a standard normal: what an activation is taken for without data, as BatchNorm makes it."""
+_PUBLISHED_BITS = 4
+"""The most bits at which the published start of weights is a good one."""
 
 
 def first_step(mean: float, grid: Grid) -> float:
@@ -55,7 +56,11 @@ class LsqWeight(WeightQuantizer):
     @torch.no_grad()
     def start(self, weight: Tensor, normalized: bool = True) -> None:
         """Start the step from the weight."""
-        self.step.fill_(first_step(float(working(weight).abs().mean()), self.grid))
+        sizes = working(weight).abs()
+        step = first_step(float(sizes.mean()), self.grid)
+        if self.bits > _PUBLISHED_BITS:
+            step = max(min(step, float(sizes.amax()) / self.grid.reach), FLOOR)
+        self.step.fill_(step)
 
     def scale(self) -> Tensor:
         """Return the distance between two levels; 0-dimensional."""
@@ -66,7 +71,7 @@ class LsqWeight(WeightQuantizer):
         return StepRound.apply(x, self.scale(), self.grid, share(x.numel(), self.grid), True)  # type: ignore[no-any-return, no-untyped-call]
 
 
-class LsqActivation(ActivationQuantizer):
+class LsqActivation(CountingQuantizer):
     """Activations on whole multiples of a learned step, such as ``0, s, 2s, 3s`` at 2 bits: (N, any shape).
 
     Calibration starts the step; there is one a tensor.
@@ -80,7 +85,6 @@ class LsqActivation(ActivationQuantizer):
         super().__init__(bits, signed, origin, replaces)
         mean = _MEAN if signed else _MEAN / 2
         self.step = nn.Parameter(torch.tensor(first_step(mean, self.grid)))
-        self._magnitude, self._count = 0.0, 0
 
     def scale(self) -> Tensor:
         """Return the distance between two levels; 0-dimensional."""
@@ -90,18 +94,10 @@ class LsqActivation(ActivationQuantizer):
         """Quantize, with LSQ's gradients."""
         return StepRound.apply(x, self.scale(), self.grid, share(x[0].numel(), self.grid), False)  # type: ignore[no-any-return, no-untyped-call]
 
-    @torch.no_grad()
-    def observe(self, x: Tensor) -> None:
-        """Add up the magnitudes of one calibration batch."""
-        super().observe(x)
-        self._magnitude += float(x.abs().sum(dtype=torch.float64))
-        self._count += x.numel()
-
     def estimate(self) -> float:
-        """Return the paper's first step for all that was added up."""
-        mean = self._magnitude / self._count
-        self._magnitude, self._count = 0.0, 0
-        return first_step(mean, self.grid)
+        """Return the step of least squared error on all that was counted."""
+        values, counts = self.observed()
+        return best_clip(values, counts, self.grid)[0] / self.grid.reach
 
     def adopt(self, estimate: float) -> None:
         """Set the step."""

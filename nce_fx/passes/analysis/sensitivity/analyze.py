@@ -89,7 +89,7 @@ def analyze_sensitivity(
         gm: a traced graph.
         batches: several batches in any form that `nce_fx.batches` reads. Not needed by metrics on weights alone.
         metric: a name in ``METRICS``; by default the gradient metric with data, the weights' own noise without.
-        bits: of weights and activations, 1 to 8, by the default quantizers; or per layer path, where layers left out
+        bits: of weights and activations, 1 to 8, rounded by SAWB and PACT; or per layer path, where layers left out
             stay in float; or a `QuantSpec`: what `nce_fx.quantize` will insert, where and at the bits that it will.
         channels: the channel analysis; made here where not given.
         quantized: ``gm`` as `nce_fx.quantize` makes it, where that is there; goes before ``bits``.

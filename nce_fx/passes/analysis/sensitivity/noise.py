@@ -48,7 +48,7 @@ class Noise:
 
 
 def real_noise(bits: Bits) -> Noise:
-    """Return what the default quantizers do at so many bits, wherever a layer reads."""
+    """Return what SAWB and PACT do at so many bits, wherever a layer reads: their ranges need no training."""
 
     def round_weight(path: str, value: Tensor) -> Tensor:
         own = bits_of(bits, (path,))

@@ -22,7 +22,7 @@ from nce_fx.passes.transform.quantize.read import (
     weight_bits_of,
 )
 from nce_fx.passes.transform.quantize.remove import remove_quantizers
-from nce_fx.passes.transform.quantize.spec import LayerBits, QuantSpec
+from nce_fx.passes.transform.quantize.spec import PUBLISHED, LayerBits, QuantSpec
 from nce_fx.pipeline import Given, Pass
 from nce_fx.pipeline.pass_options import from_plain, to_plain
 from nce_fx.plan import WidthPlan, model_fingerprint
@@ -105,6 +105,7 @@ class RemoveQuantizers(Pass):
 
 
 __all__ = [
+    "PUBLISHED",
     "InsertQuantizers",
     "IntegerWeight",
     "LayerBits",

@@ -138,10 +138,7 @@ def _quantize_activation(
         alone = len(widths) == 1 and set(users) == set(producer.users)
         replaced = _replaced(gm, producer) if unsigned and alone else None
         origin = "graph" if unsigned else "assumed"
-        # DoReFa's range ends at one, which is for what a layer reads: branches would be cut. Thresholds of 8 bits are
-        # many, and a sum of integers has even ones.
-        kind = "pact" if sums and spec.activation in ("dorefa", "n2uq") else spec.activation
-        quantizer = ACTIVATION_QUANTIZERS[kind](bits, not unsigned, origin, replaced)
+        quantizer = ACTIVATION_QUANTIZERS[_kind(spec, bits, sums)](bits, not unsigned, origin, replaced)
         quantizer.exact, quantizer.ewgs = spec.exact, spec.ewgs
         if not _learns(gm, producer):
             quantizer.fix()
@@ -153,6 +150,18 @@ def _quantize_activation(
         if replaced is not None:
             node.replace_input_with(producer, producer.all_input_nodes[0])
             gm.graph.erase_node(producer)
+
+
+def _kind(spec: QuantSpec, bits: int, sums: bool) -> str:
+    """Return the name of the quantizer of a tensor.
+
+    DoReFa's range ends at one, which is for what a layer reads: branches would be cut. Thresholds of 8 bits are many,
+    and a sum of integers has even ones. A learned step of 8 bits wanders by factors in training, since every element
+    pulls on it; on PACT's clip only what is clipped does.
+    """
+    if sums and spec.activation in ("dorefa", "n2uq"):
+        return "pact"
+    return "pact" if spec.activation == "lsq" and bits == SUM_BITS != spec.activation_bits else spec.activation
 
 
 def _learns(gm: GraphModule, node: Node) -> bool:

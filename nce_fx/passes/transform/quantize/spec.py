@@ -17,6 +17,8 @@ from nce_fx.validated import NotNegative, validated
 
 SHORTCUTS = ("quantized", "int8", "float")
 SUMS = ("float", "int8")
+PUBLISHED: Mapping[str, Any] = FrozenDict(weight="sawb", activation="pact", shortcuts="quantized")
+"""What neural channel expansion was published with; ``QuantSpec(**PUBLISHED)``, ``--recipe published``."""
 _FLOAT = 32
 
 
@@ -54,16 +56,18 @@ class QuantSpec:
 
     Args:
         weight: a name in `nce_fx.quantizers.WEIGHT_QUANTIZERS`.
-        activation: a name in `nce_fx.quantizers.ACTIVATION_QUANTIZERS`.
+        activation: a name in `nce_fx.quantizers.ACTIVATION_QUANTIZERS`. With "lsq" tensors of 8 bits (first and last
+            layers, additions) are PACT's where ``activation_bits`` are others: learned steps of 8 bits wander.
         weight_bits: 1 to 8; ``None`` or 32 leaves weights in float.
         activation_bits: likewise, of the tensors that quantized layers read.
         first_last_bits: likewise, weights and activations of the first layers (no other layer lies between them and the
             model's input) and the last ones (none between them and its output). Published 2-bit results have them at 8
             or in float; 8 by default.
-        shortcuts: "quantized": a tensor that a quantized layer reads is quantized for all who read it, identity
-            shortcuts and concatenations included, and the 1x1 convolutions on shortcuts are layers like all others.
-            "int8": layers are quantized alike, and what enters an addition has 8 bits (as with ``sums="int8"``), so
-            that blocks do not round again what they pass on; concatenations read the float tensors.
+        shortcuts: "int8": 1x1 convolutions on shortcuts are layers like all others, and where activations are
+            quantized, what enters an addition has 8 bits (as with ``sums="int8"``), so that blocks do not round again
+            what they pass on; concatenations read the float tensors.
+            "quantized": a tensor that a quantized layer reads is quantized for all who read it, identity shortcuts and
+            concatenations included.
             "float" (published as full-precision shortcuts): only layers read quantized tensors, additions and
             concatenations read the float ones, and the 1x1 convolutions on shortcuts stay in float. A shortcut
             convolution has kernel size 1, is the only layer on its branch, and is added to another branch that starts
@@ -85,11 +89,11 @@ class QuantSpec:
     """
 
     weight: StrictStr = "sawb"
-    activation: StrictStr = "pact"
+    activation: StrictStr = "lsq"
     weight_bits: Bits = 2
     activation_bits: Bits = 2
     first_last_bits: Bits = 8
-    shortcuts: StrictStr = "quantized"
+    shortcuts: StrictStr = "int8"
     overrides: Mapping[StrictStr, Any] = field(default_factory=FrozenDict)
     exact: StrictBool = False
     sums: StrictStr = "float"

@@ -21,6 +21,7 @@ from nce_fx.training import Recipe
 RECIPES = Path(__file__).parent.parent / "recipes"
 DEFAULT = (
     "fashion-resnet18",
+    "fashion-resnet18-long",
     "fashion-mobilenet",
     "fashion-resnet20",
     "fashion-efficientnet",

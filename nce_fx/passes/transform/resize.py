@@ -314,6 +314,7 @@ def _edit(result: GraphModule, gm: GraphModule, run: Resizing, kept: Mapping[str
         result.recompile()
 
 
+@torch.no_grad()  # Operations that write into an argument refuse parameters that learn.
 def _describe_rest(gm: GraphModule) -> None:
     """Say the shapes that the run on ids does not: of gathers that were put in, of parameters (which it saw before they
     were gathered), and of what is computed from parameters alone."""

@@ -119,14 +119,16 @@ def test_counts_beyond_32_bits_are_exact():
 
 
 def test_two_rewrites_in_two_threads_are_those_of_one():
-    def rewritten(width: int) -> tuple[str, dict[str, Tensor]]:
-        result = nce_fx.rewrite(net(width), (images(),), batches=[(images(), LABELS)])
+    # Made beforehand: the generator that they are drawn from is one for all threads.
+    networks, inputs = (net(6), net(9)), images()
+
+    def rewritten(model: nn.Module) -> tuple[str, dict[str, Tensor]]:
+        result = nce_fx.rewrite(model, (inputs,), batches=[(inputs, LABELS)])
         return result.plan.to_json(), result.graph_module.state_dict()
 
-    torch.manual_seed(0)
-    alone = [rewritten(6), rewritten(9)]
+    alone = [rewritten(model) for model in networks]
     with ThreadPoolExecutor(2) as pool:
-        together = list(pool.map(rewritten, (6, 9)))
+        together = list(pool.map(rewritten, networks))
     for (one, state), (two, other) in zip(alone, together, strict=True):
         assert one == two
         assert same_state(state, other)

@@ -19,6 +19,7 @@ from nce_fx.ops import OPS
 from tests.floors import files
 
 ALLOWED = {
+    "nce_fx.export.integer.curves": "what ONNX's functions of one number compute, by ONNX's names",
     "nce_fx.export.integer.operators": "what ONNX's operators compute, by ONNX's names",
     "nce_fx.models": "how networks are built, and which layers start with which weights",
 }

@@ -43,6 +43,8 @@ NOT_IMITATED = {
     "encoder_layer",
     "only_channel",
     "norm_of_each_mode",
+    "one_way_each",
+    "caches",
     "cut_by_numbers",
 }
 

@@ -47,8 +47,9 @@ def detach_marked(gm: GraphModule) -> bool:
 
     for node in inside:
         if writes(node):
+            written = node.kwargs.get("out", node.args[0])
             for source in node.all_input_nodes:
-                if source in learning and source is not node.args[0]:
+                if source in learning and source is not written:
                     detach(source, [node])
         outside = [user for user in node.users if user not in inside and user is not constants.get(node)]
         if node in learning and outside:

@@ -60,7 +60,7 @@ def find_counted(
 
 
 def write(writer: Writer, counted: Counted, tensor: IntegerTensor) -> str:
-    """Write the convolution, and return the name of its float output, which is the exporter's."""
+    """Write the convolution, and return the name of its float output, which is the exporter's: ``"conv2d_3"``."""
     node, weight, result = counted.node, counted.weight, counted.node.output[0]
     settings = {name: value for name, value in attributes(node).items() if name != "kernel_shape"}
     data, axes = stored(writer, tensor), (1,) * (weight.values.ndim - 2)

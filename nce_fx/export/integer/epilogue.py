@@ -46,7 +46,7 @@ class AffineStep:
 
     @property
     def alike(self) -> bool:
-        """Whether it is the same in all channels."""
+        """Whether it is the same in all channels, as ``x * 2 + 1`` is."""
         return all(array is None or array.size == 1 for array in (self.factor, self.shift))
 
 
@@ -67,7 +67,7 @@ class Epilogue:
 
     @property
     def curved(self) -> bool:
-        """Whether one of them is a curve."""
+        """Whether one of them is a curve, such as ``Curve(torch.sigmoid)``."""
         return any(isinstance(step, Curve) for step in self.steps)
 
     def rises(self, level: Callable[[Array], Array]) -> bool:

@@ -63,6 +63,7 @@ def find_rises(level: Callable[[Array], Array], levels: Array, reach: Array) -> 
 
 def line_through(stairs: Staircase) -> tuple[Array, Array]:
     """Return a line through the stairs of each channel, as slope and start: ``([0.5], [3.0])``.
+
     It is for stairs that nothing else says one of; both are (channels,).
     Of one rise any line will do that gives no further level within the reach.
     """

@@ -7,11 +7,13 @@ to be fused or computed in place by a backend.
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
+from nce_fx.frozen import Frozen
 from nce_fx.ops.spellings import in_place
 from nce_fx.ops.table import table_of
 
@@ -44,14 +46,14 @@ def storages(gm: GraphModule) -> tuple[Storage, ...]:
 
 
 @dataclass(frozen=True)
-class Memory:
+class Memory(Frozen):
     """Who shares memory in a graph, and when it is overwritten."""
 
-    steps: dict[Node, int]
+    steps: Mapping[Node, int]
     """Index into the graph."""
-    owner: dict[Node, Node]
+    owner: Mapping[Node, Node]
     """Value -> the value whose memory it looks into; itself where it has its own."""
-    writers: dict[Node, list[Node]]
+    writers: Mapping[Node, list[Node]]
     """Value that has memory of its own -> the nodes that overwrite some of it, in execution order."""
 
     def written(self, value: Node, before: Node) -> Node | None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nce_fx.errors import InputError, QuantizeError
 from nce_fx.quantizers.base import ActivationQuantizer, Quantizer, WeightQuantizer
+from nce_fx.quantizers.lsq import LsqActivation, LsqWeight
 from nce_fx.quantizers.n2uq import N2uq
 from nce_fx.training.recipe import Recipe, bits_at
 
@@ -107,21 +108,25 @@ def set_bits(quantizer: Quantizer, bits: int) -> None:
     """Change a quantizer's bits in place; its parameters stay the same objects, its range stays where it is."""
     if quantizer.bits == bits:
         return
-    fewer = (2**quantizer.bits - 1) / (2**bits - 1)
+    fewer, new = (2**quantizer.bits - 1) / (2**bits - 1), _another(quantizer, bits)
+    if isinstance(quantizer, LsqWeight | LsqActivation):
+        # Signed levels reach further down than up, the further the fewer they are.
+        assert isinstance(new, LsqWeight | LsqActivation)
+        fewer = quantizer.grid.reach / new.grid.reach
     state = {name: value.clone() for name, value in quantizer.state_dict().items()}
     if "step" in state:
         state["step"] *= fewer
     if "zero" in state:
         state["zero"] = (state["zero"] / fewer).round().to(state["zero"].dtype)
     # What follows from the bits (the grid) is taken from a new one; loading then settles what follows from the state.
-    for name, value in vars(_another(quantizer, bits)).items():
+    for name, value in vars(new).items():
         if not name.startswith("_") and name not in ("training", "exact", "ewgs"):
             setattr(quantizer, name, value)
     quantizer.load_state_dict(state)
 
 
 def _another(quantizer: Quantizer, bits: int) -> Quantizer:
-    kind = type(quantizer)
+    kind: Any = type(quantizer)
     if isinstance(quantizer, ActivationQuantizer):
-        return kind(bits, quantizer.signed, quantizer.origin, quantizer.replaces)  # type: ignore[call-arg]
-    return kind(bits, getattr(quantizer, "channel_axis", 0))  # type: ignore[call-arg]
+        return kind(bits, quantizer.signed, quantizer.origin, quantizer.replaces)  # type: ignore[no-any-return]
+    return kind(bits, getattr(quantizer, "channel_axis", 0))  # type: ignore[no-any-return]

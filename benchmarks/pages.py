@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,16 @@ def save(path: Path, results: Mapping[str, Any]) -> None:
     # Source lines count from their packages, wherever those are installed.
     part.write_text(re.sub(r"/[\w./-]*/(?:site-packages|python3\.\d+)/", "", text).replace(f"{ROOT}/", "") + "\n")
     part.replace(path)
+
+
+def append(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> None:
+    """Write one row of a CSV, at once: several processes may write to one file."""
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
 
 
 def put(page: Path, name: str, lines: Iterable[str]) -> None:

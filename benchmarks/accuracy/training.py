@@ -194,16 +194,6 @@ def read(path: Path = RESULTS) -> dict[Key, dict[str, str]]:
         return {(row["network"], row["data"], row["method"], int(row["seed"])): row for row in csv.DictReader(file)}
 
 
-def append(path: Path, row: Mapping[str, Any]) -> None:
-    """Write one row, at once: several processes may write to one file."""
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
 def table(rows: Mapping[Key, Mapping[str, str]]) -> list[str]:
     """Return the study as Markdown: means, deviations, and what is gained over the default on the same seeds."""
     lines = [
@@ -273,7 +263,7 @@ def study(given: argparse.Namespace) -> None:
     }
     with executor(given.workers, given.scheduler) as pool:
         for (network, _, method, seed), row in results(pool, measured, jobs):
-            append(given.out, row)
+            pages.append(given.out, COLUMNS, row)
             print(f"{network} {method} seed {seed}: {row['accuracy']:.2%}", file=sys.stderr)
 
 

@@ -148,16 +148,6 @@ def recipe_of(study: Study) -> tuple[int, int, int]:
     return study.images or 0, study.float_training(0).epochs, study.retraining(0).epochs
 
 
-def append(path: Path, row: Mapping[str, Any]) -> None:
-    """Write one row, at once."""
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
 def bench_of(study: Study, seed: int) -> Bench:
     """Return the bench of a seed, whose data has the images that are held out as its test split."""
     return _bench(study.model_dump_json(), seed)
@@ -277,7 +267,7 @@ def train_missing(study: Study, every: Sequence[tuple[Network, int]], given: arg
     }
     with executor(given.workers, given.scheduler) as pool:
         for (kind, moved, seed), row in results(pool, trained, jobs):
-            append(given.out, row)
+            pages.append(given.out, COLUMNS, row)
             accuracy = f"{row['held_out_accuracy']:.2%}, test {row['test_accuracy']:.2%}"
             print(f"{kind} {moved} seed {seed}: {accuracy}, {row['seconds']} s", file=sys.stderr, flush=True)
 

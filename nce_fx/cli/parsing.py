@@ -110,8 +110,9 @@ def parse_args(text: str | None, option: str = "--model-args") -> dict[str, Any]
     Raises:
         InputError: not a JSON object.
     """
-    own = "'{\"num_classes\": 10}'", f"'{{\"learning_rate\": 0.1}}', or {PUBLISHED_RECIPE}"
-    example = own[option != "--model-args"]
+    example = "'{\"num_classes\": 10}'"
+    if option != "--model-args":
+        example = f"'{{\"learning_rate\": 0.1}}', or {PUBLISHED_RECIPE}"
     try:
         args = read_json(text or "{}")
     except ValueError as error:

@@ -204,6 +204,22 @@ def test_shortcuts_of_8_bits_are_where_activations_are_quantized():
     assert not names(quantize(gm, QuantSpec(activation_bits=None, first_last_bits=None)), "_activation_quant")
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_branch_is_8_bits_whatever_overwrites_the_sum(in_place):
+    class Branch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.conv, self.head = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 2, 1)
+
+        def forward(self, x):
+            x = self.stem(x).relu()
+            y = self.conv(x)
+            return self.head(y.add_(x).relu_() if in_place else (y + x).relu())
+
+    quantized = quantize(traced(Branch(), x := images(2, 3, 8, 8)), batches=[x])
+    assert quantized.get_submodule("conv_activation_quant").bits == 8
+
+
 def test_float_shortcuts():
     gm = traced(Block(), images(2, 3, 8, 8))
     quantized = quantize(gm, QuantSpec(shortcuts="float"))

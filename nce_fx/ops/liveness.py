@@ -29,18 +29,14 @@ class Storage:
 
 def storages(gm: GraphModule) -> tuple[Storage, ...]:
     """Return the storage of every value of a graph, parameters left out, in the order they are filled."""
-    owner: dict[Node, Node] = {}
+    memory = memory_of(gm)
     first: dict[Node, int] = {}
     last: dict[Node, int] = {}
-    for step, node in enumerate(gm.graph.nodes):
+    for node, step in memory.steps.items():
         for read in node.all_input_nodes:
-            if owner.get(read, read) in last:
-                last[owner.get(read, read)] = step
-        if node.op in ("get_attr", "output"):
-            continue
-        if node.all_input_nodes and aliases(gm, node):
-            owner[node] = owner.get(node.all_input_nodes[0], node.all_input_nodes[0])
-        else:
+            if memory.owner[read] in last:
+                last[memory.owner[read]] = step
+        if memory.owner[node] is node and node.op not in ("get_attr", "output"):
             first[node] = last[node] = step
     return tuple(Storage(node, first[node], last[node]) for node in first)
 
@@ -65,17 +61,22 @@ class Memory(Frozen):
         writers = self.writers.get(self.owner[value], ())
         return next((each for each in reversed(writers) if at < self.steps[each] < end), None)
 
+    def through(self, node: Node) -> set[Node]:
+        """Return a node with all that looks into what it gives: ``y`` of ``y.add_(x)``, and ``relu_`` of that."""
+        found = {node}
+        for each in self.steps:
+            if self.owner[each] is self.owner[node] and found.intersection(each.all_input_nodes[:1]):
+                found.add(each)
+        return found
+
     def overwritten_after(self, value: Node, node: Node) -> bool:
-        """Return whether something overwrites a value when a node has run."""
-        return any(self.steps[each] > self.steps[node] for each in self.writers.get(self.owner[value], ()))
+        """Return whether something overwrites a value when a node has run, otherwise than through that node."""
+        later = [each for each in self.writers.get(self.owner[value], ()) if self.steps[each] > self.steps[node]]
+        return bool(later) and not self.through(node).issuperset(later)
 
     def read_after(self, value: Node, node: Node) -> bool:
         """Return whether what a node has written into a value is read otherwise than through that node."""
-        through: set[Node] = {node}
-        for each in self.steps:
-            later = self.steps[each] > self.steps[node] and self.owner[each] is self.owner[value]
-            if later and through.intersection(each.all_input_nodes[:1]):
-                through.add(each)
+        through = self.through(node)
         shared = (each for each in self.steps if self.owner[each] is self.owner[value] and each not in through)
         return any(self.steps[user] > self.steps[node] for each in shared for user in each.users)
 

@@ -33,7 +33,8 @@ def detach_marked(gm: GraphModule) -> bool:
 
     The nodes have their shapes.
     """
-    inside = {node for node in gm.graph.nodes if node.meta.pop(MARK, False)}
+    # In the order of the graph, so that the same model is traced to the same names.
+    inside = dict.fromkeys(node for node in gm.graph.nodes if node.meta.pop(MARK, False))
     learning = _learning(gm) if inside else frozenset()
     constants: dict[Node, Node] = {}
 

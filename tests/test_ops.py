@@ -19,6 +19,7 @@ import nce_fx
 from nce_fx.errors import InputError
 from nce_fx.ops import OPS, Absent, Op
 from nce_fx.ops.layers import find_layers
+from nce_fx.ops.liveness import overwritten
 from nce_fx.ops.sign import never_negative
 from nce_fx.ops.spellings import in_place
 from nce_fx.ops.table import argument_names
@@ -368,3 +369,43 @@ def test_a_table_takes_no_spelling_twice():
         OPS.adding(mine)
     with pytest.raises(InputError, match=r"called 'mine'"):
         OPS.adding(replace(mine, spellings={}), replace(mine, spellings={}, memory="view"))
+
+
+class Overwriting(nn.Module):
+    """A value is overwritten between two layers, in one of the ways there are."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.first, self.second, self.relu = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1), nn.ReLU(inplace=True)
+        self.how = how
+
+    def forward(self, x):
+        x = self.first(x)
+        y = x.sigmoid()
+        if self.how == "module":
+            self.relu(x)
+        elif self.how == "by its place":
+            F.relu(x, True)
+        elif self.how == "by its name":
+            F.relu(x, inplace=True)
+        elif self.how == "method":
+            x.mul_(y)
+        elif self.how == "item":
+            x[:, :, 0] = 2.0
+        elif self.how == "out":
+            torch.mul(y, 3.0, out=x)
+        return self.second(x)
+
+
+@pytest.mark.parametrize("how", ["module", "by its place", "by its name", "method", "item", "out"])
+def test_what_is_overwritten_is_known_and_quantized_as_it_then_is(how):
+    torch.manual_seed(0)
+    model, x = Overwriting(how).eval(), torch.randn(2, 3, 4, 4)
+    gm = nce_fx.trace(model, (x,))
+    (written,) = filter(None, (overwritten(gm, node) for node in gm.graph.nodes))
+    assert len(written) == 1
+    with torch.no_grad():
+        wanted = model(x)
+        spec = nce_fx.QuantSpec(weight_bits=8, activation_bits=8, weight="minmax", activation="minmax")
+        given = nce_fx.quantize(gm, spec, [x])(x)
+    assert (given - wanted).abs().max() < 0.05 * wanted.abs().max()

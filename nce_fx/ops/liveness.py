@@ -6,16 +6,17 @@ to be fused or computed in place by a backend.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 from nce_fx.frozen import Frozen
-from nce_fx.ops.spellings import in_place
+from nce_fx.ops.spellings import in_place, sets_items
 from nce_fx.ops.table import table_of
+from nce_fx.paths import module_at
 
 
 @dataclass(frozen=True)
@@ -88,30 +89,43 @@ def memory_of(gm: GraphModule) -> Memory:
     writers: dict[Node, list[Node]] = {}
     for step, node in enumerate(gm.graph.nodes):
         steps[node], owner[node] = step, node
-        if not node.all_input_nodes:
-            continue
-        first = owner[node.all_input_nodes[0]]
-        if node.target is operator.setitem or writes_in_place(gm, node):
-            writers.setdefault(first, []).append(node)
-        if aliases(gm, node):
-            owner[node] = first
+        written = overwritten(gm, node)
+        for each in written:
+            writers.setdefault(owner[each], []).append(node)
+        if node.all_input_nodes and aliases(gm, node):
+            owner[node] = owner[written[0] if written else node.all_input_nodes[0]]
     return Memory(steps, owner, writers)
 
 
 def aliases(gm: GraphModule, node: Node) -> bool:
-    """Return whether a node's value lives in the memory of its first input."""
+    """Return whether a node's value lives in the memory of an input: of what it overwrites, else of the first."""
     if isinstance(node.target, OpOverload):
         returns = node.target._schema.returns
         if returns and returns[0].alias_info is not None:
             return True
     op = table_of(gm).of(gm, node)
-    return (op is not None and op.memory == "view") or writes_in_place(gm, node)
+    return (op is not None and op.memory == "view") or bool(overwritten(gm, node))
 
 
-def writes_in_place(gm: GraphModule, node: Node) -> bool:
-    """Return whether a node overwrites its first input."""
+def overwritten(gm: GraphModule, node: Node) -> tuple[Node, ...]:
+    """Return the inputs that a node overwrites: ``x`` of ``x.add_(y)`` and ``x[0] = y``, ``z`` of ``exp(x, out=z)``.
+
+    Those of a view lie in the memory of another value, see `memory_of`.
+    """
     if node.op == "call_module":
-        return bool(getattr(gm.get_submodule(str(node.target)), "inplace", False))
-    if node.op not in ("call_function", "call_method"):
-        return False
-    return in_place(node.target) or bool(node.kwargs.get("inplace"))
+        asked = bool(getattr(module_at(gm, str(node.target)), "inplace", False))
+    elif node.op in ("call_function", "call_method"):
+        if node.kwargs.get("out") is not None:
+            out: Any = node.kwargs["out"]
+            return tuple(each for each in (out if isinstance(out, list | tuple) else [out]) if isinstance(each, Node))
+        asked = in_place(node.target) or sets_items(node.target) or _asked_in_place(node)
+    else:
+        asked = False
+    return tuple(node.all_input_nodes[:1]) if asked else ()
+
+
+def _asked_in_place(node: Node) -> bool:
+    """Whether the argument ``inplace`` of a call says so, by its name or, as in ``F.relu(x, True)``, by its place."""
+    code = getattr(node.target, "__code__", None)
+    names = code.co_varnames[: code.co_argcount] if code is not None else ()
+    return bool((dict(zip(names, node.args, strict=False)) | node.kwargs).get("inplace"))

@@ -81,3 +81,8 @@ def in_place(spelling: Any) -> bool:
         name = spelling if isinstance(spelling, str) else str(getattr(spelling, "__name__", ""))
     of_python = any(spelling is call for _, *others in _OPERATORS.values() for call in others)
     return of_python or name == "__iadd__" or name == "__imul__" or (name.endswith("_") and not name.endswith("__"))
+
+
+def sets_items(spelling: Any) -> bool:
+    """Whether a spelling is ``x[0] = y``, which overwrites its first argument and returns nothing."""
+    return spelling is operator.setitem or spelling == "__setitem__"

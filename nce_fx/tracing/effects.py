@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 from nce_fx.ops import table_of
-from nce_fx.ops.spellings import in_place
+from nce_fx.ops.liveness import overwritten
 
 
 def has_an_effect(node: Node) -> bool:
     """Whether a node does something though nobody reads its result, so that a graph without it is not the model."""
-    return node.is_impure() or writes(node) or _keeps_statistics(node)
+    gm = node.graph.owning_module
+    assert gm is not None
+    return node.is_impure() or bool(overwritten(gm, node)) or _keeps_statistics(gm, node)
 
 
-def _keeps_statistics(node: Node) -> bool:
+def _keeps_statistics(gm: GraphModule, node: Node) -> bool:
     """Whether training a node changes buffers, as a BatchNorm does; the module may be read elsewhere, or after it."""
-    owner = node.graph.owning_module
-    assert owner is not None
     if node.op == "call_module":
-        return any(True for _ in owner.get_submodule(str(node.target)).buffers())
-    ops = table_of(owner)
+        return any(True for _ in gm.get_submodule(str(node.target)).buffers())
+    ops = table_of(gm)
     known = node.op == "call_function" and node.target in ops.signatures
     held = ops.arguments(node.target, node.args, node.kwargs) if known else {}
     return isinstance(held.get("running_mean"), Node)
-
-
-def writes(node: Node) -> bool:
-    """Whether a node changes one of its inputs in place, so that it does something though nobody reads its result."""
-    if node.op not in ("call_function", "call_method"):
-        return False
-    sets = "setitem" in str(getattr(node.target, "__name__", node.target))
-    return sets or in_place(node.target) or bool(node.kwargs.get("inplace") or node.kwargs.get("out"))

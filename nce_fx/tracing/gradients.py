@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import reduce
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +15,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.fx import GraphModule, Node
 from torch.fx.passes.shape_prop import TensorMetadata
 
-from nce_fx.tracing.effects import writes
+from nce_fx.ops.liveness import overwritten
+from nce_fx.paths import tensor_at
 
 MARK = "without_gradient"
 """In the ``meta`` of a node that was made in such a region, until they are seen to."""
@@ -47,11 +46,10 @@ def detach_marked(gm: GraphModule) -> bool:
             user.replace_input_with(node, constants[node])
 
     for node in inside:
-        if writes(node):
-            written = node.kwargs.get("out", node.args[0])
-            for source in node.all_input_nodes:
-                if source in learning and source is not written:
-                    detach(source, [node])
+        written = overwritten(gm, node)
+        for source in node.all_input_nodes if written else ():
+            if source in learning and source not in written:
+                detach(source, [node])
         outside = [user for user in node.users if user not in inside and user is not constants.get(node)]
         if node in learning and outside:
             detach(node, outside)
@@ -65,14 +63,10 @@ def _learning(gm: GraphModule) -> frozenset[Node]:
         if node.op == "call_module":
             own = any(True for _ in gm.get_submodule(str(node.target)).parameters())
         else:
-            own = node.op == "get_attr" and isinstance(_held(gm, node), nn.Parameter)
+            own = node.op == "get_attr" and isinstance(tensor_at(gm, str(node.target)), nn.Parameter)
         if (own or any(source in found for source in node.all_input_nodes)) and _has_gradient(node):
             found.add(node)
     return frozenset(found)
-
-
-def _held(gm: GraphModule, node: Node) -> Any:
-    return reduce(getattr, str(node.target).split("."), gm)
 
 
 def _has_gradient(node: Node) -> bool:

@@ -24,12 +24,12 @@ from nce_fx.ids.space import IdSpace, Tensors
 from nce_fx.ids.value import ChannelLayer, ChannelTensor, activation
 from nce_fx.ops import Absent, Op, WeightLayout, table_of
 from nce_fx.ops.given_weight import call_with_weight, module_called
+from nce_fx.ops.liveness import overwritten
 from nce_fx.ops.rules import elementwise
 from nce_fx.ops.rules.calls import missing
 from nce_fx.passes.analysis.channels import dispatch
 from nce_fx.passes.analysis.channels.dispatch import layer_rule
 from nce_fx.quantizers.base import Quantizer
-from nce_fx.tracing.effects import writes
 
 _OWN_MODULES: dict[type[nn.Module], Any] = {Quantizer: elementwise.quantizer, ByMode: elementwise.by_mode}
 
@@ -53,7 +53,7 @@ class ChannelInterpreter(RuleInterface, Interpreter):
         self._axes = {}
         self._read: tuple[Label, int, torch.Tensor] | None = None
         """The last line that was asked for: a norm and the convolution after it ask for one."""
-        self.writes = any(writes(node) for node in gm.graph.nodes)
+        self.writes = any(overwritten(gm, node) for node in gm.graph.nodes if node.op != "call_module")
         """Whether the graph writes to something, which must be none of the model's own tensors."""
         self.rules: dict[str, Any] = {}
         """The rules of the plain layers by path; ``None`` for any other module."""

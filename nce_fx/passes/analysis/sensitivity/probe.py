@@ -22,7 +22,8 @@ from nce_fx.by_mode import idle_in
 from nce_fx.copying import copy_graph
 from nce_fx.errors import InputError, TrainingError, where
 from nce_fx.ops.layers import find_layers
-from nce_fx.ops.liveness import writes_in_place
+from nce_fx.ops.liveness import overwritten
+from nce_fx.ops.spellings import sets_items
 from nce_fx.ops.work import Layer, made_from, source_parameters
 from nce_fx.passes.analysis.sensitivity.noise import Noise, Point, Rounding
 from nce_fx.passes.analysis.sensitivity.shard import ALONE, Shard
@@ -139,8 +140,9 @@ class Probe:
 
     @cached_property
     def _overwriting(self) -> frozenset[Node]:
-        """Nodes that write into their first input."""
-        return frozenset(node for node in self.gm.graph.nodes if writes_in_place(self.gm, node))
+        """Nodes that write into their first input and return it: what others read of it then is what it was."""
+        nodes = self.gm.graph.nodes
+        return frozenset(node for node in nodes if overwritten(self.gm, node) and not sets_items(node.target))
 
     def rounded(self, node: Node, value: Tensor) -> Tensor:
         """Return an activation after rounding; the first value of a node that comes here sets its range."""

@@ -28,7 +28,7 @@ from torch.fx import GraphModule, Node
 from nce_fx.by_mode import is_by_mode
 from nce_fx.errors import QuantizeError, where
 from nce_fx.ops import table_of
-from nce_fx.ops.liveness import memory_of, writes_in_place
+from nce_fx.ops.liveness import memory_of, overwritten
 from nce_fx.ops.sign import is_relu, never_negative
 from nce_fx.ops.work import made_from
 from nce_fx.passes.transform.quantize.functional import as_function, module_weight
@@ -44,6 +44,7 @@ from nce_fx.passes.transform.quantize.quantizable_layers import (
 from nce_fx.passes.transform.quantize.spec import QuantSpec
 from nce_fx.passes.transform.quantize.stepwise import make_stepwise
 from nce_fx.passes.transform.quantize.sums import SUM_BITS, add_apart, sum_operands
+from nce_fx.paths import tensor_at
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, Quantizer
 from nce_fx.quantizers.base import Replaced
 
@@ -187,7 +188,7 @@ def _replaced(gm: GraphModule, relu: Node) -> Replaced | None:
         return None
     module = gm.get_submodule(str(relu.target)) if relu.op == "call_module" else None
     in_place = bool(getattr(module, "inplace", False))
-    if (writes_in_place(gm, relu) or True in relu.args) and len(relu.all_input_nodes[0].users) > 1:
+    if overwritten(gm, relu) and len(relu.all_input_nodes[0].users) > 1:
         return None  # whoever else reads its input reads what the ReLU made of it
     return Replaced(relu.name, relu.op, relu.target, tuple(relu.args[1:]), dict(relu.kwargs), in_place)
 
@@ -289,10 +290,7 @@ def computed_value(gm: GraphModule, node: Node) -> Tensor:
         QuantizeError: the value depends on an input of the model.
     """
     if node.op == "get_attr":
-        value: Any = gm
-        for part in str(node.target).split("."):
-            value = getattr(value, part)
-        return value  # type: ignore[no-any-return]
+        return tensor_at(gm, str(node.target))
     if node.op == "placeholder":
         raise QuantizeError(f"{where(node)} is an input of the model, not a weight")
     if is_by_mode(node):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from torch import rand, randn
 
-from nce_fx.ops.op import NOTHING, Op, same_order
+from nce_fx.ops.op import family, same_order
 from nce_fx.ops.rules import movement
 
 
@@ -15,15 +15,7 @@ def _tokens(*rest: Any) -> Callable[[], tuple[Any, ...]]:
     return lambda: (randn(2, 6, 8), *rest)
 
 
-def _made(
-    name: str,
-    channels: Callable[..., Any],
-    signature: str,
-    example: Callable[[], tuple[Any, ...]],
-    spellings: Mapping[Any, str] = NOTHING,
-) -> Op:
-    return Op(name=name, kind="movement", signature=signature, channels=channels, example=example, spellings=spellings)
-
+_made = family(kind="movement")
 
 ROWS = (
     *(
@@ -42,5 +34,5 @@ ROWS = (
     _made("fill", movement.filled, "input, value", _tokens(0.5)),
     _made("zero", movement.filled, "input", _tokens()),
     _made("copy", movement.write, "input, src", lambda: (randn(2, 6, 8), randn(2, 6, 8))),
-    _made("_assert_tensor_metadata", movement.asserted, "input", _tokens(), same_order("_assert_scalar")),
+    _made("_assert_tensor_metadata", movement.asserted, "input", _tokens(), spellings=same_order("_assert_scalar")),
 )

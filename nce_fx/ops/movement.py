@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn, randn
 
-from nce_fx.ops.op import NO_SIZE, NOTHING, Absent, Memory, Op, same_order
+from nce_fx.ops.op import Absent, family, same_order
 from nce_fx.ops.rules import movement, repair
-from nce_fx.ops.rules.repair import Repair
 
 _APART = Absent("PyTorch takes it apart into views")
 _TORCHVISION = same_order("torchvision.ops.stochastic_depth.stochastic_depth")
@@ -25,35 +24,8 @@ def _image(*rest: Any) -> Callable[[], tuple[Any, ...]]:
     return lambda: (randn(2, 8, 4, 4), *rest)
 
 
-def _moving(
-    name: str,
-    channels: Callable[..., Any] | Absent,
-    signature: str,
-    example: Callable[[], tuple[Any, ...]],
-    *modules: type[nn.Module],
-    memory: Memory = "new",
-    catch: Literal["call", "aten", "inside"] = "aten",
-    spellings: Any = NOTHING,
-    repair: Repair | Absent = NO_SIZE,
-) -> Op:
-    return Op(
-        name=name,
-        kind="movement",
-        modules=modules,
-        signature=signature,
-        channels=channels,
-        catch=catch,
-        spellings=spellings,
-        memory=memory,
-        sign="kept",
-        example=example,
-        repair=repair,
-    )
-
-
-def _view(name: str, channels: Any, signature: str, example: Any, *modules: Any, **also: Any) -> Op:
-    return _moving(name, channels, signature, example, *modules, memory="view", **also)
-
+_moving = family(kind="movement", sign="kept")
+_view = family(kind="movement", sign="kept", memory="view")
 
 ROWS = (
     _view(
@@ -125,16 +97,14 @@ ROWS = (
         catch="call",
         spellings=same_order(F.unfold),
     ),
-    Op(
-        name="col2im",
-        kind="movement",
-        modules=(nn.Fold,),
-        signature="input, output_size, kernel_size, dilation=1, padding=0, stride=1",
-        spellings=same_order(F.fold),
-        channels=movement.col2im,
+    _moving(
+        "col2im",
+        movement.col2im,
+        "input, output_size, kernel_size, dilation=1, padding=0, stride=1",
+        lambda: (randn(2, 8, 4), [4, 4], [2, 2], [1, 1], [0, 0], [2, 2]),
+        nn.Fold,
         catch="call",
-        sign="kept",
-        example=lambda: (randn(2, 8, 4), [4, 4], [2, 2], [1, 1], [0, 0], [2, 2]),
+        spellings=same_order(F.fold),
     ),
     _moving("clone", movement.same, "input", _tokens()),
     _moving("to", movement.same, "input, *to", _tokens(torch.float32), spellings=same_order("_to_copy")),
@@ -170,15 +140,13 @@ ROWS = (
         nn.ChannelShuffle,
         spellings=same_order("native_channel_shuffle"),
     ),
-    Op(
-        name="item",
-        kind="movement",
-        signature="input",
-        spellings=same_order("_local_scalar_dense"),
-        channels=movement.number,
+    _moving(
+        "item",
+        movement.number,
+        "input",
+        Absent("it makes a number of Python's"),
         catch="call",
-        sign="kept",
-        example=Absent("it makes a number of Python's"),
+        spellings=same_order("_local_scalar_dense"),
     ),
     _moving("size", Absent("makes no tensor"), "input, dim=None", _tokens(0)),
     _moving("lift_fresh", movement.same, "input", _tokens()),
@@ -186,13 +154,13 @@ ROWS = (
     _view("unsafe_split", movement.split, "input, split_size, dim=0", _tokens(3, 1), repair=repair.split),
     _moving("index", movement.index, "input, indices", _tokens([None, torch.tensor([2, 0])])),
     _moving("glu", movement.glu, "input, dim=-1", _image(1), nn.GLU),
-    Op(
-        name="Tensor.expand",
-        kind="movement",
-        signature="input, *sizes",
-        channels=movement.expand,
+    _moving(
+        "Tensor.expand",
+        movement.expand,
+        "input, *sizes",
+        lambda: (randn(2, 8, 1), [2, 8, 3]),
         catch="call",
+        sign="any",
         spellings=same_order(torch.Tensor.expand),
-        example=lambda: (randn(2, 8, 1), [2, 8, 3]),
     ),
 )

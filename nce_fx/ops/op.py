@@ -116,6 +116,21 @@ class Op:
         return self.attributes.get("weight", "weight")
 
 
+def family(**shared: Any) -> Callable[..., Op]:
+    """Return what makes rows that have fields in common, in short.
+
+    ``view = family(kind="movement", memory="view")`` makes ``view("t", channels, signature, example, *modules)``: of
+    these three fields those that are not shared come first, in this order; others by their names.
+    """
+    order = [name for name in ("channels", "signature", "example") if name not in shared]
+
+    def row(name: str, *given: Any, **own: Any) -> Op:
+        fields: dict[str, Any] = dict(zip(order, given, strict=False)) | {"modules": given[len(order) :]}
+        return Op(name=name, **{**shared, **fields, **own})
+
+    return row
+
+
 def same_order(*others: Any) -> dict[Any, str]:
     """Return spellings whose arguments have the order of the signature."""
     return dict.fromkeys(others, "")

@@ -5,67 +5,46 @@ Every other ATen op that PyTorch tags as pointwise is followed without a row; a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn, rand, randn
 
 from nce_fx.ops import output_shapes
-from nce_fx.ops.op import AS_RUN, NOTHING, Op, Sign, same_order
+from nce_fx.ops.op import family, same_order
 from nce_fx.ops.rules import elementwise, weighted
 
 
-def _activation(name: str, *modules: type[nn.Module], signature: str = "input", sign: Sign = "any", **also: Any) -> Op:
-    return Op(
-        name=name,
-        kind="pointwise",
-        modules=modules,
-        signature=signature,
-        channels=elementwise.pointwise,
-        sign=sign,
-        shape=output_shapes.same if modules else AS_RUN,
-        example=lambda: (randn(2, 8),),
-        **also,
-    )
-
-
-def _arithmetic(
-    name: str, example: Callable[[], tuple[Any, ...]], sign: Sign = "any", spellings: Mapping[Any, str] = NOTHING
-) -> Op:
-    signature = "input, other, alpha=1"
-    return Op(
-        name=name,
-        kind="pointwise",
-        signature=signature,
-        channels=elementwise.pointwise,
-        sign=sign,
-        spellings=spellings,
-        shape=output_shapes.arithmetic,
-        example=example,
-    )
+def _row() -> tuple[Any, ...]:
+    return (randn(2, 8),)
 
 
 def _two() -> tuple[Any, ...]:
     return rand(2, 8) + 0.5, rand(2, 8) + 0.5
 
 
-def _dropout(
-    name: str, *modules: type[nn.Module], axes: int = 2, sign: Sign = "kept", spellings: Mapping[Any, str] = NOTHING
-) -> Op:
-    return Op(
-        name=name,
-        kind="pointwise",
-        modules=modules,
-        signature="input, p=0.5, training=True, inplace=False",
-        channels=elementwise.pointwise,
-        memory="view",
-        sign=sign,
-        shape=output_shapes.same,
-        by_mode=True,
-        spellings=spellings,
-        example=lambda: (randn(2, 8, *[5] * axes), 0.5, False),
-    )
+def _image(axes: int) -> Callable[[], tuple[Any, ...]]:
+    return lambda: (randn(2, 8, *[5] * axes), 0.5, False)
 
+
+_elementwise = family(kind="pointwise", channels=elementwise.pointwise, signature="input", example=_row)
+_activation = family(
+    kind="pointwise", channels=elementwise.pointwise, signature="input", example=_row, shape=output_shapes.same
+)
+_arithmetic = family(
+    kind="pointwise",
+    channels=elementwise.pointwise,
+    signature="input, other, alpha=1",
+    shape=output_shapes.arithmetic,
+)
+_dropout = family(
+    kind="pointwise",
+    channels=elementwise.pointwise,
+    signature="input, p=0.5, training=True, inplace=False",
+    shape=output_shapes.same,
+    memory="view",
+    by_mode=True,
+)
 
 ROWS = (
     _activation("relu", nn.ReLU, sign="never_negative"),
@@ -73,9 +52,9 @@ ROWS = (
     _activation("sigmoid", nn.Sigmoid, sign="never_negative"),
     _activation("hardsigmoid", nn.Hardsigmoid, sign="never_negative"),
     _activation("softplus", nn.Softplus, signature="input, beta=1, threshold=20", sign="never_negative"),
-    _activation("abs", sign="never_negative", spellings=same_order("absolute")),
-    _activation("square", sign="never_negative"),
-    _activation("exp", sign="never_negative"),
+    _elementwise("abs", sign="never_negative", spellings=same_order("absolute")),
+    _elementwise("square", sign="never_negative"),
+    _elementwise("exp", sign="never_negative"),
     _activation("silu", nn.SiLU),
     _activation("gelu", nn.GELU, signature="input, approximate='none'"),
     _activation("mish", nn.Mish),
@@ -83,10 +62,9 @@ ROWS = (
     _activation("tanh", nn.Tanh),
     _activation("elu", nn.ELU, signature="input, alpha=1.0"),
     _activation("leaky_relu", nn.LeakyReLU, signature="input, negative_slope=0.01"),
-    Op(
-        name="prelu",
-        kind="pointwise",
-        modules=(nn.PReLU,),
+    _elementwise(
+        "prelu",
+        nn.PReLU,
         signature="input, weight",
         channels=weighted.prelu,
         catch="call",
@@ -99,22 +77,12 @@ ROWS = (
     _arithmetic("div", lambda: (randn(2, 8), 2.0), spellings=same_order("divide", "true_divide")),
     _arithmetic("maximum", _two, sign="kept"),
     _arithmetic("minimum", _two, sign="kept"),
-    Op(
-        name="nn.Identity",
-        kind="pointwise",
-        modules=(nn.Identity,),
-        signature="input",
-        channels=elementwise.pointwise,
-        sign="kept",
-        memory="view",
-        shape=output_shapes.same,
-        example=lambda: (randn(2, 8),),
-    ),
-    _dropout("dropout", nn.Dropout),
-    _dropout("dropout1d", nn.Dropout1d, axes=1),
-    _dropout("dropout2d", nn.Dropout2d, spellings=same_order("feature_dropout")),
-    _dropout("dropout3d", nn.Dropout3d, axes=3),
+    _activation("nn.Identity", nn.Identity, sign="kept", memory="view"),
+    _dropout("dropout", _image(2), nn.Dropout, sign="kept"),
+    _dropout("dropout1d", _image(1), nn.Dropout1d, sign="kept"),
+    _dropout("dropout2d", _image(2), nn.Dropout2d, sign="kept", spellings=same_order("feature_dropout")),
+    _dropout("dropout3d", _image(3), nn.Dropout3d, sign="kept"),
     # What they drop takes a negative value.
-    _dropout("alpha_dropout", nn.AlphaDropout, sign="any"),
-    _dropout("feature_alpha_dropout", nn.FeatureAlphaDropout, sign="any"),
+    _dropout("alpha_dropout", _image(2), nn.AlphaDropout),
+    _dropout("feature_alpha_dropout", _image(2), nn.FeatureAlphaDropout),
 )

@@ -194,34 +194,26 @@ def convolution(gm: GraphModule, node: Node) -> Layer:
 
 
 def matmul(first: int = 0) -> Rule:
-    """Return the rule of a matrix product whose operands begin at this argument."""
-
-    def rule(gm: GraphModule, node: Node) -> Layer:
-        left, right, _ = _operands(node, first)
-        weights = source_parameters(right) or source_parameters(left)
-        inputs = tuple(side for side in (left, right) if not weights or source_parameters(side) != weights)
-        work = (Work((*_axes(node), Axis(left.name, len(shape_of(left)) - 1)), bool(weights)),)
-        return Layer(layer_path(node, weights), node, "matmul", weights, inputs, work)
-
-    return rule
+    """Return the rule of a matrix product whose operands begin at this argument: the last axis is summed over."""
+    return lambda gm, node: _contracted(node, (-1,), first)
 
 
 def inner(gm: GraphModule, node: Node) -> Layer:
     """The last axes of both operands are summed over; all others stay."""
-    return _contracted(node, (len(shape_of(node.args[0])) - 1,))  # type: ignore[arg-type]
+    return _contracted(node, (-1,))
 
 
 def tensordot(gm: GraphModule, node: Node) -> Layer:
     """Axes of the first operand that ``dims`` names, or so many of its last, are summed over; all others stay."""
-    left, dims = node.args[0], _argument(node, 2, "dims")
-    rank = len(shape_of(left))  # type: ignore[arg-type]
+    dims = _argument(node, 2, "dims")
     if isinstance(dims, int):
-        return _contracted(node, tuple(range(rank - dims, rank)))
+        return _contracted(node, tuple(range(-dims, 0)))
     return _contracted(node, tuple(dims if isinstance(dims[0], int) else dims[0]))
 
 
-def _contracted(node: Node, summed: tuple[int, ...]) -> Layer:
-    left, right, _ = _operands(node)
+def _contracted(node: Node, summed: tuple[int, ...], first: int = 0) -> Layer:
+    """The layer of a product of two tensors, the first at this argument, some of whose axes are summed over."""
+    left, right, _ = _operands(node, first)
     weights = source_parameters(right) or source_parameters(left)
     inputs = tuple(side for side in (left, right) if not weights or source_parameters(side) != weights)
     axes = (*_axes(node), *(Axis(left.name, axis % len(shape_of(left))) for axis in summed))

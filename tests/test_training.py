@@ -186,6 +186,36 @@ class TestTrain:
         for value, expected in zip(trained.parameters(), (weight, bias), strict=True):
             torch.testing.assert_close(value.detach(), expected, rtol=1e-10, atol=1e-12)
 
+    def test_adamw_is_its_formula(self):
+        """Against the update written out (Loshchilov and Hutter 2019): the decay stands beside the gradient."""
+        data = Blobs()
+        linear = nn.Linear(36, 4).double()
+        model = nn.Sequential(nn.Flatten(), linear)
+        data.to_double()
+        recipe = Recipe(epochs=2, batch_size=16, optimizer="adamw", learning_rate=0.01, weight_decay=0.1)
+        weight, bias = (p.detach().clone() for p in model.parameters())
+        mean, square = ([torch.zeros_like(weight), torch.zeros_like(bias)] for _ in range(2))
+        step = 0
+        for epoch in range(2):
+            for x, y in data.loader("train", batch_size=16, seed=0, epoch=epoch, shuffle=True):
+                error = ((x.flatten(1) @ weight.T + bias).softmax(1) - F.one_hot(y, 4)) / len(x)
+                rate, step = learning_rate_at(recipe, step, 10), step + 1
+                weight -= rate * 0.1 * weight
+                for index, (value, gradient) in enumerate(
+                    zip((weight, bias), (error.T @ x.flatten(1), error.sum(0)), strict=True)
+                ):
+                    mean[index] = 0.9 * mean[index] + 0.1 * gradient
+                    square[index] = 0.999 * square[index] + 0.001 * gradient**2
+                    size = (square[index] / (1 - 0.999**step)).sqrt() + 1e-8
+                    value -= rate * mean[index] / (1 - 0.9**step) / size
+        trained = train(model, data, recipe).model
+        for value, expected in zip(trained.parameters(), (weight, bias), strict=True):
+            torch.testing.assert_close(value.detach(), expected, rtol=1e-9, atol=1e-11)
+
+    def test_the_rate_of_the_other_optimizer_is_refused(self):
+        with pytest.raises(InputError, match="learning_rate is 0.05 with the optimizer adamw.*give learning_rate"):
+            Recipe(optimizer="adamw")
+
     def test_a_perfect_student_of_its_teacher_stands_still(self):
         """With a = 1 the gradient at the teacher's own weights is zero, so nothing but decay could move them."""
         model = net(dropout=0.0, norm=False)

@@ -180,8 +180,9 @@ def double() -> Blobs:
     return data
 
 
-def test_a_run_that_was_stopped_ends_with_the_same_weights(tmp_path):
-    recipe = replace(RECIPE, freeze=0.004, average=0.9, distill_features=3.0, reestimate=2)
+@pytest.mark.parametrize("optimizer", [{}, {"optimizer": "adamw", "learning_rate": 0.002}])
+def test_a_run_that_was_stopped_ends_with_the_same_weights(optimizer, tmp_path):
+    recipe = replace(RECIPE, freeze=0.004, average=0.9, distill_features=3.0, reestimate=2, **optimizer)
     teacher, data = float_net(), Blobs()
     whole = train(quantized_net(), data, recipe, teacher=teacher)
 

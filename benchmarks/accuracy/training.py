@@ -157,8 +157,11 @@ NETWORKS: Mapping[str, Callable[[int, int], nn.Module]] = {
     "resnet18": lambda classes, channels: MODELS["resnet18"](num_classes=classes, in_channels=channels, width=8),
     "mobilenet_v2": mobilenet,
     "vit": vit,
+    "vit, adamw": vit,
 }
 """By name: (classes, channels) -> a network with new weights."""
+RECIPES: Mapping[str, Mapping[str, Any]] = {"vit, adamw": {"optimizer": "adamw", "learning_rate": 0.003}}
+"""By the name of a network: what both of its stages change of the recipe."""
 
 
 @lru_cache(maxsize=1)
@@ -270,7 +273,7 @@ def study(given: argparse.Namespace) -> None:
 def measured(network: str, method: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     """Return a row. Wherever it is made, its float network is the same: what is trained follows from the seed."""
     torch.set_num_threads(1)
-    plain = Recipe(epochs=given.float_epochs, seed=seed, evaluate_every=0)
+    plain = Recipe(epochs=given.float_epochs, seed=seed, evaluate_every=0, **RECIPES.get(network, {}))
     data, teacher = float_network(network, given.data, given.images, plain)
     row = {"network": network, "data": data.name, "method": method, "seed": seed, "epochs": given.epochs}
     row |= {"images": given.images or "", "float_epochs": given.float_epochs, "version": nce_fx.__version__}

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent with Nesterov momentum, and which parameters decay."""
+"""What takes the steps: stochastic gradient descent or AdamW, what it remembers, and which parameters decay."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ LARGEST_CHANGE = 0.1
 """By how much of itself one step of the optimizer may change a learned range, see `positive_ranges`."""
 
 
-def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
+_MOMENTUM, _ADAM = "momentum_buffer", ("step", "exp_avg", "exp_avg_sq")
+"""What torch's optimizers call what they remember of a parameter: the one, and the other."""
+
+
+def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Return the optimizer over every parameter that requires a gradient, in three groups at most.
 
     - quantizers' own parameters (clip values, step sizes): ``clip_decay``, 0 by default, and ``clip_rate`` times the
@@ -39,6 +43,8 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
             kind = (recipe.weight_decay if parameter.ndim > 1 else 0.0, 1.0)
         found.setdefault(kind, []).append(parameter)
     groups = [{"params": own, "weight_decay": decay, "rate": rate} for (decay, rate), own in found.items()]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, recipe.learning_rate, betas=(recipe.momentum, 0.999))
     return torch.optim.SGD(groups, recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.nesterov)
 
 
@@ -84,18 +90,29 @@ def quantizer_parameters(model: nn.Module) -> frozenset[str]:
     )
 
 
-def momenta(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
-    """Return the optimizer's whole state by parameter name; empty before the first step."""
-    found = {}
-    for name, parameter in model.named_parameters():
-        buffer = optimizer.state[parameter].get("momentum_buffer") if parameter in optimizer.state else None
-        if buffer is not None:
-            found[name] = buffer
-    return found
+def momenta(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimizer's whole state by parameter name; empty before the first step.
+
+    ``{"conv1.weight": ...}`` holds the momenta of stochastic gradient descent, ``{"conv1.weight/exp_avg": ...,
+    "conv1.weight/exp_avg_sq": ..., "conv1.weight/step": ...}`` what AdamW remembers.
+    """
+    return {
+        _stored(name, what): value
+        for name, parameter in model.named_parameters()
+        for what, value in (optimizer.state[parameter] if parameter in optimizer.state else {}).items()
+        if value is not None
+    }
 
 
-def restore_momenta(model: nn.Module, optimizer: torch.optim.SGD, values: dict[str, Tensor]) -> None:
+def restore_momenta(model: nn.Module, optimizer: torch.optim.Optimizer, values: dict[str, Tensor]) -> None:
     """Put back what ``momenta`` returned."""
     for name, parameter in model.named_parameters():
-        if name in values:
-            optimizer.state[parameter]["momentum_buffer"] = values[name].to(parameter.device, copy=True)
+        for what in (_MOMENTUM, *_ADAM):
+            if (value := values.get(_stored(name, what))) is not None:
+                # torch counts the steps where the processor is.
+                device = "cpu" if what == "step" else parameter.device
+                optimizer.state[parameter][what] = value.to(device, copy=True)
+
+
+def _stored(name: str, what: str) -> str:
+    return name if what == _MOMENTUM else f"{name}/{what}"

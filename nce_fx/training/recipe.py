@@ -17,12 +17,16 @@ from nce_fx.errors import InputError
 from nce_fx.validated import BelowOne, Count, NotNegative, Positive, Share, Whole, from_mapping, validated
 
 
+LARGEST_ADAMW_RATE = 0.02
+"""Of a recipe with AdamW: the default is made for stochastic gradient descent, and would destroy what was trained."""
+
+
 @validated("recipe")
 class Recipe:
     """The choices of a training run; two runs of one recipe on one machine give the same weights, bit for bit.
 
-    Stochastic gradient descent with momentum; the learning rate rises linearly, then falls as a cosine to zero. The
-    distillation defaults (a = 0.9, T = 4) are those of TAS (Dong and Yang, 2019); they apply where a teacher is given.
+    Stochastic gradient descent with momentum, or AdamW; the learning rate rises linearly, then falls as a cosine to
+    zero. The distillation defaults (a = 0.9, T = 4) are those of TAS (Dong and Yang, 2019); they apply where a teacher is given.
     """
 
     epochs: Whole = 30
@@ -31,11 +35,16 @@ class Recipe:
     accumulate: Count = 1
     """Parts that each batch is computed in, one after the other: the memory is that of a part, and so are BatchNorm's
     statistics."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """What takes the steps: "adamw" is what transformers are trained with, at a learning rate such as 0.001."""
     learning_rate: Positive = 0.05
     momentum: BelowOne = 0.9
+    """Of AdamW the first of its two decays, beta1."""
     nesterov: StrictBool = True
+    """Nesterov's momentum; AdamW has none."""
     weight_decay: NotNegative = 5e-4
-    """Applies to the weights of convolutions and linear layers: not to biases, normalization, clips and steps."""
+    """Applies to the weights of convolutions and linear layers: not to biases, normalization, clips and steps. AdamW
+    takes it apart from the gradient."""
     clip_rate: Positive = 1.0
     """Learning rate of the quantizers' own parameters (clips, steps, scales), as a multiple of the others'."""
     clip_decay: NotNegative = 0.0
@@ -85,6 +94,11 @@ class Recipe:
         """
         if self.nesterov and not self.momentum:
             raise InputError(f"recipe: nesterov is {self.nesterov}; it must be off where momentum is 0")
+        if self.optimizer == "adamw" and self.learning_rate > LARGEST_ADAMW_RATE:
+            raise InputError(
+                f"recipe: learning_rate is {self.learning_rate} with the optimizer adamw, each of whose steps moves a"
+                f" weight by about as much; it must be {LARGEST_ADAMW_RATE} at most: give learning_rate, 0.001 is usual"
+            )
         if self.float_epochs and self.float_epochs >= self.epochs:
             raise InputError(
                 f"recipe: float_epochs is {self.float_epochs} of {self.epochs} epochs; leave at least one for low"

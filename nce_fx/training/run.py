@@ -110,7 +110,7 @@ class Run:
     compiled_model: Callable[..., Any]
     """The models as they are called for full batches: compiled, or just themselves."""
     compiled_teacher: Callable[..., Any] | None
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     """Of the loss, where float16 would lose its gradients; it does nothing at other precisions."""
     stages: Stages
@@ -293,7 +293,7 @@ def _check_same_run(checkpoint: Checkpoint, identity: dict[str, Any], directory:
             )
 
 
-def _restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, dict[str, Tensor]]:
+def _restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
     """Put the weights, the statistics and the momenta back to a checkpoint; return all its tensors by kind and name."""
     groups: dict[str, dict[str, Tensor]] = {"model": {}, "momentum": {}, "levels": {}, "companion": {}, "extra": {}}
     for name, tensor in checkpoint.tensors.items():

@@ -213,7 +213,7 @@ class TestTrain:
             torch.testing.assert_close(value.detach(), expected, rtol=1e-9, atol=1e-11)
 
     def test_the_rate_of_the_other_optimizer_is_refused(self):
-        with pytest.raises(InputError, match="learning_rate is 0.05 with the optimizer adamw.*give learning_rate"):
+        with pytest.raises(InputError, match=r"learning_rate is 0\.05 with the optimizer adamw.*give learning_rate"):
             Recipe(optimizer="adamw")
 
     def test_a_perfect_student_of_its_teacher_stands_still(self):

@@ -96,10 +96,11 @@ def momenta(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Ten
     ``{"conv1.weight": ...}`` holds the momenta of stochastic gradient descent, ``{"conv1.weight/exp_avg": ...,
     "conv1.weight/exp_avg_sq": ..., "conv1.weight/step": ...}`` what AdamW remembers.
     """
+    remembered = {name: optimizer.state.get(parameter, {}) for name, parameter in model.named_parameters()}
     return {
         _stored(name, what): value
-        for name, parameter in model.named_parameters()
-        for what, value in (optimizer.state[parameter] if parameter in optimizer.state else {}).items()
+        for name, state in remembered.items()
+        for what, value in state.items()
         if value is not None
     }
 

@@ -16,9 +16,8 @@ from pydantic import Field, StrictBool, StrictInt
 from nce_fx.errors import InputError
 from nce_fx.validated import BelowOne, Count, NotNegative, Positive, Share, Whole, from_mapping, validated
 
-
 LARGEST_ADAMW_RATE = 0.02
-"""Of a recipe with AdamW: the default is made for stochastic gradient descent, and would destroy what was trained."""
+"""Of a recipe with AdamW: the default is made for gradient descent, and would destroy what was trained."""
 
 
 @validated("recipe")
@@ -26,7 +25,8 @@ class Recipe:
     """The choices of a training run; two runs of one recipe on one machine give the same weights, bit for bit.
 
     Stochastic gradient descent with momentum, or AdamW; the learning rate rises linearly, then falls as a cosine to
-    zero. The distillation defaults (a = 0.9, T = 4) are those of TAS (Dong and Yang, 2019); they apply where a teacher is given.
+    zero. The distillation defaults (a = 0.9, T = 4) are those of TAS (Dong and Yang, 2019); they apply where a teacher
+    is given.
     """
 
     epochs: Whole = 30

@@ -293,7 +293,9 @@ def _check_same_run(checkpoint: Checkpoint, identity: dict[str, Any], directory:
             )
 
 
-def _restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+def _restore(
+    checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, dict[str, Tensor]]:
     """Put the weights, the statistics and the momenta back to a checkpoint; return all its tensors by kind and name."""
     groups: dict[str, dict[str, Tensor]] = {"model": {}, "momentum": {}, "levels": {}, "companion": {}, "extra": {}}
     for name, tensor in checkpoint.tensors.items():

@@ -82,6 +82,18 @@ def held_out(data: Data, share: float, seed: int) -> tuple[Data, Data] | None:
     return replace(kept, test=held.train), replace(held, test=held.train)
 
 
+def holding_out(data: Data, share: float, seed: int) -> Data:
+    """Return the data without a share of its training split, which is its test split: ``holding_out(data, 0.2, 0)``.
+
+    Batches of the user's own can only be halved.
+    """
+    parts = held_out(data, share, seed)
+    if parts is not None:
+        return parts[0]
+    kept, other = split_data(data, seed)
+    return replace(kept, test=other.train)
+
+
 def _part(data: Data, train: BatchDataset, indices: Sequence[int]) -> Data:
     augmented = None if data.augmented is None else _Augmented(data.augmented, indices)
     return replace(data, train=_Subset(train, indices), augmented=augmented)

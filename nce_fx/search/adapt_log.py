@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from nce_fx.frozen import Frozen
 from nce_fx.line_chart import Line, lines_svg
 from nce_fx.passes.transform.resize import Kept
 from nce_fx.plan import WidthPlan
-from nce_fx.search.asked import PLAN
+from nce_fx.search.asked import PLAN, Log, table_of_groups
 from nce_fx.training.log import csv_table
 
 FILES = (PLAN, "moves.csv", "widths.svg", "log.csv", "steps.csv")
@@ -56,7 +56,7 @@ class Tried(Frozen):
 
 
 @dataclass(frozen=True)
-class AdaptLog(Frozen):
+class AdaptLog(Log):
     """The whole course of a search."""
 
     start: Mapping[str, int]
@@ -64,10 +64,6 @@ class AdaptLog(Frozen):
     tried: tuple[Tried, ...]
     left: Mapping[str, str]
     """Groups that keep their width, and why."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the log as JSON values."""
-        return asdict(self)
 
     def write(self, directory: Path, original: Mapping[str, int]) -> None:
         """Write ``moves.csv`` (a row a move and group) and the picture ``widths.svg``."""
@@ -85,14 +81,13 @@ class AdaptLog(Frozen):
     def table(self, plan: WidthPlan) -> Table:
         """Return the groups with their widths, and how often each was moved and moved back."""
         stayed, undone = (sum(each.stays is kept for each in self.tried) for kept in (True, False))
-        table = Table(title=f"Search: {stayed} moves stayed, {undone} were undone", title_justify="left")
-        for name in ("group", "before", "after", "what became of it"):
-            table.add_column(name, justify="right" if name in ("before", "after") else "left")
+        rows = []
         for group, before in plan.original.items():
             said = [each.stays for each in self.tried if group in each.after]
             moved = f"moved {sum(said)} times, moved back {len(said) - sum(said)}" if said else "as it was"
-            table.add_row(group, str(before), str(plan.widths[group]), self.left.get(group) or moved)
-        return table
+            rows.append((group, before, plan.widths[group], self.left.get(group) or moved))
+        title = f"Search: {stayed} moves stayed, {undone} were undone"
+        return table_of_groups(title, ("group", "before", "after", "what became of it"), rows)
 
 
 def moves_svg(log: AdaptLog, original: Mapping[str, int]) -> str:

@@ -46,7 +46,7 @@ class AdaptRecipe(WeightTraining):
                 f"search recipe: epochs is {self.epochs}; with {max(1, self.warmup_epochs)} to warm up and twice"
                 f" {self.every} to try a move it must be at least {least}"
             )
-        self.training()
+        super().__post_init__()
 
     def training(self) -> Recipe:
         """Return the recipe of the weights; what its learning rate does in a try is the search's."""

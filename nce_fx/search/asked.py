@@ -2,47 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from rich.table import Table
 from torch.fx import GraphModule
 
-from nce_fx.data.loaders import Data
+from nce_fx.data.loaders import CALIBRATION_BATCHES, CALIBRATION_SIZE, Data
+from nce_fx.errors import BudgetError
 from nce_fx.files import write_whole
+from nce_fx.frozen import Frozen
 from nce_fx.passes.analysis.channels import ChannelGraph
 from nce_fx.passes.analysis.cost import CostReport, analyze_cost
 from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.planning import Budget
+from nce_fx.passes.planning.exact_budget import Reserve, plan_and_build
 from nce_fx.passes.transform.quantize import QuantSpec, quantize
 from nce_fx.passes.transform.resize import ResizeChannels
-from nce_fx.pipeline import Pipeline
+from nce_fx.pipeline import Given, Pass, Pipeline
 from nce_fx.plan import WidthPlan
 from nce_fx.processes import start_engine
 from nce_fx.quantities import Quantity
 from nce_fx.search.carrying import quantizing
-from nce_fx.tasks import LossLike
+from nce_fx.search.weight_training import WeightTraining
+from nce_fx.tasks import LossLike, Task
+from nce_fx.training.loop import fit
 from nce_fx.training.progress import Progress
-from nce_fx.training.run import Run
+from nce_fx.training.recipe import Recipe
+from nce_fx.training.run import Callback, Run, prepare
 
 PLAN = "plan.json"
 """The file that every method leaves its plan in."""
 NO_CHOICE = "no group of the network has widths to choose from: see `nce-fx analyze MODEL --groups`"
+_NUMBERS = frozenset({"before", "preferred", "after", "loss where it doubles"})
+"""Columns of tables that are right."""
+_NOTHING: Reserve = {}
 
 
-class Log(Protocol):
+@dataclass(frozen=True)
+class Log(Frozen):
     """The whole course of a search, as its method tells it."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the log as JSON values."""
+        return asdict(self)
 
     def write(self, directory: Path, original: Mapping[str, int]) -> None:
         """Write it to files in a folder; ``original`` has the width of every group before."""
+        raise NotImplementedError
 
     def table(self, plan: WidthPlan) -> Table:
         """Return the groups with their widths and what became of them, for people."""
+        raise NotImplementedError
+
+
+def table_of_groups(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """Return the table of a log, a row a group; widths are right."""
+    table = Table(title=title, title_justify="left")
+    for name in columns:
+        table.add_column(name, justify="right" if name in _NUMBERS else "left")
+    for row in rows:
+        table.add_row(*map(str, row))
+    return table
 
 
 L_co = TypeVar("L_co", bound=Log, covariant=True)
@@ -75,6 +98,83 @@ class Asked:
     def built(self, plan: WidthPlan) -> GraphModule:
         """Return the network of a plan, quantized."""
         return Pipeline((ResizeChannels(plan), *quantizing(self.spec)))(self.gm).graph_module
+
+    def trained(self, network: GraphModule, data: Data, recipe: Recipe, callback: Callback, task: Task) -> Run:
+        """Train a network with what the search does beside the steps; return the run at its end."""
+        engine = start_engine()
+        run = prepare(network, data, recipe, None, engine, self.directory, None, callback, task=task)
+        return fit(run, self.progress, self.checkpoint_seconds)
+
+    def plan_at(
+        self, widths: Mapping[str, int], cost: CostReport, source: Mapping[str, Any], reserve: Reserve = _NOTHING
+    ) -> WidthPlan | None:
+        """Return the plan of these widths; ``None`` where they leave less of a limit free than is asked.
+
+        Args:
+            widths: of some groups; the others keep theirs.
+            cost: of the original network.
+            source: what the plan shall say of where it comes from.
+            reserve: how much of each limit stays free.
+        """
+        channels = cost.model.channels
+        widths = {**channels.widths, **widths}
+        spent, limits = cost.at(widths).total.by_quantity, self.budget.limits(cost.total.by_quantity)
+        if any(spent[name] + reserve.get(name, 0.0) > limit for name, limit in limits.items()):
+            return None
+        told = {"budget": self.budget.as_mapping(), "limits": limits, "cost": {name: spent[name] for name in limits}}
+        return WidthPlan(widths, channels.widths, cost.model.fingerprint, source={**source, **told})
+
+    def first_plan(
+        self, candidates: Iterable[tuple[Mapping[str, int], Mapping[str, Any]]], cost: CostReport
+    ) -> tuple[WidthPlan, GraphModule]:
+        """Return the plan of the first widths whose network keeps every limit, and that network.
+
+        Args:
+            candidates: widths, and what a plan of them shall say of where it comes from; the preferred ones first.
+            cost: of the original network.
+
+        Raises:
+            BudgetError: none of them keeps every limit.
+        """
+
+        def within(reserve: Reserve) -> WidthPlan:
+            plans = (self.plan_at(widths, cost, source, reserve) for widths, source in candidates)
+            found = next((plan for plan in plans if plan is not None), None)
+            if found is None:
+                raise BudgetError(
+                    "no setting that was compared keeps every budget by the count of its network: compare more"
+                )
+            return found
+
+        return plan_and_build(within, self.built, self.budget, cost)
+
+
+def calibrated(
+    network: GraphModule, spec: QuantSpec | None, data: Data, *more: Pass, seed: int | None = None
+) -> GraphModule:
+    """Return a float network quantized as a spec says, with ranges of the data, and then changed by more passes."""
+    batches = data.batches(CALIBRATION_BATCHES, CALIBRATION_SIZE, seed)
+    return Pipeline((*quantizing(spec), *more))(network, Given(batches)).graph_module
+
+
+def pinned_groups(channels: ChannelGraph) -> dict[str, str]:
+    """Return the groups that keep their width, with the reason."""
+    return {group.id: group.pinned for group in channels if group.pinned is not None}
+
+
+def choices_of(
+    recipe: WeightTraining, budget: Budget, spec: QuantSpec | None, but: Container[str] = ()
+) -> dict[str, Any]:
+    """Return what makes a search another one than one that trains the same weights: ``{"search.epochs": 60}``.
+
+    Args:
+        recipe: of its method.
+        budget: the limits.
+        spec: how the network is quantized.
+        but: fields of the recipe that may be others when the search goes on.
+    """
+    choices = {f"search.{name}": value for name, value in recipe.to_dict().items() if name not in but}
+    return choices | {"search.budget": budget.as_mapping(), "search.spec": repr(spec)}
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,23 @@ def carried_momentum(momentum: Tensor, gathers: Mapping[int, Gather | None]) -> 
     return momentum
 
 
+def carried_momenta(
+    network: GraphModule, momenta: Mapping[str, Tensor], gathers: Mapping[tuple[str, int], Gather]
+) -> dict[str, Tensor]:
+    """Return what the optimizer of a network that was resized remembers, by parameter name; on the CPU.
+
+    What the resize made anew, a weight of another shape, has no past.
+    """
+    carried = {}
+    for name, parameter in network.named_parameters():
+        if name in momenta:
+            value = momenta[name].cpu()
+            value = carried_momentum(value, {axis: gathers.get((name, axis)) for axis in range(value.dim())})
+            if value.shape == parameter.shape:
+                carried[name] = value
+    return carried
+
+
 def restore_quantizers(network: GraphModule, ranges: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Give the quantizers of a network what they had learned before it was resized."""
     for path, quantizer in of_kind(network, Quantizer).items():

@@ -27,7 +27,7 @@ from nce_fx.passes.transform.widths import (
 )
 from nce_fx.pipeline import Pipeline
 from nce_fx.quantizers import Quantizer
-from nce_fx.search.carrying import along, carried_momentum, of_kind, quantizing, restore_quantizers
+from nce_fx.search.carrying import along, carried_momenta, carried_momentum, of_kind, quantizing, restore_quantizers
 
 
 @dataclass(frozen=True)
@@ -80,18 +80,14 @@ def grow(
         for name, before in rows[path].items():
             own = along(before, 1, gathers.get((f"{path}.{name}", 0)))
             norm.rows(name).data[: len(own)] = own
-    carried = {}
-    for name, parameter in result.named_parameters():
-        if name not in momenta:
-            continue
-        owner, value = name.rpartition(".")[0], momenta[name].cpu()
-        if owner in norms:
-            value = carried_momentum(value.view(-1, rows[owner]["weight"].shape[1]), {1: gathers.get((name, 0))})
-            value = extended(value, norms[owner].candidates).reshape(-1)
-        else:
-            value = carried_momentum(value, {axis: gathers.get((name, axis)) for axis in range(value.dim())})
-        if value.shape == parameter.shape:
-            carried[name] = value.to(device)
+    of_norms = {name for name in momenta if name.rpartition(".")[0] in norms}
+    others = {name: value for name, value in momenta.items() if name not in of_norms}
+    carried = carried_momenta(result, others, gathers)
+    for name in of_norms:
+        owner = name.rpartition(".")[0]
+        value = momenta[name].cpu().view(-1, rows[owner]["weight"].shape[1])
+        value = extended(carried_momentum(value, {1: gathers.get((name, 0))}), norms[owner].candidates)
+        carried[name] = value.reshape(-1)
     return Grown(result.to(device).train(network.training), order, carried)
 
 

@@ -5,24 +5,18 @@ from __future__ import annotations
 from functools import partial
 
 from nce_fx.data.data_split import split_data
-from nce_fx.data.loaders import CALIBRATION_BATCHES, CALIBRATION_SIZE
 from nce_fx.errors import InputError
 from nce_fx.passes.analysis.channels import analyze_channels
 from nce_fx.passes.planning.exact_budget import plan_and_build
 from nce_fx.passes.transform.widths import InsertWidthChoices, channel_order
 from nce_fx.passes.transform.widths.choice_sites import find_choice_sites
-from nce_fx.pipeline import Given, Pipeline
-from nce_fx.processes import start_engine
-from nce_fx.search.asked import NO_CHOICE, Asked, SearchResult, finish, seconds_of
+from nce_fx.search.asked import NO_CHOICE, Asked, SearchResult, calibrated, finish, seconds_of
 from nce_fx.search.candidates import first_candidates
-from nce_fx.search.carrying import quantizing
 from nce_fx.search.outcome import plan_from
 from nce_fx.search.search_log import SearchLog
 from nce_fx.search.search_recipe import SearchRecipe
 from nce_fx.search.width_search import WidthSearch
 from nce_fx.tasks import Task
-from nce_fx.training.loop import fit
-from nce_fx.training.run import prepare
 
 
 def search_by_gradient(asked: Asked, recipe: SearchRecipe) -> SearchResult[SearchLog]:
@@ -50,14 +44,9 @@ def search_by_gradient(asked: Asked, recipe: SearchRecipe) -> SearchResult[Searc
     for_weights, for_widths = split_data(asked.data, recipe.seed)
     quantized = spec if recipe.quantized else None
     choices = InsertWidthChoices(start.candidates, order, recipe.mixing)
-    prepared = Pipeline((*quantizing(quantized), choices))
-    network = prepared(gm, Given(asked.data.batches(CALIBRATION_BATCHES, CALIBRATION_SIZE))).graph_module
+    network = calibrated(gm, quantized, asked.data, choices)
     callback = WidthSearch(for_widths, cost, start.candidates, order, recipe, budget, quantized)
-    task = Task.of(asked.loss)
-    run = prepare(
-        network, for_weights, recipe.training(), None, start_engine(), asked.directory, None, callback, task=task
-    )
-    run = fit(run, asked.progress, asked.checkpoint_seconds)
+    run = asked.trained(network, for_weights, recipe.training(), callback, Task.of(asked.loss))
 
     log = SearchLog(tuple(callback.epochs), tuple(callback.expansions), start.left)
     source = {

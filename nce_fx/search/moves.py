@@ -33,8 +33,10 @@ from nce_fx.quantizers import Quantizer
 from nce_fx.rewrite import budget_at
 from nce_fx.search.adapt_log import Move, Tried
 from nce_fx.search.adapt_recipe import AdaptRecipe
-from nce_fx.search.carrying import carried_momentum, going_on_with, of_kind, quantizing, restore_quantizers
+from nce_fx.search.asked import choices_of
+from nce_fx.search.carrying import carried_momenta, going_on_with, of_kind, quantizing, restore_quantizers
 from nce_fx.search.channel_worth import worth_of_groups
+from nce_fx.search.outcome import Importance
 from nce_fx.training.evaluation import measure
 from nce_fx.training.optimizer import momenta
 from nce_fx.training.recipe import seed_at
@@ -50,14 +52,6 @@ class Aside:
 
     network: GraphModule
     momenta: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class _Worth:
-    """What the planner is given in the place of sensitivities."""
-
-    by_group: Mapping[str, float]
-    metric: str = "adapt"
 
 
 @dataclass
@@ -84,8 +78,7 @@ class Moves(Callback):
 
     def identity(self) -> dict[str, Any]:
         """Return the search's own choices."""
-        choices = {f"search.{name}": value for name, value in self.recipe.to_dict().items()}
-        return choices | {"search.budget": self.budget.as_mapping(), "search.spec": repr(self.spec)}
+        return choices_of(self.recipe, self.budget, self.spec)
 
     def structure(self, original: nn.Module, state: Mapping[str, Any]) -> nn.Module:
         """Return the network in training as it was: the same moves in the same order."""
@@ -211,7 +204,7 @@ class Moves(Callback):
         rows = tuple(self.cost.model.quantities.values())
         quantized = None if self.spec is None else run.model
         cost = analyze_cost(plain, channels, quantized=quantized, hardware=self.cost.model.hardware, quantities=rows)
-        worth = _Worth(worth_of_groups(run.model, self.batches, run.task))
+        worth = Importance(worth_of_groups(run.model, self.batches, run.task), "adapt")
 
         def plan(reserve: Reserve) -> WidthPlan:
             asked, most = budget_at(cost, self.cost, self.budget), 1 + self.region
@@ -242,13 +235,7 @@ def moved(
     plain = _plain(network)
     result = _resized(plain, move.widths, seed, spec, move.keep)
     restore_quantizers(result, ranges)
-    gathers, carried = gathers_of(plain, move.widths, move.keep), {}
-    for name, parameter in result.named_parameters():
-        if memory and name in memory:
-            value = memory[name].cpu()
-            value = carried_momentum(value, {axis: gathers.get((name, axis)) for axis in range(value.dim())})
-            if value.shape == parameter.shape:
-                carried[name] = value
+    carried = carried_momenta(result, memory or {}, gathers_of(plain, move.widths, move.keep))
     return result.to(device_of(network)).train(network.training), carried
 
 

@@ -26,9 +26,11 @@ _POWER = 4.0
 
 
 @dataclass(frozen=True)
-class _Preferred:
+class Importance:
+    """What the planner is given in the place of sensitivities: ``Importance({"conv1": 2.0}, "adapt")``."""
+
     by_group: Mapping[str, float]
-    metric: str = "search"
+    metric: str
 
 
 def plan_from(
@@ -61,7 +63,7 @@ def plan_from(
     plan = plan_widths(
         channels,
         cost,
-        _Preferred(wanted),
+        Importance(wanted, "search"),
         budget,
         min_width=least,
         max_width=most,

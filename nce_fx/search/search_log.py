@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
@@ -13,7 +12,7 @@ from nce_fx.files import write_whole
 from nce_fx.frozen import Frozen
 from nce_fx.line_chart import Line, lines_svg
 from nce_fx.plan import WidthPlan
-from nce_fx.search.asked import PLAN
+from nce_fx.search.asked import PLAN, Log, table_of_groups
 from nce_fx.training.log import csv_table
 
 FILES = (PLAN, "widths.csv", "expansions.csv", "widths.svg", "log.csv", "steps.csv")
@@ -61,17 +60,13 @@ class Expansion:
 
 
 @dataclass(frozen=True)
-class SearchLog(Frozen):
+class SearchLog(Log):
     """The whole course of a search."""
 
     epochs: tuple[SearchEpoch, ...]
     expansions: tuple[Expansion, ...]
     left: Mapping[str, str]
     """Groups that kept their width, and why."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the log as JSON values."""
-        return asdict(self)
 
     def write(self, directory: Path, original: Mapping[str, int]) -> None:
         """Write ``widths.csv`` (a row a group and epoch), ``expansions.csv`` and the picture ``widths.svg``."""
@@ -95,16 +90,13 @@ class SearchLog(Frozen):
 
     def table(self, plan: WidthPlan) -> Table:
         """Return the groups with their widths: original, preferred, planned; and what became of their candidates."""
-        table = Table(title="Search: channels before -> after", title_justify="left")
-        for name in ("group", "before", "preferred", "after", "candidates"):
-            table.add_column(name, justify="left" if name in ("group", "candidates") else "right")
-        last = self.epochs[-1]
+        last, rows = self.epochs[-1], []
         for group, before in plan.original.items():
             grown = [str(e.after) for e in self.expansions if e.group == group]
             said = self.left.get(group) or ("expanded to " + ", ".join(grown) if grown else "as at the start")
-            preferred = str(last.widths[group]) if group in last.widths else "-"
-            table.add_row(group, str(before), preferred, str(plan.widths[group]), said)
-        return table
+            rows.append((group, before, last.widths.get(group, "-"), plan.widths[group], said))
+        columns = ("group", "before", "preferred", "after", "candidates")
+        return table_of_groups("Search: channels before -> after", columns, rows)
 
 
 def widths_svg(log: SearchLog, original: Mapping[str, int]) -> str:

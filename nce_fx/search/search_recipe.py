@@ -69,7 +69,7 @@ class SearchRecipe(WeightTraining):
         for name, (holds, allowed) in checks.items():
             if not holds:
                 raise InputError(f"search recipe: {name} is {getattr(self, name)!r}; it must be {allowed}")
-        self.training()
+        super().__post_init__()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as JSON values."""

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
-from nce_fx.data.data_split import held_out, split_data
-from nce_fx.data.loaders import CALIBRATION_BATCHES, CALIBRATION_SIZE
-from nce_fx.errors import BudgetError, InputError
+from nce_fx.data.data_split import holding_out
+from nce_fx.errors import InputError
 from nce_fx.files import write_whole
 from nce_fx.frozen import Frozen
 from nce_fx.passes.analysis.channels import analyze_channels
 from nce_fx.passes.planning.choices import Rules
-from nce_fx.passes.planning.exact_budget import Reserve, plan_and_build
-from nce_fx.pipeline import Given, Pipeline
 from nce_fx.plan import WidthPlan
-from nce_fx.processes import start_engine
-from nce_fx.search.asked import NO_CHOICE, PLAN, Asked, SearchResult, finish, seconds_of
-from nce_fx.search.carrying import quantizing
+from nce_fx.search.asked import (
+    NO_CHOICE,
+    PLAN,
+    Asked,
+    Log,
+    SearchResult,
+    calibrated,
+    finish,
+    pinned_groups,
+    seconds_of,
+    table_of_groups,
+)
 from nce_fx.search.comparing import Measuring, better_by, evolve
 from nce_fx.search.settings import Settings
 from nce_fx.search.slices import Widest
@@ -30,9 +35,8 @@ from nce_fx.search.slimmable_recipe import SlimmableRecipe
 from nce_fx.search.slimming import Slimming, sandwich_loss
 from nce_fx.tasks import Task
 from nce_fx.training.log import csv_table
-from nce_fx.training.loop import fit
 from nce_fx.training.progress import reporting
-from nce_fx.training.run import CheckpointWriter, prepare
+from nce_fx.training.run import CheckpointWriter
 
 FILES = (PLAN, "settings.csv", "log.csv", "steps.csv")
 """What this method leaves in its folder, beside checkpoints."""
@@ -51,7 +55,7 @@ class Compared(Frozen):
 
 
 @dataclass(frozen=True)
-class SlimmableLog(Frozen):
+class SlimmableLog(Log):
     """What was measured."""
 
     compared: tuple[Compared, ...]
@@ -60,10 +64,6 @@ class SlimmableLog(Frozen):
     """Groups that kept their width, and why."""
     uniform: float | None
     """The loss at the widths as they are; ``None`` where these are over a budget."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the log as JSON values."""
-        return asdict(self)
 
     def write(self, directory: Path, original: Mapping[str, int]) -> None:
         """Write ``settings.csv``: a row a setting, the best first."""
@@ -84,13 +84,12 @@ class SlimmableLog(Frozen):
 
     def table(self, plan: WidthPlan) -> Table:
         """Return the groups with their widths, before and after, and between which the ten best settings lie."""
-        table = Table(title="Search: channels before -> after", title_justify="left")
-        for name in ("group", "before", "after", "ten best"):
-            table.add_column(name, justify="left" if name in ("group", "ten best") else "right")
+        rows = []
         for group, before in plan.original.items():
             found = [one.widths[group] for one in self.compared[:10] if group in one.widths]
             said = f"{min(found)} to {max(found)}" if found else self.left.get(group, "")
-            table.add_row(group, str(before), str(plan.widths[group]), said)
+            rows.append((group, before, plan.widths[group], said))
+        table = table_of_groups("Search: channels before -> after", ("group", "before", "after", "ten best"), rows)
         if not plan.changed:
             table.caption = "no setting is surely better than the widths as they are: these stay"
         return table
@@ -101,7 +100,7 @@ def search_slimmable(asked: Asked, recipe: SlimmableRecipe) -> SearchResult[Slim
     gm, spec, budget = asked.gm, asked.spec, asked.budget
     channels = analyze_channels(gm)
     cost = asked.cost(channels)
-    left = {group.id: group.pinned for group in channels if group.pinned is not None}
+    left = pinned_groups(channels)
     settings = Settings.of(cost, budget, Rules(recipe.min_ratio, recipe.max_ratio))
     widest = Widest.of(gm, settings.candidates, spec, recipe.seed)
     if widest.left:
@@ -110,18 +109,13 @@ def search_slimmable(asked: Asked, recipe: SlimmableRecipe) -> SearchResult[Slim
     if not settings.choices.groups:
         raise InputError(NO_CHOICE)
 
-    # Data that comes as batches of the user's own is halved.
-    kept, _ = held_out(asked.data, recipe.held_out, recipe.seed) or split_data(asked.data, recipe.seed)
-    network = Pipeline(quantizing(spec))(widest.graph, Given(kept.batches(CALIBRATION_BATCHES, CALIBRATION_SIZE)))
-    callback, engine = Slimming(widest, settings, recipe, budget.as_mapping()), start_engine()
+    kept = holding_out(asked.data, recipe.held_out, recipe.seed)
+    network, callback = calibrated(widest.graph, spec, kept), Slimming(widest, settings, recipe, budget)
     task = Task.of(sandwich_loss(Task.of(asked.loss).loss, recipe))
-    run = prepare(
-        network.graph_module, kept, recipe.training(), None, engine, asked.directory, None, callback, task=task
-    )
-    run = fit(run, asked.progress, asked.checkpoint_seconds)
+    run = asked.trained(network, kept, recipe.training(), callback, task)
 
     checkpoints = CheckpointWriter(run, asked.checkpoint_seconds)
-    with reporting(asked.progress if engine.is_main else False) as report:
+    with reporting(asked.progress if run.engine.is_main else False) as report:
         measured = evolve(settings, recipe, Measuring(run, callback, kept, checkpoints, report))
     checkpoints.save()
     own = measured.get(settings.original)
@@ -135,17 +129,9 @@ def search_slimmable(asked: Asked, recipe: SlimmableRecipe) -> SearchResult[Slim
         None if own is None else own[0],
     )
     source = {"metric": "slimmable", "data": asked.data.name, "seed": recipe.seed, "search": recipe.to_dict()}
-
-    def plan_within(reserve: Reserve) -> WidthPlan:
-        """The first by preference that leaves so much of the limits free."""
-        for one in log.preferred(recipe.sure):
-            widths = {**channels.widths, **one.widths}
-            spent = cost.at(widths).total.by_quantity
-            if all(spent[name] + reserve.get(name, 0.0) <= limit for name, limit in settings.limits.items()):
-                told: dict[str, Any] = {"loss": one.loss, "uniform_loss": log.uniform, "better": one.better}
-                told |= {"budget": budget.as_mapping(), "cost": {name: spent[name] for name in settings.limits}}
-                return WidthPlan(widths, channels.widths, cost.model.fingerprint, source={**source, **told})
-        raise BudgetError("no setting that was compared keeps every budget by the count of its network: compare more")
-
-    plan, _ = plan_and_build(plan_within, asked.built, budget, cost)
+    told = [
+        (one.widths, source | {"loss": one.loss, "uniform_loss": log.uniform, "better": one.better})
+        for one in log.preferred(recipe.sure)
+    ]
+    plan, _ = asked.first_plan(told, cost)
     return finish(asked, plan, log, seconds_of(run) + callback.seconds, run.model)

@@ -51,4 +51,4 @@ class SlimmableRecipe(WeightTraining):
         """
         if self.min_ratio == self.max_ratio:
             raise InputError("search recipe: min_ratio and max_ratio are both 1: no group has a width to choose")
-        self.training()
+        super().__post_init__()

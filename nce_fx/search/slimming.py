@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_map
 
+from nce_fx.passes.planning import Budget
+from nce_fx.search.asked import choices_of
 from nce_fx.search.settings import Setting, Settings
 from nce_fx.search.slices import Slice, Widest
 from nce_fx.search.slimmable_recipe import SlimmableRecipe
@@ -65,7 +67,7 @@ def sandwich_loss(loss: Loss, recipe: SlimmableRecipe) -> Loss:
 class Slimming(Callback):
     """Draws the settings that each step trains, and keeps what was measured of settings afterwards."""
 
-    def __init__(self, widest: Widest, settings: Settings, recipe: SlimmableRecipe, budget: Mapping[str, Any]) -> None:
+    def __init__(self, widest: Widest, settings: Settings, recipe: SlimmableRecipe, budget: Budget) -> None:
         self.widest, self.settings, self.recipe, self.budget = widest, settings, recipe, budget
         self.known: dict[Setting, tuple[float, ...]] = {}
         """Setting -> losses on what is held out, see `nce_fx.search.comparing`."""
@@ -78,8 +80,7 @@ class Slimming(Callback):
     def identity(self) -> dict[str, Any]:
         """Return the search's own choices, but for those of how many settings are compared: more may be, later."""
         more = ("evaluations", "population", "parents", "sure")
-        choices = {f"search.{name}": value for name, value in self.recipe.to_dict().items() if name not in more}
-        return choices | {"search.budget": dict(self.budget), "search.spec": repr(self.widest.spec)}
+        return choices_of(self.recipe, self.budget, self.widest.spec, but=more)
 
     def structure(self, original: nn.Module, state: Mapping[str, Any]) -> nn.Module:
         """Return the network, and take up what was measured."""

@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from nce_fx.data.data_split import held_out, split_data
-from nce_fx.data.loaders import Data
-from nce_fx.errors import BudgetError, InputError
+from nce_fx.data.data_split import holding_out
+from nce_fx.errors import InputError
 from nce_fx.passes.analysis.channels import analyze_channels
 from nce_fx.passes.planning.choices import Rules
-from nce_fx.passes.planning.exact_budget import Reserve, plan_and_build
-from nce_fx.plan import WidthPlan
 from nce_fx.processes import start_engine
-from nce_fx.search.asked import NO_CHOICE, Asked, SearchResult, finish
+from nce_fx.search.asked import NO_CHOICE, Asked, SearchResult, finish, pinned_groups
 from nce_fx.search.settings import Setting, Settings
 from nce_fx.search.surface_fit import Region, Surface, best_of, fitted
 from nce_fx.search.surface_log import Final, Fit, SurfaceLog
@@ -44,8 +39,7 @@ def search_surface(asked: Asked, recipe: SurfaceRecipe) -> SearchResult[SurfaceL
     settings = Settings.of(cost, asked.budget, Rules(1 / recipe.reach, recipe.reach))
     if not settings.choices.groups:
         raise InputError(NO_CHOICE)
-    # Data that comes as batches of the user's own is halved.
-    kept, _ = held_out(asked.data, recipe.held_out, recipe.seed) or _halved(asked, recipe)
+    kept = holding_out(asked.data, recipe.held_out, recipe.seed)
 
     fits_as_it_is = bool(settings.fit(np.array([settings.original]))[0])
     start = settings.original if fits_as_it_is else settings.filled(np.ones(len(settings.original)))
@@ -59,22 +53,13 @@ def search_surface(asked: Asked, recipe: SurfaceRecipe) -> SearchResult[SurfaceL
         finals = _finals(settings, recipe, networks, surface, centres)
 
     costs = [cost.at({**channels.widths, **one.widths}).total.by_quantity for one, _ in networks.found]
-    left = {group.id: group.pinned for group in channels if group.pinned is not None}
-    log = SurfaceLog(tuple(networks.found), tuple(costs), tuple(fits), tuple(finals), left)
+    log = SurfaceLog(tuple(networks.found), tuple(costs), tuple(fits), tuple(finals), pinned_groups(channels))
     source = {"metric": "surface", "data": asked.data.name, "seed": recipe.seed, "search": recipe.to_dict()}
-
-    def plan_within(reserve: Reserve) -> WidthPlan:
-        """The first by preference that leaves so much of the limits free."""
-        for one in preferred(finals, recipe.sure):
-            widths = {**channels.widths, **one.widths}
-            spent = cost.at(widths).total.by_quantity
-            if all(spent[name] + reserve.get(name, 0.0) <= limit for name, limit in settings.limits.items()):
-                told: dict[str, Any] = {"loss": one.loss, "first_loss": finals[0].loss, "better": one.better}
-                told |= {"budget": asked.budget.as_mapping(), "cost": {name: spent[name] for name in settings.limits}}
-                return WidthPlan(widths, channels.widths, cost.model.fingerprint, source={**source, **told})
-        raise BudgetError("no setting that was compared keeps every budget by the count of its network: compare more")
-
-    plan, network = plan_and_build(plan_within, asked.built, asked.budget, cost)
+    told = [
+        (one.widths, source | {"loss": one.loss, "first_loss": finals[0].loss, "better": one.better})
+        for one in preferred(finals, recipe.sure)
+    ]
+    plan, network = asked.first_plan(told, cost)
     return finish(asked, plan, log, networks.seconds, network)
 
 
@@ -205,8 +190,3 @@ def _final(widths: Mapping[str, int], foretold: float, told: Sequence[Measured],
 def _in_all(recipe: SurfaceRecipe) -> int:
     """How many networks are trained at most."""
     return recipe.rounds * (recipe.repeats + recipe.networks) + recipe.finals * (1 + recipe.candidates)
-
-
-def _halved(asked: Asked, recipe: SurfaceRecipe) -> tuple[Data, Data]:
-    kept, other = split_data(asked.data, recipe.seed)
-    return replace(kept, test=other.train), other

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from nce_fx.files import write_whole
 from nce_fx.frozen import Frozen
 from nce_fx.plan import WidthPlan
-from nce_fx.search.asked import PLAN
+from nce_fx.search.asked import PLAN, Log, table_of_groups
 from nce_fx.search.surface_networks import STATE, Measured, Wanted
 from nce_fx.training.log import csv_table
 
@@ -65,7 +64,7 @@ class Final(Frozen):
 
 
 @dataclass(frozen=True)
-class SurfaceLog(Frozen):
+class SurfaceLog(Log):
     """The whole course of a search."""
 
     networks: tuple[tuple[Wanted, Measured], ...]
@@ -77,10 +76,6 @@ class SurfaceLog(Frozen):
     """The first centre first."""
     left: Mapping[str, str]
     """Groups that kept their width, and why."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the log as JSON values."""
-        return asdict(self)
 
     def write(self, directory: Path, original: Mapping[str, int]) -> None:
         """Write ``networks.csv``, ``slopes.csv`` (a row a round and group), ``surfaces.csv`` and ``finals.csv``."""
@@ -113,13 +108,12 @@ class SurfaceLog(Frozen):
 
     def table(self, plan: WidthPlan) -> Table:
         """Return the groups with their widths, before and after, and the last surface's slopes."""
-        table = Table(title="Search: channels before -> after", title_justify="left")
-        for name in ("group", "before", "after", "loss where it doubles"):
-            table.add_column(name, justify="left" if name == "group" else "right")
-        last = self.fits[-1]
+        last, rows = self.fits[-1], []
         for group, before in plan.original.items():
             slope = f"{last.slopes[group]:+.4f} ± {last.errors[group]:.4f}" if group in last.slopes else ""
-            table.add_row(group, str(before), str(plan.widths[group]), slope or self.left.get(group, ""))
+            rows.append((group, before, plan.widths[group], slope or self.left.get(group, "")))
+        columns = ("group", "before", "after", "loss where it doubles")
+        table = table_of_groups("Search: channels before -> after", columns, rows)
         said = [
             f"surface: foretells {max(0.0, last.explained):.0%} of what differs among {last.networks} networks, by rank"
             f" {last.ranked:.2f}; a seed makes {last.seeds:.4f}"

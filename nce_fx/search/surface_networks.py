@@ -12,18 +12,16 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from nce_fx.data.loaders import CALIBRATION_BATCHES, CALIBRATION_SIZE, Data
+from nce_fx.data.loaders import Data
 from nce_fx.errors import ArtifactError
 from nce_fx.executor import executor, results
 from nce_fx.files import write_whole
 from nce_fx.frozen import Frozen
 from nce_fx.passes.transform.quantize import QuantSpec
 from nce_fx.passes.transform.resize import resize
-from nce_fx.pipeline import Given, Pipeline
 from nce_fx.plain_text import read_json
 from nce_fx.processes import start_engine
-from nce_fx.search.asked import Asked
-from nce_fx.search.carrying import quantizing
+from nce_fx.search.asked import Asked, calibrated
 from nce_fx.search.surface_recipe import SurfaceRecipe
 from nce_fx.tasks import LossLike
 from nce_fx.tensor_file import digest
@@ -75,8 +73,7 @@ def train_network(
     network = resize(gm, wanted.widths, seed=wanted.seed)
     if recipe.float_epochs:
         network = train(network, data, recipe.in_float(wanted.seed), loss=loss, metric="loss").model
-    batches = data.batches(CALIBRATION_BATCHES, CALIBRATION_SIZE, wanted.seed)
-    student = Pipeline(quantizing(spec))(network, Given(batches)).graph_module
+    student = calibrated(network, spec, data, seed=wanted.seed)
     teacher = network if recipe.distill else None
     result = train(student, data, recipe.at_low_precision(wanted.seed), teacher=teacher, loss=loss, metric="loss")
     score = evaluate(result.model, data, recipe.batch_size, loss=loss)

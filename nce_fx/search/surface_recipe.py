@@ -46,14 +46,6 @@ class SurfaceRecipe(WeightTraining):
     distill: StrictBool = True
     """Whether a network learns at low precision from what it was in float, as well as from the targets."""
 
-    def __post_init__(self) -> None:
-        """Refuse what no single field is wrong about.
-
-        Raises:
-            InputError: a field is out of range; the message names the field and what it may be.
-        """
-        self.training()
-
     def in_float(self, seed: int) -> Recipe:
         """Return how a network is trained in float."""
         return replace(self.training(), epochs=self.float_epochs, seed=seed)

@@ -27,6 +27,14 @@ class WeightTraining:
     clip_gradient: Positive | None = None
     seed: StrictInt = 0
 
+    def __post_init__(self) -> None:
+        """Refuse what the recipe of the weights refuses.
+
+        Raises:
+            InputError: a field is out of range; the message names the field and what it may be.
+        """
+        self.training()
+
     def training(self) -> Recipe:
         """Return the recipe of the weights; no test data is looked at before the last epoch."""
         return Recipe(

@@ -25,6 +25,7 @@ from nce_fx.passes.planning import Budget
 from nce_fx.passes.transform.quantize import QuantSpec
 from nce_fx.passes.transform.widths import Order, WidthDraw
 from nce_fx.processes import all_reduce_sum, call, sum_gradients
+from nce_fx.search.asked import choices_of
 from nce_fx.search.budget_loss import Costs, costs_of
 from nce_fx.search.candidates import wider_candidate
 from nce_fx.search.carrying import going_on_with, of_kind
@@ -73,8 +74,7 @@ class WidthSearch(Callback):
     def identity(self) -> dict[str, Any]:
         """Return the search's own choices."""
         # A search of before the methods had names was one by gradient.
-        choices = {f"search.{name}": value for name, value in self.recipe.to_dict().items() if name != "method"}
-        return choices | {"search.budget": self.budget.as_mapping(), "search.spec": repr(self.spec)}
+        return choices_of(self.recipe, self.budget, self.spec, but=("method",))
 
     def structure(self, original: nn.Module, state: Mapping[str, Any]) -> nn.Module:
         """Return the network with the candidates it had: the same expansions in the same order."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def module_at(root: nn.Module, path: str) -> nn.Module:
@@ -14,6 +17,19 @@ def module_at(root: nn.Module, path: str) -> nn.Module:
     for name in path.split("."):
         module = module._modules.get(name) if module is not None else None
     return root.get_submodule(path) if module is None else module
+
+
+def called(gm: nn.Module, node: Node, kind: type[M]) -> M | None:
+    """Return the module that a node calls, where it is of a kind: ``called(gm, node, ActivationQuantizer)``."""
+    module = module_at(gm, str(node.target)) if node.op == "call_module" else None
+    return module if isinstance(module, kind) else None
+
+
+def operation(gm: GraphModule, node: Node) -> str:
+    """Return how people call what a node does: ``Conv2d``, ``add``; ``placeholder`` and ``output`` as fx does."""
+    if node.op == "call_module":
+        return type(module_at(gm, str(node.target))).__name__
+    return node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", node.target))
 
 
 def modules_of(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -18,6 +18,7 @@ from torch.fx.node import _get_qualified_name, map_aggregate
 from torch.fx.passes.shape_prop import TensorMetadata
 
 from nce_fx.by_mode import ByMode, ModeCode
+from nce_fx.paths import called
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def restored(kind: type[GraphModule], name: str, state: dict[str, Any], lines: l
     gm = kind(nn.Module(), Graph(), name)
     gm.__dict__.update(state)
     graph = graph_of(lines)
-    if any(node.op == "call_module" and isinstance(gm.get_submodule(str(node.target)), ByMode) for node in graph.nodes):
+    if any(called(gm, node, ByMode) is not None for node in graph.nodes):
         graph.set_codegen(ModeCode())
     gm.graph = graph
     return gm

@@ -56,6 +56,7 @@ _BOXES: tuple[dict[str, tuple[str, ...]], ...] = (
             "copying",
             "devices",
             "errors",
+            "plain_table",
             "plain_text",
             "executor",
             "files",

@@ -22,7 +22,7 @@ class Analyze(options.ModelOptions):
     ] = False
     why: Annotated[
         str | None,
-        typer.Option("--why", metavar="NAME", help="One layer: its group, and the chain of nodes that ties it."),
+        typer.Option(metavar="NAME", help="One layer: its group, and the chain of nodes that ties it."),
     ] = None
     as_json: options.Json = False
 

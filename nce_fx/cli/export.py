@@ -20,12 +20,11 @@ class Export:
         Path, typer.Argument(metavar="DIR", help="A folder that `nce-fx rewrite` wrote.", show_default=False)
     ]
     onnx: Annotated[
-        Path | None, typer.Option("--onnx", metavar="FILE.onnx", help="Write the network as ONNX.", show_default=False)
+        Path | None, typer.Option(metavar="FILE.onnx", help="Write the network as ONNX.", show_default=False)
     ] = None
     format: Annotated[
         str | None,
         typer.Option(
-            "--format",
             metavar="integer|int2|qcdq|qonnx",
             help="integer: packed weights, computed in integers; int2: packed weights, computed in float; "
             "qcdq: int8 containers; qonnx: for FPGA flows. By default integer, int2 for a network that it is not for.",
@@ -33,22 +32,18 @@ class Export:
         ),
     ] = None
     fold_bn: Annotated[bool, typer.Option("--fold-bn", help="Fold BatchNorm into the scales of the weights.")] = False
-    batch: Annotated[
-        int | None, typer.Option("--batch", metavar="N", help="Samples in a batch; any number by default.")
-    ] = None
+    batch: Annotated[int | None, typer.Option(metavar="N", help="Samples in a batch; any number by default.")] = None
     opset: Annotated[
         int | None,
-        typer.Option("--opset", metavar="N", help="Opset of the ONNX file, for an older runtime; the format's own."),
+        typer.Option(metavar="N", help="Opset of the ONNX file, for an older runtime; the format's own."),
     ] = None
     pt2: Annotated[
         Path | None,
-        typer.Option("--pt2", metavar="FILE.pt2", help="Write a torch.export archive.", show_default=False),
+        typer.Option(metavar="FILE.pt2", help="Write a torch.export archive.", show_default=False),
     ] = None
     packed: Annotated[
         Path | None,
-        typer.Option(
-            "--packed", metavar="FILE.safetensors", help="Write the weights alone, four to a byte.", show_default=False
-        ),
+        typer.Option(metavar="FILE.safetensors", help="Write the weights alone, four to a byte.", show_default=False),
     ] = None
     explorer: Annotated[
         Path | None,

@@ -20,26 +20,6 @@ _quantizer, _paid, _width, _training, _passes = (
     partial(typer.Option, rich_help_panel=panel) for panel in ("Quantizers", "Budget", "Widths", "Training", "Passes")
 )
 
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A built-in name (see `nce-fx models`), package.module:callable, or path/to/file.py:callable.",
-        show_default=False,
-    ),
-]
-Input = Annotated[
-    str | None,
-    typer.Option(
-        "--input", metavar="1x3x224x224", help="Shape of one input batch; the model's or the data's own by default."
-    ),
-]
-ModelArgs = Annotated[
-    str | None,
-    typer.Option(
-        "--model-args", metavar="JSON", help="Arguments for the model's callable, such as '{\"num_classes\": 10}'."
-    ),
-]
 ModelAgain = Annotated[
     str | None,
     typer.Option(
@@ -47,9 +27,6 @@ ModelAgain = Annotated[
         metavar="MODEL",
         help="The model again, where it is not built in: a folder does not run code by itself.",
     ),
-]
-Weights = Annotated[
-    Path | None, typer.Option("--weights", metavar="FILE.safetensors", help="Weights of the float model.")
 ]
 Data = Annotated[
     str | None,
@@ -61,117 +38,8 @@ Data = Annotated[
 ]
 
 Bits = Annotated[int, _quantizer("--bits", help="Bits of weights and activations, 1 to 8.")]
-WeightQuantizer = Annotated[
-    str | None,
-    _quantizer(
-        "--weight-quantizer",
-        metavar="NAME",
-        help="sawb (the default), lsq, dorefa ...: `nce-fx list weight_quantizers` says what each is.",
-    ),
-]
-ActivationQuantizer = Annotated[
-    str | None,
-    _quantizer(
-        "--activation-quantizer",
-        metavar="NAME",
-        help="lsq (the default), pact, dorefa ...: see `nce-fx list activation_quantizers`.",
-    ),
-]
-FirstLastBits = Annotated[int, _quantizer("--first-last-bits", help="Bits of the first and last layers; 32 is float.")]
-Shortcuts = Annotated[
-    str | None,
-    _quantizer(
-        "--shortcuts",
-        metavar="int8|quantized|float",
-        help="Whether additions read 8 bits (the default), what layers read, or floats; in float 1x1 shortcut "
-        "convolutions are, too.",
-    ),
-]
-Override = Annotated[
-    list[str] | None,
-    _quantizer(
-        "--override",
-        metavar="PATTERN=BITS",
-        help="Bits of the layers whose names match, such as 'layer1.*=4' or 'fc=float'; may be repeated.",
-    ),
-]
-Exact = Annotated[
-    bool,
-    _quantizer(
-        "--exact",
-        help="Scales of few bits, so that sums are exact: every runtime gives the numbers that PyTorch gives.",
-    ),
-]
-Sums = Annotated[
-    str,
-    _quantizer(
-        "--sums",
-        metavar="float|int8",
-        help="int8: quantize what enters an addition to 8 bits, so that a runtime adds integers.",
-    ),
-]
-Ewgs = Annotated[
-    float,
-    _quantizer(
-        "--ewgs",
-        metavar="DELTA",
-        help="How much gradients depend on how far rounding moved each element, such as 0.2; 0 is not at all.",
-    ),
-]
 
 
-Hardware = Annotated[
-    Path | None,
-    _paid(
-        "--hardware",
-        metavar="TABLE.csv",
-        help="Your own cost of layers: op, c_in, c_out, h, w, bits, cost; CSV or JSON.",
-    ),
-]
-MinWidth = Annotated[float, _width("--min-width", help="Least width of a group, of its own.")]
-MaxWidth = Annotated[float, _width("--max-width", help="Greatest width of a group, of its own.")]
-RoundTo = Annotated[int, _width("--round-to", help="Widths that change become multiples of this.")]
-Capacity = Annotated[
-    float,
-    _width(
-        "--capacity",
-        metavar="0..1",
-        help="Share of a group's importance that is what its width costs, not its noise; 1 keeps all widths.",
-    ),
-]
-Freeze = Annotated[
-    list[str] | None,
-    _width("--freeze", metavar="PATTERN", help="Layers that keep their width, such as 'layer1.*'; may be repeated."),
-]
-Only = Annotated[
-    list[str] | None,
-    _width("--only", metavar="PATTERN", help="The only layers whose width may change; may be repeated."),
-]
-Recipe = Annotated[
-    str | None,
-    _training(
-        "--recipe",
-        metavar="JSON|published",
-        help='Fields of the training recipe, such as \'{"learning_rate": 0.1, "bits": [8, 4, 2]}\'; or "published": '
-        "the quantizers that the method was published with, SAWB and PACT, shortcuts quantized.",
-    ),
-]
-Strict = Annotated[bool, _training("--strict", help="Stop at an image that cannot be read, rather than leave it out.")]
-Compile = Annotated[bool, _training("--compile", help="Train the compiled network; in one process.")]
-FloatEpochs = Annotated[
-    int | None,
-    _training(
-        "--float-epochs",
-        metavar="N",
-        help="The first so many of the epochs train in float at the new widths, before anything is rounded. By "
-        "default none or a quarter, as a trial finds better; a quarter where nothing is tried and widths change; none "
-        "with --from-scratch.",
-    ),
-]
-FromScratch = Annotated[
-    bool,
-    _training("--from-scratch", help="Retrain from new random weights, as published, not from the float network's."),
-]
 Passes = Annotated[
     str | None,
     _passes(
@@ -198,7 +66,6 @@ OwnPasses = Annotated[
         help="A pass of your own that the network was made with: a folder runs no code by itself; may be repeated.",
     ),
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the result.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace a result that the folder already holds.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
@@ -209,15 +76,6 @@ Loss = Annotated[
         metavar="NAME",
         help="What the network is trained for: cross_entropy, mean_squared_error, l1, binary_cross_entropy, own, or"
         " package.module:callable (`nce-fx list losses`).",
-    ),
-]
-TaskMetric = Annotated[
-    str | None,
-    _training(
-        "--metric",
-        metavar="NAME",
-        help="What it is measured by: accuracy, mean_iou, loss ..., or package.module:callable; by default what goes"
-        " with the loss (`nce-fx list task_metrics`).",
     ),
 ]
 Metric = Annotated[
@@ -234,18 +92,33 @@ Metric = Annotated[
 class NetworkOptions:
     """How a network is built, and the data it is looked at with."""
 
-    input_shape: Input = None
-    weights: Weights = None
+    input_shape: Annotated[
+        str | None,
+        typer.Option(
+            "--input", metavar="1x3x224x224", help="Shape of one input batch; the model's or the data's own by default."
+        ),
+    ] = None
+    weights: Annotated[Path | None, typer.Option(metavar="FILE.safetensors", help="Weights of the float model.")] = None
     data: Data = None
-    model_args: ModelArgs = None
-    seed: Seed = 0
+    model_args: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help="Arguments for the model's callable, such as '{\"num_classes\": 10}'."),
+    ] = None
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(NetworkOptions):
     """Which network, with which weights."""
 
-    model: Model
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A built-in name (see `nce-fx models`), package.module:callable, or path/to/file.py:callable.",
+            show_default=False,
+        ),
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,14 +126,57 @@ class QuantizerOptions:
     """What to quantize with."""
 
     bits: Bits = 2
-    weight_quantizer: WeightQuantizer = None
-    activation_quantizer: ActivationQuantizer = None
-    first_last_bits: FirstLastBits = 8
-    shortcuts: Shortcuts = None
-    override: Override = None
-    exact: Exact = False
-    sums: Sums = "float"
-    ewgs: Ewgs = 0.0
+    weight_quantizer: Annotated[
+        str | None,
+        _quantizer(
+            metavar="NAME",
+            help="sawb (the default), lsq, dorefa ...: `nce-fx list weight_quantizers` says what each is.",
+        ),
+    ] = None
+    activation_quantizer: Annotated[
+        str | None,
+        _quantizer(
+            metavar="NAME",
+            help="lsq (the default), pact, dorefa ...: see `nce-fx list activation_quantizers`.",
+        ),
+    ] = None
+    first_last_bits: Annotated[int, _quantizer(help="Bits of the first and last layers; 32 is float.")] = 8
+    shortcuts: Annotated[
+        str | None,
+        _quantizer(
+            metavar="int8|quantized|float",
+            help="Whether additions read 8 bits (the default), what layers read, or floats; in float 1x1 shortcut "
+            "convolutions are, too.",
+        ),
+    ] = None
+    override: Annotated[
+        list[str] | None,
+        _quantizer(
+            metavar="PATTERN=BITS",
+            help="Bits of the layers whose names match, such as 'layer1.*=4' or 'fc=float'; may be repeated.",
+        ),
+    ] = None
+    exact: Annotated[
+        bool,
+        _quantizer(
+            "--exact",
+            help="Scales of few bits, so that sums are exact: every runtime gives the numbers that PyTorch gives.",
+        ),
+    ] = False
+    sums: Annotated[
+        str,
+        _quantizer(
+            metavar="float|int8",
+            help="int8: quantize what enters an addition to 8 bits, so that a runtime adds integers.",
+        ),
+    ] = "float"
+    ewgs: Annotated[
+        float,
+        _quantizer(
+            metavar="DELTA",
+            help="How much gradients depend on how far rounding moved each element, such as 0.2; 0 is not at all.",
+        ),
+    ] = 0.0
 
     @property
     def spec(self) -> QuantSpec:
@@ -308,7 +224,13 @@ else:
 class BudgetOptions(_Limits):
     """What the result may cost."""
 
-    hardware: Hardware = None
+    hardware: Annotated[
+        Path | None,
+        _paid(
+            metavar="TABLE.csv",
+            help="Your own cost of layers: op, c_in, c_out, h, w, bits, cost; CSV or JSON.",
+        ),
+    ] = None
 
     @property
     def budget(self) -> Budget:
@@ -345,12 +267,24 @@ class BudgetOptions(_Limits):
 class WidthOptions:
     """What the planner may do with widths."""
 
-    min_width: MinWidth = 0.25
-    max_width: MaxWidth = 2.0
-    round_to: RoundTo = 1
-    capacity: Capacity = 0.0
-    freeze: Freeze = None
-    only: Only = None
+    min_width: Annotated[float, _width(help="Least width of a group, of its own.")] = 0.25
+    max_width: Annotated[float, _width(help="Greatest width of a group, of its own.")] = 2.0
+    round_to: Annotated[int, _width(help="Widths that change become multiples of this.")] = 1
+    capacity: Annotated[
+        float,
+        _width(
+            metavar="0..1",
+            help="Share of a group's importance that is what its width costs, not its noise; 1 keeps all widths.",
+        ),
+    ] = 0.0
+    freeze: Annotated[
+        list[str] | None,
+        _width(metavar="PATTERN", help="Layers that keep their width, such as 'layer1.*'; may be repeated."),
+    ] = None
+    only: Annotated[
+        list[str] | None,
+        _width(metavar="PATTERN", help="The only layers whose width may change; may be repeated."),
+    ] = None
 
     @property
     def limits(self) -> dict[str, Any]:
@@ -364,9 +298,38 @@ class TrainingOptions:
     """How networks are trained."""
 
     loss: Loss = None
-    metric: TaskMetric = None
-    recipe: Recipe = None
-    strict: Strict = False
-    compile: Compile = False
-    float_epochs: FloatEpochs = None
-    from_scratch: FromScratch = False
+    metric: Annotated[
+        str | None,
+        _training(
+            metavar="NAME",
+            help="What it is measured by: accuracy, mean_iou, loss ..., or package.module:callable; by default what "
+            "goes with the loss (`nce-fx list task_metrics`).",
+        ),
+    ] = None
+    recipe: Annotated[
+        str | None,
+        _training(
+            metavar="JSON|published",
+            help='Fields of the training recipe, such as \'{"learning_rate": 0.1, "bits": [8, 4, 2]}\'; or '
+            '"published": the quantizers that the method was published with, SAWB and PACT, shortcuts quantized.',
+        ),
+    ] = None
+    strict: Annotated[
+        bool, _training("--strict", help="Stop at an image that cannot be read, rather than leave it out.")
+    ] = False
+    compile: Annotated[bool, _training("--compile", help="Train the compiled network; in one process.")] = False
+    float_epochs: Annotated[
+        int | None,
+        _training(
+            metavar="N",
+            help="The first so many of the epochs train in float at the new widths, before anything is rounded. By "
+            "default none or a quarter, as a trial finds better; a quarter where nothing is tried and widths change; "
+            "none with --from-scratch.",
+        ),
+    ] = None
+    from_scratch: Annotated[
+        bool,
+        _training(
+            "--from-scratch", help="Retrain from new random weights, as published, not from the float network's."
+        ),
+    ] = False

@@ -22,11 +22,9 @@ class Retrain(options.TrainingOptions):
     data: options.Data = None
     epochs: Annotated[
         int | None,
-        typer.Option("--epochs", metavar="N", help="Epochs; those of the training that was stopped by default."),
+        typer.Option(metavar="N", help="Epochs; those of the training that was stopped by default."),
     ] = None
-    seed: Annotated[
-        int | None, typer.Option("--seed", help="Seed; that of the training that was stopped by default.")
-    ] = None
+    seed: Annotated[int | None, typer.Option(help="Seed; that of the training that was stopped by default.")] = None
     model: options.ModelAgain = None
     own_passes: options.OwnPasses = None
     uniform: Annotated[bool, typer.Option("--uniform/--no-uniform", help="Train the uniform rival as well.")] = True

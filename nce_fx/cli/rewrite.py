@@ -29,18 +29,16 @@ class Rewrite(
     end_bits: Annotated[
         str,
         typer.Option(
-            "--end-bits",
             metavar="given|plan",
             help="plan: weights of the first and last layers have 2, 4 or 8 bits, chosen with the widths.",
         ),
     ] = "given"
     retrain: Annotated[
-        int, typer.Option("--retrain", metavar="EPOCHS", help="Epochs of retraining; the uniform rival gets as many.")
+        int, typer.Option(metavar="EPOCHS", help="Epochs of retraining; the uniform rival gets as many.")
     ] = 0
     sweep: Annotated[
         str | None,
         typer.Option(
-            "--sweep",
             metavar="0.6x..2.0x",
             help="Plan along a range of budgets, draw the Pareto front, rewrite nothing.",
         ),
@@ -52,9 +50,9 @@ class Rewrite(
             help="Before --retrain: try the plan, nearer ones and the widths as they are on held out training data.",
         ),
     ] = True
-    trial_share: Annotated[
-        float, typer.Option("--trial-share", help="What all trials may cost, of the retraining of one network.")
-    ] = 0.25
+    trial_share: Annotated[float, typer.Option(help="What all trials may cost, of the retraining of one network.")] = (
+        0.25
+    )
     verify_each: options.VerifyEach = False
     print_after: options.PrintAfter = None
     out: options.Out = Path("nce-fx-out")

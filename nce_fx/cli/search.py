@@ -20,11 +20,11 @@ class Search(options.QuantizerOptions, options.BudgetOptions, options.ModelOptio
     """
 
     method: Annotated[
-        str, typer.Option("--method", metavar="NAME", help="How widths are found, see `nce-fx list search_methods`.")
+        str, typer.Option(metavar="NAME", help="How widths are found, see `nce-fx list search_methods`.")
     ] = "gradient"
     epochs: Annotated[
         int | None,
-        typer.Option("--epochs", metavar="N", help="Epochs of the search; as many as the method's recipe by default."),
+        typer.Option(metavar="N", help="Epochs of the search; as many as the method's recipe by default."),
     ] = None
     expand: Annotated[
         bool, typer.Option("--expand/--no-expand", help="Add wider candidates while it searches; without: TAS.")
@@ -36,18 +36,15 @@ class Search(options.QuantizerOptions, options.BudgetOptions, options.ModelOptio
     recipe: Annotated[
         str | None,
         typer.Option(
-            "--recipe",
             metavar="JSON|published",
             help="Fields of the method's recipe, see `nce-fx list search_methods`: '{\"max_ratio\": 1.5}'; or "
             '"published": the published quantizers, SAWB and PACT, shortcuts quantized.',
         ),
     ] = None
-    workers: Annotated[
-        int, typer.Option("--workers", metavar="N", help="Processes, for a method that trains many networks.")
-    ] = 1
-    scheduler: Annotated[
-        str | None, typer.Option("--scheduler", metavar="ADDRESS", help="Of a dask scheduler, instead of them.")
-    ] = None
+    workers: Annotated[int, typer.Option(metavar="N", help="Processes, for a method that trains many networks.")] = 1
+    scheduler: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of a dask scheduler, instead of them.")] = (
+        None
+    )
     out: options.Out = Path("nce-fx-search")
     as_json: options.Json = False
     force: options.Force = False

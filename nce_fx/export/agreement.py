@@ -29,6 +29,7 @@ from nce_fx.by_mode import idle_in
 from nce_fx.errors import ExportError
 from nce_fx.export.formats import QONNX_DOMAIN
 from nce_fx.export.integer import Lowered
+from nce_fx.paths import called
 from nce_fx.quantizers import ActivationQuantizer, WeightQuantizer
 
 TOLERANCE = 1e-5
@@ -205,7 +206,7 @@ def follow(
     quantizers = [
         node.target
         for node in gm.graph.find_nodes(op="call_module")
-        if isinstance(gm.get_submodule(str(node.target)), ActivationQuantizer)
+        if called(gm, node, ActivationQuantizer) is not None
     ]
     observed = runnable(model) if _foreign(model) else ModelProto.FromString(model.SerializeToString())
     outputs = len(observed.graph.output)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import networkx as nx
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
 from nce_fx.ops.layers import find_layers
 from nce_fx.ops.work import shape_of
 from nce_fx.passes.analysis.channels import ChannelGraph, analyze_channels
 from nce_fx.passes.analysis.cost import CostReport, analyze_cost, quantizer_bits
 from nce_fx.passes.analysis.sensitivity.by_group import group_shares
+from nce_fx.paths import operation
 
 
 def to_networkx(gm: GraphModule, channels: ChannelGraph | None = None, cost: CostReport | None = None) -> nx.DiGraph:
@@ -33,7 +34,7 @@ def to_networkx(gm: GraphModule, channels: ChannelGraph | None = None, cost: Cos
         graph.add_node(
             node.name,
             kind=node.op,
-            op=layer.op if layer else _operation(gm, node),
+            op=layer.op if layer else operation(gm, node),
             layer=path if costs else None,
             shape=shape_of(node),
             macs=costs.macs if costs else 0,
@@ -43,9 +44,3 @@ def to_networkx(gm: GraphModule, channels: ChannelGraph | None = None, cost: Cos
         )
         graph.add_edges_from((read.name, node.name) for read in node.all_input_nodes)
     return graph
-
-
-def _operation(gm: GraphModule, node: Node) -> str:
-    if node.op == "call_module":
-        return type(gm.get_submodule(str(node.target))).__name__
-    return node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", node.target))

@@ -6,6 +6,7 @@ from torch.fx import GraphModule, Node
 
 from nce_fx.ops.op import Op
 from nce_fx.ops.table import OPS, table_of
+from nce_fx.paths import called
 from nce_fx.quantizers import ActivationQuantizer
 
 
@@ -24,10 +25,9 @@ def never_negative(gm: GraphModule, node: Node) -> bool:
         seen.add(current)
         if not current.op.startswith("call_"):
             return False
-        module = gm.get_submodule(str(current.target)) if current.op == "call_module" else None
-        op = table_of(gm).of(gm, current)
-        if isinstance(module, ActivationQuantizer):
-            if module.signed:
+        op, quantizer = table_of(gm).of(gm, current), called(gm, current, ActivationQuantizer)
+        if quantizer is not None:
+            if quantizer.signed:
                 return False
         elif op is None or op.sign == "any":
             return False

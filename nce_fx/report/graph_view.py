@@ -16,7 +16,9 @@ from nce_fx.ops.work import shape_of
 from nce_fx.passes.analysis.channels import AxisWidth, ChannelGraph
 from nce_fx.passes.analysis.cost import NodeCost, analyze_cost, quantizer_bits
 from nce_fx.passes.analysis.sensitivity.by_group import group_shares
-from nce_fx.quantizers import ActivationQuantizer, WeightQuantizer
+from nce_fx.passes.transform.quantize.calibrate import quantized_value
+from nce_fx.paths import called, operation
+from nce_fx.quantizers import ActivationQuantizer, Quantizer
 from nce_fx.report.weight_view import WeightView, weight_views
 
 _NO_GROUPS = ChannelGraph((), (), {}, {})
@@ -85,7 +87,7 @@ def node_views(
                 id=node.name,
                 name=name,
                 owner=name.rpartition(".")[0] if node.op == "call_module" else _caller(node),
-                op=layer.op if layer else _operation(gm, node),
+                op=layer.op if layer else "input" if node.op == "placeholder" else operation(gm, node),
                 inputs=tuple(dict.fromkeys(_sources(gm, node))),
                 source=_source(node),
                 shape=shape_of(node) if hasattr(node.meta.get("tensor_meta"), "shape") else (),
@@ -101,7 +103,7 @@ def node_views(
 
 def _is_shown(gm: GraphModule, node: Node) -> bool:
     """Operations on tensors, inputs and outputs; not parameters, sizes and what quantizers add."""
-    if node.op == "get_attr" or _quantizer(gm, node) is not None:
+    if node.op == "get_attr" or called(gm, node, Quantizer) is not None:
         return False
     found: list[Any] = []
     torch.fx.node.map_aggregate(node.meta.get("tensor_meta"), found.append)
@@ -111,25 +113,19 @@ def _is_shown(gm: GraphModule, node: Node) -> bool:
 def _sources(gm: GraphModule, node: Node) -> Iterator[str]:
     """The operations whose values a node reads, through quantizers."""
     for read in node.all_input_nodes:
-        if isinstance(_quantizer(gm, read), ActivationQuantizer):
+        if called(gm, read, ActivationQuantizer) is not None:
             yield from _sources(gm, read)
         elif _is_shown(gm, read):
             yield read.name
-
-
-def _quantizer(gm: GraphModule, node: Node) -> ActivationQuantizer | WeightQuantizer | None:
-    module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
-    return module if isinstance(module, ActivationQuantizer | WeightQuantizer) else None
 
 
 def _rounded_values(gm: GraphModule) -> dict[str, int]:
     """Bits of every value that an activation quantizer rounds, by the name of the node that makes it."""
     bits: dict[str, int] = {}
     for node in gm.graph.nodes:
-        module = _quantizer(gm, node)
-        if isinstance(module, ActivationQuantizer):
-            name = module.replaces.name if module.replaces is not None else node.all_input_nodes[0].name
-            bits[name] = module.bits
+        quantizer = called(gm, node, ActivationQuantizer)
+        if quantizer is not None:
+            bits[quantized_value(quantizer, node)] = quantizer.bits
         elif (known := quantizer_bits(gm, node)) is not None and node.op != "get_attr":
             bits.setdefault(node.name, known)
     return bits
@@ -153,14 +149,6 @@ def _caller(node: Node) -> str:
     """The path of the module whose forward called a function; empty at the top."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     return str(stack[-1][0]) if stack else ""
-
-
-def _operation(gm: GraphModule, node: Node) -> str:
-    if node.op == "call_module":
-        return type(gm.get_submodule(str(node.target))).__name__
-    if node.op in ("placeholder", "output"):
-        return "input" if node.op == "placeholder" else "output"
-    return node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", node.target))
 
 
 def _part_widths(channels: ChannelGraph, widths: Mapping[str, int]) -> tuple[int, ...]:

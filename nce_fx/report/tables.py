@@ -9,6 +9,9 @@ from rich.table import Table
 from rich.text import Text
 from torch.fx import GraphModule, Node
 
+from nce_fx.ops.work import shape_of
+from nce_fx.paths import called, operation
+from nce_fx.plain_table import table_of
 from nce_fx.plan import WidthPlan
 from nce_fx.quantities import known_quantities, title_of
 from nce_fx.quantizers import Quantizer
@@ -60,22 +63,17 @@ def named(group: GroupRecord, most: int = 2) -> str:
 
 def sensitivity_table(report: RewriteReport) -> Table:
     """Return the layers, most sensitive first, with a bar each."""
-    table = Table(title=f"Sensitivity to {report.bits} bits ({report.metric})", title_justify="left")
-    table.add_column("layer")
-    table.add_column("weights", justify="right")
-    table.add_column("activations", justify="right")
-    table.add_column("together")
     layers = sorted(report.layers, key=lambda layer: (-(layer.weight + layer.activation), layer.name))
     most = max((layer.weight + layer.activation for layer in layers), default=0.0)
-    for layer in layers:
-        total = layer.weight + layer.activation
-        table.add_row(layer.name, f"{layer.weight:.3g}", f"{layer.activation:.3g}", _bar(total, most))
-    return table
+    return table_of(
+        f"Sensitivity to {report.bits} bits ({report.metric})",
+        ("layer", ">weights", ">activations", "together"),
+        [(x.name, f"{x.weight:.3g}", f"{x.activation:.3g}", _bar(x.weight + x.activation, most)) for x in layers],
+    )
 
 
 def plan_table(report: RewriteReport, plan: WidthPlan) -> Table:
     """Return the groups with their widths before and after, and what the planner expects of it."""
-    table = Table(title="Plan: channels before -> after", title_justify="left", caption_justify="left")
     says = []
     if plan.predicted_noise is not None:
         says.append(f"predicted noise: {plan.predicted_noise:.3f} of that at the original widths")
@@ -84,45 +82,45 @@ def plan_table(report: RewriteReport, plan: WidthPlan) -> Table:
         says.append(f"weights of the ends: {ends}")
     if report.untried and plan.changed:
         says.append(f"not tried beside the widths as they are: {report.untried}")
-    table.caption = "; ".join(says)
-    table.add_column("group")
-    table.add_column("layers")
-    table.add_column("sensitivity", justify="right")
-    table.add_column("before", justify="right")
-    table.add_column("after", justify="right")
-    table.add_column("ratio", justify="right")
+    rows = []
     for group in report.groups:
-        style = "green" if group.after > group.before else "yellow" if group.after < group.before else "dim"
-        ratio = "pinned" if group.pinned else f"{group.after / group.before:.2f}x" if group.before else "-"
+        after, ratio = _changed(group)
         score = "-" if group.sensitivity is None else f"{group.sensitivity:.3g}"
-        after = Text(str(group.after), style=style)
-        table.add_row(group.id, named(group), score, str(group.before), after, Text(ratio, style=style))
-    return table
+        rows.append((group.id, named(group), score, group.before, after, ratio))
+    columns = ("group", "layers", ">sensitivity", ">before", ">after", ">ratio")
+    return table_of("Plan: channels before -> after", columns, rows, caption="; ".join(says))
+
+
+def _changed(group: GroupRecord) -> tuple[Text, Text]:
+    """The width after and its ratio, green where a group is wider."""
+    style = "green" if group.after > group.before else "yellow" if group.after < group.before else "dim"
+    return Text(str(group.after), style=style), Text("pinned" if group.pinned else _ratio(group), style=style)
+
+
+def _ratio(each: BeforeAfter | GroupRecord, digits: int = 2) -> str:
+    """What is after over what was before: ``1.25x``; a dash where there was nothing."""
+    return f"{each.after / each.before:.{digits}f}x" if each.before else "-"
 
 
 def trial_table(trial: TrialRecord) -> Table:
     """Return the candidates of a trial, the one that was chosen marked."""
-    title = f"Tried: {trial.epochs} epochs each, the loss on {thousands(trial.held_out)} training samples held out"
-    table = Table(title=title, title_justify="left")
-    for column in ("widths", "first in float", "loss", ""):
-        table.add_column(column, justify="left" if column in ("widths", "") else "right")
+    rows = []
     for row in trial.rows:
         chosen = (row.candidate, row.retrain_float_epochs) == (trial.chosen, trial.float_epochs)
-        epochs = "-" if row.float_epochs is None else str(row.float_epochs)
-        table.add_row(row.candidate, epochs, f"{row.loss:.4f}", "chosen" if chosen else "")
-    return table
+        epochs = "-" if row.float_epochs is None else row.float_epochs
+        rows.append((row.candidate, epochs, f"{row.loss:.4f}", "chosen" if chosen else ""))
+    title = f"Tried: {trial.epochs} epochs each, the loss on {thousands(trial.held_out)} training samples held out"
+    return table_of(title, ("widths", ">first in float", ">loss", ""), rows)
 
 
 def cost_table(report: RewriteReport) -> Table:
     """Return what the network costs before and after, with the budget."""
-    table = Table(title="Cost for one example, both quantized", title_justify="left")
-    for column in ("", "before", "after", "ratio", "budget"):
-        table.add_column(column, justify="left" if not column else "right")
+    rows = []
     for name, before in report.original.cost.items():
         after = report.rewritten.cost[name]
         ratio = f"{after / before:.4f}x" if before else "-"
-        table.add_row(title_of(name), thousands(before), thousands(after), ratio, budget_text(report.budget.get(name)))
-    return table
+        rows.append((title_of(name), thousands(before), thousands(after), ratio, budget_text(report.budget.get(name))))
+    return table_of("Cost for one example, both quantized", ("", ">before", ">after", ">ratio", ">budget"), rows)
 
 
 def budget_text(limit: object) -> str:
@@ -136,27 +134,17 @@ def budget_text(limit: object) -> str:
 
 def quantity_table(before: str, after: str, quantities: Iterable[BeforeAfter]) -> Table:
     """Return costs of two networks side by side."""
-    table = Table(title="Cost for one example", title_justify="left")
-    for column in ("", before, after, "ratio"):
-        table.add_column(column, justify="left" if not column else "right", overflow="fold")
-    for each in quantities:
-        ratio = f"{each.after / each.before:.4f}x" if each.before else "-"
-        table.add_row(each.label, thousands(each.before), thousands(each.after), ratio)
-    return table
+    rows = [(each.label, thousands(each.before), thousands(each.after), _ratio(each, 4)) for each in quantities]
+    return table_of("Cost for one example", ("", f">{before}", f">{after}", ">ratio"), rows)
 
 
 def difference_table(before: str, after: str, report: RewriteReport) -> Table:
     """Return the groups whose widths differ between two networks, and say how many do not."""
     differ = [group for group in report.groups if group.before != group.after]
-    table = Table(title="Channels", title_justify="left", caption_justify="left")
-    table.caption = f"{len(report.groups) - len(differ)} groups are alike"
-    for column in ("group", "layers", before, after, "ratio"):
-        table.add_column(column, justify="left" if column in ("group", "layers") else "right", overflow="fold")
-    for group in differ:
-        style = "green" if group.after > group.before else "yellow"
-        ratio = Text(f"{group.after / group.before:.2f}x" if group.before else "-", style=style)
-        table.add_row(group.id, named(group), str(group.before), Text(str(group.after), style=style), ratio)
-    return table
+    caption = f"{len(report.groups) - len(differ)} groups are alike"
+    columns = ("group", "layers", f">{before}", f">{after}", ">ratio")
+    rows = [(group.id, named(group), group.before, *_changed(group)) for group in differ]
+    return table_of("Channels", columns, rows, caption=caption)
 
 
 def measured(comparison: Comparison, row: ResultRow) -> str:
@@ -173,14 +161,9 @@ def comparison_line(comparison: Comparison) -> str:
 
 def comparison_table(comparison: Comparison) -> Table:
     """Return the last table: every trained network with its accuracy and cost."""
+    (first, *others), *rows = result_rows(comparison)
     title = f"{comparison.data}: {comparison.trained}, seed {comparison.seed}"
-    table = Table(title=title, title_justify="left")
-    header, *rows = result_rows(comparison)
-    for column in header:
-        table.add_column(column, justify="left" if column == "network" else "right")
-    for row in rows:
-        table.add_row(*row)
-    return table
+    return table_of(title, (first, *(f">{name}" for name in others)), rows)
 
 
 def result_rows(comparison: Comparison) -> tuple[tuple[str, ...], ...]:
@@ -198,13 +181,12 @@ def _costs(cost: Mapping[str, float], names: Iterable[str]) -> tuple[str, ...]:
 
 def group_table(groups: Iterable[GroupRecord], consumers: Mapping[str, tuple[str, ...]]) -> Table:
     """Return every group of a network with its layers, and the reason of those that are pinned."""
-    table = Table(title="Channel groups", title_justify="left", show_lines=True)
-    for column in ("group", "width", "step", "producers", "consumers", "pinned, and why"):
-        table.add_column(column, justify="right" if column in ("width", "step") else "left", overflow="fold")
-    for group in groups:
-        names = ", ".join(group.producers), ", ".join(consumers[group.id])
-        table.add_row(group.id, str(group.before), str(group.step), *names, group.pinned or "")
-    return table
+    columns = ("group", ">width", ">step", "producers", "consumers", "pinned, and why")
+    rows = [
+        (each.id, each.before, each.step, ", ".join(each.producers), ", ".join(consumers[each.id]), each.pinned or "")
+        for each in groups
+    ]
+    return table_of("Channel groups", columns, rows, show_lines=True)
 
 
 def split_quantizers(nodes: Mapping[str, NodeCost]) -> tuple[dict[str, NodeCost], dict[str, NodeCost]]:
@@ -215,60 +197,52 @@ def split_quantizers(nodes: Mapping[str, NodeCost]) -> tuple[dict[str, NodeCost]
 
 def layer_table(cost: CostReport, channels: ChannelGraph, sensitivity: SensitivityReport) -> Table:
     """Return every layer in the order they run, with its channel group, cost and sensitivity."""
-    table = Table(title=f"Layers; sensitivity by {sensitivity.metric}", title_justify="left", caption_justify="left")
-    for column in ("layer", "op", "group", "MACs", "parameters", "weights hurt", "activations hurt"):
-        table.add_column(column, justify="left" if column in ("layer", "op", "group") else "right", overflow="fold")
     layers, quantizers = split_quantizers(cost.nodes)
+    rows = []
     for name, node in layers.items():
         group, hurt = channels.group_of(name), sensitivity.by_node.get(name)
-        table.add_row(
-            name,
-            node.op,
-            "" if group is None else group.id + (" (pinned)" if group.pinned else ""),
-            thousands(node.macs),
-            thousands(node.params),
-            "" if hurt is None else f"{hurt.weight:.3g}",
-            "" if hurt is None else f"{hurt.activation:.3g}",
-        )
+        of = "" if group is None else group.id + (" (pinned)" if group.pinned else "")
+        noise = ("", "") if hurt is None else (f"{hurt.weight:.3g}", f"{hurt.activation:.3g}")
+        rows.append((name, node.op, of, thousands(node.macs), thousands(node.params), *noise))
     if quantizers:
         own = sum(node.params for node in quantizers.values())
-        table.add_row(f"({len(quantizers)} quantizers)", "parameters", "", "0", thousands(own), "", "")
-    table.add_section()
-    table.add_row("total", "", "", thousands(cost.macs), thousands(cost.params), "", "")
+        rows.append((f"({len(quantizers)} quantizers)", "parameters", "", "0", thousands(own), "", ""))
     total = cost.total.by_quantity
     shown = zip(total, _costs(total, total), strict=True)
-    table.caption = "; ".join(f"{title_of(name)} {value}" for name, value in shown)
+    table = table_of(
+        f"Layers; sensitivity by {sensitivity.metric}",
+        ("layer", "op", "group", ">MACs", ">parameters", ">weights hurt", ">activations hurt"),
+        rows,
+        caption="; ".join(f"{title_of(name)} {value}" for name, value in shown),
+    )
+    table.add_section()
+    table.add_row("total", "", "", thousands(cost.macs), thousands(cost.params), "", "")
     return table
 
 
 def sweep_table(points: Sequence[SweepPoint]) -> Table:
     """Return the plans along a range of budgets."""
-    table = Table(title="Plans along the budget; noise 1 is that of the original widths", title_justify="left")
     names = list(dict.fromkeys(name for point in points for name in point.cost))
-    for column in ("budget", *(title_of(name) for name in names), "noise", "no plan below"):
-        table.add_column(column, justify="right")
-    for point in points:
-        costs = _costs(point.cost, names)
-        table.add_row(f"{point.budget:g}x", *costs, f"{point.noise:.4f}", f"{point.bound:.4f}")
-    return table
+    columns = (">budget", *(f">{title_of(name)}" for name in names), ">noise", ">no plan below")
+    rows = [
+        (f"{each.budget:g}x", *_costs(each.cost, names), f"{each.noise:.4f}", f"{each.bound:.4f}") for each in points
+    ]
+    return table_of("Plans along the budget; noise 1 is that of the original widths", columns, rows)
 
 
 def graph_table(gm: GraphModule) -> Table:
     """Return the nodes of a graph in the order they run, quantizers marked."""
-    table = Table(title="The rewritten graph", title_justify="left")
-    for column in ("node", "what", "from", "shape"):
-        table.add_column(column, overflow="fold")
+    rows = []
     for node in gm.graph.nodes:
-        style = "cyan" if node.name.endswith("_quant") else ""
+        name = Text(node.name, style="cyan" if node.name.endswith("_quant") else "")
         inputs = ", ".join(source.name for source in node.all_input_nodes)
-        table.add_row(Text(node.name, style=style), _what(gm, node), inputs, _shape(node))
-    return table
+        rows.append((name, _what(gm, node), inputs, "x".join(map(str, shape_of(node)))))
+    return table_of("The rewritten graph", ("node", "what", "from", "shape"), rows)
 
 
 def graph_line(gm: GraphModule) -> str:
     """Return the graph in a line, and where to look at it: ``The rewritten graph: 52 nodes, 21 of them quantizers``."""
-    called = [gm.get_submodule(str(node.target)) for node in gm.graph.nodes if node.op == "call_module"]
-    quantizers = sum(isinstance(module, Quantizer) for module in called)
+    quantizers = sum(called(gm, node, Quantizer) is not None for node in gm.graph.nodes)
     return (
         f"The rewritten graph: {len(gm.graph.nodes)} nodes, {quantizers} of them quantizers; --verbose prints it,"
         " graph.txt and report.html of the result show it"
@@ -276,18 +250,10 @@ def graph_line(gm: GraphModule) -> str:
 
 
 def _what(gm: GraphModule, node: Node) -> str:
-    if node.op == "call_module":
-        module = gm.get_submodule(str(node.target))
-        bits = f", {module.bits} bit" if isinstance(module, Quantizer) else ""
-        return type(module).__name__ + bits
-    if node.op == "get_attr":
-        return "parameter"
-    return node.op if node.op in ("placeholder", "output") else getattr(node.target, "__name__", str(node.target))
-
-
-def _shape(node: Node) -> str:
-    shape = getattr(node.meta.get("tensor_meta"), "shape", None)
-    return "" if shape is None else "x".join(str(size) for size in shape)
+    if node.op in ("get_attr", "placeholder", "output"):
+        return "parameter" if node.op == "get_attr" else node.op
+    quantizer = called(gm, node, Quantizer)
+    return operation(gm, node) + ("" if quantizer is None else f", {quantizer.bits} bit")
 
 
 def _bar(value: float, most: float) -> str:

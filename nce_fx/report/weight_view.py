@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
-from nce_fx.passes.transform.quantize.quantizer_nodes import computed_value
+from nce_fx.passes.transform.quantize.read import weight_quantizers
 from nce_fx.quantizers import WeightQuantizer
 
 BINS = 48
@@ -34,14 +34,7 @@ class WeightView:
 
 def weight_views(gm: GraphModule) -> Mapping[str, WeightView]:
     """Return every quantized weight of a graph by the layer's name: ``layer1.0.conv1``."""
-    views: dict[str, WeightView] = {}
-    for node in gm.graph.nodes:
-        module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
-        source = node.args[0] if node.args else None
-        if isinstance(module, WeightQuantizer) and isinstance(source, Node):
-            layer = str(node.target).rpartition(".weight_quant")[0] or str(node.target)
-            views.setdefault(layer, weight_view(computed_value(gm, source), module))
-    return views
+    return {layer: weight_view(weight, quantizer) for layer, (quantizer, weight) in weight_quantizers(gm).items()}
 
 
 @torch.no_grad()

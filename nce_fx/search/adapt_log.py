@@ -13,8 +13,9 @@ from nce_fx.files import write_whole
 from nce_fx.frozen import Frozen
 from nce_fx.line_chart import Line, lines_svg
 from nce_fx.passes.transform.resize import Kept
+from nce_fx.plain_table import table_of
 from nce_fx.plan import WidthPlan
-from nce_fx.search.asked import PLAN, Log, table_of_groups
+from nce_fx.search.asked import PLAN, Log
 from nce_fx.training.log import csv_table
 
 FILES = (PLAN, "moves.csv", "widths.svg", "log.csv", "steps.csv")
@@ -87,7 +88,7 @@ class AdaptLog(Log):
             moved = f"moved {sum(said)} times, moved back {len(said) - sum(said)}" if said else "as it was"
             rows.append((group, before, plan.widths[group], self.left.get(group) or moved))
         title = f"Search: {stayed} moves stayed, {undone} were undone"
-        return table_of_groups(title, ("group", "before", "after", "what became of it"), rows)
+        return table_of(title, ("group", ">before", ">after", "what became of it"), rows)
 
 
 def moves_svg(log: AdaptLog, original: Mapping[str, int]) -> str:

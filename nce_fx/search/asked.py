@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -36,8 +36,6 @@ from nce_fx.training.run import Callback, Run, prepare
 PLAN = "plan.json"
 """The file that every method leaves its plan in."""
 NO_CHOICE = "no group of the network has widths to choose from: see `nce-fx analyze MODEL --groups`"
-_NUMBERS = frozenset({"before", "preferred", "after", "loss where it doubles"})
-"""Columns of tables that are right."""
 _NOTHING: Reserve = {}
 
 
@@ -56,16 +54,6 @@ class Log(Frozen):
     def table(self, plan: WidthPlan) -> Table:
         """Return the groups with their widths and what became of them, for people."""
         raise NotImplementedError
-
-
-def table_of_groups(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """Return the table of a log, a row a group; widths are right."""
-    table = Table(title=title, title_justify="left")
-    for name in columns:
-        table.add_column(name, justify="right" if name in _NUMBERS else "left")
-    for row in rows:
-        table.add_row(*map(str, row))
-    return table
 
 
 L_co = TypeVar("L_co", bound=Log, covariant=True)

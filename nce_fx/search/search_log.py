@@ -11,8 +11,9 @@ from rich.table import Table
 from nce_fx.files import write_whole
 from nce_fx.frozen import Frozen
 from nce_fx.line_chart import Line, lines_svg
+from nce_fx.plain_table import table_of
 from nce_fx.plan import WidthPlan
-from nce_fx.search.asked import PLAN, Log, table_of_groups
+from nce_fx.search.asked import PLAN, Log
 from nce_fx.training.log import csv_table
 
 FILES = (PLAN, "widths.csv", "expansions.csv", "widths.svg", "log.csv", "steps.csv")
@@ -95,8 +96,8 @@ class SearchLog(Log):
             grown = [str(e.after) for e in self.expansions if e.group == group]
             said = self.left.get(group) or ("expanded to " + ", ".join(grown) if grown else "as at the start")
             rows.append((group, before, last.widths.get(group, "-"), plan.widths[group], said))
-        columns = ("group", "before", "preferred", "after", "candidates")
-        return table_of_groups("Search: channels before -> after", columns, rows)
+        columns = ("group", ">before", ">preferred", ">after", "candidates")
+        return table_of("Search: channels before -> after", columns, rows)
 
 
 def widths_svg(log: SearchLog, original: Mapping[str, int]) -> str:

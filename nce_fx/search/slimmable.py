@@ -15,6 +15,7 @@ from nce_fx.files import write_whole
 from nce_fx.frozen import Frozen
 from nce_fx.passes.analysis.channels import analyze_channels
 from nce_fx.passes.planning.choices import Rules
+from nce_fx.plain_table import table_of
 from nce_fx.plan import WidthPlan
 from nce_fx.search.asked import (
     NO_CHOICE,
@@ -26,7 +27,6 @@ from nce_fx.search.asked import (
     finish,
     pinned_groups,
     seconds_of,
-    table_of_groups,
 )
 from nce_fx.search.comparing import Measuring, better_by, evolve
 from nce_fx.search.settings import Settings
@@ -89,7 +89,7 @@ class SlimmableLog(Log):
             found = [one.widths[group] for one in self.compared[:10] if group in one.widths]
             said = f"{min(found)} to {max(found)}" if found else self.left.get(group, "")
             rows.append((group, before, plan.widths[group], said))
-        table = table_of_groups("Search: channels before -> after", ("group", "before", "after", "ten best"), rows)
+        table = table_of("Search: channels before -> after", ("group", ">before", ">after", "ten best"), rows)
         if not plan.changed:
             table.caption = "no setting is surely better than the widths as they are: these stay"
         return table

@@ -10,8 +10,9 @@ from rich.table import Table
 
 from nce_fx.files import write_whole
 from nce_fx.frozen import Frozen
+from nce_fx.plain_table import table_of
 from nce_fx.plan import WidthPlan
-from nce_fx.search.asked import PLAN, Log, table_of_groups
+from nce_fx.search.asked import PLAN, Log
 from nce_fx.search.surface_networks import STATE, Measured, Wanted
 from nce_fx.training.log import csv_table
 
@@ -112,8 +113,8 @@ class SurfaceLog(Log):
         for group, before in plan.original.items():
             slope = f"{last.slopes[group]:+.4f} ± {last.errors[group]:.4f}" if group in last.slopes else ""
             rows.append((group, before, plan.widths[group], slope or self.left.get(group, "")))
-        columns = ("group", "before", "after", "loss where it doubles")
-        table = table_of_groups("Search: channels before -> after", columns, rows)
+        columns = ("group", ">before", ">after", ">loss where it doubles")
+        table = table_of("Search: channels before -> after", columns, rows)
         said = [
             f"surface: foretells {max(0.0, last.explained):.0%} of what differs among {last.networks} networks, by rank"
             f" {last.ranked:.2f}; a seed makes {last.seeds:.4f}"

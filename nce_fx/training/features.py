@@ -17,6 +17,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from nce_fx.errors import InputError
 from nce_fx.passes.transform.quantize.calibrate import quantized_value
+from nce_fx.paths import called
 from nce_fx.quantizers import ActivationQuantizer
 
 
@@ -31,8 +32,8 @@ def tapped(student: nn.Module, teacher: nn.Module) -> tuple[GraphModule, GraphMo
     theirs = {node.name: node for node in teacher.graph.nodes}
     pairs: dict[tuple[int, ...], tuple[Node, Node]] = {}
     for node in student.graph.find_nodes(op="call_module"):
-        quantizer = student.get_submodule(str(node.target))
-        if not isinstance(quantizer, ActivationQuantizer):
+        quantizer = called(student, node, ActivationQuantizer)
+        if quantizer is None:
             continue
         place = theirs.get(quantized_value(quantizer, node))
         shape = _shape(place)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from nce_fx.passes.transform.quantize import integer_weights
+from nce_fx.paths import called
 from nce_fx.quantizers import WeightQuantizer
 
 
@@ -40,8 +41,8 @@ def share_moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> fl
 def quantized_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, WeightQuantizer]]:
     """Yield the parameters that a graph quantizes as they are, by name, with what quantizes them."""
     for node in model.graph.find_nodes(op="call_module") if isinstance(model, GraphModule) else ():
-        quantizer, source = model.get_submodule(str(node.target)), node.args[0]
-        if isinstance(quantizer, WeightQuantizer) and isinstance(source, Node) and source.op == "get_attr":
+        quantizer, source = called(model, node, WeightQuantizer), node.args[0]
+        if quantizer is not None and isinstance(source, Node) and source.op == "get_attr":
             yield str(source.target), model.get_parameter(str(source.target)), quantizer
 
 

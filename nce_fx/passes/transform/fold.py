@@ -27,7 +27,7 @@ from nce_fx.ops.rules.affine import Affine
 from nce_fx.ops.table import argument_names
 from nce_fx.ops.work import Layer, shape_of
 from nce_fx.passes.transform.quantize.quantizable_layers import quantizable, weight_argument
-from nce_fx.paths import tensor_at
+from nce_fx.paths import called, tensor_at
 from nce_fx.pipeline import Given, Pass
 from nce_fx.plan import WidthPlan, model_fingerprint
 from nce_fx.quantizers import WeightQuantizer
@@ -64,12 +64,9 @@ def _readers(gm: GraphModule) -> Counter[str]:
         if node.op == "call_module":
             found.update(f"{node.target}.{name}" for name in gm.get_submodule(str(node.target))._parameters)
         elif node.op == "get_attr":
-            found[str(node.target)] += sum(len(user.users) if _quantizes(gm, user) else 1 for user in node.users)
+            for user in node.users:
+                found[str(node.target)] += 1 if called(gm, user, WeightQuantizer) is None else len(user.users)
     return found
-
-
-def _quantizes(gm: GraphModule, node: Node) -> bool:
-    return node.op == "call_module" and isinstance(gm.get_submodule(str(node.target)), WeightQuantizer)
 
 
 def _norm_after(gm: GraphModule, layer: Layer) -> tuple[Node, Affine] | None:
@@ -93,19 +90,18 @@ def _fold(gm: GraphModule, layer: Layer, norm: Node, affine: Affine) -> bool:
     op, weight = table_of(gm).of(gm, node), gm.get_parameter(path)
     if op is None or isinstance(op.fold, Absent) or "bias" not in argument_names(op.signature):
         return False
-    quantizer: Node | None = None
+    inner: WeightQuantizer | None = None
     if node.op != "call_module":
-        source = weight_argument(node)
-        if _quantizes(gm, source):
-            quantizer, source = source, source.args[0]  # type: ignore[assignment]
+        source = quantizer = weight_argument(node)
+        inner = called(gm, quantizer, WeightQuantizer)
+        if inner is not None:
+            source = quantizer.args[0]  # type: ignore[assignment]
         if source.op != "get_attr":
             return False
     factor = op.fold(layer, affine.factor.to(weight.dtype), weight)
     owner, _, leaf = path.rpartition(".")
     bias = _bias(gm, node)
-    if quantizer is not None:
-        inner = gm.get_submodule(str(quantizer.target))
-        assert isinstance(inner, WeightQuantizer)
+    if inner is not None:
         place, _, name = str(quantizer.target).rpartition(".")
         setattr(gm.get_submodule(place), name, ScaledWeight(inner, factor).eval())
     else:
@@ -114,9 +110,8 @@ def _fold(gm: GraphModule, layer: Layer, norm: Node, affine: Affine) -> bool:
     _set_bias(gm, node, owner, leaf, nn.Parameter(shift.to(weight.dtype)))
     norm.replace_all_uses_with(node)
     gm.graph.erase_node(norm)
-    called = norm.target
-    if norm.op == "call_module" and not any(other.target == called for other in gm.graph.nodes):
-        gm.delete_submodule(str(called))
+    if norm.op == "call_module" and not any(other.target == norm.target for other in gm.graph.nodes):
+        gm.delete_submodule(str(norm.target))
     return True
 
 

@@ -15,6 +15,7 @@ from nce_fx.passes.transform.quantize import QuantSpec, quantize
 from nce_fx.passes.transform.quantize.calibrate import quantized_value
 from nce_fx.passes.transform.quantize.functional import repeats_values
 from nce_fx.passes.transform.quantize.read import weight_quantizers
+from nce_fx.paths import called
 from nce_fx.quantizers import ActivationQuantizer
 from nce_fx.quantizers.base import WeightQuantizer
 from nce_fx.quantizers.pact import Pact
@@ -91,8 +92,8 @@ def noise_in(quantized: GraphModule) -> Noise:
     of_values: dict[str, ActivationQuantizer] = {}
     points = []
     for node in quantized.graph.nodes:
-        module = quantized.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, ActivationQuantizer):
+        module = called(quantized, node, ActivationQuantizer)
+        if module is not None:
             of_values[node.name] = module
             points.append(Point(node.name, quantized_value(module, node), tuple(_readers(node))))
 

@@ -21,6 +21,7 @@ from nce_fx.by_mode import evaluating, idle_in, is_by_mode, runs_in
 from nce_fx.devices import device_of, to_device
 from nce_fx.errors import QuantizeError
 from nce_fx.ops import table_of
+from nce_fx.paths import called
 from nce_fx.quantizers import ActivationQuantizer, Quantizer, WeightQuantizer
 
 
@@ -85,16 +86,11 @@ def quantized_value(quantizer: ActivationQuantizer, node: Node) -> str:
     return quantizer.replaces.name if quantizer.replaces is not None else node.all_input_nodes[0].name
 
 
-def _activation_quantizer(gm: nn.Module, node: Node) -> ActivationQuantizer | None:
-    module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
-    return module if isinstance(module, ActivationQuantizer) else None
-
-
 def quantizers_by_value(quantized: GraphModule) -> dict[str, list[ActivationQuantizer]]:
     """Return by the name of a value in the float graph what quantizes it."""
     found: dict[str, list[ActivationQuantizer]] = {}
     for node in quantized.graph.nodes:
-        module = _activation_quantizer(quantized, node)
+        module = called(quantized, node, ActivationQuantizer)
         if module is not None:
             found.setdefault(quantized_value(module, node), []).append(module)
     return found
@@ -172,7 +168,7 @@ class _Observer(Interpreter):
     @property
     def misses(self) -> bool:
         """Whether a quantizer is not reached in this mode."""
-        return any(_activation_quantizer(self.module, node) is not None for node in self.idle)
+        return any(called(self.module, node, ActivationQuantizer) is not None for node in self.idle)
 
     def look_at(self, batch: int, inputs: tuple[Any, ...]) -> None:
         """Run one batch."""

@@ -14,7 +14,8 @@ from nce_fx.ops.layers import find_layers
 from nce_fx.ops.work import Layer
 from nce_fx.passes.transform.quantize.quantizable_layers import layers_with_weights
 from nce_fx.passes.transform.quantize.quantizer_nodes import computed_value
-from nce_fx.quantizers import ActivationQuantizer, Quantizer, WeightQuantizer
+from nce_fx.paths import called
+from nce_fx.quantizers import ActivationQuantizer, WeightQuantizer
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ def weight_quantizers(gm: GraphModule) -> Mapping[str, QuantizedWeight]:
         node = _weight_quantizer_node(gm, layer.node)
         if node is None or (path := _path(layer, node)) in found:
             continue
-        quantizer = gm.get_submodule(str(node.target))
-        assert isinstance(quantizer, WeightQuantizer)
+        quantizer = called(gm, node, WeightQuantizer)
+        assert quantizer is not None
         assert isinstance(node.args[0], Node)
         found[path] = QuantizedWeight(quantizer, computed_value(gm, node.args[0]).detach())
     return found
@@ -87,8 +88,8 @@ def describe(gm: GraphModule) -> tuple[QuantizedLayer, ...]:
         node = _weight_quantizer_node(gm, layer.node)
         if (path := _path(layer, node)) in rows:
             continue
-        weight = _quantizer(gm, node)
-        activation = _quantizer(gm, _activation_quantizer_node(gm, layer))
+        weight = None if node is None else called(gm, node, WeightQuantizer)
+        activation = _activation_quantizer(gm, layer)
         rows[path] = QuantizedLayer(
             path,
             layer.op,
@@ -115,29 +116,17 @@ def _path(layer: Layer, quantizer: Node | None) -> str:
     return (str(quantizer.target).rpartition(".weight_quant")[0] or layer.path) if quantizer else layer.path
 
 
-def _quantizer(gm: GraphModule, node: Node | None) -> Quantizer | None:
-    if node is None:
-        return None
-    module = gm.get_submodule(str(node.target))
-    assert isinstance(module, Quantizer)
-    return module
-
-
 def _weight_quantizer_node(gm: GraphModule, layer: Node) -> Node | None:
     if layer.op == "call_module" or (len(layer.args) < 2 and "weight" not in layer.kwargs):
         return None
     weight = layer.args[1] if len(layer.args) > 1 else layer.kwargs["weight"]
-    return weight if isinstance(weight, Node) and _is(gm, weight, WeightQuantizer) else None
+    return weight if isinstance(weight, Node) and called(gm, weight, WeightQuantizer) is not None else None
 
 
-def _activation_quantizer_node(gm: GraphModule, layer: Layer) -> Node | None:
+def _activation_quantizer(gm: GraphModule, layer: Layer) -> ActivationQuantizer | None:
     if not layer.inputs:
         return None
     data = layer.inputs[0]
     if OPS.of_call(data.target) is OPS["pad"] and isinstance(data.args[0], Node):
         data = data.args[0]
-    return data if _is(gm, data, ActivationQuantizer) else None
-
-
-def _is(gm: GraphModule, node: Node, kind: type[Quantizer]) -> bool:
-    return node.op == "call_module" and isinstance(gm.get_submodule(str(node.target)), kind)
+    return called(gm, data, ActivationQuantizer)

@@ -18,19 +18,17 @@ from nce_fx.cli.model_data import calibration
 from nce_fx.cli.parsing import PUBLISHED_RECIPE, build_model, is_code, recipe_fields
 from nce_fx.cli.retrain import Retrain
 from nce_fx.cli.rewriting import (
+    Retrained,
     can_teach,
     content,
-    retrain_networks,
     rewritten_name,
     uniform_name,
     with_float_epochs,
-    with_other_split,
 )
 from nce_fx.cli.terminal import Terminal
 from nce_fx.data import load_data
 from nce_fx.errors import InputError
 from nce_fx.passes.by_name import known_pass, pass_named
-from nce_fx.passes.transform.new_weights import from_scratch
 from nce_fx.passes.transform.quantize import PUBLISHED, InsertQuantizers
 from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.pipeline import Given, Pass, Pipeline, history_of
@@ -73,15 +71,6 @@ def run(job: Retrain) -> None:
         given = Given(calibration(data, recipe.seed))
         uniform = _unresized(rewritten, own)(float_network, given).graph_module
         networks = {uniform_name(spec): uniform, **networks}
-    recipes: dict[str, Recipe] = {}
-    if not retraining.from_scratch and rewritten.meta["plan"].changed:
-        networks, recipes = with_other_split(networks, recipe, spec)
-    if retraining.from_scratch:
-        batches = calibration(data, recipe.seed)
-        networks = {
-            name: from_scratch(gm, model, gm.meta["spec"], batches, recipe.seed) for name, gm in networks.items()
-        }
-
     about: dict[str, Any] = {
         "report": manifest.rewrite,
         "model": manifest.model,
@@ -96,9 +85,9 @@ def run(job: Retrain) -> None:
     # Under torchrun nobody looks for checkpoints before they are as they should be.
     all_reduce_sum(torch.zeros(1, device=start_engine().device))
     teaches = can_teach(float_network, data, task)
-    trained = retrain_networks(
-        float_network, networks, data, recipe, recipes, retraining.float_epochs, job.directory, terminal, task, teaches
-    )
+    fresh, epochs = model if retraining.from_scratch else None, retraining.float_epochs
+    asked = Retrained(float_network, data, recipe, task, spec, epochs, job.directory, teaches, fresh)
+    trained = asked.train(networks, bool(rewritten.meta["plan"].changed), terminal)
     if terminal.is_main:
         artifacts.save(
             trained.networks[rewritten_name(spec)],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from nce_fx.plan import WidthPlan
 from nce_fx.report import tables
 from nce_fx.report.pareto_chart import front_svg
 from nce_fx.report.records import Comparison, ModelReference, Retraining, RewriteReport
-from nce_fx.rewrite import RewriteResult, analyze, rewrite
+from nce_fx.rewrite import analyze, rewrite
 from nce_fx.sweep import ratios_of, sweep
 from nce_fx.tasks import Task
 from nce_fx.training import Recipe, evaluate, train
@@ -131,7 +131,9 @@ def run(job: Rewrite) -> None:
     artifacts.save(result.graph_module, job.out, force=job.force, float_log=float_log, **about)
     if data is not None and job.retrain:
         fresh = build_model(job.model, args, seed=job.seed) if job.from_scratch else None
-        trained = retrain_both(result, spec, data, recipe, float_epochs, job.out, terminal, task, teaches, fresh)
+        networks = {uniform_name(spec): result.uniform, rewritten_name(spec): result.graph_module}
+        asked = Retrained(result.original, data, recipe, task, spec, float_epochs, job.out, teaches, fresh)
+        trained = asked.train(networks, bool(result.plan.changed), terminal)
         comparison = trained.comparison
         retrained = trained.networks[rewritten_name(spec)]
         artifacts.save(retrained, job.out, force=True, keep_checkpoints=True, comparison=comparison, **about)
@@ -220,83 +222,61 @@ def run_sweep(
     terminal.finish({"out": None if job.dry_run else str(job.out), "sweep": points})
 
 
-def retrain_both(
-    result: RewriteResult,
-    spec: QuantSpec,
-    data: Data,
-    recipe: Recipe,
-    float_epochs: int,
-    out: Path,
-    terminal: Terminal,
-    task: Task,
-    teaches: bool,
-    fresh: nn.Module | None = None,
-) -> Trained:
-    """Train the uniform and the rewritten network alike, and show the last table.
+@dataclass(frozen=True)
+class Retrained:
+    """A retraining that the command line asks for, but for its networks."""
 
-    They start from the float network's weights, or from new ones drawn from those of ``fresh``.
-    """
-    networks = {uniform_name(spec): result.uniform, rewritten_name(spec): result.graph_module}
-    recipes: dict[str, Recipe] = {}
-    if fresh is None and result.plan.changed:
-        networks, recipes = with_other_split(networks, recipe, spec)
-    if fresh is not None:
-        batches = calibration(data, recipe.seed)
-        networks = {
-            name: from_scratch(gm, fresh, gm.meta["spec"], batches, recipe.seed) for name, gm in networks.items()
-        }
-    return retrain_networks(
-        result.original, networks, data, recipe, recipes, float_epochs, out, terminal, task, teaches
-    )
+    float_network: GraphModule
+    """What they are distilled from, where it ``teaches``."""
+    data: Data
+    recipe: Recipe
+    task: Task
+    spec: QuantSpec
+    float_epochs: int
+    """Of the float network, before it was rewritten."""
+    out: Path
+    teaches: bool
+    fresh: nn.Module | None = None
+    """The model with new random weights, where training starts from such."""
 
+    def train(self, networks: Mapping[str, GraphModule], changed: bool, terminal: Terminal) -> Trained:
+        """Train networks alike with checkpoints in the result folder, and show the last table.
 
-def with_other_split(
-    networks: Mapping[str, GraphModule], recipe: Recipe, spec: QuantSpec
-) -> tuple[dict[str, GraphModule], dict[str, Recipe]]:
-    """Return the networks with the uniform one once more, and the recipe that it is then trained by."""
-    other, name = other_split(recipe, spec.weight_bits), uniform_name(spec)
-    if other is None or name not in networks:
-        return dict(networks), {}
-    again = f"{name}, {other[0]}"
-    return {name: networks[name], again: networks[name], **networks}, {again: other[1]}
-
-
-def retrain_networks(
-    float_network: GraphModule,
-    networks: dict[str, GraphModule],
-    data: Data,
-    recipe: Recipe,
-    recipes: Mapping[str, Recipe],
-    float_epochs: int,
-    out: Path,
-    terminal: Terminal,
-    task: Task,
-    teaches: bool,
-) -> Trained:
-    """Train networks alike with checkpoints in the result folder, and show the last table.
-
-    They are distilled from the float network where it ``teaches``.
-    """
-    if not teaches:
-        terminal.note(f"the float network is at chance on {data.name}: it cannot teach, nothing is distilled from it")
-    try:
-        trained = compare(
-            float_network,
-            networks,
-            data,
-            recipe,
-            distill=teaches,
-            loss=task.loss,
-            metric=task.metric,
-            float_epochs=float_epochs,
-            recipes=recipes,
-            directory=out / artifacts.CHECKPOINTS,
-            watch=terminal.training,
-        )
-    except TrainingError as error:
-        raise TrainingError(f"{error}; the command that goes on: nce-fx retrain {out}") from error
-    terminal.show(tables.comparison_table(trained.comparison))
-    return trained
+        The uniform one is trained once more by the other split of its epochs, where widths ``changed``.
+        """
+        data, recipe, uniform = self.data, self.recipe, uniform_name(self.spec)
+        recipes: dict[str, Recipe] = {}
+        other = other_split(recipe, self.spec.weight_bits) if changed and self.fresh is None else None
+        if other is not None and uniform in networks:
+            again = f"{uniform}, {other[0]}"
+            networks, recipes = {uniform: networks[uniform], again: networks[uniform], **networks}, {again: other[1]}
+        if self.fresh is not None:
+            fresh, batches = self.fresh, calibration(data, recipe.seed)
+            networks = {
+                name: from_scratch(gm, fresh, gm.meta["spec"], batches, recipe.seed) for name, gm in networks.items()
+            }
+        if not self.teaches:
+            terminal.note(
+                f"the float network is at chance on {data.name}: it cannot teach, nothing is distilled from it"
+            )
+        try:
+            trained = compare(
+                self.float_network,
+                dict(networks),
+                data,
+                recipe,
+                distill=self.teaches,
+                loss=self.task.loss,
+                metric=self.task.metric,
+                float_epochs=self.float_epochs,
+                recipes=recipes,
+                directory=self.out / artifacts.CHECKPOINTS,
+                watch=terminal.training,
+            )
+        except TrainingError as error:
+            raise TrainingError(f"{error}; the command that goes on: nce-fx retrain {self.out}") from error
+        terminal.show(tables.comparison_table(trained.comparison))
+        return trained
 
 
 def can_teach(network: nn.Module, data: Data, task: Task) -> bool:

@@ -216,18 +216,22 @@ class Quantizer(nn.Module):
 class WeightQuantizer(Quantizer):
     """A quantizer of weights. It remembers what kind of module its layer was, so that it can become one again."""
 
-    def __init__(self, bits: int) -> None:
+    per_channel: ClassVar[bool] = False
+    """Whether each output channel has a scale of its own."""
+
+    def __init__(self, bits: int, channel_axis: int = 0) -> None:
         super().__init__(bits)
-        self._layer = LayerKind()
-
-    @property
-    def layer(self) -> LayerKind:
+        self.channel_axis = channel_axis
+        self.layer = LayerKind()
         """What the layer was before it became a function."""
-        return self._layer
+        self.begin()
 
-    @layer.setter
-    def layer(self, kind: LayerKind) -> None:
-        self._layer = kind
+    def begin(self) -> None:
+        """Make the grid, and what is learned or kept, as it is before any weight: parameters and buffers."""
+
+    def beside_channels(self, weight: Tensor) -> list[int]:
+        """Return the axes that all weights of one output channel lie along: ``[1, 2, 3]`` of a convolution's."""
+        return [axis for axis in range(weight.dim()) if axis != self.channel_axis % weight.dim()]
 
     @property
     def scale_free(self) -> bool:
@@ -243,6 +247,10 @@ class WeightQuantizer(Quantizer):
     def start_again(self, weight: Tensor) -> None:
         """Take a first look at another weight in the same place."""
         self.start(weight)
+
+    def extra_repr(self) -> str:
+        """The bits, and which axis has a scale of its own for each index."""
+        return super().extra_repr() + (f", channel_axis={self.channel_axis}" if self.per_channel else "")
 
 
 class ActivationQuantizer(Quantizer):
@@ -267,6 +275,10 @@ class ActivationQuantizer(Quantizer):
         self.origin = origin
         self.replaces = replaces
         self._least, self._greatest = float("inf"), float("-inf")
+        self.begin(signed)
+
+    def begin(self, signed: bool) -> None:
+        """Make what is learned or kept of a range, as it is before any data: parameters and buffers."""
 
     def grid_for(self, signed: bool) -> Grid:
         """Return the whole numbers of a signed or unsigned range."""

@@ -7,18 +7,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nce_fx.quantizers.base import ActivationQuantizer, Replaced, working
+from nce_fx.quantizers.base import ActivationQuantizer, working
 from nce_fx.quantizers.histogram import Counts, count_values, counted
 
 
 class CountingQuantizer(ActivationQuantizer):
     """Base of the quantizers that count the values of each calibration batch, such as PACT, for ``estimate``."""
 
-    def __init__(
-        self, bits: int, signed: bool = True, origin: str = "assumed", replaces: Replaced | None = None
-    ) -> None:
-        super().__init__(bits, signed, origin, replaces)
-        self._counts: Counts | None = None
+    _counts: Counts | None = None
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:

@@ -52,9 +52,9 @@ class DorefaWeight(WeightQuantizer):
     """Whether the levels reach as far as the weights do."""
     absent: ClassVar[Mapping[str, float]] = {"gain": 1.0, "factor": 1.0, "follows": False}
 
-    def __init__(self, bits: int, channel_axis: int = 0) -> None:
-        super().__init__(bits)
-        self.grid = centred_grid(bits)
+    def begin(self) -> None:
+        """Make the grid, and what is learned or kept."""
+        self.grid = centred_grid(self.bits)
         self.register_buffer("gain", torch.tensor(1.0))
         self.register_buffer("factor", torch.tensor(1.0))
         self.register_buffer("follows", torch.tensor(False))

@@ -22,7 +22,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from nce_fx.quantizers.base import FLOOR, Grid, Replaced, WeightQuantizer, signed_grid, working
+from nce_fx.quantizers.base import FLOOR, Grid, WeightQuantizer, signed_grid, working
 from nce_fx.quantizers.counting import CountingQuantizer
 from nce_fx.quantizers.pact import best_clip
 from nce_fx.quantizers.rounding import StepRound
@@ -48,9 +48,9 @@ class LsqWeight(WeightQuantizer):
 
     positive = ("step",)
 
-    def __init__(self, bits: int, channel_axis: int = 0) -> None:
-        super().__init__(bits)
-        self.grid = signed_grid(bits)
+    def begin(self) -> None:
+        """Make the grid, and what is learned or kept."""
+        self.grid = signed_grid(self.bits)
         self.step = nn.Parameter(torch.tensor(1.0))
 
     @torch.no_grad()
@@ -79,10 +79,8 @@ class LsqActivation(CountingQuantizer):
 
     positive = ("step",)
 
-    def __init__(
-        self, bits: int, signed: bool = True, origin: str = "assumed", replaces: Replaced | None = None
-    ) -> None:
-        super().__init__(bits, signed, origin, replaces)
+    def begin(self, signed: bool) -> None:
+        """Make what is learned or kept of the range."""
         mean = _MEAN if signed else _MEAN / 2
         self.step = nn.Parameter(torch.tensor(first_step(mean, self.grid)))
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from nce_fx.quantizers.base import FLOOR, Grid, Integers, Replaced, working
+from nce_fx.quantizers.base import FLOOR, Grid, Integers, working
 from nce_fx.quantizers.counting import CountingQuantizer
 from nce_fx.quantizers.lsq import share
 from nce_fx.quantizers.pact import CLIP, best_clip
@@ -36,11 +36,9 @@ class LsqPlus(CountingQuantizer):
 
     positive = ("step",)
 
-    def __init__(
-        self, bits: int, signed: bool = True, origin: str = "assumed", replaces: Replaced | None = None
-    ) -> None:
-        super().__init__(bits, signed, origin, replaces)
-        self.most = 2**bits - 1
+    def begin(self, signed: bool) -> None:
+        """Make what is learned or kept of the range."""
+        self.most = 2**self.bits - 1
         self.step = nn.Parameter(torch.tensor(CLIP / self.grid.reach))
         self.shift = nn.Parameter(torch.tensor(-CLIP if signed else 0.0))
 

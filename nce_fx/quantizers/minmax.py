@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nce_fx.quantizers.base import FLOOR, ActivationQuantizer, Grid, Integers, Replaced, WeightQuantizer, whole, working
+from nce_fx.quantizers.base import FLOOR, ActivationQuantizer, Grid, Integers, WeightQuantizer, whole, working
 from nce_fx.quantizers.rounding import RangeRound, clip_round
 
 RANGE = 8.0
@@ -26,15 +26,16 @@ RANGE = 8.0
 class MinMaxWeight(WeightQuantizer):
     """Weights on even levels from the least to the greatest of each output channel, zero among them: any shape."""
 
-    def __init__(self, bits: int, channel_axis: int = 0) -> None:
-        super().__init__(bits)
-        self.channel_axis = channel_axis
-        self.low, self.high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    per_channel = True
+
+    def begin(self) -> None:
+        """Make the grid, and what is learned or kept."""
+        self.low, self.high = -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
 
     def ranges(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return scale and offset, both shaped to broadcast over the weight."""
         weight = working(weight.detach())
-        others = [axis for axis in range(weight.dim()) if axis != self.channel_axis % weight.dim()]
+        others = self.beside_channels(weight)
         least = weight.amin(others, keepdim=True) if others else weight
         greatest = weight.amax(others, keepdim=True) if others else weight
         if self.bits == 1:
@@ -60,10 +61,6 @@ class MinMaxWeight(WeightQuantizer):
         q = (working(weight) / scale - offset).round_().clamp_(self.low, self.high)
         return Integers(q.to(torch.int8), scale, offset)
 
-    def extra_repr(self) -> str:
-        """The bits, and which axis has a range of its own per index."""
-        return f"{super().extra_repr()}, channel_axis={self.channel_axis}"
-
 
 class MinMaxActivation(ActivationQuantizer):
     """Activations on even levels from the least to the greatest value of the calibration: any shape."""
@@ -71,10 +68,8 @@ class MinMaxActivation(ActivationQuantizer):
     step: Tensor
     zero: Tensor
 
-    def __init__(
-        self, bits: int, signed: bool = True, origin: str = "assumed", replaces: Replaced | None = None
-    ) -> None:
-        super().__init__(bits, signed, origin, replaces)
+    def begin(self, signed: bool) -> None:
+        """Make what is learned or kept of the range."""
         self.register_buffer("step", torch.tensor(1.0))
         self.register_buffer("zero", torch.tensor(0))
         self._fix(-RANGE if signed else 0.0, RANGE)

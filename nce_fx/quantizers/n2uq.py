@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from nce_fx.quantizers.base import FLOOR, Integers, Replaced, as_integers, working
+from nce_fx.quantizers.base import FLOOR, Integers, as_integers, working
 from nce_fx.quantizers.counting import CountingQuantizer
 from nce_fx.quantizers.ewgs import scale_gradient
 from nce_fx.quantizers.lsq import share
@@ -39,16 +39,12 @@ class N2uq(CountingQuantizer):
 
     positive = ("step", "lengths")
 
-    positive = ("step", "lengths")
-
-    def __init__(
-        self, bits: int, signed: bool = True, origin: str = "assumed", replaces: Replaced | None = None
-    ) -> None:
-        super().__init__(bits, signed, origin, replaces)
+    def begin(self, signed: bool) -> None:
+        """Make what is learned or kept of the range."""
         step = CLIP / self.grid.reach
         self.step = nn.Parameter(torch.tensor(step))
         self.first = nn.Parameter(torch.tensor((self.grid.low + self.grid.offset) * step))
-        self.lengths = nn.Parameter(torch.full((2**bits - 1,), step))
+        self.lengths = nn.Parameter(torch.full((2**self.bits - 1,), step))
 
     def scale(self) -> Tensor:
         """Return the distance between two levels; 0-dimensional."""

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from nce_fx.quantizers.base import (
     FLOOR,
     Grid,
-    Replaced,
 )
 from nce_fx.quantizers.counting import CountingQuantizer
 from nce_fx.quantizers.histogram import Counts
@@ -37,10 +36,8 @@ class Pact(CountingQuantizer):
 
     positive = ("clip",)
 
-    def __init__(
-        self, bits: int, signed: bool = True, origin: str = "assumed", replaces: Replaced | None = None
-    ) -> None:
-        super().__init__(bits, signed, origin, replaces)
+    def begin(self, signed: bool) -> None:
+        """Make what is learned or kept of the range."""
         self.clip = nn.Parameter(torch.tensor(CLIP))
 
     def scale(self) -> Tensor:

@@ -41,9 +41,9 @@ COEFFICIENTS = {
 class Sawb(WeightQuantizer):
     """Weights on even levels that two of their moments set, such as ``-a, -a/3, a/3, a`` at 2 bits: any shape."""
 
-    def __init__(self, bits: int, channel_axis: int = 0) -> None:
-        super().__init__(bits)
-        self.grid = centred_grid(bits)
+    def begin(self) -> None:
+        """Make the grid, and what is learned or kept."""
+        self.grid = centred_grid(self.bits)
 
     def step_size(self, x: Tensor) -> Tensor:
         """Return the distance between two levels, 0-dimensional or shaped to broadcast; without a gradient."""
@@ -67,14 +67,8 @@ class Sawb(WeightQuantizer):
 class SawbChannel(Sawb):
     """Weights on even levels that two moments of each output channel set: any shape."""
 
-    def __init__(self, bits: int, channel_axis: int = 0) -> None:
-        super().__init__(bits)
-        self.channel_axis = channel_axis
+    per_channel = True
 
     def _norm(self, weight: Tensor, order: float) -> Tensor:
-        others = [axis for axis in range(weight.dim()) if axis != self.channel_axis % weight.dim()]
+        others = self.beside_channels(weight)
         return torch.linalg.vector_norm(weight, order, others, keepdim=True) if others else weight.abs()
-
-    def extra_repr(self) -> str:
-        """The bits, and which axis has a scale of its own per index."""
-        return f"{super().extra_repr()}, channel_axis={self.channel_axis}"

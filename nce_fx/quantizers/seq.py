@@ -28,9 +28,9 @@ class Seq(WeightQuantizer):
 
     positive = ("alpha",)
 
-    def __init__(self, bits: int, channel_axis: int = 0) -> None:
-        super().__init__(bits)
-        self.grid = centred_grid(bits)
+    def begin(self) -> None:
+        """Make the grid, and what is learned or kept."""
+        self.grid = centred_grid(self.bits)
         self.alpha = nn.Parameter(torch.tensor(1.0))
 
     @torch.no_grad()

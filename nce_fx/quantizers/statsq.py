@@ -19,15 +19,16 @@ from nce_fx.quantizers.rounding import PassRound
 class StatsQ(WeightQuantizer):
     """Weights on even levels, as far apart as the mean magnitude of each output channel says: any shape."""
 
-    def __init__(self, bits: int, channel_axis: int = 0) -> None:
-        super().__init__(bits)
-        self.channel_axis = channel_axis
-        self.grid = centred_grid(bits)
+    per_channel = True
+
+    def begin(self) -> None:
+        """Make the grid, and what is learned or kept."""
+        self.grid = centred_grid(self.bits)
 
     def step_size(self, x: Tensor) -> Tensor:
         """Return the distances between two levels, shaped to broadcast over the weight; without a gradient."""
         weight = working(x.detach())
-        others = [axis for axis in range(weight.dim()) if axis != self.channel_axis % weight.dim()]
+        others = self.beside_channels(weight)
         magnitude = weight.abs().mean(others, keepdim=True) if others else weight.abs()
         return self.fine((2 * magnitude).clamp(min=FLOOR) / 2 ** (self.bits - 1))
 
@@ -36,7 +37,3 @@ class StatsQ(WeightQuantizer):
         scale = self.step_size(x)
         reach = (scale * 2 ** (self.bits - 1)).to(x.dtype)
         return PassRound.apply(x.clamp(-reach, reach), scale, self.grid)  # type: ignore[no-any-return, no-untyped-call]
-
-    def extra_repr(self) -> str:
-        """The bits, and which axis has a scale of its own per index."""
-        return f"{super().extra_repr()}, channel_axis={self.channel_axis}"

@@ -121,7 +121,7 @@ def set_bits(quantizer: Quantizer, bits: int) -> None:
         state["zero"] = (state["zero"] / fewer).round().to(state["zero"].dtype)
     # What follows from the bits (the grid) is taken from a new one; loading then settles what follows from the state.
     for name, value in vars(new).items():
-        if not name.startswith("_") and name not in ("training", "exact", "ewgs"):
+        if not name.startswith("_") and name not in ("training", "exact", "ewgs", "layer"):
             setattr(quantizer, name, value)
     quantizer.load_state_dict(state)
 
@@ -130,4 +130,5 @@ def _another(quantizer: Quantizer, bits: int) -> Quantizer:
     kind: Any = type(quantizer)
     if isinstance(quantizer, ActivationQuantizer):
         return kind(bits, quantizer.signed, quantizer.origin, quantizer.replaces)  # type: ignore[no-any-return]
-    return kind(bits, getattr(quantizer, "channel_axis", 0))  # type: ignore[no-any-return]
+    assert isinstance(quantizer, WeightQuantizer)
+    return kind(bits, quantizer.channel_axis)  # type: ignore[no-any-return]

@@ -15,6 +15,7 @@ from torch.fx.node import map_arg
 
 from nce_fx.ids.space import ParameterAxis, Tensors
 from nce_fx.ids.value import ChannelTensor
+from nce_fx.ops.work import made_from
 
 
 class _UnknownError(Exception):
@@ -63,12 +64,4 @@ def grows_with_parameter(
 
 def _comes_from(node: Node, path: str, tensors: Tensors) -> bool:
     """Whether a parameter is among what a node is computed from."""
-    ahead, seen = [node], {node}
-    while ahead:
-        here = ahead.pop()
-        if here.op == "get_attr" and tensors.canonical.get(str(here.target)) == path:
-            return True
-        new = [source for source in here.all_input_nodes if source not in seen]
-        seen.update(new)
-        ahead.extend(new)
-    return False
+    return any(n.op == "get_attr" and tensors.canonical.get(str(n.target)) == path for n in made_from([node]))

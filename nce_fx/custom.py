@@ -22,7 +22,8 @@ from torch import fx, nn
 from torch._library.custom_ops import CustomOpDef
 
 from nce_fx.errors import InputError
-from nce_fx.ops.op import NO_WEIGHT, NO_WORK, OWN_ROW, Absent, Op, WeightLayout
+from nce_fx.ops.op import NO_FOLD, NO_WEIGHT, NO_WORK, OWN_ROW, Absent, Op, WeightLayout
+from nce_fx.ops.rules.affine import FoldRule
 from nce_fx.ops.work import Rule
 
 _Target = TypeVar("_Target")
@@ -30,7 +31,11 @@ _NO_EXAMPLE = Absent("a rule alone brings none")
 
 
 def channel_rule(
-    rule: Callable[..., Any], *, macs: Rule | Absent = NO_WORK, quantize: WeightLayout | Absent = NO_WEIGHT
+    rule: Callable[..., Any],
+    *,
+    macs: Rule | Absent = NO_WORK,
+    quantize: WeightLayout | Absent = NO_WEIGHT,
+    fold: FoldRule | Absent = NO_FOLD,
 ) -> Callable[[_Target], _Target]:
     """Return a decorator that gives a module class, a function or a registered operator its channel rule.
 
@@ -42,6 +47,8 @@ def channel_rule(
         macs: how it multiplies and accumulates, such as ``nce_fx.ops.work.rows_times_weight("mixed", -3)``.
         quantize: how the weight lies, ``WeightLayout(out_axis=0)``: the second argument of a function or operator, the
             parameter ``weight`` of a module. It needs ``macs``, too.
+        fold: of a module, how its weight takes in a norm behind it, ``nce_fx.ops.rules.affine.rows``; its ``bias``,
+            which may be ``None``, is added to the channels and takes the shift. It needs ``quantize``, too.
 
     Raises:
         InputError: what is decorated is none of these, or is PyTorch's own.
@@ -65,6 +72,7 @@ def channel_rule(
             catch="rule",
             macs=macs,
             quantize=quantize,
+            fold=fold,
             example=_NO_EXAMPLE,
         )
         if not known:

@@ -233,3 +233,32 @@ def test_installed_packages_add_rows(model, monkeypatch):
             table.default()
     monkeypatch.undo()
     table.default.cache_clear()
+
+
+def _looking(module, x):
+    return F.conv2d(x, module.weight, module.bias)
+
+
+@nce_fx.channel_rule(_looking, macs=rows_times_weight("looking", -3), quantize=WeightLayout(0), fold=affine.rows)
+class Looking(nn.Module):
+    """A 1x1 convolution of the user's own that looks at values, with a bias or without."""
+
+    def __init__(self, width: int, out: int, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out, width, 1, 1))
+        self.bias = nn.Parameter(torch.randn(out)) if bias else None
+
+    def forward(self, x):
+        return _looking(self, x) if float(x.detach().abs().max()) > 0 else x
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("quantized", [True, False])
+def test_a_norm_is_folded_into_a_module_whose_rule_says_how(bias, quantized):
+    layers = nn.Conv2d(3, 6, 1), Looking(6, 8, bias), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)
+    model, x = randomize(nn.Sequential(*layers)).eval().double(), (image().double(),)
+    gm = nce_fx.trace(model, x)
+    before = nce_fx.quantize(gm, batches=[x[0]]) if quantized else gm
+    folded = FoldBatchNorm()(before)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.graph_module.modules())
+    assert difference(run(before, x), run(folded.graph_module, x)) <= 1e-9

@@ -22,6 +22,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
 from nce_fx.ops import Absent, table_of
+from nce_fx.ops.given_weight import module_called
 from nce_fx.ops.layers import find_layers
 from nce_fx.ops.rules.affine import Affine
 from nce_fx.ops.table import argument_names
@@ -88,7 +89,9 @@ def _fold(gm: GraphModule, layer: Layer, norm: Node, affine: Affine) -> bool:
     """Fold one norm; False where the layer takes none in, or its weight is computed in the graph."""
     node, path = layer.node, layer.weights[0]
     op, weight = table_of(gm).of(gm, node), gm.get_parameter(path)
-    if op is None or isinstance(op.fold, Absent) or "bias" not in argument_names(op.signature):
+    held = module_called(node)
+    own = held is not None and op is not None and op.kind == "custom" and hasattr(gm.get_submodule(held), "bias")
+    if op is None or isinstance(op.fold, Absent) or not (own or "bias" in argument_names(op.signature)):
         return False
     inner: WeightQuantizer | None = None
     if node.op != "call_module":
@@ -116,8 +119,8 @@ def _fold(gm: GraphModule, layer: Layer, norm: Node, affine: Affine) -> bool:
 
 
 def _bias(gm: GraphModule, node: Node) -> Tensor | None:
-    if node.op == "call_module":
-        bias = gm.get_submodule(str(node.target)).bias
+    if (held := module_called(node)) is not None:
+        bias = gm.get_submodule(held).bias
         return bias if isinstance(bias, Tensor) else None
     position = _bias_position(gm, node)
     value = node.args[position] if len(node.args) > position else node.kwargs.get("bias")
@@ -131,7 +134,7 @@ def _bias_position(gm: GraphModule, node: Node) -> int:
 def _set_bias(gm: GraphModule, node: Node, owner: str, weight: str, bias: nn.Parameter) -> None:
     """Give a layer a bias; a function gets it as a parameter beside its weight."""
     module = gm.get_submodule(owner)
-    if node.op == "call_module":
+    if module_called(node) is not None:
         module.bias = bias
         return
     name = "bias" if weight == "weight" else f"{weight}_bias"

@@ -57,18 +57,15 @@ def integer_file(tmp_path, gm, x):
     return written, Counter(node.op_type for node in model.graph.node), model
 
 
-@pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize(("weight", "activation"), PAIRS)
 @pytest.mark.long
-def test_resnet8_runs_in_integers_on_pytorchs_levels(tmp_path, weight, activation, exact):
+def test_resnet8_runs_in_integers_on_pytorchs_levels(tmp_path, weight, activation):
     x = random(4, 3, 16, 16)
-    gm = quantized(MODELS["resnet8"](width=4), x, weight=weight, activation=activation, exact=exact)
+    gm = quantized(MODELS["resnet8"](width=4), x, weight=weight, activation=activation)
     written, operators, model = integer_file(tmp_path, gm, random(16, 3, 16, 16, seed=2))
     assert operators["QLinearConv"] == 9
     assert operators["Conv"] == operators["BatchNormalization"] == 0
     assert {agreement.on_border for agreement in written.agreement.values()} == {0}
-    if exact:
-        assert {agreement.difference for agreement in written.agreement.values()} == {0.0}
     stored = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     assert stored["layer1.0.conv1.weight"] == TensorProto.INT2
     assert "layer1.0.bn1.weight" not in stored
@@ -108,10 +105,13 @@ def test_other_bits_run_in_integers(tmp_path, bits):
         MODELS["resnet8"](width=4), x, weight="lsq", weight_bits=bits[0], activation_bits=bits[1], exact=True
     )
     written, operators, _ = integer_file(tmp_path, gm, random(8, 3, 16, 16, seed=2))
-    assert operators["QLinearConv"] == 9
-    for agreement in written.agreement.values():
-        # Sums of many bits are hardly finer than a branch of eight: a few in a thousand values are on the next level.
-        assert agreement.on_border <= (100 if max(bits) == 8 else 0)
+    if max(bits) < 8:
+        assert operators["QLinearConv"] == 9
+    else:
+        # Of weights of 4 bits and activations of 8 not every level is where a whole bias can put it.
+        assert operators["QLinearConv"] + operators["Conv"] == 9
+        assert any("no whole-number bias puts all 256 levels" in why for why in written.float_nodes.values())
+    assert {agreement.on_border for agreement in written.agreement.values()} == {0}
 
 
 class Everything(nn.Module):

@@ -48,6 +48,8 @@ class Marked:
     """Name of a weight (`layer1.0.conv1.weight`) -> its integers."""
     activations: Mapping[str, ActivationLevels]
     """Name of a quantizer (`relu_activation_quant`) -> its levels."""
+    exact: bool = False
+    """Whether sums of products of levels are exact in float32, in whatever order: `QuantSpec(exact=True)`."""
 
 
 class _Marker(nn.Module):
@@ -79,6 +81,7 @@ def mark(gm: GraphModule) -> Marked:
     _put_names(result)
     weights: dict[str, IntegerWeight] = {}
     activations: dict[str, ActivationLevels] = {}
+    exact: list[bool] = []
     markers: dict[Node, _Marker] = {}
     for node in result.graph.find_nodes(op="call_module"):
         module = result.get_submodule(str(node.target))
@@ -91,6 +94,7 @@ def mark(gm: GraphModule) -> Marked:
             markers[node] = _Marker(WEIGHT, name, tuple(weight.shape))
         elif isinstance(module, ActivationQuantizer):
             activations[str(node.target)] = activation_levels(module)
+            exact.append(module.exact)
             markers[node] = _Marker(ACTIVATION, str(node.target), None)
     for node, marker in markers.items():
         if marker.kind == WEIGHT:
@@ -99,7 +103,7 @@ def mark(gm: GraphModule) -> Marked:
     result.graph.eliminate_dead_code()
     result.delete_all_unused_submodules()
     result.recompile()
-    return Marked(result, weights, activations)
+    return Marked(result, weights, activations, bool(exact) and all(exact))
 
 
 def _put_names(gm: GraphModule) -> None:

@@ -21,6 +21,7 @@ FALLS, UNEVEN = (
     "the level behind its activation falls before it rises",
     "the levels behind its activation rise unevenly",
 )
+OFF_BY_ONE = "no whole-number bias puts all {} levels of its quantizer where PyTorch has them"
 THRESHOLDS = "the thresholds of its quantizer are learned, and a multiplication has even ones"
 _PAIR = 2**15 - 1
 """The largest sum of two products: processors without VNNI add them in sixteen bits."""
@@ -46,9 +47,18 @@ class Fitted:
 
 
 def fit_convolution(
-    source: Convolved, weight: IntegerWeight, tensor: IntegerTensor, levels: ActivationLevels
+    source: Convolved, weight: IntegerWeight, tensor: IntegerTensor, levels: ActivationLevels, *, exact: bool
 ) -> Fitted | str:
-    """Return the convolution and the quantizer behind it in whole numbers, a ``Fitted``, or why it stays in float."""
+    """Return the convolution and the quantizer behind it in whole numbers, or why it stays in float.
+
+    Args:
+        source: the convolution and what follows.
+        weight: its weight.
+        tensor: what it reads.
+        levels: of the quantizer.
+        exact: refuse where a level rises at another sum than in PyTorch. That is so where the quantizer has 8 bits and
+            weight and activation are so large as integers that nothing can make the bias finer.
+    """
     if levels.thresholds:
         return THRESHOLDS
     whole = whole_weight(weight)
@@ -85,8 +95,8 @@ def fit_convolution(
         if not made.misses.any():
             break
     assert best is not None
-    if source.epilogue.curved and best[0].misses.any():
-        return UNEVEN
+    if best[0].misses.any() and (source.epilogue.curved or exact):
+        return UNEVEN if source.epilogue.curved else OFF_BY_ONE.format(len(stairs.levels) + 1)
     return Fitted(source.node, source.weight, whole, negative, times, best[1], best[0], ends)
 
 

@@ -116,6 +116,17 @@ def _write_node(writer: Writer, plan: Partition, node: NodeProto, names: dict[st
         if added:
             # onnxruntime would make an addition of integers of it, which rounds otherwise.
             writer.nodes[-1].op_type = "Sum"
+        if node.op_type == "Conv" and plan.marked.exact:
+            _keep_apart(writer, output)
+
+
+def _keep_apart(writer: Writer, output: str) -> None:
+    """Write a clip that clips nothing behind a convolution of floats, which runs as one with it.
+
+    onnxruntime would multiply its weight with the factor of a BatchNorm; sums of such products are not exact.
+    """
+    writer.nodes[-1].output[0] = f"{output}_sums"
+    writer.node("Clip", [f"{output}_sums", writer.constant("least_float", np.finfo(np.float32).min)], output)
 
 
 def _read_by_a_layer(plan: Partition, tensor: str) -> bool:

@@ -16,7 +16,17 @@ from nce_fx.export.integer import addition, convolution, few_rows, linear
 from nce_fx.export.integer.counted import Counted, find_counted
 from nce_fx.export.integer.linear import Linear
 from nce_fx.export.integer.onnx_nodes import Nodes, is_activation, is_marker, marked, reads
-from nce_fx.export.integer.sources import Added, Convolved, Joined, Moved, Plain, Source, chooses, find_source
+from nce_fx.export.integer.sources import (
+    Added,
+    Convolved,
+    Joined,
+    Moved,
+    Plain,
+    Source,
+    chooses,
+    convolutions,
+    find_source,
+)
 from nce_fx.export.integer.tensors import IntegerTensor
 from nce_fx.export.levels import WEIGHT, Marked
 
@@ -53,10 +63,12 @@ def make_partition(nodes: Nodes, given: Marked) -> Partition:
     """Decide for every node of a model whether it is written in integers, and as what: a ``Partition``."""
     plan = Partition(nodes, given)
     ranks = {name: weight.integers.dim() for name, weight in given.weights.items()}
+    read: list[tuple[NodeProto, Source]] = []
     for node in nodes.all:
         if is_activation(node):
             levels = given.activations[marked(node)]
             source = find_source(nodes, node.input[0], set(plan.integers), ranks)
+            read.append((node, source))
             plan.sources[node.output[0]] = _settled(plan, source, node)
             plan.integers[node.output[0]] = IntegerTensor(marked(node), levels)
         elif moves(plan, node):
@@ -73,6 +85,10 @@ def make_partition(nodes: Nodes, given: Marked) -> Partition:
                 plan.linear[node.output[0]] = found
             elif found is not None:
                 plan.refused[node.output[0]] = found
+    for node, source in read:
+        # What one quantizer needs in float the others read, too: rounding is less work than another convolution.
+        if any(output in plan.refused for output in convolutions(source)):
+            plan.sources[node.output[0]] = _settled(plan, source, node)
     packed = {
         output: replace(layer, packed=True)
         for output, layer in plan.linear.items()
@@ -99,8 +115,11 @@ def _settled(plan: Partition, source: Source, quantizer: NodeProto) -> Source:
     levels, result = plan.marked.activations[marked(quantizer)], quantizer.output[0]
     if isinstance(source, Convolved):
         output = source.node.output[0]
-        tensor = plan.integers[source.node.input[0]]
-        fitted = convolution.fit_convolution(source, plan.marked.weights[source.weight], tensor, levels)
+        if output in plan.refused:
+            plan.fitted.pop((output, result), None)
+            return Plain("")
+        weight, tensor = plan.marked.weights[source.weight], plan.integers[source.node.input[0]]
+        fitted = convolution.fit_convolution(source, weight, tensor, levels, exact=plan.marked.exact)
         if isinstance(fitted, str):
             plan.refused[output] = fitted
             return Plain("")

@@ -70,6 +70,7 @@ def _other(plan: Partition, node: NodeProto) -> str:
         return ""
     if node.output[0] in plan.refused:
         return plan.refused[node.output[0]]
-    if node.op_type == "Add" and not all(name in plan.integers for name in computed):
-        return 'it reads a float, which sums="int8" quantizes'
-    return "its output is not quantized" if node.op_type == "Add" else "computed as in PyTorch"
+    if node.op_type != "Add" or len(computed) < 2:
+        return "computed as in PyTorch"
+    quantized = all(name in plan.integers for name in computed)
+    return "its output is not quantized" if quantized else 'it reads a float, which sums="int8" quantizes'

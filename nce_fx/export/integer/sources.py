@@ -11,6 +11,7 @@ What lies between must have no other reader, who would want it in float.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from onnx import NodeProto
@@ -66,6 +67,14 @@ class Joined:
 
 
 Source = Plain | Convolved | Added | Moved | Joined
+
+
+def convolutions(source: Source) -> Iterator[str]:
+    """Yield the outputs of the convolutions that a source is computed from, such as ``"conv2d_3"``."""
+    if isinstance(source, Convolved):
+        yield source.node.output[0]
+    for inner in source.parts if isinstance(source, Joined) else [source.inner] if isinstance(source, Moved) else []:
+        yield from convolutions(inner)
 
 
 def find_source(nodes: Nodes, tensor: str, integers: set[str], ranks: dict[str, int]) -> Source:

@@ -8,7 +8,8 @@ onnxruntime's QLinearConv gives
 
 with round to even. For each channel any bias and ratio do that rise at the same n, and there is some room: a rise may
 lie anywhere between (fineness * (t - 1) + bias) and (fineness * t + bias). For a given bias each rise allows an
-interval of ratios; a bias is good when these intersect. The finer the sum, the more of them there are.
+interval of ratios; a bias is good when these intersect. The finer the sum, the more of them there are. How much room
+they leave is a concave function of the bias, so that the best one is found, and where that is none, there is none.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ import numpy as np
 from nce_fx.export.integer.onnx_nodes import Array
 
 _LARGEST = 2**31 - 1
-_OFFSETS = (0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 610)
-"""How far from the line's own bias another one is tried, to both sides."""
+_SEARCHED = 8
+"""How far from the line's own bias the best one is looked for, in units of the sum, to both sides."""
 
 
 @dataclass(frozen=True)
@@ -97,17 +98,24 @@ def requantize(
     # A channel that hardly moves, or not at all, still needs a bias that int32 holds.
     line = np.maximum(slope / fineness, (np.abs(start) + 1) / room)
     center = np.clip(np.round(start / line), -room, room)
-    best_room = np.full(len(slope), -np.inf)
-    bias, inverse = center.copy(), 1 / line
-    for offset in sorted({sign * step for step in _OFFSETS for sign in (1, -1) if step <= max(fineness // 2, 1)}):
-        tried = np.clip(center + offset, -room, room)
-        least, most = _inverse_ratios(stairs, tried, fineness)
-        least, most = np.maximum(least, 0.5 / line), np.minimum(most, 2 / line)
-        slack = (most - least) * line
+
+    def inverses(bias: Array) -> tuple[Array, Array]:
+        least, most = _inverse_ratios(stairs, bias, fineness)
+        return np.maximum(least, 0.5 / line), np.minimum(most, 2 / line)
+
+    def slack(bias: Array) -> Array:
+        least, most = inverses(bias)
         # Of two that are equally good, the one nearer to the line.
-        better = slack - 1e-9 * abs(offset) > best_room
-        best_room[better] = (slack - 1e-9 * abs(offset))[better]
-        bias[better], inverse[better] = tried[better], ((least + most) / 2)[better]
+        result: Array = (most - least) * line - 1e-9 * np.abs(bias - center)
+        return result
+
+    low, high = (np.clip(center + side * _SEARCHED * fineness, -room, room) for side in (-1, 1))
+    while np.any(low < high):
+        middle = np.floor((low + high) / 2)
+        right = slack(middle + 1) > slack(middle)
+        low, high = np.where(right, middle + 1, low), np.where(right, high, middle)
+    bias, (least, most) = low, inverses(low)
+    inverse = (least + most) / 2
     misses = count_misses(stairs, bias, rounded(1 / inverse), fineness)
     # Where values lie on the border of two levels, only the line itself may do.
     plain = count_misses(stairs, center, rounded(line), fineness)

@@ -76,6 +76,15 @@ def made_from(nodes: Iterable[Any]) -> Iterator[Node]:
             pending.extend(current.all_input_nodes)
 
 
+def made_of(nodes: Iterable[Node], sources: Iterable[Node]) -> set[Node]:
+    """Return some nodes with all that is computed from them, of nodes in the order of their graph: `made_from` back."""
+    found = set(sources)
+    for node in nodes:
+        if any(source in found for source in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
 _from_inputs: ContextVar[Set[Node]] = ContextVar("_from_inputs", default=frozenset())
 
 
@@ -85,11 +94,7 @@ def unchanged(graph: Graph) -> Iterator[None]:
 
     Else each layer of a long network asks, back to its input, and all of them together take the square of its length.
     """
-    found: set[Node] = set()
-    for node in graph.nodes:
-        if node.op == "placeholder" or any(source in found for source in node.all_input_nodes):
-            found.add(node)
-    before = _from_inputs.set(found)
+    before = _from_inputs.set(made_of(graph.nodes, graph.find_nodes(op="placeholder")))
     try:
         yield
     finally:

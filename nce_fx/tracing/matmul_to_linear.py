@@ -20,7 +20,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from nce_fx.ops import Ops
-from nce_fx.ops.work import made_from, shape_of
+from nce_fx.ops.work import made_from, made_of, shape_of
 from nce_fx.paths import tensor_at
 
 
@@ -59,17 +59,10 @@ def products_to_linear(gm: GraphModule, ops: Ops) -> bool:
 
 def _sorted(gm: GraphModule) -> tuple[set[Node], set[Node]]:
     """Return the nodes whose value depends on an input, and the matrices that are made of parameters alone."""
-    of_data: set[Node] = set()
-    trained: set[Node] = set()
-    for node in gm.graph.nodes:
-        if node.op == "placeholder" or any(source in of_data for source in node.all_input_nodes):
-            of_data.add(node)
-        elif node.op == "get_attr":
-            if isinstance(tensor_at(gm, str(node.target)), nn.Parameter):
-                trained.add(node)
-        elif any(source in trained for source in node.all_input_nodes):
-            trained.add(node)
-    return of_data, {node for node in trained if _is_whole(node)}
+    of_data = made_of(gm.graph.nodes, gm.graph.find_nodes(op="placeholder"))
+    held = gm.graph.find_nodes(op="get_attr")
+    trained = [node for node in held if isinstance(tensor_at(gm, str(node.target)), nn.Parameter)]
+    return of_data, {node for node in made_of(gm.graph.nodes, trained) - of_data if _is_whole(node)}
 
 
 def _is_whole(node: Node) -> bool:

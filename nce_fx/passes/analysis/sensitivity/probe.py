@@ -24,7 +24,7 @@ from nce_fx.errors import InputError, TrainingError, where
 from nce_fx.ops.layers import find_layers
 from nce_fx.ops.liveness import overwritten
 from nce_fx.ops.spellings import sets_items
-from nce_fx.ops.work import Layer, made_from, source_parameters
+from nce_fx.ops.work import Layer, made_from, made_of, source_parameters
 from nce_fx.passes.analysis.sensitivity.noise import Noise, Point, Rounding
 from nce_fx.passes.analysis.sensitivity.shard import ALONE, Shard
 from nce_fx.paths import parameters_of, tensor_at
@@ -229,10 +229,7 @@ class Probe:
 
     def after(self, start: Sequence[Node]) -> tuple[Node, ...]:
         """Everything that depends on some nodes, in graph order, without them."""
-        reached = set(start)
-        for node in self.gm.graph.nodes:
-            if any(read in reached for read in node.all_input_nodes):
-                reached.add(node)
+        reached = made_of(self.gm.graph.nodes, start)
         return tuple(node for node in self.gm.graph.nodes if node in reached and node not in start)
 
     @cached_property

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 from torch import nn
 from torch.fx import GraphModule, Node
@@ -14,7 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from nce_fx.errors import where
 from nce_fx.ops import OPS, Op, WeightLayout, table_of
 from nce_fx.ops.layers import find_layers
-from nce_fx.ops.work import Layer, shape_of
+from nce_fx.ops.work import Layer, made_from, made_of, shape_of
 from nce_fx.passes.transform.quantize.hooked_weights import weight_hook
 from nce_fx.passes.transform.quantize.spec import LayerBits, QuantSpec
 from nce_fx.paths import tensor_at
@@ -66,17 +65,8 @@ def layers_with_weights(gm: GraphModule) -> list[Layer]:
     That is done from parameters alone, as by the products of a spectral norm.
     """
     layers = [layer for layer in find_layers(gm) if has_weight(layer)]
-    making: set[Node] = set()
-    queue = [weight_argument(layer.node) for layer in layers if layer.node.op == "call_function"]
-    while queue:
-        node = queue.pop()
-        if node not in making:
-            making.add(node)
-            queue += node.all_input_nodes
-    fed: set[Node] = set()
-    for node in sorted(making):
-        if node.op == "placeholder" or any(source in fed for source in node.all_input_nodes):
-            fed.add(node)
+    making = set(made_from(weight_argument(layer.node) for layer in layers if layer.node.op == "call_function"))
+    fed = made_of(sorted(making), [node for node in making if node.op == "placeholder"])
     return [layer for layer in layers if layer.node not in making - fed]
 
 
@@ -154,34 +144,21 @@ def find_quantizable_layers(gm: GraphModule, spec: QuantSpec) -> tuple[Quantizab
     """Return every layer that can be quantized, with its bits, in execution order."""
     layers = layers_with_weights(gm)
     owners = {layer.node for layer in layers}
-    before, after = _below(gm, owners), _above(gm, owners)
+    behind, before = (
+        made_of(gm.graph.nodes, owners),
+        set(made_from(source for node in owners for source in node.all_input_nodes)),
+    )
     result = []
     for layer in layers:
         if not quantizable(gm, layer):
             continue
-        first = not before[layer.inputs[0]]
-        end = first or not after[layer.node]
+        first = layer.inputs[0] not in behind
+        end = first or layer.node not in before
         shortcut = is_shortcut(gm, layer, owners)
         bits = spec.bits_for(layer.path, end=end, shortcut=shortcut)
         result.append(QuantizableLayer(layer, first, end, shortcut, bits))
     spec.check_overrides(each.path for each in result)
     return tuple(result)
-
-
-def _below(gm: GraphModule, owners: set[Node]) -> Mapping[Node, bool]:
-    """For every node: does a layer lie between the model's inputs and its value."""
-    found: dict[Node, bool] = {}
-    for node in gm.graph.nodes:
-        found[node] = node in owners or any(found[source] for source in node.all_input_nodes)
-    return found
-
-
-def _above(gm: GraphModule, owners: set[Node]) -> Mapping[Node, bool]:
-    """For every node: does a layer lie between its value and the model's outputs."""
-    found: dict[Node, bool] = {}
-    for node in reversed(gm.graph.nodes):
-        found[node] = any(user in owners or found[user] for user in node.users)
-    return found
 
 
 def is_shortcut(gm: GraphModule, layer: Layer, owners: set[Node]) -> bool:
@@ -234,20 +211,4 @@ def adds(node: Node) -> bool:
 
 def _layers_between(start: Node, end: Node, owners: set[Node]) -> int:
     """Count the layers on the paths from ``start`` to ``end``; 0 where there is no path."""
-    above: set[Node] = set()
-    pending: list[Any] = [end]
-    while pending:
-        node = pending.pop()
-        if node not in above:
-            above.add(node)
-            pending.extend(node.all_input_nodes if node is not start else ())
-    if start not in above:
-        return 0
-    below: set[Node] = set()
-    pending = [start]
-    while pending:
-        node = pending.pop()
-        if node not in below:
-            below.add(node)
-            pending.extend(user for user in node.users if user in above)
-    return len(below & owners)
+    return len(made_of(start.graph.nodes, [start]) & set(made_from([end])) & owners)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import TypeVar
 
 from torch import Tensor, nn
@@ -30,6 +30,14 @@ def operation(gm: GraphModule, node: Node) -> str:
     if node.op == "call_module":
         return type(module_at(gm, str(node.target))).__name__
     return node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", node.target))
+
+
+def free_name(wanted: str, taken: Container[str]) -> str:
+    """Return a name that is not taken: ``conv``, else ``conv_1``, ``conv_2``, and so on."""
+    name, count = wanted, 1
+    while name in taken:
+        name, count = f"{wanted}_{count}", count + 1
+    return name
 
 
 def modules_of(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -9,6 +9,8 @@ from typing import Any
 from onnx import ModelProto, NodeProto
 from torch.fx import GraphModule, Node
 
+from nce_fx.paths import free_name
+
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -92,9 +94,7 @@ def rename(model: ModelProto, names: Mapping[str, str]) -> None:
 
 
 def _free(wanted: str, taken: set[str]) -> str:
-    name, count = wanted, 1
-    while name in taken:
-        name, count = f"{wanted}_{count}", count + 1
+    name = free_name(wanted, taken)
     taken.add(name)
     return name
 

@@ -212,7 +212,7 @@ def _raise_modules(gm: GraphModule, model: nn.Module, ops: Ops, *, orphans: bool
             module, path = module_by_mode(ops, node), f"{node.name}_module"
         if module is None:
             continue
-        _place(gm, path, module)
+        gm.add_submodule(path, module)
         with gm.graph.inserting_before(node):
             raised = gm.graph.call_module(path, (node.args[0],))
         raised.meta = dict(node.meta)
@@ -262,17 +262,6 @@ def _itself(module: nn.Module | None, op: Op) -> nn.Module | None:
     result.__dict__ = dict(module.__dict__)
     result._modules = {}
     return result
-
-
-def _place(gm: GraphModule, path: str, module: nn.Module) -> None:
-    """Put a module where it was in the model."""
-    owner: nn.Module = gm
-    *parents, leaf = path.split(".")
-    for name in parents:
-        if not isinstance(getattr(owner, name, None), nn.Module):
-            owner.add_module(name, nn.Module())
-        owner = getattr(owner, name)
-    owner._modules[leaf] = module
 
 
 def _restore_structure(gm: GraphModule, inputs: Mapping[str, Any]) -> None:

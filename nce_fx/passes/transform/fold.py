@@ -105,8 +105,7 @@ def _fold(gm: GraphModule, layer: Layer, norm: Node, affine: Affine) -> bool:
     owner, _, leaf = path.rpartition(".")
     bias = _bias(gm, node)
     if inner is not None:
-        place, _, name = str(quantizer.target).rpartition(".")
-        setattr(gm.get_submodule(place), name, ScaledWeight(inner, factor).eval())
+        gm.add_submodule(str(quantizer.target), ScaledWeight(inner, factor).eval())
     else:
         setattr(gm.get_submodule(owner), leaf, nn.Parameter(weight * factor))
     shift = affine.shift if bias is None else affine.shift + bias * affine.factor

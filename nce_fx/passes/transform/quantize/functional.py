@@ -158,8 +158,7 @@ def as_module(gm: GraphModule, node: Node, weight: Node, quantizer: WeightQuanti
     module.train(gm.training)
     for name, child in gm.get_submodule(path).named_children():
         module.add_module(name, child)
-    owner, _, name = path.rpartition(".")
-    setattr(gm.get_submodule(owner), name, module)
+    gm.add_submodule(path, module)
     node.op, node.target = "call_module", path
     node.args, node.kwargs = (data,), {}
 

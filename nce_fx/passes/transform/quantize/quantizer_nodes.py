@@ -44,7 +44,7 @@ from nce_fx.passes.transform.quantize.quantizable_layers import (
 from nce_fx.passes.transform.quantize.spec import QuantSpec
 from nce_fx.passes.transform.quantize.stepwise import make_stepwise
 from nce_fx.passes.transform.quantize.sums import SUM_BITS, add_apart, sum_operands
-from nce_fx.paths import tensor_at
+from nce_fx.paths import free_name, tensor_at
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, Quantizer
 from nce_fx.quantizers.base import Replaced
 
@@ -262,8 +262,7 @@ def _weight_node(gm: GraphModule, spec: QuantSpec, each: QuantizableLayer, bits:
         if pruned:
             warn_of_zeros(each.path, value, quantizer.integers(value).dequantize())
         target = _free_target(gm, each)
-        owner, _, name = target.rpartition(".")
-        gm.get_submodule(owner).add_module(name, _alike(quantizer, gm, value))
+        gm.add_submodule(target, _alike(quantizer, gm, value))
         created = gm.graph.create_node("call_module", target, (weight,), name=target.replace(".", "_"))
     return _described(created, weight, node)
 
@@ -278,9 +277,7 @@ def _free_target(gm: GraphModule, each: QuantizableLayer) -> str:
     """Where a weight quantizer lives: ``<layer>.weight_quant``, or ``<parameter>_quant`` of a raw parameter."""
     raw = each.node.op != "call_module" and not each.layer.weights[0].endswith(".weight")
     target = f"{each.path}_quant" if raw else f"{each.path}.weight_quant"
-    taken = {name for name, _ in gm.named_modules()}
-    others = (f"{target}_{count}" for count in range(1, len(taken) + 2))
-    return target if target not in taken else next(other for other in others if other not in taken)
+    return free_name(target, {name for name, _ in gm.named_modules()})
 
 
 def computed_value(gm: GraphModule, node: Node) -> Tensor:

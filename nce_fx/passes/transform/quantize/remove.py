@@ -32,8 +32,7 @@ def remove_quantizers(gm: GraphModule) -> GraphModule:
             _remove_activation(result, node, module)
     for name, module in list(result.named_modules()):
         if isinstance(module, (WeightQuantizer, ActivationQuantizer)):
-            owner, _, leaf = name.rpartition(".")
-            delattr(result.get_submodule(owner), leaf)
+            result.delete_submodule(name)
     make_plain(result)
     result.graph.lint()
     result.recompile()
@@ -64,8 +63,8 @@ def _remove_activation(gm: GraphModule, node: Node, quantizer: ActivationQuantiz
     replaced = quantizer.replaces
     if replaced is not None:
         if replaced.op == "call_module":
-            owner, _, leaf = str(replaced.target).rpartition(".")
-            _owner(gm, owner).add_module(leaf, nn.ReLU(inplace=replaced.in_place))
+            # Where a copy of the graph has dropped its owner as unused, one is made.
+            gm.add_submodule(str(replaced.target), nn.ReLU(inplace=replaced.in_place))
         with gm.graph.inserting_before(node):
             relu = gm.graph.create_node(
                 replaced.op, replaced.target, (source, *replaced.args), dict(replaced.kwargs), name=replaced.name
@@ -76,13 +75,3 @@ def _remove_activation(gm: GraphModule, node: Node, quantizer: ActivationQuantiz
         source = relu
     node.replace_all_uses_with(source)
     gm.graph.erase_node(node)
-
-
-def _owner(gm: GraphModule, path: str) -> nn.Module:
-    """Return the module at ``path``, made where a copy of the graph has dropped it as unused."""
-    module: nn.Module = gm
-    for name in filter(None, path.split(".")):
-        if not hasattr(module, name):
-            module.add_module(name, nn.Module())
-        module = getattr(module, name)
-    return module

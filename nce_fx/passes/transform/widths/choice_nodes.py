@@ -23,6 +23,7 @@ from nce_fx.passes.transform.widths.choice_sites import (
 )
 from nce_fx.passes.transform.widths.interpolation import WidthInterpolation
 from nce_fx.passes.transform.widths.modules import WIDTH_MODULES, WidthChoice, WidthDraw, WidthNorm
+from nce_fx.paths import free_name
 
 Mixing = Literal["zeros", "interpolate"]
 
@@ -78,11 +79,10 @@ def remove_width_choices(gm: GraphModule) -> GraphModule:
         elif isinstance(module, WidthDraw) and not node.users:
             result.graph.erase_node(node)
     for path, module in list(result.named_modules()):
-        owner, _, leaf = path.rpartition(".")
         if isinstance(module, WidthNorm):
-            setattr(result.get_submodule(owner), leaf, module.plain())
+            result.add_submodule(path, module.plain())
         elif isinstance(module, WIDTH_MODULES):
-            delattr(result.get_submodule(owner), leaf)
+            result.delete_submodule(path)
     result.graph.lint()
     result.recompile()
     return result
@@ -147,10 +147,9 @@ def _norms(
     for path, uses in nodes.items():
         group = sites.norms[path].groups[0]
         norm: Any = gm.get_submodule(path)
-        owner, _, leaf = path.rpartition(".")
         new = WidthNorm(norm, sites.norms[path].member.to(norm.weight.device), len(candidates[group]))
         new.training = norm.training
-        setattr(gm.get_submodule(owner), leaf, new)
+        gm.add_submodule(path, new)
         for node in uses:
             node.args = (node.all_input_nodes[0], draws[group])
             node.kwargs = {}
@@ -160,8 +159,4 @@ def _norms(
 def _free(gm: GraphModule, wanted: str) -> str:
     """A name that is no module's and no node's yet."""
     name = "".join(letter if letter.isalnum() else "_" for letter in wanted)
-    taken = {node.name for node in gm.graph.nodes} | {path for path, _ in gm.named_modules()}
-    count, result = 1, name
-    while result in taken:
-        result, count = f"{name}_{count}", count + 1
-    return result
+    return free_name(name, {node.name for node in gm.graph.nodes} | {path for path, _ in gm.named_modules()})

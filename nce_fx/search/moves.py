@@ -37,6 +37,7 @@ from nce_fx.search.asked import choices_of
 from nce_fx.search.carrying import carried_momenta, going_on_with, of_kind, quantizing, restore_quantizers
 from nce_fx.search.channel_worth import worth_of_groups
 from nce_fx.search.outcome import Importance
+from nce_fx.training.checkpoint import by_kind, flat
 from nce_fx.training.evaluation import measure
 from nce_fx.training.optimizer import momenta
 from nce_fx.training.recipe import seed_at
@@ -115,17 +116,13 @@ class Moves(Callback):
         """Return the network that waits, and its momenta."""
         if self.aside is None:
             return {}
-        found = {f"model/{name}": value for name, value in self.aside.network.state_dict().items()}
-        return found | {f"momentum/{name}": value for name, value in self.aside.momenta.items()}
+        return flat({"model": self.aside.network.state_dict(), "momentum": self.aside.momenta})
 
     def restore(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         """Take up the network that waits."""
         if self.aside is None:
             return
-        kept: dict[str, dict[str, Tensor]] = {"model": {}, "momentum": {}}
-        for name, value in tensors.items():
-            kind, _, rest = name.partition("/")
-            kept[kind][rest] = value
+        kept = by_kind(tensors)
         self.aside.network.load_state_dict(kept["model"])
         self.aside.network.to(device_of(model))
         self.aside.momenta = kept["momentum"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,20 @@ class Checkpoint(Frozen):
     tensors: Mapping[str, Tensor]
     state: Mapping[str, Any]
     """JSON values."""
+
+
+def flat(kinds: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return tensors of several kinds under one name each: ``{"model/conv.weight": ...}``."""
+    return {f"{kind}/{name}": tensor for kind, own in kinds.items() for name, tensor in own.items()}
+
+
+def by_kind(tensors: Mapping[str, Tensor]) -> defaultdict[str, dict[str, Tensor]]:
+    """Return what `flat` made one of; none of a kind that is not there."""
+    kinds: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition("/")
+        kinds[kind][rest] = tensor
+    return kinds
 
 
 def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from nce_fx.errors import InputError
 from nce_fx.quantizers import WeightQuantizer
 from nce_fx.quantizers.dorefa import DorefaWeight
+from nce_fx.training.checkpoint import by_kind, flat
 from nce_fx.training.oscillation import quantized_parameters
 
 MOMENTUM = 0.01
@@ -87,17 +88,14 @@ class Freezing:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the records by weight."""
-        return {
-            f"{kind}/{name}": getattr(weight, kind)
-            for name, weight in self._weights.items()
-            for kind in ("level", "move", "frequency", "mean", "frozen")
-        }
+        kinds = ("level", "move", "frequency", "mean", "frozen")
+        return flat({kind: {name: getattr(own, kind) for name, own in self._weights.items()} for kind in kinds})
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from what ``tensors`` returned."""
-        for name, tensor in tensors.items():
-            kind, _, path = name.partition("/")
-            setattr(self._weights[path], kind, tensor.to(self._weights[path].parameter.device, copy=True))
+        for kind, own in by_kind(tensors).items():
+            for path, tensor in own.items():
+                setattr(self._weights[path], kind, tensor.to(self._weights[path].parameter.device, copy=True))
 
 
 def _level(parameter: Tensor, quantizer: WeightQuantizer) -> Tensor:

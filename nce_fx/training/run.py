@@ -17,7 +17,7 @@ from nce_fx.processes import Engine, agree_on, distributed
 from nce_fx.tasks import Task
 from nce_fx.tensor_file import digest
 from nce_fx.training.batches import Data
-from nce_fx.training.checkpoint import Checkpoint, last_good, latest_checkpoint, save_checkpoint
+from nce_fx.training.checkpoint import Checkpoint, by_kind, flat, last_good, latest_checkpoint, save_checkpoint
 from nce_fx.training.extras import Extra, extras_of
 from nce_fx.training.features import tapped
 from nce_fx.training.optimizer import build_optimizer, momenta, restore_momenta
@@ -184,11 +184,13 @@ def prepare(
     stages.enter(recipe, position.epoch)
     extras = extras_of(model, recipe)
     if found is not None:
-        kept = _restore(found, model, optimizer)
-        position.levels = kept["levels"]
-        callback.restore(model, kept["companion"])
+        kinds = by_kind(found.tensors)
+        model.load_state_dict(kinds["model"])
+        restore_momenta(model, optimizer, kinds["momentum"])
+        position.levels = kinds["levels"]
+        callback.restore(model, kinds["companion"])
         for name, extra in extras.items():
-            extra.restore({rest: tensor for path, tensor in kept["extra"].items() for rest in _below(name, path)})
+            extra.restore(by_kind(kinds["extra"])[name])
     agree_on(identity | {"position": position.plain()})
     student = callback.student(model)
     if recipe.distill_features and teacher is not None:
@@ -215,10 +217,6 @@ def prepare(
         extras,
         task,
     )
-
-
-def _below(folder: str, path: str) -> list[str]:
-    return [path.removeprefix(f"{folder}/")] if path.startswith(f"{folder}/") else []
 
 
 class CheckpointWriter:
@@ -250,15 +248,16 @@ class CheckpointWriter:
         if run.engine.is_main:
             momentum = momenta(run.model, run.optimizer)
             _check_finite({**dict(run.model.named_parameters()), **momentum}, run)
-            tensors = {f"model/{name}": tensor for name, tensor in _state_of(run.model).items()}
-            tensors |= {f"momentum/{name}": tensor for name, tensor in momentum.items()}
-            tensors |= {f"levels/{name}": tensor for name, tensor in run.position.levels.items()}
-            tensors |= {f"companion/{name}": tensor for name, tensor in run.callback.tensors().items()}
-            for folder, extra in run.extras.items():
-                tensors |= {f"extra/{folder}/{name}": tensor for name, tensor in extra.tensors().items()}
+            kinds: dict[str, Mapping[str, Tensor]] = {
+                "model": _state_of(run.model),
+                "momentum": momentum,
+                "levels": run.position.levels,
+                "companion": run.callback.tensors(),
+                "extra": flat({name: extra.tensors() for name, extra in run.extras.items()}),
+            }
             state = {"run": run.identity, "position": run.position.plain(), "plan": run.plan}
             state["companion"] = run.callback.state()
-            save_checkpoint(run.directory, Checkpoint(run.done, tensors, state))
+            save_checkpoint(run.directory, Checkpoint(run.done, flat(kinds), state))
         self.saved = time.monotonic()
         return f"saved in {run.directory}"
 
@@ -291,19 +290,6 @@ def _check_same_run(checkpoint: Checkpoint, identity: dict[str, Any], directory:
                 f"{directory} holds a checkpoint of another run ({name}: {theirs.get(name)!r} there, {value!r} here); "
                 "choose another directory, or remove the checkpoints in it"
             )
-
-
-def _restore(
-    checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> dict[str, dict[str, Tensor]]:
-    """Put the weights, the statistics and the momenta back to a checkpoint; return all its tensors by kind and name."""
-    groups: dict[str, dict[str, Tensor]] = {"model": {}, "momentum": {}, "levels": {}, "companion": {}, "extra": {}}
-    for name, tensor in checkpoint.tensors.items():
-        group, _, rest = name.partition("/")
-        groups[group][rest] = tensor
-    model.load_state_dict(groups["model"])
-    restore_momenta(model, optimizer, groups["momentum"])
-    return groups
 
 
 def _check_finite(tensors: dict[str, Tensor], run: Run) -> None:

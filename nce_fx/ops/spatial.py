@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn, rand, randn
 
 from nce_fx.ops import output_shapes
-from nce_fx.ops.op import Absent, Op, Sign, same_order
+from nce_fx.ops.op import Absent, Op, Sign, family, same_order
 from nce_fx.ops.rules import mixing, movement
 
 
@@ -32,6 +32,9 @@ def _pool(
         **also,
     )
 
+
+_calls_pad = family(kind="spatial", signature="input", channels=Absent("it calls pad"), sign="kept")
+_edge_pad = family(kind="spatial", signature="input, padding", channels=movement.edge_pad, sign="kept")
 
 ROWS = (
     _pool("max_pool1d", 1, [2], modules=(nn.MaxPool1d,), spellings=same_order("max_pool1d_with_indices")),
@@ -66,15 +69,7 @@ ROWS = (
         example=lambda: (randn(2, 8, 4, 4), (1, 1, 0, 2)),
     ),
     *(
-        Op(
-            name=f"nn.{kind.__name__}",
-            kind="spatial",
-            modules=(kind,),
-            signature="input",
-            channels=Absent("it calls pad"),
-            sign="kept",
-            example=partial(_image, axes),
-        )
+        _calls_pad(f"nn.{kind.__name__}", partial(_image, axes), kind)
         for axes, kinds in (
             (1, (nn.ZeroPad1d, nn.ReflectionPad1d, nn.ReplicationPad1d, nn.CircularPad1d)),
             (2, (nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d)),
@@ -106,14 +101,7 @@ ROWS = (
         example=partial(_image, 2, [1, 1]),
     ),
     *(
-        Op(
-            name=f"{kind}_pad{axes}d",
-            kind="spatial",
-            signature="input, padding",
-            channels=movement.edge_pad,
-            sign="kept",
-            example=partial(_image, axes, [1, 1] * axes),
-        )
+        _edge_pad(f"{kind}_pad{axes}d", partial(_image, axes, [1, 1] * axes))
         for kind in ("reflection", "replication")
         for axes in (1, 2, 3)
     ),

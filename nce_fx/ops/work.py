@@ -65,15 +65,18 @@ def shape_of(node: Node) -> tuple[int, ...]:
     return tuple(getattr(node.meta.get("tensor_meta"), "shape", ()))
 
 
-def made_from(nodes: Iterable[Any]) -> Iterator[Node]:
-    """Yield every node that some values are computed from, each once, themselves first; what is no node is left out."""
+def made_from(nodes: Iterable[Any], through: Callable[[Node], bool] = lambda node: True) -> Iterator[Node]:
+    """Yield every node that some values are computed from, each once, themselves first; what is no node is left out.
+
+    ``through`` says of each node that is read whether it is looked at.
+    """
     pending, seen = list(nodes), set()
     while pending:
         current = pending.pop()
         if isinstance(current, Node) and current not in seen:
             seen.add(current)
             yield current
-            pending.extend(current.all_input_nodes)
+            pending.extend(filter(through, current.all_input_nodes))
 
 
 def made_of(nodes: Iterable[Node], sources: Iterable[Node]) -> set[Node]:

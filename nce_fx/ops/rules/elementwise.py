@@ -39,17 +39,11 @@ def pointwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Chann
     return ChannelTensor(run, result.shape, result.labels, dtype)
 
 
-def quantizer(module: Any, input: ChannelTensor) -> ChannelTensor:
-    """Return the channels of what a fake quantizer such as ``Pact(bits=2)`` makes: those that it reads.
+def activation_layer(layer: Any, input: ChannelTensor) -> ChannelTensor:
+    """Return the channels of a layer that works on each element, ``nn.GELU`` or a quantizer: those that it reads.
 
     What reads a quantized weight cannot be divided among copies any more.
     """
-    input.run.computes()
-    return ChannelTensor(input.run, input.shape, input.labels, input.dtype)
-
-
-def activation_layer(layer: ChannelLayer, input: ChannelTensor) -> ChannelTensor:
-    """Return the channels of a layer that works on each element, ``nn.GELU`` say: those that it reads."""
     input.run.computes()
     return ChannelTensor(input.run, input.shape, input.labels, input.dtype)
 

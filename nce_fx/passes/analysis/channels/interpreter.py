@@ -31,7 +31,7 @@ from nce_fx.passes.analysis.channels import dispatch
 from nce_fx.passes.analysis.channels.dispatch import layer_rule
 from nce_fx.quantizers.base import Quantizer
 
-_OWN_MODULES: dict[type[nn.Module], Any] = {Quantizer: elementwise.quantizer, ByMode: elementwise.by_mode}
+_OWN_MODULES: dict[type[nn.Module], Any] = {Quantizer: elementwise.activation_layer, ByMode: elementwise.by_mode}
 
 
 class ChannelInterpreter(RuleInterface, Interpreter):

@@ -119,18 +119,12 @@ def products_in_float(gm: GraphModule) -> Mapping[str, str]:
 
 def _parameters_behind(gm: GraphModule, operand: Node) -> tuple[str, ...] | None:
     """Return the parameters that a value is computed from; ``None`` where data takes part, but for its size or type."""
-    paths: dict[str, int] = {}
-    pending, seen = [operand], set()
-    while pending:
-        node = pending.pop()
-        if node.op == "placeholder":
-            return None
-        if node.op == "get_attr" and isinstance(tensor_at(gm, str(node.target)), nn.Parameter):
-            paths[str(node.target)] = -prod(shape_of(node))
-        known = (source for source in node.all_input_nodes if source.op == "get_attr" or "tensor_meta" in source.meta)
-        pending += [source for source in known if source not in seen]
-        seen.update(node.all_input_nodes)
-    return tuple(sorted(paths, key=paths.__getitem__))
+    behind = list(made_from([operand], lambda node: node.op == "get_attr" or "tensor_meta" in node.meta))
+    if any(node.op == "placeholder" for node in behind):
+        return None
+    held = {str(node.target): -prod(shape_of(node)) for node in behind if node.op == "get_attr"}
+    paths = (path for path in held if isinstance(tensor_at(gm, path), nn.Parameter))
+    return tuple(sorted(paths, key=held.__getitem__))
 
 
 def weight_argument(node: Node) -> Node:

@@ -48,6 +48,7 @@ from nce_fx.report.view import view_of
 from nce_fx.signature import call_of, signature_of
 from nce_fx.tensor_file import from_bytes, to_bytes
 from nce_fx.tracing import trace
+from nce_fx.validated import first_problem
 from nce_fx.version import __version__
 
 VERSION = 2
@@ -253,9 +254,7 @@ def read_manifest(directory: str | Path) -> Manifest:
     try:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ArtifactError(f"{path} is damaged at {place or 'its top'}: {first['msg']}") from error
+        raise ArtifactError(f"{path} is damaged at {first_problem(error)}") from error
     if manifest_digest(content) != manifest.digest:
         raise ArtifactError(f"{path} is damaged, its digest does not match: write the result again")
     return manifest
@@ -267,11 +266,7 @@ def read_plan(directory: str | Path, manifest: Manifest) -> WidthPlan:
     Raises:
         ArtifactError: it is missing or damaged.
     """
-    path = Path(directory) / PLAN
-    try:
-        return WidthPlan.from_json(_checked(path, manifest).decode())
-    except UnicodeDecodeError as error:
-        raise ArtifactError(f"{path} is damaged, it is not text: write the result again") from error
+    return WidthPlan.from_json(_text_in(Path(directory) / PLAN, manifest))
 
 
 def read_history(directory: str | Path, manifest: Manifest, plan: WidthPlan) -> HistoryRecord:
@@ -281,11 +276,7 @@ def read_history(directory: str | Path, manifest: Manifest, plan: WidthPlan) -> 
         ArtifactError: it is missing or damaged.
     """
     if manifest.version > 1:
-        path = Path(directory) / HISTORY
-        try:
-            return HistoryRecord.from_json(_checked(path, manifest).decode())
-        except UnicodeDecodeError as error:
-            raise ArtifactError(f"{path} is damaged, it is not text: write the result again") from error
+        return HistoryRecord.from_json(_text_in(Path(directory) / HISTORY, manifest))
     steps = []
     if plan.changed:
         steps.append(StepRecord(name="resize", options={"plan": json.loads(plan.to_json())}))
@@ -353,6 +344,13 @@ def _read(path: Path) -> bytes:
         ) from error
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _text_in(path: Path, manifest: Manifest) -> str:
+    try:
+        return _checked(path, manifest).decode()
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{path} is damaged, it is not text: write the result again") from error
 
 
 def _checked(path: Path, manifest: Manifest) -> bytes:

@@ -22,6 +22,7 @@ from nce_fx.errors import PlanError
 from nce_fx.frozen import Frozen
 from nce_fx.paths import module_at, parameters_of, used_by
 from nce_fx.plain_text import read_json
+from nce_fx.validated import first_problem
 
 PLAN_VERSION = 1
 
@@ -96,9 +97,7 @@ class WidthPlan(Frozen):
         try:
             checked = PlanSchema.model_validate(fields)
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"]) or "the whole"
-            raise PlanError(f"the plan is damaged at {place}: {first['msg']}; plan again") from error
+            raise PlanError(f"the plan is damaged at {first_problem(error, 'the whole')}; plan again") from error
         if checked.widths.keys() != checked.original.keys():
             odd = sorted(checked.widths.keys() ^ checked.original.keys())[0]
             raise PlanError(f"the plan is damaged: {odd} is not in both widths and original; plan again")

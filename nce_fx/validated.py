@@ -59,6 +59,12 @@ def from_mapping(cls: type[T], values: Mapping[Any, Any]) -> T:
     return cls(**{str(name): value for name, value in values.items()})
 
 
+def first_problem(error: ValidationError, top: str = "its top") -> str:
+    """Return where the first problem is, and which: ``widths.conv1: input should be greater than 0``."""
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc']) or top}: {first['msg']}"
+
+
 def _in_words(problems: ValidationError) -> str:
     """The first problem in one line."""
     first = problems.errors(include_url=False)[0]

@@ -13,6 +13,7 @@ from nce_fx.errors import ArtifactError
 from nce_fx.pipeline.base import Pass, PassResult, Pipeline
 from nce_fx.pipeline.history import History, Step
 from nce_fx.plan import model_fingerprint
+from nce_fx.validated import first_problem
 
 
 class StepRecord(BaseModel):
@@ -62,9 +63,7 @@ class HistoryRecord(BaseModel):
         try:
             return HistoryRecord.model_validate_json(text)
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"]) or "its top"
-            raise ArtifactError(f"the history is damaged at {place}: {first['msg']}") from error
+            raise ArtifactError(f"the history is damaged at {first_problem(error)}") from error
 
     def to_json(self) -> str:
         """Return the text of `history.json`; the same history is the same bytes."""

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from nce_fx.errors import PassError
+from nce_fx.validated import first_problem
 
 T = TypeVar("T")
 
@@ -68,9 +69,7 @@ def from_plain(kind: Callable[..., T], options: Mapping[str, Any], name: str) ->
         result: T = adapter.validate_python(dict(options))
         return result
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise PassError(f"pass {name}, option {place}: {first['msg']}") from error
+        raise PassError(f"pass {name}, option {first_problem(error, '')}") from error
 
 
 @cache
@@ -80,6 +79,5 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 def _first_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+        return first_problem(error, "")
     return str(error).splitlines()[0] if str(error) else type(error).__name__

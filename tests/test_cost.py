@@ -301,7 +301,7 @@ def test_a_long_network_is_not_looked_through_once_a_layer(monkeypatch):
     gm = nce_fx.trace(Chain(), (torch.randn(2, 4),))
     channels = nce_fx.analyze_channels(gm)
     seen = 0
-    walk = work.made_from
+    walk = work.ancestors
 
     def counted(nodes):
         nonlocal seen
@@ -309,6 +309,6 @@ def test_a_long_network_is_not_looked_through_once_a_layer(monkeypatch):
             seen += 1
             yield node
 
-    monkeypatch.setattr(work, "made_from", counted)
+    monkeypatch.setattr(work, "ancestors", counted)
     nce_fx.analyze_cost(gm, channels)
     assert seen < 4 * len(gm.graph.nodes)

@@ -65,7 +65,7 @@ def shape_of(node: Node) -> tuple[int, ...]:
     return tuple(getattr(node.meta.get("tensor_meta"), "shape", ()))
 
 
-def made_from(nodes: Iterable[Any], through: Callable[[Node], bool] = lambda node: True) -> Iterator[Node]:
+def ancestors(nodes: Iterable[Any], through: Callable[[Node], bool] = lambda node: True) -> Iterator[Node]:
     """Yield every node that some values are computed from, each once, themselves first; what is no node is left out.
 
     ``through`` says of each node that is read whether it is looked at.
@@ -79,8 +79,8 @@ def made_from(nodes: Iterable[Any], through: Callable[[Node], bool] = lambda nod
             pending.extend(filter(through, current.all_input_nodes))
 
 
-def made_of(nodes: Iterable[Node], sources: Iterable[Node]) -> set[Node]:
-    """Return some nodes with all that is computed from them, of nodes in the order of their graph: `made_from` back."""
+def descendants(nodes: Iterable[Node], sources: Iterable[Node]) -> set[Node]:
+    """Return ``sources`` with what is computed from them of ``nodes``, which come in the order of their graph."""
     found = set(sources)
     for node in nodes:
         if any(source in found for source in node.all_input_nodes):
@@ -97,7 +97,7 @@ def unchanged(graph: Graph) -> Iterator[None]:
 
     Else each layer of a long network asks, back to its input, and all of them together take the square of its length.
     """
-    before = _from_inputs.set(made_of(graph.nodes, graph.find_nodes(op="placeholder")))
+    before = _from_inputs.set(descendants(graph.nodes, graph.find_nodes(op="placeholder")))
     try:
         yield
     finally:
@@ -112,7 +112,7 @@ def source_parameters(node: Any) -> tuple[str, ...]:
     if isinstance(node, Node) and node in _from_inputs.get():
         return ()
     paths: dict[str, int] = {}
-    for current in made_from([node]):
+    for current in ancestors([node]):
         if current.op == "placeholder":
             return ()
         if current.op == "get_attr":
@@ -133,7 +133,7 @@ def layer_path(node: Node, weights: tuple[str, ...]) -> str:
     path = _OF_A_WEIGHT.sub("", weights[0])
     plain = weights[0] in (path, f"{path}.weight")
     # A spectral norm's products are no layers of the module, and compute its weight.
-    return path if plain or any(value.op == "placeholder" for value in made_from([node])) else node.name
+    return path if plain or any(value.op == "placeholder" for value in ancestors([node])) else node.name
 
 
 def _argument(node: Node, index: int, *names: str) -> Any:

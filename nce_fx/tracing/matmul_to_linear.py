@@ -20,7 +20,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from nce_fx.ops import Ops
-from nce_fx.ops.work import made_from, made_of, shape_of
+from nce_fx.ops.work import ancestors, descendants, shape_of
 from nce_fx.paths import tensor_at
 
 
@@ -59,10 +59,10 @@ def products_to_linear(gm: GraphModule, ops: Ops) -> bool:
 
 def _sorted(gm: GraphModule) -> tuple[set[Node], set[Node]]:
     """Return the nodes whose value depends on an input, and the matrices that are made of parameters alone."""
-    of_data = made_of(gm.graph.nodes, gm.graph.find_nodes(op="placeholder"))
+    of_data = descendants(gm.graph.nodes, gm.graph.find_nodes(op="placeholder"))
     held = gm.graph.find_nodes(op="get_attr")
     trained = [node for node in held if isinstance(tensor_at(gm, str(node.target)), nn.Parameter)]
-    return of_data, {node for node in made_of(gm.graph.nodes, trained) - of_data if _is_whole(node)}
+    return of_data, {node for node in descendants(gm.graph.nodes, trained) - of_data if _is_whole(node)}
 
 
 def _is_whole(node: Node) -> bool:
@@ -70,7 +70,7 @@ def _is_whole(node: Node) -> bool:
     if _rank(node) != 2 or not node.meta["tensor_meta"].dtype.is_floating_point:
         return False
     sizes = sorted(shape_of(node))
-    return any(each.op == "get_attr" and sorted(shape_of(each)) == sizes for each in made_from([node]))
+    return any(each.op == "get_attr" and sorted(shape_of(each)) == sizes for each in ancestors([node]))
 
 
 def _rank(node: Any) -> int:

@@ -15,7 +15,7 @@ from torch.fx.node import map_arg
 
 from nce_fx.ids.space import ParameterAxis, Tensors
 from nce_fx.ids.value import ChannelTensor
-from nce_fx.ops.work import made_from
+from nce_fx.ops.work import ancestors
 
 
 class _UnknownError(Exception):
@@ -64,4 +64,4 @@ def grows_with_parameter(
 
 def _comes_from(node: Node, path: str, tensors: Tensors) -> bool:
     """Whether a parameter is among what a node is computed from."""
-    return any(n.op == "get_attr" and tensors.canonical.get(str(n.target)) == path for n in made_from([node]))
+    return any(n.op == "get_attr" and tensors.canonical.get(str(n.target)) == path for n in ancestors([node]))

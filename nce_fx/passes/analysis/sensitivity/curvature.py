@@ -32,11 +32,7 @@ def hessian(probe: Probe, batches: Sequence[Batch], progress: Progress) -> Score
     ]
     squared += [0.0] * len(probe.activations)
     samples, done, shard = 0, 0, probe.shard
-    if shard.processes > 1:
-        probe.settle(batches[0][0])
-    for number, (inputs, target) in enumerate(batches):
-        if not shard.owns(number):
-            continue
+    for number, (inputs, target) in probe.mine(batches):
         # Of each batch its own, whoever measures it.
         generator = torch.Generator().manual_seed(number)
         with torch.enable_grad():

@@ -65,11 +65,7 @@ def _one_by_one(probe: Probe, batches: Sequence[Batch], progress: Progress, meas
     scores.weight = dict.fromkeys(by_weight, 0.0)
     scores.activation = {node.name: 0.0 for node in by_activation}
     steps, done, samples = probe.shard.count(len(batches)) * (len(by_weight) + len(by_activation)), 0, 0
-    if probe.shard.processes > 1:
-        probe.settle(batches[0][0])
-    for index, (inputs, target) in enumerate(batches):
-        if not probe.shard.owns(index):
-            continue
+    for _, (inputs, target) in probe.mine(batches):
         values = probe.forward(inputs)
         size = probe.size(inputs, values[probe.output])
         samples += size

@@ -24,7 +24,7 @@ from nce_fx.errors import InputError, TrainingError, where
 from nce_fx.ops.layers import find_layers
 from nce_fx.ops.liveness import overwritten
 from nce_fx.ops.spellings import sets_items
-from nce_fx.ops.work import Layer, made_from, made_of, source_parameters
+from nce_fx.ops.work import Layer, ancestors, descendants, source_parameters
 from nce_fx.passes.analysis.sensitivity.noise import Noise, Point, Rounding
 from nce_fx.passes.analysis.sensitivity.shard import ALONE, Shard
 from nce_fx.paths import parameters_of, tensor_at
@@ -133,7 +133,7 @@ class Probe:
         order = {node: index for index, node in enumerate(self.gm.graph.nodes)}
         return {
             layer.node: tuple(
-                sorted(made_from(filter(source_parameters, layer.node.all_input_nodes)), key=order.__getitem__)
+                sorted(ancestors(filter(source_parameters, layer.node.all_input_nodes)), key=order.__getitem__)
             )
             for layer in self.layers
         }
@@ -157,6 +157,12 @@ class Probe:
         for node in self.activations:
             self.rounded(node, values[node])
         return first_tensor(values[self.output])
+
+    def mine(self, batches: Sequence[Batch]) -> Iterator[tuple[int, Batch]]:
+        """Return the batches that this process measures, with their numbers; ranges are those of the first of all."""
+        if self.shard.processes > 1:
+            self.settle(batches[0][0])
+        return ((number, batch) for number, batch in enumerate(batches) if self.shard.owns(number))
 
     def forward(self, inputs: Any, watch: Callable[[Node, Any], Any] | None = None) -> Values:
         """Run the graph and return every value; ``watch`` may replace a value as soon as it is there.
@@ -229,7 +235,7 @@ class Probe:
 
     def after(self, start: Sequence[Node]) -> tuple[Node, ...]:
         """Everything that depends on some nodes, in graph order, without them."""
-        reached = made_of(self.gm.graph.nodes, start)
+        reached = descendants(self.gm.graph.nodes, start)
         return tuple(node for node in self.gm.graph.nodes if node in reached and node not in start)
 
     @cached_property

@@ -31,11 +31,7 @@ def sqnr_activation(probe: Probe, batches: Sequence[Batch], progress: Progress) 
     scores = sqnr(probe, batches, lambda done, total: None)
     noise, signal = dict.fromkeys(probe.activations, 0.0), dict.fromkeys(probe.activations, 0.0)
     shard, done = probe.shard, 0
-    if shard.processes > 1:
-        probe.settle(batches[0][0])
-    for index, (inputs, _) in enumerate(batches):
-        if not shard.owns(index):
-            continue
+    for _, (inputs, _target) in probe.mine(batches):
         values = probe.forward(inputs)
         probe.show(values)
         for node in probe.activations:

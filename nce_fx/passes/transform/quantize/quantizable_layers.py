@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from nce_fx.errors import where
 from nce_fx.ops import OPS, Op, WeightLayout, table_of
 from nce_fx.ops.layers import find_layers
-from nce_fx.ops.work import Layer, made_from, made_of, shape_of
+from nce_fx.ops.work import Layer, ancestors, descendants, shape_of
 from nce_fx.passes.transform.quantize.hooked_weights import weight_hook
 from nce_fx.passes.transform.quantize.spec import LayerBits, QuantSpec
 from nce_fx.paths import tensor_at
@@ -65,8 +65,8 @@ def layers_with_weights(gm: GraphModule) -> list[Layer]:
     That is done from parameters alone, as by the products of a spectral norm.
     """
     layers = [layer for layer in find_layers(gm) if has_weight(layer)]
-    making = set(made_from(weight_argument(layer.node) for layer in layers if layer.node.op == "call_function"))
-    fed = made_of(sorted(making), [node for node in making if node.op == "placeholder"])
+    making = set(ancestors(weight_argument(layer.node) for layer in layers if layer.node.op == "call_function"))
+    fed = descendants(sorted(making), [node for node in making if node.op == "placeholder"])
     return [layer for layer in layers if layer.node not in making - fed]
 
 
@@ -119,7 +119,7 @@ def products_in_float(gm: GraphModule) -> Mapping[str, str]:
 
 def _parameters_behind(gm: GraphModule, operand: Node) -> tuple[str, ...] | None:
     """Return the parameters that a value is computed from; ``None`` where data takes part, but for its size or type."""
-    behind = list(made_from([operand], lambda node: node.op == "get_attr" or "tensor_meta" in node.meta))
+    behind = list(ancestors([operand], lambda node: node.op == "get_attr" or "tensor_meta" in node.meta))
     if any(node.op == "placeholder" for node in behind):
         return None
     held = {str(node.target): -prod(shape_of(node)) for node in behind if node.op == "get_attr"}
@@ -139,8 +139,8 @@ def find_quantizable_layers(gm: GraphModule, spec: QuantSpec) -> tuple[Quantizab
     layers = layers_with_weights(gm)
     owners = {layer.node for layer in layers}
     behind, before = (
-        made_of(gm.graph.nodes, owners),
-        set(made_from(source for node in owners for source in node.all_input_nodes)),
+        descendants(gm.graph.nodes, owners),
+        set(ancestors(source for node in owners for source in node.all_input_nodes)),
     )
     result = []
     for layer in layers:
@@ -205,4 +205,4 @@ def adds(node: Node) -> bool:
 
 def _layers_between(start: Node, end: Node, owners: set[Node]) -> int:
     """Count the layers on the paths from ``start`` to ``end``; 0 where there is no path."""
-    return len(made_of(start.graph.nodes, [start]) & set(made_from([end])) & owners)
+    return len(descendants(start.graph.nodes, [start]) & set(ancestors([end])) & owners)

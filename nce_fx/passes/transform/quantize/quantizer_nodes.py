@@ -30,7 +30,7 @@ from nce_fx.errors import QuantizeError, where
 from nce_fx.ops import table_of
 from nce_fx.ops.liveness import memory_of, overwritten
 from nce_fx.ops.sign import is_relu, never_negative
-from nce_fx.ops.work import made_from
+from nce_fx.ops.work import ancestors
 from nce_fx.passes.transform.quantize.functional import as_function, module_weight
 from nce_fx.passes.transform.quantize.hooked_weights import is_pruned, warn_of_zeros
 from nce_fx.passes.transform.quantize.quantizable_layers import (
@@ -167,7 +167,7 @@ def _kind(spec: QuantSpec, bits: int, sums: bool) -> str:
 
 def _learns(gm: GraphModule, node: Node) -> bool:
     """Whether a value depends on a parameter; the model's input, and what is only moved or scaled of it, does not."""
-    for current in made_from([node]):
+    for current in ancestors([node]):
         if current.op == "call_module" and any(True for _ in gm.get_submodule(str(current.target)).parameters()):
             return True
         if current.op == "get_attr" and isinstance(computed_value(gm, current), nn.Parameter):

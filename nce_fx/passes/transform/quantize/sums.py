@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 
 from nce_fx.ops.liveness import memory_of
 from nce_fx.ops.spellings import apart, in_place
-from nce_fx.ops.work import made_from
+from nce_fx.ops.work import ancestors
 from nce_fx.passes.transform.quantize.quantizable_layers import activations_of, adds
 
 SUM_BITS = 8
@@ -47,4 +47,4 @@ def _is_activation(node: Node) -> bool:
     meta = node.meta.get("tensor_meta")
     if meta is None or not hasattr(meta, "dtype") or not meta.dtype.is_floating_point:
         return False
-    return any(source.op == "placeholder" for source in made_from([node]))
+    return any(source.op == "placeholder" for source in ancestors([node]))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.fx import GraphModule
@@ -72,6 +72,15 @@ class RewriteResult:
     """The network as traced: float, at its own widths."""
     uniform: GraphModule
     """The network quantized at its own widths."""
+
+
+class Candidate(NamedTuple):
+    """A plan, the network that is built from it, and what the plan was made from."""
+
+    plan: WidthPlan
+    graph_module: GraphModule
+    analyses: Analyses
+    spec: QuantSpec
 
 
 def rewrite(
@@ -135,7 +144,7 @@ def rewrite(
     Raises:
         NceFxError: any step that cannot be done, in one line.
     """
-    spec = spec or QuantSpec()
+    spec, say = spec or QuantSpec(), observe or _silent
     batches = None if batches is None else gathered(batches)
     analyses = analyze(
         model,
@@ -153,18 +162,19 @@ def rewrite(
     limits: dict[str, Any] = {"min_width": min_width, "max_width": max_width, "round_to": round_to}
     limits |= {"capacity": capacity, "freeze": tuple(freeze), "only": tuple(only)}
     about = {"seed": seed, **(source or {})}
-    planned, asked_spec = analyses, spec
+    planned, own = analyses, spec
     if end_bits == "plan":
-        (observe or _silent)("plan the bits of the ends")
+        say("plan the bits of the ends")
         ends = with_planned_ends(analyses, budget, spec, batches, metric, limits, loss)
         planned = replace(analyses, uniform=ends.uniform, cost=ends.cost, sensitivity=ends.sensitivity)
-        spec, about["end_bits"] = ends.spec, dict(ends.bits)
+        own, about["end_bits"] = ends.spec, dict(ends.bits)
     elif end_bits != "given":
         raise InputError(f"end_bits={end_bits!r}: give one of {', '.join(WAYS)}")
 
     building = partial(build, analyses.graph_module, batches=batches, seed=seed, observe=observe, between=between)
 
-    def within(least: float, most: float) -> tuple[WidthPlan, GraphModule]:
+    def within(least: float, most: float) -> Candidate:
+        """The best plan whose widths move no further than this, in the budget by the count of its network."""
         region = limits | {"min_width": max(least, min_width), "max_width": min(most, max_width)}
 
         def planning(reserve: Reserve) -> WidthPlan:
@@ -172,27 +182,27 @@ def rewrite(
             found = plan_analyzed(planned, asked, reserve, source=about, observe=observe, **region)
             return replace(found, source={**found.source, "budget": budget.as_mapping()})
 
-        return plan_and_build(planning, partial(building, spec=spec, uniform=planned.uniform), budget, analyses.cost)
+        from_plan = partial(building, spec=own, uniform=planned.uniform)
+        return Candidate(*plan_and_build(planning, from_plan, budget, analyses.cost), planned, own)
 
-    plan, rewritten = within(min_width, max_width)
-    tried, untried = None, why_untried(trial, plan, budget, analyses.cost)
+    best = within(min_width, max_width)
+    tried, untried = None, why_untried(trial, best.plan, budget, analyses.cost)
     if trial is not None and not untried:
         # What is safe comes first: a plan has to be better.
-        same = unchanged(plan, analyses.cost)
-        candidates = {UNIFORM: (same, building(same, spec=asked_spec, uniform=analyses.uniform))}
-        candidates[f"{min_width:g}x to {max_width:g}x"] = plan, rewritten
+        same = unchanged(best.plan, analyses.cost)
+        as_it_is = building(same, spec=spec, uniform=analyses.uniform)
+        candidates = {UNIFORM: Candidate(same, as_it_is, analyses, spec), f"{min_width:g}x to {max_width:g}x": best}
         for least, most in REGIONS[: max(number for number, _ in trial.turns) - 1]:
             other = within(least, most)
-            if other[0].changed and all(dict(other[0].widths) != dict(c[0].widths) for c in candidates.values()):
+            if other.plan.changed and all(other.plan.widths != each.plan.widths for each in candidates.values()):
                 candidates[f"{least:g}x to {most:g}x"] = other
-        (observe or _silent)("try plans")
-        tried = trial.decide(analyses.graph_module, {name: gm for name, (_, gm) in candidates.items()})
-        plan, rewritten = candidates[tried.chosen]
-        if tried.chosen == UNIFORM:
-            planned, spec = analyses, asked_spec
-    report = report_of(replace(analyses, sensitivity=planned.sensitivity), plan, spec, rewritten)
+        say("try plans")
+        tried = trial.decide(analyses.graph_module, {name: each.graph_module for name, each in candidates.items()})
+        best = candidates[tried.chosen]
+    found = replace(analyses, sensitivity=best.analyses.sensitivity)
+    report = report_of(found, best.plan, best.spec, best.graph_module)
     report = report.model_copy(update={"trial": tried, "untried": untried})
-    return RewriteResult(rewritten, plan, report, analyses.graph_module, analyses.uniform)
+    return RewriteResult(best.graph_module, best.plan, report, analyses.graph_module, analyses.uniform)
 
 
 def why_untried(trial: Trial | None, plan: WidthPlan, budget: Budget, cost: CostReport) -> str:

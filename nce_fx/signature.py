@@ -72,14 +72,15 @@ def input_signature(value: Any) -> dict[str, Any]:
 def example_of(signature: list[Any]) -> tuple[Any, ...]:
     """Return inputs of a signature: numbers of the right shapes and types, the same ones each time.
 
-    Where they are fractions they are random, so that two graphs that differ do so in what they return; whole numbers
-    are zeros, which every table has a row for.
+    Where they are fractions they are random, and each input is another, so that two graphs that differ do so in what
+    they return; whole numbers are zeros, which every table has a row for.
 
     Raises:
         ArtifactError: not a signature.
     """
     try:
-        return tuple(_example(item) for item in signature)
+        source = torch.Generator().manual_seed(0)
+        return tuple(_example(item, source) for item in signature)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"not the signature of a model's inputs: {signature!r}"[:300]) from error
 
@@ -95,7 +96,7 @@ def call_of(signature: list[Any]) -> Any:
     return dict(zip(names, values, strict=True)) if names and all(names) else values
 
 
-def _example(item: dict[str, Any]) -> Any:
+def _example(item: dict[str, Any], source: torch.Generator) -> Any:
     if "tensor" in item:
         dtype = getattr(torch, item["dtype"])
         if not isinstance(dtype, torch.dtype):
@@ -104,12 +105,12 @@ def _example(item: dict[str, Any]) -> Any:
             raise ValueError(item["tensor"])
         if not (dtype.is_floating_point or dtype.is_complex):
             return torch.zeros(item["tensor"], dtype=dtype)
-        return torch.randn(item["tensor"], generator=torch.Generator().manual_seed(0)).to(dtype)
+        return torch.randn(item["tensor"], generator=source).to(dtype)
     if "dict" in item:
-        return {key: _example(value) for key, value in item["dict"].items()}
+        return {key: _example(value, source) for key, value in item["dict"].items()}
     if "list" in item:
-        return [_example(value) for value in item["list"]]
+        return [_example(value, source) for value in item["list"]]
     if "tuple" in item:
-        values = tuple(_example(value) for value in item["tuple"])
+        values = tuple(_example(value, source) for value in item["tuple"])
         return namedtuple("Inputs", item["fields"])(*values) if "fields" in item else values
     return item["value"]

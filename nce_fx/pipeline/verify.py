@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten
 
+from nce_fx.devices import device_of, to_device
 from nce_fx.errors import PassError, one_line, where
 from nce_fx.pipeline.base import Pass, PassResult
 from nce_fx.pipeline.history import history_of
@@ -32,7 +33,7 @@ def verify(step: Pass, before: GraphModule, result: PassResult) -> None:
         PassError: says what is wrong, and where.
     """
     after = result.graph_module
-    inputs = _examples(before)
+    inputs = to_device(example_of(signature_of(before)), device_of(before))
     old, new = _outputs(step, before, inputs), _outputs(step, after, inputs)
     if old[1] != new[1] or [_form(x) for x in old[0]] != [_form(x) for x in new[0]]:
         raise PassError(
@@ -90,19 +91,6 @@ def _check_replay(step: Pass, before: GraphModule, after: GraphModule) -> None:
             f"pass {step.name} makes another graph of other weights: what it decides from weights belongs into its "
             "options (Pass.decide)"
         )
-
-
-def _examples(gm: GraphModule) -> tuple[Any, ...]:
-    generator = torch.Generator().manual_seed(0)
-
-    def drawn(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return torch.randn(value.shape, generator=generator).to(value.dtype)
-        return value
-
-    device = next((p.device for p in gm.parameters()), torch.device("cpu"))
-    examples = tree_map(drawn, example_of(signature_of(gm)))
-    return tuple(tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, examples))
 
 
 def _outputs(step: Pass, gm: GraphModule, inputs: tuple[Any, ...]) -> tuple[list[Any], Any]:

@@ -155,6 +155,27 @@ def test_gauss_newton_is_the_curvature_of_the_divergence(monkeypatch):
     assert report.by_node["0"].weight == pytest.approx(divergence.by_node["0"].weight, rel=0.1)
 
 
+class Named(nn.Module):
+    """Returns logits, or a dict in which they come behind what they are computed from."""
+
+    def __init__(self, alone: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head, self.alone = nn.Linear(6, 5), nn.Linear(5, 4), alone
+
+    def forward(self, x):
+        features = self.body(x).relu()
+        logits = self.head(features)
+        return logits if self.alone else {"features": features, "logits": logits}
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_scores_are_those_that_the_model_calls_logits(metric):
+    alone, beside = (analyze_sensitivity(traced(Named(way), 6), drawn(6), metric).by_node for way in (True, False))
+    assert alone["head"].weight > 0
+    assert beside == alone
+
+
 def test_hessian_is_exact_where_the_hessian_is_diagonal():
     """y = w x elementwise by a 1x1 depthwise conv, squared loss: H is diagonal, and signs square to one."""
     torch.manual_seed(0)

@@ -104,7 +104,7 @@ class TestLoss:
         scores = torch.zeros(2, 3)
         assert scores_of((scores, "aux")) is scores
         assert scores_of({"logits": [scores]}) is scores
-        with pytest.raises(TrainingError, match="training needs a tensor"):
+        with pytest.raises(TrainingError, match="a loss needs a tensor"):
             scores_of(3)
 
 

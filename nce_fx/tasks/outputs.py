@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from nce_fx.errors import TrainingError
 
 
-def scores_of(output: Any) -> Tensor:
+def first_tensor(output: Any) -> Tensor:
     """Return what a model says of its samples: the first tensor of its output, ``logits`` where one is called so.
 
     Raises:
@@ -26,9 +26,18 @@ def scores_of(output: Any) -> Tensor:
             parts = [found["logits"]] if found.get("logits") is not None else list(found.values())
         parts = [part for part in parts if part is not None] if isinstance(parts, tuple | list) else []
         if not parts:
-            raise TrainingError(f"the model returns {type(output).__name__}: training needs a tensor of scores")
+            raise TrainingError(f"the model returns {type(output).__name__}: a loss needs a tensor of scores")
         found = parts[0]
-    return at_least_float(found)
+    return found
+
+
+def scores_of(output: Any) -> Tensor:
+    """Return the first tensor of an output as a loss takes it: in single precision where it has half.
+
+    Raises:
+        TrainingError: the output holds no tensor.
+    """
+    return at_least_float(first_tensor(output))
 
 
 def target_of(target: Any, what: str) -> Tensor:

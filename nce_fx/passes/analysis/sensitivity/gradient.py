@@ -29,8 +29,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from nce_fx.errors import InputError
-from nce_fx.passes.analysis.sensitivity.probe import Batch, Probe, Values, first_tensor
+from nce_fx.passes.analysis.sensitivity.probe import Batch, Probe, Values
 from nce_fx.passes.analysis.sensitivity.scores import Progress, Scores
+from nce_fx.tasks.outputs import first_tensor
 
 Directions = Callable[[Any, Any], list[Tensor]]
 """(output, target) -> vectors u at the first tensor of the output, one row a sample."""

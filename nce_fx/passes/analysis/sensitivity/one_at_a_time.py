@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nce_fx.errors import InputError
-from nce_fx.passes.analysis.sensitivity.probe import Batch, Probe, first_tensor
+from nce_fx.passes.analysis.sensitivity.probe import Batch, Probe
 from nce_fx.passes.analysis.sensitivity.scores import Progress, Scores
 from nce_fx.passes.transform.fold import FoldBatchNorm
+from nce_fx.tasks.outputs import first_tensor
 
 Measure = Callable[[Any, Any], Callable[[Any], float]]
 """(undisturbed output, target) -> output -> what the disturbance costs, a mean over the batch."""

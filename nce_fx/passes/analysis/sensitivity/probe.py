@@ -30,7 +30,7 @@ from nce_fx.passes.analysis.sensitivity.shard import ALONE, Shard
 from nce_fx.paths import parameters_of, tensor_at
 from nce_fx.tasks import Loss, LossLike, loss_named, own_loss
 from nce_fx.tasks.losses import without_target
-from nce_fx.tasks.outputs import classes_of, has_own_loss
+from nce_fx.tasks.outputs import classes_of, first_tensor, has_own_loss
 
 Batch = tuple[Any, Any]
 Values = dict[Node, Any]
@@ -295,22 +295,6 @@ def _mark(gm: GraphModule, points: Iterable[Point]) -> None:
 def passed_on(value: Tensor) -> Tensor:
     """Return a value as a tensor of its own, which has the gradient of those who read it here."""
     return value.view_as(value)
-
-
-def first_tensor(output: Any) -> Tensor:
-    """Return the first tensor of whatever a model returns.
-
-    Raises:
-        InputError: there is none.
-    """
-    if isinstance(output, Tensor):
-        return output
-    items = list(output.values()) if isinstance(output, Mapping) else output
-    if isinstance(items, (tuple, list)):
-        for item in items:
-            if item is not None:
-                return first_tensor(item)
-    raise InputError(f"the model returns {type(output).__name__}, which holds no tensor to take a loss of")
 
 
 def _is_floating(node: Node) -> bool:

@@ -1,6 +1,7 @@
 """Networks in integers: every quantized value is on PyTorch's level, and what stays in float says why."""
 
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import onnx
@@ -313,7 +314,7 @@ def sum_operand(scale, low=-128, bits=8):
 
 def test_a_sum_of_integers_is_written_where_every_pair_is_right():
     short, long, fine = (ActivationLevels(Grid(0, 3), float(np.float32(scale)), 2) for scale in (0.5, 0.625, 1.875))
-    nothing, fit = Epilogue(()), addition.fit_sum
+    nothing, fit = Epilogue(()), partial(addition.fit_sum, exact=True)
     assert fit(sum_operand(1 / 32), sum_operand(1 / 64), nothing, short) == addition.Sum(0.0)
     # 1.5 * 0.625 is a sum of the two, whose quotients are no float32: onnxruntime may round it down.
     assert fit(sum_operand(1 / 32), sum_operand(1 / 64), nothing, long) == addition.Sum(1 / 64, 0)
@@ -330,10 +331,29 @@ def test_a_sum_of_integers_is_written_where_every_pair_is_right():
 def test_sums_on_borders_are_on_pytorchs_levels(low, scales, step):
     first, second = (sum_operand(scale, end) for scale, end in zip(scales, (-128, 0), strict=True))
     levels = ActivationLevels(Grid(low, low + 3), step, 2)
-    how = addition.fit_sum(first, second, Epilogue(()), levels)
+    how = addition.fit_sum(first, second, Epilogue(()), levels, exact=True)
     assert how is not None
     assert how.unit
-    writer = Writer()
+    assert off_in_sum(first, second, levels, how) == 0
+
+
+@pytest.mark.parametrize("low", [0, -128])
+def test_sums_of_scales_as_they_come_are_on_pytorchs_levels(low):
+    source, refused = np.random.default_rng(low + 200), 0
+    for _ in range(4):
+        first, second = (sum_operand(float(np.float32(source.uniform(0.01, 0.05))), end) for end in (-128, 0))
+        levels = ActivationLevels(Grid(low, low + 255), float(np.float32(source.uniform(0.02, 0.09))), 8)
+        refused += addition.fit_sum(first, second, Epilogue(()), levels, exact=True) is None
+        how = addition.fit_sum(first, second, Epilogue(()), levels, exact=False)
+        assert how is not None
+        # On processors that multiply and add in another way a few of 65,536 may be on the next level.
+        assert off_in_sum(first, second, levels, how) <= 4
+    assert refused
+
+
+def off_in_sum(first, second, levels, how):
+    """Count pairs of numbers whose sum is on another level than in PyTorch, at the worst optimization level."""
+    writer, (low, high) = Writer(), levels.grid[:2]
     a, b = (tensor.named(name) for tensor, name in ((first, "a"), (second, "b")))
     addition.write(writer, onnx.helper.make_node("Add", ["a", "b"], ["sum"]), (a, b), how, Epilogue(()), levels, "y")
     inputs = [onnx.helper.make_tensor_value_info(name, TensorProto.UINT8, [256, 256]) for name in "ab"]
@@ -343,13 +363,14 @@ def test_sums_on_borders_are_on_pytorchs_levels(low, scales, step):
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
     numbers = np.mgrid[:256, :256].astype(np.uint8)
     values = [(given.astype(np.float32) - t.zero) * t.levels.scale for given, t in zip(numbers, (a, b), strict=True)]
-    wanted = np.rint(np.clip((values[0] + values[1]) / np.float32(step), low, low + 3)) - low
+    wanted = np.rint(np.clip((values[0] + values[1]) / np.float32(levels.scale), low, high)) - low
+    off = [int((to_module(model)(*map(torch.from_numpy, numbers)).numpy() != wanted).sum())]
     for level in LEVELS.values():
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = level
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        assert np.array_equal(session.run(None, dict(zip("ab", numbers, strict=True)))[0], wanted)
-    assert np.array_equal(to_module(model)(*map(torch.from_numpy, numbers)).numpy(), wanted)
+        off.append(int((session.run(None, dict(zip("ab", numbers, strict=True)))[0] != wanted).sum()))
+    return max(off)
 
 
 @pytest.mark.parametrize(

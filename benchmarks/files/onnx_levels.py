@@ -2,18 +2,19 @@
 
     python -m benchmarks.onnx_levels                                     # goes on where it stopped
     python -m benchmarks.onnx_levels --networks resnet8 --epochs 4       # trained first: in float, then at 2 bits
+    python -m benchmarks.onnx_levels --rows default --images 100         # fewer rows and images
     python -m benchmarks.onnx_tables                                     # writes docs/deploy.md
 
-Digits of 32 pixels, SAWB and PACT at 2 bits, sums of integers, scales as they come and exact. Nothing is followed: a
-value that differs because one before it does counts as well. *Own* are those that differ although their layer read the
-same numbers. Needs scikit-learn for the digits, torchvision for ten of the networks.
+Digits of 32 pixels at 2 bits: SAWB and PACT with sums of integers, scales as they come and exact, and the default
+quantizers, exact. Nothing is followed: a value that differs because one before it does counts as well. *Own* are those
+that differ although their layer read the same numbers. Needs scikit-learn for the digits, torchvision for ten networks.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from benchmarks.onnx_formats import FEW_BITS, FLOAT, NETWORKS, built, digits, settled, thousand
+from benchmarks.onnx_formats import FEW_BITS, FLOAT, IMAGES, NETWORKS, built, digits, settled, thousand
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -43,6 +44,12 @@ from nce_fx.training import train
 
 RESULTS = pages.RESULTS / "onnx_levels.json"
 CHOSEN = (*sorted(MODELS), *(name for name in NETWORKS if name not in MODELS))[: len(MODELS) + 10]
+ROWS: dict[str, dict[str, Any]] = {
+    "plain": {**PUBLISHED, "sums": "int8"},
+    "exact": {**PUBLISHED, "sums": "int8", "exact": True},
+    "default": {"exact": True},
+}
+"""Row -> the spec."""
 CHUNK, FOLLOWED = 100, 100
 """Images at once, and of how many PyTorch follows the file."""
 
@@ -52,35 +59,40 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=CHOSEN)
     parser.add_argument("--epochs", type=int, default=0, help="in float, and as many at 2 bits")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=tuple(ROWS))
+    parser.add_argument("--images", type=int, default=IMAGES, help="multiples of 100")
     parser.add_argument("--again", action="store_true", help="also measure what has a result")
     options = parser.parse_args()
     torch.set_num_threads(1)
     data = digits()
     for network in options.networks:
-        if options.again or f"{network}/exact" not in load(RESULTS):
-            for key, row in measured(network, options.epochs, data):
+        rows = [name for name in options.rows if options.again or f"{network}/{name}" not in load(RESULTS)]
+        if rows:
+            for key, row in measured(network, options.epochs, data, rows, options.images):
                 save(RESULTS, load(RESULTS) | {key: row})
                 print(key, row, flush=True)
 
 
-def measured(network: str, epochs: int, data: Data) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield a network's rows: scales as they come, and exact."""
+def measured(
+    network: str, epochs: int, data: Data, rows: Iterable[str], images: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield a network's rows of `ROWS`."""
     torch.manual_seed(0)
     example = data.batches(1, 32)
     gm = nce_fx.trace(settled(built(network), data), (example[0][0][:2],))
     if epochs:
         gm = train(gm, data, replace(FLOAT, epochs=epochs)).model
-    for name, exact in (("plain", False), ("exact", True)):
-        quantized = nce_fx.quantize(gm, nce_fx.QuantSpec(**PUBLISHED, sums="int8", exact=exact), example)
+    for name in rows:
+        quantized = nce_fx.quantize(gm, nce_fx.QuantSpec(**ROWS[name]), example)
         accuracy = None
         if epochs:
             result = train(quantized, data, replace(FEW_BITS, epochs=epochs), teacher=gm)
             quantized, accuracy = result.model, round(result.accuracy, 4)
         try:
-            row = compared(quantized.eval(), thousand(data))
+            row = compared(quantized.eval(), thousand(data)[:images])
         except NceFxError as error:
             row = {"trouble": str(error)}
-        yield f"{network}/{name}", row | {"accuracy": accuracy, "epochs": epochs}
+        yield f"{network}/{name}", row | {"images": images, "accuracy": accuracy, "epochs": epochs}
 
 
 def compared(gm: GraphModule, images: Tensor) -> dict[str, Any]:

@@ -68,20 +68,31 @@ def formats_table(rows: dict[str, dict[str, Any]]) -> Iterable[str]:
 
 def levels_table(rows: dict[str, dict[str, Any]]) -> Iterable[str]:
     """Yield a row for every network whose integer file was compared value by value, plain beside exact."""
-    yield "| network | accuracy % | values | another level | own | another class | the same, exact | float nodes |"
-    yield "|---|--:|--:|--:|--:|--:|--:|--:|"
-    for network in dict.fromkeys(key.split("/")[0] for key in rows):
-        plain, exact = (rows.get(f"{network}/{name}", {"trouble": "not measured"}) for name in ("plain", "exact"))
-        if "trouble" in plain:
-            yield f"| {network} | | | {plain['trouble']} | | | | |"
-            continue
-        accuracy = "" if plain["accuracy"] is None else f"{100 * plain['accuracy']:.1f}"
-        own = f"{plain['own']} of {plain['own_values'] / 1e6:.1f} M"
-        same = exact.get("trouble") or f"{exact['off']}, {exact['own']}, {exact['classes']}"
-        yield (
-            f"| {network} | {accuracy} | {plain['values'] / 1e6:.1f} M | {plain['off']} "
-            f"({plain['off'] / plain['values']:.0e}) | {own} | {plain['classes']} | {same} | {plain['float_nodes']} |"
-        )
+    yield (
+        "| network | accuracy % | values | another level | own | another class | float nodes | the same, exact |"
+        " by default, exact |"
+    )
+    yield "|---|--:|--:|--:|--:|--:|--:|--:|--:|"
+    for network in sorted({key.split("/")[0] for key in rows}):
+        plain, exact, default = (rows.get(f"{network}/{name}", {}) for name in ("plain", "exact", "default"))
+        cells = [plain.get("trouble", "not measured"), *[""] * 5]
+        if "off" in plain:
+            cells = [
+                "" if plain["accuracy"] is None else f"{100 * plain['accuracy']:.1f}",
+                f"{plain['values'] / 1e6:.1f} M",
+                f"{plain['off']} ({plain['off'] / plain['values']:.0e})",
+                f"{plain['own']} of {plain['own_values'] / 1e6:.1f} M",
+                f"{plain['classes']}",
+                f"{plain['float_nodes']}",
+            ]
+        yield f"| {' | '.join([network, *cells, _differing(exact), _differing(default)])} |"
+
+
+def _differing(row: dict[str, Any]) -> str:
+    """Say of a row of exact scales how many values and classes differ."""
+    if "off" not in row:
+        return str(row.get("trouble", "not measured"))
+    return f"{row['off']} of {row['values'] / 1e6:.1f} M, {row['classes']} of {row.get('images', 1000):,}"
 
 
 def speed_table(rows: dict[str, dict[str, Any]]) -> Iterable[str]:

@@ -8,18 +8,24 @@ Exact scales have sums on borders, and quotients such as 1/5. There the sum is i
 quotients are whole numbers, and what of it lies between the lowest level and the highest fits eight bits. A table of
 256 entries, which onnxruntime makes for QLinearLeakyRelu by dividing as PyTorch does, turns it into levels.
 
-Where neither will do, the sum is computed in float as PyTorch does, and rounded then.
+Scales that are not exact leave about a dozen of the pairs so near to a border of 8-bit levels that the last digits
+decide. There scales are a few units in the last place away, so that all pairs are on PyTorch's level as onnxruntime
+computes on x86, with and without a fused multiplication and addition; another processor may round one of the dozen
+otherwise.
+
+Where none of these will do, the sum is computed in float as PyTorch does, and rounded then.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from onnx import NodeProto
 
 from nce_fx.export.integer.epilogue import Epilogue
-from nce_fx.export.integer.onnx_nodes import CONTRIB, Writer
+from nce_fx.export.integer.onnx_nodes import CONTRIB, Array, Writer
 from nce_fx.export.integer.tensors import IntegerTensor, level_numbers, stored, write_clip
 from nce_fx.export.levels import ActivationLevels
 
@@ -32,13 +38,76 @@ class Sum:
     """What a sum is counted in before the table, 0.03125; 0: there is no table."""
     zero: int = 0
     """What stands for a sum of zero there."""
+    apart: tuple[int, int, int] = (0, 0, 0)
+    """Units in the last place by which the scales of operands and result are others."""
 
 
-def fit_sum(first: IntegerTensor, second: IntegerTensor, epilogue: Epilogue, levels: ActivationLevels) -> Sum | None:
-    """Return how onnxruntime's sum of integers gives PyTorch's level for every pair, ``None`` where it does not."""
+_APART = sorted(product(range(-3, 4), repeat=3), key=lambda units: sum(map(abs, units)))
+"""Such units, the fewest first."""
+
+
+def fit_sum(
+    first: IntegerTensor, second: IntegerTensor, epilogue: Epilogue, levels: ActivationLevels, *, exact: bool
+) -> Sum | None:
+    """Return how onnxruntime's sum of integers gives PyTorch's level for every pair, ``None`` where it does not.
+
+    Args:
+        first: what is added.
+        second: to what.
+        epilogue: what follows.
+        levels: of the quantizer.
+        exact: on every processor, also where the last digits decide.
+    """
     if first.whole != 1 or second.whole != 1:
         return None
-    return Sum(0.0) if _is_exact(first, second, epilogue, levels) else _by_table(first, second, epilogue, levels)
+    if _is_exact(first, second, epilogue, levels):
+        return Sum(0.0)
+    found = _by_table(first, second, epilogue, levels)
+    return found if found is not None or exact else _with_others(first, second, epilogue, levels)
+
+
+def _scales(first: IntegerTensor, second: IntegerTensor, levels: ActivationLevels, apart: tuple[int, ...]) -> Array:
+    """Return the scales of operands and result, so many units in the last place away: float32 (3,)."""
+    given = np.array([first.levels.scale, second.levels.scale, levels.scale], np.float32)
+    moved: Array = (given.view(np.int32) + np.array(apart, np.int32)).view(np.float32)
+    return moved
+
+
+def _with_others(
+    first: IntegerTensor, second: IntegerTensor, epilogue: Epilogue, levels: ActivationLevels
+) -> Sum | None:
+    """Look for scales that differ in the last digits and with which every pair is on PyTorch's level."""
+    low, high = ends(epilogue, levels)
+    a, b = np.meshgrid(np.arange(first.most + 1), np.arange(second.most + 1), indexing="ij")
+    values = [
+        ((numbers - t.zero) * np.float32(t.levels.scale)).astype(np.float32) for numbers, t in ((a, first), (b, second))
+    ]
+    wanted = level_numbers(levels, epilogue(values[0] + values[1]))
+    zeros = first.zero, second.zero, float(-levels.grid.low)
+    places = (values[0].astype(np.float64) + values[1]) / levels.scale
+    doubt = 16 * float(np.finfo(np.float32).eps) * (np.abs(places).max() + zeros[2])
+    under, over = (np.clip(np.rint(places + side * doubt), low, high) for side in (-1, 1))
+    near = under != over
+    if not np.array_equal(under[~near], wanted[~near]):
+        return None
+    for apart in _APART:
+        scales = _scales(first, second, levels, apart)
+        made = (_places(a[near], b[near], scales, zeros, fused=fused) - zeros[2] for fused in (True, False))
+        if all(np.array_equal(np.clip(np.rint(each), low, high), wanted[near]) for each in made):
+            return Sum(0.0, apart=apart)
+    return None
+
+
+def _places(a: Array, b: Array, scales: Array, zeros: tuple[float, float, float], *, fused: bool) -> Array:
+    """Return what QLinearAdd rounds, ``a * r + (b * s + t)`` of stored numbers, in float32 as on x86."""
+    ratios = scales[:2] / scales[2]
+    start = np.float32(zeros[2]) - (ratios[0] * np.float32(zeros[0]) + ratios[1] * np.float32(zeros[1]))
+    result = np.full(a.shape, start, np.float32)
+    for numbers, ratio in ((b, ratios[1]), (a, ratios[0])):
+        # A product of eight bits and 24 is exact in double precision.
+        products = numbers.astype(np.float64) * ratio
+        result = ((products if fused else products.astype(np.float32)) + result).astype(np.float32)
+    return result
 
 
 def _by_table(first: IntegerTensor, second: IntegerTensor, epilogue: Epilogue, levels: ActivationLevels) -> Sum | None:
@@ -107,7 +176,11 @@ def write(
     """Write the sum of integers, and return the name of the numbers, such as ``"relu_numbers"``."""
     low, high = (end - levels.grid.low for end in ends(epilogue, levels))
     inputs = [name for tensor in operands for name in stored(writer, tensor).inputs]
-    inputs.append(writer.constant(f"{result}_scale", np.float32(levels.scale)))
+    scales = _scales(*operands, levels, how.apart)
+    if any(how.apart):
+        for place, tensor, scale in zip((1, 4), operands, scales, strict=False):
+            inputs[place] = writer.constant(f"{result}_of_{tensor.name}_scale", scale)
+    inputs.append(writer.constant(f"{result}_scale", scales[2]))
     inputs.append(writer.constant(f"{result}_number_of_zero", np.uint8(-levels.grid.low)))
     whole = (low, high) == (0, 255)
     made = result if whole else writer.free(node.output[0])

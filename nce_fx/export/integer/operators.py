@@ -59,9 +59,12 @@ def qlinear_conv(
 def qlinear_add(
     a: Tensor, a_scale: Tensor, a_zero: Tensor, b: Tensor, b_scale: Tensor, b_zero: Tensor, scale: Tensor, zero: Tensor
 ) -> Tensor:
-    """Return uint8 numbers of ``a + b``."""
-    places = (a.double() - a_zero) * (a_scale / scale) + (b.double() - b_zero) * (b_scale / scale)
-    return (torch.round(places) + zero).clamp(0, 255).to(torch.uint8)
+    """Return uint8 numbers of ``a + b``; each multiplication and addition is rounded once, to float32."""
+    a_ratio, b_ratio = a_scale / scale, b_scale / scale
+    places = zero.float() - (a_ratio * a_zero.float() + b_ratio * b_zero.float())
+    for numbers, ratio in ((b, b_ratio), (a, a_ratio)):
+        places = (numbers.double() * ratio.double() + places.double()).float()
+    return torch.round(places).clamp(0, 255).to(torch.uint8)
 
 
 def qlinear_leaky_relu(x: Tensor, scale: Tensor, zero: Tensor, y_scale: Tensor, y_zero: Tensor, alpha: float) -> Tensor:

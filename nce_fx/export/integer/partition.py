@@ -129,7 +129,7 @@ def _settled(plan: Partition, source: Source, quantizer: NodeProto) -> Source:
         if levels.thresholds:
             plan.refused[source.node.output[0]] = convolution.THRESHOLDS
             return Plain("")
-        how = addition.fit_sum(first, second, source.epilogue, levels)
+        how = addition.fit_sum(first, second, source.epilogue, levels, exact=plan.marked.exact)
         if how is None:
             plan.refused[source.node.output[0]] = "some pairs of integers would be rounded otherwise than in PyTorch"
             return Plain("")

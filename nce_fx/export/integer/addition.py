@@ -42,8 +42,9 @@ class Sum:
     """Units in the last place by which the scales of operands and result are others."""
 
 
-_APART = sorted(product(range(-3, 4), repeat=3), key=lambda units: sum(map(abs, units)))
-"""Such units, the fewest first."""
+_NEAR = range(-3, 4)
+_APART = sorted(product(_NEAR, _NEAR, _NEAR), key=lambda units: sum(map(abs, units)))
+"""Such units for all three, the fewest first."""
 
 
 def fit_sum(

@@ -110,10 +110,16 @@ def _named(value: Any) -> Any:
 
 def function(value: Any) -> Any:
     """Return what stands for a function that pickle may not find by itself; the value where it is none."""
-    if isinstance(value, type | FunctionType) or not callable(value):
+    if isinstance(value, type) or not callable(value):
+        return value
+    # A function that another one made, as F.max_pool3d, is no attribute of its module by the name that it has.
+    if isinstance(value, FunctionType) and ("<locals>" not in value.__qualname__ or value.__name__ == "<lambda>"):
         return value
     named = Function(_get_qualified_name(value))
-    return named if named.found() is value else value
+    try:
+        return named if named.found() is value else value
+    except (AttributeError, ImportError):
+        return value
 
 
 def filled(kind: type, *values: Any) -> Any:

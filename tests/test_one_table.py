@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import pickle
 import runpy
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.fx import Graph
 
 import nce_fx.ops
 from nce_fx.ops import OPS
+from nce_fx.pickling import graph_of, lines_of
 from tests.floors import files
 
 ALLOWED = {
@@ -136,3 +139,11 @@ def test_importing_the_rows_draws_no_random_numbers(path):
     before = torch.get_rng_state()
     runpy.run_path(str(path))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_torch_saves_what_the_table_names():
+    for called in filter(callable, OPS.spellings):
+        graph = Graph()
+        graph.output(graph.call_function(called, (graph.placeholder("x"),)))
+        (_, node, _) = graph_of(pickle.loads(pickle.dumps(lines_of(graph)))).nodes
+        assert node.target is called

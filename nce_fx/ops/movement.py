@@ -126,7 +126,7 @@ ROWS = (
         "input, dim, index, sparse_grad=False",
         lambda: (randn(2, 6, 8), 1, torch.tensor([2, 0, 1]).view(1, 3, 1).expand(2, 3, 8)),
     ),
-    _moving("index_select", movement.copied, "input, dim, index", _tokens(1, torch.tensor([2, 0, 1]))),
+    _moving("index_select", movement.picked, "input, dim, index", _tokens(1, torch.tensor([2, 0, 1]))),
     _moving("repeat", movement.copied, "input, *sizes", _tokens([1, 2, 1])),
     _moving("repeat_interleave", movement.copied, "input, repeats, dim=None", _tokens(2, 1)),
     _moving("tile", movement.copied, "input, dims", _tokens([1, 2, 1])),

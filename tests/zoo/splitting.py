@@ -172,6 +172,25 @@ class Flipped(nn.Module):
         return self.head(F.relu(self.c(x[:, [0, 2, 4]])))
 
 
+class LearnedGroups(nn.Module):
+    """CondenseNet: grouped convolutions of channels that a buffer names: before training, all the first one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.grouped = conv(3, 8), nn.BatchNorm2d(8), conv(8, 8, 1, groups=2, bias=False)
+        self.pick, self.a, self.b = nn.BatchNorm2d(4), conv(4, 4), conv(3, 4)
+        self.register_buffer("first", torch.zeros(8, dtype=torch.int64))
+        self.register_buffer("some", torch.tensor([5, 1, 1, 14]))
+        self.register_buffer("same", torch.tensor([2, 2, 2]))
+        self.head = Head(24)
+
+    def forward(self, x):
+        stem = self.stem(x)
+        x = torch.cat((stem, self.grouped(F.relu(self.norm(stem.index_select(1, self.first))))), 1)
+        x = torch.cat((x, self.a(F.relu(self.pick(torch.index_select(x, 1, self.some)))), self.b(x[:, self.same])), 1)
+        return self.head(F.relu(x))
+
+
 class OnlyChannel(nn.Module):
     """Maps of one channel: a slice takes its copies too, an index would lose them, a cumulative sum add them up."""
 
@@ -213,6 +232,7 @@ MODELS = {
     "pixel_unshuffle": ZooModel(PixelUnshuffle, (image(),), ("a", "b")),
     "space_to_depth": ZooModel(SpaceToDepth, (image(),), ("a", "b")),
     "flipped": ZooModel(Flipped, (image(),), ("a", "c")),
+    "learned_groups": ZooModel(LearnedGroups, (image(),), ("stem", "grouped", "a", "b")),
     "only_channel": ZooModel(
         OnlyChannel,
         (image(),),

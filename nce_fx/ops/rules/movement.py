@@ -106,6 +106,23 @@ def copied(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return _like(value, tuple(compress(func(label, *args[1:], **kwargs)) for label in value.labels))
 
 
+def picked(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return the channels of ``x.index_select(1, index)``: those that a buffer names."""
+    value, index = args[0], args[2]
+    if not isinstance(value, ChannelTensor) or channel_tensors(index):
+        return opaque(func, args, kwargs)
+    dim = args[1] % max(1, value.dim())
+    return _like(value, tuple(_picked(value.run, label, dim, func(label, *args[1:])) for label in value.labels))
+
+
+def _picked(run: RuleInterface, source: Label, dim: int, label: Label) -> Label:
+    """Let an axis that channels were picked along stay one of channels, be all that are picked the same."""
+    if label.dim() != source.dim() or not run.varies(source, dim) or label.shape[dim] < 2 or not label.numel():
+        return compress(label)
+    sizes = [size if axis == dim or varies(source, axis) else 1 for axis, size in enumerate(label.shape)]
+    return label.as_strided(sizes, label.stride(), label.storage_offset()).contiguous().expand(label.shape)
+
+
 def shifted(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return the channels of ``x.roll(1, 2)`` and ``flip``: nothing happens along axes that do not vary."""
     value = args[0]
@@ -331,7 +348,10 @@ def index(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     value, indices = args[0], args[1]
     if not isinstance(value, ChannelTensor) or channel_tensors(indices):
         return opaque(func, args, kwargs)
-    return _like(value, tuple(compress(func(label, indices)) for label in value.labels))
+    given = [axis for axis, each in enumerate(indices) if each is not None]
+    if len(given) != 1 or indices[given[0]].dim() != 1:
+        return _like(value, tuple(compress(func(label, indices)) for label in value.labels))
+    return _like(value, tuple(_picked(value.run, label, given[0], func(label, indices)) for label in value.labels))
 
 
 def new_shape(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -374,5 +394,5 @@ def glu(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return first * second
 
 
-MOVEMENT = frozenset({same, moved, split, select, copied, shifted, view, cat, stack, index, space_to_depth})
+MOVEMENT = frozenset({same, moved, split, select, copied, picked, shifted, view, cat, stack, index, space_to_depth})
 """Rules of ops that change no value: a region of them can become one gather."""

@@ -208,6 +208,10 @@ NOT_CALLED = {
     "stochastic_depth": "is torchvision's",
     "Tensor.expand": "a method is called by its name",
     "_assert_tensor_metadata": "is not called by people",
+    **dict.fromkeys(("max_unpool2d", "max_unpool3d"), "reads places that a pooling made"),
+    "affine_grid_generator": "makes places of matrices",
+    **dict.fromkeys(("_fft_r2c", "_fft_c2r", "_fft_c2c", "complex", "polar", "conj"), "makes complex numbers"),
+    **dict.fromkeys(("view_as_real", "view_as_complex", "angle"), "is of complex numbers"),
 }
 """Rows whose example stands between no layers, and why."""
 
@@ -263,7 +267,6 @@ PINNED = {
         "gather",
         "unfold",
         "t",
-        "grid_sampler",
         "fill",
         "zero",
         "copy",

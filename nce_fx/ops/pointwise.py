@@ -12,7 +12,7 @@ from torch import nn, rand, randn
 
 from nce_fx.ops import output_shapes
 from nce_fx.ops.op import family, same_order
-from nce_fx.ops.rules import elementwise, weighted
+from nce_fx.ops.rules import elementwise, spectral, weighted
 
 
 def _row() -> tuple[Any, ...]:
@@ -52,7 +52,7 @@ ROWS = (
     _activation("sigmoid", nn.Sigmoid, sign="never_negative"),
     _activation("hardsigmoid", nn.Hardsigmoid, sign="never_negative"),
     _activation("softplus", nn.Softplus, signature="input, beta=1, threshold=20", sign="never_negative"),
-    _elementwise("abs", sign="never_negative", spellings=same_order("absolute")),
+    _elementwise("abs", channels=spectral.magnitude, sign="never_negative", spellings=same_order("absolute")),
     _elementwise("square", sign="never_negative"),
     _elementwise("exp", sign="never_negative"),
     _activation("silu", nn.SiLU),

@@ -88,10 +88,29 @@ ROWS = (
     Op(
         name="grid_sampler",
         kind="spatial",
-        signature="input, *size",
-        channels=mixing.spatial(2),
-        sign="kept",
+        signature="input, grid, interpolation_mode=0, padding_mode=0, align_corners=False",
+        channels=mixing.sampled,
+        spellings=same_order("grid_sampler_2d", "grid_sampler_3d", "cudnn_grid_sampler"),
+        # Bicubic sampling goes below its smallest value.
         example=lambda: (randn(2, 8, 4, 4), rand(2, 4, 4, 2) - 0.5, 0, 0, False),
+    ),
+    Op(
+        name="affine_grid_generator",
+        kind="spatial",
+        signature="theta, size, align_corners=False",
+        channels=mixing.warp,
+        example=Absent("a layer makes matrices of six or twelve entries for it"),
+    ),
+    *(
+        Op(
+            name=f"max_unpool{axes}d",
+            kind="spatial",
+            signature="input, indices, output_size",
+            channels=mixing.unpooled,
+            sign="kept",
+            example=Absent("a layer gives it places that a pooling made"),
+        )
+        for axes in (2, 3)
     ),
     Op(
         name="constant_pad_nd",

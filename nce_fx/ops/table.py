@@ -27,6 +27,7 @@ from nce_fx.ops import (
     recurrent,
     reduction,
     spatial,
+    spectral,
 )
 from nce_fx.ops.given_weight import module_called
 from nce_fx.ops.op import OWN_ROW, Absent, Op
@@ -208,6 +209,7 @@ OPS = Ops(
         *reduction.ROWS,
         *spatial.ROWS,
         *movement.ROWS,
+        *spectral.ROWS,
         *creation.ROWS,
     )
 )

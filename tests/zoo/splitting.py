@@ -179,6 +179,8 @@ class LearnedGroups(nn.Module):
         super().__init__()
         self.stem, self.norm, self.grouped = conv(3, 8), nn.BatchNorm2d(8), conv(8, 8, 1, groups=2, bias=False)
         self.pick, self.a, self.b = nn.BatchNorm2d(4), conv(4, 4), conv(3, 4)
+        self.first: torch.Tensor
+        self.some: torch.Tensor
         self.register_buffer("first", torch.zeros(8, dtype=torch.int64))
         self.register_buffer("some", torch.tensor([5, 1, 1, 14]))
         self.register_buffer("same", torch.tensor([2, 2, 2]))

@@ -28,6 +28,8 @@ def pointwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Chann
     numbers = tuple(a for a in (*args, *kwargs.values()) if isinstance(a, int | float))
     if numbers:
         run.number(numbers, labelled[0].labels[0])
+    if not dtype.is_complex and any(operand.is_complex() for operand in operands):
+        dtype = dtype.to_complex()
     if len(operands) == 1:
         return ChannelTensor(run, labelled[0].shape, labelled[0].labels, dtype)
     result = labelled[0]

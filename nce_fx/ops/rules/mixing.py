@@ -19,8 +19,9 @@ from nce_fx.ids.labels import (
     resized,
 )
 from nce_fx.ids.rule_interface import RuleInterface
-from nce_fx.ids.value import ChannelTensor, activation
+from nce_fx.ids.value import ChannelTensor, activation, channel_tensors
 from nce_fx.ops.rules.calls import label_for, on_meta, opaque
+from nce_fx.ops.rules.elementwise import meet
 
 _NO_BOUND = 1e-10
 
@@ -194,10 +195,49 @@ def spatial(axes: int) -> Any:
         first_out = outputs[0] if isinstance(outputs, tuple) else outputs
         result = activation(run, resized(label, first_out.shape), value.dtype)
         if isinstance(outputs, tuple):
-            return result, activation(run, constant(NEUTRAL, outputs[1].shape), torch.int64)
+            # Places within each channel, which un-pooling reads again.
+            return result, activation(run, resized(label, outputs[1].shape), torch.int64)
         return result
 
     return rule
+
+
+def warp(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return what ``F.affine_grid(theta, size)`` makes: places, and no channels."""
+    return opaque(func, args, kwargs, "it says where to read, by a matrix of fixed size")
+
+
+def sampled(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
+    """Return the channels of ``F.grid_sample(x, grid)``: those of ``x``; the grid has a coordinate for each axis."""
+    value, grid = args[0], args[1]
+    for place in channel_tensors([grid]):
+        for label in place.labels:
+            if place.run.carries(label, place.dim() - 1):
+                place.run.pin(place.run.ids(core(label)), "it says where to read, by one coordinate for each axis")
+    if not isinstance(value, ChannelTensor):
+        return opaque(func, args, kwargs)  # type: ignore[no-any-return]
+    shape = (*value.shape[:2], *grid.shape[1:-1])
+    return _elsewhere(value, value.labels[0], shape)
+
+
+def unpooled(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
+    """Return the channels of ``F.max_unpool2d(x, indices)``: those of ``x``, which the indices have too."""
+    value, indices, size = args[0], args[1], args[2]
+    label = value.labels[0]
+    if isinstance(indices, ChannelTensor):
+        label = meet(value.run, value, indices).labels[0]
+    return _elsewhere(value, label, (*value.shape[: -len(size)], *size))
+
+
+def _elsewhere(value: ChannelTensor, label: Label, shape: tuple[int, ...]) -> ChannelTensor:
+    """Return a value whose channels run along axis 1, at other places."""
+    run = value.run
+    for axis in range(2, label.dim()):
+        if run.varies(label, axis):
+            first = label.narrow(axis, 0, 1).expand(label.shape)
+            run.tie(label, first)
+            label = first
+    return ChannelTensor(run, shape, (resized(label, shape),), value.dtype)
 
 
 def _resampled(value: ChannelTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:

@@ -446,6 +446,16 @@ def test_a_resized_graph_that_cannot_run_is_not_returned(monkeypatch):
         nce_fx.resize(gm, {"conv1": 8})
 
 
+def exported(model):
+    """Let a model ask for a tensor, which fx's values are not: torch.export alone traces it."""
+    kind = type(model)
+    model.__class__ = type(
+        "Exported", (kind,), {"forward": lambda self, x: kind.forward(self, x if torch.is_tensor(x) else None)}
+    )
+    return model
+
+
+@pytest.mark.parametrize("way", ["fx", "export"])
 @pytest.mark.parametrize(
     ("name", "layers", "left_out"),
     [
@@ -453,10 +463,11 @@ def test_a_resized_graph_that_cannot_run_is_not_returned(monkeypatch):
         ("left_and_named", ["left", "letters", "scaled", "named", "out"], ["batch"]),
     ],
 )
-def test_every_way_of_writing_a_linear_layer_is_quantized_under_the_name_of_its_parameter(name, layers, left_out):
+def test_every_way_of_writing_a_linear_layer_is_quantized_under_the_name_of_its_parameter(name, layers, left_out, way):
     zoo = ZOO[name]
-    model = zoo.make()
+    model = exported(zoo.make()) if way == "export" else zoo.make()
     gm = nce_fx.trace(model, zoo.inputs)
+    assert way in (gm.meta["traced"], "fx")
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         quantized = nce_fx.quantize(gm, nce_fx.QuantSpec(), zoo.inputs)

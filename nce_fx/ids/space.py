@@ -85,7 +85,7 @@ class Tensors:
 
     @staticmethod
     def of(gm: GraphModule) -> Tensors:
-        """Collect the floating point parameters and buffers of a graph module."""
+        """Collect the parameters and buffers of a graph module that hold real or complex numbers."""
         tensors: dict[str, torch.Tensor] = {}
         canonical: dict[str, str] = {}
         first: dict[int, str] = {}
@@ -93,7 +93,7 @@ class Tensors:
         for path, module in modules.items():
             for group in (module._parameters, module._buffers):
                 for name, tensor in group.items():
-                    if tensor is not None and tensor.is_floating_point():
+                    if tensor is not None and (tensor.is_floating_point() or tensor.is_complex()):
                         full = f"{path}.{name}" if path else name
                         canonical[full] = first.setdefault(id(tensor), full)
                         tensors[full] = tensor

@@ -65,7 +65,9 @@ def layers_with_weights(gm: GraphModule) -> list[Layer]:
     That is done from parameters alone, as by the products of a spectral norm.
     """
     layers = [layer for layer in find_layers(gm) if has_weight(layer)]
-    making = set(ancestors(weight_argument(layer.node) for layer in layers if layer.node.op == "call_function"))
+    called = [layer for layer in layers if layer.node.op == "call_function"]
+    weights = [source for layer in called for source in layer.node.all_input_nodes if source not in layer.inputs]
+    making = set(ancestors(weights))
     fed = descendants(sorted(making), [node for node in making if node.op == "placeholder"])
     return [layer for layer in layers if layer.node not in making - fed]
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
@@ -275,8 +276,8 @@ def _fits(value: Any, like: Mapping[str, Any]) -> bool:
     if "tensor" in like:
         if not isinstance(value, Tensor) or value.dim() != len(like["tensor"]):
             return False
-        continuous = value.is_floating_point() or value.is_complex()
-        return continuous == str(like["dtype"]).startswith(("float", "bfloat", "complex"))
+        kind = getattr(torch, str(like["dtype"]), torch.int64)
+        return (value.is_floating_point() or value.is_complex()) == (kind.is_floating_point or kind.is_complex)
     if "dict" in like:
         return isinstance(value, Mapping) and all(
             name in value and _fits(value[name], item) for name, item in like["dict"].items()

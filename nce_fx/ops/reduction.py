@@ -42,7 +42,7 @@ ROWS = (
         "softmax",
         mixing.softmax,
         nn.Softmax,
-        spellings={"_softmax": "input, dim, half_to_float=False"},
+        spellings={"_softmax": "input, dim, half_to_float=False", "_safe_softmax": "input, dim, dtype=None"},
         sign="never_negative",
     ),
     _along("log_softmax", mixing.softmax, nn.LogSoftmax, spellings={"_log_softmax": "input, dim, half_to_float=False"}),

@@ -1,23 +1,79 @@
 """Open nn.MultiheadAttention up into linears and scaled dot product attention, on its own parameters.
 
 q, k, v = split(x @ in_proj_weight.T + in_proj_bias)
-out = out_proj(concat over heads(softmax(q k / sqrt(d)) v))
+out = out_proj(concat over heads(softmax(q k / sqrt(d) + masks) v))
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.fx import Node, Proxy
+from torch.fx.node import map_arg
 
 
-def can_open(m: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Say whether the call is one that ``open_attention`` does: no extra key, no padding mask."""
+def can_open(m: Any, args: tuple[Any, ...], kwargs: dict[str, Any], type_of: Callable[[Any], Any]) -> bool:
+    """Say whether the call is one that ``open_attention`` does: no extra key, and padding of known type."""
     padding = args[3] if len(args) > 3 else kwargs.get("key_padding_mask")
     plain = m.bias_k is None and m.bias_v is None and not m.add_zero_attn
-    return plain and padding is None and not kwargs.get("is_causal", False)
+    return plain and (padding is None or type_of(padding) is not None)
+
+
+def type_in_example(named: Mapping[str, Any], root: nn.Module, mask: Any) -> torch.dtype | None:
+    """Return the type of a mask that is traced, as it is for the example inputs; ``None`` where modules make it."""
+    if not isinstance(mask, Proxy):
+        return getattr(mask, "dtype", None)
+    known: dict[Node, Any] = {}
+
+    def value(node: Node) -> Any:
+        if node not in known:
+            known[node] = own(node)
+        return known[node]
+
+    def own(node: Node) -> Any:
+        if node.op == "placeholder":
+            return _copy(named[str(node.target)])
+        if node.op == "get_attr":
+            owner, _, name = str(node.target).rpartition(".")
+            return _copy(getattr(root.get_submodule(owner), name))
+        args: Any = map_arg(node.args, value)
+        kwargs: Any = map_arg(node.kwargs, value)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            return getattr(value(mask.node), "dtype", None)
+    except Exception:
+        # Whatever a module's name, called as a function, or a value without an example raises.
+        return None
+
+
+def _copy(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, torch.Tensor) else value
+
+
+@contextmanager
+def attention_opened() -> Iterator[None]:
+    """Let ``nn.MultiheadAttention`` be what it does on its own parameters, without a number of heads written down."""
+    forward = nn.MultiheadAttention.forward
+
+    def opened(self: Any, query: Any, *args: Any, **kwargs: Any) -> Any:
+        if query.dim() == 3 and can_open(self, (query, *args), kwargs, lambda mask: mask.dtype):
+            return open_attention(self, query, *args, **kwargs)
+        return forward(self, query, *args, **kwargs)
+
+    nn.MultiheadAttention.forward = opened  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.MultiheadAttention.forward = forward  # type: ignore[method-assign]
 
 
 def open_attention(
@@ -30,6 +86,7 @@ def open_attention(
     attn_mask: Any = None,
     average_attn_weights: bool = True,
     is_causal: bool = False,
+    type_of: Callable[[Any], Any] = lambda mask: mask.dtype,
 ) -> tuple[Any, Any]:
     """Return what the module returns: (batch, length, features) or (length, batch, features), and the weights."""
     head = m.head_dim
@@ -39,18 +96,33 @@ def open_attention(
         return split.transpose(1, 2) if m.batch_first else split.permute(1, 2, 0, 3)
 
     q, k, v = (heads(x) for x in _project(m, query, key, value))
-    if attn_mask is not None and getattr(attn_mask, "dtype", None) is torch.bool:
-        attn_mask = torch.zeros_like(attn_mask, dtype=torch.float32).masked_fill(attn_mask, float("-inf"))
+    if attn_mask is not None:
+        attn_mask = _added(attn_mask, type_of)
+    if key_padding_mask is not None:
+        padding = _added(key_padding_mask, type_of).unsqueeze(1).unsqueeze(1)
+        attn_mask = padding if attn_mask is None else attn_mask + padding
     weights = None
     if need_weights or m.dropout:
         scores = torch.matmul(q * head**-0.5, k.transpose(-2, -1))
-        weights = F.softmax(scores if attn_mask is None else scores + attn_mask, dim=-1)
+        if attn_mask is not None:
+            scores = scores + attn_mask
+        # A query to which all is hidden: the attention in one has zeros for it, the weights in full are not finite.
+        safe = attn_mask is not None and not need_weights
+        weights = torch._safe_softmax(scores, -1) if safe else F.softmax(scores, dim=-1)
         out = torch.matmul(F.dropout(weights, m.dropout, m.training) if m.dropout else weights, v)
         weights = weights.mean(1) if average_attn_weights else weights
     else:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask)
-    out = out.transpose(1, 2) if m.batch_first else out.permute(2, 0, 1, 3)
-    return m.out_proj(out.flatten(2)), weights if need_weights else None
+    # The module's own layout, in which dropouts after it draw their numbers.
+    out = m.out_proj(out.permute(2, 0, 1, 3).flatten(2))
+    return out.transpose(0, 1) if m.batch_first else out, weights if need_weights else None
+
+
+def _added(mask: Any, type_of: Callable[[Any], Any]) -> Any:
+    """Return a mask as what is added to the scores."""
+    if type_of(mask) is not torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=torch.float32).masked_fill(mask, float("-inf"))
 
 
 def _project(m: nn.MultiheadAttention, query: Any, key: Any, value: Any) -> tuple[Any, Any, Any]:

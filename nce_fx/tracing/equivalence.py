@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import redirect_stderr
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from io import StringIO
@@ -147,8 +147,14 @@ def _run(
 
     def run(gradients: bool) -> Ran:
         # fx prints the line of a graph that fails; whoever asks says it in one line.
-        quiet = redirect_stderr(StringIO()), warnings.catch_warnings(action="ignore")
-        with untouched(model) as before, values_untouched(model, known) as values, quiet[0], quiet[1]:
+        quiet = redirect_stderr(StringIO()), warnings.catch_warnings(action="ignore"), plain_attention()
+        with (
+            untouched(model) as before,
+            values_untouched(model, known) as values,
+            quiet[0],
+            quiet[1],
+            plain_attention(),
+        ):
             model.train(training)
             seed(number)
             fresh = drawn()
@@ -169,6 +175,17 @@ def _run(
     ran = attempt(gradients=training)
     # What writes to its parameters, for one, runs without gradients alone.
     return ran if ran.error is None or not training else attempt(gradients=False)
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Keep PyTorch's transformer layers from what is fused for inference, whose answer to hidden rows is another."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def _other(value: Any) -> Any:

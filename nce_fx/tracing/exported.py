@@ -27,6 +27,7 @@ from nce_fx.ops import Op, Ops
 from nce_fx.ops.spellings import in_place
 from nce_fx.ops.table import default
 from nce_fx.traced import TracedModule
+from nce_fx.tracing.attention_decomposition import attention_opened
 from nce_fx.tracing.effects import has_an_effect
 from nce_fx.tracing.gradients import mark
 from nce_fx.tracing.inputs import Inputs
@@ -101,7 +102,7 @@ def _export(model: nn.Module, inputs: Inputs, by: tuple[bool, ...]) -> tuple[Any
     # With gradients on, torch's transformer layers take their plain path, not the one that is fused for inference.
     size = leading_size(inputs.values)
     fixed: Any = None
-    with torch.enable_grad(), _quietly():
+    with torch.enable_grad(), _quietly(), attention_opened():
         for strict in by:
             try:
                 program = torch.export.export(

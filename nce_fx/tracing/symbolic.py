@@ -6,7 +6,7 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Set
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Proxy
 from nce_fx.errors import one_line
 from nce_fx.ops import OPS, Ops
 from nce_fx.traced import TracedModule
-from nce_fx.tracing.attention_decomposition import can_open, open_attention
+from nce_fx.tracing.attention_decomposition import can_open, open_attention, type_in_example
 from nce_fx.tracing.effects import has_an_effect
 from nce_fx.tracing.gradients import mark
 from nce_fx.tracing.inputs import Inputs
@@ -77,12 +77,13 @@ class Tracer(fx.Tracer):
         if not self.is_here():
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
+        type_of = partial(type_in_example, self.inputs.named, self.root)
         if (
             self.ops.of_module(m) is self.ops["nn.MultiheadAttention"]
             and path not in self.leaves
-            and can_open(m, args, kwargs)
+            and can_open(m, args, kwargs, type_of)
         ):
-            return open_attention(m, *args, **kwargs)
+            return open_attention(m, *args, **{**kwargs, "type_of": type_of})
         self.stack.append(path)
         try:
             result = super().call_module(m, forward, args, kwargs)

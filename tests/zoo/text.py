@@ -81,6 +81,37 @@ class SlopesByHead(nn.Module):
         return self.proj(x.transpose(1, 2).reshape(batch, tokens, -1))
 
 
+class Padded(nn.Module):
+    """Sentences of several lengths: attention with a mask of padding, then an encoder of PyTorch's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.drop = nn.Embedding(6, 8), nn.Dropout(0.2)
+        self.attention = nn.MultiheadAttention(8, 2, dropout=0.1, batch_first=True)
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, ids):
+        padding = ids == 0
+        x = self.table(ids)
+        x = x + self.drop(self.attention(x, x, x, key_padding_mask=padding, need_weights=False)[0])
+        return self.out(self.encoder(x, src_key_padding_mask=padding))
+
+
+class Causal(nn.Module):
+    """Tokens first, and a mask of what comes later, which the module is told of twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.attention, self.out = nn.Embedding(6, 8), nn.MultiheadAttention(8, 2), nn.Linear(8, 3)
+
+    def forward(self, ids):
+        x = self.table(ids).transpose(0, 1)
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[0], dtype=x.dtype)
+        x, _ = self.attention(x, x, x, attn_mask=mask, is_causal=True, need_weights=False)
+        return self.out(x).transpose(0, 1)
+
+
 def _model(attention: type[nn.Module], *free: str) -> ZooModel:
     names = tuple(f"block.attn.{name}" for name in free)
     return ZooModel(
@@ -96,4 +127,17 @@ MODELS = {
     "text_normalized_queries": _model(NormalizedQueries, "q", "k", "v", "proj"),
     "text_slopes_by_head": _model(SlopesByHead, "q", "k", "v", "proj"),
     "text_bias_by_distance": _model(BiasByDistance, "q", "k", "v", "proj"),
+    "text_with_padding": ZooModel(
+        Padded,
+        (torch.tensor([[3, 1, 5, 0, 0], [2, 4, 1, 3, 0]]),),
+        ("table", "attention.in_proj_weight", "encoder.self_attn.in_proj_weight", "encoder.linear1"),
+        {"out": OUTPUT},
+        together("table", "attention.out_proj", "encoder.self_attn.out_proj", "encoder.linear2"),
+    ),
+    "text_causal_module": ZooModel(
+        Causal,
+        (torch.tensor([[3, 1, 5, 0], [2, 4, 1, 3]]),),
+        ("table", "attention.in_proj_weight", "attention.out_proj"),
+        {"out": OUTPUT},
+    ),
 }

@@ -43,8 +43,16 @@ def add_apart(node: Node) -> None:
 
 
 def _is_activation(node: Node) -> bool:
-    """Whether a value is a tensor of real numbers that depends on the model's input."""
-    meta = node.meta.get("tensor_meta")
-    if meta is None or not hasattr(meta, "dtype") or not meta.dtype.is_floating_point:
-        return False
-    return any(source.op == "placeholder" for source in ancestors([node]))
+    """Whether a value is a tensor of real numbers that depends on the model's input, and is no mask.
+
+    A mask is made of whole numbers or truths without a weight, as ``ids == 0``, and may hide by what is not finite.
+    """
+    before = list(ancestors([node]))
+    given = [source for source in before if source.op == "placeholder"]
+    weighed = any(source.op in ("call_module", "get_attr") for source in before)
+    return _is_real(node) and any(weighed or _is_real(source) for source in given)
+
+
+def _is_real(node: Node) -> bool:
+    dtype = getattr(node.meta.get("tensor_meta"), "dtype", None)
+    return dtype is not None and dtype.is_floating_point

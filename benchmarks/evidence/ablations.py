@@ -51,8 +51,8 @@ ABLATIONS: Mapping[str, Sequence[Variant]] = {
     ],
     "budget": [
         variant
-        for ratio in (0.6, 0.8, 1.25, 1.5)
-        for variant in _both(f"budget={ratio:g}x", {"budget": ratio}, ("multiplier", "nce-plan"))
+        for ratio in (0.5, 0.25)
+        for variant in _both(f"budget={ratio:g}x", {"budget": ratio}, ("multiplier", "random", "shuffled", "nce-plan"))
     ],
     "capacity": [Variant("nce-plan", f"capacity={share:g}", {"capacity": share}) for share in (0.2, 0.4, 0.6, 0.8)],
     "published budget": [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -88,8 +88,12 @@ def uniform_ends(bench: Bench) -> Choice:
 
 
 def multiplier(bench: Bench) -> Choice:
-    """One factor for all groups: the greatest that the budget allows, which at a budget of 1.0 is 1."""
-    return Choice(fill(bench, dict.fromkeys(free_groups(bench), 1.0)))
+    """One factor for all groups: the greatest that the budget allows, which at a budget of 1.0 is 1.
+
+    What is left of a smaller budget is spent too, a step at a time on the group that is narrowest for what it was.
+    """
+    widths, before = dict(fill(bench, dict.fromkeys(free_groups(bench), 1.0))), bench.channels.widths
+    return Choice(spent(bench, widths, sorted(widths, key=lambda name: widths[name] / before[name]), 1.0))
 
 
 def random_plan(bench: Bench) -> Choice:
@@ -98,19 +102,11 @@ def random_plan(bench: Bench) -> Choice:
     What is left of the budget is spent too, a step at a time on groups in random order: a control that costs less than
     it may would be none.
     """
-    steps, before = free_groups(bench), bench.channels.widths
+    steps = free_groups(bench)
     generator = np.random.default_rng(bench.seed)
     drawn = np.exp2(generator.uniform(-1, 1, len(steps)))
     widths = dict(fill(bench, dict(zip(steps, drawn.tolist(), strict=True))))
-    growing = generator.permutation(list(steps)).tolist()
-    while growing:
-        name = growing[0]
-        wider = {**widths, name: widths[name] + steps[name]}
-        if bench.fits(wider) and wider[name] <= 2 * before[name]:
-            widths, growing = wider, [*growing[1:], name]
-        else:
-            growing = growing[1:]
-    return Choice(widths)
+    return Choice(spent(bench, widths, generator.permutation(list(steps)).tolist(), 2.0))
 
 
 def shuffled(bench: Bench) -> Choice:
@@ -236,6 +232,18 @@ def refuse_dearer(bench: Bench, row: str, choice: Choice) -> None:
 def free_groups(bench: Bench) -> dict[str, int]:
     """Return the groups that may change, and the steps their widths come in."""
     return {group.id: group.step for group in bench.channels.groups if group.pinned is None}
+
+
+def spent(bench: Bench, widths: Plan, growing: Sequence[str], most: float) -> Plan:
+    """Return widths that spend what is left: a step a turn, of each group that fits, up to so many times its own."""
+    steps, before, widths, growing = free_groups(bench), bench.channels.widths, dict(widths), list(growing)
+    while growing:
+        name = growing.pop(0)
+        wider = {**widths, name: widths[name] + steps[name]}
+        if bench.fits(wider) and wider[name] <= most * before[name]:
+            widths = wider
+            growing.append(name)
+    return widths
 
 
 def fill(bench: Bench, ratios: Mapping[str, float]) -> Plan:

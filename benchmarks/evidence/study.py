@@ -20,8 +20,10 @@ from nce_fx.training import Recipe
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 DEFAULT = (
+    "fashion-resnet18-default",
     "fashion-resnet18",
     "fashion-resnet18-long",
+    "fashion-mobilenet-default",
     "fashion-mobilenet",
     "fashion-resnet20",
     "fashion-efficientnet",

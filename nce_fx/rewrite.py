@@ -13,14 +13,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
+from statistics import geometric_mean
 from typing import Any, NamedTuple
 
 from torch import nn
 from torch.fx import GraphModule
 
 from nce_fx.batches import gathered
-from nce_fx.end_bits import WAYS, Ends, plan_ends
-from nce_fx.errors import InputError
+from nce_fx.end_bits import WAYS, Ends, plan_ends, total_noise
+from nce_fx.errors import BudgetError, InputError
 from nce_fx.models.loading import check_finite
 from nce_fx.passes.analysis.channels import ChannelGraph, ChannelGroup, analyze_channels
 from nce_fx.passes.analysis.channels.plan_check import check_plan
@@ -28,6 +29,8 @@ from nce_fx.passes.analysis.cost import CostReport, analyze_cost
 from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.analysis.sensitivity import SensitivityReport, analyze_sensitivity
 from nce_fx.passes.planning import Budget, plan_widths
+from nce_fx.passes.planning.choices import Rules
+from nce_fx.passes.planning.even import even_widths
 from nce_fx.passes.planning.exact_budget import Reserve, count, plan_and_build
 from nce_fx.passes.transform.quantize import InsertQuantizers, Observers, QuantSpec, quantize
 from nce_fx.passes.transform.resize import ResizeChannels
@@ -38,7 +41,7 @@ from nce_fx.quantities import Quantity
 from nce_fx.report.records import CostRecord, GroupRecord, LayerRecord, RewriteReport
 from nce_fx.tasks import LossLike
 from nce_fx.tracing import trace
-from nce_fx.trial import REGIONS, UNIFORM, Trial
+from nce_fx.trial import EVEN, REGIONS, UNIFORM, Trial
 
 Batches = Iterable[Any]
 """Several batches in any form that `nce_fx.batches` reads."""
@@ -131,8 +134,9 @@ def rewrite(
             `nce_fx.passes.planning.importance`.
         end_bits: "plan": the weights of the first and last layers have 2, 4 or 8 bits, chosen with the widths in the
             same budget, see `nce_fx.end_bits`. "given": what ``spec`` says.
-        trial: what the plan is tried with beside plans that move widths less far and the widths as they are, on held
-            out training data, see `nce_fx.trial`; the best is returned. Without it the plan is, and the report says so.
+        trial: what the plan is tried with beside plans that move widths less far and the widths as they are (where
+            these cost more than the budget: all narrowed by one factor), on held out training data, see
+            `nce_fx.trial`; the best is returned. Without it the plan is, and the report says so.
         freeze: name patterns of groups that keep their width.
         only: name patterns of the only groups that may change.
         seed: of everything random.
@@ -171,6 +175,11 @@ def rewrite(
     elif end_bits != "given":
         raise InputError(f"end_bits={end_bits!r}: give one of {', '.join(WAYS)}")
 
+    even: Callable[[Reserve], dict[str, int]] | None = None
+    if too_dear(analyses.cost, budget):
+        rules = Rules(min_width, max_width, round_to, limits["freeze"], limits["only"])
+        even = partial(even_widths, analyses.cost, budget, rules)
+        about["even"] = even({})
     building = partial(build, analyses.graph_module, batches=batches, seed=seed, observe=observe, between=between)
 
     def within(least: float, most: float) -> Candidate:
@@ -186,16 +195,26 @@ def rewrite(
         return Candidate(*plan_and_build(planning, from_plan, budget, analyses.cost), planned, own)
 
     best = within(min_width, max_width)
-    tried, untried = None, why_untried(trial, best.plan, budget, analyses.cost)
+    tried, untried = None, why_untried(trial, best.plan)
     if trial is not None and not untried:
+
+        def keeping(reserve: Reserve) -> WidthPlan:
+            return kept(best.plan, even(reserve) if even else best.plan.original, analyses)
+
         # What is safe comes first: a plan has to be better.
-        same = unchanged(best.plan, analyses.cost)
-        as_it_is = building(same, spec=spec, uniform=analyses.uniform)
-        candidates = {UNIFORM: Candidate(same, as_it_is, analyses, spec), f"{min_width:g}x to {max_width:g}x": best}
-        for least, most in REGIONS[: max(number for number, _ in trial.turns) - 1]:
-            other = within(least, most)
+        as_given = partial(building, spec=spec, uniform=analyses.uniform)
+        safe = Candidate(*plan_and_build(keeping, as_given, budget, analyses.cost), analyses, spec)
+        candidates = {EVEN if even else UNIFORM: safe, f"{min_width:g}x to {max_width:g}x": best}
+        # Nearer to what is safe: around the factor that all widths are narrowed by, where they are.
+        near = factor_of(safe.plan)
+        for ends in REGIONS[: max(number for number, _ in trial.turns) - 1]:
+            least, most = ends[0] * near, max(1.0, ends[1] * near)
+            try:
+                other = within(least, most)
+            except BudgetError:  # so near no plan keeps the budget
+                continue
             if other.plan.changed and all(other.plan.widths != each.plan.widths for each in candidates.values()):
-                candidates[f"{least:g}x to {most:g}x"] = other
+                candidates[f"{least:.3g}x to {most:.3g}x"] = other
         say("try plans")
         tried = trial.decide(analyses.graph_module, {name: each.graph_module for name, each in candidates.items()})
         best = candidates[tried.chosen]
@@ -205,22 +224,37 @@ def rewrite(
     return RewriteResult(best.graph_module, best.plan, report, analyses.graph_module, analyses.uniform)
 
 
-def why_untried(trial: Trial | None, plan: WidthPlan, budget: Budget, cost: CostReport) -> str:
-    """Return why a plan is not tried beside the widths as they are, such as "nothing changes"; nothing where it is."""
+def too_dear(cost: CostReport, budget: Budget) -> bool:
+    """Return whether the widths as they are cost more than a budget."""
+    before = cost.total.by_quantity
+    return any(before[name] > limit for name, limit in budget.limits(before).items())
+
+
+def why_untried(trial: Trial | None, plan: WidthPlan) -> str:
+    """Return why a plan is not tried beside what is safe, such as "nothing changes"; nothing where it is."""
     if trial is None:
         return "no training data and recipe to try it with"
-    before = cost.total.by_quantity
-    if any(before[name] > limit for name, limit in budget.limits(before).items()):
-        return "they cost more than the budget"
     return trial.why_not() if plan.changed else "nothing changes"
 
 
-def unchanged(plan: WidthPlan, cost: CostReport) -> WidthPlan:
-    """Return the plan that leaves all widths as they are, saying what it was held against."""
+def factor_of(plan: WidthPlan) -> float:
+    """Return the geometric mean of the ratios that a plan changes widths by; 1 where it changes none."""
+    ratios = [width / plan.original[group] for group, width in plan.changed.items()]
+    return geometric_mean(ratios) if ratios else 1.0
+
+
+def kept(plan: WidthPlan, widths: Mapping[str, int], analyses: Analyses) -> WidthPlan:
+    """Return the plan of what is safe, the widths as they are or evenly narrowed, saying what it was held against."""
     source = {name: value for name, value in plan.source.items() if name not in ("end_bits", "bound", "gap", "noise")}
-    source |= {"objective": plan.source["noise_before"], "kept": "a trial found nothing better"}
-    source["cost"] = {name: cost.total.by_quantity[name] for name in plan.source["cost"]}
-    return replace(plan, widths=dict(plan.original), source=source)
+    safe = replace(plan, widths=dict(widths), source=source)
+    after, before = (
+        total_noise(analyses.channels, analyses.sensitivity, each)
+        for each in (safe, replace(safe, widths=dict(plan.original)))
+    )
+    source |= {"objective": plan.source["noise_before"] + (after - before), "kept": "a trial found nothing better"}
+    spent = analyses.cost.at(widths).total.by_quantity
+    source["cost"] = {name: spent[name] for name in plan.source["cost"]}
+    return replace(safe, source=source)
 
 
 def with_planned_ends(

@@ -1,10 +1,10 @@
 """Do no harm: whether a plan is better than the widths as they are is tried, briefly, before anything is retrained.
 
-Candidates are the plan, plans that move widths less far, and the widths as they are, each with all epochs at low
-precision or the usual part of them in float. Each is trained by a short form of the recipe on a part of the training
-split, distilled from the float network, and measured by the loss on the rest of it; the test split is not looked at.
-Together the trials cost no more than a stated share of the retraining: where that allows few, they are those that are
-likeliest. Where no plan is better, the widths stay.
+Candidates are the plan, plans that move widths less far, and the widths as they are (or, where these cost more than the
+budget, all narrowed by one factor), each with all epochs at low precision or the usual part of them in float. Each is
+trained by a short form of the recipe on a part of the training split, distilled from the float network, and measured by
+the loss on the rest of it; the test split is not looked at. Together the trials cost no more than a stated share of the
+retraining: where that allows few, they are those that are likeliest. Where no plan is better, the widths stay.
 
 The float network has seen what is held out, and so has whoever starts from its weights: all candidates alike.
 """
@@ -27,10 +27,12 @@ from nce_fx.training.progress import Watch
 from nce_fx.training.recipe import usual_float_epochs
 
 UNIFORM = "the widths as they are"
+EVEN = "all narrowed by one factor"
+"""What is safe where the widths as they are cost more than the budget."""
 REGIONS = ((0.67, 1.5), (0.8, 1.25))
 """How far widths move in plans that are tried beside the first, as ratios of their own."""
 LIKELIEST = ((0, False), (1, True), (2, True), (0, True), (1, False), (2, False), (3, True), (3, False))
-"""What is tried, the likeliest first: the number of a candidate (0: the widths as they are, 1: the plan, then one for
+"""What is tried, the likeliest first: the number of a candidate (0: what is safe, 1: the plan, then one for
 each region), and whether the usual part of its epochs is in float, which what was narrowed wants more."""
 _HELD_OUT = 0.2
 _LEAST = 4

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 import nce_fx
 from nce_fx.errors import BudgetError, InputError
 from nce_fx.passes.planning.choices import Rules
+from nce_fx.passes.planning.settings import Settings
 from nce_fx.passes.transform.quantize import InsertQuantizers, RemoveQuantizers
 from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.pipeline import Pipeline
@@ -22,7 +23,6 @@ from nce_fx.quantizers import Quantizer
 from nce_fx.search import SlimmableRecipe, search
 from nce_fx.search.carrying import of_kind
 from nce_fx.search.comparing import Measuring, better_by
-from nce_fx.search.settings import Settings
 from nce_fx.search.slices import Widest, quantizer_paths
 from nce_fx.search.slimmable import Compared, SlimmableLog
 from tests import drawing

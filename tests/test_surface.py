@@ -14,8 +14,8 @@ import nce_fx
 from nce_fx.data.data_split import held_out
 from nce_fx.errors import ArtifactError, InputError
 from nce_fx.passes.planning.choices import Rules
+from nce_fx.passes.planning.settings import Setting, Settings
 from nce_fx.search import AdaptRecipe, SurfaceRecipe, search, surface_networks
-from nce_fx.search.settings import Setting, Settings
 from nce_fx.search.surface import preferred, spread_of_seeds, surely
 from nce_fx.search.surface_fit import Region, Surface, best_of, fitted
 from nce_fx.search.surface_log import Final

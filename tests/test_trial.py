@@ -6,14 +6,17 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 import nce_fx
+from nce_fx import artifacts
+from nce_fx.cli import app
 from nce_fx.data import load_data
 from nce_fx.data.data_split import held_out
 from nce_fx.errors import InputError
 from nce_fx.models import MODELS
 from nce_fx.training import Recipe
-from nce_fx.trial import REGIONS, UNIFORM, Trial
+from nce_fx.trial import EVEN, REGIONS, UNIFORM, Trial
 
 RECIPE = Recipe(epochs=52, float_epochs=26, batch_size=200)
 EXAMPLE = (torch.zeros(2, 1, 8, 8),)
@@ -78,6 +81,44 @@ def test_the_best_on_held_out_data_is_returned_and_the_report_says_what_was_trie
     }
 
 
+@pytest.mark.parametrize("best", [0, 1])
+def test_what_widths_as_they_are_cannot_keep_is_tried_against_one_factor_for_all(model, data, trained, best):
+    losses, budget = [1.0] * 4, nce_fx.Budget(macs=0.5, params=0.5, bit_ops=0.5)
+    losses[best] = 0.5
+    result = rewritten(model, data, losses, trial=Trial(data, RECIPE), budget=budget)
+    tried, plan = result.report.trial, result.plan
+    assert [row.candidate for row in tried.rows][:2] == [EVEN, "0.25x to 2x"]
+    assert tried.chosen == tried.rows[best].candidate
+    spent, before = result.report.rewritten.cost, result.report.original.cost
+    assert all(spent[name] <= 0.5 * before[name] for name in ("macs", "params", "bit_ops"))
+    even = plan.source["even"]
+    ratios = [even[group] / width for group, width in plan.original.items() if even[group] != width]
+    assert min(ratios) > 0.5
+    assert max(ratios) < 1.3 * min(ratios)
+    assert (dict(plan.widths) == dict(even)) == (best == 0)
+    if best == 0:
+        assert plan.source["kept"]
+        assert plan.predicted_noise is not None
+        assert 1.0 < plan.predicted_noise < 2.0
+
+
+def test_the_last_table_has_the_rival_of_the_same_budget_and_retraining_makes_it_again(tmp_path):
+    given = ["resnet8", "--model-args", '{"width": 4}', "--data", "digits", "--max-macs", "0.5x", "--no-trial"]
+    out = tmp_path / "out"
+    assert CliRunner().invoke(app, ["rewrite", *given, "--retrain", "1", "--out", str(out), "--quiet"]).exit_code == 0
+    first = artifacts.read_manifest(out).comparison
+    assert first is not None
+    names = [row.network for row in first.rows]
+    assert names == ["float", "uniform 2-bit", "evenly narrowed 2-bit", "NCE 2-bit"]
+    macs = {row.network: row.cost["macs"] for row in first.rows}
+    assert macs["NCE 2-bit"] <= macs["uniform 2-bit"] / 2
+    assert 0.8 * macs["NCE 2-bit"] < macs["evenly narrowed 2-bit"] <= macs["uniform 2-bit"] / 2
+    assert CliRunner().invoke(app, ["retrain", str(out), "--force", "--quiet"]).exit_code == 0
+    again = artifacts.read_manifest(out).comparison
+    assert again is not None
+    assert [(row.network, row.cost) for row in again.rows] == [(row.network, row.cost) for row in first.rows]
+
+
 def test_equals_keep_the_widths_as_they_are(model, data, trained):
     assert rewritten(model, data, [1.0] * 4, trial=Trial(data, RECIPE)).report.trial.chosen == UNIFORM
 
@@ -125,7 +166,6 @@ def test_where_nothing_can_be_tried_the_report_says_why(model, data, trained):
     assert said(trial=Trial(data, replace(RECIPE, epochs=6, float_epochs=3))) == (
         "0.25 of 6 epochs is too little to try plans in"
     )
-    assert said(trial=Trial(data, RECIPE), budget=nce_fx.Budget(macs=0.8)) == "they cost more than the budget"
     loaders = replace(data, train=[data.train.__getitems__(range(9))], augmented=None)
     assert said(trial=Trial(loaders, RECIPE)) == "the training split of digits cannot be parted"
     assert not trained

@@ -48,9 +48,9 @@ from nce_fx.passes.planning.choices import Rules
 from nce_fx.passes.planning.exact_budget import Reserve, plan_and_build
 from nce_fx.passes.planning.importance import elasticities
 from nce_fx.passes.planning.posynomial import constraints
+from nce_fx.passes.planning.settings import Settings
 from nce_fx.plan import WidthPlan
 from nce_fx.rewrite import plan_analyzed
-from nce_fx.search.settings import Settings
 from nce_fx.training import train
 
 RESULTS = pages.RESULTS / "networks.csv"

@@ -28,7 +28,7 @@ from benchmarks.moved_page import Networks, of_the_set, surface_of
 from benchmarks import pages
 from benchmarks.evidence.bench import Bench
 from nce_fx.passes.planning.choices import Rules
-from nce_fx.search.settings import Settings
+from nce_fx.passes.planning.settings import Settings
 from nce_fx.search.surface_fit import Region, best_of
 
 

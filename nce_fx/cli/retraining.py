@@ -21,6 +21,8 @@ from nce_fx.cli.rewriting import (
     Retrained,
     can_teach,
     content,
+    even_name,
+    even_plan,
     rewritten_name,
     uniform_name,
     with_float_epochs,
@@ -35,6 +37,7 @@ from nce_fx.pipeline import Given, Pass, Pipeline, history_of
 from nce_fx.pipeline.history_json import passes_of
 from nce_fx.processes import all_reduce_sum, start_engine
 from nce_fx.report.records import Manifest, Retraining
+from nce_fx.rewrite import build
 from nce_fx.signature import call_of
 from nce_fx.tasks import Task
 from nce_fx.tracing import trace
@@ -70,7 +73,12 @@ def run(job: Retrain) -> None:
     if retraining.uniform:
         given = Given(calibration(data, recipe.seed))
         uniform = _unresized(rewritten, own)(float_network, given).graph_module
-        networks = {uniform_name(spec): uniform, **networks}
+        rivals = {uniform_name(spec): uniform}
+        even = even_plan(rewritten.meta["plan"])
+        if even is not None and not own:
+            narrowed = build(float_network, even, spec=uniform.meta["spec"], uniform=uniform, seed=recipe.seed)
+            rivals[even_name(spec)] = narrowed
+        networks = {**rivals, **networks}
     about: dict[str, Any] = {
         "report": manifest.rewrite,
         "model": manifest.model,

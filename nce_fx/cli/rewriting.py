@@ -32,7 +32,7 @@ from nce_fx.plan import WidthPlan
 from nce_fx.report import tables
 from nce_fx.report.pareto_chart import front_svg
 from nce_fx.report.records import Comparison, ModelReference, Retraining, RewriteReport
-from nce_fx.rewrite import analyze, rewrite
+from nce_fx.rewrite import analyze, build, rewrite
 from nce_fx.sweep import ratios_of, sweep
 from nce_fx.tasks import Task
 from nce_fx.training import Recipe, evaluate, train
@@ -131,7 +131,11 @@ def run(job: Rewrite) -> None:
     artifacts.save(result.graph_module, job.out, force=job.force, float_log=float_log, **about)
     if data is not None and job.retrain:
         fresh = build_model(job.model, args, seed=job.seed) if job.from_scratch else None
-        networks = {uniform_name(spec): result.uniform, rewritten_name(spec): result.graph_module}
+        networks = {uniform_name(spec): result.uniform}
+        if (even := even_plan(result.plan)) is not None:
+            narrowed = build(result.original, even, spec=spec, uniform=result.uniform, seed=job.seed)
+            networks[even_name(spec)] = narrowed
+        networks[rewritten_name(spec)] = result.graph_module
         asked = Retrained(result.original, data, recipe, task, spec, float_epochs, job.out, teaches, fresh)
         trained = asked.train(networks, bool(result.plan.changed), terminal)
         comparison = trained.comparison
@@ -297,6 +301,23 @@ def rewritten_name(spec: QuantSpec) -> str:
 def uniform_name(spec: QuantSpec) -> str:
     """Return how tables name the network at its own widths: ``uniform 2-bit``."""
     return f"uniform {spec.weight_bits}-bit"
+
+
+def even_name(spec: QuantSpec) -> str:
+    """Return how tables name the network narrowed by one factor to the budget: ``evenly narrowed 2-bit``."""
+    return f"evenly narrowed {spec.weight_bits}-bit"
+
+
+def even_plan(plan: WidthPlan) -> WidthPlan | None:
+    """Return the plan of the rival within a budget that the widths as they are do not keep; ``None`` where they do.
+
+    Raises:
+        InputError: the plan's ``source`` was changed, and holds no widths of its groups there.
+    """
+    even = plan.source.get("even", {})
+    if not isinstance(even, Mapping) or not all(type(width) is int and width > 0 for width in even.values()):
+        raise InputError("plan: source.even must say a width for each group, such as {'conv1': 8}")
+    return None if not even or dict(even) == dict(plan.widths) else replace(plan, widths=dict(even))
 
 
 def present(report: RewriteReport, plan: WidthPlan, gm: GraphModule, terminal: Terminal) -> None:

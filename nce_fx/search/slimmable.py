@@ -15,6 +15,7 @@ from nce_fx.files import write_whole
 from nce_fx.frozen import Frozen
 from nce_fx.passes.analysis.channels import analyze_channels
 from nce_fx.passes.planning.choices import Rules
+from nce_fx.passes.planning.settings import Settings
 from nce_fx.plain_table import table_of
 from nce_fx.plan import WidthPlan
 from nce_fx.search.asked import (
@@ -29,7 +30,6 @@ from nce_fx.search.asked import (
     seconds_of,
 )
 from nce_fx.search.comparing import Measuring, better_by, evolve
-from nce_fx.search.settings import Settings
 from nce_fx.search.slices import Widest
 from nce_fx.search.slimmable_recipe import SlimmableRecipe
 from nce_fx.search.slimming import Slimming, sandwich_loss

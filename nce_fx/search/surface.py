@@ -17,9 +17,9 @@ from nce_fx.data.data_split import holding_out
 from nce_fx.errors import InputError
 from nce_fx.passes.analysis.channels import analyze_channels
 from nce_fx.passes.planning.choices import Rules
+from nce_fx.passes.planning.settings import Setting, Settings
 from nce_fx.processes import start_engine
 from nce_fx.search.asked import NO_CHOICE, Asked, SearchResult, finish, pinned_groups
-from nce_fx.search.settings import Setting, Settings
 from nce_fx.search.surface_fit import Region, Surface, best_of, fitted
 from nce_fx.search.surface_log import Final, Fit, SurfaceLog
 from nce_fx.search.surface_networks import Measured, Networks, Wanted

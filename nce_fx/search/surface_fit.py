@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 
 from nce_fx.frozen import Frozen
 from nce_fx.passes.analysis.polynomial import Floats, Integers
-from nce_fx.search.settings import Setting, Settings
+from nce_fx.passes.planning.settings import Setting, Settings
 
 _STRENGTHS = np.geomspace(1e-3, 1e4, 29)
 """Of the ridge, from which the best is chosen; the greatest leaves no slope."""

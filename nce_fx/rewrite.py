@@ -13,14 +13,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
-from statistics import geometric_mean
 from typing import Any, NamedTuple
 
 from torch import nn
 from torch.fx import GraphModule
 
 from nce_fx.batches import gathered
-from nce_fx.end_bits import WAYS, Ends, plan_ends, total_noise
+from nce_fx.end_bits import WAYS, Ends, plan_ends
 from nce_fx.errors import BudgetError, InputError
 from nce_fx.models.loading import check_finite
 from nce_fx.passes.analysis.channels import ChannelGraph, ChannelGroup, analyze_channels
@@ -39,6 +38,7 @@ from nce_fx.pipeline.base import Between
 from nce_fx.plan import WidthPlan
 from nce_fx.quantities import Quantity
 from nce_fx.report.records import CostRecord, GroupRecord, LayerRecord, RewriteReport
+from nce_fx.safe_widths import factor_of, kept, too_dear
 from nce_fx.tasks import LossLike
 from nce_fx.tracing import trace
 from nce_fx.trial import EVEN, REGIONS, UNIFORM, Trial
@@ -199,7 +199,7 @@ def rewrite(
     if trial is not None and not untried:
 
         def keeping(reserve: Reserve) -> WidthPlan:
-            return kept(best.plan, even(reserve) if even else best.plan.original, analyses)
+            return kept(best.plan, even(reserve) if even else best.plan.original, analyses.cost, analyses.sensitivity)
 
         # What is safe comes first: a plan has to be better.
         as_given = partial(building, spec=spec, uniform=analyses.uniform)
@@ -207,8 +207,8 @@ def rewrite(
         candidates = {EVEN if even else UNIFORM: safe, f"{min_width:g}x to {max_width:g}x": best}
         # Nearer to what is safe: around the factor that all widths are narrowed by, where they are.
         near = factor_of(safe.plan)
-        for ends in REGIONS[: max(number for number, _ in trial.turns) - 1]:
-            least, most = ends[0] * near, max(1.0, ends[1] * near)
+        for low, high in REGIONS[: max(number for number, _ in trial.turns) - 1]:
+            least, most = low * near, max(1.0, high * near)
             try:
                 other = within(least, most)
             except BudgetError:  # so near no plan keeps the budget
@@ -224,37 +224,11 @@ def rewrite(
     return RewriteResult(best.graph_module, best.plan, report, analyses.graph_module, analyses.uniform)
 
 
-def too_dear(cost: CostReport, budget: Budget) -> bool:
-    """Return whether the widths as they are cost more than a budget."""
-    before = cost.total.by_quantity
-    return any(before[name] > limit for name, limit in budget.limits(before).items())
-
-
 def why_untried(trial: Trial | None, plan: WidthPlan) -> str:
     """Return why a plan is not tried beside what is safe, such as "nothing changes"; nothing where it is."""
     if trial is None:
         return "no training data and recipe to try it with"
     return trial.why_not() if plan.changed else "nothing changes"
-
-
-def factor_of(plan: WidthPlan) -> float:
-    """Return the geometric mean of the ratios that a plan changes widths by; 1 where it changes none."""
-    ratios = [width / plan.original[group] for group, width in plan.changed.items()]
-    return geometric_mean(ratios) if ratios else 1.0
-
-
-def kept(plan: WidthPlan, widths: Mapping[str, int], analyses: Analyses) -> WidthPlan:
-    """Return the plan of what is safe, the widths as they are or evenly narrowed, saying what it was held against."""
-    source = {name: value for name, value in plan.source.items() if name not in ("end_bits", "bound", "gap", "noise")}
-    safe = replace(plan, widths=dict(widths), source=source)
-    after, before = (
-        total_noise(analyses.channels, analyses.sensitivity, each)
-        for each in (safe, replace(safe, widths=dict(plan.original)))
-    )
-    source |= {"objective": plan.source["noise_before"] + (after - before), "kept": "a trial found nothing better"}
-    spent = analyses.cost.at(widths).total.by_quantity
-    source["cost"] = {name: spent[name] for name in plan.source["cost"]}
-    return replace(safe, source=source)
 
 
 def with_planned_ends(

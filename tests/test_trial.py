@@ -113,10 +113,15 @@ def test_the_last_table_has_the_rival_of_the_same_budget_and_retraining_makes_it
     macs = {row.network: row.cost["macs"] for row in first.rows}
     assert macs["NCE 2-bit"] <= macs["uniform 2-bit"] / 2
     assert 0.8 * macs["NCE 2-bit"] < macs["evenly narrowed 2-bit"] <= macs["uniform 2-bit"] / 2
-    assert CliRunner().invoke(app, ["retrain", str(out), "--force", "--quiet"]).exit_code == 0
-    again = artifacts.read_manifest(out).comparison
+    later = tmp_path / "later"
+    assert CliRunner().invoke(app, ["rewrite", *given, "--out", str(later), "--quiet"]).exit_code == 0
+    asked = ["retrain", str(later), "--data", "digits", "--epochs", "1", "--quiet"]
+    assert CliRunner().invoke(app, asked).exit_code == 0
+    again = artifacts.read_manifest(later).comparison
     assert again is not None
-    assert [(row.network, row.cost) for row in again.rows] == [(row.network, row.cost) for row in first.rows]
+    # The plan is that of weights which nothing trained; one factor for all is the same.
+    assert [(row.network, row.cost) for row in again.rows[:3]] == [(row.network, row.cost) for row in first.rows[:3]]
+    assert again.rows[3].network == "NCE 2-bit"
 
 
 def test_equals_keep_the_widths_as_they_are(model, data, trained):

@@ -76,7 +76,7 @@ class UnPooling(nn.Module):
 
     def forward(self, x):
         x, places = F.max_pool2d(F.relu(self.a(x)), 2, return_indices=True)
-        x = F.max_unpool2d(self.c(F.relu(self.b(x))), places, [2])
+        x = F.max_unpool2d(self.c(F.relu(self.b(x))), places, (2, 2))
         return self.out(F.relu(x))
 
 

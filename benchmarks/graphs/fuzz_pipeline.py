@@ -3,7 +3,8 @@
     python -m benchmarks.fuzz_pipeline --cases 2000       goes on where it stopped, a line of the log a case
     python -m benchmarks.fuzz_pipeline --only 17          one case, with its traceback
 
-A case is a program of the tests' generator with a random budget over all quantities, quantizers and bits. It is traced,
+A case is a program of the tests' generator with a random budget over all quantities, quantizers and bits; where no plan
+meets the budget, which is refused, it goes on with another. It is traced,
 planned, resized, quantized, trained for two steps, saved, loaded into other weights, and exported to int2, integer and
 qonnx files, of which onnxruntime runs the first two. Exits 1 where a law is broken or an error is not ours.
 """
@@ -30,13 +31,15 @@ from torch.utils._pytree import tree_leaves
 
 import nce_fx
 from benchmarks import pages
-from nce_fx.errors import NceFxError, one_line
+from nce_fx.errors import BudgetError, NceFxError, one_line
 from nce_fx.passes.analysis.sensitivity import METRICS
+from nce_fx.passes.transform.quantize.spec import PUBLISHED, SHORTCUTS, SUMS
 from nce_fx.quantities import known_quantities
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 from tests.generator import network
 from tests.generator.program import CHANNELS, SIDE
 from tests.generator.search import drawn
+from tests.threads import mean_square
 from tests.zoo.model import randomize
 
 REPORT = pages.RESULTS / "fuzz_pipeline.json"
@@ -51,16 +54,22 @@ def images(seed: int) -> Tensor:
 
 
 def spec_of(rng: random.Random) -> nce_fx.QuantSpec:
-    """Draw what is quantized how."""
+    """Draw what is quantized how: one case of five as by default, one of five as published."""
+    kind = rng.random()
+    if kind < 0.2:
+        return nce_fx.QuantSpec()
+    if kind < 0.4:
+        return nce_fx.QuantSpec(**PUBLISHED)
     return nce_fx.QuantSpec(
         weight=rng.choice(sorted(WEIGHT_QUANTIZERS)),
         activation=rng.choice(sorted(ACTIVATION_QUANTIZERS)),
         weight_bits=rng.choice(BITS),
         activation_bits=rng.choice(BITS),
         first_last_bits=rng.choice((8, 8, 2, None)),
-        shortcuts=rng.choice(("quantized", "float")),
+        shortcuts=rng.choice(SHORTCUTS),
         exact=rng.random() < 0.5,
-        sums=rng.choice(("float", "int8")),
+        sums=rng.choice(SUMS),
+        ewgs=rng.choice((0.0, 0.0, 0.2)),
     )
 
 
@@ -79,16 +88,25 @@ def case(seed: int) -> str:
         Exception: anything else, a law that is broken or an error that is not ours.
     """
     rng = random.Random(seed)
+    ends: list[str] = []
     model = network(drawn(seed)).float()
     x = images(seed)
     spec, budget, metric = spec_of(rng), budget_of(rng), rng.choice(sorted(METRICS))
+    batches = [(images(seed + k), torch.zeros(2, dtype=torch.long)) for k in range(rng.randint(1, 2))]
+    loss = None if _gives_classes(model, x) and rng.random() < 0.7 else mean_square
+    if loss is not None and metric == "gauss_newton":  # it knows the losses of PyTorch alone
+        metric = "fisher"
+    end_bits = rng.choice(("given", "given", "given", "plan"))
+    given: dict[str, Any] = {"batches": batches, "spec": spec, "metric": metric, "loss": loss, "end_bits": end_bits}
     try:
-        result = nce_fx.rewrite(
-            model, (x,), batches=[(x, torch.zeros(2, dtype=torch.long)), (images(seed + 1), None)][: rng.randint(1, 2)],
-            budget=budget, spec=spec, metric=metric,
-        )  # fmt: skip
+        try:
+            result = nce_fx.rewrite(model, (x,), budget=budget, **given)
+        except BudgetError as error:
+            ends.append(refused("rewrite", error))
+            budget = nce_fx.Budget(macs="2x")
+            result = nce_fx.rewrite(model, (x,), budget=budget, **given)
     except NceFxError as error:
-        return refused("rewrite", error)
+        return "; ".join([*ends, refused("rewrite", error)])
     holds(result, budget)
     gm = two_steps(result.graph_module, x)
     with tempfile.TemporaryDirectory() as folder:
@@ -96,8 +114,13 @@ def case(seed: int) -> str:
         other = randomize(copy.deepcopy(model), seed + 1)
         loaded = nce_fx.load(Path(folder) / "result", other)
         equal(gm, loaded, x)
-        ends = [exported(gm, Path(folder) / f"{form}.onnx", form) for form in ("int2", "integer", "qonnx")]
+        ends += [exported(gm, Path(folder) / f"{form}.onnx", form) for form in ("int2", "integer", "qonnx")]
     return "; ".join(end for end in ends if end) or "kept"
+
+
+def _gives_classes(model: nn.Module, x: Tensor) -> bool:
+    with torch.no_grad():
+        return all(isinstance(y, Tensor) and y.dim() == 2 and len(y) == 2 for y in [model.eval()(x)])
 
 
 def holds(result: nce_fx.RewriteResult, budget: nce_fx.Budget | None) -> None:

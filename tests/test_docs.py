@@ -30,6 +30,7 @@ PAGES = {
 }
 DOCTESTS = "docs/architecture.md"
 """Its blocks are sessions, run by tests/test_floors.py."""
+FEW_NETWORKS = {"networks": 2, "rounds": 1, "repeats": 2, "candidates": 1, "finals": 2}
 SMALLER = {
     r"--(retrain|epochs) \d+": r"--\1 1",
     r"\bepochs=\d+": "epochs=1",
@@ -38,8 +39,12 @@ SMALLER = {
     r"--method adapt --epochs 1": "--method adapt --epochs 3",
     r"SlimmableRecipe\(epochs=1\)": "SlimmableRecipe(epochs=1, drawn=2, evaluations=5, population=4)",
     r'"evaluations": 1000': '"drawn": 2, "evaluations": 5, "population": 4',
+    r"SurfaceRecipe\(epochs=1, float_epochs=1": "SurfaceRecipe(epochs=1, float_epochs=1, **FEW_NETWORKS",
+    r"--method surface --epochs 1": f"--method surface --epochs 1 --recipe '{json.dumps(FEW_NETWORKS)}'",
+    r"(--workers |\bworkers=)4": r"\g<1>2",
     r"resnet(20|50)\b|resnet18 --model-args '{\"width\": 4}'": "resnet8",
     r"1x3x224x224": "1x3x32x32",
+    r"imagefolder:images\b(@\d+)?": "imagefolder:images@32",
     r"torchvision\.models:resnet18": "torchvision.models:squeezenet1_1",
     r" --open\b": "",
 }
@@ -52,6 +57,7 @@ SETTING = """
 import torch, nce_fx
 from nce_fx.data import load_data
 from nce_fx.models import MODELS
+from tests.test_docs import FEW_NETWORKS
 data = load_data("digits")
 batches = data.batches(2, 64)
 gm = nce_fx.trace(MODELS["resnet8"](in_channels=1).eval(), (torch.randn(1, 1, 8, 8),))

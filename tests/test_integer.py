@@ -368,6 +368,7 @@ def off_in_sum(first, second, levels, how):
     for level in LEVELS.values():
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = level
+        options.intra_op_num_threads = 1
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         off.append(int((session.run(None, dict(zip("ab", numbers, strict=True)))[0] != wanted).sum()))
     return max(off)
@@ -388,6 +389,7 @@ def test_the_module_computes_what_the_file_does(name, weight, activation):
         content.graph.output.append(onnx.helper.make_tensor_value_info(watched, TensorProto.UINT8, None))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(content.SerializeToString(), options, providers=["CPUExecutionProvider"])
     x = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
     theirs = session.run(None, {session.get_inputs()[0].name: x.numpy()})

@@ -44,6 +44,7 @@ from nce_fx.quantizers import (
 from nce_fx.quantizers.dorefa import DorefaActivation
 from nce_fx.quantizers.pact import Pact
 from nce_fx.quantizers.saved_tensors import compact_saving
+from tests.zoo.model import narrow
 
 
 def images(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -240,13 +241,13 @@ def test_shortcuts_of_eight_bits_between_layers_of_two() -> None:
     assert len(additions) == 8
     assert {operand.bits for operand in operands} == {8}
     assert [(row.weight_bits, row.activation_bits) for row in describe(quantized)][1:-1] == [(2, 2)] * 19
-    uniform = quantize(gm, QuantSpec())
+    uniform = quantize(gm, QuantSpec(shortcuts="quantized"))
     assert analyze_cost(quantized).bit_ops == analyze_cost(uniform).bit_ops, "additions multiply nothing"
 
 
 def test_shortcut_convolutions_of_the_built_in_networks():
     for name, count in (("resnet8", 2), ("resnet18", 3), ("resnet50", 4), ("mobilenet_v2", 0)):
-        gm = traced(MODELS[name](), images(1, 3, 64, 64), train=False)
+        gm = traced(MODELS[name](**narrow(name)), images(1, 3, 32, 32), train=False)
         quantized = quantize(gm, QuantSpec(shortcuts="float"))
         in_float = [row.layer for row in describe(quantized) if row.weight_bits is None]
         assert len(in_float) == count, name
@@ -594,7 +595,7 @@ class OneDevice(TorchDispatchMode):
 def test_a_training_step_makes_no_tensor_on_another_device(
     weight: str, activation: str, saving: Callable[[], AbstractContextManager[None]]
 ) -> None:
-    gm = nce_fx.trace(MODELS["mobilenet_v2"](), (torch.randn(2, 3, 32, 32),))
+    gm = nce_fx.trace(MODELS["mobilenet_v2"](**narrow("mobilenet_v2")), (torch.randn(2, 3, 32, 32),))
     quantized = nce_fx.quantize(gm, QuantSpec(weight=weight, activation=activation)).train().to("meta")
     inputs, target = torch.empty(4, 3, 32, 32, device="meta"), torch.empty(4, dtype=torch.long, device="meta")
     with OneDevice(), saving():
@@ -640,8 +641,8 @@ def test_sums_of_integers_read_quantized_operands(activation: str, shortcuts: st
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_addition_of_the_built_in_networks_can_be_one_of_integers(name: str) -> None:
-    gm = traced(MODELS[name](), images(2, 3, 32, 32), train=False)
-    quantized = quantize(gm, QuantSpec(sums="int8"))
+    gm = traced(MODELS[name](**narrow(name)), images(2, 3, 32, 32), train=False)
+    quantized = quantize(gm, QuantSpec(sums="int8", shortcuts="quantized"))
     for addition in filter(adds, quantized.graph.nodes):
         for source in addition.all_input_nodes:
             assert isinstance(quantized.get_submodule(str(source.target)), ActivationQuantizer)

@@ -1,6 +1,7 @@
 """The evidence: the tables, the controls, the statistics, and the command on data in the published folder formats."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import nce_fx
-from benchmarks.evidence import records
+from benchmarks.evidence import records, rows
 from benchmarks.evidence.__main__ import main
 from benchmarks.evidence.ablations import ABLATIONS
 from benchmarks.evidence.bench import Bench, Choice
@@ -21,6 +22,7 @@ from benchmarks.evidence.study import RECIPES, load_study
 from benchmarks.glyphs import STROKES, render
 from nce_fx.data import load_data
 from nce_fx.errors import InputError
+from nce_fx.search import SurfaceRecipe
 from tests.test_data import cifar  # noqa: F401
 
 FIELDS = [
@@ -214,7 +216,9 @@ def command(folder, *arguments):
 
 
 @pytest.mark.long
-def test_every_row_on_cifar10s_folder_and_nothing_twice(tmp_path, cifar, capsys):  # noqa: F811
+def test_every_row_on_cifar10s_folder_and_nothing_twice(tmp_path, cifar, capsys, monkeypatch):  # noqa: F811
+    few = {"networks": 2, "rounds": 1, "repeats": 2, "candidates": 1, "finals": 2}
+    monkeypatch.setattr(rows, "SurfaceRecipe", functools.partial(SurfaceRecipe, **few))
     batch = {"batch_size": 4}
     study = small(
         "cifar10-resnet20", tmp_path, model="resnet8", model_args={"width": 4}, seeds=1,

@@ -1,5 +1,6 @@
 """What the laws over whole models do not show: ways of tracing, what is said of a pin, errors in words."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from nce_fx.ids import labels
 from nce_fx.ids.value import ChannelTensor
 from nce_fx.models import MODELS
 from nce_fx.ops.rules import mixing, movement
+from nce_fx.passes.analysis.channels.groups import _counted
 from nce_fx.passes.analysis.channels.structure import examine
 from tests.laws import LAWS, kept_channels
 from tests.observing import counted
@@ -327,3 +329,10 @@ class TiedDepthwise(nn.Module):
 def test_layers_with_one_weight_are_resized_together(law):
     torch.manual_seed(0)
     LAWS[law](TiedDepthwise().eval(), (torch.randn(2, 3, 8, 8),))
+
+
+@pytest.mark.parametrize("numbers", [[3], [1, 4, 6], [0, 2, 2, 5], [4, 1, 1, 4, 0], [2, 2]])
+def test_numbers_of_classes_are_counted_once_each(numbers):
+    found, counts = _counted(np.array(numbers))
+    assert found.tolist() == sorted(set(numbers))
+    assert counts.tolist() == [numbers.count(each) for each in found]

@@ -41,7 +41,7 @@ SMALLER = {
     r'"evaluations": 1000': '"drawn": 2, "evaluations": 5, "population": 4',
     r"SurfaceRecipe\(epochs=1, float_epochs=1": "SurfaceRecipe(epochs=1, float_epochs=1, **FEW_NETWORKS",
     r"--method surface --epochs 1": f"--method surface --epochs 1 --recipe '{json.dumps(FEW_NETWORKS)}'",
-    r"(--workers |\bworkers=)4": r"\g<1>2",
+    r"(--workers |\bworkers=)4": r"\g<1>1",
     r"resnet(20|50)\b|resnet18 --model-args '{\"width\": 4}'": "resnet8",
     r"1x3x224x224": "1x3x32x32",
     r"imagefolder:images\b(@\d+)?": "imagefolder:images@32",

@@ -368,6 +368,13 @@ def test_a_bilinear_layer_of_one_value_with_itself():
 REST: Any = {"channels": Absent("none"), "macs": Absent("none"), "example": lambda: (noise(2, 8),)}
 
 
+def test_spellings_are_those_of_the_rows_that_are_asked_for():
+    found = OPS.where(lambda op: op.kind == "product")
+    assert {torch.matmul, torch.ops.aten.mm.default} <= found
+    assert not {F.relu, F.layer_norm} & found
+    assert found == {spelling for spelling, op in OPS.spellings.items() if op.kind == "product"}
+
+
 def test_a_table_takes_no_spelling_twice():
     mine = Op(name="mine", kind="weighted", signature="input", spellings={F.linear: ""}, **REST)
     with pytest.raises(InputError, match=r"spelling of 'linear'"):

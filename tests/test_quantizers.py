@@ -537,6 +537,22 @@ def test_what_is_constant_or_zero_stays_finite(bits):
 
 
 @pytest.mark.parametrize("bits", BITS)
+def test_the_least_range_is_no_zero_in_half_precision(bits):
+    """A network whose range is 0 somewhere may be made half after it was quantized: 1e-8 is zero there."""
+    for name, quantizer in every_quantizer(bits):
+        prepared(quantizer, torch.zeros(3, 4)).half()
+        for value in (0.0, 1.0, -2.0):
+            x = torch.full((3, 4), value, dtype=torch.float16, requires_grad=True)
+            y = quantizer(x)
+            y.sum().backward()
+            assert bool(y.isfinite().all()), (name, value)
+            assert x.grad is not None
+            # DoReFa's gradient of weights that are all zero is 1e8, which half precision has not.
+            assert bool(x.grad.isfinite().all()) or isinstance(quantizer, DorefaWeight), (name, value)
+            assert torch.equal(quantizer.integers(x).dequantize().half(), y), (name, value)
+
+
+@pytest.mark.parametrize("bits", BITS)
 def test_more_bits_err_less(bits):
     w = draw(32, 9)
     if bits > 2:

@@ -120,6 +120,14 @@ def working(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
+def at_least(length: Tensor, least: float = FLOOR) -> Tensor:
+    """Return a length that is learned or kept, such as a step of 0.1, where nothing is divided by zero.
+
+    It is of the working dtype: half precision, which a network may be made after it was quantized, has no 1e-8.
+    """
+    return working(length).clamp(min=least)
+
+
 def whole(x: Tensor, scale: Tensor, grid: Grid) -> Tensor:
     """Return the nearest ``q`` of the grid for every element, as floating-point numbers; ties go to the even ``q``."""
     steps = x / scale

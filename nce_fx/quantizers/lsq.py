@@ -22,7 +22,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from nce_fx.quantizers.base import FLOOR, Grid, WeightQuantizer, signed_grid, working
+from nce_fx.quantizers.base import FLOOR, Grid, WeightQuantizer, at_least, signed_grid, working
 from nce_fx.quantizers.counting import CountingQuantizer
 from nce_fx.quantizers.pact import best_clip
 from nce_fx.quantizers.rounding import StepRound
@@ -64,7 +64,7 @@ class LsqWeight(WeightQuantizer):
 
     def scale(self) -> Tensor:
         """Return the distance between two levels; 0-dimensional."""
-        return self.fine(self.step.clamp(min=FLOOR))
+        return self.fine(at_least(self.step))
 
     def quantized(self, x: Tensor) -> Tensor:
         """Quantize, with LSQ's gradients."""
@@ -86,7 +86,7 @@ class LsqActivation(CountingQuantizer):
 
     def scale(self) -> Tensor:
         """Return the distance between two levels; 0-dimensional."""
-        return self.fine(self.step.clamp(min=FLOOR))
+        return self.fine(at_least(self.step))
 
     def quantized(self, x: Tensor) -> Tensor:
         """Quantize, with LSQ's gradients."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from nce_fx.quantizers.base import FLOOR, Grid, Integers, working
+from nce_fx.quantizers.base import FLOOR, Grid, Integers, at_least, working
 from nce_fx.quantizers.counting import CountingQuantizer
 from nce_fx.quantizers.lsq import share
 from nce_fx.quantizers.pact import CLIP, best_clip
@@ -44,7 +44,7 @@ class LsqPlus(CountingQuantizer):
 
     def scale(self) -> Tensor:
         """Return the distance between two levels; 0-dimensional."""
-        return self.fine(self.step.clamp(min=FLOOR))
+        return self.fine(at_least(self.step))
 
     def zero(self) -> Tensor:
         """Return z, the lowest level in steps; 0-dimensional, of the scale's dtype, without a gradient."""
@@ -54,7 +54,7 @@ class LsqPlus(CountingQuantizer):
     def quantized(self, x: Tensor) -> Tensor:
         """Quantize, with LSQ+'s gradients."""
         amount = share(x[0].numel(), Grid(0, self.most))
-        shift = self.shift if self.signed else 0 * self.shift
+        shift = working(self.shift) if self.signed else 0 * working(self.shift)
         return _ShiftedRound.apply(x, self.scale(), shift, self.zero(), self.most, amount)  # type: ignore[no-any-return, no-untyped-call]
 
     @torch.no_grad()

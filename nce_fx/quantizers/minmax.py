@@ -16,7 +16,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nce_fx.quantizers.base import FLOOR, ActivationQuantizer, Grid, Integers, WeightQuantizer, whole, working
+from nce_fx.quantizers.base import (
+    FLOOR,
+    ActivationQuantizer,
+    Grid,
+    Integers,
+    WeightQuantizer,
+    at_least,
+    whole,
+    working,
+)
 from nce_fx.quantizers.rounding import RangeRound, clip_round
 
 RANGE = 8.0
@@ -99,16 +108,16 @@ class MinMaxActivation(ActivationQuantizer):
 
     def step_size(self, x: Tensor) -> Tensor:
         """Return the distance between two levels; 0-dimensional."""
-        return self.fine(self.step)
+        return self.fine(at_least(self.step))
 
     def quantized(self, x: Tensor) -> Tensor:
         """Quantize, with the clipped straight-through gradient."""
-        return clip_round(x, self.fine(self.step), 1.0, self.grid)
+        return clip_round(x, self.step_size(x), 1.0, self.grid)
 
     @torch.no_grad()
     def integers(self, x: Tensor) -> Integers:
         """Return ``x`` in integers (uint8); the offset is minus the zero point."""
-        step = self.fine(self.step)
+        step = self.step_size(x)
         q = whole(working(x), step, self.grid) - self.grid.low
         step = step.to(q.dtype)
         return Integers(q.to(torch.uint8), step, torch.full_like(step, self.grid.low + self.grid.offset))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from nce_fx.quantizers.base import FLOOR, Integers, as_integers, working
+from nce_fx.quantizers.base import Integers, as_integers, at_least, working
 from nce_fx.quantizers.counting import CountingQuantizer
 from nce_fx.quantizers.ewgs import scale_gradient
 from nce_fx.quantizers.lsq import share
@@ -48,14 +48,14 @@ class N2uq(CountingQuantizer):
 
     def scale(self) -> Tensor:
         """Return the distance between two levels; 0-dimensional."""
-        return self.fine(self.step.clamp(min=FLOOR))
+        return self.fine(at_least(self.step))
 
     def pieces(self) -> tuple[Tensor, Tensor]:
         """Return d_0, 0-dimensional, and the lengths a, (n,); both with their gradients."""
-        start: Tensor = self.first
+        start = working(self.first)
         if not self.signed:
             start = start + (start.clamp(min=0) - start).detach()
-        return start, self.lengths.clamp(min=FLOOR)
+        return start, at_least(self.lengths)
 
     @torch.no_grad()
     def thresholds(self) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from nce_fx.quantizers.base import (
     FLOOR,
     Grid,
+    at_least,
 )
 from nce_fx.quantizers.counting import CountingQuantizer
 from nce_fx.quantizers.histogram import Counts
@@ -42,7 +43,7 @@ class Pact(CountingQuantizer):
 
     def scale(self) -> Tensor:
         """Return the distance between two levels; 0-dimensional."""
-        return self.fine(self.clip.clamp(min=FLOOR * self.grid.reach) / self.grid.reach)
+        return self.fine(at_least(self.clip, FLOOR * self.grid.reach) / self.grid.reach)
 
     def quantized(self, x: Tensor) -> Tensor:
         """Quantize, with PACT's gradients."""

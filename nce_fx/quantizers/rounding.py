@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from nce_fx.quantizers.base import FLOOR, Grid, level, whole, working
+from nce_fx.quantizers.base import FLOOR, Grid, at_least, level, whole, working
 from nce_fx.quantizers.saved_tensors import Packed, pack_levels, packs_activations, register
 
 
@@ -35,7 +35,7 @@ def clip_round(x: Tensor, extent: Tensor, steps: float, grid: Grid) -> Tensor:
         function = _ClipRoundTraced
     elif x.device.type == "cpu" and not packs_activations():
         function = _ClipRoundKeeping
-    return function.apply(x, extent, steps, grid)  # type: ignore[no-any-return, no-untyped-call]
+    return function.apply(x, working(extent), steps, grid)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _ClipRound(Function):
@@ -106,7 +106,7 @@ class _ClipRoundKeeping(Function):
 
 
 def _scale(extent: Tensor, steps: float) -> Tensor:
-    return extent.clamp(min=FLOOR * steps) / steps
+    return at_least(extent, FLOOR * steps) / steps
 
 
 def _before(bound: float, dtype: torch.dtype) -> float:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nce_fx.quantizers.base import FLOOR, WeightQuantizer, centred_grid
+from nce_fx.quantizers.base import WeightQuantizer, at_least, centred_grid
 from nce_fx.quantizers.lsq import share
 from nce_fx.quantizers.rounding import StepRound
 from nce_fx.quantizers.sawb import Sawb
@@ -40,7 +40,7 @@ class Seq(WeightQuantizer):
 
     def scale(self) -> Tensor:
         """Return the distance between two levels; 0-dimensional."""
-        return self.fine(self.alpha.clamp(min=FLOOR) / 2 ** (self.bits - 1))
+        return self.fine(at_least(self.alpha) / 2 ** (self.bits - 1))
 
     def quantized(self, x: Tensor) -> Tensor:
         """Quantize, with SEQ's gradients."""

@@ -39,7 +39,7 @@ SMALLER = {
     r"--method adapt --epochs 1": "--method adapt --epochs 3",
     r"SlimmableRecipe\(epochs=1\)": "SlimmableRecipe(epochs=1, drawn=2, evaluations=5, population=4)",
     r'"evaluations": 1000': '"drawn": 2, "evaluations": 5, "population": 4',
-    r"SurfaceRecipe\(epochs=1, float_epochs=1": "SurfaceRecipe(epochs=1, float_epochs=1, **FEW_NETWORKS",
+    r"SurfaceRecipe\(epochs=1, float_epochs=8": "SurfaceRecipe(epochs=1, float_epochs=1, **FEW_NETWORKS",
     r"--method surface --epochs 1": f"--method surface --epochs 1 --recipe '{json.dumps(FEW_NETWORKS)}'",
     r"(--workers |\bworkers=)4": r"\g<1>1",
     r"resnet(20|50)\b|resnet18 --model-args '{\"width\": 4}'": "resnet8",
@@ -55,12 +55,12 @@ BEFORE = {
 """A command that a page takes for done."""
 SETTING = """
 import torch, nce_fx
-from nce_fx.data import load_data
 from nce_fx.models import MODELS
+from tests.search_runs import quarters
 from tests.test_docs import FEW_NETWORKS
-data = load_data("digits")
-batches = data.batches(2, 64)
-gm = nce_fx.trace(MODELS["resnet8"](in_channels=1).eval(), (torch.randn(1, 1, 8, 8),))
+data = quarters()
+batches = data.batches(2, 48)
+gm = nce_fx.trace(MODELS["resnet8"](width=4, num_classes=4, in_channels=1).eval(), (torch.randn(1, 1, 6, 6),))
 wide = nce_fx.resize(gm, {})
 """
 """The names that the parts of the README's program have, for the pages that show a part."""

@@ -6,7 +6,6 @@ import copy
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,7 +16,6 @@ from torch.fx import GraphModule
 import nce_fx
 from nce_fx.passes.analysis.channels import ChannelGraph, ChannelGroup
 from tests.observing import to_dtype
-from tests.zoo import ZOO
 
 
 @dataclass(frozen=True)
@@ -53,19 +51,6 @@ def traced(model: nn.Module, inputs: tuple[Any, ...], dtype: torch.dtype = torch
 def keep(model: nn.Module, dtype: torch.dtype, known: Traced) -> None:
     """Let the laws take this trace of a model, where another one would take long or much memory."""
     _TRACED.setdefault(model, {})[dtype] = known
-
-
-def pattern(name: str) -> GraphModule:
-    """Return the trace of a pattern of the zoo in evaluation mode: a copy of the one that a process's tests share.
-
-    A copy takes a fortieth of the time of a trace.
-    """
-    return copy.deepcopy(_pattern(name))
-
-
-@cache
-def _pattern(name: str) -> GraphModule:
-    return nce_fx.trace(ZOO[name].make(), ZOO[name].inputs)
 
 
 def wider(channels: ChannelGraph, seed: int) -> dict[str, int]:

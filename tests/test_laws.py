@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-import nce_fx
 from nce_fx.models import MODELS
-from tests.drawing import pattern
+from tests.drawing import traced
 from tests.laws import LAWS, QUANTIZED, the_budget_holds_at_any_bits
 from tests.zoo import ZOO, randomize
 from tests.zoo.model import image
@@ -63,7 +62,7 @@ def test_the_budget_holds_at_every_spec(name):
 @pytest.mark.parametrize("name", expected(ZOO, FALLS_SHORT))
 def test_groups_are_what_they_must_be(name):
     model = ZOO[name]
-    channels = nce_fx.analyze_channels(pattern(name))
+    channels = traced(*subject(name)).channels
     group_of = {producer: group for group in channels.groups for producer in group.producers}
     for producer in model.free:
         assert producer in group_of, f"{producer} is in no group"

@@ -13,7 +13,6 @@ from torch.fx import GraphModule
 import nce_fx
 from nce_fx.passes.transform.quantize import QuantSpec, RemoveQuantizers, describe, integer_weights, quantize
 from nce_fx.quantizers import Quantizer
-from tests.drawing import pattern
 from tests.zoo import ZOO
 
 UNQUANTIZED = {"embedding", "lstm", "gru", "rnn", "lstmcell", "grucell", "matmul", "einsum", "attention", "bilinear"}
@@ -73,7 +72,8 @@ def check(gm: GraphModule, inputs: tuple[Any, ...], spec: QuantSpec) -> None:
 
 @pytest.mark.parametrize("name", ZOO)
 def test_zoo(name):
-    model, gm = ZOO[name], pattern(name)
+    model = ZOO[name]
+    gm = nce_fx.trace(model.make(), model.inputs)
     check(gm, model.inputs, QuantSpec())
     # Nothing is lost on the way: with bits enough it computes what it did, to what they round.
     fine = quantize(gm, QuantSpec("minmax", "minmax", 8, 8, 8, "int8"), [(model.inputs, None)])
@@ -86,7 +86,8 @@ def test_zoo(name):
     "name", ["residual_add", "dense_cascade", "depthwise_residual", "squeeze_excite_conv", "u_net"]
 )
 def test_resized(name, factor):
-    model, gm = ZOO[name], pattern(name)
+    model = ZOO[name]
+    gm = nce_fx.trace(model.make(), model.inputs)
     groups = [group for group in nce_fx.analyze_channels(gm).groups if group.pinned is None]
     widths = {group.id: max(1, int(group.width * factor) // group.step) * group.step for group in groups}
     assert any(widths[group.id] != group.width for group in groups)

@@ -33,6 +33,7 @@ MAKES_ON_THE_CPU = {
     "constants",
     "constant_blur",
     "text_slopes_by_head",
+    "text_normalized_queries",
 }
 """Models whose own code makes a tensor on the CPU: they run nowhere else."""
 NOT_IMITATED = {
@@ -46,6 +47,7 @@ NOT_IMITATED = {
     "one_way_each",
     "caches",
     "cut_by_numbers",
+    "text_with_padding",
 }
 
 

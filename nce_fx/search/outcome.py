@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nce_fx.frozen import Frozen
 from nce_fx.passes.analysis.cost import CostReport
 from nce_fx.passes.planning import Budget, plan_widths
 from nce_fx.passes.planning.exact_budget import Reserve
@@ -26,7 +27,7 @@ _POWER = 4.0
 
 
 @dataclass(frozen=True)
-class Importance:
+class Importance(Frozen):
     """What the planner is given in the place of sensitivities: ``Importance({"conv1": 2.0}, "adapt")``."""
 
     by_group: Mapping[str, float]

@@ -51,6 +51,9 @@ def fit_convolution(
 ) -> Fitted | str:
     """Return the convolution and the quantizer behind it in whole numbers, or why it stays in float.
 
+    ``fit_convolution(source, weight, tensor, levels, exact=True)`` of ResNet-18's first layer is "no whole-number bias
+    puts all 256 levels of its quantizer where PyTorch has them"; of the others a `Fitted`.
+
     Args:
         source: the convolution and what follows.
         weight: its weight.

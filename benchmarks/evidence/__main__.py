@@ -28,11 +28,12 @@ import torch
 from benchmarks.evidence import records
 from benchmarks.evidence.ablations import ABLATIONS, Variant
 from benchmarks.evidence.bench import Bench
+from benchmarks.evidence.front import front_table
 from benchmarks.evidence.records import Run, Widths
 from benchmarks.evidence.report import write_report
 from benchmarks.evidence.rows import ROWS, run_row
 from benchmarks.evidence.study import DEFAULT, Study, load_study
-from benchmarks.pages import DOCS, RESULTS, ROOT
+from benchmarks.pages import DOCS, RESULTS, ROOT, put
 from benchmarks.part import some_images
 from nce_fx.data import Data, load_data
 from nce_fx.errors import InputError, NceFxError
@@ -78,8 +79,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def write_page(results: Path = RESULTS, report: Path = DOCS / "results.md") -> None:
-    """Write docs/results.md and its pictures."""
+    """Write docs/results.md and its pictures, and with them the README's table of half budgets."""
     write_report(results, report)
+    if report == DOCS / "results.md":
+        put(ROOT / "README.md", "budget table", front_table(results))
 
 
 def run(options: argparse.Namespace) -> None:

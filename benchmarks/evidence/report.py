@@ -214,7 +214,7 @@ def claims(tables: dict[tuple[str, str], list[Summary]], seeds: dict[tuple[str, 
         wait = f"open: {ours.pairs} of {wanted} seeds" if ours.pairs < wanted else ""
         rivals = [*controls, *([longer] if longer else [])]
         # One factor for all groups is uniform's own run, whether or not its row is there.
-        above = _yes(ours.difference > max(0.0, *(row.difference for row in rivals)))
+        above = _yes(ours.difference > max([0.0, *(row.difference for row in rivals)]))
         missing = [row for row in (LONGER, *CONTROLS) if row not in by_row]
         lines.append(
             f"| {network}, {data} | {_signed(-lost)} | {ours.row} | {_signed(ours.difference)} | {_p(ours.p)}"

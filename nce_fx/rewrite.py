@@ -10,6 +10,7 @@ Retraining what comes out is `nce_fx.training`; training it beside its rivals is
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
@@ -175,11 +176,13 @@ def rewrite(
     elif end_bits != "given":
         raise InputError(f"end_bits={end_bits!r}: give one of {', '.join(WAYS)}")
 
-    even: Callable[[Reserve], dict[str, int]] | None = None
-    if too_dear(analyses.cost, budget):
-        rules = Rules(min_width, max_width, round_to, limits["freeze"], limits["only"])
-        even = partial(even_widths, analyses.cost, budget, rules)
-        about["even"] = even({})
+    dear = too_dear(analyses.cost, budget)
+    rules = Rules(min_width, max_width, round_to, limits["freeze"], limits["only"])
+    even = partial(even_widths, analyses.cost, budget, rules)
+    if dear:
+        # With the ends' bits as given there may be no such widths: then there is no rival within the budget.
+        with suppress(BudgetError):
+            about["even"] = even({})
     building = partial(build, analyses.graph_module, batches=batches, seed=seed, observe=observe, between=between)
 
     def within(least: float, most: float) -> Candidate:
@@ -195,16 +198,16 @@ def rewrite(
         return Candidate(*plan_and_build(planning, from_plan, budget, analyses.cost), planned, own)
 
     best = within(min_width, max_width)
-    tried, untried = None, why_untried(trial, best.plan)
+    tried, untried = None, why_untried(trial, best.plan, safe=not dear or "even" in about)
     if trial is not None and not untried:
 
         def keeping(reserve: Reserve) -> WidthPlan:
-            return kept(best.plan, even(reserve) if even else best.plan.original, analyses.cost, analyses.sensitivity)
+            return kept(best.plan, even(reserve) if dear else best.plan.original, analyses.cost, analyses.sensitivity)
 
         # What is safe comes first: a plan has to be better.
         as_given = partial(building, spec=spec, uniform=analyses.uniform)
         safe = Candidate(*plan_and_build(keeping, as_given, budget, analyses.cost), analyses, spec)
-        candidates = {EVEN if even else UNIFORM: safe, f"{min_width:g}x to {max_width:g}x": best}
+        candidates = {EVEN if dear else UNIFORM: safe, f"{min_width:g}x to {max_width:g}x": best}
         # Nearer to what is safe: around the factor that all widths are narrowed by, where they are.
         near = factor_of(safe.plan)
         for low, high in REGIONS[: max(number for number, _ in trial.turns) - 1]:
@@ -224,10 +227,12 @@ def rewrite(
     return RewriteResult(best.graph_module, best.plan, report, analyses.graph_module, analyses.uniform)
 
 
-def why_untried(trial: Trial | None, plan: WidthPlan) -> str:
-    """Return why a plan is not tried beside what is safe, such as "nothing changes"; nothing where it is."""
+def why_untried(trial: Trial | None, plan: WidthPlan, *, safe: bool) -> str:
+    """Return why a plan is not tried beside what is ``safe``, such as "nothing changes"; nothing where it is."""
     if trial is None:
         return "no training data and recipe to try it with"
+    if not safe:
+        return "they cost more than the budget"
     return trial.why_not() if plan.changed else "nothing changes"
 
 

@@ -13,7 +13,7 @@ from nce_fx import artifacts
 from nce_fx.cli import app
 from nce_fx.data import load_data
 from nce_fx.data.data_split import held_out
-from nce_fx.errors import InputError
+from nce_fx.errors import BudgetError, InputError
 from nce_fx.models import MODELS
 from nce_fx.training import Recipe
 from nce_fx.trial import EVEN, REGIONS, UNIFORM, Trial
@@ -100,6 +100,17 @@ def test_what_widths_as_they_are_cannot_keep_is_tried_against_one_factor_for_all
         assert plan.source["kept"]
         assert plan.predicted_noise is not None
         assert 1.0 < plan.predicted_noise < 2.0
+
+
+def test_a_budget_that_only_other_ends_keep_has_no_rival(model, data, trained):
+    """0.12 of the bit operations: more than the narrowest network with ends of 8 bits costs, and less than with 2."""
+    budget = nce_fx.Budget(bit_ops=0.12)
+    with pytest.raises(BudgetError, match="cannot be met"):
+        rewritten(model, data, [], budget=budget)
+    result = rewritten(model, data, [], budget=budget, end_bits="plan", trial=Trial(data, RECIPE))
+    assert result.report.untried == "they cost more than the budget"
+    assert "even" not in result.plan.source
+    assert result.report.rewritten.cost["bit_ops"] <= 0.12 * result.report.original.cost["bit_ops"]
 
 
 def test_the_last_table_has_the_rival_of_the_same_budget_and_retraining_makes_it_again(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,8 @@ import nce_fx
 from benchmarks.evidence.bench import Bench, Choice, Plan
 from benchmarks.evidence.mixed import mixed
 from nce_fx.errors import InputError
+from nce_fx.passes.planning.choices import Rules
+from nce_fx.passes.planning.even import even_widths
 from nce_fx.passes.planning.exact_budget import Reserve, plan_and_build
 from nce_fx.plan import WidthPlan
 from nce_fx.report.records import CostRecord
@@ -90,10 +92,10 @@ def uniform_ends(bench: Bench) -> Choice:
 def multiplier(bench: Bench) -> Choice:
     """One factor for all groups: the greatest that the budget allows, which at a budget of 1.0 is 1.
 
-    What is left of a smaller budget is spent too, a step at a time on the group that is narrowest for what it was.
+    What is left of a smaller budget is spent too. It is the rival that `nce_fx.rewrite` has within such a budget.
     """
-    widths, before = dict(fill(bench, dict.fromkeys(free_groups(bench), 1.0))), bench.channels.widths
-    return Choice(spent(bench, widths, sorted(widths, key=lambda name: widths[name] / before[name]), 1.0))
+    widths = even_widths(bench.cost, bench.budget, Rules(min_width=0.0), {})
+    return Choice({name: widths[name] for name in free_groups(bench)})
 
 
 def random_plan(bench: Bench) -> Choice:
@@ -102,11 +104,19 @@ def random_plan(bench: Bench) -> Choice:
     What is left of the budget is spent too, a step at a time on groups in random order: a control that costs less than
     it may would be none.
     """
-    steps = free_groups(bench)
+    steps, before = free_groups(bench), bench.channels.widths
     generator = np.random.default_rng(bench.seed)
     drawn = np.exp2(generator.uniform(-1, 1, len(steps)))
     widths = dict(fill(bench, dict(zip(steps, drawn.tolist(), strict=True))))
-    return Choice(spent(bench, widths, generator.permutation(list(steps)).tolist(), 2.0))
+    growing = generator.permutation(list(steps)).tolist()
+    while growing:
+        name = growing[0]
+        wider = {**widths, name: widths[name] + steps[name]}
+        if bench.fits(wider) and wider[name] <= 2 * before[name]:
+            widths, growing = wider, [*growing[1:], name]
+        else:
+            growing = growing[1:]
+    return Choice(widths)
 
 
 def shuffled(bench: Bench) -> Choice:
@@ -232,18 +242,6 @@ def refuse_dearer(bench: Bench, row: str, choice: Choice) -> None:
 def free_groups(bench: Bench) -> dict[str, int]:
     """Return the groups that may change, and the steps their widths come in."""
     return {group.id: group.step for group in bench.channels.groups if group.pinned is None}
-
-
-def spent(bench: Bench, widths: Plan, growing: Sequence[str], most: float) -> Plan:
-    """Return widths that spend what is left: a step a turn, of each group that fits, up to so many times its own."""
-    steps, before, widths, growing = free_groups(bench), bench.channels.widths, dict(widths), list(growing)
-    while growing:
-        name = growing.pop(0)
-        wider = {**widths, name: widths[name] + steps[name]}
-        if bench.fits(wider) and wider[name] <= most * before[name]:
-            widths = wider
-            growing.append(name)
-    return widths
 
 
 def fill(bench: Bench, ratios: Mapping[str, float]) -> Plan:

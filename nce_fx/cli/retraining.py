@@ -21,10 +21,8 @@ from nce_fx.cli.rewriting import (
     Retrained,
     can_teach,
     content,
-    even_name,
-    even_plan,
     rewritten_name,
-    uniform_name,
+    rivals_of,
     with_float_epochs,
 )
 from nce_fx.cli.terminal import Terminal
@@ -37,7 +35,6 @@ from nce_fx.pipeline import Given, Pass, Pipeline, history_of
 from nce_fx.pipeline.history_json import passes_of
 from nce_fx.processes import all_reduce_sum, start_engine
 from nce_fx.report.records import Manifest, Retraining
-from nce_fx.rewrite import build
 from nce_fx.signature import call_of
 from nce_fx.tasks import Task
 from nce_fx.tracing import trace
@@ -73,11 +70,9 @@ def run(job: Retrain) -> None:
     if retraining.uniform:
         given = Given(calibration(data, recipe.seed))
         uniform = _unresized(rewritten, own)(float_network, given).graph_module
-        rivals = {uniform_name(spec): uniform}
-        even = even_plan(rewritten.meta["plan"])
-        if even is not None and not own:
-            narrowed = build(float_network, even, spec=uniform.meta["spec"], uniform=uniform, seed=recipe.seed)
-            rivals[even_name(spec)] = narrowed
+        # A rival with another width does not go through passes of the user's own.
+        plan = None if own else rewritten.meta["plan"]
+        rivals = rivals_of(float_network, uniform, plan, recipe.seed)
         networks = {**rivals, **networks}
     about: dict[str, Any] = {
         "report": manifest.rewrite,

@@ -131,11 +131,8 @@ def run(job: Rewrite) -> None:
     artifacts.save(result.graph_module, job.out, force=job.force, float_log=float_log, **about)
     if data is not None and job.retrain:
         fresh = build_model(job.model, args, seed=job.seed) if job.from_scratch else None
-        networks = {uniform_name(spec): result.uniform}
-        if (even := even_plan(result.plan)) is not None:
-            narrowed = build(result.original, even, spec=spec, uniform=result.uniform, seed=job.seed)
-            networks[even_name(spec)] = narrowed
-        networks[rewritten_name(spec)] = result.graph_module
+        rivals = rivals_of(result.original, result.uniform, result.plan, job.seed)
+        networks = {**rivals, rewritten_name(spec): result.graph_module}
         asked = Retrained(result.original, data, recipe, task, spec, float_epochs, job.out, teaches, fresh)
         trained = asked.train(networks, bool(result.plan.changed), terminal)
         comparison = trained.comparison
@@ -303,9 +300,22 @@ def uniform_name(spec: QuantSpec) -> str:
     return f"uniform {spec.weight_bits}-bit"
 
 
-def even_name(spec: QuantSpec) -> str:
-    """Return how tables name the network narrowed by one factor to the budget: ``evenly narrowed 2-bit``."""
-    return f"evenly narrowed {spec.weight_bits}-bit"
+def rivals_of(original: GraphModule, uniform: GraphModule, plan: WidthPlan | None, seed: int) -> dict[str, GraphModule]:
+    """Return what a rewritten network is held against, by the names of the tables.
+
+    That is the network quantized at its own widths and, where these cost more than the ``plan``'s budget, the
+    ``evenly narrowed 2-bit`` one.
+
+    Raises:
+        InputError: as `even_plan`.
+    """
+    spec = uniform.meta["spec"]
+    rivals = {uniform_name(spec): uniform}
+    even = None if plan is None else even_plan(plan)
+    if even is not None:
+        narrowed = build(original, even, spec=spec, uniform=uniform, seed=seed)
+        rivals[f"evenly narrowed {spec.weight_bits}-bit"] = narrowed
+    return rivals
 
 
 def even_plan(plan: WidthPlan) -> WidthPlan | None:

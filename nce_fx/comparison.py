@@ -18,8 +18,7 @@ from torch.fx import GraphModule
 
 from nce_fx.data import Data
 from nce_fx.frozen import Frozen
-from nce_fx.report.records import Comparison, ResultRow, folder_of
-from nce_fx.rewrite import cost_record
+from nce_fx.report.records import Comparison, CostRecord, ResultRow, folder_of
 from nce_fx.tasks import LossLike, MetricLike, Task
 from nce_fx.training import Recipe, evaluate, train
 from nce_fx.training.progress import Watch
@@ -113,4 +112,4 @@ def other_split(recipe: Recipe, bits: int | None) -> tuple[str, Recipe] | None:
 
 def _row(network: str, gm: GraphModule, task: Task, score: float, epochs: int, seconds: float) -> ResultRow:
     measured = {"accuracy": score} if task.counts_right else {"accuracy": None, "score": score}
-    return ResultRow(network=network, epochs=epochs, seconds=round(seconds, 3), **measured, **cost_record(gm).cost)
+    return ResultRow(network=network, epochs=epochs, seconds=round(seconds, 3), **measured, **CostRecord.of(gm).cost)

@@ -10,94 +10,86 @@ Noise is a sum over tensors, so a pair's follows from what the first layers and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import product
 from typing import Any
 
 from torch.fx import GraphModule
 
+from nce_fx.analyses import Analyses
 from nce_fx.errors import BudgetError
-from nce_fx.frozen import Frozen
 from nce_fx.passes.analysis.channels.graph import ChannelGraph
-from nce_fx.passes.analysis.cost import CostReport
-from nce_fx.passes.analysis.sensitivity.report import SensitivityReport
+from nce_fx.passes.analysis.sensitivity import SensitivityReport, analyze_sensitivity
+from nce_fx.passes.planning import Budget, plan_widths
+from nce_fx.passes.planning.exact_budget import budget_at
 from nce_fx.passes.transform.quantize import QuantSpec, quantize
 from nce_fx.passes.transform.quantize.quantizable_layers import find_quantizable_layers
 from nce_fx.plan import WidthPlan
+from nce_fx.tasks import LossLike
 
 BITS = (2, 4, 8)
 WAYS = ("given", "plan")
 """What may be said of the ends' bits: as given, or planned."""
 
 
-@dataclass(frozen=True)
-class Ends(Frozen):
-    """A choice of the ends' bits, and the network at its own widths that has them."""
-
-    spec: QuantSpec
-    uniform: GraphModule
-    cost: CostReport
-    sensitivity: SensitivityReport
-    bits: Mapping[str, int]
-    """Layer -> bits of its weight."""
-
-
 def plan_ends(
-    gm: GraphModule,
-    channels: ChannelGraph,
-    given: Ends,
-    costs: Callable[[GraphModule], CostReport],
-    noise: Callable[[GraphModule], SensitivityReport],
-    plan: Callable[[CostReport, SensitivityReport], WidthPlan],
-) -> Ends:
-    """Return the bits of the ends whose plan has the least noise; as given where no others are better.
+    given: Analyses,
+    budget: Budget,
+    batches: Iterable[Any] | None,
+    metric: str | None,
+    limits: Mapping[str, Any],
+    loss: LossLike = None,
+) -> tuple[Analyses, dict[str, int]]:
+    """Return the analyses at the bits of the ends whose plan has the least noise, and these bits by layer.
 
     Args:
-        gm: the float network.
-        channels: its channels.
-        given: the bits as they are.
-        costs: of a network quantized at its own widths.
-        noise: of a network quantized at its own widths.
-        plan: the widths of least noise within the budget, given what they cost and how sensitive they are.
+        given: at the bits as they are, which stay where no others are better; the budget's ratios are of its cost.
+        budget: the limits.
+        batches: that sensitivity is measured on, as `analyze_sensitivity` takes them, and ``metric`` and ``loss``.
+        metric: how.
+        limits: of widths, as `plan_widths` takes them.
+        loss: what the network is trained for.
 
     Raises:
         BudgetError: no plan, whatever the bits, meets the budget.
     """
+    gm, channels = given.graph_module, given.channels
     first, last = _ends(gm, given.spec)
     asked = {**first, **last}
     reports: dict[frozenset[tuple[str, int]], SensitivityReport] = {frozenset(asked.items()): given.sensitivity}
 
-    def quantized(bits: Mapping[str, int]) -> tuple[QuantSpec, GraphModule]:
+    def quantized(bits: Mapping[str, int]) -> GraphModule:
         spec = replace(given.spec, overrides={**given.spec.overrides, **_overrides(bits, asked)})
-        return spec, quantize(gm, spec, like=given.uniform)
+        return quantize(gm, spec, like=given.uniform)
 
     def changed(bits: Mapping[str, int]) -> SensitivityReport:
         key = frozenset({**asked, **bits}.items())
         if key not in reports:
-            reports[key] = noise(quantized(bits)[1])
+            reports[key] = analyze_sensitivity(
+                gm, batches, metric, channels=channels, quantized=quantized(bits), loss=loss
+            )
         return reports[key]
 
-    best, least, refused = given, float("inf"), ""
+    best, chosen, least, refused = given, asked, float("inf"), ""
     # The bits as given come first: others have to be better.
     pairs = [(first, last), *((_all(first, a), _all(last, b)) for a, b in product(BITS, BITS))]
     for ours, theirs in pairs:
-        bits = {**ours, **theirs}
-        spec, uniform = (given.spec, given.uniform) if bits == asked else quantized(bits)
-        cost = given.cost if bits == asked else costs(uniform)
-        sensitivity = _together(given.sensitivity, changed(ours), changed(theirs))
+        bits, together = {**ours, **theirs}, _together(given.sensitivity, changed(ours), changed(theirs))
+        same = replace(given, sensitivity=together)
+        tried = same if bits == asked else given.quantized_as(quantized(bits), together)
         try:
-            found = plan(cost, sensitivity)
+            found = plan_widths(channels, tried.cost, together, budget_at(tried.cost, given.cost, budget), **limits)
         except BudgetError as error:
             refused = refused or str(error)
             continue
-        total = total_noise(channels, sensitivity, found)
+        total = total_noise(channels, together, found)
         if total < least:
-            best, least = Ends(spec, uniform, cost, sensitivity, bits), total
+            best, chosen, least = tried, bits, total
     if least == float("inf"):
         raise BudgetError(refused)
-    return best
+    return best, chosen
 
 
 def total_noise(channels: ChannelGraph, sensitivity: SensitivityReport, plan: WidthPlan) -> float:

@@ -10,28 +10,27 @@ Retraining what comes out is `nce_fx.training`; training it beside its rivals is
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 from torch.fx import GraphModule
 
+from nce_fx.analyses import Analyses
 from nce_fx.batches import gathered
-from nce_fx.end_bits import WAYS, Ends, plan_ends
-from nce_fx.errors import BudgetError, InputError
+from nce_fx.candidates import Candidates
+from nce_fx.end_bits import WAYS, plan_ends
+from nce_fx.errors import InputError
 from nce_fx.models.loading import check_finite
-from nce_fx.passes.analysis.channels import ChannelGraph, ChannelGroup, analyze_channels
+from nce_fx.passes.analysis.channels import analyze_channels
 from nce_fx.passes.analysis.channels.plan_check import check_plan
-from nce_fx.passes.analysis.cost import CostReport, analyze_cost
+from nce_fx.passes.analysis.cost import analyze_cost
 from nce_fx.passes.analysis.hardware import HardwareTable
-from nce_fx.passes.analysis.sensitivity import SensitivityReport, analyze_sensitivity
+from nce_fx.passes.analysis.sensitivity import analyze_sensitivity
 from nce_fx.passes.planning import Budget, plan_widths
-from nce_fx.passes.planning.choices import Rules
-from nce_fx.passes.planning.even import even_widths
-from nce_fx.passes.planning.exact_budget import Reserve, count, plan_and_build
+from nce_fx.passes.planning.exact_budget import Reserve
 from nce_fx.passes.transform.quantize import InsertQuantizers, Observers, QuantSpec, quantize
 from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.pipeline import Given, Pipeline
@@ -39,10 +38,9 @@ from nce_fx.pipeline.base import Between
 from nce_fx.plan import WidthPlan
 from nce_fx.quantities import Quantity
 from nce_fx.report.records import CostRecord, GroupRecord, LayerRecord, RewriteReport
-from nce_fx.safe_widths import factor_of, kept, too_dear
 from nce_fx.tasks import LossLike
 from nce_fx.tracing import trace
-from nce_fx.trial import EVEN, REGIONS, UNIFORM, Trial
+from nce_fx.trial import Trial, why_untried
 
 Batches = Iterable[Any]
 """Several batches in any form that `nce_fx.batches` reads."""
@@ -50,19 +48,6 @@ Observer = Callable[[str], None]
 """Called with the name of each step as it starts."""
 Progress = Callable[[int, int], None]
 """Called with (done, in all)."""
-
-
-@dataclass(frozen=True)
-class Analyses:
-    """A traced network and everything the planner wants to know about it."""
-
-    graph_module: GraphModule
-    channels: ChannelGraph
-    cost: CostReport
-    sensitivity: SensitivityReport
-    uniform: GraphModule
-    """The network quantized at its own widths, with ranges where there was data: its quantizers say the bits of every
-    layer, to the cost, to the sensitivity, and to whoever asks `nce_fx.passes.transform.quantize.describe`."""
 
 
 @dataclass(frozen=True)
@@ -76,15 +61,6 @@ class RewriteResult:
     """The network as traced: float, at its own widths."""
     uniform: GraphModule
     """The network quantized at its own widths."""
-
-
-class Candidate(NamedTuple):
-    """A plan, the network that is built from it, and what the plan was made from."""
-
-    plan: WidthPlan
-    graph_module: GraphModule
-    analyses: Analyses
-    spec: QuantSpec
 
 
 def rewrite(
@@ -166,112 +142,26 @@ def rewrite(
     budget = budget or Budget.default()
     limits: dict[str, Any] = {"min_width": min_width, "max_width": max_width, "round_to": round_to}
     limits |= {"capacity": capacity, "freeze": tuple(freeze), "only": tuple(only)}
-    about = {"seed": seed, **(source or {})}
-    planned, own = analyses, spec
+    planned, about = analyses, {"seed": seed, **(source or {})}
     if end_bits == "plan":
         say("plan the bits of the ends")
-        ends = with_planned_ends(analyses, budget, spec, batches, metric, limits, loss)
-        planned = replace(analyses, uniform=ends.uniform, cost=ends.cost, sensitivity=ends.sensitivity)
-        own, about["end_bits"] = ends.spec, dict(ends.bits)
+        planned, about["end_bits"] = plan_ends(analyses, budget, batches, metric, limits, loss)
     elif end_bits != "given":
         raise InputError(f"end_bits={end_bits!r}: give one of {', '.join(WAYS)}")
 
-    dear = too_dear(analyses.cost, budget)
-    rules = Rules(min_width, max_width, round_to, limits["freeze"], limits["only"])
-    even = partial(even_widths, analyses.cost, budget, rules)
-    if dear:
-        # With the ends' bits as given there may be no such widths: then there is no rival within the budget.
-        with suppress(BudgetError):
-            about["even"] = even({})
+    planning = partial(plan_analyzed, observe=observe)
     building = partial(build, analyses.graph_module, batches=batches, seed=seed, observe=observe, between=between)
-
-    def within(least: float, most: float) -> Candidate:
-        """The best plan whose widths move no further than this, in the budget by the count of its network."""
-        region = limits | {"min_width": max(least, min_width), "max_width": min(most, max_width)}
-
-        def planning(reserve: Reserve) -> WidthPlan:
-            asked = budget_at(planned.cost, analyses.cost, budget)
-            found = plan_analyzed(planned, asked, reserve, source=about, observe=observe, **region)
-            return replace(found, source={**found.source, "budget": budget.as_mapping()})
-
-        from_plan = partial(building, spec=own, uniform=planned.uniform)
-        return Candidate(*plan_and_build(planning, from_plan, budget, analyses.cost), planned, own)
-
-    best = within(min_width, max_width)
-    tried, untried = None, why_untried(trial, best.plan, safe=not dear or "even" in about)
+    choice = Candidates(analyses, planned, budget, limits, about, planning, building)
+    best = choice.within(min_width, max_width)
+    tried, untried = None, why_untried(trial, best.plan, safe=not choice.dear or bool(choice.rival))
     if trial is not None and not untried:
-
-        def keeping(reserve: Reserve) -> WidthPlan:
-            return kept(best.plan, even(reserve) if dear else best.plan.original, analyses.cost, analyses.sensitivity)
-
-        # What is safe comes first: a plan has to be better.
-        as_given = partial(building, spec=spec, uniform=analyses.uniform)
-        safe = Candidate(*plan_and_build(keeping, as_given, budget, analyses.cost), analyses, spec)
-        candidates = {EVEN if dear else UNIFORM: safe, f"{min_width:g}x to {max_width:g}x": best}
-        # Nearer to what is safe: around the factor that all widths are narrowed by, where they are.
-        near = factor_of(safe.plan)
-        for low, high in REGIONS[: max(number for number, _ in trial.turns) - 1]:
-            least, most = low * near, max(1.0, high * near)
-            try:
-                other = within(least, most)
-            except BudgetError:  # so near no plan keeps the budget
-                continue
-            if other.plan.changed and all(other.plan.widths != each.plan.widths for each in candidates.values()):
-                candidates[f"{least:.3g}x to {most:.3g}x"] = other
+        found = choice.beside(best, trial.regions)
         say("try plans")
-        tried = trial.decide(analyses.graph_module, {name: each.graph_module for name, each in candidates.items()})
-        best = candidates[tried.chosen]
-    found = replace(analyses, sensitivity=best.analyses.sensitivity)
-    report = report_of(found, best.plan, best.spec, best.graph_module)
-    report = report.model_copy(update={"trial": tried, "untried": untried})
+        tried = trial.decide(analyses.graph_module, {name: each.graph_module for name, each in found.items()})
+        best = found[tried.chosen]
+    seen = replace(analyses, sensitivity=best.analyses.sensitivity)
+    report = report_of(seen, best.plan, best.graph_module).model_copy(update={"trial": tried, "untried": untried})
     return RewriteResult(best.graph_module, best.plan, report, analyses.graph_module, analyses.uniform)
-
-
-def why_untried(trial: Trial | None, plan: WidthPlan, *, safe: bool) -> str:
-    """Return why a plan is not tried beside what is ``safe``, such as "nothing changes"; nothing where it is."""
-    if trial is None:
-        return "no training data and recipe to try it with"
-    if not safe:
-        return "they cost more than the budget"
-    return trial.why_not() if plan.changed else "nothing changes"
-
-
-def with_planned_ends(
-    analyses: Analyses,
-    budget: Budget,
-    spec: QuantSpec,
-    batches: Batches | None,
-    metric: str | None,
-    limits: Mapping[str, Any],
-    loss: LossLike = None,
-) -> Ends:
-    """Return the bits of the first and last layers that go with the best widths within a budget.
-
-    Raises:
-        BudgetError: no plan meets the budget, whatever the bits.
-    """
-    gm, channels, model = analyses.graph_module, analyses.channels, analyses.cost.model
-
-    def costs(uniform: GraphModule) -> CostReport:
-        rows = tuple(model.quantities.values())
-        return analyze_cost(gm, channels, quantized=uniform, hardware=model.hardware, quantities=rows)
-
-    def noise(uniform: GraphModule) -> SensitivityReport:
-        return analyze_sensitivity(gm, batches, metric, channels=channels, quantized=uniform, loss=loss)
-
-    def plan(cost: CostReport, sensitivity: SensitivityReport) -> WidthPlan:
-        return plan_widths(channels, cost, sensitivity, budget_at(cost, analyses.cost, budget), **limits)
-
-    given = Ends(spec, analyses.uniform, analyses.cost, analyses.sensitivity, {})
-    return plan_ends(gm, channels, given, costs, noise, plan)
-
-
-def budget_at(cost: CostReport, asked: CostReport, budget: Budget) -> Budget:
-    """Return a budget whose ratios are of one cost as one whose ratios are of another: the same limits."""
-    if cost is asked:
-        return budget
-    before, limits = cost.total.by_quantity, budget.limits(asked.total.by_quantity)
-    return Budget(**{name: limit / before[name] if before[name] else 1.0 for name, limit in limits.items()})
 
 
 def analyze(
@@ -391,21 +281,21 @@ def run_pipeline(
     return pipeline(gm, Given(batches, like=ranges, fresh=fresh)).graph_module
 
 
-def report_of(analyses: Analyses, plan: WidthPlan, spec: QuantSpec, rewritten: GraphModule) -> RewriteReport:
+def report_of(analyses: Analyses, plan: WidthPlan, rewritten: GraphModule) -> RewriteReport:
     """Return what the compiler found and decided, as a record."""
     sensitivity = analyses.sensitivity
     float_cost = analyze_cost(analyses.graph_module, analyses.channels, weight_bits=32, activation_bits=32)
     return RewriteReport(
         traced=str(analyses.graph_module.meta.get("traced", "fx")),
         metric=sensitivity.metric,
-        bits=spec.weight_bits or 32,
+        bits=analyses.spec.weight_bits or 32,
         budget=dict(plan.source.get("budget", {})),
         end_bits=dict(plan.source.get("end_bits", {})),
-        original=cost_record(analyses.uniform, analyses.cost),
-        rewritten=cost_record(rewritten, analyses.cost),
+        original=CostRecord.of(analyses.uniform, analyses.cost),
+        rewritten=CostRecord.of(rewritten, analyses.cost),
         float_weight_bytes=int(float_cost.total.weight_bytes),
         groups=tuple(
-            group_record(group, plan.widths.get(group.id, group.width), sensitivity.by_group.get(group.id))
+            GroupRecord.of(group, plan.widths.get(group.id, group.width), sensitivity.by_group.get(group.id))
             for group in analyses.channels
         ),
         layers=tuple(
@@ -413,24 +303,6 @@ def report_of(analyses: Analyses, plan: WidthPlan, spec: QuantSpec, rewritten: G
             for name, node in sensitivity.by_node.items()
         ),
     )
-
-
-def group_record(group: ChannelGroup, after: int, sensitivity: float | None = None) -> GroupRecord:
-    """Return what a report says of a group, such as of one that goes from 64 channels to ``after=80``."""
-    return GroupRecord(
-        id=group.id,
-        producers=group.producers,
-        before=group.width,
-        after=after,
-        step=group.step,
-        pinned=group.pinned,
-        sensitivity=sensitivity,
-    )
-
-
-def cost_record(gm: GraphModule, like: CostReport | None = None) -> CostRecord:
-    """Return what a network costs as it is, at the bits of its own quantizers, in the quantities of a report."""
-    return CostRecord(**count(gm, like).by_quantity)
 
 
 def _silent(stage: str) -> None:

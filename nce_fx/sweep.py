@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nce_fx.analyses import Analyses
 from nce_fx.errors import BudgetError, InputError
 from nce_fx.frozen import Frozen
 from nce_fx.passes.planning import Budget
 from nce_fx.plan import WidthPlan
-from nce_fx.rewrite import Analyses, plan_analyzed
+from nce_fx.rewrite import plan_analyzed
 
 POINTS = 15
 

@@ -20,15 +20,13 @@ from torch.fx import GraphModule
 from nce_fx.data import Data
 from nce_fx.data.data_split import held_out
 from nce_fx.errors import InputError
+from nce_fx.plan import WidthPlan
 from nce_fx.report.records import TrialRecord, TrialRow
 from nce_fx.tasks import LossLike
 from nce_fx.training import Recipe, train
 from nce_fx.training.progress import Watch
 from nce_fx.training.recipe import usual_float_epochs
 
-UNIFORM = "the widths as they are"
-EVEN = "all narrowed by one factor"
-"""What is safe where the widths as they are cost more than the budget."""
 REGIONS = ((0.67, 1.5), (0.8, 1.25))
 """How far widths move in plans that are tried beside the first, as ratios of their own."""
 LIKELIEST = ((0, False), (1, True), (2, True), (0, True), (1, False), (2, False), (3, True), (3, False))
@@ -79,6 +77,11 @@ class Trial:
             wanted = [(number, own) for number in range(len(REGIONS) + 2)]
         return tuple(wanted[: max((n for n in range(2, len(wanted) + 1) if self.epochs(n)), default=0)])
 
+    @property
+    def regions(self) -> tuple[tuple[float, float], ...]:
+        """How far widths move in the plans that the share allows to try beside the first."""
+        return REGIONS[: max(number for number, _ in self.turns) - 1]
+
     def why_not(self) -> str:
         """Return why nothing can be tried; nothing where it can."""
         if held_out(self.data, _HELD_OUT, self.recipe.seed) is None:
@@ -119,6 +122,15 @@ class Trial:
             share=self.share,
             held_out=len(parts[1].train),
         )
+
+
+def why_untried(trial: Trial | None, plan: WidthPlan, *, safe: bool) -> str:
+    """Return why a plan is not tried beside what is ``safe``, such as "nothing changes"; nothing where it is."""
+    if trial is None:
+        return "no training data and recipe to try it with"
+    if not safe:
+        return "they cost more than the budget"
+    return trial.why_not() if plan.changed else "nothing changes"
 
 
 def _scaled(in_float: int, whole: int, epochs: int) -> int:

@@ -90,7 +90,10 @@ _BOXES: tuple[dict[str, tuple[str, ...]], ...] = (
     {"sensitivity": (f"{_ANALYSIS}.sensitivity",)},
     {"planning": ("passes.planning", "passes.by_name")},
     {"training": ("training",), "records": ("report.records",)},
-    {"rewrite": ("rewrite", "comparison", "end_bits", "safe_widths", "sweep", "trial"), "search": ("search",)},
+    {
+        "rewrite": ("analyses", "candidates", "comparison", "end_bits", "rewrite", "sweep", "trial"),
+        "search": ("search",),
+    },
     {"report": ("report",)},
     {"artifacts": ("artifacts",), "export": ("export",)},
     {"command line": ("cli", "__main__")},

@@ -18,7 +18,7 @@ import nce_fx
 from nce_fx.models import MODELS
 from nce_fx.passes.transform.quantize import QuantSpec, quantize
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, ActivationQuantizer
-from nce_fx.quantizers.histogram import count_values, counted
+from nce_fx.quantizers.counting import count_values, counted
 from tests.zoo import ZOO
 from tests.zoo.model import narrow
 

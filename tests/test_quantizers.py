@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from nce_fx.errors import QuantizeError
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, rounding
 from nce_fx.quantizers.base import ActivationQuantizer, signed_grid, unsigned_grid
+from nce_fx.quantizers.counting import best_clip
 from nce_fx.quantizers.dorefa import DorefaWeight
 from nce_fx.quantizers.lsq import LsqActivation, LsqWeight
 from nce_fx.quantizers.lsq_plus import LsqPlus
 from nce_fx.quantizers.minmax import MinMaxActivation
 from nce_fx.quantizers.n2uq import N2uq
-from nce_fx.quantizers.pact import Pact, best_clip
+from nce_fx.quantizers.pact import Pact
 from nce_fx.quantizers.saved_tensors import compact_saving
 from nce_fx.quantizers.sawb import COEFFICIENTS, Sawb, SawbChannel
 from nce_fx.quantizers.seq import Seq

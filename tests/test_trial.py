@@ -10,13 +10,14 @@ from typer.testing import CliRunner
 
 import nce_fx
 from nce_fx import artifacts
+from nce_fx.candidates import EVEN, UNIFORM
 from nce_fx.cli import app
 from nce_fx.data import load_data
 from nce_fx.data.data_split import held_out
 from nce_fx.errors import BudgetError, InputError
 from nce_fx.models import MODELS
 from nce_fx.training import Recipe
-from nce_fx.trial import EVEN, REGIONS, UNIFORM, Trial
+from nce_fx.trial import REGIONS, Trial
 
 RECIPE = Recipe(epochs=52, float_epochs=26, batch_size=200)
 EXAMPLE = (torch.zeros(2, 1, 8, 8),)

@@ -23,13 +23,14 @@ from torch.fx import GraphModule
 
 import nce_fx
 from benchmarks.evidence.study import Study
+from nce_fx.analyses import Analyses
 from nce_fx.data import Data
 from nce_fx.files import write_whole
 from nce_fx.models.loading import load_model
 from nce_fx.passes.transform.new_weights import NewWeights
 from nce_fx.pipeline import Given
 from nce_fx.report.records import CostRecord
-from nce_fx.rewrite import Analyses, analyze, cost_record
+from nce_fx.rewrite import analyze
 from nce_fx.training import Recipe, train
 
 Plan = Mapping[str, int]
@@ -154,7 +155,7 @@ class Bench:
 
     def excess(self, gm: GraphModule) -> str:
         """Return in words what of a network costs more than the budget; nothing where all is within."""
-        spent, before = cost_record(gm).cost, cost_record(self.uniform).cost
+        spent, before = CostRecord.of(gm).cost, CostRecord.of(self.uniform).cost
         limits = self.budget.limits(before)
         over = [f"{spent[name]:,} {name}, over {limit:,.0f}" for name, limit in limits.items() if spent[name] > limit]
         return "; ".join(over)
@@ -196,7 +197,7 @@ class Bench:
 
     def cost_of(self, gm: GraphModule) -> CostRecord:
         """Return what a network costs for one example."""
-        record = cost_record(gm)
+        record = CostRecord.of(gm)
         shared = ("params", "weight_bytes")
         return CostRecord(**{name: v if name in shared else v // EXAMPLES for name, v in record.cost.items()})
 

@@ -16,7 +16,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 import nce_fx
 from benchmarks.evidence.bench import Bench, Choice
 from nce_fx.passes.transform.quantize import describe
-from nce_fx.rewrite import cost_record
+from nce_fx.report.records import CostRecord
 
 BITS = (1, 2, 3, 4)
 
@@ -28,13 +28,13 @@ def mixed(bench: Bench) -> Choice:
     objective = [
         max(noise.get(layer, 0.0), 0.0) * ((2**uniform - 1) / (2**bits - 1)) ** 2 for layer in layers for bits in BITS
     ]
-    before = cost_record(bench.uniform).cost
+    before = CostRecord.of(bench.uniform).cost
     limits = bench.budget.limits(before)
     # What a layer's bits change of each quantity, taken from the network that has them.
     rises = np.zeros((len(limits), len(objective)))
     for column, (layer, bits) in enumerate((layer, bits) for layer in layers for bits in BITS):
         if bits != uniform:
-            spent = cost_record(nce_fx.quantize(bench.untrained, at(bench, {layer: bits}))).cost
+            spent = CostRecord.of(nce_fx.quantize(bench.untrained, at(bench, {layer: bits}))).cost
             rises[:, column] = [spent[name] - before[name] for name in limits]
     room = np.array([limit - before[name] for name, limit in limits.items()])
     one = np.kron(np.eye(len(layers)), np.ones(len(BITS)))
@@ -47,7 +47,7 @@ def mixed(bench: Bench) -> Choice:
         )  # fmt: skip
         picks = found.x.reshape(len(layers), len(BITS)).argmax(1)
         spec = at(bench, {layer: BITS[pick] for layer, pick in zip(layers, picks, strict=True)})
-        spent = cost_record(nce_fx.quantize(bench.untrained, spec)).cost
+        spent = CostRecord.of(nce_fx.quantize(bench.untrained, spec)).cost
         over = np.array([max(0, spent[name] - limit) for name, limit in limits.items()])
         if not over.any():
             break

@@ -14,13 +14,14 @@ from torch.fx import GraphModule
 import nce_fx
 from benchmarks.evidence.bench import Bench, Choice, Plan
 from benchmarks.evidence.mixed import mixed
+from nce_fx.candidates import even_widths
+from nce_fx.end_bits import plan_ends
 from nce_fx.errors import InputError
 from nce_fx.passes.planning.choices import Rules
-from nce_fx.passes.planning.even import even_widths
-from nce_fx.passes.planning.exact_budget import Reserve, plan_and_build
+from nce_fx.passes.planning.exact_budget import Reserve, budget_at, plan_and_build
 from nce_fx.plan import WidthPlan
 from nce_fx.report.records import CostRecord
-from nce_fx.rewrite import budget_at, plan_analyzed, with_planned_ends
+from nce_fx.rewrite import plan_analyzed
 from nce_fx.search import AdaptRecipe, SlimmableRecipe, SurfaceRecipe, search
 from nce_fx.search.search import AnyRecipe
 
@@ -72,16 +73,15 @@ def nce_plan(bench: Bench) -> Choice:
 def nce_ends(bench: Bench) -> Choice:
     """As nce-plan, with the weight bits of the first and last layers chosen with the widths."""
     limits = {"capacity": bench.study.capacity}
-    ends = with_planned_ends(bench.analyses, bench.budget, bench.spec, bench.batches, bench.study.metric, limits)
-    planned = replace(bench.analyses, uniform=ends.uniform, cost=ends.cost, sensitivity=ends.sensitivity)
+    planned, _ = plan_ends(bench.analyses, bench.budget, bench.batches, bench.study.metric, limits)
 
     def plan(reserve: Reserve) -> WidthPlan:
         return plan_analyzed(planned, budget_at(planned.cost, bench.cost, bench.budget), reserve, **limits)
 
     def build(found: WidthPlan) -> GraphModule:
-        return nce_fx.quantize(nce_fx.resize(bench.untrained, found), ends.spec)
+        return nce_fx.quantize(nce_fx.resize(bench.untrained, found), planned.spec)
 
-    return Choice(plan_and_build(plan, build, bench.budget, bench.cost)[0].widths, ends.spec)
+    return Choice(plan_and_build(plan, build, bench.budget, bench.cost)[0].widths, planned.spec)
 
 
 def uniform_ends(bench: Bench) -> Choice:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.fx import GraphModule
 
+from nce_fx.analyses import Analyses
 from nce_fx.cli.analyze import Analyze
 from nce_fx.cli.model_data import Network, network_of
 from nce_fx.cli.parsing import quant_spec
@@ -17,7 +18,8 @@ from nce_fx.passes.transform.quantize import QuantSpec
 from nce_fx.processes import start_engine
 from nce_fx.report import tables
 from nce_fx.report.explanation import Explanation, explain
-from nce_fx.rewrite import Analyses, analyze, group_record
+from nce_fx.report.records import GroupRecord
+from nce_fx.rewrite import analyze
 from nce_fx.tracing import trace
 
 
@@ -85,7 +87,7 @@ def analyzed(network: Network, spec: QuantSpec, metric: str | None, steps: Steps
 
 def _show_groups(gm: GraphModule, channels: ChannelGraph, terminal: Terminal) -> list[dict[str, Any]]:
     """Show every group; what is pinned says why with the user's source line."""
-    records = [group_record(group, group.width) for group in channels]
+    records = [GroupRecord.of(group, group.width) for group in channels]
     consumers = {group.id: group.consumers for group in channels}
     pinned = sum(record.pinned is not None for record in records)
     terminal.show(f"traced by {_traced(gm)}: {len(records)} groups, {pinned} of them pinned")

@@ -18,9 +18,8 @@ from nce_fx.passes.transform.quantize import QuantSpec, quantize
 from nce_fx.plan import WidthPlan
 from nce_fx.report import tables
 from nce_fx.report.page import page
-from nce_fx.report.records import Comparison, GroupRecord, RewriteReport
+from nce_fx.report.records import Comparison, CostRecord, GroupRecord, RewriteReport
 from nce_fx.report.view import view_of
-from nce_fx.rewrite import cost_record
 
 
 @dataclass(frozen=True)
@@ -107,8 +106,8 @@ def _report(a: Side, b: Side, first: Rebuilt) -> RewriteReport:
         metric="" if known is None else known.metric,
         bits=32 if known is None else known.bits,
         budget={},
-        original=cost_record(a.network),
-        rewritten=cost_record(b.network),
+        original=CostRecord.of(a.network),
+        rewritten=CostRecord.of(b.network),
         float_weight_bytes=0 if known is None else known.float_weight_bytes,
         groups=tuple(records),
         layers=() if known is None else known.layers,

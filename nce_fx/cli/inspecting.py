@@ -21,9 +21,9 @@ from nce_fx.files import write_whole
 from nce_fx.plan import WidthPlan, model_fingerprint
 from nce_fx.report import tables
 from nce_fx.report.page import page
-from nce_fx.report.records import Manifest
+from nce_fx.report.records import CostRecord, Manifest
 from nce_fx.report.view import View, view_of
-from nce_fx.rewrite import cost_record, report_of
+from nce_fx.rewrite import report_of
 from nce_fx.signature import example_of
 from nce_fx.tracing import trace
 
@@ -111,7 +111,7 @@ def inspect_model(job: Inspect) -> None:
         gm = found.graph_module
         widths = found.channels.widths
         plan = WidthPlan(widths, widths, model_fingerprint(gm))
-        report = report_of(found, plan, spec, found.uniform).model_copy(update={"original": cost_record(gm)})
+        report = report_of(found, plan, found.uniform).model_copy(update={"original": CostRecord.of(gm)})
         sides = ("float", f"{spec.weight_bits} bits")
         view = view_of(job.target, plan, found.uniform, original=gm, report=report, sides=sides)
         text = page(view)

@@ -157,6 +157,8 @@ class Quantizer(nn.Module):
     """Learned parameters that are lengths, such as ``("step",)``: at or below zero nothing is learned any more."""
     grid: Grid
     """The whole numbers of the levels; of one whose ``integers`` are its own it may be missing."""
+    step: Tensor
+    """The distance between two levels, of those that learn or keep it."""
     bypassed = False
     """True while the network is trained in float: everything passes, see `forward`. No state of the network's."""
 
@@ -192,7 +194,7 @@ class Quantizer(nn.Module):
 
     def scale(self) -> Tensor:
         """Return the distance between two levels where it is learned; 0-dimensional."""
-        raise NotImplementedError
+        return self.fine(at_least(self.step))
 
     def step_size(self, x: Tensor) -> Tensor:
         """Return the distance between two levels of ``x``; 0-dimensional, or shaped to broadcast over it."""
@@ -232,10 +234,16 @@ class WeightQuantizer(Quantizer):
         self.channel_axis = channel_axis
         self.layer = LayerKind()
         """What the layer was before it became a function."""
+        self.grid = self.grid_of(bits)
         self.begin()
 
+    @staticmethod
+    def grid_of(bits: int) -> Grid:
+        """Return the whole numbers of the levels: those without a zero, where nothing else is said."""
+        return centred_grid(bits)
+
     def begin(self) -> None:
-        """Make the grid, and what is learned or kept, as it is before any weight: parameters and buffers."""
+        """Make what is learned or kept, as it is before any weight: parameters and buffers."""
 
     def beside_channels(self, weight: Tensor) -> list[int]:
         """Return the axes that all weights of one output channel lie along: ``[1, 2, 3]`` of a convolution's."""
@@ -331,9 +339,10 @@ class ActivationQuantizer(Quantizer):
         """Return the range that suits all that was observed, in the quantizer's own unit (a clip, a step)."""
         raise NotImplementedError
 
+    @torch.no_grad()
     def adopt(self, estimate: float) -> None:
-        """Start from an estimate."""
-        raise NotImplementedError
+        """Start from an estimate, which is one of the step where nothing else is said."""
+        self.step.fill_(estimate)
 
     def in_float(self, x: Tensor) -> Tensor:
         """Return ``x``, or what the ReLU makes of it that this quantizer stands for."""

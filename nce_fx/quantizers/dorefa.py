@@ -33,7 +33,6 @@ from nce_fx.quantizers.base import (
     Integers,
     WeightQuantizer,
     as_integers,
-    centred_grid,
     working,
 )
 from nce_fx.quantizers.ewgs import scale_gradient
@@ -53,8 +52,7 @@ class DorefaWeight(WeightQuantizer):
     absent: ClassVar[Mapping[str, float]] = {"gain": 1.0, "factor": 1.0, "follows": False}
 
     def begin(self) -> None:
-        """Make the grid, and what is learned or kept."""
-        self.grid = centred_grid(self.bits)
+        """Make what is learned or kept."""
         self.register_buffer("gain", torch.tensor(1.0))
         self.register_buffer("factor", torch.tensor(1.0))
         self.register_buffer("follows", torch.tensor(False))

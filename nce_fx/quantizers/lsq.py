@@ -22,9 +22,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from nce_fx.quantizers.base import FLOOR, Grid, WeightQuantizer, at_least, signed_grid, working
+from nce_fx.quantizers.base import FLOOR, Grid, WeightQuantizer, signed_grid, working
 from nce_fx.quantizers.counting import CountingQuantizer
-from nce_fx.quantizers.pact import best_clip
 from nce_fx.quantizers.rounding import StepRound
 
 _MEAN = 0.7978845608
@@ -48,9 +47,10 @@ class LsqWeight(WeightQuantizer):
 
     positive = ("step",)
 
+    grid_of = staticmethod(signed_grid)
+
     def begin(self) -> None:
-        """Make the grid, and what is learned or kept."""
-        self.grid = signed_grid(self.bits)
+        """Make what is learned or kept."""
         self.step = nn.Parameter(torch.tensor(1.0))
 
     @torch.no_grad()
@@ -61,10 +61,6 @@ class LsqWeight(WeightQuantizer):
         if self.bits > _PUBLISHED_BITS:
             step = max(min(step, float(sizes.amax()) / self.grid.reach), FLOOR)
         self.step.fill_(step)
-
-    def scale(self) -> Tensor:
-        """Return the distance between two levels; 0-dimensional."""
-        return self.fine(at_least(self.step))
 
     def quantized(self, x: Tensor) -> Tensor:
         """Quantize, with LSQ's gradients."""
@@ -84,22 +80,9 @@ class LsqActivation(CountingQuantizer):
         mean = _MEAN if signed else _MEAN / 2
         self.step = nn.Parameter(torch.tensor(first_step(mean, self.grid)))
 
-    def scale(self) -> Tensor:
-        """Return the distance between two levels; 0-dimensional."""
-        return self.fine(at_least(self.step))
-
     def quantized(self, x: Tensor) -> Tensor:
         """Quantize, with LSQ's gradients."""
         return StepRound.apply(x, self.scale(), self.grid, share(x[0].numel(), self.grid), False)  # type: ignore[no-any-return, no-untyped-call]
-
-    def estimate(self) -> float:
-        """Return the step of least squared error on all that was counted."""
-        values, counts = self.observed()
-        return best_clip(values, counts, self.grid)[0] / self.grid.reach
-
-    def adopt(self, estimate: float) -> None:
-        """Set the step."""
-        self.step.fill_(estimate)
 
     def extra_repr(self) -> str:
         """As every activation quantizer, and the step."""

@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from nce_fx.quantizers.base import FLOOR, Grid, Integers, at_least, working
-from nce_fx.quantizers.counting import CountingQuantizer
+from nce_fx.quantizers.base import FLOOR, Grid, Integers, working
+from nce_fx.quantizers.counting import CLIP, CountingQuantizer, best_clip
 from nce_fx.quantizers.lsq import share
-from nce_fx.quantizers.pact import CLIP, best_clip
 from nce_fx.quantizers.rounding import dot
 from nce_fx.quantizers.saved_tensors import pack_levels, packs_activations, register
 
@@ -41,10 +40,6 @@ class LsqPlus(CountingQuantizer):
         self.most = 2**self.bits - 1
         self.step = nn.Parameter(torch.tensor(CLIP / self.grid.reach))
         self.shift = nn.Parameter(torch.tensor(-CLIP if signed else 0.0))
-
-    def scale(self) -> Tensor:
-        """Return the distance between two levels; 0-dimensional."""
-        return self.fine(at_least(self.step))
 
     def zero(self) -> Tensor:
         """Return z, the lowest level in steps; 0-dimensional, of the scale's dtype, without a gradient."""
@@ -86,11 +81,6 @@ class LsqPlus(CountingQuantizer):
         _, step, z = min(found)
         self.shift.fill_(z * max(step, FLOOR))
         return step
-
-    @torch.no_grad()
-    def adopt(self, estimate: float) -> None:
-        """Set the step."""
-        self.step.fill_(estimate)
 
     def extra_repr(self) -> str:
         """As every activation quantizer, with the step and the lowest level."""

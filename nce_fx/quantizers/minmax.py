@@ -22,7 +22,6 @@ from nce_fx.quantizers.base import (
     Grid,
     Integers,
     WeightQuantizer,
-    at_least,
     whole,
     working,
 )
@@ -74,7 +73,6 @@ class MinMaxWeight(WeightQuantizer):
 class MinMaxActivation(ActivationQuantizer):
     """Activations on even levels from the least to the greatest value of the calibration: any shape."""
 
-    step: Tensor
     zero: Tensor
 
     def begin(self, signed: bool) -> None:
@@ -105,10 +103,6 @@ class MinMaxActivation(ActivationQuantizer):
     def signed(self) -> bool:
         """Whether negative values are kept."""
         return bool(self.is_signed)
-
-    def step_size(self, x: Tensor) -> Tensor:
-        """Return the distance between two levels; 0-dimensional."""
-        return self.fine(at_least(self.step))
 
     def quantized(self, x: Tensor) -> Tensor:
         """Quantize, with the clipped straight-through gradient."""

@@ -23,10 +23,9 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from nce_fx.quantizers.base import Integers, as_integers, at_least, working
-from nce_fx.quantizers.counting import CountingQuantizer
+from nce_fx.quantizers.counting import CLIP, CountingQuantizer
 from nce_fx.quantizers.ewgs import scale_gradient
 from nce_fx.quantizers.lsq import share
-from nce_fx.quantizers.pact import CLIP, best_clip
 from nce_fx.quantizers.rounding import dot
 from nce_fx.quantizers.saved_tensors import pack_levels, packs_activations, register
 
@@ -45,10 +44,6 @@ class N2uq(CountingQuantizer):
         self.step = nn.Parameter(torch.tensor(step))
         self.first = nn.Parameter(torch.tensor((self.grid.low + self.grid.offset) * step))
         self.lengths = nn.Parameter(torch.full((2**self.bits - 1,), step))
-
-    def scale(self) -> Tensor:
-        """Return the distance between two levels; 0-dimensional."""
-        return self.fine(at_least(self.step))
 
     def pieces(self) -> tuple[Tensor, Tensor]:
         """Return d_0, 0-dimensional, and the lengths a, (n,); both with their gradients."""
@@ -87,11 +82,6 @@ class N2uq(CountingQuantizer):
         x = working(x)
         q = _count(x, self.thresholds()).to(x.dtype).add_(self.grid.low)
         return as_integers(q, self.scale(), self.grid)
-
-    def estimate(self) -> float:
-        """Return the step of least squared error with even thresholds."""
-        values, counts = self.observed()
-        return best_clip(values, counts, self.grid)[0] / self.grid.reach
 
     @torch.no_grad()
     def adopt(self, estimate: float) -> None:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nce_fx.quantizers.base import FLOOR, WeightQuantizer, centred_grid, working
+from nce_fx.quantizers.base import FLOOR, WeightQuantizer, working
 from nce_fx.quantizers.rounding import PassRound
 
 COEFFICIENTS = {
@@ -40,10 +40,6 @@ COEFFICIENTS = {
 
 class Sawb(WeightQuantizer):
     """Weights on even levels that two of their moments set, such as ``-a, -a/3, a/3, a`` at 2 bits: any shape."""
-
-    def begin(self) -> None:
-        """Make the grid, and what is learned or kept."""
-        self.grid = centred_grid(self.bits)
 
     def step_size(self, x: Tensor) -> Tensor:
         """Return the distance between two levels, 0-dimensional or shaped to broadcast; without a gradient."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nce_fx.quantizers.base import WeightQuantizer, at_least, centred_grid
+from nce_fx.quantizers.base import WeightQuantizer, at_least
 from nce_fx.quantizers.lsq import share
 from nce_fx.quantizers.rounding import StepRound
 from nce_fx.quantizers.sawb import Sawb
@@ -29,8 +29,7 @@ class Seq(WeightQuantizer):
     positive = ("alpha",)
 
     def begin(self) -> None:
-        """Make the grid, and what is learned or kept."""
-        self.grid = centred_grid(self.bits)
+        """Make what is learned or kept."""
         self.alpha = nn.Parameter(torch.tensor(1.0))
 
     @torch.no_grad()

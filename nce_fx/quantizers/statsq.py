@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from nce_fx.quantizers.base import FLOOR, WeightQuantizer, centred_grid, working
+from nce_fx.quantizers.base import FLOOR, WeightQuantizer, working
 from nce_fx.quantizers.rounding import PassRound
 
 
@@ -20,10 +20,6 @@ class StatsQ(WeightQuantizer):
     """Weights on even levels, as far apart as the mean magnitude of each output channel says: any shape."""
 
     per_channel = True
-
-    def begin(self) -> None:
-        """Make the grid, and what is learned or kept."""
-        self.grid = centred_grid(self.bits)
 
     def step_size(self, x: Tensor) -> Tensor:
         """Return the distances between two levels, shaped to broadcast over the weight; without a gradient."""

@@ -8,7 +8,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from torch.fx import GraphModule
 
+from nce_fx.passes.analysis.channels.graph import ChannelGroup
+from nce_fx.passes.analysis.cost import CostReport
+from nce_fx.passes.planning.exact_budget import count
 from nce_fx.quantities import QUANTITIES
 
 
@@ -43,6 +47,11 @@ class Costed(Record):
 class CostRecord(Costed):
     """What one network costs for one example."""
 
+    @classmethod
+    def of(cls, gm: GraphModule, like: CostReport | None = None) -> CostRecord:
+        """Return what a network costs as it is, at the bits of its own quantizers, in the quantities of a report."""
+        return cls(**count(gm, like).by_quantity)
+
 
 class GroupRecord(Record):
     """One channel group: its layers, its width before and after, and how much quantization noise in it hurts."""
@@ -54,6 +63,12 @@ class GroupRecord(Record):
     step: int
     pinned: str | None
     sensitivity: float | None
+
+    @classmethod
+    def of(cls, group: ChannelGroup, after: int, sensitivity: float | None = None) -> GroupRecord:
+        """Return what a report says of a group, such as of one that goes from 64 channels to ``after=80``."""
+        own = {name: getattr(group, name) for name in ("id", "producers", "step", "pinned")}
+        return cls(**own, before=group.width, after=after, sensitivity=sensitivity)
 
 
 class LayerRecord(Record):

@@ -24,13 +24,12 @@ from nce_fx.errors import BudgetError
 from nce_fx.passes.analysis.channels import analyze_channels
 from nce_fx.passes.analysis.cost import CostReport, analyze_cost
 from nce_fx.passes.planning import Budget, plan_widths
-from nce_fx.passes.planning.exact_budget import Reserve, plan_and_build
+from nce_fx.passes.planning.exact_budget import Reserve, budget_at, plan_and_build
 from nce_fx.passes.transform.quantize import QuantSpec, RemoveQuantizers
 from nce_fx.passes.transform.resize import Kept, ResizeChannels, gathers_of
 from nce_fx.pipeline import Pipeline
 from nce_fx.plan import WidthPlan
 from nce_fx.quantizers import Quantizer
-from nce_fx.rewrite import budget_at
 from nce_fx.search.adapt_log import Move, Tried
 from nce_fx.search.adapt_recipe import AdaptRecipe
 from nce_fx.search.asked import choices_of

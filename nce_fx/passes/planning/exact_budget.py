@@ -31,6 +31,14 @@ def count(gm: GraphModule, like: CostReport | None = None) -> Cost:
     return analyze_cost(gm, ChannelGraph((), (), {}, {}), hardware=hardware, quantities=rows).total
 
 
+def budget_at(cost: CostReport, asked: CostReport, budget: Budget) -> Budget:
+    """Return a budget whose ratios are of one cost as one whose ratios are of another: the same limits."""
+    if cost is asked:
+        return budget
+    before, limits = cost.total.by_quantity, budget.limits(asked.total.by_quantity)
+    return Budget(**{name: limit / before[name] if before[name] else 1.0 for name, limit in limits.items()})
+
+
 def plan_and_build(
     plan: Callable[[Reserve], WidthPlan],
     build: Callable[[WidthPlan], GraphModule],

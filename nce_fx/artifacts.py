@@ -14,8 +14,6 @@ A graph says how it was made in ``gm.meta["history"]`` (`nce_fx.pipeline.history
 Nothing here is pickle: a file can be wrong, but it cannot run code.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import warnings

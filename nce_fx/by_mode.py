@@ -3,8 +3,6 @@
 `ByMode` returns one of two values; what only one mode needs runs in that mode alone (`ModeCode`).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager

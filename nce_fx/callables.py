@@ -1,7 +1,5 @@
 """Find what a user names: ``package.module:callable`` or ``path/to/file.py:callable``."""
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import importlib

@@ -4,8 +4,6 @@ What they have to beat is safe: the widths as they are or, where these cost too 
 knows nothing of the network.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace

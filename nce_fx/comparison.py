@@ -5,8 +5,6 @@ where the channels are. How many of the epochs are in float suits one better tha
 second time with another split: what NCE is held against is the better of the two.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext

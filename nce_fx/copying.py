@@ -1,7 +1,5 @@
 """Copy models and graphs; some of the tensors may be replaced by others, and nothing is compiled again."""
 
-from __future__ import annotations
-
 import copy
 from collections import OrderedDict
 from typing import Any, TypeVar

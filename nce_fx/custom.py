@@ -10,8 +10,6 @@ the table of operations (`nce_fx.ops.Op`) that is found on the class, function o
     nce_fx.channel_rule(lambda x, weight: F.linear(x, weight))(torch.ops.mylib.matmul_int8)
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable

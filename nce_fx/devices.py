@@ -1,7 +1,5 @@
 """Where a model is, how a batch comes there, and on how many threads a CPU sums."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -8,8 +8,6 @@ is the noise of all groups together, pinned ones included. What the ends read ke
 Noise is a sum over tensors, so a pair's follows from what the first layers and the last ones change by themselves.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase

@@ -13,8 +13,6 @@ NceFxError
 +-- PassError        a pass that failed, named with the passes before it
 """
 
-from __future__ import annotations
-
 import sysconfig
 import traceback
 from pathlib import Path

@@ -8,8 +8,6 @@ An executor has the interface of `concurrent.futures`. A cluster is one of dask.
 runs the job of a worker that died on another one, and whoever asked sees each result once.
 """
 
-from __future__ import annotations
-
 import importlib
 import multiprocessing
 import sys

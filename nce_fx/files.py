@@ -5,8 +5,6 @@ that moment it is another thread's, too. What a killed process leaves half writt
 beside it: nobody holds its lock any more.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import secrets

@@ -4,8 +4,6 @@ A crash or a full disk at any moment leaves the old folder or the new one. Files
 are in the new one too: linked before the swap, so that no moment is without them.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import shutil

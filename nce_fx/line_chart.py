@@ -1,7 +1,5 @@
 """Lines over a common axis as an SVG picture."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape

@@ -1,7 +1,5 @@
 """Modules and parameters by their paths, without what PyTorch spends on each step: passes ask for every node."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Container, Iterator
 from typing import TypeVar
 

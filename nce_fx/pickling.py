@@ -3,8 +3,6 @@
 Values of nodes are named by their nodes, functions of libraries by their names.
 """
 
-from __future__ import annotations
-
 import importlib
 from dataclasses import dataclass
 from functools import reduce

@@ -1,7 +1,5 @@
 """Tables for people: a title, columns with numbers on the right, a row each."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Text from files that strangers wrote: JSON that cannot exhaust the reader, and names that no terminal obeys."""
 
-from __future__ import annotations
-
 import json
 import re
 from typing import Any

@@ -4,8 +4,6 @@ One process is the case that needs nothing. Under ``torchrun`` every process hol
 batch. The sensitivity pass shares its batches, see `nce_fx.passes.analysis.sensitivity.shard`.
 """
 
-from __future__ import annotations
-
 import atexit
 import json
 import os

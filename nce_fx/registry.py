@@ -6,8 +6,6 @@ ternary = "my_package.ternary:Ternary"
 QuantSpec(weight="ternary")     nce-fx rewrite resnet8 --weight-quantizer ternary     nce-fx list weight_quantizers
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from importlib.metadata import entry_points

@@ -7,8 +7,6 @@ that is held out. `analyze` and `build` are its halves, for those who plan many 
 Retraining what comes out is `nce_fx.training`; training it beside its rivals is `nce_fx.comparison`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial

@@ -8,8 +8,6 @@
 An input that the model was given by name has that, too: ``{"tensor": ..., "dtype": ..., "name": "mask"}``.
 """
 
-from __future__ import annotations
-
 import math
 from collections import namedtuple
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Plans along a range of budgets: how much predicted noise each share of the cost buys."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Tensors as the bytes of a safetensors file and back, their digest, and whether they fit a model."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

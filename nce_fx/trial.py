@@ -9,8 +9,6 @@ retraining: where that allows few, they are those that are likeliest. Where no p
 The float network has seen what is held out, and so has whoever starts from its weights: all candidates alike.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace

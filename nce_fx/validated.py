@@ -4,8 +4,6 @@ A field of another type or out of its range is one line that names it: ``recipe:
 a valid number``. Nothing is converted but a whole number where a real one is meant, and a list where a tuple is.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import wraps

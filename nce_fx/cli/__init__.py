@@ -1,7 +1,5 @@
 """The command line: one command a file, nothing heavy imported before a command runs."""
 
-from __future__ import annotations
-
 from nce_fx.cli.app import app, main
 
 __all__ = ["app", "main"]

@@ -1,7 +1,5 @@
 """`nce-fx analyze`: what the compiler sees in a model, without changing anything."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """What `nce-fx analyze` does: trace, analyze, and show what was asked for."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import asdict
 from typing import Any

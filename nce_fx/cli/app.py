@@ -3,8 +3,6 @@
 Exit codes: 0 done, 1 something was not right, 2 usage, 130 stopped with Ctrl-C.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from typing import Annotated, Any

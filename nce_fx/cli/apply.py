@@ -1,7 +1,5 @@
 """`nce-fx apply`: replay a plan on a model, or run passes on it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated

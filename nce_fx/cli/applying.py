@@ -1,7 +1,5 @@
 """What `nce-fx apply` does: a plan replayed, or passes run, and the folder written."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, replace
 from typing import Any
 

@@ -8,8 +8,6 @@ class Apply(QuantizerOptions, ModelOptions):
 apply = command(Apply, "nce_fx.cli.applying:run")
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from importlib import import_module

@@ -1,7 +1,5 @@
 """What every command takes: --quiet, --verbose, --log, --config and --print-config."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable

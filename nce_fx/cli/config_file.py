@@ -4,8 +4,6 @@ Keys are the options' names with underscores, ``max_macs``, and the names of arg
 checked by the option that it is for, and what is wrong is said with its line.
 """
 
-from __future__ import annotations
-
 import difflib
 import json
 import re

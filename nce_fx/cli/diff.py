@@ -1,7 +1,5 @@
 """`nce-fx diff`: two networks of one model side by side."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """What `nce-fx diff` does: two networks of one model, side by side in the terminal and as a page."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path

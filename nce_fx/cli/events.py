@@ -4,8 +4,6 @@ One object a line, each with ``time`` and ``event``: ``step`` (a named step star
 ``note``, and at the end ``result``, which is what `--json` prints.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager

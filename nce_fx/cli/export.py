@@ -1,7 +1,5 @@
 """`nce-fx export`: the network of a result folder as an ONNX file, as a torch.export archive, or its weights alone."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """What `nce-fx export` does: the network of a result folder, written in each form that was asked for."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from typing import Any

@@ -1,7 +1,5 @@
 """`nce-fx inspect`: look at a network, as a page for the browser."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """What `nce-fx inspect` does: rebuild or analyze, gather what there is to see, write the page, say where it is."""
 
-from __future__ import annotations
-
 import re
 import webbrowser
 from dataclasses import asdict, dataclass

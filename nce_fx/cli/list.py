@@ -1,7 +1,5 @@
 """`nce-fx list`: everything that can be named, with what installed packages bring."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

@@ -1,7 +1,5 @@
 """The model and the data that a command's options name, built and loaded."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property

@@ -6,8 +6,6 @@ and bits, and where a layer makes channels their group and width, before and aft
 much noise in a layer's weight and output hurts, ``{graph id: {"results": {node id: {"value": ...}}}}``.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch.fx import GraphModule

@@ -1,7 +1,5 @@
 """`nce-fx models`: the built-in networks."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from nce_fx.cli import options

@@ -1,7 +1,5 @@
 """Where a terminal is too narrow for tables, or knows few characters."""
 
-from __future__ import annotations
-
 import codecs
 import io
 import sys

@@ -1,7 +1,5 @@
 """What a user gives as text on the command line, made real: arguments, shapes, bits, an example input."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """`--verify-each` and `--print-after`: what is done between the passes of a pipeline."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch.fx import GraphModule

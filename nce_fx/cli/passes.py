@@ -1,7 +1,5 @@
 """`nce-fx passes`: the passes that pipelines are made of."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from nce_fx.cli import options

@@ -1,7 +1,5 @@
 """`nce-fx retrain`: train the network of a result folder, or go on where its training was stopped."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """Retraining a result folder: what it says of itself, what the user adds, and the training of `nce_fx.comparison`."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace

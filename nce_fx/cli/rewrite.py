@@ -1,7 +1,5 @@
 """`nce-fx rewrite`: the main job, from a model to a folder with its 2-bit rewrite, retrained where asked."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """The main job of the command line, in reading order: float network, rewrite, folder, retraining, comparison."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """`nce-fx search`: find the widths by training, from a model to a plan."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated

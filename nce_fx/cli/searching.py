@@ -1,7 +1,5 @@
 """What `nce-fx search` does: the network, the search, its tables."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """How much a run says: quiet, normal or verbose."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar

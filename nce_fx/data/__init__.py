@@ -1,7 +1,5 @@
 """Data to train, calibrate and evaluate on, by name: one source a file, one table of them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """CIFAR-10 from a folder, read by torchvision: 50,000 and 10,000 colour images of 32x32 (Krizhevsky 2009)."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Which sample is in which part is a function of the seed, and stays. Data that co
 halved batch by batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice

@@ -3,8 +3,6 @@
 The split is fixed: 1,200 images to train, 597 to test, each with the same share of every digit.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch

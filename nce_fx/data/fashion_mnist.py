@@ -9,8 +9,6 @@ An IDX file is, big-endian: two zero bytes, the type (8: uint8), the number of a
 bytes, and the values.
 """
 
-from __future__ import annotations
-
 import gzip
 import math
 import zlib

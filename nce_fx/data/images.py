@@ -1,7 +1,5 @@
 """Images held in memory: whole batches are cut out, shifted and flipped by one gather each."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """A user's own data: a callable without arguments that gives (train, test), two data sets or two loaders."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

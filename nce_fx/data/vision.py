@@ -1,7 +1,5 @@
 """What data from folders needs first: the folder, and torchvision."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType

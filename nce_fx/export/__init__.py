@@ -9,8 +9,6 @@ pt2.py          a torch.export archive, for PyTorch without the model's code
 program.py      what both ways start from
 """
 
-from __future__ import annotations
-
 from nce_fx.export.export import OnnxExport, export_onnx, to_integer
 from nce_fx.export.packed import save_packed
 from nce_fx.export.pt2 import Pt2Export, export_pt2, load_pt2

@@ -10,8 +10,6 @@ Where no quantizer lies between, last bits grow from layer to layer, in float ne
 what rounding does to PyTorch's own outputs, too: how far these lie from the same graph computed in double precision.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass

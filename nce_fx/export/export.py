@@ -1,7 +1,5 @@
 """A quantized graph as an ONNX file, written whole and checked, or not at all."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Exported files, whole or not there, with the errors of an export."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

@@ -20,8 +20,6 @@ point. Half an offset (SAWB and DoReFa have no zero among their levels) is no ze
             between the Quant of a weight and its layer. What else such flows ask for is in `nce_fx.export.qonnx`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple

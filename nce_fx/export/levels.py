@@ -5,8 +5,6 @@ carries along without looking inside; then a format (`nce_fx.export.formats`) pu
 So the exporter cannot fold a quantizer away, and a format knows nothing of the exporter.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass

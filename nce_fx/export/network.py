@@ -1,7 +1,5 @@
 """The traced graph as a networkx graph, for people and for algorithms that know nothing of torch."""
 
-from __future__ import annotations
-
 import networkx as nx
 from torch.fx import GraphModule
 

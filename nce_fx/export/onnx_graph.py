@@ -1,7 +1,5 @@
 """From a marked graph to an ONNX model in one of the formats, with the names of the user's model."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging

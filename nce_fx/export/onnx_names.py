@@ -1,7 +1,5 @@
 """Names of an ONNX model's nodes and tensors: those of the user's model, not the exporter's."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Container, Mapping, Sequence
 from typing import Any

@@ -4,8 +4,6 @@ PyTorch's exporter writes opset 18 and later. A node of a file may be older than
 with these inputs, attributes and types, is what onnx's checker says.
 """
 
-from __future__ import annotations
-
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 

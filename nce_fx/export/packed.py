@@ -14,8 +14,6 @@ and how many bits an integer takes in the file, and the SHA-256 of all of this a
 reader in NumPy.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """What both ways out of PyTorch start from: the graph as a `torch.export` program, and inputs to try it on."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import torch

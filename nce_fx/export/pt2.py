@@ -6,8 +6,6 @@ unpickled is written, and `load_pt2` refuses an archive that has any. The record
 says of where it comes from, and the SHA-256 of every other record, for PyTorch's reader does not notice a flipped bit.
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import io

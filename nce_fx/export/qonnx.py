@@ -9,8 +9,6 @@ None of these changes a value. That a weight's Quant has no zero point, and its 
 in `nce_fx.export.formats`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 
 import numpy as np

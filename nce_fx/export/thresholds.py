@@ -5,8 +5,6 @@
 Comparisons round nothing, so this is exact at every optimization level.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -8,8 +8,6 @@ Folding space into channels repeats an id with other values. The low bits of an 
 its copy), the high bits say which of the values it is, so that no later reordering can take one for another.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod

@@ -3,8 +3,6 @@
 w = g * v / ||v||        and back: v = w, g = ||w||
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

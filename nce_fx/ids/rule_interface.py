@@ -3,8 +3,6 @@
 The first run (``Tie``) records what is said, the second (``Check``) demands that it still holds at new widths.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Every builder takes ``num_classes`` and ``in_channels``; the small ResNets also 
 these and a line in each table.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 from torch import nn

@@ -6,8 +6,6 @@ PyTorch's files are read without running code (``weights_only``). What wraps the
 ``state_dict``, a prefix such as ``module.``.
 """
 
-from __future__ import annotations
-
 import pickle
 from collections.abc import Collection, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Models and weights that a user names, checked before anything is done with them."""
 
-from __future__ import annotations
-
 import json
 import math
 import warnings

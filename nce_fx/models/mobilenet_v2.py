@@ -3,8 +3,6 @@
 Parameter names are torchvision's, so its weights load. ReLU6 never works in place, so that each activation is one node.
 """
 
-from __future__ import annotations
-
 import math
 
 from torch import Tensor, nn

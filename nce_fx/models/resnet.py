@@ -5,8 +5,6 @@ than 3.86 G. Parameter names are torchvision's, so its weights load. Two things 
 every ReLU is a module of its own and none works in place, so that each activation is one named node of the graph.
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 

@@ -8,8 +8,6 @@ classes:
     resnet20: 272,474 parameters (option A: 269,722)      resnet56: 855,770 (option A: 853,018)
 """
 
-from __future__ import annotations
-
 from typing import Literal, get_args
 
 import torch.nn.functional as F

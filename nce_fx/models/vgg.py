@@ -3,8 +3,6 @@
 Parameter names are torchvision's, so its weights load. No ReLU works in place, so that each activation is one node.
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from nce_fx.models.resnet import initialize

@@ -1,7 +1,5 @@
 """Attention."""
 
-from __future__ import annotations
-
 from torch import nn, randn
 
 from nce_fx.ops import work

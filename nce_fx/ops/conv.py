@@ -1,7 +1,5 @@
 """Convolutions and transposed convolutions over one, two and three axes."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn, randn
 

@@ -1,7 +1,5 @@
 """What makes a tensor like another one, or overwrites one: constants, noise, masks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -5,8 +5,6 @@
 The module stays where it is, and so does its parameter: the call alone puts another value in the parameter's place.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """The layers of a graph: its nodes that multiply and accumulate or look up, as the table of operations says."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from torch.fx import GraphModule

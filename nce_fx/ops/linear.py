@@ -1,7 +1,5 @@
 """Linear and bilinear layers."""
 
-from __future__ import annotations
-
 from torch import nn, randn
 
 from nce_fx.ops import output_shapes, work

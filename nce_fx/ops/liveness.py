@@ -4,8 +4,6 @@ Views and in-place operations give no new storage; they lengthen the life of the
 to be fused or computed in place by a backend.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Tables that rows are looked up in."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn, randint, randn
 

@@ -1,7 +1,5 @@
 """What moves elements and changes none: views, cuts, joins, permutations, copies."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Normalizations."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn, ones, rand, randn
 from torch.nn.modules.batchnorm import _BatchNorm

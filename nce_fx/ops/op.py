@@ -1,7 +1,5 @@
 """What the compiler knows of one operation: a row of the table in `nce_fx.ops.table`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType

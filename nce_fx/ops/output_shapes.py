@@ -4,8 +4,6 @@ A rule takes the module, or ``None`` for a function, and the arguments; it retur
 where the operation had better be run.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

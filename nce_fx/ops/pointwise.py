@@ -3,8 +3,6 @@
 Every other ATen op that PyTorch tags as pointwise is followed without a row; a row says what the tag does not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Products of matrices, of activations with each other or with a parameter."""
 
-from __future__ import annotations
-
 import torch
 from torch import randn
 

@@ -1,7 +1,5 @@
 """What mixes elements along an axis: means, sums, maxima, softmax, cumulative sums."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

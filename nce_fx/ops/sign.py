@@ -1,7 +1,5 @@
 """Which values of a graph can never be negative: what comes out of a ReLU, and what keeps its sign on the way."""
 
-from __future__ import annotations
-
 from torch.fx import GraphModule, Node
 
 from nce_fx.ops.op import Op

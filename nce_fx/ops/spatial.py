@@ -1,7 +1,5 @@
 """Pooling, resampling and padding: other places, the same channels."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

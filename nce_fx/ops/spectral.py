@@ -1,7 +1,5 @@
 """Fourier transforms and complex numbers."""
 
-from __future__ import annotations
-
 from nce_fx.ops.op import Absent, family, same_order
 from nce_fx.ops.rules import elementwise, spectral
 

@@ -4,8 +4,6 @@
 methods ``"relu"`` and ``"relu_"``, ``torch.ops.aten.relu.default`` and ``torch.ops.aten.relu_.default``.
 """
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Iterator
 from functools import cache

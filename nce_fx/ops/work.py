@@ -5,8 +5,6 @@ widths. For everything with a weight it is *rows x numel(weight)*: a convolution
 transposed one per input position, a linear layer one per token.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager

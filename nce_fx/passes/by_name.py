@@ -6,8 +6,6 @@ A package brings passes of its own by entry points:
     my-pass = "my_package.passes:MyPass"
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

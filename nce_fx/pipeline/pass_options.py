@@ -6,8 +6,6 @@
 Histories keep options so, and text is read and printed by them.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields

@@ -9,8 +9,6 @@
 Keys are the names of the pass's options. What is printed reads back as the same pipeline; ``@file`` is for input only.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Mapping

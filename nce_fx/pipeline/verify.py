@@ -5,8 +5,6 @@ interface   the outputs have the structure, shapes and types that they had; the 
 replay      the pass makes the same graph of other weights: what it decides from weights is in its options
 """
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

@@ -4,8 +4,6 @@
 modules whose forward pass is a fake quantization; see `nce_fx.quantizers.base` for what they share.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from nce_fx.quantizers.base import ActivationQuantizer, Integers, Quantizer, WeightQuantizer

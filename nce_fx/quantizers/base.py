@@ -8,8 +8,6 @@ them. The forward pass computes exactly this expression, so integers give the sa
     centred, or 1 bit      q in -2^(b-1) .. 2^(b-1) - 1  offset 1/2   symmetric and without a zero: -a, -a/3, a/3, a
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 

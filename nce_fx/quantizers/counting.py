@@ -4,8 +4,6 @@ Every value is counted, as the nearest of the 65,536 bfloat16 numbers, which is 
 numbers, so they add up to the same whatever batches the values come in, in whatever order, however they lie in memory.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -19,8 +19,6 @@ one bit the gradient goes straight through to w. Activations pass where 0 <= x <
 is [-1, 1 - 2^(1-b)], or {-1, 1} at one bit. Nothing is learned or calibrated but the sign of the range.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import ClassVar
 

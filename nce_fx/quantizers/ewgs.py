@@ -10,8 +10,6 @@ lies beyond the range is clipped first, so its distance is none: were it 1/2 for
 would add up to one direction for a learned clip value, and take it to nothing.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -15,8 +15,6 @@ largest weight. The step of activations starts where the squared error is least 
 for the same reason: the range of an image in 8 bits, which nothing learns, would have 27 of its 256 levels in use.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

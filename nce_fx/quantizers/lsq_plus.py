@@ -11,8 +11,6 @@ Gradient: dL/dx passes where the clip does not act. Of the step, each element gi
 start where the squared error is least on the calibration data, as published. The paper's weights are LSQ's.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

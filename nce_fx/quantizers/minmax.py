@@ -11,8 +11,6 @@ the two levels are lo and hi themselves, for weights without the zero in the min
 Gradient: straight through to weights (all lie inside the range); activations pass inside the calibrated range.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

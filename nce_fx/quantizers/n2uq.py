@@ -12,8 +12,6 @@ lower than zero, as the ReLU that it stands for does. Calibration starts with ev
 is least.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

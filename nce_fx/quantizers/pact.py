@@ -7,8 +7,6 @@ tensor; the paper regularises it with weight decay. A signed range (not in the p
 s = a / 2^(b-1), or for one bit to {-a, a}; what is clipped pulls on ``a`` by its level over ``a``.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

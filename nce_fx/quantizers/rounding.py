@@ -6,8 +6,6 @@ and one byte an element. In `nce_fx.quantizers.saved_tensors.compact_saving` wei
 layer too.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -13,8 +13,6 @@ their conversion costs next to nothing; activations are kept as integers, too, w
 Eager mode only: under `torch.compile` the compiler decides what to keep and what to compute again; this does nothing.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager

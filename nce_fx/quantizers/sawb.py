@@ -17,8 +17,6 @@ that follows takes such scales in, so they cost nothing; depthwise convolutions,
 Gradient: straight through to w everywhere; none through a.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

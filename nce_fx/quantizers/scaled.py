@@ -6,8 +6,6 @@ Multiplying the float weight by f and quantizing the product would give other in
 trained with. Multiplying the scale keeps them.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

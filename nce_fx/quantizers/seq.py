@@ -12,8 +12,6 @@ themselves.) Published is one alpha a row, from its largest weight; here it is o
 levels are.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Whether tensors fit a network, its quantizers among it, which need not have all of theirs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from torch import Tensor, nn

@@ -8,8 +8,6 @@ The 2^b levels are those of SEQ. The mean is taken anew in every forward pass.
 Gradient: dL/dw passes where |w| <= g; none through g.
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from nce_fx.quantizers.base import FLOOR, WeightQuantizer, working

@@ -1,7 +1,5 @@
 """Why a layer's width is tied to others: its group, and the chain of nodes that carries the channels between them."""
 
-from __future__ import annotations
-
 from collections import deque
 from dataclasses import dataclass
 

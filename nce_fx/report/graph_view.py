@@ -1,7 +1,5 @@
 """The graph as the page draws it: a node per operation on tensors, with what the compiler knows of each."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path

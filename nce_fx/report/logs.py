@@ -1,7 +1,5 @@
 """What a result folder's logs say, as lines to draw: training runs epoch by epoch, and the plans of a sweep."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ The template writes what a reader needs as text: headings, tables, every layer's
 ``web/`` by ``npm run build``, draws the graph and the curves from the same `View`, as JSON.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from functools import cache
 from importlib.resources import files

@@ -1,7 +1,5 @@
 """The Pareto front of a sweep as an SVG picture: predicted noise against MACs and against parameters."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from html import escape
 

@@ -1,7 +1,5 @@
 """Everything that the page of a network shows, as one frozen value: the page adds looks, and no numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

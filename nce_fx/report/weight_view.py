@@ -1,7 +1,5 @@
 """What the quantizers make of the weights, in numbers small enough for a page: a histogram and the levels."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The search that moves widths while it trains, in reading order: what it begins with, what it trains, the plan."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from nce_fx.data.data_split import holding_out

@@ -1,7 +1,5 @@
 """How widths are moved while the network trains: one frozen value."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Annotated, Literal
 

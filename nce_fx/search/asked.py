@@ -1,7 +1,5 @@
 """What every method of searching is asked, and what it answers with."""
 
-from __future__ import annotations
-
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path

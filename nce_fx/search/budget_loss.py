@@ -9,8 +9,6 @@
 (TAS, Dong and Yang 2019.) The preferred network takes the likeliest candidate of every group.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

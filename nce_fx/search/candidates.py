@@ -1,7 +1,5 @@
 """Which widths a group chooses from: legal ones near ratios of its original width, and those that a search adds."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -9,8 +9,6 @@ What the optimizer remembers goes through the same gathers as the weights:
 Quantizers keep what they learned, of one range a tensor.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypeVar

@@ -5,8 +5,6 @@ sum over the readers' weights w of c of  w dL/dw.  A channel is worth the mean s
 sum over its channels: what the loss would come to if a share of them went, as far as gradients can tell.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

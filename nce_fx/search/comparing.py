@@ -1,7 +1,5 @@
 """Settings of a trained slimmable network, compared on what is held out, each against the widths as they are."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import time

@@ -4,8 +4,6 @@ The width choices and the quantizers are taken out, `resize` widens the plain fl
 what the quantizers make of the new weights), and both are put in again; see `nce_fx.search.carrying`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

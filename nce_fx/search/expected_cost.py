@@ -10,8 +10,6 @@ Several axes of one term may follow the same group (a convolution within a resid
 multiplied before the mean is taken, so nothing is approximated. Everything is in float64 and differentiable in p.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

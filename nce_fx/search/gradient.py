@@ -1,7 +1,5 @@
 """The search by gradient, in reading order: candidates, a network that chooses among them, two losses, a plan."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from nce_fx.data.data_split import split_data

@@ -7,8 +7,6 @@ Everything is a function of the recipe's seed and the position, and a checkpoint
 that was stopped ends with the same widths.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field

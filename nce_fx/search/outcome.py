@@ -10,8 +10,6 @@ network is narrowest against what it prefers. It is the planner's own problem (`
 (v_g / original_g)^4), so the budgets hold by construction, exactly, and the plan is a function of its inputs alone.
 """
 
-from __future__ import annotations
-
 import glob
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

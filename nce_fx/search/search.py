@@ -1,7 +1,5 @@
 """Widths by training: the methods there are, and the one call that runs any of them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path

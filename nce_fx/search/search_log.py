@@ -1,7 +1,5 @@
 """What a search writes down: its widths epoch by epoch, what expanded, when and why, and what was left alone."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """How widths are searched: one frozen value, and the schedules that follow from it."""
 
-from __future__ import annotations
-
 import math
 from typing import Annotated, Any, Literal
 

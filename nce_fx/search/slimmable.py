@@ -1,7 +1,5 @@
 """The search among the widths of one slimmable network, in reading order: a network, its training, settings, a plan."""
 
-from __future__ import annotations
-
 import glob
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """How a network of choosable widths is trained and searched: one frozen value."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field, StrictFloat

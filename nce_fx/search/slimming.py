@@ -6,8 +6,6 @@ The sandwich rule and in-place distillation of Yu and Huang, "Universally slimma
 techniques" (2019). The others are drawn within the budgets, where they will be compared, new ones for every epoch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple

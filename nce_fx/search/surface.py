@@ -4,8 +4,6 @@ It is dear, and it models nothing of noise or capacity: what it finds is what th
 held against.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

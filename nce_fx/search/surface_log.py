@@ -1,7 +1,5 @@
 """What a search by a surface writes down: every network it trained, what was fitted to them, and what came of it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The networks that a surface is fitted to: trained one by one, wherever there is room, and kept as they come."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """How a surface over widths is measured and climbed: one frozen value."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import Annotated, Literal

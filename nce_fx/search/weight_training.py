@@ -1,7 +1,5 @@
 """How a search trains weights, whatever its method: the fields that every search recipe has."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Self

@@ -5,8 +5,6 @@ Everything random is a function of the recipe's seed and the position, and drawn
 the same widths and a resumed search draws what one that was never stopped drew.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict

@@ -4,8 +4,6 @@ A loss of the user's own is ``loss(output, target)``: the model's whole output, 
 the batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

@@ -4,8 +4,6 @@ A metric of the user's own is ``metric(output, target)``, a mean over the batch;
 ``update(output, target)`` and ``compute()``, as torchmetrics has them, for what is no mean.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

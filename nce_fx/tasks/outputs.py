@@ -1,7 +1,5 @@
 """What a loss and a metric read in a model's output and in a target: the scores, the classes, the axis they are on."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any

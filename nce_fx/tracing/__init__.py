@@ -10,8 +10,6 @@ where they differ the next way is tried. The way is in ``gm.meta["traced"]``, in
 ``gm.meta["compared"]``.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any

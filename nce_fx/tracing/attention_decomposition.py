@@ -4,8 +4,6 @@ q, k, v = split(x @ in_proj_weight.T + in_proj_bias)
 out = out_proj(concat over heads(softmax(q k / sqrt(d) + masks) v))
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any

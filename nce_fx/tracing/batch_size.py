@@ -5,8 +5,6 @@
 Whether it was followed is tried: of a batch of two the graph returns what it returns of each, one after the other.
 """
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Iterator
 from typing import Any

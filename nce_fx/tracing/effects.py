@@ -1,7 +1,5 @@
 """What a node does beside the value that it returns: it keeps statistics, or writes to a tensor that it is given."""
 
-from __future__ import annotations
-
 from torch.fx import GraphModule, Node
 
 from nce_fx.ops import table_of

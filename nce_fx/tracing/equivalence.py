@@ -4,8 +4,6 @@ The same seed starts both, so that what is random is the same as long as both dr
 What a mode does to buffers counts, too. A mode that the model itself cannot run is left out, and said.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr

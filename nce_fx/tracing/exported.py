@@ -4,8 +4,6 @@ Export writes the mode and the batch size into the graph. Here the batch is made
 their like become the user's modules again, so that training and eval mode both work.
 """
 
-from __future__ import annotations
-
 import logging
 import operator
 import warnings

@@ -4,8 +4,6 @@ fx's graphs hold no such regions. What is computed in one is marked as it is tra
 detached.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 

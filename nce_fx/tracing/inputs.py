@@ -6,8 +6,6 @@ x                            one tensor
 {"image": x}                 one dict, where ``forward`` has one argument and none of these names
 """
 
-from __future__ import annotations
-
 import copy
 import inspect
 from collections.abc import Iterator, Mapping

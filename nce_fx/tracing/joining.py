@@ -4,8 +4,6 @@ The two are read side by side. Where both do the same thing to other values, the
 is kept, and runs in its mode alone.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterator
 from typing import Any

@@ -6,8 +6,6 @@ are linear layers: as such they are counted, resized and quantized. Where the ma
 of an einsum in another order, axes of the data are moved before and after.
 """
 
-from __future__ import annotations
-
 import operator
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The parts of a model that can be traced where the whole cannot: what the refusal names."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterator
 from typing import Any

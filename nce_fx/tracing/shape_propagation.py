@@ -1,7 +1,5 @@
 """Shapes of every node, by running the graph on tensors without values where that is possible."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

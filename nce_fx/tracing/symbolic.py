@@ -1,7 +1,5 @@
 """torch.fx's symbolic tracing, with the user's source lines, attention opened up, and leaves where it cannot enter."""
 
-from __future__ import annotations
-
 import sys
 import threading
 from collections import OrderedDict

@@ -1,7 +1,5 @@
 """Tracing a graph again, as a pass: the same nodes, with the shapes that they have at other inputs."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar
 

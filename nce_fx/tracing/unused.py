@@ -1,7 +1,5 @@
 """What a model holds and this forward does not use stays where it was, so that ``state_dict`` keeps its keys."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import nn

@@ -7,8 +7,6 @@ Latent weights are averaged, and quantized when the model runs; with them all th
 BatchNorm's statistics.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 

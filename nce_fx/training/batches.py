@@ -4,8 +4,6 @@ A batch belongs to all processes together and each takes a slice of it, so a run
 on many, and a resumed run goes on with the batch after the last one it used.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice

@@ -6,8 +6,6 @@ of the tensors and of all of this. Nothing in it is executed when it is read. Ra
 ``determinism``.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

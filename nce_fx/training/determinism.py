@@ -4,8 +4,6 @@ Dropout, augmentation and the like draw from global generators. Those are seeded
 generator states to save: a run resumed at any step draws what the run that was never stopped drew.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """How good a model is on data it was not trained on."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 

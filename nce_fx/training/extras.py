@@ -1,7 +1,5 @@
 """What goes on beside the steps of a run and has state of its own: checkpoints keep it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Protocol
 

@@ -8,8 +8,6 @@ A map has no channels, so student and teacher may have other widths. Compared ar
 what the teacher has at the same places: of each size of image, or number of tokens, the last one.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """The folder of a run: made where it is not there, and held, so that no second run writes into it."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Iterator

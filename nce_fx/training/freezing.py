@@ -9,8 +9,6 @@ Where f is above a threshold the weight is set on the level that it was on most,
 rest of the run, whatever becomes of the scale. The threshold falls as a cosine from four times its end, as published.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

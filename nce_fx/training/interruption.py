@@ -1,7 +1,5 @@
 """Ctrl-C between two steps, never in the middle of one: a checkpoint saved then is as good as any other."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

@@ -4,8 +4,6 @@ TensorBoard's need its package; without it the two tables are all. Losses are wr
 be compared exactly. After an interruption the rows past the checkpoint are dropped: the steps are done again.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Iterator, Sequence

@@ -5,8 +5,6 @@ loss is finite; gradients, summed over the processes; the update. Everything ran
 seed and the position, so what a checkpoint holds is enough to end with the very same weights.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator

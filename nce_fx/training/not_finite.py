@@ -1,7 +1,5 @@
 """Which operation of a graph first gives values, or gradients, that are not finite: what a broken step is told with."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """What takes the steps: stochastic gradient descent or AdamW, what it remembers, and which parameters decay."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -9,8 +9,6 @@ Dampening adds to the loss what draws every weight to its level, but for those b
     lambda sum (clip(w) - Q(w))^2,   so to the gradient   2 lambda (w - Q(w))
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 
 import torch

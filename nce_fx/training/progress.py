@@ -1,7 +1,5 @@
 """The progress bar of a training run: on a terminal's stderr, where it was asked for, and nowhere else."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager

@@ -1,7 +1,5 @@
 """What training returns and what it tells while it runs."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar

@@ -5,8 +5,6 @@ the last step, and what a layer gives jumps with them (Nagel et al. 2022, "Overc
 training", arXiv 2203.11086). Plain means over some batches of the network as it is take their place.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any

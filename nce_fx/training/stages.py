@@ -7,8 +7,6 @@ When a quantizer changes its bits its range stays: a learned step is stretched a
 is a range already, and what is computed from the weights follows by itself.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -7,8 +7,6 @@ function. So the call itself is caught, wherever it is made, and the model stays
 each process's gradient contains what its share did to the statistics of the others.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Norms as one factor and one shift for each channel, and how the layer before them takes these in."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """What rules share: finding the run among arguments, and the rule of an op that nobody knows, with how to add one."""
 
-from __future__ import annotations
-
 import inspect
 from typing import Any
 

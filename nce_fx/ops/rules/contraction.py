@@ -1,7 +1,5 @@
 """Products of data that sum over channels: matrix products, attention."""
 
-from __future__ import annotations
-
 from itertools import permutations
 from typing import Any
 

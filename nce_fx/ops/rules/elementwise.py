@@ -1,7 +1,5 @@
 """Elementwise ops tie the channels of their operands, with broadcasting."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

@@ -4,8 +4,6 @@ A mean over channels stays the same when all are copied equally often; a sum doe
 may be copied as a block beside it (a head of attention) but never within it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

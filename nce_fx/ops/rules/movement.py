@@ -1,7 +1,5 @@
 """Data movement: the op runs on the labels themselves."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import Any

@@ -4,8 +4,6 @@ A literal size grows with what it counts, a ``chunk`` becomes a ``split`` with s
 repair yields the calls, most likely first, and one that checks is taken.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from math import prod

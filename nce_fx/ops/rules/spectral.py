@@ -1,7 +1,5 @@
 """Fourier transforms, and complex numbers made of pairs of real ones: channels ride along other axes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from nce_fx.ids.labels import NEUTRAL, Label, constant, resized

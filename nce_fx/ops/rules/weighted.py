@@ -4,8 +4,6 @@ Shapes are PyTorch's: a linear weight is (out, in), a convolution's (out, in / g
 (in, out / groups, ...).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod

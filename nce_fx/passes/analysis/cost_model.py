@@ -1,7 +1,5 @@
 """The compiled form of a cost report: arrays over part widths, evaluated for one plan or for many at once."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Which widths every group may take: legal ones, within the user's ratios, rounding, and name patterns."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase

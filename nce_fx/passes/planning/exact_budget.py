@@ -5,8 +5,6 @@ product with the shares of copies, say, whose value is one more that is in memor
 is made again with so much of the limit left free.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 

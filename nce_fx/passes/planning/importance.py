@@ -12,8 +12,6 @@ in units of the noise's sum. At a = 1 the original widths are the optimum at the
 a = 0 the noise decides alone; groups that are cheap in what binds are then given away, however much they hold.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import numpy as np

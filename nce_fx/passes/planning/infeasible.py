@@ -1,7 +1,5 @@
 """Why no plan can meet a budget, in words: the least that is possible, and what holds it up."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 

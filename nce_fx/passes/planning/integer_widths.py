@@ -5,8 +5,6 @@ step at a time where it buys most; then steps are swapped between two groups; th
 near, a few groups at a time are rearranged together. Every plan that is kept was costed exactly.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Reports + budget -> plan: relax, certify, round, prove."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 

@@ -6,8 +6,6 @@ are rounded, each part takes the least share it gets at any choice, so that the 
 and a bound computed from it holds for every integer plan.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -8,8 +8,6 @@ finds the global optimum. Its multipliers prove it: the Lagrangian is convex, he
 least of that plane over the box bounds every feasible plan from below, whatever the accuracy of the solver.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod

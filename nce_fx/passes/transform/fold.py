@@ -10,8 +10,6 @@ The folded graph computes what the graph computed in evaluation mode, up to roun
 quantizer a value that lies on the border of two levels may then fall on the other side.
 """
 
-from __future__ import annotations
-
 import copy
 from collections import Counter
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Whether there is memory for the weights of other widths: anybody may write a plan, and any width is a number."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping
 from math import prod

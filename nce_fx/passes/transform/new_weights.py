@@ -6,8 +6,6 @@ tensors of more than one axis are multiplied by sqrt(fan-in before / fan-in afte
 compute.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Iterable

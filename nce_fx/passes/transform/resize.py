@@ -4,8 +4,6 @@ A new channel is a copy of an old one. What reads it is divided among the copies
 them: the function stays, and copies receive different gradients, so they part at the first step.
 """
 
-from __future__ import annotations
-
 import copy
 import operator
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The weights of a resize: rows copied, what reads them divided among the copies and parted by noise."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Iterable, Sequence
 from math import prod

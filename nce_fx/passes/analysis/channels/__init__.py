@@ -1,7 +1,5 @@
 """Which channels must change together: found by running the model on channel ids, proved by running it again."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass

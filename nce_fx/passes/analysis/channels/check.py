@@ -1,7 +1,5 @@
 """The second run: the model at new widths, every meeting compared with the first, and what a resize has to change."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any

@@ -5,8 +5,6 @@ copies. But its value can be divided, so a resize puts the value in the place of
 gain that the graph multiplies it by (one for each filter, as in NF-nets) goes on multiplying it.
 """
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -4,8 +4,6 @@
 written down. The graph says which: it is run again, without values, on a parameter that is one longer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

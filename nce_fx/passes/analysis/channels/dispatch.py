@@ -4,8 +4,6 @@ Most operations are caught as the ATen ops that they come apart into; those that
 is lost below them, as they are called. What PyTorch tags as elementwise needs no row, and what nobody knows is pinned.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -6,8 +6,6 @@ parts that share an axis of some producer. An axis is as long as its fixed posit
     width(axis) = fixed + sum over parts of (positions per channel x width of the part)
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction

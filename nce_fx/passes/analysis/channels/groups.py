@@ -5,8 +5,6 @@ part    classes with the same number of positions on the same axes
 group   parts that share an axis of some producer
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import lcm

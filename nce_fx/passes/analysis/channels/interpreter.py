@@ -5,8 +5,6 @@ where (id, copy) stands in the place of an id, and demands that everything meets
 analysis itself.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Whether a plan of widths is for a graph: by fingerprint, or, to say what differs, by its channel groups."""
 
-from __future__ import annotations
-
 from torch.fx import GraphModule
 
 from nce_fx.errors import PlanError

@@ -1,7 +1,5 @@
 """Products of data that are summed over channels, queries and keys of one head: copies of a pair share its product."""
 
-from __future__ import annotations
-
 import zlib
 
 import numpy as np

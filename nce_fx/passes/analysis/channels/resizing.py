@@ -5,8 +5,6 @@ the place of a node, or of a whole region of views and transposes, whose order n
 channels becomes one that shares its gradient among copies.
 """
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The whole analysis of one graph, kept so that resizing needs no second one: ties, groups, layouts that hold."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any

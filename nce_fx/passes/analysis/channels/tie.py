@@ -1,7 +1,5 @@
 """The first run: which channels meet, which are pinned, who makes them and who reads them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

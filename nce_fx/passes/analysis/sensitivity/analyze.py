@@ -1,7 +1,5 @@
 """One function, one table of metrics."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace

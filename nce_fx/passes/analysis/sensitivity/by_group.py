@@ -4,8 +4,6 @@ A group carries the noise of the weights that produce its channels, and of every
 of, in proportion to its share of the activation's channels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from nce_fx.passes.analysis.channels.graph import AxisWidth, ChannelGraph

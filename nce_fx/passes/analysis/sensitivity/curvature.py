@@ -4,8 +4,6 @@ For a tensor of n elements that rounding moves by d: ``1/2 trace(H) / n x |d|^2`
 random signs v. All tensors share every product: with independent signs the blocks between tensors average out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -19,8 +19,6 @@ First-order terms (g . d itself) are left out: on networks that are trained they
 layers worse (``benchmarks/sensitivity.py``).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

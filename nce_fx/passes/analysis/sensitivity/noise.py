@@ -1,7 +1,5 @@
 """The noise of quantizers: of those that a network will have, or of the package's default ones at so many bits."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Everything before the rounded tensor is kept from one plain run and not run agai
 one forward pass per thing rounded.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """The values of the sensitivity analysis."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,5 @@
 """What a metric finds, before it is put together per layer and per group."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 

@@ -3,8 +3,6 @@
 For a tensor t and its rounded form q: ``|q - t|^2 / |t|^2``, the reciprocal of the signal-to-quantization-noise ratio.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -3,8 +3,6 @@
 weight -> <layer>_weight_quant -> conv <- <node>_activation_quant <- activation
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self

@@ -4,8 +4,6 @@ The pass is `set_ranges`, or another that runs the float graph anyway and lets `
 network found at its own widths holds at others as well, see `carry_ranges`.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Iterable, Mapping

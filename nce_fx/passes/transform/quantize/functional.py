@@ -3,8 +3,6 @@
 call_module conv(x)  <->  conv2d(x, <weight>, conv.bias, stride, padding, dilation, groups)
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

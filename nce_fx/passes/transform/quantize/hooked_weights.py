@@ -5,8 +5,6 @@ prune            weight_mask * weight_orig
 spectral_norm    weight_orig over its largest singular value, by power iteration in training
 """
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Where quantizers go: the layers, what each one reads, and which of them are first, last, or on a shortcut."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod

@@ -15,8 +15,6 @@ output (as PACT was published: in the place of ReLU). It keeps the ReLU's name, 
 its ``replaces``, and saves the memory of one activation. `RemoveQuantizers` puts the ReLU back.
 """
 
-from __future__ import annotations
-
 import copy
 import warnings
 from typing import Any

@@ -1,7 +1,5 @@
 """What a quantized graph says about itself: bits of every layer, and weights as integers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Taking quantizers out again: the float graph, with every parameter as it is now."""
 
-from __future__ import annotations
-
 import copy
 
 from torch import nn

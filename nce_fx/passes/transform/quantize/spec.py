@@ -1,7 +1,5 @@
 """What to quantize with, and to how many bits."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import field
 from fnmatch import fnmatchcase

@@ -4,8 +4,6 @@ In evaluation mode PyTorch's own kernel fuses the two on some processors and tak
 does neither; what they give differs in its last bit, and a quantizer may round it to another level.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -8,8 +8,6 @@ An accelerator adds two integers with two scales and rounds to a third. So both 
 that nothing is lost to speak of; what is quantized for a layer already stays as it is.
 """
 
-from __future__ import annotations
-
 from torch.fx import GraphModule, Node
 
 from nce_fx.ops.liveness import memory_of

@@ -5,8 +5,6 @@
 conv -> bn_width_norm -+-> relu -> <layer>_width_choice -> layer
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self

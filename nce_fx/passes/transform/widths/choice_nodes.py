@@ -1,7 +1,5 @@
 """Inserting width choices into a plain graph, and taking them out."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from typing import Any, Literal

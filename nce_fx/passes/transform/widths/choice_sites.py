@@ -3,8 +3,6 @@
 Read off the channel analysis of the plain float graph; layers are named by path and use, which quantizing keeps.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple

@@ -8,8 +8,6 @@ one or two. Channels go in the order of their importance, part by part where a g
 matrix along the channel axis, which depends on the draw alone.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

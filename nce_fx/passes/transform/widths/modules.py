@@ -10,8 +10,6 @@ so the widest candidate is computed once. With one candidate p = (1) and everyth
 With p one-hot it is the network in which the other channels have been removed.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

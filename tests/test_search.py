@@ -25,14 +25,13 @@ from nce_fx.passes.transform.widths import (
     channel_order,
 )
 from nce_fx.search import METHODS, SearchRecipe, search
-from nce_fx.search.budget_loss import costs_of
 from nce_fx.search.candidates import first_candidates
 from nce_fx.search.carrying import of_kind
 from nce_fx.search.expansion import grow
-from nce_fx.search.expected_cost import expected_cost
+from nce_fx.search.expected_cost import costs_of, expected_cost
 from nce_fx.search.outcome import plan_from
+from nce_fx.search.recipes import tau_at, width_rate
 from nce_fx.search.search_log import SearchLog
-from nce_fx.search.search_recipe import tau_at, width_rate
 from nce_fx.search.width_search import WidthSearch
 from nce_fx.tensor_file import digest
 from nce_fx.training.checkpoint import latest_checkpoint

@@ -12,9 +12,9 @@ import nce_fx
 from nce_fx.errors import InputError
 from nce_fx.passes.transform.quantize import integer_weights
 from nce_fx.training import Recipe, StepReport, train
-from nce_fx.training.average import Average
+from nce_fx.training.extras import Average
 from nce_fx.training.features import feature_loss, tapped
-from nce_fx.training.freezing import MOMENTUM, Freezing
+from nce_fx.training.oscillation import MOMENTUM, Freezing
 from tests.training_runs import Blobs, net, same_state
 
 RECIPE = Recipe(epochs=3, batch_size=16, learning_rate=0.1, warmup_epochs=0, cosine=False)

@@ -29,7 +29,7 @@ def run(job: Search) -> None:
     if job.data is None:
         raise InputError("a search needs data to learn from: give --data")
     if job.force:
-        for name in (*method.files, *(path.name for path in job.out.glob("checkpoint-*.safetensors"))):
+        for name in (*method.log.files, *(path.name for path in job.out.glob("checkpoint-*.safetensors"))):
             (job.out / name).unlink(missing_ok=True)
     else:
         artifacts.check_free(job.out, (artifacts.PLAN,))
@@ -57,7 +57,7 @@ def run(job: Search) -> None:
     except TrainingError as error:
         raise TrainingError(f"{error} (the same command, with --out {job.out})") from error
     terminal.show(result.log.table(result.plan))
-    terminal.note(f"{result.seconds:.0f} s; written to {job.out}: {', '.join(sorted(method.files))}")
+    terminal.note(f"{result.seconds:.0f} s; written to {job.out}: {', '.join(sorted(method.log.files))}")
     plan = job.out / artifacts.PLAN
     terminal.note(f"next: nce-fx apply {job.model} {plan} --data {job.data} --out DIR, then nce-fx retrain DIR")
     terminal.finish(

@@ -5,15 +5,12 @@ result.plan, result.log, result.seconds
 """
 
 from nce_fx.search.adapt_log import AdaptLog
-from nce_fx.search.adapt_recipe import AdaptRecipe
 from nce_fx.search.asked import SearchResult
+from nce_fx.search.recipes import AdaptRecipe, SearchRecipe, SlimmableRecipe, SurfaceRecipe
 from nce_fx.search.search import METHODS, search
 from nce_fx.search.search_log import Expansion, SearchEpoch, SearchLog
-from nce_fx.search.search_recipe import SearchRecipe
 from nce_fx.search.slimmable import SlimmableLog
-from nce_fx.search.slimmable_recipe import SlimmableRecipe
 from nce_fx.search.surface_log import SurfaceLog
-from nce_fx.search.surface_recipe import SurfaceRecipe
 
 __all__ = [
     "METHODS",

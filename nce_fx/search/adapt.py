@@ -11,10 +11,10 @@ from nce_fx.passes.transform.quantize import RemoveQuantizers
 from nce_fx.passes.transform.resize import resize
 from nce_fx.plan import WidthPlan
 from nce_fx.search.adapt_log import AdaptLog
-from nce_fx.search.adapt_recipe import AdaptRecipe
 from nce_fx.search.asked import NO_CHOICE, Asked, SearchResult, calibrated, finish, pinned_groups, seconds_of
 from nce_fx.search.moves import Moves
 from nce_fx.search.outcome import plan_from
+from nce_fx.search.recipes import AdaptRecipe
 from nce_fx.tasks import Task
 
 _WIDEST = 16.0

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from nce_fx.files import write_whole
 from nce_fx.frozen import Frozen
 from nce_fx.line_chart import Line, lines_svg
 from nce_fx.passes.transform.resize import Kept
@@ -17,9 +15,6 @@ from nce_fx.plain_table import table_of
 from nce_fx.plan import WidthPlan
 from nce_fx.search.asked import PLAN, Log
 from nce_fx.training.log import csv_table
-
-FILES = (PLAN, "moves.csv", "widths.svg", "log.csv", "steps.csv")
-"""What such a search leaves in its folder, beside checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +55,15 @@ class Tried(Frozen):
 class AdaptLog(Log):
     """The whole course of a search."""
 
+    files = (PLAN, "moves.csv", "widths.svg", "log.csv", "steps.csv")
     start: Mapping[str, int]
     """The widths it began with: the network's own, or as near as the budget allows."""
     tried: tuple[Tried, ...]
     left: Mapping[str, str]
     """Groups that keep their width, and why."""
 
-    def write(self, directory: Path, original: Mapping[str, int]) -> None:
-        """Write ``moves.csv`` (a row a move and group) and the picture ``widths.svg``."""
+    def contents(self, original: Mapping[str, int]) -> dict[str, bytes]:
+        """Return ``moves.csv`` (a row a move and group) and the picture ``widths.svg``."""
         rows = [
             (each.epoch, group, each.before[group], width, f"{each.region:.4g}", *losses, what)
             for each in self.tried
@@ -76,8 +72,7 @@ class AdaptLog(Log):
             for group, width in each.after.items()
         ]
         columns = ("epoch", "group", "before", "after", "region", "loss", "loss_without", "what")
-        write_whole(directory / "moves.csv", csv_table(columns, rows))
-        write_whole(directory / "widths.svg", moves_svg(self, original).encode())
+        return {"moves.csv": csv_table(columns, rows), "widths.svg": moves_svg(self, original).encode()}
 
     def table(self, plan: WidthPlan) -> Table:
         """Return the groups with their widths, and how often each was moved and moved back."""

@@ -3,7 +3,7 @@
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from rich.table import Table
 from torch.fx import GraphModule
@@ -24,7 +24,7 @@ from nce_fx.plan import WidthPlan
 from nce_fx.processes import start_engine
 from nce_fx.quantities import Quantity
 from nce_fx.search.carrying import quantizing
-from nce_fx.search.weight_training import WeightTraining
+from nce_fx.search.recipes import WeightTraining
 from nce_fx.tasks import LossLike, Task
 from nce_fx.training.loop import fit
 from nce_fx.training.progress import Progress
@@ -45,8 +45,11 @@ class Log(Frozen):
         """Return the log as JSON values."""
         return asdict(self)
 
-    def write(self, directory: Path, original: Mapping[str, int]) -> None:
-        """Write it to files in a folder; ``original`` has the width of every group before."""
+    files: ClassVar[tuple[str, ...]]
+    """What the method leaves in its folder, beside checkpoints."""
+
+    def contents(self, original: Mapping[str, int]) -> dict[str, bytes]:
+        """Return it as files, by name; ``original`` has the width of every group before."""
         raise NotImplementedError
 
     def table(self, plan: WidthPlan) -> Table:
@@ -181,8 +184,8 @@ L = TypeVar("L", bound=Log)
 def finish(asked: Asked, plan: WidthPlan, log: L, seconds: float, network: GraphModule) -> SearchResult[L]:
     """Return what a search found, written to its folder where it has one: the log's files and ``plan.json``."""
     if asked.directory is not None and start_engine().is_main:
-        log.write(asked.directory, plan.original)
-        write_whole(asked.directory / PLAN, plan.to_json().encode())
+        for name, content in (*log.contents(plan.original).items(), (PLAN, plan.to_json().encode())):
+            write_whole(asked.directory / name, content)
     return SearchResult(plan, log, seconds, network)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from nce_fx.passes.analysis.channels import ChannelGraph, ChannelGroup
 from nce_fx.passes.planning.choices import Rules, widths_of
-from nce_fx.search.search_recipe import SearchRecipe
+from nce_fx.search.recipes import SearchRecipe
 
 
 @dataclass(frozen=True)

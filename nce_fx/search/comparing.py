@@ -15,7 +15,7 @@ from nce_fx.batches import read
 from nce_fx.data.loaders import BatchDataset, Data
 from nce_fx.devices import to_device
 from nce_fx.passes.planning.settings import Setting, Settings
-from nce_fx.search.slimmable_recipe import SlimmableRecipe
+from nce_fx.search.recipes import SlimmableRecipe
 from nce_fx.search.slimming import Slimming
 from nce_fx.tasks import Loss, Task
 from nce_fx.tasks.metrics import Metric

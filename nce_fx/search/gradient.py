@@ -11,8 +11,8 @@ from nce_fx.passes.transform.widths.choice_sites import find_choice_sites
 from nce_fx.search.asked import NO_CHOICE, Asked, SearchResult, calibrated, finish, seconds_of
 from nce_fx.search.candidates import first_candidates
 from nce_fx.search.outcome import plan_from
+from nce_fx.search.recipes import SearchRecipe
 from nce_fx.search.search_log import SearchLog
-from nce_fx.search.search_recipe import SearchRecipe
 from nce_fx.search.width_search import WidthSearch
 from nce_fx.tasks import Task
 

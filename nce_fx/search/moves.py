@@ -29,11 +29,11 @@ from nce_fx.pipeline import Pipeline
 from nce_fx.plan import WidthPlan
 from nce_fx.quantizers import Quantizer
 from nce_fx.search.adapt_log import Move, Tried
-from nce_fx.search.adapt_recipe import AdaptRecipe
 from nce_fx.search.asked import choices_of
 from nce_fx.search.carrying import carried_momenta, going_on_with, of_kind, quantizing, restore_quantizers
 from nce_fx.search.channel_worth import worth_of_groups
 from nce_fx.search.outcome import Importance
+from nce_fx.search.recipes import AdaptRecipe
 from nce_fx.training.checkpoint import by_kind, flat
 from nce_fx.training.evaluation import measure
 from nce_fx.training.optimizer import momenta

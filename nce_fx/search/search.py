@@ -14,18 +14,14 @@ from nce_fx.passes.planning import Budget
 from nce_fx.passes.transform.quantize import QuantSpec
 from nce_fx.quantities import Quantity
 from nce_fx.search.adapt import search_by_moves
-from nce_fx.search.adapt_log import FILES as ADAPT_FILES
-from nce_fx.search.adapt_recipe import AdaptRecipe
-from nce_fx.search.asked import Asked, SearchResult
+from nce_fx.search.adapt_log import AdaptLog
+from nce_fx.search.asked import Asked, Log, SearchResult
 from nce_fx.search.gradient import search_by_gradient
-from nce_fx.search.search_log import FILES
-from nce_fx.search.search_recipe import SearchRecipe
-from nce_fx.search.slimmable import FILES as SLIMMABLE_FILES
-from nce_fx.search.slimmable import search_slimmable
-from nce_fx.search.slimmable_recipe import SlimmableRecipe
+from nce_fx.search.recipes import AdaptRecipe, SearchRecipe, SlimmableRecipe, SurfaceRecipe
+from nce_fx.search.search_log import SearchLog
+from nce_fx.search.slimmable import SlimmableLog, search_slimmable
 from nce_fx.search.surface import search_surface
-from nce_fx.search.surface_log import FILES as SURFACE_FILES
-from nce_fx.search.surface_recipe import SurfaceRecipe
+from nce_fx.search.surface_log import SurfaceLog
 from nce_fx.tasks import LossLike
 from nce_fx.training.progress import Progress
 
@@ -37,11 +33,10 @@ AnyRecipe = SearchRecipe | AdaptRecipe | SlimmableRecipe | SurfaceRecipe
 class Method:
     """One way to find widths by training."""
 
-    about: str
     recipe: type[AnyRecipe]
     search: Callable[[Asked, Any], SearchResult[Any]]
-    files: tuple[str, ...]
-    """What it leaves in its folder, beside checkpoints."""
+    log: type[Log]
+    about: str
     many: bool = False
     """Whether it trains many networks, which several processes can share."""
 
@@ -51,29 +46,16 @@ class Method:
         return f"{self.about}; --recipe has {', '.join(each.name for each in fields(self.recipe))}"
 
 
+_GRADIENT = "preferences among widths, learned by gradient, expanding (published)"
+_ADAPT = "widths moved a little at a time while it trains, undone where held-out data disagrees"
+_SLIMMABLE = "settings of one network whose widths can be chosen, compared on data held out"
+_SURFACE = "many networks trained at widths near these, a surface fitted to their losses, and its best: dear"
+
 METHODS: Mapping[str, Method] = {
-    "gradient": Method(
-        "preferences among widths, learned by gradient, expanding (published)", SearchRecipe, search_by_gradient, FILES
-    ),
-    "adapt": Method(
-        "widths moved a little at a time while it trains, undone where held-out data disagrees",
-        AdaptRecipe,
-        search_by_moves,
-        ADAPT_FILES,
-    ),
-    "slimmable": Method(
-        "settings of one network whose widths can be chosen, compared on data held out",
-        SlimmableRecipe,
-        search_slimmable,
-        SLIMMABLE_FILES,
-    ),
-    "surface": Method(
-        "many networks trained at widths near these, a surface fitted to their losses, and its best: dear",
-        SurfaceRecipe,
-        search_surface,
-        SURFACE_FILES,
-        many=True,
-    ),
+    "gradient": Method(SearchRecipe, search_by_gradient, SearchLog, _GRADIENT),
+    "adapt": Method(AdaptRecipe, search_by_moves, AdaptLog, _ADAPT),
+    "slimmable": Method(SlimmableRecipe, search_slimmable, SlimmableLog, _SLIMMABLE),
+    "surface": Method(SurfaceRecipe, search_surface, SurfaceLog, _SURFACE, many=True),
 }
 """By the name that ``--method`` and a recipe's ``method`` say."""
 

@@ -2,20 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from rich.table import Table
 
-from nce_fx.files import write_whole
 from nce_fx.frozen import Frozen
 from nce_fx.line_chart import Line, lines_svg
 from nce_fx.plain_table import table_of
 from nce_fx.plan import WidthPlan
 from nce_fx.search.asked import PLAN, Log
 from nce_fx.training.log import csv_table
-
-FILES = (PLAN, "widths.csv", "expansions.csv", "widths.svg", "log.csv", "steps.csv")
-"""What a search leaves in its folder, beside checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -62,20 +57,20 @@ class Expansion:
 class SearchLog(Log):
     """The whole course of a search."""
 
+    files = (PLAN, "widths.csv", "expansions.csv", "widths.svg", "log.csv", "steps.csv")
     epochs: tuple[SearchEpoch, ...]
     expansions: tuple[Expansion, ...]
     left: Mapping[str, str]
     """Groups that kept their width, and why."""
 
-    def write(self, directory: Path, original: Mapping[str, int]) -> None:
-        """Write ``widths.csv`` (a row a group and epoch), ``expansions.csv`` and the picture ``widths.svg``."""
+    def contents(self, original: Mapping[str, int]) -> dict[str, bytes]:
+        """Return ``widths.csv`` (a row a group and epoch), ``expansions.csv`` and the picture ``widths.svg``."""
         rows = [
             (at.epoch, group, width, f"{at.mean[group]:.4f}", at.widest[group], f"{at.preference[group]:.4f}")
             for at in self.epochs
             for group, width in at.widths.items()
         ]
-        columns = ("epoch", "group", "preferred", "mean", "widest", "preference_of_widest")
-        write_whole(directory / "widths.csv", csv_table(columns, rows))
+        widths = csv_table(("epoch", "group", "preferred", "mean", "widest", "preference_of_widest"), rows)
         events = [(e.epoch, e.group, "expanded", e.before, e.after, e.why) for e in self.expansions]
         events += [
             (at.epoch, group, "braked", at.widest[group], at.widest[group], reason)
@@ -83,9 +78,12 @@ class SearchLog(Log):
             for group, reason in at.braked.items()
         ]
         events += [(0, group, "left", original[group], original[group], reason) for group, reason in self.left.items()]
-        columns = ("epoch", "group", "what", "before", "after", "why")
-        write_whole(directory / "expansions.csv", csv_table(columns, sorted(events)))
-        write_whole(directory / "widths.svg", widths_svg(self, original).encode())
+        expansions = csv_table(("epoch", "group", "what", "before", "after", "why"), sorted(events))
+        return {
+            "widths.csv": widths,
+            "expansions.csv": expansions,
+            "widths.svg": widths_svg(self, original).encode(),
+        }
 
     def table(self, plan: WidthPlan) -> Table:
         """Return the groups with their widths: original, preferred, planned; and what became of their candidates."""

@@ -3,13 +3,11 @@
 import glob
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.table import Table
 
 from nce_fx.data.data_split import holding_out
 from nce_fx.errors import InputError
-from nce_fx.files import write_whole
 from nce_fx.frozen import Frozen
 from nce_fx.passes.analysis.channels import analyze_channels
 from nce_fx.passes.planning.choices import Rules
@@ -28,16 +26,13 @@ from nce_fx.search.asked import (
     seconds_of,
 )
 from nce_fx.search.comparing import Measuring, better_by, evolve
+from nce_fx.search.recipes import SlimmableRecipe
 from nce_fx.search.slices import Widest
-from nce_fx.search.slimmable_recipe import SlimmableRecipe
 from nce_fx.search.slimming import Slimming, sandwich_loss
 from nce_fx.tasks import Task
 from nce_fx.training.log import csv_table
 from nce_fx.training.progress import reporting
 from nce_fx.training.run import CheckpointWriter
-
-FILES = (PLAN, "settings.csv", "log.csv", "steps.csv")
-"""What this method leaves in its folder, beside checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +51,7 @@ class Compared(Frozen):
 class SlimmableLog(Log):
     """What was measured."""
 
+    files = (PLAN, "settings.csv", "log.csv", "steps.csv")
     compared: tuple[Compared, ...]
     """The best first."""
     left: Mapping[str, str]
@@ -63,14 +59,14 @@ class SlimmableLog(Log):
     uniform: float | None
     """The loss at the widths as they are; ``None`` where these are over a budget."""
 
-    def write(self, directory: Path, original: Mapping[str, int]) -> None:
-        """Write ``settings.csv``: a row a setting, the best first."""
+    def contents(self, original: Mapping[str, int]) -> dict[str, bytes]:
+        """Return ``settings.csv``: a row a setting, the best first."""
         groups = tuple(self.compared[0].widths)
         rows = [
             (f"{one.loss:.6f}", "" if one.better is None else f"{one.better:.3f}", *(one.widths[g] for g in groups))
             for one in self.compared
         ]
-        write_whole(directory / "settings.csv", csv_table(("loss", "better", *groups), rows))
+        return {"settings.csv": csv_table(("loss", "better", *groups), rows)}
 
     def preferred(self, sure: float) -> list[Compared]:
         """Return the settings that are surely better than the widths as they are, then these, then the others."""

@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_map
 from nce_fx.passes.planning import Budget
 from nce_fx.passes.planning.settings import Setting, Settings
 from nce_fx.search.asked import choices_of
+from nce_fx.search.recipes import SlimmableRecipe
 from nce_fx.search.slices import Slice, Widest
-from nce_fx.search.slimmable_recipe import SlimmableRecipe
 from nce_fx.tasks import Loss, Task
 from nce_fx.training.run import Callback, Run
 

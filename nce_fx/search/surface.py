@@ -18,10 +18,10 @@ from nce_fx.passes.planning.choices import Rules
 from nce_fx.passes.planning.settings import Setting, Settings
 from nce_fx.processes import start_engine
 from nce_fx.search.asked import NO_CHOICE, Asked, SearchResult, finish, pinned_groups
+from nce_fx.search.recipes import SurfaceRecipe
 from nce_fx.search.surface_fit import Region, Surface, best_of, fitted
 from nce_fx.search.surface_log import Final, Fit, SurfaceLog
 from nce_fx.search.surface_networks import Measured, Networks, Wanted
-from nce_fx.search.surface_recipe import SurfaceRecipe
 from nce_fx.training.folder import held
 from nce_fx.training.progress import reporting
 

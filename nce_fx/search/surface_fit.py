@@ -28,11 +28,10 @@ _AT_ONCE = 512
 
 
 @dataclass(frozen=True)
-class Surface(Frozen):
-    """The fitted loss."""
+class Ridge(Frozen):
+    """A fit of one strength."""
 
-    centre: Floats
-    """The log2 of the centre's widths over the original ones."""
+    strength: float
     level: float
     """The loss at the centre."""
     slopes: Floats
@@ -40,11 +39,19 @@ class Surface(Frozen):
     errors: Floats
     """The standard errors of the slopes."""
     curvature: float
-    """0 or more."""
-    strength: float
-    """Of the ridge."""
+    """0 or more, of a surface."""
     noise: float
     """Standard deviation of what is left."""
+    left_out: Floats
+    """Of each network: what was measured less what the others foretell."""
+
+
+@dataclass(frozen=True)
+class Surface(Ridge):
+    """The fitted loss: the best of the fits."""
+
+    centre: Floats
+    """The log2 of the centre's widths over the original ones."""
     explained: float
     """The share of the variance that is foretold of networks left out one at a time (R2); below 0 it is none."""
     ranked: float
@@ -66,38 +73,17 @@ def fitted(points: Floats, losses: Floats, centre: Floats) -> Surface:
     foretold = losses - bent.left_out
     spread = float(((losses - losses.mean()) ** 2).sum())
     ranked = float(spearmanr(foretold, losses).statistic) if np.ptp(foretold) and np.ptp(losses) else 0.0
-    return Surface(
-        centre,
-        bent.level,
-        bent.slopes,
-        bent.errors,
-        bent.curvature,
-        bent.strength,
-        bent.noise,
-        1 - float((bent.left_out**2).sum()) / spread if spread else 0.0,
-        ranked,
-    )
+    explained = 1 - float((bent.left_out**2).sum()) / spread if spread else 0.0
+    return Surface(**vars(bent), centre=centre, explained=explained, ranked=ranked)
 
 
-@dataclass(frozen=True)
-class _Ridge:
-    strength: float
-    level: float
-    slopes: Floats
-    errors: Floats
-    curvature: float
-    noise: float
-    left_out: Floats
-    """Of each network: what was measured less what the others foretell."""
-
-
-def _best_ridge(away: Floats, losses: Floats, *, curved: bool) -> _Ridge:
+def _best_ridge(away: Floats, losses: Floats, *, curved: bool) -> Ridge:
     """Return the fit whose strength foretells best what is left out; of equals the strongest."""
     found = [_ridge(away, losses, float(strength), curved) for strength in _STRENGTHS]
     return min(reversed(found), key=lambda each: float((each.left_out**2).sum()))
 
 
-def _ridge(away: Floats, losses: Floats, strength: float, curved: bool) -> _Ridge:
+def _ridge(away: Floats, losses: Floats, strength: float, curved: bool) -> Ridge:
     networks, groups = away.shape
     columns = [np.ones((networks, 1)), away, *([(away**2).sum(1, keepdims=True) / 2] if curved else [])]
     design = np.concatenate(columns, 1)
@@ -113,7 +99,7 @@ def _ridge(away: Floats, losses: Floats, strength: float, curved: bool) -> _Ridg
     errors = noise * np.sqrt(np.maximum(np.diag(inverse)[1 : groups + 1], 0.0))
     curvature = float(told[-1]) if curved else 0.0
     slopes, left_out = told[1 : groups + 1], residual / (1 - leverage)
-    return _Ridge(strength, float(told[0]), slopes, errors, curvature, noise, left_out)
+    return Ridge(strength, float(told[0]), slopes, errors, curvature, noise, left_out)
 
 
 @dataclass(frozen=True)

@@ -2,20 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from rich.table import Table
 
-from nce_fx.files import write_whole
 from nce_fx.frozen import Frozen
 from nce_fx.plain_table import table_of
 from nce_fx.plan import WidthPlan
 from nce_fx.search.asked import PLAN, Log
 from nce_fx.search.surface_networks import STATE, Measured, Wanted
 from nce_fx.training.log import csv_table
-
-FILES = (PLAN, STATE, "networks.csv", "slopes.csv", "surfaces.csv", "finals.csv")
-"""What this method leaves in its folder."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +61,7 @@ class Final(Frozen):
 class SurfaceLog(Log):
     """The whole course of a search."""
 
+    files = (PLAN, STATE, "networks.csv", "slopes.csv", "surfaces.csv", "finals.csv")
     networks: tuple[tuple[Wanted, Measured], ...]
     """In the order in which they were wanted."""
     costs: tuple[Mapping[str, float], ...]
@@ -76,8 +72,8 @@ class SurfaceLog(Log):
     left: Mapping[str, str]
     """Groups that kept their width, and why."""
 
-    def write(self, directory: Path, original: Mapping[str, int]) -> None:
-        """Write ``networks.csv``, ``slopes.csv`` (a row a round and group), ``surfaces.csv`` and ``finals.csv``."""
+    def contents(self, original: Mapping[str, int]) -> dict[str, bytes]:
+        """Return ``networks.csv``, ``slopes.csv`` (a row a round and group), ``surfaces.csv`` and ``finals.csv``."""
         groups, quantities = tuple(self.networks[0][0].widths), tuple(self.costs[0])
         rows = [
             (
@@ -88,22 +84,25 @@ class SurfaceLog(Log):
             for (one, told), cost in zip(self.networks, self.costs, strict=True)
         ]
         columns = ("round", "what", "seed", "loss", "score", "seconds", *quantities, *groups)
-        write_whole(directory / "networks.csv", csv_table(columns, rows))
+        networks = csv_table(columns, rows)
         slopes = [
             (fit.round, group, f"{slope:.6g}", f"{fit.errors[group]:.6g}")
             for fit in self.fits
             for group, slope in fit.slopes.items()
         ]
-        write_whole(directory / "slopes.csv", csv_table(("round", "group", "slope", "error"), slopes))
         names = ("round", "networks", "curvature", "noise", "seeds", "explained", "ranked", "promised")
         fits = [tuple(f"{value:.6g}" for name, value in asdict(fit).items() if name in names) for fit in self.fits]
-        write_whole(directory / "surfaces.csv", csv_table(names, fits))
         finals = [
             (f"{one.foretold:.6g}", f"{one.better:.3f}", *map(repr, one.losses), *(one.widths[g] for g in groups))
             for one in self.finals
         ]
         seeds = [f"loss_{seed}" for seed in range(len(self.finals[0].losses))] if self.finals else []
-        write_whole(directory / "finals.csv", csv_table(("foretold", "better", *seeds, *groups), finals))
+        return {
+            "networks.csv": networks,
+            "slopes.csv": csv_table(("round", "group", "slope", "error"), slopes),
+            "surfaces.csv": csv_table(names, fits),
+            "finals.csv": csv_table(("foretold", "better", *seeds, *groups), finals),
+        }
 
     def table(self, plan: WidthPlan) -> Table:
         """Return the groups with their widths, before and after, and the last surface's slopes."""

@@ -20,7 +20,7 @@ from nce_fx.passes.transform.resize import resize
 from nce_fx.plain_text import read_json
 from nce_fx.processes import start_engine
 from nce_fx.search.asked import Asked, calibrated
-from nce_fx.search.surface_recipe import SurfaceRecipe
+from nce_fx.search.recipes import SurfaceRecipe
 from nce_fx.tasks import LossLike
 from nce_fx.tensor_file import digest
 from nce_fx.training.evaluation import evaluate

@@ -26,12 +26,11 @@ from nce_fx.errors import TrainingError
 from nce_fx.processes import Engine, all_reduce_sum, call, start_engine
 from nce_fx.quantizers.saved_tensors import compact_saving
 from nce_fx.tasks import LossLike, MetricLike, Task
-from nce_fx.training.average import Average
 from nce_fx.training.batches import Data, batches_of, parts_of
 from nce_fx.training.checkpoint import last_good
 from nce_fx.training.determinism import deterministic, seed_step
 from nce_fx.training.evaluation import measure
-from nce_fx.training.extras import extras_of
+from nce_fx.training.extras import Average, extras_of
 from nce_fx.training.features import feature_loss
 from nce_fx.training.folder import held
 from nce_fx.training.interruption import interruptions

@@ -7,17 +7,30 @@ another level than when the epoch began falls with the learning rate; what is le
 Dampening adds to the loss what draws every weight to its level, but for those beyond the outermost levels:
 
     lambda sum (clip(w) - Q(w))^2,   so to the gradient   2 lambda (w - Q(w))
+
+Freezing holds weights that oscillate: whose level, in a step, moves back against its last move. How often that is, is a
+moving average:
+
+    f <- m o + (1 - m) f,   q_mean <- m q + (1 - m) q_mean,   m = 0.01
+
+Where f is above a threshold the weight is set on the level that it was on most, round(q_mean), and stays there for the
+rest of the run, whatever becomes of the scale. The threshold falls as a cosine from four times its end, as published.
 """
 
+import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from nce_fx.errors import InputError
 from nce_fx.passes.transform.quantize import integer_weights
 from nce_fx.paths import called
 from nce_fx.quantizers import WeightQuantizer
+from nce_fx.quantizers.dorefa import DorefaWeight
+from nce_fx.training.checkpoint import by_kind, flat
 
 
 @torch.no_grad()
@@ -57,3 +70,81 @@ def dampen(model: nn.Module, strength: float) -> None:
             away = weight - quantizer(weight)
             inside = away.abs() <= quantizer.step_size(weight) / 2
             weight.grad.add_(away * inside, alpha=2 * strength)
+
+
+MOMENTUM = 0.01
+START = 4.0
+"""The threshold at the start, as a multiple of the one at the end."""
+
+
+@dataclass
+class _Weight:
+    """A weight and its record; all tensors of its shape."""
+
+    parameter: nn.Parameter
+    quantizer: WeightQuantizer
+    level: Tensor
+    """Whole numbers, as is ``move``, the sign of the last change."""
+    move: Tensor
+    frequency: Tensor
+    mean: Tensor
+    frozen: Tensor
+
+
+class Freezing:
+    """Watches every quantized weight of a graph and freezes those that oscillate."""
+
+    def __init__(self, model: nn.Module, threshold: float) -> None:
+        self.threshold = threshold
+        self._weights: dict[str, _Weight] = {}
+        for name, parameter, quantizer in quantized_parameters(model):
+            if isinstance(quantizer, DorefaWeight) and quantizer.bits > 1:
+                raise InputError(f"recipe: freeze sets a weight on its level, and {name} goes through dorefa's tanh")
+            level = _level(parameter, quantizer)
+            nothing = torch.zeros_like(parameter.detach())
+            still = torch.zeros_like(level)
+            self._weights[name] = _Weight(
+                parameter, quantizer, level, still, nothing, level.to(nothing.dtype), still.bool()
+            )
+        if not self._weights:
+            raise InputError("recipe: freeze is given and the model has no quantized weights: leave it out")
+
+    @property
+    def share(self) -> float:
+        """The share of the weights that are frozen, in [0, 1]."""
+        frozen = sum(int(weight.frozen.sum()) for weight in self._weights.values())
+        return frozen / sum(weight.frozen.numel() for weight in self._weights.values())
+
+    @torch.no_grad()
+    def after_step(self, done: float) -> None:
+        """Look at every weight; hold those that are frozen."""
+        limit = self.threshold * (1 + (START - 1) * 0.5 * (1 + math.cos(math.pi * done)))
+        for weight in self._weights.values():
+            level = torch.where(weight.frozen, weight.level, _level(weight.parameter, weight.quantizer))
+            move = torch.sign(level - weight.level)
+            back = (move != 0) & (move == -weight.move)
+            weight.frequency.lerp_(back.to(weight.frequency.dtype), MOMENTUM)
+            weight.mean.lerp_(level.to(weight.mean.dtype), MOMENTUM)
+            fresh = (weight.frequency > limit) & ~weight.frozen
+            weight.level = torch.where(fresh, weight.mean.round().to(level.dtype), level)
+            weight.move = torch.where(move != 0, move, weight.move)
+            weight.frozen |= fresh
+            if bool(weight.frozen.any()):
+                integers = weight.quantizer.integers(weight.parameter)
+                held = integers._replace(values=weight.level).dequantize().to(weight.parameter.dtype)
+                weight.parameter.copy_(torch.where(weight.frozen, held, weight.parameter))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the records by weight."""
+        kinds = ("level", "move", "frequency", "mean", "frozen")
+        return flat({kind: {name: getattr(own, kind) for name, own in self._weights.items()} for kind in kinds})
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what ``tensors`` returned."""
+        for kind, own in by_kind(tensors).items():
+            for path, tensor in own.items():
+                setattr(self._weights[path], kind, tensor.to(self._weights[path].parameter.device, copy=True))
+
+
+def _level(parameter: Tensor, quantizer: WeightQuantizer) -> Tensor:
+    return quantizer.integers(parameter.detach()).values.to(torch.int16)

@@ -66,10 +66,10 @@ class Recipe:
     Nagel et al. 2022, see `nce_fx.training.oscillation`."""
     freeze: NotNegative = 0.0
     """How often a weight may go back to the level it came from before it is frozen, in changes a step: such as 0.01 at
-    the end, four times that at the start; 0: never. See `nce_fx.training.freezing`."""
+    the end, four times that at the start; 0: never. See `nce_fx.training.oscillation`."""
     average: BelowOne = 0.0
     """Decay of a moving average of the weights over the steps, such as 0.999, which is evaluated and returned; 0: none.
-    See `nce_fx.training.average`."""
+    See `nce_fx.training.extras`."""
     distill_features: NotNegative = 0.0
     """Weight of the distance between the student's and the teacher's maps of attention in the loss, such as 10, where a
     teacher is given. See `nce_fx.training.features`."""

@@ -28,9 +28,8 @@ from nce_fx.ids.rule_interface import Fact
 from nce_fx.ids.space import ParameterAxis
 from nce_fx.ids.value import ChannelTensor, Weight
 from nce_fx.ops.table import followed_arguments
-from nce_fx.passes.analysis.channels.edits import Edits, Gather, lay_out
+from nce_fx.passes.analysis.channels.edits import PRODUCTS, Edits, Gather, lay_out, product_shares
 from nce_fx.passes.analysis.channels.interpreter import ChannelInterpreter
-from nce_fx.passes.analysis.channels.product_shares import PRODUCTS, product_shares
 from nce_fx.passes.analysis.channels.projection import Mismatch, Projections, moving_axes
 from nce_fx.passes.analysis.channels.tie import Answer, Meeting, Tie
 

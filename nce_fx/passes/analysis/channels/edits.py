@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.fx import Node
 
 from nce_fx.ids.labels import Ids, bare
 from nce_fx.ids.space import ParameterAxis
-from nce_fx.passes.analysis.channels.product_shares import Shares
+from nce_fx.ops import OPS
+
+Shares = npt.NDArray[np.float64]
+
+PRODUCTS = OPS.where(lambda op: op.kind == "product")
+"""What multiplies its arguments and sums over channels that both have."""
+
+
+def product_shares(index: Ids, name: str) -> Shares:
+    """Return for each new channel its share of the products of the old one: unequal, and one in sum, so copies part.
+
+    The products are of data that are summed over channels, such as queries and keys of one head.
+    """
+    drawn = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(len(index))
+    counts = np.bincount(index)
+    mean = np.bincount(index, drawn) / np.maximum(counts, 1)
+    result: Shares = (1 + 0.25 * (drawn - mean[index])) / counts[index]
+    return result
 
 
 @dataclass(frozen=True)

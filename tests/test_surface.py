@@ -90,7 +90,7 @@ def test_the_best_of_a_surface_is_within_the_budgets_and_what_was_measured(setti
     assert not region.has(points + 9.0).any()
     for seed in range(4):
         slopes = np.random.default_rng(seed).normal(0, 1, groups)
-        surface = Surface(centre, 0.5, slopes, slopes, 0.2, 1.0, 0.0, 0.0, 0.0)
+        surface = Surface(1.0, 0.5, slopes, slopes, 0.2, 0.0, np.zeros(0), centre, 0.0, 0.0)
         best = best_of(surface, settings, region, [settings.original, drawn[seed]])
         assert settings.fit(np.array([best]))[0]
         assert region.has(settings.logs(np.array([best])))[0]

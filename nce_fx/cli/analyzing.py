@@ -22,11 +22,7 @@ from nce_fx.tracing import trace
 
 
 def run(job: Analyze) -> None:
-    """Show what was asked for.
-
-    Raises:
-        NceFxError: anything that was not right, in one line.
-    """
+    """Show what was asked for."""
     terminal = Terminal.of(job.as_json)
     # Under torchrun the processes share the batches of the sensitivity pass.
     if "LOCAL_RANK" in os.environ:

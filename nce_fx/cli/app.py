@@ -16,10 +16,8 @@ from nce_fx.cli.common import with_common
 from nce_fx.cli.diff import diff
 from nce_fx.cli.export import export
 from nce_fx.cli.inspect import inspect
-from nce_fx.cli.list import known
-from nce_fx.cli.models import models
+from nce_fx.cli.listing import known, models, passes
 from nce_fx.cli.narrow_terminal import show_what_can_be_shown
-from nce_fx.cli.passes import passes
 from nce_fx.cli.retrain import retrain
 from nce_fx.cli.rewrite import rewrite
 from nce_fx.cli.search import search

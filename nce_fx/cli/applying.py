@@ -21,11 +21,7 @@ from nce_fx.tracing import trace
 
 
 def run(job: Apply) -> None:
-    """Apply, and write the result.
-
-    Raises:
-        NceFxError: anything that was not right, in one line; no half-written folder is left.
-    """
+    """Apply, and write the result."""
     one_process("apply")
     terminal = Terminal.of(job.as_json)
     spec = job.spec

@@ -9,8 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from nce_fx.cli.config_file import config_text, defaults_of
-from nce_fx.cli.events import logging_to
-from nce_fx.cli.verbosity import Verbosity, with_verbosity
+from nce_fx.cli.events import Verbosity, logging_to, with_verbosity
 
 _PANEL = "Every command"
 

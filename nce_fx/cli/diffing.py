@@ -32,11 +32,7 @@ class Side(Frozen):
 
 
 def run(job: Diff) -> None:
-    """Show what was asked for.
-
-    Raises:
-        NceFxError: anything that was not right, in one line.
-    """
+    """Show what was asked for."""
     terminal = Terminal.of(job.as_json)
     folders = [side for side in (job.a, job.b) if is_result(side)]
     if not folders:

@@ -1,7 +1,7 @@
-"""A run as JSON lines, for other programs to follow: `--log FILE.jsonl`.
+"""What a run says beside its result: how much, `--quiet` and `--verbose`, and as JSON lines, `--log FILE.jsonl`.
 
-One object a line, each with ``time`` and ``event``: ``step`` (a named step starts), ``epoch`` (of one training run),
-``note``, and at the end ``result``, which is what `--json` prints.
+The lines are for other programs to follow: one object a line, each with ``time`` and ``event``: ``step`` (a named step
+starts), ``epoch`` (of one training run), ``note``, and at the end ``result``, which is what `--json` prints.
 """
 
 import json
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 import typer
 
@@ -46,3 +46,22 @@ def log_event(event: str, **fields: Any) -> None:
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
         file.write(json.dumps(line, allow_nan=False) + "\n")
         file.flush()
+
+
+Verbosity = Literal["quiet", "normal", "verbose"]
+_verbosity: ContextVar[Verbosity] = ContextVar("verbosity", default="normal")
+
+
+@contextmanager
+def with_verbosity(chosen: Verbosity) -> Iterator[None]:
+    """Let a command say this much, such as ``"quiet"``, while it runs."""
+    token = _verbosity.set(chosen)
+    try:
+        yield
+    finally:
+        _verbosity.reset(token)
+
+
+def current_verbosity() -> Verbosity:
+    """Return how much the run that is on says."""
+    return _verbosity.get()

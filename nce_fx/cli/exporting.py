@@ -21,11 +21,7 @@ from nce_fx.pipeline import Pipeline
 
 
 def run(job: Export) -> None:
-    """Write the files, and say how they compare with PyTorch.
-
-    Raises:
-        NceFxError: anything that was not right, in one line.
-    """
+    """Write the files, and say how they compare with PyTorch."""
     terminal = Terminal.of(job.as_json)
     if not (job.onnx or job.pt2 or job.packed or job.explorer):
         raise InputError(

@@ -29,11 +29,7 @@ _WORDS = {"same": "unchanged"}
 
 
 def run(job: Inspect) -> None:
-    """Write the page of a folder or of a model.
-
-    Raises:
-        NceFxError: anything that was not right, in one line.
-    """
+    """Write the page of a folder or of a model."""
     (inspect_folder if is_result(job.target) else inspect_model)(job)
 
 
@@ -53,11 +49,7 @@ def is_result(target: str) -> bool:
 
 
 def inspect_folder(job: Inspect) -> None:
-    """Show a result folder; where its model is the user's code and not given, as the page that was saved.
-
-    Raises:
-        NceFxError: anything that was not right, in one line.
-    """
+    """Show a result folder; where its model is the user's code and not given, as the page that was saved."""
     terminal, folder = Terminal.of(job.as_json), Path(job.target)
     for name in ("input_shape", "weights", "data", "model_args"):
         if getattr(job, name) is not None:
@@ -96,11 +88,7 @@ def inspect_folder(job: Inspect) -> None:
 
 
 def inspect_model(job: Inspect) -> None:
-    """Show a model as the compiler sees it: the float network beside the same quantized, at its own widths.
-
-    Raises:
-        NceFxError: anything that was not right, in one line.
-    """
+    """Show a model as the compiler sees it: the float network beside the same quantized, at its own widths."""
     terminal = Terminal.of(job.as_json)
     spec, network = quant_spec(job.bits), network_of(job, job.target)
     with terminal.steps() as steps:

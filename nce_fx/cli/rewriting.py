@@ -43,11 +43,7 @@ SWEEP = ("sweep.csv", "sweep.svg")
 
 
 def run(job: Rewrite) -> None:
-    """Do the job.
-
-    Raises:
-        NceFxError: anything that was not right, in one line; no half-written folder is left.
-    """
+    """Do the job."""
     one_process("rewrite")
     terminal = Terminal.of(job.as_json)
     # Everything that can be wrong with the options is found before anything takes long.

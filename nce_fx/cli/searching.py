@@ -17,11 +17,7 @@ from nce_fx.tracing import trace
 
 
 def run(job: Search) -> None:
-    """Search, and write what was found.
-
-    Raises:
-        NceFxError: anything that was not right, in one line.
-    """
+    """Search, and write what was found."""
     terminal = Terminal.of(job.as_json)
     spec, hardware, budget = job.spec, job.table, job.budget
     method = method_named(job.method)

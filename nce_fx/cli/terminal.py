@@ -24,9 +24,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from nce_fx.cli.events import log_event
+from nce_fx.cli.events import current_verbosity, log_event
 from nce_fx.cli.narrow_terminal import NARROW, as_list
-from nce_fx.cli.verbosity import current_verbosity
 from nce_fx.plain_text import visible
 from nce_fx.training.result import StepReport
 

@@ -30,6 +30,7 @@ from torch.fx import GraphModule
 from nce_fx.copying import copy_model
 from nce_fx.errors import ArtifactError, PlanError
 from nce_fx.folders import replaced
+from nce_fx.nearest import nearest_path
 from nce_fx.passes.analysis.channels.plan_check import check_plan
 from nce_fx.passes.by_name import known_pass
 from nce_fx.paths import module_at
@@ -339,6 +340,7 @@ def _read(path: Path) -> bytes:
     except FileNotFoundError as error:
         raise ArtifactError(
             f"{path} is not there: give a folder that `nce-fx rewrite` or `nce_fx.save` wrote"
+            f"{nearest_path(path.parent)}"
         ) from error
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error

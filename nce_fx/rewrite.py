@@ -22,6 +22,7 @@ from nce_fx.candidates import Candidates
 from nce_fx.end_bits import WAYS, plan_ends
 from nce_fx.errors import InputError
 from nce_fx.models.loading import check_finite
+from nce_fx.nearest import nearest
 from nce_fx.passes.analysis.channels import analyze_channels
 from nce_fx.passes.analysis.channels.plan_check import check_plan
 from nce_fx.passes.analysis.cost import analyze_cost
@@ -145,7 +146,7 @@ def rewrite(
         say("plan the bits of the ends")
         planned, about["end_bits"] = plan_ends(analyses, budget, batches, metric, limits, loss)
     elif end_bits != "given":
-        raise InputError(f"end_bits={end_bits!r}: give one of {', '.join(WAYS)}")
+        raise InputError(f"end_bits={end_bits!r}: give one of {', '.join(WAYS)}{nearest(end_bits, WAYS)}")
 
     planning = partial(plan_analyzed, observe=observe)
     building = partial(build, analyses.graph_module, batches=batches, seed=seed, observe=observe, between=between)

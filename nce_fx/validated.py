@@ -5,7 +5,8 @@ a valid number``. Nothing is converted but a whole number where a real one is me
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
@@ -13,6 +14,7 @@ from pydantic import ConfigDict, Field, StrictFloat, StrictInt, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from nce_fx.errors import InputError, NceFxError
+from nce_fx.nearest import nearest
 
 T = TypeVar("T")
 
@@ -44,7 +46,9 @@ def validated(what: str, error: type[NceFxError] = InputError) -> Callable[[type
             try:
                 plain(self, *args, **values)
             except ValidationError as problems:
-                raise error(f"{what}: {_in_words(problems)}") from None
+                raise error(
+                    f"{what}: {_in_words(problems, [each.name for each in dataclasses.fields(made)])}"
+                ) from None
 
         made.__init__ = checked
         return made  # type: ignore[no-any-return]
@@ -63,14 +67,16 @@ def first_problem(error: ValidationError, top: str = "its top") -> str:
     return f"{'.'.join(str(part) for part in first['loc']) or top}: {first['msg']}"
 
 
-def _in_words(problems: ValidationError) -> str:
-    """The first problem in one line."""
+def _in_words(problems: ValidationError, fields: Iterable[str]) -> str:
+    """The first problem in one line, with the field or value that was meant."""
     first = problems.errors(include_url=False)[0]
     name, *inside = [str(part) for part in first["loc"]] or ["its value"]
     if first["type"] == "unexpected_keyword_argument":
-        return f"no such field: {name}"
+        return f"no such field: {name}{nearest(name, fields)}"
     if first["type"] in ("missing", "missing_argument"):
         return f"{name} is missing"
     wanted = first["msg"].replace("valid tuple", "list").replace("valid dictionary", "mapping")
     place = f" at {'.'.join(inside)}" if inside else ""
-    return f"{name} is {first['input']!r}{place}: {wanted[0].lower()}{wanted[1:]}"
+    choices = re.findall(r"'([^']*)'", first["msg"]) if first["type"] == "literal_error" else ()
+    hint = nearest(str(first["input"]), choices)
+    return f"{name} is {first['input']!r}{place}: {wanted[0].lower()}{wanted[1:]}{hint}"

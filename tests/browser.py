@@ -12,6 +12,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
 
+PATIENCE = 600_000
+"""Milliseconds that the browser may take for one step: on a busy machine it can be minutes."""
 _FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -22,7 +24,7 @@ _FLAGS = (
 def chromium() -> Iterator[Browser]:
     """A browser without a window."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(_FLAGS))
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(_FLAGS), timeout=PATIENCE)
         yield browser
         browser.close()
 
@@ -31,7 +33,8 @@ class Opened:
     """A page that is open, and what went wrong in it since."""
 
     def __init__(self, browser: Browser, path: Path, **context: Any) -> None:
-        self.page: Page = browser.new_page(viewport={"width": 1400, "height": 900}, **context)
+        self.page: Page = browser.new_page(viewport={"width": 1400, "height": 900}, reduced_motion="reduce", **context)
+        self.page.set_default_timeout(PATIENCE)
         self.wrong: list[str] = []
         self.page.on("console", lambda message: self.wrong.append(f"console: {message.type}: {message.text}"))
         self.page.on("pageerror", lambda error: self.wrong.append(f"error: {error}"))

@@ -35,7 +35,9 @@ def page() -> str:
 def _section(name: str, command: Any) -> str:
     arguments = [each for each in command.params if each.param_type_name == "argument"]
     shown = "".join(f" {each.metavar}" for each in arguments)
-    lines = [f"## nce-fx {name}\n", _text(command.help), "", "```text", f"nce-fx {name}{shown}", "```", ""]
+    says, _, examples = command.help.partition("Examples:")
+    calls = [f"nce-fx {name}{shown}", "", *filter(None, map(str.strip, examples.splitlines()))]
+    lines = [f"## nce-fx {name}\n", _text(says), "", "```text", *calls, "```", ""]
     lines += [f"- `{each.metavar}`: {_text(each.help)}" for each in arguments]
     panels: dict[str | None, list[Any]] = {}
     for each in command.params:

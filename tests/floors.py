@@ -63,6 +63,7 @@ _BOXES: tuple[dict[str, tuple[str, ...]], ...] = (
             "folders",
             "frozen",
             "line_chart",
+            "nearest",
             "paths",
             "pickling",
             "plan",

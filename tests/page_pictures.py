@@ -34,7 +34,7 @@ def vision_transformer() -> nn.Module:
 
 
 NETWORKS = {
-    "resnet50": ("ResNet-50", MODELS["resnet50"], "layer1.0.conv2"),
+    "resnet50": ("ResNet-50", MODELS["resnet50"], "layer1.0.conv3"),
     "vit": ("ViT-Ti/16", vision_transformer, "encoder.layers.encoder_layer_1.mlp.0"),
 }
 
@@ -43,8 +43,8 @@ def main() -> None:
     """Write a light and a dark picture of every network."""
     for name, (title, build, layer) in NETWORKS.items():
         torch.manual_seed(0)
-        images, classes = torch.randn(16, 3, 224, 224), torch.randint(1000, (16,))
-        batches = list(zip(images.split(8), classes.split(8), strict=True))
+        images, classes = torch.randn(4, 3, 224, 224), torch.randint(1000, (4,))
+        batches = list(zip(images.split(2), classes.split(2), strict=True))
         budget = nce_fx.Budget(macs=0.9, params=0.9)
         result = nce_fx.rewrite(build().eval(), (images[:1],), batches=batches, budget=budget)
         view = view_of(title, result.plan, result.graph_module, original=result.original, report=result.report)
@@ -58,10 +58,9 @@ def shoot(html: str, layer: str, scheme: str, path: Path) -> None:
         file = Path(folder) / "page.html"
         file.write_text(html)
         opened = Opened(browser, file, color_scheme=scheme)
-        opened.page.set_viewport_size({"width": 1480, "height": 1240})
+        opened.page.set_viewport_size({"width": 1480, "height": 1460})
         opened.page.locator("#names button", has=opened.page.get_by_text(layer, exact=True)).first.click()
         opened.page.evaluate("document.activeElement.blur(), window.scrollTo(0, 0)")
-        opened.page.wait_for_timeout(800)
         opened.page.screenshot(path=path)
     Image.open(path).convert("RGB").quantize(128, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
         path, optimize=True

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from nce_fx.cli import app
 from nce_fx.cli.terminal import Terminal
 
-COMMANDS = ("rewrite", "search", "analyze", "inspect", "diff", "apply", "retrain", "export", "models", "passes")
+COMMANDS = ("rewrite", "search", "analyze", "inspect", "diff", "apply", "retrain", "export", "models", "passes", "list")
 PLAN = ("rewrite", "resnet8", "--dry-run")
 ESCAPE = re.compile(r"\x1b\[")
 
@@ -146,7 +146,9 @@ def test_every_command_has_a_recipe_and_help(command):
     shown = call(command, "--help").stdout
     for option in ("--quiet", "--verbose", "--config", "--print-config"):
         assert option in shown
-    targets = {"models": [], "passes": [], "apply": ["resnet8", "plan.json"], "diff": ["a", "b"]}
+    examples = shown.partition("Examples:")[2]
+    assert re.findall(rf"nce-fx {command}\b", examples), f"--help of {command} has no example"
+    targets = {"models": [], "passes": [], "list": [], "apply": ["resnet8", "plan.json"], "diff": ["a", "b"]}
     printed = call(command, *targets.get(command, ["resnet8"]), "--print-config")
     assert printed.exit_code == 0, printed.output
     tomllib.loads(printed.stdout)
@@ -162,7 +164,7 @@ def test_tables_of_a_recipe_are_for_options_that_take_json(here):
     ("text", "said"),
     [
         ('model = "resnet8"\nbits = "two"\n', "recipe.toml, line 2: bits"),
-        ("\n\nmax_mcas = 1\n", "recipe.toml, line 3: rewrite has no option max_mcas; did you mean max_macs?"),
+        ("\n\nmax_mcas = 1\n", "recipe.toml, line 3: rewrite has no option max_mcas; did you mean 'max_macs'?"),
         ('model = "resnet8"\nfreeze = "a"\n', "line 2: freeze"),
         ('model = "resnet8"\n[freeze]\na = 1\n', "line 2: freeze"),
         ("model = \n", "line 1"),
@@ -205,7 +207,60 @@ def test_wrong_names_are_told_the_right_one(arguments, meant):
     assert meant in result.stderr.split(arguments[-1], 1)[-1] or f"did you mean '{meant}'" in result.stderr
 
 
-def test_the_shell_completes_commands_and_options():
-    asked = {"_NCE_FX_COMPLETE": "complete_bash", "COMP_CWORD": "1"}
-    result = CliRunner().invoke(app, [], prog_name="nce-fx", env={**asked, "COMP_WORDS": "nce-fx re"})
-    assert set(result.stdout.split()) == {"rewrite", "retrain"}
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["rewrite", "net.py:build"], "nets.py"),
+        (["rewrite", "jsn:loads"], "json"),
+        (["rewrite", "resnet8", "--weights", "met.pt"], "net.pt"),
+        (["rewrite", "resnet8", "--data", "imagefoldr:x"], "imagefolder"),
+        (["rewrite", "resnet8", "--freeze", "layr1.*", "--dry-run"], "layer1.*"),
+        (["rewrite", "resnet8", "--only", "layer1.0.cnv1", "--dry-run"], "layer1.0.conv1"),
+        (["rewrite", "resnet8", "--override", "layr1.*.conv1=4", "--dry-run"], "layer1.*.conv1"),
+        (["rewrite", "resnet8", "--end-bits", "pln"], "plan"),
+        (["rewrite", "resnet8", "--recipe", "publishd"], "published"),
+        (["rewrite", "resnet8", "--recipe", '{"lerning_rate": 1.0}'], "learning_rate"),
+        (["rewrite", "resnet8", "--recipe", '{"optimizer": "adamm"}'], "adamw"),
+        (["rewrite", "resnet8", "--print-after", "rezise"], "resize"),
+        (["rewrite", "resnet8", "--hardware", "tabel.csv", "--max-custom", "1x"], "table.csv"),
+        (["rewrite", "--config", "recip.toml"], "recipe.toml"),
+        (["search", "resnet8", "--data", "digits", "--method", "gradeint"], "gradient"),
+        (["apply", "resnet8", "plann.json"], "plan.json"),
+        (["list", "weight_quantizer"], "weight_quantizers"),
+        (["inspect", "resutl"], "result"),
+        (["diff", "resnet8", "resutl"], "result"),
+        (["retrain", "resutl"], "result"),
+        (["export", "resutl", "--onnx", "m.onnx"], "result"),
+    ],
+)
+def test_every_kind_of_name_is_told_the_right_one(here, arguments, meant):
+    (here / "result").mkdir()
+    for name in ("nets.py", "net.pt", "table.csv", "recipe.toml", "plan.json"):
+        (here / name).touch()
+    result = call(*arguments, COLUMNS="300")
+    assert result.exit_code in (1, 2)
+    assert f"did you mean '{meant}'?" in result.stderr
+    assert not (here / "nce-fx-out").exists()
+
+
+@pytest.mark.parametrize(
+    ("begun", "found"),
+    [
+        ("re", {"rewrite", "retrain"}),
+        ("rewrite resnet5", {"resnet56", "resnet50"}),
+        ("rewrite resnet8 --max-m", {"--max-macs"}),
+        ("rewrite resnet8 --weight-quantizer saw", {"sawb", "sawb-channel"}),
+        ("rewrite resnet8 --shortcuts ", {"int8", "quantized", "float"}),
+        ("rewrite nets.py:bu", set()),
+        ("analyze resnet8 --sensitivity fi", {"fisher"}),
+        ("analyze resnet8 --data image", {"imagefolder:"}),
+        ("apply resnet8 plan.json --print-after quan", {"quantize"}),
+        ("retrain result --metric mean_i", {"mean_iou"}),
+        ("search resnet8 --method su", {"surface"}),
+        ("list weight", {"weight_quantizers"}),
+    ],
+)
+def test_the_shell_completes_commands_options_and_names(begun, found):
+    words = f"nce-fx {begun}"
+    asked = {"_NCE_FX_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": f"{words.count(' ')}"}
+    assert set(CliRunner().invoke(app, [], prog_name="nce-fx", env=asked).stdout.split()) == found

@@ -18,7 +18,7 @@ from nce_fx.cli import app
 from nce_fx.models import MODELS
 from nce_fx.plan import WidthPlan
 from nce_fx.report.page import page
-from nce_fx.report.records import ModelReference, RewriteReport
+from nce_fx.report.records import ModelReference, RewriteReport, TrialRecord, TrialRow
 from nce_fx.report.view import view_of
 from tests.browser import Opened, chromium, needs_browser
 
@@ -142,7 +142,6 @@ def test_search_and_click(browser, folders, name):
 
     # The same by a click on the canvas: another node that is in view.
     opened.page.click("#expand")
-    opened.page.wait_for_timeout(300)
     other = opened.graph("cy.nodes('.layer').filter(node => !node.hasClass('picked'))[0].id()")
     opened.act(f"cy.center(cy.getElementById({other!r}))")
     opened.click_node(other)
@@ -223,11 +222,44 @@ def test_training_and_budgets_are_drawn(browser, folders):
 
 
 @needs_browser
+def test_what_was_tried_is_said_and_every_network_has_a_line_of_its_own(browser, folders, tmp_path):
+    report = report_of(folders("resnet8"))
+    assert report.trial is None
+    assert (
+        f"not tried beside the widths as they are: {report.untried}" in (folders("resnet8") / "report.html").read_text()
+    )
+    rows = (
+        TrialRow(candidate="all narrowed by one factor", loss=0.5, float_epochs=1, retrain_float_epochs=7),
+        TrialRow(candidate="0.25x to 2x", loss=0.25, float_epochs=0, retrain_float_epochs=0),
+    )
+    tried = TrialRecord(rows=rows, chosen="0.25x to 2x", float_epochs=0, epochs=4, share=0.25, held_out=240)
+    names = ("float", "uniform", "uniform, all at 2 bits", "evenly narrowed", "evenly narrowed, all at 2 bits", "NCE")
+    for number, name in enumerate(names):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "log.csv").write_text(f"epoch,loss,moved\n1,{number + 1},0.5\n2,{number},0.25\n")
+    gm = nce_fx.trace(MODELS["resnet8"]().eval(), (torch.randn(1, 3, 16, 16),))
+    report = report.model_copy(update={"trial": tried, "untried": ""})
+    (tmp_path / "page.html").write_text(page(view_of("net", WidthPlan({}, {}, ""), gm, report=report, logs=tmp_path)))
+    opened = Opened(browser, tmp_path / "page.html")
+    assert opened.rows("#trial") == [
+        ["all narrowed by one factor", "1", "0.5000", ""],
+        ["0.25x to 2x", "0", "0.2500", "chosen"],
+    ]
+    assert "4 epochs each" in opened.page.locator(".card", has=opened.page.locator("#trial")).inner_text()
+    assert len([title for title in opened.texts("#curves h3") if "oscillation" in title]) == 1
+    lines = opened.page.eval_on_selector_all(
+        "#curves figure:first-child g[aria-label=line] path",
+        "all => all.map(each => each.getAttribute('stroke') ?? each.parentElement.getAttribute('stroke'))",
+    )
+    assert len(set(lines)) == len(lines) == len(names)
+    assert opened.wrong == []
+
+
+@needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_serious_fault_of_accessibility(browser, folders, scheme):
     opened = Opened(browser, folders("resnet8") / artifacts.PAGE, color_scheme=scheme)
     opened.page.locator("#names button").nth(1).click()
-    opened.page.wait_for_timeout(400)
     found = Axe().run(opened.page).response["violations"]
     serious = [each for each in found if each["impact"] in ("serious", "critical")]
     assert [(each["id"], [node["html"][:200] for node in each["nodes"]]) for each in serious] == []

@@ -122,8 +122,12 @@ def test_readme_starts_with_the_two_commands():
         assert command in README
 
 
-@pytest.mark.parametrize("command", commands_of(README))
-def test_readme_commands_have_options_that_exist(command):
+REFERENCE = (ROOT / "docs" / "command_line.md").read_text()
+"""Made from the help of the commands, examples and all."""
+
+
+@pytest.mark.parametrize("command", sorted({*commands_of(README), *commands_of(REFERENCE.replace("```text", "```"))}))
+def test_commands_that_are_shown_have_options_that_exist(command):
     import shlex
 
     import typer.main
@@ -133,9 +137,9 @@ def test_readme_commands_have_options_that_exist(command):
     words = shlex.split(command, comments=True)[1:]
     known: Any = typer.main.get_command(app)
     if words and not words[0].startswith("-"):
-        assert words[0] in known.commands, f"README shows {command!r}"
+        assert words[0] in known.commands, f"{command!r} is shown"
         known = known.commands[words[0]]
     options = {name for parameter in known.params for name in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
     for word in words:
         if word.startswith("--"):
-            assert word.split("=")[0] in options, f"README shows {command!r}"
+            assert word.split("=")[0] in options, f"{command!r} is shown"

@@ -11,7 +11,16 @@ from nce_fx.cli.command import command
 
 @dataclass(frozen=True, kw_only=True)
 class Analyze(options.ModelOptions):
-    """Show a model's layers with their cost and sensitivity, or its channel groups, or why one layer is as it is."""
+    """Show a model's layers with their cost and sensitivity, or its channel groups, or why one layer is as it is.
+
+    Examples:
+
+        nce-fx analyze resnet20
+
+        nce-fx analyze nets.py:build --input 1x3x48x48 --groups
+
+        nce-fx analyze resnet20 --why layer1.0.conv2
+    """
 
     bits: options.Bits = 2
     sensitivity: options.Metric = None

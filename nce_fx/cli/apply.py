@@ -15,6 +15,12 @@ class Apply(options.QuantizerOptions, options.ModelOptions):
     """Resize MODEL to a plan and quantize it, or run other passes on it.
 
     The same model, weights, data and seed give the same weights.
+
+    Examples:
+
+        nce-fx apply resnet20 result/plan.json --weights result/float.safetensors --out replayed
+
+        nce-fx apply resnet20 result/plan.json --passes 'resize,quantize{weight_bits=4}' --verify-each
     """
 
     plan: Annotated[

@@ -11,6 +11,7 @@ from nce_fx.cli.pass_hooks import between_passes
 from nce_fx.cli.rewriting import content
 from nce_fx.cli.terminal import Terminal
 from nce_fx.errors import ArtifactError, InputError
+from nce_fx.nearest import nearest_path
 from nce_fx.passes.by_name import pipeline_from
 from nce_fx.passes.transform.new_weights import NewWeights
 from nce_fx.passes.transform.resize import ResizeChannels
@@ -33,7 +34,7 @@ def run(job: Apply) -> None:
     try:
         wanted = None if job.plan is None else WidthPlan.from_json(job.plan.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        hint = "give a plan.json of `nce-fx rewrite`"
+        hint = f"give a plan.json of `nce-fx rewrite`{nearest_path(job.plan) if job.plan else ''}"
         raise ArtifactError(f"plan {job.plan} cannot be read: {error}; {hint}") from error
     if wanted is not None:
         defaults["resize"]["plan"] = wanted

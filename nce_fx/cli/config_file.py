@@ -4,7 +4,6 @@ Keys are the options' names with underscores, ``max_macs``, and the names of arg
 checked by the option that it is for, and what is wrong is said with its line.
 """
 
-import difflib
 import json
 import re
 import tomllib
@@ -14,6 +13,7 @@ from typing import Any
 
 import typer
 
+from nce_fx.nearest import nearest, nearest_path
 from nce_fx.plain_text import one_clear_line
 
 _NOT_OURS = frozenset({"help", "config", "print_config", "context"})
@@ -28,7 +28,9 @@ def defaults_of(path: Path, context: typer.Context) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise typer.BadParameter(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise typer.BadParameter(
+            f"{path} cannot be read: {getattr(error, 'strerror', None) or error}{nearest_path(path)}"
+        ) from error
     try:
         fields = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
@@ -39,9 +41,7 @@ def defaults_of(path: Path, context: typer.Context) -> dict[str, Any]:
         place = f"{path}, line {_line(text, key)}"
         parameter = parameters.get(key.replace("-", "_"))
         if parameter is None:
-            near = difflib.get_close_matches(key, parameters, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise _wrong(f"{place}: {context.info_name} has no option {key}{hint}")
+            raise _wrong(f"{place}: {context.info_name} has no option {key}{nearest(key, parameters)}")
         try:
             given = _as_given(value)
             parameter.process_value(context, given)

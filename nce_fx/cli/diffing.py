@@ -8,7 +8,7 @@ from typing import Any
 from torch.fx import GraphModule
 
 from nce_fx.cli.diff import Diff
-from nce_fx.cli.inspecting import Rebuilt, content, is_result, publish, rebuild
+from nce_fx.cli.inspecting import Rebuilt, check_named, content, is_result, publish, rebuild
 from nce_fx.cli.terminal import Terminal
 from nce_fx.errors import InputError
 from nce_fx.frozen import Frozen
@@ -35,6 +35,9 @@ def run(job: Diff) -> None:
     """Show what was asked for."""
     terminal = Terminal.of(job.as_json)
     folders = [side for side in (job.a, job.b) if is_result(side)]
+    for side in (job.a, job.b):
+        if side not in folders:
+            check_named(side)
     if not folders:
         raise InputError("neither side is a result folder: give one that `nce-fx rewrite` wrote, at least for one side")
     with terminal.steps() as steps:

@@ -12,7 +12,14 @@ from nce_fx.cli.command import command
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Write the network in DIR for use without its code; the file is compared with PyTorch before it is kept."""
+    """Write the network in DIR for use without its code; the file is compared with PyTorch before it is kept.
+
+    Examples:
+
+        nce-fx export result --onnx model.onnx
+
+        nce-fx export result --model nets.py:build --pt2 model.pt2
+    """
 
     directory: Annotated[
         Path, typer.Argument(metavar="DIR", help="A folder that `nce-fx rewrite` wrote.", show_default=False)

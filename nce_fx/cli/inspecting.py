@@ -16,6 +16,8 @@ from nce_fx.cli.retraining import model_of_folder
 from nce_fx.cli.terminal import Terminal
 from nce_fx.errors import ArtifactError, InputError
 from nce_fx.files import write_whole
+from nce_fx.models import MODELS
+from nce_fx.nearest import nearest_path
 from nce_fx.plan import WidthPlan, model_fingerprint
 from nce_fx.report import tables
 from nce_fx.report.page import page
@@ -46,6 +48,17 @@ class Rebuilt:
 def is_result(target: str) -> bool:
     """Return whether a target of the command line is a folder, not a model."""
     return Path(target).is_dir()
+
+
+def check_named(target: str) -> None:
+    """Refuse what names no model where a folder is near that was meant.
+
+    Raises:
+        InputError: says which folder.
+    """
+    hint = "" if target in MODELS or is_code(target) else nearest_path(Path(target))
+    if hint:
+        raise InputError(f"no folder and no model {target!r}{hint}")
 
 
 def inspect_folder(job: Inspect) -> None:
@@ -90,6 +103,7 @@ def inspect_folder(job: Inspect) -> None:
 def inspect_model(job: Inspect) -> None:
     """Show a model as the compiler sees it: the float network beside the same quantized, at its own widths."""
     terminal = Terminal.of(job.as_json)
+    check_named(job.target)
     spec, network = quant_spec(job.bits), network_of(job, job.target)
     with terminal.steps() as steps:
         found = analyzed(network, spec, job.sensitivity, steps, terminal)

@@ -5,10 +5,18 @@ from typing import Annotated, Any
 import typer
 
 from nce_fx.cli import options
+from nce_fx.cli.completing import known_names, names_of
 
 
 def models(as_json: options.Json = False) -> None:
-    """List the built-in models."""
+    """List the built-in models.
+
+    Examples:
+
+        nce-fx models
+
+        nce-fx models --json
+    """
     import json
     from inspect import signature
 
@@ -33,7 +41,12 @@ def models(as_json: options.Json = False) -> None:
 
 
 def passes(as_json: options.Json = False) -> None:
-    """List the passes with their options, as `--passes` takes them; those of installed packages among them."""
+    """List the passes with their options, as `--passes` takes them; those of installed packages among them.
+
+    Examples:
+
+        nce-fx passes
+    """
     import json
 
     from nce_fx.passes.by_name import PASSES
@@ -60,31 +73,32 @@ def row_of(kind: Any) -> dict[str, Any]:
 
 def known(
     kind: Annotated[
-        str | None, typer.Argument(metavar="[KIND]", help="Only one kind, such as metrics.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="[KIND]",
+            help="Only one kind, such as metrics.",
+            show_default=False,
+            autocompletion=names_of("kinds"),
+        ),
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """List what can be named: models, data, quantizers, metrics, losses, formats, passes, quantities, searches."""
+    """List what can be named: models, data, quantizers, metrics, losses, formats, passes, quantities, searches.
+
+    Examples:
+
+        nce-fx list
+
+        nce-fx list weight_quantizers
+    """
     import json
 
-    from nce_fx.data import FROM_PACKAGES, SOURCES
     from nce_fx.errors import InputError
-    from nce_fx.export.formats import FORMATS
-    from nce_fx.models import MODELS
-    from nce_fx.passes.analysis.sensitivity import METRICS
-    from nce_fx.passes.by_name import PASSES
-    from nce_fx.quantities import QUANTITIES
-    from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
-    from nce_fx.search import METHODS as SEARCH_METHODS
-    from nce_fx.tasks import LOSSES
-    from nce_fx.tasks import METRICS as TASK_METRICS
+    from nce_fx.nearest import nearest
 
-    own = (LOSSES, TASK_METRICS, MODELS, WEIGHT_QUANTIZERS, ACTIVATION_QUANTIZERS, METRICS, FORMATS, PASSES, QUANTITIES)
-    found = {registry.kind: registry.help() for registry in own}
-    found["search_methods"] = {name: method.help for name, method in SEARCH_METHODS.items()}
-    found["data"] = {**SOURCES, **FROM_PACKAGES.help()}
+    found = known_names()
     if kind is not None and kind not in found:
-        raise InputError(f"no kind {kind!r}: there are {', '.join(sorted(found))}")
+        raise InputError(f"no kind {kind!r}: there are {', '.join(sorted(found))}{nearest(kind, found)}")
     shown = found if kind is None else {kind: found[kind]}
     if as_json:
         print(json.dumps(shown, indent=2))

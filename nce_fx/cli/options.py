@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nce_fx.cli.completing import names_of, one_of
 from nce_fx.quantities import OWN, QUANTITIES
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ Data = Annotated[
         "--data",
         metavar="DATA",
         help="digits, fashion-mnist, cifar10:DIR, imagefolder:DIR (DIR@64: 64x64), or package.module:callable.",
+        autocompletion=names_of("data"),
     ),
 ]
 
@@ -56,6 +58,7 @@ PrintAfter = Annotated[
         "--print-after",
         metavar="NAME|all",
         help="Print the code of the network after a pass, on stderr; may be repeated.",
+        autocompletion=names_of("passes"),
     ),
 ]
 OwnPasses = Annotated[
@@ -76,6 +79,7 @@ Loss = Annotated[
         metavar="NAME",
         help="What the network is trained for: cross_entropy, mean_squared_error, l1, binary_cross_entropy, own, or"
         " package.module:callable (`nce-fx list losses`).",
+        autocompletion=names_of("losses"),
     ),
 ]
 Metric = Annotated[
@@ -84,6 +88,7 @@ Metric = Annotated[
         "--sensitivity",
         metavar="METRIC",
         help="How sensitivity is measured (`nce-fx list metrics`); by gradient with data, from the weights without.",
+        autocompletion=names_of("metrics"),
     ),
 ]
 
@@ -117,6 +122,7 @@ class ModelOptions(NetworkOptions):
             metavar="MODEL",
             help="A built-in name (see `nce-fx models`), package.module:callable, or path/to/file.py:callable.",
             show_default=False,
+            autocompletion=names_of("models"),
         ),
     ]
 
@@ -131,6 +137,7 @@ class QuantizerOptions:
         _quantizer(
             metavar="NAME",
             help="sawb (the default), lsq, dorefa ...: `nce-fx list weight_quantizers` says what each is.",
+            autocompletion=names_of("weight_quantizers"),
         ),
     ] = None
     activation_quantizer: Annotated[
@@ -138,6 +145,7 @@ class QuantizerOptions:
         _quantizer(
             metavar="NAME",
             help="lsq (the default), pact, dorefa ...: see `nce-fx list activation_quantizers`.",
+            autocompletion=names_of("activation_quantizers"),
         ),
     ] = None
     first_last_bits: Annotated[int, _quantizer(help="Bits of the first and last layers; 32 is float.")] = 8
@@ -147,6 +155,7 @@ class QuantizerOptions:
             metavar="int8|quantized|float",
             help="Whether additions read 8 bits (the default), what layers read, or floats; in float 1x1 shortcut "
             "convolutions are, too.",
+            autocompletion=one_of("int8", "quantized", "float"),
         ),
     ] = None
     override: Annotated[
@@ -168,6 +177,7 @@ class QuantizerOptions:
         _quantizer(
             metavar="float|int8",
             help="int8: quantize what enters an addition to 8 bits, so that a runtime adds integers.",
+            autocompletion=one_of("float", "int8"),
         ),
     ] = "float"
     ewgs: Annotated[
@@ -304,6 +314,7 @@ class TrainingOptions:
             metavar="NAME",
             help="What it is measured by: accuracy, mean_iou, loss ..., or package.module:callable; by default what "
             "goes with the loss (`nce-fx list task_metrics`).",
+            autocompletion=names_of("task_metrics"),
         ),
     ] = None
     recipe: Annotated[

@@ -15,6 +15,7 @@ from nce_fx.errors import InputError
 from nce_fx.export.pt2 import read_program
 from nce_fx.models import INPUT_SHAPES, MODELS
 from nce_fx.models.loading import load_model, load_weights
+from nce_fx.nearest import nearest
 from nce_fx.passes.transform.quantize import QuantSpec
 from nce_fx.plain_text import read_json
 
@@ -114,7 +115,8 @@ def parse_args(text: str | None, option: str = "--model-args") -> dict[str, Any]
     try:
         args = read_json(text or "{}")
     except ValueError as error:
-        raise InputError(f"{option} is not JSON ({error}): write such as {example}") from error
+        hint = nearest(text or "", [PUBLISHED_RECIPE]) if option == "--recipe" else ""
+        raise InputError(f"{option} is not JSON ({error}): write such as {example}{hint}") from error
     if not isinstance(args, dict):
         raise InputError(f"{option} is not a JSON object: write such as {example}")
     return args

@@ -6,6 +6,7 @@ from torch.fx import GraphModule
 
 from nce_fx.cli.terminal import Terminal
 from nce_fx.errors import InputError
+from nce_fx.nearest import nearest
 from nce_fx.pipeline import Pass, PassResult
 from nce_fx.pipeline.base import Between
 from nce_fx.pipeline.verify import verify
@@ -23,8 +24,8 @@ def between_passes(
     asked = {name.rpartition(":")[2] for name in print_after or ()}
     known = {"all", *(name for step in passes for name in _names(step))}
     if asked - known:
-        names = ", ".join(step.name for step in passes)
-        raise InputError(f"--print-after {sorted(asked - known)[0]}: the passes are {names}; or all")
+        names, wrong = ", ".join(step.name for step in passes), min(asked - known)
+        raise InputError(f"--print-after {wrong}: the passes are {names}; or all{nearest(wrong, known)}")
 
     def between(step: Pass, before: GraphModule, result: PassResult) -> None:
         if asked & {"all", *_names(step)}:

@@ -12,7 +12,16 @@ from nce_fx.cli.command import command
 
 @dataclass(frozen=True, kw_only=True)
 class Retrain(options.TrainingOptions):
-    """Retrain the network in DIR, distilled from its float network; a run that was stopped goes on."""
+    """Retrain the network in DIR, distilled from its float network; a run that was stopped goes on.
+
+    Examples:
+
+        nce-fx retrain result
+
+        nce-fx retrain replayed --data cifar10:DIR --epochs 100
+
+        nce-fx retrain result --model nets.py:build
+    """
 
     directory: Annotated[
         Path, typer.Argument(metavar="DIR", help="A folder that `nce-fx rewrite` wrote.", show_default=False)

@@ -8,6 +8,7 @@ import typer
 
 from nce_fx.cli import options
 from nce_fx.cli.command import command
+from nce_fx.cli.completing import one_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,14 @@ class Rewrite(
     """Rewrite MODEL: wider where few bits hurt, narrower where they do not, at no more than it costs.
 
     A built-in model without --weights is first trained on --data, for as many epochs as --retrain says.
+
+    Examples:
+
+        nce-fx rewrite resnet50 --dry-run
+
+        nce-fx rewrite nets.py:build --weights net.pt --data imagefolder:images@64 --retrain 30 --out result
+
+        nce-fx rewrite resnet20 --max-macs 0.8x --freeze 'layer1.*' --out narrow
     """
 
     sensitivity: options.Metric = None
@@ -29,6 +38,7 @@ class Rewrite(
         typer.Option(
             metavar="given|plan",
             help="plan: weights of the first and last layers have 2, 4 or 8 bits, chosen with the widths.",
+            autocompletion=one_of("given", "plan"),
         ),
     ] = "given"
     retrain: Annotated[

@@ -22,6 +22,7 @@ from nce_fx.end_bits import WAYS
 from nce_fx.errors import InputError, TrainingError
 from nce_fx.folders import replaced
 from nce_fx.models import MODELS
+from nce_fx.nearest import nearest
 from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.transform.new_weights import from_scratch
 from nce_fx.passes.transform.quantize import InsertQuantizers, QuantSpec
@@ -50,7 +51,9 @@ def run(job: Rewrite) -> None:
     if job.retrain < 0 or (job.retrain and job.data is None):
         raise InputError(f"--retrain {job.retrain}: epochs are 0 or more, and need --data to train on")
     if job.end_bits not in WAYS or (job.sweep is not None and job.end_bits == "plan"):
-        raise InputError(f"--end-bits {job.end_bits}: one of {', '.join(WAYS)}, and given with --sweep")
+        raise InputError(
+            f"--end-bits {job.end_bits}: one of {', '.join(WAYS)}, and given with --sweep{nearest(job.end_bits, WAYS)}"
+        )
     if job.from_scratch and not job.retrain:
         raise InputError("--from-scratch is about retraining: give --retrain EPOCHS as well")
     spec, hardware, budget = job.spec, job.table, job.budget

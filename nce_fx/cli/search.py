@@ -8,6 +8,7 @@ import typer
 
 from nce_fx.cli import options
 from nce_fx.cli.command import command
+from nce_fx.cli.completing import names_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,10 +16,21 @@ class Search(options.QuantizerOptions, options.BudgetOptions, options.ModelOptio
     """Find the widths of MODEL by training its quantized network; write plan.json for `nce-fx apply`.
 
     The same command again goes on where the search was stopped.
+
+    Examples:
+
+        nce-fx search resnet20 --data cifar10:DIR --epochs 200 --out found
+
+        nce-fx search nets.py:build --weights net.pt --data imagefolder:images@64 --method adapt --max-macs 0.5x
     """
 
     method: Annotated[
-        str, typer.Option(metavar="NAME", help="How widths are found, see `nce-fx list search_methods`.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="How widths are found, see `nce-fx list search_methods`.",
+            autocompletion=names_of("search_methods"),
+        ),
     ] = "gradient"
     epochs: Annotated[
         int | None,

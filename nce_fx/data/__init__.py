@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from nce_fx.callables import load_callable, nearest
+from nce_fx.callables import load_callable
 from nce_fx.data.cifar10 import cifar10
 from nce_fx.data.digits import digits
 from nce_fx.data.fashion_mnist import fashion_mnist
@@ -12,6 +12,7 @@ from nce_fx.data.image_folder import image_folder
 from nce_fx.data.loaders import Data
 from nce_fx.data.user_data import own_data
 from nce_fx.errors import InputError
+from nce_fx.nearest import nearest
 from nce_fx.registry import Registry
 
 SOURCES = {
@@ -64,7 +65,7 @@ def load_data(
     elif name == "imagefolder":
         data = image_folder(rest, strict=strict, size=size)
     elif colon or spec in FROM_PACKAGES:
-        found = load_callable(spec, "data") if colon else FROM_PACKAGES[spec]
+        found = load_callable(spec, "data", BUILT_IN) if colon else FROM_PACKAGES[spec]
         return own_data(spec, found, seed, batch_size, augment)
     else:
         known = (*SOURCES, *FROM_PACKAGES)

@@ -11,7 +11,6 @@ from typing import Any
 from onnx import ModelProto
 from torch.fx import GraphModule
 
-from nce_fx.callables import nearest
 from nce_fx.errors import ExportError
 from nce_fx.export.agreement import Agreement, check_agreement
 from nce_fx.export.export_file import check_asked, export_file
@@ -22,6 +21,7 @@ from nce_fx.export.onnx_graph import to_onnx
 from nce_fx.export.opset import check_opset
 from nce_fx.export.program import Dynamic, example, other_sizes, share_a_batch, takes_other_sizes
 from nce_fx.frozen import Frozen
+from nce_fx.nearest import nearest
 from nce_fx.passes.transform.fold import FoldBatchNorm
 from nce_fx.pipeline import Pipeline
 from nce_fx.plan import WidthPlan

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nce_fx.errors import ArtifactError, one_line
+from nce_fx.nearest import nearest_path
 from nce_fx.plain_text import read_json
 
 _ENTRIES = ("state_dict", "model_state_dict", "model", "net", "weights")
@@ -31,7 +32,7 @@ def read_weights(path: Path, names: Collection[str]) -> tuple[dict[str, Tensor],
         ArtifactError: the file is missing, damaged, or holds no weights that can be read without running code.
     """
     if not path.is_file():
-        raise ArtifactError(f"weights {path}: there is no such file")
+        raise ArtifactError(f"weights {path}: there is no such file{nearest_path(path)}")
     said = []
     content: Any = _read_pickled(path) if path.suffix in _PICKLED else _read_safetensors(path)
     entry, found = _state_in(content)

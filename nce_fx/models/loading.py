@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from nce_fx.callables import load_callable, nearest
+from nce_fx.callables import load_callable
 from nce_fx.errors import InputError, NceFxError, one_line
 from nce_fx.models import MODELS
 from nce_fx.models.checkpoints import read_weights
+from nce_fx.nearest import nearest
 
 
 def load_model(spec: str, model_args: Mapping[str, Any] | None = None) -> nn.Module:

@@ -9,8 +9,9 @@ A package brings passes of its own by entry points:
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from nce_fx.callables import load_callable, nearest
+from nce_fx.callables import load_callable
 from nce_fx.errors import InputError, PassError
+from nce_fx.nearest import nearest
 from nce_fx.passes.transform.fold import FoldBatchNorm
 from nce_fx.passes.transform.new_weights import NewWeights
 from nce_fx.passes.transform.quantize import InsertQuantizers, RemoveQuantizers

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from torch.fx import GraphModule, Node
 
-from nce_fx.callables import nearest
 from nce_fx.errors import InputError, source_line
+from nce_fx.nearest import nearest
 from nce_fx.passes.analysis.channels import ChannelGraph, ChannelGroup
 
 

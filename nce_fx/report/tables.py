@@ -81,7 +81,7 @@ def plan_table(report: RewriteReport, plan: WidthPlan) -> Table:
         ends = ", ".join(f"{name} {bits} bits" for name, bits in report.end_bits.items())
         says.append(f"weights of the ends: {ends}")
     if report.untried and plan.changed:
-        says.append(f"not tried beside the widths as they are: {report.untried}")
+        says.append(untried_words(report))
     rows = []
     for group in report.groups:
         after, ratio = _changed(group)
@@ -104,13 +104,28 @@ def _ratio(each: BeforeAfter | GroupRecord, digits: int = 2) -> str:
 
 def trial_table(trial: TrialRecord) -> Table:
     """Return the candidates of a trial, the one that was chosen marked."""
+    (first, *others), *rows = trial_rows(trial)
+    return table_of(f"Tried: {trial_words(trial)}", (first, *(f">{name}" for name in others[:2]), others[2]), rows)
+
+
+def trial_rows(trial: TrialRecord) -> tuple[tuple[str, ...], ...]:
+    """Return what a trial tried as text, header first: every candidate with its loss, the chosen one marked."""
     rows = []
     for row in trial.rows:
         chosen = (row.candidate, row.retrain_float_epochs) == (trial.chosen, trial.float_epochs)
-        epochs = "-" if row.float_epochs is None else row.float_epochs
+        epochs = "-" if row.float_epochs is None else str(row.float_epochs)
         rows.append((row.candidate, epochs, f"{row.loss:.4f}", "chosen" if chosen else ""))
-    title = f"Tried: {trial.epochs} epochs each, the loss on {thousands(trial.held_out)} training samples held out"
-    return table_of(title, ("widths", ">first in float", ">loss", ""), rows)
+    return ("widths", "first in float", "loss", "decision"), *rows
+
+
+def trial_words(trial: TrialRecord) -> str:
+    """Return how long each candidate was trained, and what its loss is of."""
+    return f"{trial.epochs} epochs each, the loss on {thousands(trial.held_out)} training samples held out"
+
+
+def untried_words(report: RewriteReport) -> str:
+    """Return why the plan was not tried before it was retrained."""
+    return f"not tried beside the widths as they are: {report.untried}"
 
 
 def cost_table(report: RewriteReport) -> Table:

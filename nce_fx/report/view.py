@@ -13,7 +13,7 @@ from nce_fx.quantities import title_of
 from nce_fx.report.graph_view import NodeView, Widths, node_views
 from nce_fx.report.logs import TrainingCurve, sweep_points, training_runs
 from nce_fx.report.records import Comparison, RewriteReport, folder_of
-from nce_fx.report.tables import budget_text, result_rows, thousands
+from nce_fx.report.tables import budget_text, result_rows, thousands, trial_rows, trial_words, untried_words
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,10 @@ class View:
     results: tuple[tuple[str, ...], ...] = ()
     """The last table, header first."""
     results_note: str = ""
+    trial: tuple[tuple[str, ...], ...] = ()
+    """What was tried before anything was retrained, header first."""
+    trial_note: str = ""
+    """How it was tried."""
     runs: tuple[TrainingCurve, ...] = ()
     sweep: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     here: Mapping[str, float] = field(default_factory=dict)
@@ -116,6 +120,7 @@ def view_of(
     drawn = original if isinstance(original, GraphModule) and fits else rewritten
     channels = analyze_channels(drawn) if fits else None
     widths = Widths(plan.original, plan.widths)
+    tried = None if report is None else report.trial
     return View(
         title=title,
         facts=_facts(plan, report),
@@ -128,7 +133,9 @@ def view_of(
         sensitivity={} if report is None else {each.name: (each.weight, each.activation) for each in report.layers},
         metric="" if report is None else report.metric,
         results=() if comparison is None else result_rows(comparison),
-        results_note="" if comparison is None else _note(comparison),
+        results_note="" if comparison is None else _note(comparison, report, plan),
+        trial=() if tried is None else trial_rows(tried),
+        trial_note="" if tried is None else f"Before anything was retrained: {trial_words(tried)}.",
         runs=() if logs is None else training_runs(logs, _names(comparison)),
         sweep={} if sweep is None else sweep_points(sweep),
         here=_here(plan, report),
@@ -181,11 +188,12 @@ def _groups(channels: ChannelGraph | None, plan: WidthPlan, report: RewriteRepor
     )
 
 
-def _note(comparison: Comparison) -> str:
+def _note(comparison: Comparison, report: RewriteReport | None, plan: WidthPlan) -> str:
+    untried = report is not None and report.untried and plan.changed
     return (
         f"{comparison.data}, {comparison.trained}, with one recipe, seed {comparison.seed}. One run: how sure"
         " a difference is takes several seeds."
-    )
+    ) + (f" The plan was {untried_words(report)}." if report is not None and untried else "")
 
 
 def _names(comparison: Comparison | None) -> dict[str, str]:

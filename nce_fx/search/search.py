@@ -9,6 +9,7 @@ from torch.fx import GraphModule
 
 from nce_fx.data.loaders import Data
 from nce_fx.errors import InputError
+from nce_fx.nearest import nearest
 from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.planning import Budget
 from nce_fx.passes.transform.quantize import QuantSpec
@@ -67,7 +68,9 @@ def method_named(name: str) -> Method:
         InputError: there is none of that name.
     """
     if name not in METHODS:
-        raise InputError(f"no method of searching is called {name!r}: there are {', '.join(METHODS)}")
+        raise InputError(
+            f"no method of searching is called {name!r}: there are {', '.join(METHODS)}{nearest(name, METHODS)}"
+        )
     return METHODS[name]
 
 

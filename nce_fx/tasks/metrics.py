@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nce_fx.callables import load_callable, nearest
+from nce_fx.callables import load_callable
 from nce_fx.errors import InputError, NceFxError, TrainingError, one_line
+from nce_fx.nearest import nearest
 from nce_fx.registry import Registry
 from nce_fx.tasks.losses import Loss, name_of
 from nce_fx.tasks.outputs import classes_of, pair_of

@@ -23,6 +23,7 @@ import numpy as np
 
 from nce_fx.errors import InputError
 from nce_fx.frozen import Frozen
+from nce_fx.nearest import nearest_path
 from nce_fx.passes.analysis.polynomial import Floats
 from nce_fx.plain_text import read_json
 
@@ -48,7 +49,7 @@ class HardwareTable(Frozen):
             text = file.read_text(encoding="utf-8")
             rows = read_json(text) if file.suffix == ".json" else list(csv.DictReader(text.splitlines()))
         except (OSError, ValueError) as error:
-            raise InputError(f"hardware table {file} cannot be read: {error}") from error
+            raise InputError(f"hardware table {file} cannot be read: {error}{nearest_path(file)}") from error
         if not isinstance(rows, list) or not rows:
             raise InputError(f"hardware table {file} is empty: give rows of {', '.join(COLUMNS)}")
         found: dict[tuple[str, int], list[tuple[float, float, float, float, float]]] = {}

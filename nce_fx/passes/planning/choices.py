@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from nce_fx.errors import BudgetError
+from nce_fx.nearest import nearest_pattern
 from nce_fx.passes.analysis.channels.graph import ChannelGraph, ChannelGroup
 from nce_fx.passes.analysis.polynomial import Floats, Integers
 
@@ -141,7 +142,8 @@ def _matching(channels: ChannelGraph, patterns: Iterable[str], option: str) -> s
         }
         if not hits:
             known = ", ".join(group.id for group in channels.groups[:5])
-            raise BudgetError(f"{option}={pattern!r} matches no channel group: ids are like {known}")
+            hint = nearest_pattern(pattern, [name for group in channels for name in (group.id, *group.producers)])
+            raise BudgetError(f"{option}={pattern!r} matches no channel group: ids are like {known}{hint}")
         found |= hits
     return found
 

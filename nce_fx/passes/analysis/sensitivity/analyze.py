@@ -11,9 +11,9 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
 from nce_fx.batches import gathered, read
-from nce_fx.callables import nearest
 from nce_fx.devices import device_of, same_sums, to_device
 from nce_fx.errors import InputError
+from nce_fx.nearest import nearest
 from nce_fx.passes.analysis.channels.graph import ChannelGraph
 from nce_fx.passes.analysis.sensitivity.by_group import by_group
 from nce_fx.passes.analysis.sensitivity.curvature import hessian

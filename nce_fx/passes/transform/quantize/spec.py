@@ -7,9 +7,9 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator, StrictBool, StrictStr, ValidationInfo
 
-from nce_fx.callables import nearest
 from nce_fx.errors import QuantizeError
 from nce_fx.frozen import FrozenDict, freeze
+from nce_fx.nearest import nearest, nearest_pattern
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 from nce_fx.validated import NotNegative, validated
 
@@ -128,7 +128,10 @@ class QuantSpec:
         for pattern in self.overrides:
             if not any(fnmatchcase(path, pattern) for path in paths):
                 some = ", ".join(paths[:4]) + (" ..." if len(paths) > 4 else "")
-                raise QuantizeError(f"override {pattern!r} matches no layer; the layers are {some or 'none'}")
+                raise QuantizeError(
+                    f"override {pattern!r} matches no layer; the layers are {some or 'none'}"
+                    f"{nearest_pattern(pattern, paths)}"
+                )
 
 
 def _known(what: str, name: Any, known: Iterable[str]) -> None:

@@ -8,8 +8,16 @@ import { byId, element } from "./elements";
 type Figure = ReturnType<typeof Plot.plot>;
 
 const style = { background: "transparent", color: "currentColor", fontFamily: "inherit", fontSize: "12px", overflow: "visible" };
-const ticks = new Intl.NumberFormat("en-US", { notation: "compact", maximumSignificantDigits: 3 });
-const runColours = ["series-1", "series-2", "series-3", "series-4"];
+const runColours = ["series-1", "series-2", "series-3", "series-4", "series-5", "series-6"];
+const runDashes = ["0", "6 3", "2 2", "8 3 2 3", "12 4"];
+/** What a column of a training log is, in words. */
+const curveNames: Record<string, string> = {
+  test_accuracy: "accuracy on test data",
+  loss: "loss on training data",
+  accuracy: "accuracy on training data",
+  moved: "weights on another level after the epoch (oscillation)",
+  test_metric: "metric on test data",
+};
 
 /** Draw every chart of the page; called again when light and dark change, or the width of the window. */
 export function drawCharts(): void {
@@ -37,7 +45,7 @@ export function weightChart(weight: Weight, width: number): Figure {
     marginTop: 20,
     marginBottom: 42,
     marginLeft: 44,
-    x: { label: weight.unit === "weight" ? "weight" : "weight, in steps of its channel", domain: [weight.low, weight.high], ticks: 5, labelOffset: 38 },
+    x: { label: weight.unit === "weight" ? "weight" : "weight, in steps of its channel", domain: [weight.low, weight.high], labelOffset: 38 },
     y: { label: "% of weights on a level", percent: true, domain: [0, 105 * top], ticks: 4, grid: true },
     marks: [
       Plot.rectY(bars, { x1: "from", x2: "to", y: (bar) => (bar.share / most) * top, fill: colour("before"), inset: 0.3 }),
@@ -64,7 +72,7 @@ function drawSensitivity(): void {
       height: 50 + 20 * layers.length,
       style,
       marginLeft: Math.min(20 + 6.6 * longest, 330),
-      x: { label: null, grid: true, axis: "top", ticks: 6, tickFormat: (value: number) => ticks.format(value) },
+      x: { label: null, grid: true, axis: "top", ticks: 6, tickFormat: brief },
       y: { label: null, domain: layers.map(([layer]) => layer), tickFormat: (name: string) => (name.length > 46 ? `…${name.slice(-45)}` : name), tickSize: 0 },
       color: { domain: ["weights", "output"], range: [colour("series-1"), colour("series-2")], legend: true },
       marks: [
@@ -87,6 +95,7 @@ function drawCurves(): void {
   const rest = [...columns].filter((name) => ![...order, "epoch", "steps", "seconds", "learning_rate", "bits"].includes(name));
   const names = [...order.filter((name) => columns.has(name)), ...rest];
   const domain = view.runs.map((run) => run.name);
+  const width = columnWidth(box, names.length);
   box.replaceChildren(
     ...names.map((name) => {
       const points = view.runs.flatMap((run) =>
@@ -94,9 +103,9 @@ function drawCurves(): void {
           value === null ? [] : [{ run: run.name, epoch: run.columns.epoch?.[index] ?? index + 1, value }],
         ),
       );
-      const percent = name.includes("accuracy");
-      const label = name === "accuracy" ? "accuracy on training data" : name === "test_accuracy" ? "accuracy on test data" : name.replaceAll("_", " ");
-      return figure(label, lineChart(points, domain, percent, label), points.length ? lastOnes(points, percent) : "");
+      const percent = name.includes("accuracy") || name === "moved";
+      const label = curveNames[name] ?? name.replaceAll("_", " ");
+      return figure(label, lineChart(points, domain, percent, label, width), points.length ? lastOnes(points, percent) : "");
     }),
   );
 }
@@ -107,13 +116,12 @@ interface CurvePoint {
   value: number;
 }
 
-function lineChart(points: CurvePoint[], domain: string[], percent: boolean, label: string): Figure {
+function lineChart(points: CurvePoint[], domain: string[], percent: boolean, label: string, width: number): Figure {
   const range = domain.map((_, index) => colour(runColours[index % runColours.length]));
-  const dashes = ["0", "6 3", "2 2", "8 3 2 3"];
   const title = (at: CurvePoint) => `${at.run}, epoch ${at.epoch}\n${percent ? `${(100 * at.value).toFixed(2)} %` : shown(at.value)}`;
   return Plot.plot({
-    width: 440,
-    height: 270,
+    width,
+    height: 290,
     style,
     marginLeft: 48,
     marginBottom: 44,
@@ -122,7 +130,7 @@ function lineChart(points: CurvePoint[], domain: string[], percent: boolean, lab
     color: { domain, range, legend: true },
     marks: [
       ...domain.map((run, index) =>
-        Plot.lineY(points.filter((at) => at.run === run), { x: "epoch", y: "value", stroke: "run", strokeWidth: 2, strokeDasharray: dashes[index % dashes.length] }),
+        Plot.lineY(points.filter((at) => at.run === run), { x: "epoch", y: "value", stroke: "run", strokeWidth: 2, strokeDasharray: runDashes[index % runDashes.length] }),
       ),
       Plot.dot(points, { x: "epoch", y: "value", fill: "run", r: points.length > 150 ? 0 : 2 }),
       Plot.tip(points, Plot.pointer({ x: "epoch", y: "value", title })),
@@ -140,6 +148,7 @@ function drawFront(): void {
   if (!box) return;
   const sweep: Columns = view.sweep;
   const costs = Object.keys(sweep).filter((name) => !["budget", "noise", "bound"].includes(name));
+  const width = columnWidth(box, costs.length);
   box.replaceChildren(
     ...costs.map((name) => {
       const points = (sweep.noise ?? []).flatMap((noise, index) => {
@@ -149,8 +158,9 @@ function drawFront(): void {
       const own = name in view.here ? [{ cost: view.here[name], noise: view.here.noise }] : [];
       const label = labelOf(name);
       const chart = Plot.plot({
-        width: 440,
+        width,
         height: 290,
+        insetLeft: 12,
         style,
         marginLeft: 48,
         marginRight: 24,
@@ -176,6 +186,13 @@ function figure(label: string, chart: Element, caption: string): HTMLElement {
   made.append(chart);
   if (caption) made.append(element("figcaption", { class: "soft" }, caption));
   return made;
+}
+
+/** The width of a chart in a grid of so many, as the style sheet makes its columns: as many of 28rem as fit. */
+function columnWidth(box: HTMLElement, count: number): number {
+  const [gap, least, padding] = [16, 28 * 16, 42];
+  const columns = Math.max(1, Math.min(count, Math.floor((box.clientWidth + gap) / (least + gap))));
+  return Math.max(220, (box.clientWidth - gap * (columns - 1)) / columns - padding);
 }
 
 export function chartWidth(id: string, most: number): number {

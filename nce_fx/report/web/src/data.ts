@@ -95,6 +95,7 @@ export function shown(value: number): string {
   return Number.isInteger(value) ? counts.format(value) : value.toPrecision(3);
 }
 
+/** A number in few letters, such as 118G: a B for billions would be read as bytes. */
 export function brief(value: number): string {
-  return Math.abs(value) >= 1000 ? short.format(value) : shown(value);
+  return short.format(value).replace("B", "G");
 }

@@ -45,7 +45,8 @@ function ofOperation(graph: Graph, node: Operation): HTMLElement[] {
     const text = before === after ? `${after} channels, ${WORDS[change]}` : `${before} → ${after} channels, ${WORDS[change]}`;
     parts.push(element("p", { class: `verdict ${change}` }, element("span", { "aria-hidden": "true" }, MARKS[change] || "="), ` ${text}`));
   }
-  const rows = Object.entries(node.costs);
+  const order = [...view.quantities.map((each) => each.name), ...Object.keys(node.costs)];
+  const rows = Object.entries(node.costs).sort(([a], [b]) => order.indexOf(a) - order.indexOf(b));
   if (rows.length) {
     const head = element("tr", {}, ...["cost", view.against, view.after].map((text) => element("th", { scope: "col" }, text)));
     const cell = (value: number): HTMLElement => element("td", { title: shown(value) }, value >= 1e7 ? brief(value) : shown(value));
@@ -53,7 +54,7 @@ function ofOperation(graph: Graph, node: Operation): HTMLElement[] {
     parts.push(element("table", {}, element("thead", {}, head), element("tbody", {}, ...body)));
   }
   const facts = element("dl");
-  const fact = (name: string, value: string | undefined) => value && facts.append(element("dt", {}, name), element("dd", {}, value));
+  const fact = (name: string, value: string | undefined) => value && facts.append(element("dt", {}, name), element("dd", {}, ...breakable(value)));
   const score = sensitivityOf(node);
   fact("sensitivity", score === undefined ? undefined : `${shown(score)} (${view.metric})`);
   fact("weights", node.weight ? `${node.weight.bits} bit, ${node.weight.quantizer}` : undefined);

@@ -15,7 +15,7 @@ export function byId<T extends HTMLElement>(id: string): T {
   return document.getElementById(id) as T;
 }
 
-/** A long name that may break after its dots. */
+/** A long name or path that may break after its dots and slashes. */
 export function breakable(name: string): (Node | string)[] {
-  return name.split(".").flatMap((part, index) => (index ? [".", element("wbr"), part] : [part]));
+  return name.split(/(?<=[./])/).flatMap((part, index) => (index ? [element("wbr"), part] : [part]));
 }

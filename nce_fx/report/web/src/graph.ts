@@ -8,6 +8,7 @@ import { Modules, type Item, type Module } from "./modules";
 
 const FIRST_LOOK = 80;
 
+
 export class Graph {
   readonly modules: Modules;
   private readonly cy: cytoscape.Core;
@@ -112,7 +113,7 @@ export class Graph {
     this.lit = new Set([...nodes.values()].filter((node) => node.groups.includes(group)).map((node) => node.id));
     this.paint();
     const lit = this.cy.nodes(".lit");
-    if (lit.nonempty()) this.cy.animate({ fit: { eles: lit, padding: 60 }, duration: 250 });
+    if (lit.nonempty()) this.move({ fit: { eles: lit, padding: 60 } }, () => this.cy.fit(lit, 60));
   }
 
   /** Open what is around an operation, show it in the middle, and select it. */
@@ -122,7 +123,17 @@ export class Graph {
     if (this.modules.reveal(id)) this.redraw();
     this.pick(leaf);
     const zoom = Math.max(this.cy.zoom(), 0.8);
-    this.cy.animate({ center: { eles: this.cy.getElementById(id) }, zoom, duration: 250 } as cytoscape.AnimationOptions);
+    const found = this.cy.getElementById(id);
+    this.move({ center: { eles: found }, zoom } as cytoscape.AnimationOptions, () => {
+      this.cy.zoom(zoom);
+      this.cy.center(found);
+    });
+  }
+
+  /** Go to another place: slowly, or at once for who asks the system for less motion. */
+  private move(slowly: cytoscape.AnimationOptions, atOnce: () => void): void {
+    if (matchMedia("(prefers-reduced-motion: reduce)").matches) atOnce();
+    else this.cy.animate({ ...slowly, duration: 250 } as cytoscape.AnimationOptions);
   }
 
   toggle(module: Module): void {

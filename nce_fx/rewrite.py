@@ -187,7 +187,7 @@ def analyze(
     """
     say, spec = observe or _silent, spec or QuantSpec()
     batches = None if batches is None else gathered(batches)
-    check_finite(model.state_dict(), type(model).__name__)
+    check_finite(model, type(model).__name__)
     say("trace")
     gm = trace(model, example_inputs)
     say("analyze channels")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import nce_fx
+from nce_fx.data.loaders import Data
 from nce_fx.errors import NceFxError
+from nce_fx.training import Recipe, evaluate, train
 from tests.training_runs import same_state
 
 LABELS = torch.tensor([0, 1, 2, 0])
@@ -36,6 +39,11 @@ def net(width: int = 6, classes: int = 3) -> nn.Sequential:
 
 def images(count: int = 4) -> Tensor:
     return torch.randn(count, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+
+
+def samples(x: Tensor) -> Data:
+    batches = [(x, LABELS[: len(x)])]
+    return Data("odd", batches, batches, tuple(x.shape[1:]), 3)
 
 
 def filled(path: str, value: float, channels: slice = slice(None)) -> nn.Sequential:
@@ -109,6 +117,71 @@ def test_what_cannot_be_computed_with_is_refused_in_words(name):
     model, x = make()
     with pytest.raises(NceFxError, match=words):
         nce_fx.rewrite(model, (images(),), batches=[(x, LABELS[: len(x)] * (x.shape[0] > 0))])
+
+
+class Masked(nn.Module):
+    """Attention under a mask that the module holds, as many language models do."""
+
+    mask: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(2, 8), nn.Linear(8, 3)
+        self.query, self.key, self.value = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.register_buffer("mask", torch.full((6, 6), float("-inf")).triu(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        scores = self.query(x) @ self.key(x).transpose(1, 2) + self.mask
+        y: Tensor = self.head((scores.softmax(2) @ self.value(x)).mean(1))
+        return y
+
+
+def test_a_mask_of_infinities_is_no_weight_that_overflowed():
+    model, x = Masked().eval(), torch.randn(4, 6, 2)
+    result = nce_fx.rewrite(model, (x,), batches=[(x, LABELS)])
+    assert torch.equal(result.graph_module.get_buffer("mask"), model.mask)
+    trained = train(result.graph_module, samples(x), Recipe(epochs=1))
+    assert trained.model(x).isfinite().all()
+
+
+def not_a_number(name: str) -> nn.Sequential:
+    model = net()
+    with torch.no_grad():
+        model.state_dict()[name][0] = float("nan")
+    return model
+
+
+def test_a_network_with_nan_is_traced_as_it_is():
+    # A NaN equals nothing, itself included: it looked as if the forward pass had written to it.
+    for name in ("0.weight", "1.running_var"):
+        model, x = not_a_number(name), images()
+        gm = nce_fx.trace(model, (x,))
+        assert torch.equal(gm(x).isnan(), model(x).isnan())
+        assert torch.equal(gm.state_dict()[name].isnan(), model.state_dict()[name].isnan())
+
+
+UNTRAINABLE: dict[str, tuple[Callable[[], Given], dict[str, Any], str]] = {
+    "weights in half, sums in bf16": (ODD["half"], {"precision": "bf16"}, "0.weight is in torch.float16"),
+    "weights in bf16, sums in half": (ODD["bfloat16"], {"precision": "fp16"}, "0.weight is in torch.bfloat16"),
+    "an infinite weight": (lambda: (filled("3.weight", float("inf")), images()), {}, "^3.weight has values that are"),
+    "a variance that overflows": (ODD["huge images"], {}, "1.running_var has values that are not finite after step 1"),
+}
+
+
+@pytest.mark.parametrize("name", UNTRAINABLE)
+def test_what_cannot_be_trained_is_refused_in_words(name):
+    make, options, words = UNTRAINABLE[name]
+    model, x = make()
+    with pytest.raises(NceFxError, match=words):
+        train(model, samples(x), Recipe(epochs=1, learning_rate=1e-9, **options))
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "loss"])
+def test_what_says_nan_has_no_accuracy(metric):
+    assert evaluate(net(), samples(images()), metric=metric) >= 0
+    with pytest.raises(NceFxError, match="output on the test split holds NaN"):
+        evaluate(not_a_number("8.bias"), samples(images()), metric=metric)
 
 
 def test_counts_beyond_32_bits_are_exact():

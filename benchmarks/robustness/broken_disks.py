@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.faults import COMMANDS, MODEL, Command, finished, left, prepared
+from benchmarks.faults import COMMANDS, MODEL, Command, finished, import_all, left, prepared
 
 from benchmarks import pages
 from benchmarks.evidence.__main__ import main as evidence
@@ -236,7 +236,7 @@ def main() -> None:
     options.add_argument("--only", help=f"commands, with commas between: {', '.join(COMMANDS)}")
     asked = options.parse_args()
     torch.set_num_threads(1)
-    torch.optim.SGD([torch.zeros(1)])
+    import_all()
     results = pages.load(REPORT)
     with tempfile.TemporaryDirectory() as working:
         for name in asked.only.split(",") if asked.only else COMMANDS:

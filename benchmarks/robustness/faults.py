@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib
 import io
 import json
 import os
+import pkgutil
 import random
 import re
 import shutil
@@ -35,6 +37,7 @@ import torch
 from benchmarks.forked import processor_seconds
 from benchmarks.interrupted_training import in_a_process
 
+import nce_fx
 from benchmarks import pages
 from benchmarks.evidence.__main__ import main as evidence
 from nce_fx import artifacts
@@ -43,17 +46,32 @@ from nce_fx.training.run import CheckpointWriter
 
 LOG = pages.ROOT / ".faults" / "log.jsonl"
 REPORT = pages.RESULTS / "faults.json"
-IN_A_ROW = 6
-MODEL = ("resnet8", "--model-args", '{"width": 2}', "--data", "digits")
+IN_A_ROW = 10
+FEW = """
+from dataclasses import replace
+from nce_fx.data import load_data
+from nce_fx.data.images import Images
+
+def few():
+    data = load_data("digits")
+    sizes = ((data.train, 160), (data.test, 64))
+    train, test = (Images(part.pixels[:n], part.labels[:n], [5.0], [6.0]) for part, n in sizes)
+    return replace(data, name="few.py:few", train=train, test=test, augmented=None)
+"""
+"""Data of the user's own: three steps an epoch, so that 20 kills of every command fit into minutes."""
+DATA = ("--data", "few.py:few")
+MODEL = ("resnet8", "--model-args", '{"width": 2}', *DATA)
 REWRITE = ("rewrite", *MODEL, "--retrain", "2", "--out", "out")
 SEARCH = ("search", *MODEL, "--epochs", "2", "--out", "out")
+SLIMMABLE = '{"evaluations": 6, "population": 3, "parents": 2, "drawn": 2, "random": 1}'
+SURFACE = '{"float_epochs": 1, "networks": 4, "rounds": 1, "repeats": 2, "finals": 2, "candidates": 1}'
 STUDY: Mapping[str, Any] = {
     "about": "A network that trains in a second.",
     "network": "ResNet-8, width 2",
     "model": "resnet8",
     "model_args": {"width": 2},
     "data": "digits",
-    "images": 256,
+    "images": 160,
     "seeds": 1,
     "float_recipe": {"epochs": 2, "evaluate_every": 0},
     "retrain": {"epochs": 2, "evaluate_every": 0},
@@ -86,12 +104,15 @@ class Command:
 
 
 COMMANDS: Mapping[str, Command] = {
-    "rewrite with retraining": Command(REWRITE, begun=("retrain", "out")),
+    "rewrite with retraining": Command(REWRITE, begun=("retrain", "out", *DATA)),
     "rewrite of a range of budgets": Command(("rewrite", *MODEL, "--sweep", "0.8x..1.2x", "--out", "out")),
     "search": Command(SEARCH),
     "search without expansion": Command((*SEARCH, "--no-expand")),
     "search in float": Command((*SEARCH, "--float")),
-    "retrain": Command(("retrain", "out", "--data", "digits", "--epochs", "2"), needs_result=True),
+    "search, adapting": Command(("search", *MODEL, "--method", "adapt", "--epochs", "3", "--out", "out")),
+    "search, slimmable": Command((*SEARCH, "--method", "slimmable", "--recipe", SLIMMABLE)),
+    "search, surface": Command((*SEARCH, "--method", "surface", "--recipe", SURFACE)),
+    "retrain": Command(("retrain", "out", *DATA, "--epochs", "2"), needs_result=True),
     "analyze": Command(("analyze", *MODEL, "--sensitivity", "fisher", "--json")),
     "inspect": Command(("inspect", "out", "--html", "out.html"), needs_result=True),
     "export to integers": Command(("export", "out", "--onnx", "out.onnx", "--format", "integer"), needs_result=True),
@@ -121,8 +142,9 @@ def run(arguments: tuple[str, ...]) -> None:
 
 def next_command(command: Command, folder: Path) -> tuple[str, ...] | None:
     """Return what a user types next; None where all is done."""
-    if command.begun and (folder / "out" / artifacts.REPORT).exists():
-        return command.begun if artifacts.read_manifest(folder / "out").comparison is None else None
+    begun = command.first if command.first[0] == "retrain" else command.begun
+    if begun and (folder / "out" / artifacts.REPORT).exists():
+        return begun if artifacts.read_manifest(folder / "out").comparison is None else None
     if command.first[0] == "search" and (folder / "out" / artifacts.PLAN).exists():
         return None
     return command.first
@@ -216,6 +238,7 @@ def prepared(command: Command, folder: Path, result: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / "study.json").write_text(json.dumps(STUDY))
+    (folder / "few.py").write_text(FEW)
     if command.needs_result:
         shutil.copytree(result / "out", folder / "out")
     return folder
@@ -253,6 +276,17 @@ def rounds(name: str, kills: int, seed: int, working: Path, kept: Path) -> Itera
         yield {"command": name, "seconds": round(seconds, 1), "kills": moments, "differ": wrong}
 
 
+def import_all() -> None:
+    """Import what commands import, once, before processes are forked: a kill that meets an import says little."""
+    # The first optimizer imports the compiler of PyTorch.
+    torch.optim.SGD([torch.zeros(1)])
+    for module in pkgutil.walk_packages(nce_fx.__path__, "nce_fx."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    for name in ("cvxpy", "onnxruntime", "sklearn.datasets", "sklearn.model_selection"):
+        importlib.import_module(name)
+
+
 def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
     """Return kills, times that were compared, and files that differed, by command."""
     found: dict[str, Any] = {}
@@ -272,14 +306,13 @@ def main() -> None:
     options.add_argument("--log", type=Path, default=LOG)
     given = options.parse_args()
     torch.set_num_threads(1)
-    # The first optimizer imports the compiler: once, before the processes are forked.
-    torch.optim.SGD([torch.zeros(1)])
+    import_all()
     given.log.parent.mkdir(parents=True, exist_ok=True)
     given.log.touch()
     lines = [json.loads(line) for line in given.log.read_text().splitlines()]
     done = Counter({name: row["kills"] for name, row in summary(lines).items()})
     with tempfile.TemporaryDirectory() as working, given.log.open("a") as log:
-        for name in given.only.split(",") if given.only else COMMANDS:
+        for name in given.only.split(";") if given.only else COMMANDS:
             for line in rounds(name, given.kills - done[name], done[name], Path(working), given.log.parent):
                 print(json.dumps(line), file=log, flush=True)
                 print(f"{name}: {len(line['kills'])} kills; {line['differ'] or 'equal'}", flush=True)

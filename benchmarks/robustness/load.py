@@ -2,28 +2,38 @@
 
     python -m benchmarks.load --only resnet152,chain-10000      each in a process of its own
     python -m benchmarks.load --rewrites 200                    in one process: memory after 10, and after all
+    python -m benchmarks.load --images 100000,200000            folders of so many files, made under /tmp and removed
 
 A network is traced, its channels and its cost are analyzed, and every free group is widened by one step. Seconds are of
-a processor; memory is the most that the process held, beside the parameters' own. Results are added to load.json.
+a processor; memory is the most that the process held, beside what it held before. Of two sizes in a row the exponent of
+growth is said: 1 is twice the time for twice the size. Results are added to load.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import math
 import os
 import resource
+import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import nce_fx
 import tests.torchvision_operators  # noqa: F401
 from benchmarks import pages
+from nce_fx.data import load_data
 from nce_fx.models import MODELS
 
 REPORT = pages.RESULTS / "load.json"
@@ -40,6 +50,47 @@ class Chain(nn.Module):
         for layer in self.layers:
             x = x + layer(x).relu()
         return x
+
+
+class Block(nn.Module):
+    """A transformer's block."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm, self.inner_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.qkv(self.norm(x)).chunk(3, 2))
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+        y: Tensor = self.down(F.gelu(self.up(self.inner_norm(x))))
+        return x + y
+
+
+class LanguageModel(nn.Module):
+    """Tokens to the next tokens' scores."""
+
+    def __init__(self, width: int, blocks: int, tokens: int, heads: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(tokens, width)
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(blocks)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, tokens, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        y: Tensor = self.head(self.norm(self.blocks(self.embedding(tokens))))
+        return y
+
+
+def language_model(blocks: int) -> Callable[[], tuple[nn.Module, Tensor]]:
+    """Return a model of 50 million parameters a block, without memory for their values."""
+
+    def make() -> tuple[nn.Module, Tensor]:
+        with torch.device("meta"):
+            return LanguageModel(2048, blocks, 32_000, 16).eval(), torch.zeros(1, 64, dtype=torch.long)
+
+    return make
 
 
 def torchvision(name: str, side: int) -> Callable[[], tuple[nn.Module, Tensor]]:
@@ -60,7 +111,8 @@ NETWORKS: Mapping[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "resnet152": torchvision("resnet152", 64),
     "efficientnet_b7": torchvision("efficientnet_b7", 64),
     "vit_l_16": torchvision("vit_l_16", 224),
-    **{f"chain-{nodes}": chain(nodes) for nodes in (1_500, 3_000, 6_000, 12_000, 50_000)},
+    **{f"language-model-{blocks}-meta": language_model(blocks) for blocks in (9, 18)},
+    **{f"chain-{nodes}": chain(nodes) for nodes in (1_500, 3_000, 6_000, 12_000, 25_000, 50_000)},
 }
 
 
@@ -84,6 +136,7 @@ def measured(make: Callable[[], tuple[nn.Module, Tensor]]) -> dict[str, Any]:
     parameters = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 2**20
     return {
         "nodes": len(gm.graph.nodes),
+        "values": sum(parameter.numel() for parameter in model.parameters()),
         "seconds": seconds,
         "parameters": round(parameters),
         "more": round(_peak() - before),
@@ -120,21 +173,67 @@ def rewrites(count: int) -> dict[str, Any]:
     return held
 
 
+def images(count: int) -> dict[str, Any]:
+    """Make a folder of so many small images; return seconds and mebibytes until the first batches are read."""
+    from PIL import Image
+
+    with tempfile.TemporaryDirectory() as folder:
+        encoded = io.BytesIO()
+        Image.new("RGB", (8, 8), (90, 120, 200)).save(encoded, "png")
+        for split, share in (("train", 0.9), ("val", 0.1)):
+            for number in range(round(count * share)):
+                place = Path(folder) / split / f"class{number % 100:03d}"
+                if number < 100:
+                    place.mkdir(parents=True)
+                (place / f"{number:07d}.png").write_bytes(encoded.getvalue())
+        before, started = _peak(), time.process_time()
+        data = load_data(f"imagefolder:{folder}@8", batch_size=64)
+        listed = time.process_time() - started
+        read = sum(len(target) for _, target in islice(replace(data, workers=0).loader("train"), 4))
+        assert read == 256
+        return {
+            "files": count,
+            "seconds": {"list": round(listed, 2), "batches": round(time.process_time() - started - listed, 2)},
+            "more": round(_peak() - before),
+        }
+
+
+def exponents(results: Mapping[str, Any]) -> dict[str, float]:
+    """Return how the seconds of all steps grow with the size, from each size to the next of one kind."""
+    kinds: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for name, row in results.items():
+        kind = name.split("-")[0]
+        if kind in ("chain", "language", "images") and "seconds" in row:
+            kinds[kind].append((row.get("nodes") or row["files"], sum(row["seconds"].values())))
+    found = {}
+    for kind, points in kinds.items():
+        for (small, before), (large, after) in pairwise(sorted(points)):
+            found[f"{kind} {small} to {large}"] = round(math.log(after / before) / math.log(large / small), 2)
+    return found
+
+
 def main() -> None:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help=f"with commas between: {', '.join(NETWORKS)}")
     parser.add_argument("--rewrites", type=int, default=0)
+    parser.add_argument("--images", default="", help="numbers of files, with commas between")
     options = parser.parse_args()
     torch.set_num_threads(1)
     results = pages.load(REPORT)
     if options.rewrites:
         results["rewrites"] = in_a_process(lambda: rewrites(options.rewrites))
         print("rewrites", results["rewrites"], flush=True)
+    for count in map(int, filter(None, options.images.split(","))):
+        results[f"images-{count}"] = in_a_process(lambda count=count: images(count))  # type: ignore[misc]
+        print("images", results[f"images-{count}"], flush=True)
+        pages.save(REPORT, results)
     for name in filter(None, options.only.split(",")):
         results[name] = in_a_process(lambda make=NETWORKS[name]: measured(make))  # type: ignore[misc]
         print(name, results[name], flush=True)
         pages.save(REPORT, results)
+    results["exponents"] = exponents(results)
+    print(results["exponents"])
     pages.save(REPORT, results)
 
 

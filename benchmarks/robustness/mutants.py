@@ -4,6 +4,9 @@
                                                         cover: coverage report --data-file .mutants/coverage
     python -m benchmarks.mutants --count 300            goes on where it stopped; a row of results/mutants.csv a mutant
     python -m benchmarks.mutants --survivors            the rows that no test noticed, and the interval
+    python -m benchmarks.mutants --map --tests tests/test_quantizers.py --parameters 2
+    python -m benchmarks.mutants --tests tests/test_quantizers.py --parameters 2 --folders quantizers --once
+                                                        a folder with the tests that are its own: in minutes
 
 The mutants are a seeded sample over ops, passes, quantizers and export. Of each, the tests that run its line are run,
 the quickest first, up to `--seconds` of them, until one fails. pytest collects once; each mutant is a process forked
@@ -26,7 +29,7 @@ import pkgutil
 import signal
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -50,9 +53,9 @@ COLUMNS = ("key", "file", "line", "operator", "was", "became", "tests", "seconds
 ENDS = {0: "survived", 1: "killed"}
 
 
-def sample(count: int, seed: int) -> list[Mutant]:
+def sample(count: int, seed: int, folders: Sequence[str] = FOLDERS) -> list[Mutant]:
     """Return so many mutants, each as likely as any other; the first of a longer sample are a shorter one."""
-    files = [path for folder in FOLDERS for path in sorted((pages.ROOT / "nce_fx" / folder).rglob("*.py"))]
+    files = [path for folder in folders for path in sorted((pages.ROOT / "nce_fx" / folder).rglob("*.py"))]
     found = {mutant.key: mutant for path in files for mutant in mutants_of(path)}
     return [found[key] for key in sorted(found, key=lambda key: sha256(f"{seed} {key}".encode()).digest())[:count]]
 
@@ -155,7 +158,8 @@ class Runner:
             done = {row["key"] for row in rows()}
             if not done:
                 table.writeheader()
-            for mutant in sample(self.options.count, self.options.seed):
+            folders = self.options.folders.split(",")
+            for mutant in sample(self.options.count, self.options.seed, folders):
                 if mutant.key not in done:
                     table.writerow(self.end_of(mutant, covering, items, live))
                     file.flush()
@@ -201,7 +205,7 @@ class Runner:
         log = WORK / "mutant.log"
         most = 20 + 4 * sum(covering.seconds[test] for test in tests)
         status, seconds = (0, 0.0) if anew else in_a_process(exchanged, most, log)
-        if not status:
+        if not status and (anew or not self.options.once):
             # What was computed before, and kept, may hide the fault.
             status, more = in_a_process(lambda: import_anew(name, now, tests), most, log)
             seconds += more
@@ -278,6 +282,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=60, help="of tests for one mutant, by the map")
     parser.add_argument("--parameters", type=int, default=4, help="parameter sets of each test")
+    parser.add_argument("--folders", default=",".join(FOLDERS), help="where the faults are, with commas between")
+    parser.add_argument(
+        "--once", action="store_true", help="no second try with all imported anew: what was kept may hide a fault"
+    )
     parser.add_argument("--quick", action="store_true", help="no test marked long")
     parser.add_argument("--tests", default="", help="files with commas between, to add to the map; else all")
     options = parser.parse_args()

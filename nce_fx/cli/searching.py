@@ -31,7 +31,7 @@ def run(job: Search) -> None:
         artifacts.check_free(job.out, (artifacts.PLAN,))
     network = network_of(job, job.model)
     assert network.data is not None
-    check_finite(network.model.state_dict(), job.model)
+    check_finite(network.model, job.model)
     if job.weights is None and job.model in MODELS:
         terminal.note(f"{job.model} starts from random weights; give --weights to start from trained ones")
     gm = trace(network.model, network.inputs)

@@ -29,6 +29,7 @@ from nce_fx.export.levels import mark
 from nce_fx.export.program import example, program, reason, share_a_batch
 from nce_fx.plain_text import read_json
 from nce_fx.tracing.exported import graph_of_program
+from nce_fx.tracing.preserved_state import same_values
 
 VERSION = 1
 _ABOUT, _SAMPLES, _GRAPH = "extra/nce_fx", "data/sample_inputs/model.pt", "models/model.json"
@@ -232,5 +233,5 @@ def _verify(gm: GraphModule, loaded: GraphModule, inputs: tuple[Any, ...]) -> No
         mine, theirs = (
             [value for value in tree_leaves(module(*inputs)) if isinstance(value, Tensor)] for module in (gm, loaded)
         )
-    if len(mine) != len(theirs) or not all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=False)):
+    if len(mine) != len(theirs) or not all(same_values(a, b) for a, b in zip(mine, theirs, strict=False)):
         raise ExportError("the exported archive computes something else than the graph: please report this")

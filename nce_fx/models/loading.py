@@ -60,7 +60,7 @@ def load_model(spec: str, model_args: Mapping[str, Any] | None = None) -> nn.Mod
             raise InputError(f"model {spec!r}: building it{given} raised {one_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"model {spec!r}: the callable returns {type(model).__name__}, not a torch.nn.Module")
-    check_finite(model.state_dict(), f"model {spec!r}")
+    check_finite(model, f"model {spec!r}")
     return model
 
 
@@ -111,26 +111,28 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     ]
     if any(problems):
         raise InputError(f"weights {path} do not fit the model: {'; '.join(filter(None, problems))}")
-    check_finite(weights, f"weights {path}")
+    check_finite(model, f"weights {path}", weights)
     model.load_state_dict(weights, strict=False)
     return model
 
 
-def check_finite(tensors: Mapping[str, Any], what: str) -> None:
-    """Check that floating-point tensors hold no NaN and no infinity.
+def check_finite(model: nn.Module, what: str, state: Mapping[str, Any] | None = None) -> None:
+    """Check that a model, or a state for it, holds no NaN, and no infinity but in buffers such as a mask of attention.
 
     Raises:
         InputError: one does; the message names the first and says how many there are.
     """
-    for name, value in tensors.items():
+    masks = {name for name, _ in model.named_buffers() if not name.endswith(("running_mean", "running_var"))}
+    for name, value in (model.state_dict() if state is None else state).items():
         if not isinstance(value, Tensor) or is_lazy(value) or value.is_meta or not value.dtype.is_floating_point:
             continue
         if not torch.isfinite(value).all():
             nans, infinities = int(value.isnan().sum()), int(value.isinf().sum())
-            raise InputError(
-                f"{what}: {name} holds {nans} NaN and {infinities} infinite of {value.numel()} values: "
-                "these weights cannot be used"
-            )
+            if nans or name not in masks:
+                raise InputError(
+                    f"{what}: {name} holds {nans} NaN and {infinities} infinite of {value.numel()} values: "
+                    "these weights cannot be used"
+                )
 
 
 def _check_arguments(name: str, arguments: Mapping[str, Any]) -> None:

@@ -129,6 +129,14 @@ def untouched(model: nn.Module) -> Iterator[Kept]:
             before.restore()
 
 
+def same_values(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same; a NaN, which equals nothing, is the same as another."""
+    if torch.equal(one, other):
+        return True
+    can_be_nan = one.is_floating_point() or one.is_complex()
+    return can_be_nan and one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
+
+
 @dataclass(frozen=True)
 class Values:
     """The values of all that a model holds, at one moment: a run moves statistics, and may write to parameters."""
@@ -146,13 +154,13 @@ class Values:
 
     def changed(self) -> Iterator[Tensor]:
         """Yield the tensors that have other values now."""
-        return (tensor for tensor, value in self.tensors if not torch.equal(tensor, value))
+        return (tensor for tensor, value in self.tensors if not same_values(tensor, value))
 
     def restore(self) -> None:
         """Put all values back."""
         with torch.no_grad():
             for tensor, value in self.tensors:
-                if not torch.equal(tensor, value):
+                if not same_values(tensor, value):
                     tensor.data.copy_(value)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from nce_fx.batches import named, read, samples_in
 from nce_fx.by_mode import evaluating
@@ -35,7 +36,7 @@ def evaluate(
 
     Raises:
         InputError: no loss or metric of that name, or a batch that the model does not take.
-        TrainingError: the split has no samples, or the metric does not fit the output and the target.
+        TrainingError: the split has no samples, the metric does not fit the output and the target, or an output is NaN.
     """
     task, engine = Task.of(loss, metric), start_engine()
     if device_of(model).type != engine.device.type:
@@ -47,6 +48,7 @@ def evaluate(
 def measure(model: nn.Module, data: Data, batch_size: int, engine: Engine, task: Task, *, split: str = "test") -> float:
     """Return what ``evaluate`` does, for a model that is on the engine's device."""
     metric, counts, seen = task.metric, None, 0
+    not_a_number = torch.zeros((), dtype=torch.bool, device=engine.device)
     if metric.stateful is not None:
         metric.stateful.reset()
     with evaluating(model), torch.no_grad():
@@ -54,6 +56,10 @@ def measure(model: nn.Module, data: Data, batch_size: int, engine: Engine, task:
             inputs, target = to_device(read(batch, model), engine.device)
             output, samples = call(model, inputs), samples_in(inputs, target)
             seen += samples
+            # Added up: to ask each batch would make a GPU wait.
+            for part in tree_leaves(output):
+                if isinstance(part, Tensor) and part.is_floating_point():
+                    not_a_number |= part.isnan().any()
             if target is None and task.loss.is_the_models:
                 target = named(inputs, model)
             if metric.stateful is not None:
@@ -65,6 +71,9 @@ def measure(model: nn.Module, data: Data, batch_size: int, engine: Engine, task:
         return float(metric.stateful.compute())
     if counts is None and engine.processes == 1:
         raise TrainingError(f"the {split} split has no samples to evaluate on")
+    if float(all_reduce_sum(not_a_number.double())):
+        # An accuracy of such scores would look like any other.
+        raise TrainingError(f"the model's output on the {split} split holds NaN: look at its weights, and at the data")
     value = float(metric.result(all_reduce_sum(_like_others(counts, engine))))
     if math.isnan(value) and metric.is_share:
         raise TrainingError(f"the {split} split has nothing to measure {metric.name} on")

@@ -27,12 +27,19 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     - weights: ``weight_decay``.
 
     Raises:
-        TrainingError: no parameter requires a gradient.
+        TrainingError: no parameter requires a gradient, or one has half precision already and the recipe asks for it.
     """
     quantizers = quantizer_parameters(model)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trained:
         raise TrainingError("the model has no parameter that requires a gradient: there is nothing to train")
+    coarse = {"no": (), "bf16": (torch.float16,), "fp16": (torch.float16, torch.bfloat16)}[recipe.precision]
+    for name, parameter in trained.items():
+        if parameter.dtype in coarse:
+            raise TrainingError(
+                f"{name} is in {parameter.dtype}, and the recipe's precision is {recipe.precision}, in which a network"
+                ' of float32 computes: give the network in float32, or precision "no"'
+            )
     found: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in trained.items():
         if name in quantizers:

@@ -126,6 +126,8 @@ class Run:
     extras: Mapping[str, Extra]
     """What goes on beside the steps, by name."""
     task: Task
+    endless: frozenset[str]
+    """What nothing trains and was not finite at the start, such as a mask."""
 
     @property
     def done(self) -> int:
@@ -192,6 +194,8 @@ def prepare(
         for name, extra in extras.items():
             extra.restore(by_kind(kinds["extra"])[name])
     agree_on(identity | {"position": position.plain()})
+    named = _numbers(model).items()
+    endless = frozenset(name for name, each in named if not (each.requires_grad or each.isfinite().all()))
     student = callback.student(model)
     if recipe.distill_features and teacher is not None:
         student, teacher = tapped(model, teacher)
@@ -216,6 +220,7 @@ def prepare(
         callback,
         extras,
         task,
+        endless,
     )
 
 
@@ -243,11 +248,12 @@ class CheckpointWriter:
             TrainingError: a weight is not finite any more, or the file cannot be written; earlier ones are kept.
         """
         run = self.run
+        momentum = momenta(run.model, run.optimizer)
+        if run.engine.is_main:
+            _check_finite({**_numbers(run.model), **momentum}, run)
         if run.directory is None:
             return "nothing was saved"
         if run.engine.is_main:
-            momentum = momenta(run.model, run.optimizer)
-            _check_finite({**dict(run.model.named_parameters()), **momentum}, run)
             kinds: dict[str, Mapping[str, Tensor]] = {
                 "model": _state_of(run.model),
                 "momentum": momentum,
@@ -295,11 +301,19 @@ def _check_same_run(checkpoint: Checkpoint, identity: dict[str, Any], directory:
 def _check_finite(tensors: dict[str, Tensor], run: Run) -> None:
     # A gradient may overflow in a step whose loss was finite: what it broke must not replace a good checkpoint.
     for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
+        if name not in run.endless and not tensor.isfinite().all():
+            if not run.done:
+                raise TrainingError(f"{name} has values that are not finite: train a network whose weights are numbers")
             raise TrainingError(
                 f"{name} has values that are not finite after step {run.done}: {last_good(run.directory)}; "
                 "lower the learning rate, or set clip_gradient"
             )
+
+
+def _numbers(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers that hold fractions; the variance of BatchNorm overflows where its input is large."""
+    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: tensor for name, tensor in named.items() if tensor.is_floating_point()}
 
 
 def _state_of(model: nn.Module) -> dict[str, Tensor]:

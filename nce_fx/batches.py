@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
-from nce_fx.errors import InputError
+from nce_fx.errors import InputError, NceFxError, one_line
 from nce_fx.frozen import Frozen
 
 Pair = tuple[Any, Any]
@@ -76,6 +77,25 @@ def named(inputs: Any, model: nn.Module) -> dict[str, Any]:
     """Return the inputs of a batch by the names that the model has for them."""
     names = (slot.name for slot in Form.of(model).slots)
     return dict(inputs) if isinstance(inputs, Mapping) else dict(zip(names, inputs, strict=False))
+
+
+@contextmanager
+def on_a_batch(inputs: Any) -> Iterator[None]:
+    """Say on which batch a model fails: most often the data are of another shape, or a last batch is of one sample.
+
+    Raises:
+        InputError: instead of what the model raises, which is its cause.
+    """
+    try:
+        yield
+    except (NceFxError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        parts = tuple(inputs.values()) if isinstance(inputs, Mapping) else inputs
+        alone = leading_size(parts if isinstance(parts, (tuple, list)) else (parts,)) == 1
+        hint = "; a batch of one may be too small: choose another batch size" if alone else ""
+        what = f"{_kind(inputs)}: {one_line(error, libraries=True)}{hint}"
+        raise InputError(f"the model fails on a batch, {what}") from error
 
 
 def leading_size(values: Iterable[Any]) -> int | None:

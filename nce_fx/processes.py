@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from nce_fx.batches import on_a_batch
 from nce_fx.errors import TrainingError
 
 LEAVING = timedelta(seconds=30)
@@ -158,10 +159,15 @@ def agree_on(values: Mapping[str, Any]) -> None:
 
 
 def call(model: Any, inputs: Any) -> Any:
-    """Return a model's output for the inputs of a batch: one tensor, a tuple of arguments, or a mapping of them."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+    """Return a model's output for the inputs of a batch: one tensor, a tuple of arguments, or a mapping of them.
+
+    Raises:
+        InputError: the model raises; the message says on what.
+    """
+    with on_a_batch(inputs):
+        if isinstance(inputs, Mapping):
+            return model(**inputs)
+        return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
 
 
 def _leave() -> None:

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 import nce_fx
 from nce_fx.data.loaders import Data
-from nce_fx.errors import NceFxError
+from nce_fx.errors import InputError, NceFxError
+from nce_fx.passes.transform.quantize import calibrate
 from nce_fx.training import Recipe, evaluate, train
 from tests.training_runs import same_state
 
@@ -50,6 +51,12 @@ def filled(path: str, value: float, channels: slice = slice(None)) -> nn.Sequent
     model = net()
     with torch.no_grad():
         model.get_parameter(path)[channels] = value
+    return model
+
+
+def filled_norm(variance: float) -> nn.Sequential:
+    model = net()
+    model.get_buffer("1.running_var").fill_(variance)
     return model
 
 
@@ -104,6 +111,7 @@ def test_odd_numbers_go_through_the_whole_compiler(name, tmp_path):
 REFUSED: dict[str, tuple[Callable[[], Given], str]] = {
     "NaN in a weight": (lambda: (filled("0.weight", float("nan"), slice(1)), images()), "0.weight holds 18 NaN"),
     "infinity in a weight": (lambda: (filled("3.bias", float("inf"), slice(1)), images()), "1 infinite"),
+    "a variance below zero": (lambda: (filled_norm(-1.0), images()), "1.running_var holds values below zero"),
     "NaN in the data": (lambda: (net(), images() * float("nan")), "not finite"),
     "a batch of none": (lambda: (net(), images(0)), "holds no sample"),
     "one class, and a loss of several": (lambda: (net(classes=1), images()), "cross_entropy is for classes"),
@@ -182,6 +190,23 @@ def test_what_says_nan_has_no_accuracy(metric):
     assert evaluate(net(), samples(images()), metric=metric) >= 0
     with pytest.raises(NceFxError, match="output on the test split holds NaN"):
         evaluate(not_a_number("8.bias"), samples(images()), metric=metric)
+
+
+def test_a_batch_that_a_network_fails_on_is_said_in_one_line():
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(5, 4)
+    last = Data("five", [(x[:4], LABELS), (x[4:], LABELS[:1])], [(x[:4], LABELS)], (4,), 3)
+    with pytest.raises(InputError, match=r"tensor 1x4.*Expected more than 1 value per channel.*another batch size"):
+        train(model, last, Recipe(epochs=1))
+    narrow = samples(x[:4, :3])
+    quantized = nce_fx.quantize(nce_fx.trace(model.eval(), (x,)))
+    doors: dict[str, Callable[[], object]] = {
+        "train": lambda: train(model, narrow, Recipe(epochs=1)),
+        "evaluate": lambda: evaluate(model, narrow),
+        "calibrate": lambda: calibrate(quantized, narrow.train),
+    }
+    for door, work in doors.items():
+        with pytest.raises(InputError, match=r"fails on a batch, .*tensor 4x3.*shapes cannot be multiplied"):
+            pytest.fail(f"{door} gives {work()}")
 
 
 def test_counts_beyond_32_bits_are_exact():

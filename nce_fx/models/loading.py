@@ -133,6 +133,8 @@ def check_finite(model: nn.Module, what: str, state: Mapping[str, Any] | None = 
                     f"{what}: {name} holds {nans} NaN and {infinities} infinite of {value.numel()} values: "
                     "these weights cannot be used"
                 )
+        elif name.endswith("running_var") and bool((value < 0).any()):
+            raise InputError(f"{what}: {name} holds values below zero, which no variance is: do not use these weights")
 
 
 def _check_arguments(name: str, arguments: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
-from nce_fx.batches import read
+from nce_fx.batches import on_a_batch, read
 from nce_fx.by_mode import evaluating, idle_in, is_by_mode, runs_in
 from nce_fx.devices import device_of, to_device
 from nce_fx.errors import QuantizeError
@@ -47,6 +47,7 @@ def set_ranges(gm: GraphModule, batches: Iterable[Any]) -> None:
 
     Raises:
         QuantizeError: there is no batch, or an activation is not finite.
+        InputError: the model does not take a batch.
     """
     evaluation, device, ops = _Observer(gm, training=False), device_of(gm), table_of(gm)
     runs = [evaluation, _Observer(gm, training=True)] if evaluation.misses else [evaluation]
@@ -173,7 +174,8 @@ class _Observer(Interpreter):
         self.batch = batch
         for module, training in self.choices:
             module.training = training
-        self.run(*inputs, initial_env=dict(self.idle))
+        with on_a_batch(inputs):
+            self.run(*inputs, initial_env=dict(self.idle))
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module: nn.Module = self.module.get_submodule(str(target))

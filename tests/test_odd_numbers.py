@@ -202,7 +202,7 @@ def test_a_batch_that_a_network_fails_on_is_said_in_one_line():
     doors: dict[str, Callable[[], object]] = {
         "train": lambda: train(model, narrow, Recipe(epochs=1)),
         "evaluate": lambda: evaluate(model, narrow),
-        "calibrate": lambda: calibrate(quantized, narrow.train),
+        "calibrate": lambda: calibrate(quantized, [(x[:4, :3], LABELS)]),
     }
     for door, work in doors.items():
         with pytest.raises(InputError, match=r"fails on a batch, .*tensor 4x3.*shapes cannot be multiplied"):

@@ -200,7 +200,7 @@ def test_folded_qcdq_is_computed_in_integers(tmp_path):
 )
 @pytest.mark.long
 def test_qonnx_is_what_fpga_flows_take(tmp_path, model, weight, activation):
-    """What FINN's conversion and hls4ml's reader refuse a file for; FINN took resnet8's when tried by hand."""
+    """What FINN's conversion and hls4ml's reader refuse a file for, or make something else of."""
     torch.manual_seed(0)
     net = MODELS[model](width=4) if model == "resnet8" else MODELS[model](multiplier=0.25)
     gm = nce_fx.trace(settled(net), (random(1, 3, 16, 16),))
@@ -229,6 +229,7 @@ def test_qonnx_is_what_fpga_flows_take(tmp_path, model, weight, activation):
             assert len(np.unique((stored[node.input[0]] / stored[scale]).round())) <= 2**own
         elif not settings["signed"]:
             assert writer[node.input[0]].op_type == "Relu"
+            assert [other.name for other in graph.node if node.input[0] in other.input] == [node.name]
             assert not settings["narrow"]
     assert layers == len(nce_fx.integer_weights(gm))
     assert {len(node.input) for node in graph.node if node.op_type == "Gemm"} == {3}

@@ -1,7 +1,6 @@
 """Networks in integers: every quantized value is on PyTorch's level, and what stays in float says why."""
 
 from collections import Counter
-from functools import partial
 
 import numpy as np
 import onnx
@@ -19,21 +18,17 @@ from nce_fx.data import load_data
 from nce_fx.data.images import Images
 from nce_fx.errors import ExportError
 from nce_fx.export import export_onnx, to_integer
-from nce_fx.export.agreement import LEVELS, _Follower
+from nce_fx.export.agreement import _Follower
 from nce_fx.export.formats import FORMATS
-from nce_fx.export.integer import Lowered, addition, few_rows, to_module
-from nce_fx.export.integer.epilogue import Epilogue
-from nce_fx.export.integer.onnx_nodes import Writer
+from nce_fx.export.integer import Lowered, to_module
 from nce_fx.export.integer.staircase import count_misses, find_rises, requantize
-from nce_fx.export.integer.tensors import IntegerTensor
-from nce_fx.export.integer.weights import WholeWeight
-from nce_fx.export.levels import ActivationLevels, mark
+from nce_fx.export.levels import mark
 from nce_fx.export.onnx_graph import to_onnx
 from nce_fx.models import MODELS
 from nce_fx.passes.transform.quantize import PUBLISHED
-from nce_fx.quantizers.base import ActivationQuantizer, Grid
+from nce_fx.quantizers.base import ActivationQuantizer
 from nce_fx.report.records import ModelReference
-from tests.test_export import DEPLOY, PAIRS, assert_close, evaluated, mlp, random, run, settled
+from tests.test_export import DEPLOY, PAIRS, random, settled
 from tests.zoo.model import narrow
 
 
@@ -149,55 +144,6 @@ def test_layers_of_all_kinds_run_in_integers(tmp_path, weight, activation):
     assert not {name for name, why in written.float_nodes.items() if why.startswith(("Conv", "Gemm"))}
 
 
-@pytest.mark.parametrize(
-    ("weight", "activation", "rows"), [*((*pair, 1) for pair in PAIRS), *(("sawb", "pact", n) for n in (3, 4, None))]
-)
-def test_few_rows_meet_weights_that_stay_packed(tmp_path, monkeypatch, weight, activation, rows):
-    monkeypatch.setattr(few_rows, "CACHE", 0)
-    monkeypatch.setattr(few_rows, "_SMALL", 0)
-    spec = nce_fx.QuantSpec(weight=weight, activation=activation, exact=True, first_last_bits=2)
-    gm = mlp(300, 127, 7, 10, spec=spec)
-    path, few = tmp_path / "model.onnx", rows is not None and rows < 4
-    written = export_onnx(gm, path, format="integer", batch=rows)
-    operators = Counter(node.op_type for node in onnx.load(path).graph.node)
-    assert (operators["MatMulNBits"], operators["MatMulIntegerToFloat"]) == ((3, 0) if few else (0, 3))
-    assert all(agreement.on_border == 0 for agreement in written.agreement.values())
-    for seed in range(2):
-        x = 3 * random(rows or 5, 300, seed=seed)
-        expected, module = evaluated(gm, x), to_module(onnx.load(path))(x).numpy()
-        for level in LEVELS.values():
-            got = run(path, x, level)
-            assert_close(got, expected, 1e-6)
-            assert np.array_equal(got, module)
-
-
-@pytest.mark.parametrize("batch", [None, 1])
-def test_the_bias_of_tokens_is_part_of_the_layer(tmp_path, batch):
-    gm = mlp(20, 16, 7, spec=nce_fx.QuantSpec(first_last_bits=2, exact=True), shape=(2, 5))
-    path = tmp_path / "model.onnx"
-    written = export_onnx(gm, path, format="integer", batch=batch)
-    operators = Counter(node.op_type for node in onnx.load(path).graph.node)
-    assert operators["MatMulIntegerToFloat"] == 2
-    assert not any(why.startswith("Add") for why in written.float_nodes.values())
-    x = random(batch or 3, 5, 20, seed=4)
-    assert_close(run(path, x), evaluated(gm, x), 1e-6)
-
-
-def test_weights_stay_packed_where_they_come_from_memory():
-    def weight(*shape, bits=2):
-        return WholeWeight(np.ones(shape, np.int64), np.ones((1, 1)), 1, np.zeros((1, 1), np.int64), bits)
-
-    two, eight = (IntegerTensor("x", ActivationLevels(Grid(0, 2**bits - 1), 1.0, bits)) for bits in (2, 8))
-    assert few_rows.suits((1, 512), weight(512, 512), two)
-    assert not few_rows.suits((4, 512), weight(512, 512), two)
-    assert not few_rows.suits((2, 2, 512), weight(512, 512), two)
-    assert not few_rows.suits(None, weight(512, 512), two)
-    assert not few_rows.suits((1, 512), weight(512, 512, bits=8), two)
-    assert not few_rows.suits((1, 512), weight(512, 512), eight)  # 255 is no int8
-    assert not few_rows.come_from_memory([weight(512, 512)])
-    assert few_rows.come_from_memory([weight(512, 512)] * 16)
-
-
 @pytest.mark.long
 def test_negative_zero_and_tiny_factors_of_a_normalization(tmp_path):
     norm = nn.BatchNorm2d(6)
@@ -227,6 +173,39 @@ def test_a_layer_that_stays_in_float_between_integers_keeps_its_weight(tmp_path,
     assert operators["Conv"] == 1
     assert all(agreement.on_border <= 10 for agreement in written.agreement.values())
     torch.testing.assert_close(to_integer(gm)(x), gm(x), rtol=1e-5, atol=1e-5)
+
+
+class Inception(nn.Module):
+    """Branches side by side, of which one pools what all read, twice over."""
+
+    def __init__(self):
+        super().__init__()
+
+        def layers(inputs, outputs, size):
+            conv = nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False)
+            return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
+
+        self.stem, self.pool, self.last = layers(3, 8, 3), nn.MaxPool2d(3, 1, 1), nn.Conv2d(6, 4, 1)
+        self.first = nn.ModuleList([layers(8, 4, 1), layers(8, 6, 3), layers(8, 4, 1)])
+        self.second = nn.ModuleList([layers(14, 2, 1), layers(14, 2, 3), layers(14, 2, 1)])
+
+    def forward(self, x):
+        x = self.stem(x)
+        for one, other, pooled in (self.first, self.second):
+            x = torch.cat([one(x), other(x), pooled(self.pool(x))], 1)
+        return self.last(x)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.long
+def test_what_is_pooled_beside_what_reads_it_as_it_is_runs_in_integers(tmp_path, exact):
+    x = random(4, 3, 8, 8)
+    gm = nce_fx.quantize(nce_fx.trace(settled(Inception()), (x[:2],)), nce_fx.QuantSpec(exact=exact), [x])
+    written, operators, _ = integer_file(tmp_path, gm, random(16, 3, 8, 8, seed=2))
+    # The stem, and each branch of the first three, for two quantizers; in exact files the stem's sums cannot be finer.
+    assert operators["Conv"] == (1 if "stem.0" in written.float_nodes else 0)
+    assert operators["QLinearConv"] == (9 if operators["Conv"] else 11)
+    assert all(agreement.on_border <= (0 if exact else 3) for agreement in written.agreement.values())
 
 
 @pytest.mark.long
@@ -306,72 +285,6 @@ def test_where_no_rise_is_missed_every_sum_is_on_its_level(fineness):
         wrong = np.rint(np.clip(fine, 0, 255)) != level(np.broadcast_to(sums, (200, len(sums))))[channel]
         assert wrong.any() == bool(made.misses[channel])
     assert (made.misses == 0).mean() > (0.95 if fineness > 1000 else 0.3)
-
-
-def sum_operand(scale, low=-128, bits=8):
-    return IntegerTensor("x", ActivationLevels(Grid(low, low + 2**bits - 1), float(np.float32(scale)), bits))
-
-
-def test_a_sum_of_integers_is_written_where_every_pair_is_right():
-    short, long, fine = (ActivationLevels(Grid(0, 3), float(np.float32(scale)), 2) for scale in (0.5, 0.625, 1.875))
-    nothing, fit = Epilogue(()), partial(addition.fit_sum, exact=True)
-    assert fit(sum_operand(1 / 32), sum_operand(1 / 64), nothing, short) == addition.Sum(0.0)
-    # 1.5 * 0.625 is a sum of the two, whose quotients are no float32: onnxruntime may round it down.
-    assert fit(sum_operand(1 / 32), sum_operand(1 / 64), nothing, long) == addition.Sum(1 / 64, 0)
-    # The highest level begins above 300 of the finer unit.
-    assert fit(sum_operand(1 / 32), sum_operand(1 / 64), nothing, fine) is None
-    # A quotient of 3 and a sum on a border.
-    assert fit(sum_operand(3 / 64), sum_operand(1 / 64), nothing, long) == addition.Sum(1 / 64, 0)
-    assert fit(sum_operand(3 / 64), sum_operand(1 / 32), nothing, long) is None
-
-
-@pytest.mark.parametrize("low", [0, -2])
-@pytest.mark.parametrize("scales", [(1 / 32, 1 / 64), (1 / 16, 1 / 16), (3 / 64, 1 / 64)])
-@pytest.mark.parametrize("step", [0.375, 0.625, 0.875])
-def test_sums_on_borders_are_on_pytorchs_levels(low, scales, step):
-    first, second = (sum_operand(scale, end) for scale, end in zip(scales, (-128, 0), strict=True))
-    levels = ActivationLevels(Grid(low, low + 3), step, 2)
-    how = addition.fit_sum(first, second, Epilogue(()), levels, exact=True)
-    assert how is not None
-    assert how.unit
-    assert off_in_sum(first, second, levels, how) == 0
-
-
-@pytest.mark.parametrize("low", [0, -128])
-def test_sums_of_scales_as_they_come_are_on_pytorchs_levels(low):
-    source, refused = np.random.default_rng(low + 200), 0
-    for _ in range(4):
-        first, second = (sum_operand(float(np.float32(source.uniform(0.01, 0.05))), end) for end in (-128, 0))
-        levels = ActivationLevels(Grid(low, low + 255), float(np.float32(source.uniform(0.02, 0.09))), 8)
-        refused += addition.fit_sum(first, second, Epilogue(()), levels, exact=True) is None
-        how = addition.fit_sum(first, second, Epilogue(()), levels, exact=False)
-        assert how is not None
-        # On processors that multiply and add in another way a few of 65,536 may be on the next level.
-        assert off_in_sum(first, second, levels, how) <= 4
-    assert refused
-
-
-def off_in_sum(first, second, levels, how):
-    """Count pairs of numbers whose sum is on another level than in PyTorch, at the worst optimization level."""
-    writer, (low, high) = Writer(), levels.grid[:2]
-    a, b = (tensor.named(name) for tensor, name in ((first, "a"), (second, "b")))
-    addition.write(writer, onnx.helper.make_node("Add", ["a", "b"], ["sum"]), (a, b), how, Epilogue(()), levels, "y")
-    inputs = [onnx.helper.make_tensor_value_info(name, TensorProto.UINT8, [256, 256]) for name in "ab"]
-    outputs = [onnx.helper.make_tensor_value_info("y", TensorProto.UINT8, None)]
-    graph = onnx.helper.make_graph(writer.nodes, "sum", inputs, outputs, list(writer.constants.values()))
-    opsets = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("com.microsoft", 1)]
-    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    numbers = np.mgrid[:256, :256].astype(np.uint8)
-    values = [(given.astype(np.float32) - t.zero) * t.levels.scale for given, t in zip(numbers, (a, b), strict=True)]
-    wanted = np.rint(np.clip((values[0] + values[1]) / np.float32(levels.scale), low, high)) - low
-    off = [int((to_module(model)(*map(torch.from_numpy, numbers)).numpy() != wanted).sum())]
-    for level in LEVELS.values():
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = level
-        options.intra_op_num_threads = 1
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        off.append(int((session.run(None, dict(zip("ab", numbers, strict=True)))[0] != wanted).sum()))
-    return max(off)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ CHUNK, FOLLOWED = 100, 100
 
 
 def main() -> None:
-    """Measure what has no result yet."""
+    """Measure what has no result yet, or one of fewer images."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=CHOSEN)
     parser.add_argument("--epochs", type=int, default=0, help="in float, and as many at 2 bits")
@@ -66,11 +66,17 @@ def main() -> None:
     torch.set_num_threads(1)
     data = digits()
     for network in options.networks:
-        rows = [name for name in options.rows if options.again or f"{network}/{name}" not in load(RESULTS)]
+        rows = [name for name in options.rows if options.again or fewer(f"{network}/{name}", options.images)]
         if rows:
             for key, row in measured(network, options.epochs, data, rows, options.images):
                 save(RESULTS, load(RESULTS) | {key: row})
                 print(key, row, flush=True)
+
+
+def fewer(key: str, images: int) -> bool:
+    """Whether a row has no result yet, or one of fewer images; those that say no number are of all."""
+    row = load(RESULTS).get(key)
+    return row is None or row.get("images", IMAGES) < images
 
 
 def measured(

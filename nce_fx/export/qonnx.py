@@ -1,6 +1,7 @@
 """QONNX as FPGA flows take it: what FINN's conversion and hls4ml's reader ask of a graph beside its Quant nodes.
 
-    unsigned Quant       behind a Relu, which is what both make of the pair; the quantizer had replaced it
+    unsigned Quant       behind a Relu of its own, which is what both make of the pair; the quantizer had replaced it,
+                         or a shortcut's reads it, too, and FINN takes it away with the first of them
     Clip(0, 6) -> Quant  a Relu, where the quantizer ends before the clip does
     ReduceMean           over the last two axes: GlobalAveragePool
     Gemm                 with a bias, of zeros where the layer has none
@@ -9,6 +10,7 @@ None of these changes a value. That a weight's Quant has no zero point, and its 
 in `nce_fx.export.formats`.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -26,10 +28,13 @@ def suit_flows(model: ModelProto, activations: Mapping[str, ActivationLevels]) -
     """
     writer = {name: node for node in model.graph.node for name in node.output}
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    readers.update(value.name for value in model.graph.output)
     nodes: list[NodeProto] = []
     for node in model.graph.node:
         if node.op_type == "Quant" and node.name in activations and activations[node.name].grid.low == 0:
-            nodes.extend(_behind_relu(node, writer, constants, activations[node.name]))
+            alone = readers[node.input[0]] == 1
+            nodes.extend(_behind_relu(node, writer, constants, activations[node.name], alone=alone))
         elif node.op_type == "ReduceMean":
             nodes.extend(_pooled(node, constants))
         elif node.op_type == "Gemm" and len(node.input) < 3 and (bias := _no_bias(node, constants)) is not None:
@@ -40,17 +45,22 @@ def suit_flows(model: ModelProto, activations: Mapping[str, ActivationLevels]) -
             nodes.append(node)
     read = {name for node in nodes for name in node.input} | {value.name for value in model.graph.output}
     del model.graph.node[:]
-    model.graph.node.extend(node for node in nodes if node.op_type != "Clip" or node.output[0] in read)
+    model.graph.node.extend(node for node in nodes if node.op_type not in ("Clip", "Relu") or node.output[0] in read)
 
 
 def _behind_relu(
-    node: NodeProto, writer: Mapping[str, NodeProto], constants: Mapping[str, TensorProto], levels: ActivationLevels
+    node: NodeProto,
+    writer: Mapping[str, NodeProto],
+    constants: Mapping[str, TensorProto],
+    levels: ActivationLevels,
+    *,
+    alone: bool,
 ) -> Iterator[NodeProto]:
-    """Yield an unsigned Quant, and a Relu before it where there is none."""
+    """Yield an unsigned Quant, and a Relu before it where there is none that it alone reads."""
     before = writer.get(node.input[0])
-    if before is None or before.op_type != "Relu":
+    if before is None or before.op_type != "Relu" or not alone:
         source = node.input[0]
-        if before is not None and _ends_later(before, constants, levels):
+        if before is not None and (before.op_type == "Relu" or _ends_later(before, constants, levels)):
             source = before.input[0]
         relu = f"{node.name}_relu"
         yield helper.make_node("Relu", [source], [relu], name=relu)

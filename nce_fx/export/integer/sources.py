@@ -6,7 +6,8 @@
     ..., ... -> Concat -> quantizer               each branch by itself (`Joined`)
     all else                                      floats, then rounded (`Plain`)
 
-What lies between must have no other reader, who would want it in float.
+What lies between must have no other reader who would want it in float. Where several quantizers read a tensor, as it is
+or pooled, each has a convolution of its own: two of integers take less than one of floats and two roundings.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def find_source(nodes: Nodes, tensor: str, integers: set[str], ranks: dict[str, 
         integers: the tensors before it that there are as integers.
         ranks: weight -> number of its axes.
     """
-    if tensor in nodes.outputs or not all(is_activation(reader) for reader in nodes.readers[tensor]):
+    if not _only_rounded(nodes, tensor):
         return Plain(tensor)
     return _follow(nodes, tensor, (), integers, ranks) or Plain(tensor)
 
@@ -156,5 +157,14 @@ def chooses(node: NodeProto) -> bool:
 
 
 def _private(nodes: Nodes, tensor: str) -> bool:
-    """Whether a tensor has one reader, which is how it was come by."""
-    return tensor not in nodes.outputs and len(nodes.readers[tensor]) == 1
+    """Whether a tensor has one reader, which is how it was come by, or several of which none wants it in float."""
+    return tensor not in nodes.outputs and (len(nodes.readers[tensor]) == 1 or _only_rounded(nodes, tensor))
+
+
+def _only_rounded(nodes: Nodes, tensor: str) -> bool:
+    """Whether quantizers are all that reads a tensor, as it is or what is chosen of it."""
+    return tensor not in nodes.outputs and all(
+        is_activation(reader)
+        or (chooses(reader) and reader.input[0] == tensor and _only_rounded(nodes, reader.output[0]))
+        for reader in nodes.readers.get(tensor, [])
+    )

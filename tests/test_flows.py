@@ -1,0 +1,55 @@
+"""Exported QONNX in flows that read it: finn-plus and qonnx, in a folder of packages of their own (`make flows`)."""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import nce_fx
+from nce_fx.export import export_onnx
+from nce_fx.models import MODELS
+from tests.test_export import evaluated, random, settled
+
+FLOWS = Path(sys.prefix) / "flows"
+ROOT = Path(__file__).parent.parent
+NETWORKS: dict[str, dict[str, Any]] = {
+    "resnet8": {"width": 4},
+    "resnet20": {"width": 2},
+    "mobilenet_v2": {"multiplier": 0.1},
+}
+IN_THE_GATE = {("resnet8", "sawb"), ("resnet8", "lsq"), ("resnet8", "dorefa"), ("resnet20", "sawb")}
+QUANTIZERS = {"sawb": "pact", "lsq": "lsq", "dorefa": "dorefa"}
+
+
+@pytest.mark.skipif(not (FLOWS / "installed").exists(), reason="finn-plus is not installed: run make flows")
+@pytest.mark.parametrize(
+    ("network", "weight"),
+    [
+        pytest.param(*pair, marks=() if pair in IN_THE_GATE else pytest.mark.slow)
+        for pair in product(NETWORKS, QUANTIZERS)
+    ],
+)
+@pytest.mark.long
+def test_finn_makes_of_a_file_what_pytorch_computes(tmp_path, network, weight):
+    torch.manual_seed(0)
+    gm = nce_fx.trace(settled(MODELS[network](**NETWORKS[network])), (random(1, 3, 16, 16),))
+    spec = nce_fx.QuantSpec(weight=weight, activation=QUANTIZERS[weight])
+    gm = nce_fx.quantize(gm, spec, [random(4, 3, 16, 16)])
+    x = random(1, 3, 16, 16, seed=5)
+    path = export_onnx(gm, tmp_path / "model.onnx", format="qonnx", batch=1, inputs=(x,)).path
+    np.savez(path.with_suffix(".npz"), x=x.numpy(), y=evaluated(gm, x))
+    command = [sys.executable, "-m", "tests.flow", str(path)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(FLOWS), str(ROOT)])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert max(result["differences"]) < 1e-6
+    assert {"MultiThreshold", "Conv", "MatMul"} <= set(result["kinds"])
+    assert "Quant" not in result["kinds"]

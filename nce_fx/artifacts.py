@@ -29,7 +29,7 @@ from torch.fx import GraphModule
 
 from nce_fx.copying import copy_model
 from nce_fx.errors import ArtifactError, PlanError
-from nce_fx.folders import replaced
+from nce_fx.files import replaced
 from nce_fx.nearest import nearest_path
 from nce_fx.passes.analysis.channels.plan_check import check_plan
 from nce_fx.passes.by_name import known_pass

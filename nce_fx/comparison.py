@@ -19,8 +19,8 @@ from nce_fx.frozen import Frozen
 from nce_fx.report.records import Comparison, CostRecord, ResultRow, folder_of
 from nce_fx.tasks import LossLike, MetricLike, Task
 from nce_fx.training import Recipe, evaluate, train
-from nce_fx.training.progress import Watch
 from nce_fx.training.recipe import usual_float_epochs
+from nce_fx.training.result import Watch
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from nce_fx.plan import WidthPlan
 from nce_fx.report.records import TrialRecord, TrialRow
 from nce_fx.tasks import LossLike
 from nce_fx.training import Recipe, train
-from nce_fx.training.progress import Watch
 from nce_fx.training.recipe import usual_float_epochs
+from nce_fx.training.result import Watch
 
 REGIONS = ((0.67, 1.5), (0.8, 1.25))
 """How far widths move in plans that are tried beside the first, as ratios of their own."""

@@ -60,7 +60,6 @@ _BOXES: tuple[dict[str, tuple[str, ...]], ...] = (
             "plain_text",
             "executor",
             "files",
-            "folders",
             "frozen",
             "line_chart",
             "nearest",

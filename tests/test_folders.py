@@ -15,8 +15,7 @@ import pytest
 import nce_fx
 from nce_fx.errors import ArtifactError, NceFxError
 from nce_fx.export.export_file import export_file
-from nce_fx.files import replaced_file, write_whole
-from nce_fx.folders import replaced
+from nce_fx.files import replaced, replaced_file, write_whole
 from nce_fx.training.folder import held
 
 OURS = {"plan.json", "model.safetensors"}

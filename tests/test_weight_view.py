@@ -6,7 +6,7 @@ from torch import nn
 
 import nce_fx
 from nce_fx.quantizers import WEIGHT_QUANTIZERS
-from nce_fx.report.weight_view import weight_views
+from nce_fx.report.graph_view import weight_views
 
 
 @pytest.mark.parametrize("channels", [1, 3])

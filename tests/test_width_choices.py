@@ -10,7 +10,7 @@ import nce_fx
 from nce_fx.errors import ChannelError
 from nce_fx.passes.transform.widths import InsertWidthChoices, RemoveWidthChoices, WidthChoice, WidthDraw, WidthNorm
 from nce_fx.passes.transform.widths.choice_sites import channel_order, find_choice_sites
-from nce_fx.passes.transform.widths.interpolation import Block, WidthInterpolation
+from nce_fx.passes.transform.widths.modules import Block, WidthInterpolation
 from nce_fx.search import SearchRecipe
 from nce_fx.search.candidates import first_candidates
 from nce_fx.search.carrying import of_kind

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from nce_fx.cli.analyze import analyze
 from nce_fx.cli.apply import apply
-from nce_fx.cli.common import with_common
+from nce_fx.cli.command import with_common
 from nce_fx.cli.diff import diff
 from nce_fx.cli.export import export
 from nce_fx.cli.inspect import inspect

@@ -6,13 +6,23 @@ class Apply(QuantizerOptions, ModelOptions):
     verify_each: Annotated[bool, typer.Option(help="...")] = False
 
 apply = command(Apply, "nce_fx.cli.applying:run")
+
+What every command takes beside them: --quiet, --verbose, --log, --config and --print-config.
 """
 
+import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from importlib import import_module
 from inspect import Parameter, Signature
-from typing import Any, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from nce_fx.cli.config_file import config_text, defaults_of
+from nce_fx.cli.events import Verbosity, logging_to, with_verbosity
 
 
 def command(options: type[Any], run: str) -> Callable[..., None]:
@@ -43,3 +53,71 @@ def command(options: type[Any], run: str) -> Callable[..., None]:
     call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return call
+
+
+_PANEL = "Every command"
+
+
+def _read(context: typer.Context, path: Path | None) -> Path | None:
+    """Make the fields of a recipe the defaults of the other options, before these are read."""
+    if path is not None:
+        context.default_map = {**(context.default_map or {}), **defaults_of(path, context)}
+    return path
+
+
+_Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only.", rich_help_panel=_PANEL)]
+_Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Also what is long, such as the whole graph.", rich_help_panel=_PANEL)
+]
+_Log = Annotated[
+    Path | None,
+    typer.Option(
+        "--log",
+        metavar="FILE.jsonl",
+        help="Write steps, epochs, notes and the result to a file, a JSON object a line.",
+        rich_help_panel=_PANEL,
+    ),
+]
+_Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE.toml",
+        help="Options from a file; those given here come before it.",
+        is_eager=True,
+        callback=_read,
+        rich_help_panel=_PANEL,
+    ),
+]
+_PrintConfig = Annotated[
+    bool,
+    typer.Option("--print-config", help="Print this run's options for --config, and stop.", rich_help_panel=_PANEL),
+]
+_COMMON = {"quiet": (_Quiet, False), "verbose": (_Verbose, False), "log": (_Log, None), "config": (_Config, None)}
+_ALL = {**_COMMON, "print_config": (_PrintConfig, False), "context": (typer.Context, inspect.Parameter.empty)}
+
+
+def with_common(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command that takes these options too."""
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        common = {name: given.pop(name) for name in _ALL}
+        if common["print_config"]:
+            typer.echo(config_text(common["context"], given), nl=False)
+            return
+        if common["quiet"] and common["verbose"]:
+            raise typer.BadParameter("--quiet and --verbose at once: give one of them")
+        loudness: Verbosity = "quiet" if common["quiet"] else "verbose" if common["verbose"] else "normal"
+        with with_verbosity(loudness), logging_to(common["log"]):
+            command(**given)
+
+    signature = inspect.signature(command, eval_str=True)
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, (annotation, default) in _ALL.items()
+    ]
+    own = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in signature.parameters.values()]
+    run.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in (*own, *added)} | {"return": None}
+    return run

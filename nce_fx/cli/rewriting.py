@@ -20,7 +20,7 @@ from nce_fx.comparison import Trained, compare, other_split
 from nce_fx.data import Data
 from nce_fx.end_bits import WAYS
 from nce_fx.errors import InputError, TrainingError
-from nce_fx.folders import replaced
+from nce_fx.files import replaced
 from nce_fx.models import MODELS
 from nce_fx.nearest import nearest
 from nce_fx.passes.analysis.hardware import HardwareTable

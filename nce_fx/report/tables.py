@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
@@ -25,20 +26,17 @@ if TYPE_CHECKING:
     from nce_fx.sweep import SweepPoint
 
 
-class BeforeAfter(Protocol):
-    """A cost before and after."""
+@dataclass(frozen=True)
+class QuantityView:
+    """One cost before and after, beside what it may be, such as 49,568 -> 49,436 MACs of at most 1x."""
 
-    @property
-    def label(self) -> str:
-        """As people say it: ``bit operations``."""
-
-    @property
-    def before(self) -> float:
-        """Before."""
-
-    @property
-    def after(self) -> float:
-        """After."""
+    name: str
+    label: str
+    before: float
+    after: float
+    budget: str
+    """As people write it: ``1x``, or a dash for none."""
+    limit: float | None
 
 
 def thousands(number: float) -> str:
@@ -97,7 +95,7 @@ def _changed(group: GroupRecord) -> tuple[Text, Text]:
     return Text(str(group.after), style=style), Text("pinned" if group.pinned else _ratio(group), style=style)
 
 
-def _ratio(each: BeforeAfter | GroupRecord, digits: int = 2) -> str:
+def _ratio(each: QuantityView | GroupRecord, digits: int = 2) -> str:
     """What is after over what was before: ``1.25x``; a dash where there was nothing."""
     return f"{each.after / each.before:.{digits}f}x" if each.before else "-"
 
@@ -147,7 +145,7 @@ def budget_text(limit: object) -> str:
     return thousands(limit) if isinstance(limit, int) else str(limit)
 
 
-def quantity_table(before: str, after: str, quantities: Iterable[BeforeAfter]) -> Table:
+def quantity_table(before: str, after: str, quantities: Iterable[QuantityView]) -> Table:
     """Return costs of two networks side by side."""
     rows = [(each.label, thousands(each.before), thousands(each.after), _ratio(each, 4)) for each in quantities]
     return table_of("Cost for one example", ("", f">{before}", f">{after}", ">ratio"), rows)

@@ -27,8 +27,8 @@ from nce_fx.search.carrying import quantizing
 from nce_fx.search.recipes import WeightTraining
 from nce_fx.tasks import LossLike, Task
 from nce_fx.training.loop import fit
-from nce_fx.training.progress import Progress
 from nce_fx.training.recipe import Recipe
+from nce_fx.training.result import Progress
 from nce_fx.training.run import Callback, Run, prepare
 
 PLAN = "plan.json"

@@ -24,7 +24,7 @@ from nce_fx.search.slimmable import SlimmableLog, search_slimmable
 from nce_fx.search.surface import search_surface
 from nce_fx.search.surface_log import SurfaceLog
 from nce_fx.tasks import LossLike
-from nce_fx.training.progress import Progress
+from nce_fx.training.result import Progress
 
 AnyRecipe = SearchRecipe | AdaptRecipe | SlimmableRecipe | SurfaceRecipe
 """The recipe of a method: its ``method`` says of which."""

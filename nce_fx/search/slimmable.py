@@ -31,7 +31,7 @@ from nce_fx.search.slices import Widest
 from nce_fx.search.slimming import Slimming, sandwich_loss
 from nce_fx.tasks import Task
 from nce_fx.training.log import csv_table
-from nce_fx.training.progress import reporting
+from nce_fx.training.result import reporting
 from nce_fx.training.run import CheckpointWriter
 
 

@@ -23,7 +23,7 @@ from nce_fx.search.surface_fit import Region, Surface, best_of, fitted
 from nce_fx.search.surface_log import Final, Fit, SurfaceLog
 from nce_fx.search.surface_networks import Measured, Networks, Wanted
 from nce_fx.training.folder import held
-from nce_fx.training.progress import reporting
+from nce_fx.training.result import reporting
 
 _STARTS = 8
 """From how many of the most promising settings that were trained the climb begins, beside the centre."""

@@ -38,9 +38,8 @@ from nce_fx.training.log import Log, open_log
 from nce_fx.training.not_finite import first_not_finite
 from nce_fx.training.optimizer import positive_ranges
 from nce_fx.training.oscillation import dampen, share_moved, weight_levels
-from nce_fx.training.progress import Progress, reporting
 from nce_fx.training.recipe import Recipe, bits_at, dampening_at, learning_rate_at
-from nce_fx.training.result import EpochRecord, StepReport, TrainResult
+from nce_fx.training.result import EpochRecord, Progress, StepReport, TrainResult, reporting
 from nce_fx.training.run import CheckpointWriter, Run, prepare
 from nce_fx.training.running_statistics import reestimate
 from nce_fx.training.sync_batch_norm import SyncBatchStatistics

@@ -19,8 +19,7 @@ from nce_fx.passes.transform.widths.choice_sites import (
     find_choice_sites,
     plain_float,
 )
-from nce_fx.passes.transform.widths.interpolation import WidthInterpolation
-from nce_fx.passes.transform.widths.modules import WIDTH_MODULES, WidthChoice, WidthDraw, WidthNorm
+from nce_fx.passes.transform.widths.modules import WIDTH_MODULES, WidthChoice, WidthDraw, WidthInterpolation, WidthNorm
 from nce_fx.paths import free_name
 
 Mixing = Literal["zeros", "interpolate"]

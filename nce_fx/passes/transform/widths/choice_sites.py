@@ -21,8 +21,7 @@ from nce_fx.passes.analysis.channels import Analysis, ChannelGroup, analysis_of
 from nce_fx.passes.analysis.channels.groups import Group, Part
 from nce_fx.passes.transform.quantize import RemoveQuantizers
 from nce_fx.passes.transform.resize import importance
-from nce_fx.passes.transform.widths.interpolation import Block
-from nce_fx.passes.transform.widths.modules import EVERY_CANDIDATE
+from nce_fx.passes.transform.widths.modules import EVERY_CANDIDATE, Block
 
 Use = tuple[str, int]
 """A module's or layer's path, and which of its uses."""

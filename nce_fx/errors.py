@@ -1,16 +1,6 @@
 """The errors that users meet. Each is one line: what went wrong, where, and what to do.
 
-NceFxError
-+-- InputError       a model, option, shape or data set that was asked for is not right
-+-- TraceError       the model cannot be turned into a graph
-+-- ChannelError     widths that a model cannot take
-+-- BudgetError      a budget that no plan can meet
-+-- PlanError        a plan that does not belong to the model
-+-- QuantizeError    a quantization that cannot be inserted
-+-- TrainingError    training that cannot go on
-+-- ArtifactError    files that are missing, damaged, foreign, or in the way
-+-- ExportError      a graph that the format cannot say, or that did not verify
-+-- PassError        a pass that failed, named with the passes before it
+All of them are kinds of `NceFxError`.
 """
 
 import sysconfig

@@ -1,10 +1,11 @@
 """Modules and parameters by their paths, without what PyTorch spends on each step: passes ask for every node."""
 
-from collections.abc import Callable, Container, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Container, Iterator, Mapping
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
+from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -21,6 +22,22 @@ def called(gm: nn.Module, node: Node, kind: type[M]) -> M | None:
     """Return the module that a node calls, where it is of a kind: ``called(gm, node, ActivationQuantizer)``."""
     module = module_at(gm, str(node.target)) if node.op == "call_module" else None
     return module if isinstance(module, kind) else None
+
+
+def run_node(gm: nn.Module, node: Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Return what a node's call gives of these arguments: of a module, a method or a function."""
+    if node.op == "call_module":
+        return module_at(gm, str(node.target))(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def read_at(gm: GraphModule, path: str) -> Node:
+    """Put a node that reads the tensor at a path where the graph's insertion point is: ``conv_weight``."""
+    node = gm.graph.create_node("get_attr", path, name=path.replace(".", "_"))
+    node.meta["tensor_meta"] = _extract_tensor_metadata(tensor_at(gm, path).detach())
+    return node
 
 
 def operation(gm: GraphModule, node: Node) -> str:

@@ -6,8 +6,7 @@ from pathlib import Path
 import torch
 
 from nce_fx.data.images import Images, ShiftedImages
-from nce_fx.data.loaders import Data
-from nce_fx.data.vision import existing_folder, torchvision_part
+from nce_fx.data.loaders import Data, existing_folder
 from nce_fx.errors import InputError, one_line
 
 FOLDER = "cifar-10-batches-py"
@@ -27,9 +26,17 @@ def cifar10(folder: str) -> Data:
     root = existing_folder(folder, "cifar10")
     if root.name == FOLDER:
         root = root.parent
-    dataset = torchvision_part("datasets", "cifar10").CIFAR10
     try:
-        splits = [dataset(str(root), train=train, download=False) for train in (True, False)]
+        from torchvision.datasets import CIFAR10
+    except ModuleNotFoundError as error:
+        raise InputError("data cifar10: needs torchvision: pip install 'nce-fx[vision]'") from error
+    except Exception as error:
+        raise InputError(
+            "data cifar10: torchvision does not work with the installed torch: install the pair of one release and one "
+            f"kind, CPU or CUDA ({one_line(error)})"
+        ) from error
+    try:
+        splits = [CIFAR10(str(root), train=train, download=False) for train in (True, False)]
     except Exception as error:
         raise InputError(
             f"data cifar10: {Path(folder)} holds no intact {FOLDER}: unpack cifar-10-python.tar.gz there "

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 from nce_fx.data.images import Images, ShiftedImages
-from nce_fx.data.loaders import Data
-from nce_fx.data.vision import existing_folder
+from nce_fx.data.loaders import Data, existing_folder
 from nce_fx.errors import InputError
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")

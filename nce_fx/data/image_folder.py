@@ -24,8 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from nce_fx.data.loaders import Data, Samples
-from nce_fx.data.vision import existing_folder
+from nce_fx.data.loaders import Data, Samples, existing_folder
 from nce_fx.errors import InputError, one_line
 
 if TYPE_CHECKING:

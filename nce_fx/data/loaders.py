@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -183,6 +184,22 @@ def order_of(length: int, seed: int, epoch: int) -> list[int]:
     generator = torch.Generator().manual_seed(seed_of(seed, epoch))
     order: list[int] = torch.randperm(length, generator=generator).tolist()
     return order
+
+
+def existing_folder(folder: str, name: str) -> Path:
+    """Return the absolute path of a folder that is there.
+
+    Raises:
+        InputError: it is not given, not there, or not a folder.
+    """
+    if not folder:
+        raise InputError(f"data {name}: say where its folder is: {name}:DIR")
+    path = Path(folder).expanduser().absolute()
+    if not path.exists():
+        raise InputError(f"data {name}: there is no folder {folder}")
+    if not path.is_dir():
+        raise InputError(f"data {name}: {folder} is a file, not a folder")
+    return path
 
 
 @contextmanager

@@ -29,14 +29,10 @@ MODELS: Registry[Callable[..., nn.Module]] = Registry(
 )
 """Name -> builder; those of installed packages among them, see `nce_fx.registry`."""
 
+_SMALL, _LARGE = (3, 32, 32), (3, 224, 224)
 INPUT_SHAPES: Mapping[str, tuple[int, int, int]] = {
-    "resnet8": (3, 32, 32),
-    "resnet20": (3, 32, 32),
-    "resnet56": (3, 32, 32),
-    "resnet18": (3, 224, 224),
-    "resnet50": (3, 224, 224),
-    "mobilenet_v2": (3, 224, 224),
-    "vgg16_bn": (3, 224, 224),
+    **dict.fromkeys(("resnet8", "resnet20", "resnet56"), _SMALL),
+    **dict.fromkeys(("resnet18", "resnet50", "mobilenet_v2", "vgg16_bn"), _LARGE),
 }
 """Name -> (channels, height, width) of one image with the builder's default arguments, of those that are built in."""
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
-from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
 from nce_fx.ops import Absent, table_of
 from nce_fx.ops.given_weight import module_called
@@ -26,7 +25,7 @@ from nce_fx.ops.rules.affine import Affine
 from nce_fx.ops.table import argument_names
 from nce_fx.ops.work import Layer, shape_of
 from nce_fx.passes.transform.quantize.quantizable_layers import quantizable, weight_argument
-from nce_fx.paths import called, tensor_at
+from nce_fx.paths import called, read_at, tensor_at
 from nce_fx.pipeline import Given, Pass
 from nce_fx.plan import WidthPlan, model_fingerprint
 from nce_fx.quantizers import WeightQuantizer
@@ -140,8 +139,7 @@ def _set_bias(gm: GraphModule, node: Node, owner: str, weight: str, bias: nn.Par
     module.register_parameter(name, bias)
     path = f"{owner}.{name}" if owner else name
     with gm.graph.inserting_before(node):
-        read = gm.graph.create_node("get_attr", path, name=path.replace(".", "_"))
-    read.meta["tensor_meta"] = _extract_tensor_metadata(bias.detach())
+        read = read_at(gm, path)
     if len(node.args) > (position := _bias_position(gm, node)):
         node.update_arg(position, read)
     else:

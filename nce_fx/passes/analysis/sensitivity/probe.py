@@ -27,7 +27,7 @@ from nce_fx.ops.spellings import sets_items
 from nce_fx.ops.work import Layer, ancestors, descendants, source_parameters
 from nce_fx.passes.analysis.sensitivity.noise import Noise, Point, Rounding
 from nce_fx.passes.analysis.sensitivity.shard import ALONE, Shard
-from nce_fx.paths import parameters_of, tensor_at
+from nce_fx.paths import parameters_of, run_node, tensor_at
 from nce_fx.tasks import Loss, LossLike, loss_named, own_loss
 from nce_fx.tasks.losses import without_target
 from nce_fx.tasks.outputs import classes_of, first_tensor, has_own_loss
@@ -117,12 +117,6 @@ class Probe:
         return {node: tuple(x.path for x in self.working if node in x.inputs) for node in self.activations}
 
     @cached_property
-    def _modules(self) -> Mapping[Node, nn.Module]:
-        """What the graph's nodes call; looked up once, since every node runs many times."""
-        calls = [node for node in self.gm.graph.nodes if node.op == "call_module"]
-        return {node: self.gm.get_submodule(str(node.target)) for node in calls}
-
-    @cached_property
     def _parameters(self) -> Mapping[str, nn.Parameter]:
         """Every parameter by each of its paths."""
         return dict(parameters_of(self.gm))
@@ -197,11 +191,7 @@ class Probe:
             args = tuple(a.clone() if isinstance(a, Tensor) and i == 0 else a for i, a in enumerate(args))
         if node.op == "output":
             return args[0]
-        if node.op == "call_module":
-            return self._modules[node](*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        return run_node(self.gm, node, args, kwargs)
 
     def again(self, values: Mapping[Node, Any], changed: Mapping[Node, Any], stale: Iterable[Node]) -> Values:
         """Run only ``stale`` nodes (in graph order), on changed values; return all values."""

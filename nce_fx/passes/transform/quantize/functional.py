@@ -19,6 +19,7 @@ from nce_fx.ops.given_weight import call_with_weight
 from nce_fx.ops.table import argument_names
 from nce_fx.passes.transform.quantize.hooked_weights import computed_by_hook, weight_hook
 from nce_fx.passes.transform.quantize.quantizable_layers import is_of_torch
+from nce_fx.paths import read_at
 from nce_fx.quantizers import WeightQuantizer
 from nce_fx.quantizers.base import LayerKind
 
@@ -42,28 +43,22 @@ def module_weight(gm: GraphModule, path: str) -> tuple[Node, LayerKind]:
     module, graph = gm.get_submodule(path), gm.graph
     op = table_of(gm).of_module(module)
     if op is not None and not is_of_torch(op):
-        return _read(gm, f"{path}.{op.weight}"), LayerKind()
+        return read_at(gm, f"{path}.{op.weight}"), LayerKind()
     if weight_hook(module) is not None:
         return computed_by_hook(gm, path), LayerKind()
     if not is_parametrized(module, "weight"):
-        weight = _read(gm, f"{path}.weight")
+        weight = read_at(gm, f"{path}.weight")
         kind = (module_name(module), getattr(module, "padding_mode", "zeros"), getattr(module, "padding", 0))
         return weight, LayerKind(*kind)
     behind = f"{path}.parametrizations.weight"
     listed = gm.get_submodule(behind)
     assert isinstance(listed, ParametrizationList)
     names = ["original"] if listed.is_tensor else [f"original{index}" for index in range(listed.ntensors)]
-    values: tuple[Node, ...] = tuple(_read(gm, f"{behind}.{name}") for name in names)
+    values: tuple[Node, ...] = tuple(read_at(gm, f"{behind}.{name}") for name in names)
     for index in range(len(listed)):
         values = (graph.create_node("call_module", f"{behind}.{index}", values),)
     values[0].meta["tensor_meta"] = _extract_tensor_metadata(module.weight.detach())  # type: ignore[operator]
     return values[0], LayerKind()
-
-
-def _read(gm: GraphModule, path: str) -> Node:
-    node = gm.graph.create_node("get_attr", path, name=path.replace(".", "_"))
-    node.meta["tensor_meta"] = _extract_tensor_metadata(gm.get_parameter(path).detach())
-    return node
 
 
 def as_function(gm: GraphModule, node: Node, weight: Node) -> None:
@@ -79,7 +74,7 @@ def as_function(gm: GraphModule, node: Node, weight: Node) -> None:
     with gm.graph.inserting_before(node):
         bias = None
         if module.bias is not None:
-            bias = _read(gm, f"{path}.bias")
+            bias = read_at(gm, f"{path}.bias")
         function = FUNCTIONS[module_name(module)]
         settings = {name: getattr(module, name) for name in _settings(function)}
         if "output_padding" in settings:

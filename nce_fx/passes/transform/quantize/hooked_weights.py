@@ -17,6 +17,8 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from nce_fx.paths import read_at
+
 
 class SpectralWeight(nn.Module):
     """A weight over its largest singular value, as the hook of ``torch.nn.utils.spectral_norm`` computes it."""
@@ -60,26 +62,22 @@ def computed_by_hook(gm: GraphModule, path: str) -> Node:
     hook = weight_hook(module)
     if isinstance(hook, WeightNorm):
         node = gm.graph.call_function(
-            torch._weight_norm, (_read(gm, path, "weight_v"), _read(gm, path, "weight_g"), hook.dim)
+            torch._weight_norm, (read_at(gm, f"{path}.weight_v"), read_at(gm, f"{path}.weight_g"), hook.dim)
         )
     elif isinstance(hook, SpectralNorm):
         module.add_module("weight_spectral", SpectralWeight(hook.dim, hook.n_power_iterations, hook.eps))
         module.weight_spectral.train(module.training)
-        given = tuple(_read(gm, path, name) for name in ("weight_orig", "weight_u", "weight_v"))
+        given = tuple(read_at(gm, f"{path}.{name}") for name in ("weight_orig", "weight_u", "weight_v"))
         node = gm.graph.create_node("call_module", f"{path}.weight_spectral", given)
     else:
-        node = gm.graph.call_function(torch.mul, (_read(gm, path, "weight_mask"), _read(gm, path, "weight_orig")))
+        node = gm.graph.call_function(
+            torch.mul, (read_at(gm, f"{path}.weight_mask"), read_at(gm, f"{path}.weight_orig"))
+        )
     first = next(iter(module._parameters.values()))
     shape = module.weight_v.shape if isinstance(hook, WeightNorm) else module.weight_orig.shape
     node.meta["tensor_meta"] = _extract_tensor_metadata(first.detach().new_empty(shape))
     module._forward_pre_hooks.clear()
     vars(module).pop("weight", None)
-    return node
-
-
-def _read(gm: GraphModule, path: str, name: str) -> Node:
-    node = gm.graph.create_node("get_attr", f"{path}.{name}", name=f"{path}.{name}".replace(".", "_"))
-    node.meta["tensor_meta"] = _extract_tensor_metadata(getattr(gm.get_submodule(path), name).detach())
     return node
 
 

@@ -42,7 +42,7 @@ from nce_fx.passes.transform.quantize.quantizable_layers import (
 from nce_fx.passes.transform.quantize.spec import QuantSpec
 from nce_fx.passes.transform.quantize.stepwise import make_stepwise
 from nce_fx.passes.transform.quantize.sums import SUM_BITS, add_apart, sum_operands
-from nce_fx.paths import free_name, tensor_at
+from nce_fx.paths import free_name, run_node, tensor_at
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, Quantizer
 from nce_fx.quantizers.base import Replaced
 
@@ -293,11 +293,7 @@ def computed_value(gm: GraphModule, node: Node) -> Tensor:
         return computed_value(gm, node.args[0])  # type: ignore[arg-type]
     args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda source: computed_value(gm, source))
     with torch.no_grad():
-        if node.op == "call_module":
-            return gm.get_submodule(str(node.target))(*args, **kwargs)  # type: ignore[no-any-return]
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)  # type: ignore[no-any-return]
-        return node.target(*args, **kwargs)  # type: ignore[no-any-return, operator]
+        return run_node(gm, node, args, kwargs)  # type: ignore[no-any-return]
 
 
 def _alike(quantizer: Quantizer, gm: GraphModule, parameter: Tensor | None) -> Quantizer:

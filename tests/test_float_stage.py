@@ -9,7 +9,7 @@ from torch import nn
 
 import nce_fx
 from nce_fx import artifacts
-from nce_fx.cli.retrain import Retrain
+from nce_fx.cli.commands import Retrain
 from nce_fx.cli.retraining import asked_for
 from nce_fx.errors import InputError, QuantizeError
 from nce_fx.passes.transform.quantize import RemoveQuantizers, calibrate

@@ -7,7 +7,7 @@ from typing import Any
 from torch.fx import GraphModule
 
 from nce_fx.analyses import Analyses
-from nce_fx.cli.analyze import Analyze
+from nce_fx.cli.commands import Analyze
 from nce_fx.cli.model_data import Network, network_of
 from nce_fx.cli.parsing import quant_spec
 from nce_fx.cli.terminal import Steps, Terminal

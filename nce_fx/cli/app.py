@@ -10,17 +10,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from nce_fx.cli.analyze import analyze
-from nce_fx.cli.apply import apply
 from nce_fx.cli.command import with_common
-from nce_fx.cli.diff import diff
-from nce_fx.cli.export import export
-from nce_fx.cli.inspect import inspect
+from nce_fx.cli.commands import analyze, apply, diff, export, inspect, retrain, rewrite, search
 from nce_fx.cli.listing import known, models, passes
 from nce_fx.cli.narrow_terminal import show_what_can_be_shown
-from nce_fx.cli.retrain import retrain
-from nce_fx.cli.rewrite import rewrite
-from nce_fx.cli.search import search
 from nce_fx.plain_text import visible
 from nce_fx.version import __version__
 

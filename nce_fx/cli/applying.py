@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from nce_fx import artifacts
-from nce_fx.cli.apply import Apply
+from nce_fx.cli.commands import Apply
 from nce_fx.cli.model_data import network_of
 from nce_fx.cli.parsing import build_model, one_process
 from nce_fx.cli.pass_hooks import between_passes

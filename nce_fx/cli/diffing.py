@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.fx import GraphModule
 
-from nce_fx.cli.diff import Diff
+from nce_fx.cli.commands import Diff
 from nce_fx.cli.inspecting import Rebuilt, check_named, content, is_result, publish, rebuild
 from nce_fx.cli.terminal import Terminal
 from nce_fx.errors import InputError

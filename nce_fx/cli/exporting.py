@@ -7,7 +7,7 @@ from typing import Any
 from torch.fx import GraphModule
 
 from nce_fx import artifacts
-from nce_fx.cli.export import Export
+from nce_fx.cli.commands import Export
 from nce_fx.cli.model_explorer import model_explorer
 from nce_fx.cli.pass_hooks import between_passes
 from nce_fx.cli.retraining import model_of_folder

@@ -9,7 +9,7 @@ from torch.fx import GraphModule
 
 from nce_fx import artifacts
 from nce_fx.cli.analyzing import analyzed
-from nce_fx.cli.inspect import Inspect
+from nce_fx.cli.commands import Inspect
 from nce_fx.cli.model_data import network_of
 from nce_fx.cli.parsing import is_code, quant_spec
 from nce_fx.cli.retraining import model_of_folder

@@ -12,9 +12,9 @@ from torch import nn
 from torch.fx import GraphModule
 
 from nce_fx import artifacts
+from nce_fx.cli.commands import Retrain
 from nce_fx.cli.model_data import calibration
 from nce_fx.cli.parsing import PUBLISHED_RECIPE, build_model, is_code, recipe_fields
-from nce_fx.cli.retrain import Retrain
 from nce_fx.cli.rewriting import (
     Retrained,
     can_teach,

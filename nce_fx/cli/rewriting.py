@@ -10,11 +10,11 @@ from torch import nn
 from torch.fx import GraphModule
 
 from nce_fx import artifacts
+from nce_fx.cli.commands import Rewrite
 from nce_fx.cli.model_data import calibration, network_of
 from nce_fx.cli.options import TrainingOptions
 from nce_fx.cli.parsing import build_model, one_process, recipe_fields
 from nce_fx.cli.pass_hooks import between_passes
-from nce_fx.cli.rewrite import Rewrite
 from nce_fx.cli.terminal import Terminal
 from nce_fx.comparison import Trained, compare, other_split
 from nce_fx.data import Data

@@ -4,9 +4,9 @@ import json
 from typing import Any
 
 from nce_fx import artifacts
+from nce_fx.cli.commands import Search
 from nce_fx.cli.model_data import network_of
 from nce_fx.cli.parsing import recipe_fields
-from nce_fx.cli.search import Search
 from nce_fx.cli.terminal import Terminal
 from nce_fx.errors import InputError, TrainingError
 from nce_fx.models import MODELS

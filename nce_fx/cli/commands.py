@@ -1,0 +1,345 @@
+"""What can be asked of `nce-fx`: a dataclass of options for each command, whose docstring is its help.
+
+What each does is in the module that it names, which is imported when it is called.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nce_fx.cli import options
+from nce_fx.cli.command import command
+from nce_fx.cli.completing import names_of, one_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewrite(
+    options.TrainingOptions,
+    options.QuantizerOptions,
+    options.WidthOptions,
+    options.BudgetOptions,
+    options.ModelOptions,
+):
+    """Rewrite MODEL: wider where few bits hurt, narrower where they do not, at no more than it costs.
+
+    A built-in model without --weights is first trained on --data, for as many epochs as --retrain says.
+
+    Examples:
+
+        nce-fx rewrite resnet50 --dry-run
+
+        nce-fx rewrite nets.py:build --weights net.pt --data imagefolder:images@64 --retrain 30 --out result
+
+        nce-fx rewrite resnet20 --max-macs 0.8x --freeze 'layer1.*' --out narrow
+    """
+
+    sensitivity: options.Metric = None
+    end_bits: Annotated[
+        str,
+        typer.Option(
+            metavar="given|plan",
+            help="plan: weights of the first and last layers have 2, 4 or 8 bits, chosen with the widths.",
+            autocompletion=one_of("given", "plan"),
+        ),
+    ] = "given"
+    retrain: Annotated[
+        int, typer.Option(metavar="EPOCHS", help="Epochs of retraining; the uniform rival gets as many.")
+    ] = 0
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="0.6x..2.0x",
+            help="Plan along a range of budgets, draw the Pareto front, rewrite nothing.",
+        ),
+    ] = None
+    trial: Annotated[
+        bool,
+        typer.Option(
+            "--trial/--no-trial",
+            help="Before --retrain: try the plan, nearer ones and the widths as they are on held out training data.",
+        ),
+    ] = True
+    trial_share: Annotated[float, typer.Option(help="What all trials may cost, of the retraining of one network.")] = (
+        0.25
+    )
+    verify_each: options.VerifyEach = False
+    print_after: options.PrintAfter = None
+    out: options.Out = Path("nce-fx-out")
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False
+    as_json: options.Json = False
+    force: options.Force = False
+
+
+rewrite = command(Rewrite, "nce_fx.cli.rewriting:run")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search(options.QuantizerOptions, options.BudgetOptions, options.ModelOptions):
+    """Find the widths of MODEL by training its quantized network; write plan.json for `nce-fx apply`.
+
+    The same command again goes on where the search was stopped.
+
+    Examples:
+
+        nce-fx search resnet20 --data cifar10:DIR --epochs 200 --out found
+
+        nce-fx search nets.py:build --weights net.pt --data imagefolder:images@64 --method adapt --max-macs 0.5x
+    """
+
+    method: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="How widths are found, see `nce-fx list search_methods`.",
+            autocompletion=names_of("search_methods"),
+        ),
+    ] = "gradient"
+    epochs: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Epochs of the search; as many as the method's recipe by default."),
+    ] = None
+    expand: Annotated[
+        bool, typer.Option("--expand/--no-expand", help="Add wider candidates while it searches; without: TAS.")
+    ] = True
+    loss: options.Loss = None
+    in_float: Annotated[
+        bool, typer.Option("--float/--quantized", help="Search on the float network; the plan is quantized later.")
+    ] = False
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JSON|published",
+            help="Fields of the method's recipe, see `nce-fx list search_methods`: '{\"max_ratio\": 1.5}'; or "
+            '"published": the published quantizers, SAWB and PACT, shortcuts quantized.',
+        ),
+    ] = None
+    workers: Annotated[int, typer.Option(metavar="N", help="Processes, for a method that trains many networks.")] = 1
+    scheduler: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of a dask scheduler, instead of them.")] = (
+        None
+    )
+    out: options.Out = Path("nce-fx-search")
+    as_json: options.Json = False
+    force: options.Force = False
+
+
+search = command(Search, "nce_fx.cli.searching:run")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analyze(options.ModelOptions):
+    """Show a model's layers with their cost and sensitivity, or its channel groups, or why one layer is as it is.
+
+    Examples:
+
+        nce-fx analyze resnet20
+
+        nce-fx analyze nets.py:build --input 1x3x48x48 --groups
+
+        nce-fx analyze resnet20 --why layer1.0.conv2
+    """
+
+    bits: options.Bits = 2
+    sensitivity: options.Metric = None
+    groups: Annotated[
+        bool, typer.Option("--groups", help="Every channel group, and why the pinned ones are pinned.")
+    ] = False
+    why: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="One layer: its group, and the chain of nodes that ties it."),
+    ] = None
+    as_json: options.Json = False
+
+
+analyze = command(Analyze, "nce_fx.cli.analyzing:run")
+
+
+Html = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE.html", help="Where the page goes: one file that needs no other."),
+]
+Open = Annotated[bool, typer.Option("--open", help="Open the page in the browser.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspect(options.NetworkOptions):
+    """Write a page that shows a network: graph, channel groups, costs, sensitivity, weights before and after.
+
+    A result folder is shown with its plan, its training and its last table; a model with what the compiler knows of it.
+
+    Examples:
+
+        nce-fx inspect result --open
+
+        nce-fx inspect resnet50 --html resnet50.html
+    """
+
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="DIR|MODEL",
+            help="A folder that `nce-fx rewrite` wrote, or a model as `nce-fx rewrite` takes it.",
+            show_default=False,
+        ),
+    ]
+    html: Html = None
+    open_page: Open = False
+    bits: options.Bits = 2
+    sensitivity: options.Metric = None
+    model: options.ModelAgain = None
+    as_json: options.Json = False
+
+
+inspect = command(Inspect, "nce_fx.cli.inspecting:run")
+
+
+_Side = Annotated[
+    str,
+    typer.Argument(
+        metavar="DIR|MODEL", help="A folder that `nce-fx rewrite` wrote, or the model itself.", show_default=False
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diff:
+    """Show how two rewrites of one model differ, or a model and its rewrite: channels, bits, costs, accuracy.
+
+    Examples:
+
+        nce-fx diff tight loose
+
+        nce-fx diff resnet8 result --html diff.html
+    """
+
+    a: _Side
+    b: _Side
+    html: Html = None
+    open_page: Open = False
+    model: options.ModelAgain = None
+    as_json: options.Json = False
+
+
+diff = command(Diff, "nce_fx.cli.diffing:run")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Apply(options.QuantizerOptions, options.ModelOptions):
+    """Resize MODEL to a plan and quantize it, or run other passes on it.
+
+    The same model, weights, data and seed give the same weights.
+
+    Examples:
+
+        nce-fx apply resnet20 result/plan.json --weights result/float.safetensors --out replayed
+
+        nce-fx apply resnet20 result/plan.json --passes 'resize,quantize{weight_bits=4}' --verify-each
+    """
+
+    plan: Annotated[
+        Path | None,
+        typer.Argument(metavar="[PLAN.json]", help="A plan that `nce-fx rewrite` wrote.", show_default=False),
+    ] = None
+    passes: options.Passes = None
+    verify_each: options.VerifyEach = False
+    print_after: options.PrintAfter = None
+    out: options.Out = Path("nce-fx-out")
+    as_json: options.Json = False
+    force: options.Force = False
+
+
+apply = command(Apply, "nce_fx.cli.applying:run")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrain(options.TrainingOptions):
+    """Retrain the network in DIR, distilled from its float network; a run that was stopped goes on.
+
+    Examples:
+
+        nce-fx retrain result
+
+        nce-fx retrain replayed --data cifar10:DIR --epochs 100
+
+        nce-fx retrain result --model nets.py:build
+    """
+
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A folder that `nce-fx rewrite` wrote.", show_default=False)
+    ]
+    data: options.Data = None
+    epochs: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Epochs; those of the training that was stopped by default."),
+    ] = None
+    seed: Annotated[int | None, typer.Option(help="Seed; that of the training that was stopped by default.")] = None
+    model: options.ModelAgain = None
+    own_passes: options.OwnPasses = None
+    uniform: Annotated[bool, typer.Option("--uniform/--no-uniform", help="Train the uniform rival as well.")] = True
+    force: Annotated[
+        bool, typer.Option("--force", help="Train again from the weights in DIR, though it is trained.")
+    ] = False
+    as_json: options.Json = False
+
+
+retrain = command(Retrain, "nce_fx.cli.retraining:run")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write the network in DIR for use without its code; the file is compared with PyTorch before it is kept.
+
+    Examples:
+
+        nce-fx export result --onnx model.onnx
+
+        nce-fx export result --model nets.py:build --pt2 model.pt2
+    """
+
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A folder that `nce-fx rewrite` wrote.", show_default=False)
+    ]
+    onnx: Annotated[
+        Path | None, typer.Option(metavar="FILE.onnx", help="Write the network as ONNX.", show_default=False)
+    ] = None
+    format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="integer|int2|qcdq|qonnx",
+            help="integer: packed weights, computed in integers; int2: packed weights, computed in float; "
+            "qcdq: int8 containers; qonnx: for FPGA flows. By default integer, int2 for a network that it is not for.",
+            show_default=False,
+        ),
+    ] = None
+    fold_bn: Annotated[bool, typer.Option("--fold-bn", help="Fold BatchNorm into the scales of the weights.")] = False
+    batch: Annotated[int | None, typer.Option(metavar="N", help="Samples in a batch; any number by default.")] = None
+    opset: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Opset of the ONNX file, for an older runtime; the format's own."),
+    ] = None
+    pt2: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.pt2", help="Write a torch.export archive.", show_default=False),
+    ] = None
+    packed: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.safetensors", help="Write the weights alone, four to a byte.", show_default=False),
+    ] = None
+    explorer: Annotated[
+        Path | None,
+        typer.Option(
+            "--model-explorer",
+            metavar="FILE.json",
+            help="Write the graph for Google's Model Explorer, and FILE.data.json: the sensitivity of its nodes.",
+            show_default=False,
+        ),
+    ] = None
+    model: options.ModelAgain = None
+    own_passes: options.OwnPasses = None
+    verify_each: options.VerifyEach = False
+    print_after: options.PrintAfter = None
+    as_json: options.Json = False
+
+
+export = command(Export, "nce_fx.cli.exporting:run")

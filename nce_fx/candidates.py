@@ -20,8 +20,8 @@ from nce_fx.errors import BudgetError
 from nce_fx.frozen import Frozen
 from nce_fx.passes.analysis.cost import CostReport
 from nce_fx.passes.planning import Budget
+from nce_fx.passes.planning.budget import Reserve, budget_at, plan_and_build
 from nce_fx.passes.planning.choices import Rules
-from nce_fx.passes.planning.exact_budget import Reserve, budget_at, plan_and_build
 from nce_fx.passes.planning.settings import Settings
 from nce_fx.plan import WidthPlan
 
@@ -126,7 +126,7 @@ def even_widths(cost: CostReport, budget: Budget, rules: Rules, reserve: Reserve
         cost: of the network at its own widths.
         budget: the limits.
         rules: what the user allows; groups that keep their width do here, too.
-        reserve: how much of a limit stays free, by quantity, see `nce_fx.passes.planning.exact_budget`.
+        reserve: how much of a limit stays free, by quantity, see `nce_fx.passes.planning.budget`.
 
     Raises:
         BudgetError: not even the narrowest network keeps the limits.

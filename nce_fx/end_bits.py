@@ -21,7 +21,7 @@ from nce_fx.errors import BudgetError
 from nce_fx.passes.analysis.channels.graph import ChannelGraph
 from nce_fx.passes.analysis.sensitivity import SensitivityReport, analyze_sensitivity
 from nce_fx.passes.planning import Budget, plan_widths
-from nce_fx.passes.planning.exact_budget import budget_at
+from nce_fx.passes.planning.budget import budget_at
 from nce_fx.passes.transform.quantize import QuantSpec, quantize
 from nce_fx.passes.transform.quantize.quantizable_layers import find_quantizable_layers
 from nce_fx.plan import WidthPlan

@@ -29,7 +29,7 @@ from nce_fx.passes.analysis.cost import analyze_cost
 from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.analysis.sensitivity import analyze_sensitivity
 from nce_fx.passes.planning import Budget, plan_widths
-from nce_fx.passes.planning.exact_budget import Reserve
+from nce_fx.passes.planning.budget import Reserve
 from nce_fx.passes.transform.quantize import InsertQuantizers, Observers, QuantSpec, quantize
 from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.pipeline import Given, Pipeline

@@ -27,7 +27,7 @@ from nce_fx.errors import BudgetError
 from nce_fx.passes.analysis.channels import ChannelGraph, owner_path
 from nce_fx.passes.analysis.cost import CostReport
 from nce_fx.passes.analysis.hardware import HardwareTable
-from nce_fx.passes.planning.exact_budget import count, plan_and_build
+from nce_fx.passes.planning.budget import count, plan_and_build
 from nce_fx.passes.transform.quantize.quantizable_layers import find_quantizable_layers
 from nce_fx.passes.transform.resize import gathers_of
 from nce_fx.quantities import known_quantities

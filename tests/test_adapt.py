@@ -11,7 +11,7 @@ import nce_fx
 from nce_fx.data.loaders import BatchDataset
 from nce_fx.errors import InputError
 from nce_fx.passes.analysis.channels.plan_check import check_plan
-from nce_fx.passes.planning.exact_budget import count
+from nce_fx.passes.planning.budget import count
 from nce_fx.passes.transform.resize import gathers_of
 from nce_fx.search import AdaptRecipe, search
 from nce_fx.search.adapt_log import Move

@@ -15,7 +15,7 @@ from nce_fx.quantities import OWN, Quantity, Sums, known_quantities
 from nce_fx.report import tables
 from nce_fx.report.records import CostRecord
 from nce_fx.report.view import view_of
-from nce_fx.search.candidates import first_candidates
+from nce_fx.search.expansion import first_candidates
 from nce_fx.search.expected_cost import costs_of
 from nce_fx.search.recipes import SearchRecipe
 from nce_fx.sweep import sweep

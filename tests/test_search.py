@@ -25,9 +25,8 @@ from nce_fx.passes.transform.widths import (
     channel_order,
 )
 from nce_fx.search import METHODS, SearchRecipe, search
-from nce_fx.search.candidates import first_candidates
 from nce_fx.search.carrying import of_kind
-from nce_fx.search.expansion import grow
+from nce_fx.search.expansion import first_candidates, grow
 from nce_fx.search.expected_cost import costs_of, expected_cost
 from nce_fx.search.outcome import plan_from
 from nce_fx.search.recipes import tau_at, width_rate

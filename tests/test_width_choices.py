@@ -12,8 +12,8 @@ from nce_fx.passes.transform.widths import InsertWidthChoices, RemoveWidthChoice
 from nce_fx.passes.transform.widths.choice_sites import channel_order, find_choice_sites
 from nce_fx.passes.transform.widths.modules import Block, WidthInterpolation
 from nce_fx.search import SearchRecipe
-from nce_fx.search.candidates import first_candidates
 from nce_fx.search.carrying import of_kind
+from nce_fx.search.expansion import first_candidates
 from tests import drawing
 from tests.observing import difference
 from tests.observing import run as run_model

@@ -17,8 +17,8 @@ from benchmarks.evidence.mixed import mixed
 from nce_fx.candidates import even_widths
 from nce_fx.end_bits import plan_ends
 from nce_fx.errors import InputError
+from nce_fx.passes.planning.budget import Reserve, budget_at, plan_and_build
 from nce_fx.passes.planning.choices import Rules
-from nce_fx.passes.planning.exact_budget import Reserve, budget_at, plan_and_build
 from nce_fx.plan import WidthPlan
 from nce_fx.report.records import CostRecord
 from nce_fx.rewrite import plan_analyzed

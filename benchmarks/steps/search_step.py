@@ -29,7 +29,7 @@ from nce_fx.passes.transform.quantize import PUBLISHED
 from nce_fx.passes.transform.widths import InsertWidthChoices, Mixing, channel_order
 from nce_fx.processes import start_engine
 from nce_fx.search import SearchRecipe
-from nce_fx.search.candidates import first_candidates
+from nce_fx.search.expansion import first_candidates
 from nce_fx.search.width_search import WidthSearch
 from nce_fx.training.loop import train_step
 from nce_fx.training.run import prepare

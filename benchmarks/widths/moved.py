@@ -44,8 +44,8 @@ from benchmarks.evidence.bench import Bench
 from benchmarks.evidence.study import Study, load_study
 from nce_fx.data import Data, load_data
 from nce_fx.executor import executor, results
+from nce_fx.passes.planning.budget import Reserve, plan_and_build
 from nce_fx.passes.planning.choices import Rules
-from nce_fx.passes.planning.exact_budget import Reserve, plan_and_build
 from nce_fx.passes.planning.importance import elasticities
 from nce_fx.passes.planning.posynomial import constraints
 from nce_fx.passes.planning.settings import Settings

@@ -1,4 +1,4 @@
-"""The command line: what can be asked is in one file, what each command does in one of its own, imported when it runs."""
+"""The command line: what can be asked is in one file, what a command does in one of its own, imported as it runs."""
 
 from nce_fx.cli.app import app, main
 

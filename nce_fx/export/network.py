@@ -7,7 +7,7 @@ from nce_fx.ops.layers import find_layers
 from nce_fx.ops.work import shape_of
 from nce_fx.passes.analysis.channels import ChannelGraph, analyze_channels
 from nce_fx.passes.analysis.cost import CostReport, analyze_cost, quantizer_bits
-from nce_fx.passes.analysis.sensitivity.by_group import group_shares
+from nce_fx.passes.analysis.sensitivity.report import group_shares
 from nce_fx.paths import operation
 
 

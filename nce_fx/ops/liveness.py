@@ -2,6 +2,8 @@
 
 Views and in-place operations give no new storage; they lengthen the life of the one they look into. Nothing is assumed
 to be fused or computed in place by a backend.
+
+What a node does beside the value that it returns is told here, too: it keeps statistics, or writes to what it is given.
 """
 
 from collections.abc import Mapping
@@ -127,3 +129,20 @@ def _asked_in_place(node: Node) -> bool:
     code = getattr(node.target, "__code__", None)
     names = code.co_varnames[: code.co_argcount] if code is not None else ()
     return bool((dict(zip(names, node.args, strict=False)) | node.kwargs).get("inplace"))
+
+
+def has_an_effect(node: Node) -> bool:
+    """Whether a node does something though nobody reads its result, so that a graph without it is not the model."""
+    gm = node.graph.owning_module
+    assert gm is not None
+    return node.is_impure() or bool(overwritten(gm, node)) or _keeps_statistics(gm, node)
+
+
+def _keeps_statistics(gm: GraphModule, node: Node) -> bool:
+    """Whether training a node changes buffers, as a BatchNorm does; the module may be read elsewhere, or after it."""
+    if node.op == "call_module":
+        return any(True for _ in gm.get_submodule(str(node.target)).buffers())
+    ops = table_of(gm)
+    known = node.op == "call_function" and node.target in ops.signatures
+    held = ops.arguments(node.target, node.args, node.kwargs) if known else {}
+    return isinstance(held.get("running_mean"), Node)

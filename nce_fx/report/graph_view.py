@@ -17,7 +17,7 @@ from nce_fx.ops.layers import find_layers
 from nce_fx.ops.work import shape_of
 from nce_fx.passes.analysis.channels import AxisWidth, ChannelGraph
 from nce_fx.passes.analysis.cost import NodeCost, analyze_cost, quantizer_bits
-from nce_fx.passes.analysis.sensitivity.by_group import group_shares
+from nce_fx.passes.analysis.sensitivity.report import group_shares
 from nce_fx.passes.transform.quantize.calibrate import quantized_value
 from nce_fx.passes.transform.quantize.read import weight_quantizers
 from nce_fx.paths import called, operation

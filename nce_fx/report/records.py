@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 from nce_fx.passes.analysis.channels.graph import ChannelGroup
 from nce_fx.passes.analysis.cost import CostReport
-from nce_fx.passes.planning.exact_budget import count
+from nce_fx.passes.planning.budget import count
 from nce_fx.quantities import QUANTITIES
 
 

@@ -6,7 +6,7 @@ from nce_fx.data.data_split import holding_out
 from nce_fx.data.loaders import CALIBRATION_BATCHES, CALIBRATION_SIZE
 from nce_fx.errors import InputError
 from nce_fx.passes.analysis.channels import analyze_channels
-from nce_fx.passes.planning.exact_budget import Reserve, plan_and_build
+from nce_fx.passes.planning.budget import Reserve, plan_and_build
 from nce_fx.passes.transform.quantize import RemoveQuantizers
 from nce_fx.passes.transform.resize import resize
 from nce_fx.plan import WidthPlan

@@ -16,7 +16,7 @@ from nce_fx.passes.analysis.channels import ChannelGraph
 from nce_fx.passes.analysis.cost import CostReport, analyze_cost
 from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.planning import Budget
-from nce_fx.passes.planning.exact_budget import Reserve, plan_and_build
+from nce_fx.passes.planning.budget import Reserve, plan_and_build
 from nce_fx.passes.transform.quantize import QuantSpec, quantize
 from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.pipeline import Given, Pass, Pipeline

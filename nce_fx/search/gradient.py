@@ -5,11 +5,11 @@ from functools import partial
 from nce_fx.data.data_split import split_data
 from nce_fx.errors import InputError
 from nce_fx.passes.analysis.channels import analyze_channels
-from nce_fx.passes.planning.exact_budget import plan_and_build
+from nce_fx.passes.planning.budget import plan_and_build
 from nce_fx.passes.transform.widths import InsertWidthChoices, channel_order
 from nce_fx.passes.transform.widths.choice_sites import find_choice_sites
 from nce_fx.search.asked import NO_CHOICE, Asked, SearchResult, calibrated, finish, seconds_of
-from nce_fx.search.candidates import first_candidates
+from nce_fx.search.expansion import first_candidates
 from nce_fx.search.outcome import plan_from
 from nce_fx.search.recipes import SearchRecipe
 from nce_fx.search.search_log import SearchLog

@@ -22,7 +22,7 @@ from nce_fx.errors import BudgetError
 from nce_fx.passes.analysis.channels import analyze_channels
 from nce_fx.passes.analysis.cost import CostReport, analyze_cost
 from nce_fx.passes.planning import Budget, plan_widths
-from nce_fx.passes.planning.exact_budget import Reserve, budget_at, plan_and_build
+from nce_fx.passes.planning.budget import Reserve, budget_at, plan_and_build
 from nce_fx.passes.transform.quantize import QuantSpec, RemoveQuantizers
 from nce_fx.passes.transform.resize import Kept, ResizeChannels, gathers_of
 from nce_fx.pipeline import Pipeline

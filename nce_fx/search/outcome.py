@@ -18,7 +18,7 @@ from typing import Any
 from nce_fx.frozen import Frozen
 from nce_fx.passes.analysis.cost import CostReport
 from nce_fx.passes.planning import Budget, plan_widths
-from nce_fx.passes.planning.exact_budget import Reserve
+from nce_fx.passes.planning.budget import Reserve
 from nce_fx.plan import WidthPlan
 
 _POWER = 4.0

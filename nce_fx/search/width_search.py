@@ -24,9 +24,8 @@ from nce_fx.passes.transform.quantize import QuantSpec
 from nce_fx.passes.transform.widths import Order, WidthDraw
 from nce_fx.processes import all_reduce_sum, call, sum_gradients
 from nce_fx.search.asked import choices_of
-from nce_fx.search.candidates import wider_candidate
 from nce_fx.search.carrying import going_on_with, of_kind
-from nce_fx.search.expansion import Grown, extended, grow
+from nce_fx.search.expansion import Grown, extended, grow, wider_candidate
 from nce_fx.search.expected_cost import Costs, costs_of
 from nce_fx.search.recipes import BETAS, SearchRecipe, tau_at, width_rate
 from nce_fx.search.search_log import Expansion, SearchEpoch

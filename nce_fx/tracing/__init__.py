@@ -36,10 +36,9 @@ from nce_fx.tracing.joining import join
 from nce_fx.tracing.matmul_to_linear import products_to_linear
 from nce_fx.tracing.modes import Modes, modes_of
 from nce_fx.tracing.parts import traceable_parts
-from nce_fx.tracing.preserved_state import Kept, Values, untouched, values_untouched
+from nce_fx.tracing.preserved_state import Kept, Values, keep_unused, untouched, values_untouched
 from nce_fx.tracing.shape_propagation import propagate_shapes
 from nce_fx.tracing.symbolic import UntraceableError, symbolic_graph
-from nce_fx.tracing.unused import keep_unused
 
 __all__ = ["trace"]
 

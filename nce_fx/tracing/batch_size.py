@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from nce_fx.batches import leading_size
 from nce_fx.ops import Op, Ops
+from nce_fx.ops.liveness import has_an_effect
 from nce_fx.ops.table import argument_names
-from nce_fx.tracing.effects import has_an_effect
 from nce_fx.tracing.equivalence import difference_of, outputs_of
 from nce_fx.tracing.inputs import Inputs
 

@@ -22,11 +22,11 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
 
 from nce_fx.batches import FIXED_SIZE, leading_size
 from nce_fx.ops import Op, Ops
+from nce_fx.ops.liveness import has_an_effect
 from nce_fx.ops.spellings import in_place
 from nce_fx.ops.table import default
 from nce_fx.traced import TracedModule
 from nce_fx.tracing.attention_decomposition import attention_opened
-from nce_fx.tracing.effects import has_an_effect
 from nce_fx.tracing.gradients import mark
 from nce_fx.tracing.inputs import Inputs
 from nce_fx.tracing.modes import module_by_mode

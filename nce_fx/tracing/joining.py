@@ -15,8 +15,8 @@ from torch.fx.node import map_arg
 
 from nce_fx.by_mode import ModeCode, place_by_mode
 from nce_fx.ops import Ops
+from nce_fx.ops.liveness import has_an_effect
 from nce_fx.traced import TracedModule
-from nce_fx.tracing.effects import has_an_effect
 from nce_fx.tracing.gradients import MARK
 from nce_fx.tracing.modes import Flag, place_flags
 

@@ -13,9 +13,9 @@ from torch.fx import GraphModule, Proxy
 
 from nce_fx.errors import one_line
 from nce_fx.ops import OPS, Ops
+from nce_fx.ops.liveness import has_an_effect
 from nce_fx.traced import TracedModule
 from nce_fx.tracing.attention_decomposition import can_open, open_attention, type_in_example
-from nce_fx.tracing.effects import has_an_effect
 from nce_fx.tracing.gradients import mark
 from nce_fx.tracing.inputs import Inputs
 from nce_fx.tracing.modes import flags, place_flags

@@ -67,7 +67,7 @@ def plan_widths(
         capacity: the share of a group's importance that is not its noise but what its width costs, 0 to 1, see
             `nce_fx.passes.planning.importance`. The objective is then of importances; ``source`` says the ``noise``
             beside it.
-        reserve: how much of a limit stays free, by quantity, see `nce_fx.passes.planning.exact_budget`.
+        reserve: how much of a limit stays free, by quantity, see `nce_fx.passes.planning.budget`.
 
     Raises:
         BudgetError: no plan can meet the budget, or an option makes no sense.

@@ -15,13 +15,12 @@ from nce_fx.devices import device_of, same_sums, to_device
 from nce_fx.errors import InputError
 from nce_fx.nearest import nearest
 from nce_fx.passes.analysis.channels.graph import ChannelGraph
-from nce_fx.passes.analysis.sensitivity.by_group import by_group
 from nce_fx.passes.analysis.sensitivity.curvature import hessian
 from nce_fx.passes.analysis.sensitivity.gradient import fisher, gauss_newton
 from nce_fx.passes.analysis.sensitivity.noise import Bits, Noise, Point, noise_in, real_noise
 from nce_fx.passes.analysis.sensitivity.one_at_a_time import kl, loss_increase
 from nce_fx.passes.analysis.sensitivity.probe import Batch, Probe, Watch
-from nce_fx.passes.analysis.sensitivity.report import NodeSensitivity, SensitivityReport
+from nce_fx.passes.analysis.sensitivity.report import NodeSensitivity, SensitivityReport, by_group
 from nce_fx.passes.analysis.sensitivity.scores import Progress, Scores
 from nce_fx.passes.analysis.sensitivity.shard import ALONE, Shard
 from nce_fx.passes.analysis.sensitivity.weights import sqnr, sqnr_activation

@@ -15,14 +15,7 @@ from nce_fx import artifacts
 from nce_fx.cli.commands import Retrain
 from nce_fx.cli.model_data import calibration
 from nce_fx.cli.parsing import PUBLISHED_RECIPE, build_model, is_code, recipe_fields
-from nce_fx.cli.rewriting import (
-    Retrained,
-    can_teach,
-    content,
-    rewritten_name,
-    rivals_of,
-    with_float_epochs,
-)
+from nce_fx.cli.rewriting import Retrained, can_teach, content, rewritten_name, rivals_of, with_float_epochs
 from nce_fx.cli.terminal import Terminal
 from nce_fx.data import load_data
 from nce_fx.errors import InputError

@@ -25,14 +25,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nce_fx.quantizers.base import (
-    FLOOR,
-    ActivationQuantizer,
-    Integers,
-    WeightQuantizer,
-    as_integers,
-    working,
-)
+from nce_fx.quantizers.base import FLOOR, ActivationQuantizer, Integers, WeightQuantizer, as_integers, working
 from nce_fx.quantizers.ewgs import scale_gradient
 from nce_fx.quantizers.rounding import Nearest, PassRound, clip_round
 

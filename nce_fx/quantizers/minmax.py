@@ -14,15 +14,7 @@ Gradient: straight through to weights (all lie inside the range); activations pa
 import torch
 from torch import Tensor
 
-from nce_fx.quantizers.base import (
-    FLOOR,
-    ActivationQuantizer,
-    Grid,
-    Integers,
-    WeightQuantizer,
-    whole,
-    working,
-)
+from nce_fx.quantizers.base import FLOOR, ActivationQuantizer, Grid, Integers, WeightQuantizer, whole, working
 from nce_fx.quantizers.rounding import RangeRound, clip_round
 
 RANGE = 8.0

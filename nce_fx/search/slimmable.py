@@ -14,17 +14,7 @@ from nce_fx.passes.planning.choices import Rules
 from nce_fx.passes.planning.settings import Settings
 from nce_fx.plain_table import table_of
 from nce_fx.plan import WidthPlan
-from nce_fx.search.asked import (
-    NO_CHOICE,
-    PLAN,
-    Asked,
-    Log,
-    SearchResult,
-    calibrated,
-    finish,
-    pinned_groups,
-    seconds_of,
-)
+from nce_fx.search.asked import NO_CHOICE, PLAN, Asked, Log, SearchResult, calibrated, finish, pinned_groups, seconds_of
 from nce_fx.search.comparing import Measuring, better_by, evolve
 from nce_fx.search.recipes import SlimmableRecipe
 from nce_fx.search.slices import Widest

@@ -5,16 +5,7 @@ from typing import Any
 
 import torch
 
-from nce_fx.ids.labels import (
-    FIXED,
-    NEUTRAL,
-    Label,
-    along,
-    broadcast,
-    constant,
-    core,
-    line_of,
-)
+from nce_fx.ids.labels import FIXED, NEUTRAL, Label, along, broadcast, constant, core, line_of
 from nce_fx.ids.rule_interface import RuleInterface
 from nce_fx.ids.value import ChannelTensor, activation, channel_tensors
 from nce_fx.ops.rules.calls import label_for

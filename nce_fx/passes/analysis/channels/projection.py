@@ -15,18 +15,7 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from nce_fx.ids.labels import (
-    FIRST_ID,
-    Ids,
-    Label,
-    bare,
-    core,
-    line_of,
-    memory_key,
-    placed,
-    ranks,
-    varies,
-)
+from nce_fx.ids.labels import FIRST_ID, Ids, Label, bare, core, line_of, memory_key, placed, ranks, varies
 
 _MOST_HELD = 2**27
 """Bytes of labels whose comparisons are kept, counted once for each."""

@@ -19,12 +19,12 @@ from nce_fx.search.recipes import SlimmableRecipe
 from nce_fx.search.slimming import Slimming
 from nce_fx.tasks import Loss, Task
 from nce_fx.tasks.metrics import Metric
+from nce_fx.training.batch_norm import reestimate
 from nce_fx.training.determinism import deterministic
 from nce_fx.training.evaluation import measure
 from nce_fx.training.loop import forward_pass
 from nce_fx.training.result import StepReport
 from nce_fx.training.run import CheckpointWriter, Run
-from nce_fx.training.running_statistics import reestimate
 
 _BATCHES = 20
 """How many batches what is held out is cut into at least: the spread over them says how sure a difference is."""

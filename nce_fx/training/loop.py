@@ -26,6 +26,7 @@ from nce_fx.errors import TrainingError
 from nce_fx.processes import Engine, all_reduce_sum, call, start_engine
 from nce_fx.quantizers.saved_tensors import compact_saving
 from nce_fx.tasks import LossLike, MetricLike, Task
+from nce_fx.training.batch_norm import SyncBatchStatistics, reestimate
 from nce_fx.training.batches import Data, batches_of, parts_of
 from nce_fx.training.checkpoint import last_good
 from nce_fx.training.determinism import deterministic, seed_step
@@ -41,8 +42,6 @@ from nce_fx.training.oscillation import dampen, share_moved, weight_levels
 from nce_fx.training.recipe import Recipe, bits_at, dampening_at, learning_rate_at
 from nce_fx.training.result import EpochRecord, Progress, StepReport, TrainResult, reporting
 from nce_fx.training.run import CheckpointWriter, Run, prepare
-from nce_fx.training.running_statistics import reestimate
-from nce_fx.training.sync_batch_norm import SyncBatchStatistics
 
 M = TypeVar("M", bound=nn.Module)
 

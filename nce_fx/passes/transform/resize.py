@@ -35,8 +35,7 @@ from nce_fx.passes.analysis.channels.plan_check import check_plan
 from nce_fx.passes.analysis.channels.projection import Mismatch
 from nce_fx.passes.analysis.channels.resizing import Broken, Resizing
 from nce_fx.passes.analysis.channels.structure import Structure, settle, spread_copies
-from nce_fx.passes.transform.memory import check_memory
-from nce_fx.passes.transform.resized_weights import Weights
+from nce_fx.passes.transform.resized_weights import Weights, check_memory
 from nce_fx.paths import module_at, tensor_at
 from nce_fx.pipeline import Given, Pass
 from nce_fx.plan import WidthPlan, model_fingerprint

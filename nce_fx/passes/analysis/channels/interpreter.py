@@ -16,9 +16,8 @@ from torch.fx.passes.shape_prop import TensorMetadata
 from nce_fx.by_mode import ByMode, is_by_mode
 from nce_fx.errors import ChannelError, where
 from nce_fx.ids.labels import FIXED, Label, constant, core, line_of
-from nce_fx.ids.reparametrized import plain_class
 from nce_fx.ids.rule_interface import RuleInterface
-from nce_fx.ids.space import IdSpace, Tensors
+from nce_fx.ids.space import IdSpace, Tensors, plain_class
 from nce_fx.ids.value import ChannelLayer, ChannelTensor, activation
 from nce_fx.ops import Absent, Op, WeightLayout, table_of
 from nce_fx.ops.given_weight import call_with_weight, module_called

@@ -26,8 +26,7 @@ from nce_fx.ids.labels import (
 from nce_fx.ids.rule_interface import Fact, NotFollowedError
 from nce_fx.ids.space import IdSpace, ParameterAxis, Pin, Tensors
 from nce_fx.ids.value import ChannelTensor, Weight
-from nce_fx.passes.analysis.channels.computed import Computed, computed
-from nce_fx.passes.analysis.channels.cutouts import grows_with_parameter
+from nce_fx.passes.analysis.channels.computed import Computed, computed, grows_with_parameter
 from nce_fx.passes.analysis.channels.interpreter import ChannelInterpreter
 
 

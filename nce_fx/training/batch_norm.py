@@ -5,19 +5,27 @@
 PyTorch's SyncBatchNorm exists for GPUs only and as a module only, but a traced graph may call ``batch_norm`` as a
 function. So the call itself is caught, wherever it is made, and the model stays as it is. The sums are differentiable:
 each process's gradient contains what its share did to the statistics of the others.
+
+Its running statistics can be taken anew from a trained network. While a network trains they are averages over networks
+that were: at few bits weights jump between levels to the last step, and what a layer gives jumps with them (Nagel et
+al. 2022, "Overcoming oscillations in quantization-aware training", arXiv 2203.11086). Plain means over some batches of
+the network as it is take their place.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
+from nce_fx.by_mode import evaluating
 from nce_fx.ops import OPS
+from nce_fx.processes import call
 
 
 class SyncBatchStatistics(TorchFunctionMode):
@@ -118,3 +126,33 @@ class _BatchNorm(torch.autograd.Function):
         passed.addcmul_(x, slope.view(shape)).sub_((slope * mean + scale * all_total / n).view(shape))
         needs = ctx.needs_input_grad
         return passed, along if needs[1] else None, total if needs[2] else None, None
+
+
+def reestimate(
+    model: nn.Module, batches: Iterable[Any], forward_pass: Callable[[], AbstractContextManager[None]]
+) -> None:
+    """Set the running mean and variance of every BatchNorm module to their means over batches.
+
+    All else runs as in evaluation. Modes and momenta are put back.
+
+    Args:
+        model: a trained network; its BatchNorm modules are changed.
+        batches: the inputs of each forward pass.
+        forward_pass: what surrounds one.
+    """
+    norms: list[Any] = [
+        module for module in model.modules() if OPS.derived(module) is OPS["batch_norm"] and module.track_running_stats
+    ]
+    momenta = [norm.momentum for norm in norms]
+    try:
+        with evaluating(model), torch.no_grad():
+            for norm in norms:
+                norm.training = True
+                norm.reset_running_stats()
+                norm.momentum = None  # a plain mean over all batches
+            for inputs in batches:
+                with forward_pass():
+                    call(model, inputs)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

@@ -32,11 +32,7 @@ def lines_svg(lines: Sequence[Line], title: str, axis: str) -> str:
     def at(x: float, y: float) -> tuple[float, float]:
         return _LEFT + (x - low) / ((high - low) or 1.0) * _WIDTH, _TOP + (1 - y / top) * _HEIGHT
 
-    body = []
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        y = at(low, share * top)[1]
-        body.append(f'<line class="grid" x1="{_LEFT}" x2="{_LEFT + _WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        body.append(f'<text class="soft" x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{share * top:.2f}</text>')
+    body = grid(_LEFT, _LEFT + _WIDTH, _TOP, _HEIGHT, top)
     bottom = _TOP + _HEIGHT + 20
     body.append(f'<text class="soft" x="{_LEFT}" y="{bottom}">{low:g}</text>')
     body.append(f'<text class="soft" x="{_LEFT + _WIDTH}" y="{bottom}" text-anchor="end">{high:g}</text>')
@@ -56,9 +52,24 @@ def lines_svg(lines: Sequence[Line], title: str, axis: str) -> str:
             f'<text class="name" x="{_LEFT + _WIDTH + 12}" y="{_TOP + _ROW * (row + 1)}" style="fill:{colour}">'
             f"{last} {escape(line.name[-32:])}</text>"
         )
+    return picture(width, height, title, _STYLE, body)
+
+
+def grid(left: float, right: float, top: float, height: float, most: float) -> list[str]:
+    """Return five lines across a picture with what they stand for at the left, 0 at the bottom and ``most`` on top."""
+    body = []
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        y = top + height * (1 - share)
+        body.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        body.append(f'<text class="soft" x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{share * most:.2f}</text>')
+    return body
+
+
+def picture(width: float, height: float, title: str, style: str, body: Sequence[str]) -> str:
+    """Return an SVG picture on white paper with its title above."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style>"
+        f"<title>{escape(title)}</title><style>{style}</style>"
         f'<rect class="paper" width="{width}" height="{height}"/>'
         f'<text x="{_LEFT}" y="22">{escape(title)}</text>{"".join(body)}</svg>\n'
     )

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 import nce_fx
 from nce_fx import artifacts
 from nce_fx.cli import app
-from nce_fx.cli.model_explorer import model_explorer
+from nce_fx.export.network import model_explorer
 from nce_fx.models import MODELS
 
 

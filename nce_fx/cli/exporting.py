@@ -8,12 +8,12 @@ from torch.fx import GraphModule
 
 from nce_fx import artifacts
 from nce_fx.cli.commands import Export
-from nce_fx.cli.model_explorer import model_explorer
 from nce_fx.cli.pass_hooks import between_passes
 from nce_fx.cli.retraining import model_of_folder
 from nce_fx.cli.terminal import Terminal
 from nce_fx.errors import ExportError, InputError
 from nce_fx.export import OnnxExport, export_onnx, export_pt2, save_packed
+from nce_fx.export.network import model_explorer
 from nce_fx.files import write_whole
 from nce_fx.passes.by_name import pass_named
 from nce_fx.passes.transform.fold import FoldBatchNorm

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 from torch._ops import OpOverload
@@ -33,9 +33,6 @@ from nce_fx.ops.given_weight import module_called
 from nce_fx.ops.op import OWN_ROW, Absent, Op
 from nce_fx.ops.spellings import spellings_of
 from nce_fx.registry import Registry
-
-Value = TypeVar("Value")
-
 
 _OWN_NAMES = {"self": "input", "indices": "input", "train": "training"}
 """What ATen calls an argument -> what the signatures call it."""
@@ -147,10 +144,6 @@ class Ops:
     def where(self, wanted: Callable[[Op], bool]) -> frozenset[Any]:
         """Return every spelling of the rows that one asks for."""
         return frozenset(spelling for spelling, row in self.spellings.items() if wanted(row))
-
-    def by_spelling(self, values: Mapping[str, Value]) -> dict[Any, Value]:
-        """Return for every spelling of some operations what is given by their names."""
-        return {spelling: values[row.name] for spelling, row in self.spellings.items() if row.name in values}
 
 
 def own_row(target: Any) -> Op | None:

@@ -20,7 +20,7 @@ from nce_fx.passes.transform.widths import InsertWidthChoices, RemoveWidthChoice
 from nce_fx.pipeline import Pass, Pipeline
 from nce_fx.pipeline.text import parse
 from nce_fx.registry import Registry
-from nce_fx.tracing.trace_again import TraceAgain
+from nce_fx.tracing import TraceAgain
 
 PASSES: Registry[type[Pass]] = Registry(
     "passes",

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
+from nce_fx.line_chart import grid, picture
 from nce_fx.report.tables import thousands
 from nce_fx.sweep import SweepPoint
 
@@ -19,13 +20,9 @@ def front_svg(points: Sequence[SweepPoint], title: str) -> str:
     macs, params = ([float(point.cost[name]) for point in points] for name in ("macs", "params"))
     width = 2 * (_LEFT + _WIDTH) + _GAP
     height = _TOP + _HEIGHT + _BOTTOM
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style>"
-        f'<rect class="paper" width="{width}" height="{height}"/>'
-        f'<text x="{_LEFT}" y="22">{escape(title)}</text>'
-        f"{_panel(points, macs, 'MACs', _LEFT)}{_panel(points, params, 'parameters', 2 * _LEFT + _WIDTH + 30)}</svg>\n"
-    )
+    right = 2 * _LEFT + _WIDTH + 30
+    body = (_panel(points, macs, "MACs", _LEFT), _panel(points, params, "parameters", right))
+    return picture(width, height, title, _STYLE, body)
 
 
 def _panel(points: Sequence[SweepPoint], costs: Sequence[float], name: str, left: int) -> str:
@@ -37,12 +34,7 @@ def _panel(points: Sequence[SweepPoint], costs: Sequence[float], name: str, left
         x = left + (cost - low) / span * _WIDTH
         return f"{x:.1f},{_TOP + _HEIGHT - noise / most_noise * _HEIGHT:.1f}"
 
-    parts = []
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        noise = share * most_noise
-        y = _TOP + _HEIGHT * (1 - share)
-        parts.append(f'<line class="grid" x1="{left}" x2="{left + _WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="soft" x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{noise:.2f}</text>')
+    parts = grid(left, left + _WIDTH, _TOP, _HEIGHT, most_noise)
     bottom = _TOP + _HEIGHT
     parts.append(f'<line class="axis" x1="{left}" x2="{left + _WIDTH}" y1="{bottom}" y2="{bottom}"/>')
     for cost, anchor, x in ((low, "start", left), (high, "end", left + _WIDTH)):

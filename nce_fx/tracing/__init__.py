@@ -12,7 +12,8 @@ where they differ the next way is tried. The way is in ``gm.meta["traced"]``, in
 
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -24,8 +25,9 @@ from nce_fx.errors import TraceError, one_line
 from nce_fx.ops import Ops
 from nce_fx.ops.table import default
 from nce_fx.paths import modules_of
+from nce_fx.pipeline import Given, Pass
 from nce_fx.pipeline.history import HISTORY, begin, traced_again
-from nce_fx.signature import signature
+from nce_fx.signature import call_of, signature
 from nce_fx.traced import ATTRIBUTES, FROZEN, ORIGIN, kept_attributes
 from nce_fx.tracing.batch_size import follow_batch
 from nce_fx.tracing.equivalence import Reference
@@ -40,7 +42,7 @@ from nce_fx.tracing.preserved_state import Kept, Values, keep_unused, untouched,
 from nce_fx.tracing.shape_propagation import propagate_shapes
 from nce_fx.tracing.symbolic import UntraceableError, symbolic_graph
 
-__all__ = ["trace"]
+__all__ = ["TraceAgain", "trace"]
 
 _ONE_AT_A_TIME = threading.RLock()
 """What tracing replaces in PyTorch, every thread meets."""
@@ -274,3 +276,16 @@ def _hides_weights(gm: GraphModule) -> bool:
 def defining_module(node: Node) -> str:
     """Return the name of the module that defines a function node's target, or an empty string."""
     return str(getattr(node.target, "__module__", None) or "")
+
+
+@dataclass(frozen=True)
+class TraceAgain(Pass):
+    """Give a graph the shapes that it has at other inputs; what `nce_fx.trace` does with one that is given to it."""
+
+    name: ClassVar[str] = "trace"
+    inputs: tuple[dict[str, Any], ...]
+    """Their signature: ``{"tensor": [1, 3, 32, 32], "dtype": "float32"}``."""
+
+    def apply(self, gm: GraphModule, given: Given) -> GraphModule:
+        """Return the graph, which shares its parameters with the one that was given."""
+        return trace(gm, call_of(list(self.inputs)))

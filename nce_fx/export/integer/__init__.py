@@ -20,8 +20,6 @@ module.py       operators.py   the file as a PyTorch module
 reasons.py      why a node stays in float
 """
 
-from __future__ import annotations
-
 from nce_fx.export.integer.lower import Lowered, lower
 from nce_fx.export.integer.module import to_module
 

@@ -16,8 +16,6 @@ otherwise.
 Where none of these will do, the sum is computed in float as PyTorch does, and rounded then.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import product
 

@@ -1,7 +1,5 @@
 """A convolution of integers, with all that lies between it and the next quantizer, as one QLinearConv."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 

@@ -5,8 +5,6 @@
 Of a depthwise one with a kernel of 5 by 5 and two bits no two sums are more than 25 * 3 * 3 = 225 apart.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ Where a quantizer follows, its level may still be a staircase over the sum befor
 rises again, but where that is not half a step below zero, no level shows it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 

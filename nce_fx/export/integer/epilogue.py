@@ -5,8 +5,6 @@ factor. So the level that a quantizer gives is a staircase over the convolution'
 one in each channel; with a curve it is asked whether it is one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 

@@ -7,8 +7,6 @@ in every block, which meets a weight of zero, that rounds nothing, and sums are 
 ``q * factor + shift``, of which q is packed; what the shift adds is the sum of the row, times that.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import numpy as np

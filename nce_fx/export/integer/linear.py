@@ -7,8 +7,6 @@ the sum of x is added: one more column, of ones, of a MatMulInteger. Where few r
 each time, it stays packed, see `nce_fx.export.integer.few_rows`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 

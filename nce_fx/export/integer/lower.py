@@ -1,7 +1,5 @@
 """From a plan to the nodes of the file."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

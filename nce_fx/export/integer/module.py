@@ -1,7 +1,5 @@
 """An integer file as a plain PyTorch module, to be read, run and tested in Python."""
 
-from __future__ import annotations
-
 import keyword
 import re
 

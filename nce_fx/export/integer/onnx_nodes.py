@@ -1,7 +1,5 @@
 """Reading and writing ONNX graphs: who writes a tensor, who reads it, which are constants; and new nodes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

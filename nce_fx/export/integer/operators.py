@@ -4,8 +4,6 @@ Whole-number sums are taken in double precision, which holds them exactly, becau
 a CPU. Names and arguments are ONNX's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -5,8 +5,6 @@ are wanted, as integers or as the exporter has them. A convolution whose quantiz
 nobody else, so its float form falls away, and with it the BatchNorm behind it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 
 import numpy as np

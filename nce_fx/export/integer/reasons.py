@@ -1,7 +1,5 @@
 """Why a node computes in float, in words."""
 
-from __future__ import annotations
-
 from onnx import NodeProto
 
 from nce_fx.export.integer.onnx_nodes import is_activation, is_marker

@@ -12,8 +12,6 @@ interval of ratios; a bias is good when these intersect. The finer the sum, the 
 they leave is a concave function of the bias, so that the best one is found, and where that is none, there is none.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

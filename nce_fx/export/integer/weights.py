@@ -7,8 +7,6 @@ onnxruntime computes these once, when a session is made. The levels of a weight 
 finer is the bias that is added to a sum. A channel whose sign changes is written with ``-1 - q`` for ``q``.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -103,8 +103,7 @@ def distributed(model: nn.Module, engine: Engine) -> nn.Module:
     options = DistributedDataParallelKwargs(
         find_unused_parameters=True, broadcast_buffers=False, gradient_as_bucket_view=True
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of accelerate, on its own names
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of accelerate, on its own names
         accelerator = Accelerator(cpu=engine.device.type == "cpu", kwargs_handlers=[options])
         prepared: nn.Module = accelerator.prepare_model(_WithSpare(model).to(engine.device), device_placement=False)
     return prepared

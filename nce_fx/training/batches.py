@@ -63,24 +63,9 @@ def batches_of(loader: Loader, engine: Engine, skip: int = 0, *, drop_empty: boo
 
 def _with_batches(loader: DataLoader[Any], lists: _Slices) -> DataLoader[Any]:
     """The same DataLoader over other index lists; its options are all that it takes beside them."""
-    options = dict.fromkeys(
-        (
-            "num_workers",
-            "collate_fn",
-            "pin_memory",
-            "timeout",
-            "worker_init_fn",
-            "multiprocessing_context",
-            "generator",
-            "prefetch_factor",
-            "pin_memory_device",
-        )
-    )
-    return DataLoader(
-        loader.dataset,
-        batch_sampler=lists,
-        **{name: getattr(loader, name) for name in options},
-    )
+    loading = ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context")
+    options = (*loading, "generator", "prefetch_factor", "pin_memory_device")
+    return DataLoader(loader.dataset, batch_sampler=lists, **{name: getattr(loader, name) for name in options})
 
 
 def _share(size: int, engine: Engine, drop_empty: bool) -> range:

@@ -1,8 +1,7 @@
 """What is known of a traced network before its widths are planned."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
+from typing import Self
 
 from torch.fx import GraphModule
 
@@ -30,7 +29,7 @@ class Analyses:
         spec: QuantSpec = self.uniform.meta["spec"]
         return spec
 
-    def quantized_as(self, uniform: GraphModule, sensitivity: SensitivityReport) -> Analyses:
+    def quantized_as(self, uniform: GraphModule, sensitivity: SensitivityReport) -> Self:
         """Return the analyses of the same network with other quantizers, at its own widths."""
         model = self.cost.model
         rows = tuple(model.quantities.values())

@@ -3,11 +3,9 @@
 A `FrozenDict` is a `dict` in all else, so it prints, compares, copies, pickles and turns into JSON as one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -29,7 +27,7 @@ class FrozenDict(dict[K, V]):
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self))
 
-    def __copy__(self) -> FrozenDict[K, V]:
+    def __copy__(self) -> Self:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:

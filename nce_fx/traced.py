@@ -3,12 +3,10 @@
 What it needs to know travels in its ``meta``, which every pass carries along.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterable
 from types import FunctionType, MethodType
-from typing import Any
+from typing import Any, Self
 
 from torch import nn
 from torch.fx import Graph, GraphModule
@@ -45,7 +43,7 @@ class TracedModule(GraphModule):
         type(self).__call__ = TracedModule.__call__  # type: ignore[method-assign]
         return code
 
-    def train(self, mode: bool = True) -> TracedModule:
+    def train(self, mode: bool = True) -> Self:
         """Set the mode of all but what the user's model keeps frozen."""
         super().train(mode)
         frozen = self.meta.get(FROZEN) if mode else None

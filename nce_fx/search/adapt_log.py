@@ -1,10 +1,8 @@
 """What a search that moves widths writes down: every move, what it was held against, and whether it stayed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from rich.table import Table
 
@@ -26,7 +24,7 @@ class Move(Frozen):
     """Which channels of those that are narrower stay; those that carry most by default."""
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Move:
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Return the move that `dataclasses.asdict` and JSON wrote."""
         kept = values["keep"]
         if kept is not None:

@@ -3,13 +3,11 @@
 Everything here is a function of the recipe and the position in training, so that a run can be resumed anywhere.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StrictBool, StrictInt
 
@@ -112,7 +110,7 @@ class Recipe:
         return asdict(self) | {"bits": list(self.bits)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Return the recipe that ``to_dict`` wrote.
 
         Raises:

@@ -5,6 +5,7 @@ are wanted, as integers or as the exporter has them. A convolution whose quantiz
 nobody else, so its float form falls away, and with it the BatchNorm behind it.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -83,6 +84,7 @@ def make_partition(nodes: Nodes, given: Marked) -> Partition:
                 plan.linear[node.output[0]] = found
             elif found is not None:
                 plan.refused[node.output[0]] = found
+    _refuse_what_costs_more(plan)
     for node, source in read:
         # What one quantizer needs in float the others read, too: rounding is less work than another convolution.
         if any(output in plan.refused for output in convolutions(source)):
@@ -96,6 +98,14 @@ def make_partition(nodes: Nodes, given: Marked) -> Partition:
         plan.linear |= packed
     _want(plan)
     return plan
+
+
+def _refuse_what_costs_more(plan: Partition) -> None:
+    """Refuse convolutions of nine bits that several quantizers read: twice two of eight take longer than floats."""
+    times = Counter(output for output, _ in plan.fitted)
+    for (output, _), fitted in plan.fitted.items():
+        if times[output] > 1 and not fitted.times:
+            plan.refused[output] = "its weight needs nine bits as integers, and several quantizers read it"
 
 
 def moves(plan: Partition, node: NodeProto) -> bool:

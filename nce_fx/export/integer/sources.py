@@ -7,7 +7,8 @@
     all else                                      floats, then rounded (`Plain`)
 
 What lies between must have no other reader who would want it in float. Where several quantizers read a tensor, as it is
-or pooled, each has a convolution of its own: two of integers take less than one of floats and two roundings.
+or pooled, each has a convolution of its own: two of integers take less than one of floats and two roundings, unless the
+weight needs nine bits.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from nce_fx.copying import copy_model
+from nce_fx.devices import check_values
 from nce_fx.errors import ArtifactError, PlanError
 from nce_fx.files import replaced
 from nce_fx.nearest import nearest_path
@@ -100,6 +101,7 @@ def save(
     directory = Path(directory)
     if not force:
         check_free(directory)
+    check_values(gm, "saving")
     history, spec = history_of(gm), gm.meta.get("spec")
     history.check(gm)
     plan = gm.meta.get("plan", WidthPlan({}, {}, history.graph))

@@ -11,10 +11,26 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from nce_fx.errors import InputError
+
 
 def device_of(module: nn.Module) -> torch.device:
     """Return the device of a module's first parameter or, without any, buffer; the CPU without either."""
     return next((tensor.device for tensor in chain(module.parameters(), module.buffers())), torch.device("cpu"))
+
+
+def check_values(model: nn.Module, work: str) -> None:
+    """Refuse a model whose parameters or buffers are on PyTorch's meta device, where ``work`` needs their values.
+
+    Raises:
+        InputError: one is.
+    """
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if tensor.is_meta:
+            raise InputError(
+                f"{name} is on the meta device and has no values, which {work} needs: build the model elsewhere, or"
+                " load its weights first"
+            )
 
 
 FREE_MEMORY = "NCE_FX_FREE_MEMORY"

@@ -219,6 +219,26 @@ def test_counts_beyond_32_bits_are_exact():
     assert cost.at(wide).total.params == (60_000 + 1) * (2**31 + 1) + (2**31 + 1 + 1) * 50_000
 
 
+def test_a_network_without_values_is_planned_and_resized_and_no_more(tmp_path):
+    with torch.device("meta"):
+        model, x = net(), torch.zeros(2, 2, 6, 6)
+    gm = nce_fx.trace(model, (x,))
+    widths = {group.id: group.width + 2 for group in nce_fx.analyze_channels(gm) if group.pinned is None}
+    wide = nce_fx.resize(gm, widths)
+    assert wide(x).shape == (2, 3)
+    assert sum(each.numel() for each in wide.parameters()) == nce_fx.analyze_cost(gm).at(widths).total.params
+    doors: dict[str, Callable[[], object]] = {
+        "quantizing": lambda: nce_fx.rewrite(model, (x,)),
+        "a sensitivity": lambda: nce_fx.analyze_sensitivity(gm, [(images(), LABELS)]),
+        "training": lambda: train(gm, samples(images()), Recipe(epochs=1)),
+        "evaluation": lambda: evaluate(gm, samples(images())),
+        "saving": lambda: nce_fx.save(wide, tmp_path / "result"),
+    }
+    for door, work in doors.items():
+        with pytest.raises(NceFxError, match=f"0.weight is on the meta device and has no values, which {door} needs"):
+            work()
+
+
 def test_two_rewrites_in_two_threads_are_those_of_one():
     # Made beforehand: the generator that they are drawn from is one for all threads.
     networks, inputs = (net(6), net(9)), images()

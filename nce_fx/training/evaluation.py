@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 from nce_fx.batches import named, read, samples_in
 from nce_fx.by_mode import evaluating
 from nce_fx.copying import copy_model
-from nce_fx.devices import device_of, to_device
+from nce_fx.devices import check_values, device_of, to_device
 from nce_fx.errors import TrainingError
 from nce_fx.processes import Engine, all_reduce_sum, call, start_engine
 from nce_fx.tasks import LossLike, MetricLike, Task
@@ -39,6 +39,7 @@ def evaluate(
         TrainingError: the split has no samples, the metric does not fit the output and the target, or an output is NaN.
     """
     task, engine = Task.of(loss, metric), start_engine()
+    check_values(model, "evaluation")
     if device_of(model).type != engine.device.type:
         model = copy_model(model).to(engine.device)
     with deterministic(engine.device):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nce_fx.copying import copy_model
+from nce_fx.devices import check_values
 from nce_fx.errors import ArtifactError, InputError, TrainingError
 from nce_fx.processes import Engine, agree_on, distributed
 from nce_fx.tasks import Task
@@ -156,6 +157,7 @@ def prepare(
     steps = len(data.loader("train", batch_size=recipe.batch_size, seed=recipe.seed, epoch=0, shuffle=True))
     if not steps:
         raise TrainingError("the train split has no batches: it has no samples, or fewer than one batch")
+    check_values(original, "training")
     identity = {
         "data": getattr(data, "name", type(data).__name__),
         "batches in an epoch": steps,

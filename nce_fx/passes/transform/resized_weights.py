@@ -104,7 +104,7 @@ class Weights:
         The noise is the product of a random vector over the axis and one over the rest of the weight, of which a block
         (the whole before any gather, the axis it is cut along, and where it begins) takes its own part.
         """
-        if gather.divisor is None:
+        if gather.divisor is None or weight.is_meta:  # without values there is nothing to divide
             return
         shared = np.flatnonzero(gather.divisor > 1)
         if not shared.size:

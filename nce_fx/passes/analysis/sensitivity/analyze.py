@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
 from nce_fx.batches import gathered, read
-from nce_fx.devices import device_of, same_sums, to_device
+from nce_fx.devices import check_values, device_of, same_sums, to_device
 from nce_fx.errors import InputError
 from nce_fx.nearest import nearest
 from nce_fx.passes.analysis.channels.graph import ChannelGraph
@@ -122,6 +122,7 @@ def analyze_sensitivity(
         from nce_fx.passes.analysis.channels import analyze_channels
 
         channels = analyze_channels(gm)
+    check_values(gm, "a sensitivity")
     shard = Shard.of(len(given)) if METRICS[name].needs_data else ALONE
     probe = Probe.of(gm, noise or real_noise(bits), criterion, shard, watch)
     device = device_of(gm)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 
 from torch.fx import GraphModule
 
+from nce_fx.devices import check_values
 from nce_fx.passes.transform.quantize.calibrate import Observers, calibrate, carry_ranges, set_ranges
 from nce_fx.passes.transform.quantize.quantizer_nodes import in_float, insert_quantizers
 from nce_fx.passes.transform.quantize.read import (
@@ -66,6 +67,7 @@ class InsertQuantizers(Pass):
         Raises:
             QuantizeError: as `quantize` does.
         """
+        check_values(gm, "quantizing")
         result = insert_quantizers(gm, self.spec)
         result.meta["spec"] = self.spec
         result.meta.setdefault("plan", WidthPlan({}, {}, model_fingerprint(gm)))

@@ -3,6 +3,8 @@
 Exit codes: 0 done, 1 something was not right, 2 usage, 130 stopped with Ctrl-C.
 """
 
+import codecs
+import io
 import os
 import sys
 from typing import Annotated, Any
@@ -13,9 +15,10 @@ from typer.core import TyperGroup
 from nce_fx.cli.command import with_common
 from nce_fx.cli.commands import analyze, apply, diff, export, inspect, retrain, rewrite, search
 from nce_fx.cli.listing import known, models, passes
-from nce_fx.cli.narrow_terminal import show_what_can_be_shown
 from nce_fx.plain_text import visible
 from nce_fx.version import __version__
+
+_PLAIN = {"█": "#", "✓": "*", "→": "->", "…": "...", "\u00d7": "x", "▲": "^", "▼": "v", "—": "-"}
 
 
 class Commands(TyperGroup):
@@ -79,9 +82,23 @@ def main() -> None:
     # OpenMP reads it when torch is loaded. Threads that spin while they wait made the demo on two busy cores take six
     # times as long as threads that sleep.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    show_what_can_be_shown()
+    _show_what_can_be_shown()
     app()
 
 
 def _complain(message: str) -> None:
     print(f"nce-fx: {visible(' '.join(message.split()))}", file=sys.stderr)
+
+
+def _show_what_can_be_shown() -> None:
+    """Have output say ``->`` for an arrow where its encoding has none: that is no reason to stop."""
+    codecs.register_error("nce_fx_plain", _replace)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="nce_fx_plain")
+
+
+def _replace(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_PLAIN.get(each, "?") for each in error.object[error.start : error.end]), error.end

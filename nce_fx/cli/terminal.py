@@ -25,12 +25,13 @@ from rich.table import Table
 from rich.text import Text
 
 from nce_fx.cli.events import current_verbosity, log_event
-from nce_fx.cli.narrow_terminal import NARROW, as_list
 from nce_fx.plain_text import visible
 from nce_fx.training.result import StepReport
 
 _WIDE = 120
 """Columns of tables where the output is a file or a pipe."""
+_NARROW = 64
+"""Columns of a terminal below which a table is shown as a list."""
 
 
 class PlainConsole(Console):
@@ -74,7 +75,7 @@ class Terminal:
 
     def show(self, renderable: RenderableType) -> None:
         """Print a table or a text of the result."""
-        narrow = isinstance(renderable, Table) and self.results.width < NARROW
+        narrow = isinstance(renderable, Table) and self.results.width < _NARROW
         for line in as_list(renderable) if narrow and isinstance(renderable, Table) else (renderable,):
             self.results.print(line)
         self.results.print()
@@ -161,3 +162,22 @@ class Steps:
         """Move the bar of the step that runs."""
         if self.current is not None:
             self.bars.update(self.current, total=total, completed=done)
+
+
+def as_list(table: Table) -> Iterator[RenderableType]:
+    """Show a table row by row, a line a cell: nothing is cut, however narrow the terminal."""
+    if table.title:
+        yield Text(visible(str(table.title)), style="italic")
+    columns = [(str(column.header), list(column.cells)) for column in table.columns]
+    for cells in zip(*(cells for _, cells in columns), strict=True):
+        named = [(name, _text(cell)) for (name, _), cell in zip(columns, cells, strict=True) if str(cell)]
+        if named:
+            yield Text.assemble((str(named[0][1]), "bold"), overflow="fold")
+        for name, cell in named[1:]:
+            yield Text.assemble(f"  {name}: ", cell, overflow="fold")
+    if table.caption:
+        yield Text(visible(str(table.caption)), style="italic")
+
+
+def _text(cell: Any) -> Text:
+    return cell if isinstance(cell, Text) else Text(visible(str(cell)))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
@@ -61,6 +62,12 @@ Rule = Callable[[GraphModule, Node], Layer]
 def shape_of(node: Node) -> tuple[int, ...]:
     """Return the traced shape of a node's value; empty where it is not one tensor."""
     return tuple(getattr(node.meta.get("tensor_meta"), "shape", ()))
+
+
+def is_floating(node: Node) -> bool:
+    """Whether a node's value is one tensor of real numbers."""
+    dtype = getattr(node.meta.get("tensor_meta"), "dtype", None)
+    return isinstance(dtype, torch.dtype) and dtype.is_floating_point
 
 
 def ancestors(nodes: Iterable[Any], through: Callable[[Node], bool] = lambda node: True) -> Iterator[Node]:

@@ -18,7 +18,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from nce_fx.ops import Ops
-from nce_fx.ops.work import ancestors, descendants, shape_of
+from nce_fx.ops.work import ancestors, descendants, is_floating, shape_of
 from nce_fx.paths import tensor_at
 
 
@@ -65,7 +65,7 @@ def _sorted(gm: GraphModule) -> tuple[set[Node], set[Node]]:
 
 def _is_whole(node: Node) -> bool:
     """Whether a value is a matrix of the sizes of a parameter that it is made of, not one that was cut or folded."""
-    if _rank(node) != 2 or not node.meta["tensor_meta"].dtype.is_floating_point:
+    if _rank(node) != 2 or not is_floating(node):
         return False
     sizes = sorted(shape_of(node))
     return any(each.op == "get_attr" and sorted(shape_of(each)) == sizes for each in ancestors([node]))

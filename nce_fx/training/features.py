@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from nce_fx.errors import InputError
+from nce_fx.ops.work import shape_of
 from nce_fx.passes.transform.quantize.calibrate import quantized_value
 from nce_fx.paths import called
 from nce_fx.quantizers import ActivationQuantizer
@@ -34,8 +35,10 @@ def tapped(student: nn.Module, teacher: nn.Module) -> tuple[GraphModule, GraphMo
         if quantizer is None:
             continue
         place = theirs.get(quantized_value(quantizer, node))
-        shape = _shape(place)
-        if place is not None and place.op != "placeholder" and len(shape) > 2:
+        if place is None or place.op == "placeholder":
+            continue
+        shape = shape_of(place)
+        if len(shape) > 2:
             pairs[shape[2:] if len(shape) > 3 else shape[1:2]] = node, place
     if not pairs:
         raise InputError(
@@ -55,11 +58,6 @@ def feature_loss(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> Te
 def _map(values: Tensor) -> Tensor:
     """(N, channels, places ...) or (N, tokens, channels) -> (N, places), each row of length one."""
     return F.normalize(values.float().square().sum(1 if values.dim() > 3 else 2).flatten(1), dim=1)
-
-
-def _shape(node: Node | None) -> tuple[int, ...]:
-    shape = getattr(node.meta.get("tensor_meta"), "shape", ()) if node is not None else ()
-    return tuple(int(size) for size in shape)
 
 
 def _with_outputs(gm: GraphModule, nodes: tuple[Node, ...]) -> GraphModule:

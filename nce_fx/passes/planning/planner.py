@@ -9,9 +9,8 @@ from nce_fx.passes.analysis.channels.graph import ChannelGraph
 from nce_fx.passes.analysis.cost import CostReport
 from nce_fx.passes.analysis.polynomial import Floats, Integers
 from nce_fx.passes.planning.budget import Budget
-from nce_fx.passes.planning.choices import Choices, Rules, legal_choices, sensitivity_of
+from nce_fx.passes.planning.choices import Choices, Rules, check_feasible, legal_choices, sensitivity_of
 from nce_fx.passes.planning.importance import importance_of
-from nce_fx.passes.planning.infeasible import check_feasible
 from nce_fx.passes.planning.integer_widths import Problem, to_integers
 from nce_fx.passes.planning.posynomial import Constraints, constraints
 from nce_fx.passes.planning.relaxation import relax

@@ -16,8 +16,7 @@ from nce_fx.frozen import Frozen
 from nce_fx.passes.analysis.cost import CostReport
 from nce_fx.passes.analysis.polynomial import Floats, Integers
 from nce_fx.passes.planning import Budget
-from nce_fx.passes.planning.choices import Choices, Rules, legal_choices
-from nce_fx.passes.planning.infeasible import check_feasible
+from nce_fx.passes.planning.choices import Choices, Rules, check_feasible, legal_choices
 
 Setting = tuple[int, ...]
 """For each group that has a choice, the index of its width."""

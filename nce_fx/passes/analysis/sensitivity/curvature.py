@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from nce_fx.passes.analysis.sensitivity.gradient import random_signs
 from nce_fx.passes.analysis.sensitivity.probe import Batch, Probe
 from nce_fx.passes.analysis.sensitivity.scores import Progress, Scores
 from nce_fx.passes.analysis.sensitivity.shard import Shard
@@ -45,7 +46,7 @@ def hessian(probe: Probe, batches: Sequence[Batch], progress: Progress) -> Score
             value = values[node].detach()
             squared[index] += float((probe.rounded(node, value) - value).square().mean()) * count
         for _ in range(PROBES):
-            signs = [_signs(tensor, generator) for tensor in tensors]
+            signs = [random_signs(tensor.shape, generator).to(tensor) for tensor in tensors]
             pairs = [(g, v) for g, v in zip(gradients, signs, strict=True) if g is not None and g.requires_grad]
             products = torch.autograd.grad(
                 [g for g, _ in pairs], tensors, [v for _, v in pairs], retain_graph=True, allow_unused=True
@@ -72,8 +73,3 @@ def _summed(shard: Shard, values: Sequence[float]) -> list[float]:
 
 def _tracked(value: Tensor) -> Tensor:
     return value if value.requires_grad else value.detach().requires_grad_()
-
-
-def _signs(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    bits = torch.randint(0, 2, tensor.shape, generator=generator)
-    return (bits * 2 - 1).to(tensor.dtype).to(tensor.device)

@@ -66,16 +66,17 @@ def gauss_newton(probe: Probe, batches: Sequence[Batch], progress: Progress) -> 
 
     def draws(output: Any, target: Any) -> list[Tensor]:
         at, axis = first_tensor(output).detach(), probe.axis_of_classes(output, target)
-        return [root(at, _signs(at.shape, generator).to(at), axis) for _ in range(DRAWS)]
+        return [root(at, random_signs(at.shape, generator).to(at), axis) for _ in range(DRAWS)]
 
     def skip(shape: torch.Size) -> None:
         for _ in range(DRAWS):
-            _signs(shape, generator)
+            random_signs(shape, generator)
 
     return _squared_products(probe, batches, progress, draws, skip)
 
 
-def _signs(shape: torch.Size, generator: torch.Generator) -> Tensor:
+def random_signs(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Return random signs, 1 and -1."""
     return torch.randint(0, 2, shape, generator=generator) * 2 - 1
 
 

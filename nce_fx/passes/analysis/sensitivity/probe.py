@@ -24,7 +24,7 @@ from nce_fx.errors import InputError, TrainingError, where
 from nce_fx.ops.layers import find_layers
 from nce_fx.ops.liveness import overwritten
 from nce_fx.ops.spellings import sets_items
-from nce_fx.ops.work import Layer, ancestors, descendants, source_parameters
+from nce_fx.ops.work import Layer, ancestors, descendants, is_floating, source_parameters
 from nce_fx.passes.analysis.sensitivity.noise import Noise, Point, Rounding
 from nce_fx.passes.analysis.sensitivity.shard import ALONE, Shard
 from nce_fx.paths import parameters_of, run_node, tensor_at
@@ -103,7 +103,7 @@ class Probe:
             return tuple(node for node in self.gm.graph.nodes if node.name in names and node not in self.idle)
         read = dict.fromkeys(value for layer in self.working if layer.node not in self.idle for value in layer.inputs)
         order = {node: index for index, node in enumerate(self.gm.graph.nodes)}
-        floating = [node for node in read if _is_floating(node) and not source_parameters(node)]
+        floating = [node for node in read if is_floating(node) and not source_parameters(node)]
         return tuple(sorted(floating, key=order.__getitem__))
 
     @cached_property
@@ -285,11 +285,6 @@ def _mark(gm: GraphModule, points: Iterable[Point]) -> None:
 def passed_on(value: Tensor) -> Tensor:
     """Return a value as a tensor of its own, which has the gradient of those who read it here."""
     return value.view_as(value)
-
-
-def _is_floating(node: Node) -> bool:
-    dtype = getattr(node.meta.get("tensor_meta"), "dtype", None)
-    return isinstance(dtype, torch.dtype) and dtype.is_floating_point
 
 
 def _line(error: Exception) -> str:

@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 
 from nce_fx.ops.liveness import memory_of
 from nce_fx.ops.spellings import apart, in_place
-from nce_fx.ops.work import ancestors
+from nce_fx.ops.work import ancestors, is_floating
 from nce_fx.passes.transform.quantize.quantizable_layers import activations_of, adds
 
 SUM_BITS = 8
@@ -48,9 +48,4 @@ def _is_activation(node: Node) -> bool:
     before = list(ancestors([node]))
     given = [source for source in before if source.op == "placeholder"]
     weighed = any(source.op in ("call_module", "get_attr") for source in before)
-    return _is_real(node) and any(weighed or _is_real(source) for source in given)
-
-
-def _is_real(node: Node) -> bool:
-    dtype = getattr(node.meta.get("tensor_meta"), "dtype", None)
-    return dtype is not None and dtype.is_floating_point
+    return is_floating(node) and any(weighed or is_floating(source) for source in given)

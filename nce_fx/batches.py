@@ -9,8 +9,6 @@ x                               inputs alone
 Where no name is an input's, the values of a dict are told by their form, if only one fits each input.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -183,7 +181,7 @@ class Form:
     """Whether it takes more than it names."""
 
     @staticmethod
-    def of(model: nn.Module) -> Form:
+    def of(model: nn.Module) -> "Form":
         """Return the inputs of a graph as it was traced, or of a module as its ``forward`` names them."""
         if isinstance(model, GraphModule):
             nodes = model.graph.find_nodes(op="placeholder")

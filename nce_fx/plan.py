@@ -4,8 +4,6 @@ The JSON is checked where it comes in (pydantic) and the same plan is the same b
 floats as their shortest decimal, two spaces of indent, one newline at the end.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -81,7 +79,7 @@ class WidthPlan(Frozen):
         return json.dumps(fields, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     @staticmethod
-    def from_json(text: str) -> WidthPlan:
+    def from_json(text: str) -> "WidthPlan":
         """Return the plan that a JSON text says.
 
         Raises:

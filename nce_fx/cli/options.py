@@ -1,7 +1,5 @@
 """The options that several commands share: each declared once, in groups that the commands' own options inherit."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, make_dataclass
 from functools import partial
 from pathlib import Path
@@ -189,7 +187,7 @@ class QuantizerOptions:
     ] = 0.0
 
     @property
-    def spec(self) -> QuantSpec:
+    def spec(self) -> "QuantSpec":
         """The quantizers that the options name.
 
         Raises:
@@ -243,7 +241,7 @@ class BudgetOptions(_Limits):
     ] = None
 
     @property
-    def budget(self) -> Budget:
+    def budget(self) -> "Budget":
         """The upper limits.
 
         Raises:
@@ -262,7 +260,7 @@ class BudgetOptions(_Limits):
         return budget
 
     @property
-    def table(self) -> HardwareTable | None:
+    def table(self) -> "HardwareTable | None":
         """The user's own cost of layers.
 
         Raises:

@@ -1,7 +1,5 @@
 """What a run shows: results on stdout, everything else on stderr, and a bar for every step that takes long."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys
@@ -64,7 +62,7 @@ class Terminal:
     """Every note so far; `--json` repeats them."""
 
     @classmethod
-    def of(cls, as_json: bool) -> Terminal:
+    def of(cls, as_json: bool) -> "Terminal":
         """Return the terminal of this run; only the first of several processes under torchrun speaks."""
         notes, chosen = _console(sys.stderr), current_verbosity()
         is_main = os.environ.get("RANK", "0") == "0"
@@ -94,7 +92,7 @@ class Terminal:
             print(json.dumps(content | {"notes": self.said}, indent=2, allow_nan=False), file=sys.stdout, flush=True)
 
     @contextmanager
-    def steps(self) -> Iterator[Steps]:
+    def steps(self) -> "Iterator[Steps]":
         """Show named steps as they come, each with a spinner, its batches where it has some, and its time."""
         bars = Progress(
             SpinnerColumn(finished_text="✓"),

@@ -4,8 +4,6 @@ So is every random number that a sample's augmentation draws: sample i of epoch 
 it or eight workers do, and whether the run was interrupted or not.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 import sys
@@ -58,7 +56,7 @@ class Samples(BatchDataset):
     ) -> None:
         self.dataset, self.collate, self.seed, self.epoch = dataset, collate, seed, epoch
 
-    def at(self, seed: int, epoch: int) -> Samples:
+    def at(self, seed: int, epoch: int) -> "Samples":
         """Return the samples as they are in another epoch."""
         return Samples(self.dataset, self.collate, seed, epoch)
 

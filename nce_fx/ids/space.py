@@ -5,8 +5,6 @@ Under weight normalization a weight is computed from a direction and a length, a
 w = g * v / ||v||        and back: v = w, g = ||w||
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -147,7 +145,7 @@ class Tensors:
     modules: dict[str, nn.Module]
 
     @staticmethod
-    def of(gm: GraphModule) -> Tensors:
+    def of(gm: GraphModule) -> "Tensors":
         """Collect the parameters and buffers of a graph module that hold real or complex numbers."""
         tensors: dict[str, torch.Tensor] = {}
         canonical: dict[str, str] = {}

@@ -4,8 +4,6 @@ It travels through the user's own graph in the place of activations, parameters 
 those whose meaning is lost below them, are caught as torch functions; everything else arrives here as ATen ops.
 """
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,7 +43,7 @@ class ChannelTensor(torch.Tensor):
         path: str | None = None,
         exact: bool = False,
         alias: str | None = None,
-    ) -> ChannelTensor:
+    ) -> "ChannelTensor":
         size = torch.Size(shape)
         value: ChannelTensor = torch.Tensor._make_wrapper_subclass(cls, size, dtype=dtype, device=_CPU)
         value._run = weakref.ref(run)

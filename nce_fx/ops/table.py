@@ -1,7 +1,5 @@
 """The table of operations: one row for each, found by whatever a graph calls."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -71,7 +69,7 @@ class Ops:
         self.signatures: Mapping[Any, str] = MappingProxyType(orders)
         """The same -> the names of its arguments in its own order."""
 
-    def __deepcopy__(self, memo: Any) -> Ops:
+    def __deepcopy__(self, memo: Any) -> "Ops":
         return self
 
     def __reduce__(self) -> Any:
@@ -86,7 +84,7 @@ class Ops:
     def __iter__(self) -> Iterator[Op]:
         return iter(self.rows.values())
 
-    def adding(self, *rows: Op) -> Ops:
+    def adding(self, *rows: Op) -> "Ops":
         """Return a table with these rows too.
 
         Raises:

@@ -17,8 +17,6 @@
 Options are the dataclass's fields, plain data. Data that a pass only looks at (batches, ranges) is `Given` to it.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from abc import ABC, abstractmethod
@@ -180,7 +178,7 @@ def _step(decided: Pass, after: GraphModule) -> Step:
 class Pipeline:
     """Passes applied in order, pipelines among them; ``between`` is called with each pass, its input and its result."""
 
-    passes: tuple[Pass | Pipeline, ...]
+    passes: "tuple[Pass | Pipeline, ...]"
     between: Between | None = field(default=None, compare=False)
 
     @property

@@ -3,8 +3,6 @@
 A pass is written by anyone, so nothing of this is taken on trust.
 """
 
-from __future__ import annotations
-
 import zlib
 from typing import Any
 
@@ -33,7 +31,7 @@ class Snapshot:
         self._sums: dict[int, int] = {}
         self.tensors = [(path, _kind(t), self._sum(t)) for path, t in tensors_of(gm)]
 
-    def difference(self, other: Snapshot) -> str | None:
+    def difference(self, other: "Snapshot") -> str | None:
         """Return what differs, in words: ``the node relu``, ``the values of conv.weight``; ``None`` for nothing."""
         if self.nodes != other.nodes:
             changed = (new[0] for new, old in zip(other.nodes, self.nodes, strict=False) if new != old)

@@ -8,8 +8,6 @@ It lies in ``gm.meta["history"]``, and whatever copies a graph takes it along. E
 (`nce_fx.plan.model_fingerprint`), so that a change which no pass made is found.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -61,7 +59,7 @@ class History(Frozen):
     problem: str = ""
     """Why the graph cannot be made again by doing this again."""
 
-    def __deepcopy__(self, memo: Any) -> History:
+    def __deepcopy__(self, memo: Any) -> "History":
         return self
 
     @property
@@ -69,7 +67,7 @@ class History(Frozen):
         """Fingerprint of the graph that the last step made."""
         return self.steps[-1].graph if self.steps else self.graph
 
-    def then(self, step: Step) -> History:
+    def then(self, step: Step) -> "History":
         """Return the history with one more step."""
         return replace(self, steps=(*self.steps, step), problem=self.problem or step.problem)
 

@@ -1,7 +1,5 @@
 """A history as JSON, `history.json` of a result folder, and what it says of itself when it cannot be repeated."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -42,7 +40,7 @@ class HistoryRecord(BaseModel):
     steps: tuple[StepRecord, ...]
 
     @staticmethod
-    def of(history: History, inputs: list[Any], modes: Mapping[str, bool]) -> HistoryRecord:
+    def of(history: History, inputs: list[Any], modes: Mapping[str, bool]) -> "HistoryRecord":
         """Return the record of a history that `History.check` found to be whole."""
         steps = [
             StepRecord(name=s.name, options=dict(s.options or {}), source=s.source, graph=s.graph)
@@ -54,7 +52,7 @@ class HistoryRecord(BaseModel):
         )
 
     @staticmethod
-    def from_json(text: str) -> HistoryRecord:
+    def from_json(text: str) -> "HistoryRecord":
         """Return the record that a JSON text says.
 
         Raises:

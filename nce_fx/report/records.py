@@ -1,7 +1,5 @@
 """The records of a rewrite, validated by pydantic: what `report.json` holds and what `--json` prints."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping
@@ -48,7 +46,7 @@ class CostRecord(Costed):
     """What one network costs for one example."""
 
     @classmethod
-    def of(cls, gm: GraphModule, like: CostReport | None = None) -> CostRecord:
+    def of(cls, gm: GraphModule, like: CostReport | None = None) -> "CostRecord":
         """Return what a network costs as it is, at the bits of its own quantizers, in the quantities of a report."""
         return cls(**count(gm, like).by_quantity)
 
@@ -65,7 +63,7 @@ class GroupRecord(Record):
     sensitivity: float | None
 
     @classmethod
-    def of(cls, group: ChannelGroup, after: int, sensitivity: float | None = None) -> GroupRecord:
+    def of(cls, group: ChannelGroup, after: int, sensitivity: float | None = None) -> "GroupRecord":
         """Return what a report says of a group, such as of one that goes from 64 channels to ``after=80``."""
         own = {name: getattr(group, name) for name in ("id", "producers", "step", "pinned")}
         return cls(**own, before=group.width, after=after, sensitivity=sensitivity)

@@ -5,8 +5,6 @@ parameters are not its own. They are gathered from the widest's before every for
 weight that a network of these widths has, and gradients go back into the widest. Statistics of BatchNorm are its own.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -82,7 +80,7 @@ class Widest(Frozen):
     """Groups that have no slices, and why; they keep their widths."""
 
     @staticmethod
-    def of(gm: GraphModule, candidates: Mapping[str, Sequence[int]], spec: QuantSpec | None, seed: int) -> Widest:
+    def of(gm: GraphModule, candidates: Mapping[str, Sequence[int]], spec: QuantSpec | None, seed: int) -> "Widest":
         """Widen every group to the widest of its rising candidates, but for those whose others are no slices of it.
 
         A group's own channels stay longest, in the order of their importance, then come copies.

@@ -7,8 +7,6 @@ strongly as predicts best what was left out; where networks differ by their seed
 best promises nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -115,7 +113,7 @@ class Region:
     radius: float
 
     @staticmethod
-    def of(points: Floats, centre: Floats) -> Region:
+    def of(points: Floats, centre: Floats) -> "Region":
         """Return the region of measured points."""
         radius = float(np.sqrt(((points - centre) ** 2).sum(1).max()))
         return Region(centre, points.min(0), points.max(0), radius)

@@ -9,8 +9,6 @@ difference as a share of the teacher's variance, where that is above 1. An outpu
 several tensors has the mean of the distances of each.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -40,7 +38,7 @@ class Task:
     metric: Metric
 
     @staticmethod
-    def of(loss: LossLike = None, metric: MetricLike = None) -> Task:
+    def of(loss: LossLike = None, metric: MetricLike = None) -> "Task":
         """Return the task of a loss and a metric, each by name or as it is.
 
         Raises:

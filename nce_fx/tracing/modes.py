@@ -4,8 +4,6 @@ A model is traced with its flag as a `Flag`, which says where it goes; where the
 both modes and the two graphs are joined: what they share is there once, what differs is chosen by `nce_fx.by_mode`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +24,7 @@ class Flag(int):
 
     decided: list[int]
 
-    def __new__(cls, training: bool, decided: list[int]) -> Flag:
+    def __new__(cls, training: bool, decided: list[int]) -> "Flag":
         """Make a flag; ``decided`` grows where somebody asks whether it is true."""
         flag = super().__new__(cls, training)
         flag.decided = decided

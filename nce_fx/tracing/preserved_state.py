@@ -4,8 +4,6 @@ Models cache grids and masks on themselves, move statistics, count steps. A trac
 tensor without values.
 """
 
-from __future__ import annotations
-
 import operator
 import random
 from collections.abc import Iterator
@@ -148,7 +146,7 @@ class Values:
     tensors: tuple[tuple[Tensor, Tensor], ...]
 
     @classmethod
-    def of(cls, model: nn.Module, but: Values | None = None) -> Values:
+    def of(cls, model: nn.Module, but: "Values | None" = None) -> "Values":
         """Remember the values of a model, but for the tensors that others remember."""
         known = {id(tensor) for tensor, _ in but.tensors} if but is not None else set()
         own = [*model.parameters(), *model.buffers()]

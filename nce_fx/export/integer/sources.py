@@ -11,8 +11,6 @@ or pooled, each has a convolution of its own: two of integers take less than one
 weight needs nine bits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -55,7 +53,7 @@ class Moved:
     """A tensor that chooses among another's values: ``MaxPool`` of integers."""
 
     node: NodeProto
-    inner: Source
+    inner: "Source"
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class Joined:
     """Several tensors of integers, side by side: ``Concat``."""
 
     node: NodeProto
-    parts: tuple[Source, ...]
+    parts: "tuple[Source, ...]"
     bare: bool
     """Whether nothing lies between it and the quantizer, so that a part may come from a float tensor."""
 

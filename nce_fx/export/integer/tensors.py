@@ -1,7 +1,5 @@
 """Activations as whole numbers: ``(stored - zero) * scale``, stored as uint8."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -43,7 +41,7 @@ class IntegerTensor:
         """The largest magnitude in such steps: ``3`` of unsigned two bits."""
         return int(self.whole * max(self.zero, self.most - self.zero))
 
-    def named(self, name: str) -> IntegerTensor:
+    def named(self, name: str) -> "IntegerTensor":
         """Return another tensor with the same levels, ``tensor.named("pool")``."""
         return replace(self, name=name)
 

@@ -11,8 +11,6 @@ exact and needs no new graph:
 What is summed of them is one row a quantity, in `nce_fx.quantities`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -105,7 +103,7 @@ class CostReport:
         """MACs times weight bits times activation bits."""
         return int(self.total.bit_ops)
 
-    def at(self, widths: Mapping[str, int]) -> CostReport:
+    def at(self, widths: Mapping[str, int]) -> "CostReport":
         """Return the costs when the named groups take these widths and the others stay: exact, and instant.
 
         Raises:

@@ -9,8 +9,6 @@ to any product of powers of the sizes is met exactly. Outside them it is that of
 scaled by c_in x c_out x h x w (by c_out x h x w for depthwise layers).
 """
 
-from __future__ import annotations
-
 import csv
 import itertools
 from collections.abc import Mapping, Sequence
@@ -38,7 +36,7 @@ class HardwareTable(Frozen):
     name: str = "table"
 
     @staticmethod
-    def read(path: str | Path) -> HardwareTable:
+    def read(path: str | Path) -> "HardwareTable":
         """Read a table from a ``.csv`` or ``.json`` file.
 
         Raises:
@@ -66,10 +64,10 @@ class HardwareTable(Frozen):
         return HardwareTable({key: tuple(sorted(set(points))) for key, points in found.items()}, file.name)
 
     @cached_property
-    def _surfaces(self) -> dict[tuple[str, int], Surface]:
+    def _surfaces(self) -> "dict[tuple[str, int], Surface]":
         return {key: Surface(np.log(np.array(points))) for key, points in self.measurements.items()}
 
-    def _surface(self, op: str, kernel: str, bits: int) -> Surface | None:
+    def _surface(self, op: str, kernel: str, bits: int) -> "Surface | None":
         return self._surfaces.get((op + kernel, bits)) or self._surfaces.get((op, bits))
 
     def corners(self, op: str, kernel: str, bits: int, ranges: Sequence[tuple[float, float]]) -> Floats:

@@ -5,8 +5,6 @@ many of them and evaluates them together, exactly in integers for one vector of 
 2**53) for many at once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,7 +29,7 @@ class Term:
     """Pairs (part, width): the term is 0 where one of these parts has another width."""
 
     @staticmethod
-    def of(axes: Iterable[AxisWidth], coefficient: int = 1, only_at: tuple[tuple[int, int], ...] = ()) -> Term:
+    def of(axes: Iterable[AxisWidth], coefficient: int = 1, only_at: tuple[tuple[int, int], ...] = ()) -> "Term":
         """Build a term whose constant axes are folded into the coefficient."""
         variable = []
         for axis in axes:

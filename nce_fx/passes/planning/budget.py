@@ -6,8 +6,6 @@ copies, say, whose value is one more that is in memory. Where that breaks a limi
 of the limit left free.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -50,7 +48,7 @@ class Budget:
         freeze(self)
 
     @staticmethod
-    def default() -> Budget:
+    def default() -> "Budget":
         """Return what holds where no budget is given: nothing that the user pays rises."""
         return Budget(**{name: row.default for name, row in known_quantities().items()})
 

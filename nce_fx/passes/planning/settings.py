@@ -4,8 +4,6 @@ A setting is the index of each group's choice. Costs are the planner's own polyn
 costed in the time that one is measured.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -35,7 +33,7 @@ class Settings(Frozen):
     limits: dict[str, float]
 
     @staticmethod
-    def of(cost: CostReport, budget: Budget, rules: Rules) -> Settings:
+    def of(cost: CostReport, budget: Budget, rules: Rules) -> "Settings":
         """Return the settings between the ratios of the rules.
 
         Raises:

@@ -1,7 +1,5 @@
 """The last analysis of a graph, kept with the graph for as long as everything that it depends on is the same."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from typing import Any
 
@@ -23,7 +21,7 @@ _ATOMS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.
 class _Memo:
     """An analysis and the facts that it is of; copies and pickles of the graph go without it."""
 
-    def __init__(self, facts: Facts, analysis: Any) -> None:
+    def __init__(self, facts: "Facts", analysis: Any) -> None:
         self.facts, self.analysis = facts, analysis
 
     def __deepcopy__(self, memo: Any) -> None:

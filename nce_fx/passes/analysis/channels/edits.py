@@ -1,7 +1,5 @@
 """What a resize changes, and how the copies of channels are laid out along the axis that makes them."""
 
-from __future__ import annotations
-
 import zlib
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,7 +39,7 @@ class Gather:
     copies: Ids
     divisor: Ids | None
 
-    def equals(self, other: Gather) -> bool:
+    def equals(self, other: "Gather") -> bool:
         """Whether two uses of one parameter want the same."""
         pairs = ((self.index, other.index), (self.copies, other.copies), (self.divisor, other.divisor))
         return all(np.array_equal(a, b) if a is not None and b is not None else a is b for a, b in pairs)

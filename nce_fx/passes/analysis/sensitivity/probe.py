@@ -4,8 +4,6 @@ The probe works on a copy in eval mode whose parameters share memory with the mo
 its state is touched, whatever happens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -55,7 +53,7 @@ class Probe:
         loss: LossLike = None,
         shard: Shard | None = None,
         watch: Watch | None = None,
-    ) -> Probe:
+    ) -> "Probe":
         """Copy a graph for disturbing it; its tensors are shared, never written to.
 
         Raises:

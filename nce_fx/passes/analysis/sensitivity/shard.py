@@ -5,8 +5,6 @@ processes each measures every n-th batch. Ranges come from the first batch in al
 one process would draw, and the sums are put together: the scores are those of one process, up to the order of addition.
 """
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -26,7 +24,7 @@ class Shard:
     processes: int = 1
 
     @staticmethod
-    def of(batches: int) -> Shard:
+    def of(batches: int) -> "Shard":
         """Return the shard under the running engine; everything where there are fewer batches than processes."""
         engine = running_engine()
         return Shard(engine.rank, engine.processes) if 1 < engine.processes <= batches else ALONE

@@ -3,6 +3,7 @@
 All of them are kinds of `NceFxError`.
 """
 
+import linecache
 import sysconfig
 import traceback
 from pathlib import Path
@@ -97,6 +98,14 @@ def one_line(error: BaseException, *, libraries: bool = False) -> str:
     lines = str(error).strip().splitlines()
     line = raised_at(error, libraries=libraries)
     return type(error).__name__ + (f": {lines[0].strip()[:300]}" if lines else "") + (f" (at {line})" if line else "")
+
+
+def raised_by(error: BaseException) -> str:
+    """Return the innermost line of the user's own code, or nothing: ``nets.py:12, "if x.sum() > 0:"``."""
+    at = raised_at(error, libraries=True)
+    file, _, number = at.rpartition(":")
+    text = linecache.getline(file, int(number)).strip() if at else ""
+    return f'{at}, "{text}"' if text else at
 
 
 def raised_at(error: BaseException, *, libraries: bool = False) -> str:

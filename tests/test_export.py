@@ -357,6 +357,24 @@ def test_a_batch_that_the_graph_fixes_is_kept_and_said(tmp_path):
     assert export_onnx(mlp(6, 8, 3), tmp_path / "other.onnx", batch=4).batch == 4
 
 
+def test_inputs_that_share_no_batch_stay_as_they_were_traced(tmp_path):
+    class Nodes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x, edges):
+            return self.second(torch.relu(edges @ self.first(x))).mean(1)
+
+    x, edges = random(2, 5, 6), random(5, 5)
+    gm = nce_fx.quantize(nce_fx.trace(Nodes().eval(), (x, edges)), None, [((x, edges), None)])
+    assert export_onnx(gm, tmp_path / "model.onnx").agreement
+    metadata = {entry.key: entry.value for entry in onnx.load(tmp_path / "model.onnx").metadata_props}
+    assert metadata["nce_fx.batch"] == "as traced"
+    with pytest.raises(ExportError, match="2x5x6 and 5x5, which share no first axis: leave the size of the batch out"):
+        export_onnx(gm, tmp_path / "other.onnx", batch=4)
+
+
 def test_the_graph_is_not_changed(tmp_path):
     gm = mlp(6, 8, 8, 3).train()
     before, code = {name: value.clone() for name, value in gm.state_dict().items()}, gm.code

@@ -560,3 +560,94 @@ def test_a_graph_that_fails_raises_and_prints_nothing(capsys, copied):
     with pytest.raises(RuntimeError, match="must match"):
         (copy.deepcopy(gm) if copied else gm)(torch.zeros(2, 4))
     assert capsys.readouterr().err == ""
+
+
+class Decided(nn.Module):
+    """Runs what the values of its features decide, in one of several ways."""
+
+    def __init__(self, way, inside=False):
+        super().__init__()
+        self.way, self.features, self.last = way, nn.Sequential(conv(3, 6), nn.ReLU()), nn.Linear(6, 3)
+        self.part = Decided(way) if inside else None
+
+    def forward(self, x):
+        f = self.features(x).mean((2, 3))
+        if self.part is not None:
+            return self.part(x) + self.last(f)
+        return self.last(self.way(f))
+
+
+def halved(f):
+    if f.sum() > 0:
+        return f
+    return f * 0.5
+
+
+def shrunk(f):
+    while f.norm() > 1.0:
+        f = f * 0.5
+    return f
+
+
+def by_item(f):
+    return f / (f.abs().max().item() + 1)
+
+
+def by_int(f):
+    return f * int((f > 0).sum())
+
+
+def by_list(f):
+    return f[:, f.sum(0).argsort().tolist()]
+
+
+@pytest.mark.parametrize(("way", "line"), [(halved, "if f.sum() > 0:"), (shrunk, "while f.norm() > 1.0:")])
+def test_what_values_decide_is_refused_with_the_line_that_asks_and_the_parts_that_can_be_traced(way, line):
+    with pytest.raises(TraceError) as caught:
+        nce_fx.trace(Decided(way).eval(), (image(),))
+    text = str(caught.value)
+    assert "\n" not in text
+    assert re.search(rf'which stops at \S+test_tracing.py:\d+, "{re.escape(line)}": write that so that', text)
+    assert "put it into a module of its own, which is then left whole" in text
+    assert "(features (89% of the parameters), last (11% of the parameters))" in text
+
+
+@pytest.mark.parametrize("way", [halved, shrunk, by_int])
+def test_a_part_that_values_decide_is_left_whole(way):
+    model = Decided(way, inside=True).eval()
+    gm = nce_fx.trace(model, (image(),))
+    assert gm.meta["traced"] == "fx with leaves: part"
+    groups = nce_fx.analyze_channels(gm)
+    assert groups["features.0"].pinned is None
+    torch.testing.assert_close(nce_fx.resize(gm, {"features.0": 9})(image()), model(image()))
+
+
+@pytest.mark.parametrize("way", [by_item, by_list])
+def test_numbers_that_are_read_from_values_leave_the_rest_free(way):
+    model = Decided(way).eval()
+    gm = nce_fx.trace(model, (image(),))
+    pinned = nce_fx.analyze_channels(gm)["features.0"].pinned
+    assert (pinned is None) == (way is by_item)
+    assert "mixed by sort" in (pinned or "mixed by sort")
+    torch.testing.assert_close(gm(image()), model(image()))
+
+
+class ChosenThenAttended(nn.Module):
+    """One head of attention, whose copies share a product, behind a choice by a condition."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.q, self.k, self.out = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(6, 5), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.a(x)
+        x = torch.where(x > 0.1, x, 0.5 * x)
+        return self.out((self.q(x) @ self.k(x).transpose(1, 2)).softmax(-1) @ x)
+
+
+def test_what_is_chosen_by_a_condition_has_the_type_of_the_choices():
+    x = torch.randn(2, 4, 4)
+    model = ChosenThenAttended().eval()
+    wide = nce_fx.resize(nce_fx.trace(model, (x,)), {"q": 7})
+    assert [buffer.dtype for name, buffer in wide.named_buffers() if "share" in name] == [torch.float32]
+    torch.testing.assert_close(wide(x), model(x))

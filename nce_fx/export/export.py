@@ -19,7 +19,7 @@ from nce_fx.export.integer import Lowered, to_module
 from nce_fx.export.levels import Marked, mark
 from nce_fx.export.onnx_graph import to_onnx
 from nce_fx.export.opset import check_opset
-from nce_fx.export.program import Dynamic, example, other_sizes, share_a_batch, takes_other_sizes
+from nce_fx.export.program import Dynamic, example, other_sizes, share_a_batch, takes_any_batch, takes_other_sizes
 from nce_fx.frozen import Frozen
 from nce_fx.nearest import nearest
 from nce_fx.passes.transform.fold import FoldBatchNorm
@@ -90,7 +90,7 @@ def export_onnx(
     marked = mark(gm)
     model, lowered, batch, sizes = _model(gm, marked, form, batch, opset)
     _put_metadata(model, gm, marked, format, batch)
-    checked = inputs if inputs is not None else example(gm, batch or 2)
+    checked = inputs if inputs is not None else example(gm, batch or (2 if takes_any_batch(gm) else None))
     with export_file(path) as fresh:
         content = model.SerializeToString()
         fresh.write_bytes(content)
@@ -147,7 +147,7 @@ def provenance(gm: GraphModule, marked: Marked, batch: int | None) -> dict[str, 
     spec, plan = gm.meta.get("spec"), gm.meta.get("plan")
     entries = {
         "version": __version__,
-        "batch": "any" if batch is None else str(batch),
+        "batch": str(batch or ("any" if takes_any_batch(gm) else "as traced")),
         "weight_bits": json.dumps({path: weight.bits for path, weight in marked.weights.items()}),
         "activation_bits": json.dumps({path: levels.bits for path, levels in marked.activations.items()}),
     }

@@ -39,6 +39,11 @@ def share_a_batch(inputs: tuple[Any, ...]) -> bool:
     return all(value.dim() > 0 and value.shape[0] == inputs[0].shape[0] for value in inputs)
 
 
+def takes_any_batch(gm: GraphModule) -> bool:
+    """Whether there is a batch that could be of another size: not so of a graph of nodes and the edges between them."""
+    return share_a_batch(example(gm))
+
+
 def other_sizes(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return the inputs with images of another height and width: 16x16 becomes 32x48."""
     return tuple(
@@ -68,7 +73,7 @@ def example(gm: GraphModule, batch: int | None = None) -> tuple[Any, ...]:
     """Return random inputs of the traced shapes, always the same; ``batch`` replaces the size of the first axis.
 
     Raises:
-        ExportError: the graph does not say what it takes.
+        ExportError: the graph does not say what it takes, or its inputs share no batch that could be of another size.
     """
     try:
         inputs = example_of(signature_of(gm))
@@ -76,6 +81,9 @@ def example(gm: GraphModule, batch: int | None = None) -> tuple[Any, ...]:
         raise ExportError(str(error)) from error
     if not all(isinstance(value, Tensor) for value in inputs):
         raise ExportError("the model takes something that is no tensor: ONNX needs a model of tensors alone")
+    if batch is not None and not share_a_batch(inputs):
+        shapes = " and ".join("x".join(map(str, value.shape)) or "one number" for value in inputs)
+        raise ExportError(f"the model takes {shapes}, which share no first axis: leave the size of the batch out")
     source = torch.Generator().manual_seed(0)
     return tuple(_random(value, batch, source) for value in inputs)
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn, randn
 
 from nce_fx.ops.op import Absent, family, same_order
-from nce_fx.ops.rules import movement, repair
+from nce_fx.ops.rules import by_data, movement, repair
 
 _APART = Absent("PyTorch takes it apart into views")
 _TORCHVISION = same_order("torchvision.ops.stochastic_depth.stochastic_depth")
@@ -120,9 +120,29 @@ ROWS = (
     _moving("rot90", movement.copied, "input, k=1, dims=(0, 1)", _image(1, (2, 3))),
     _moving(
         "gather",
-        movement.gathered,
+        by_data.gathered,
         "input, dim, index, sparse_grad=False",
         lambda: (randn(2, 6, 8), 1, torch.tensor([2, 0, 1]).view(1, 3, 1).expand(2, 3, 8)),
+    ),
+    *(
+        _moving(
+            name,
+            by_data.scattered,
+            "input, dim, index, src",
+            lambda: (randn(2, 6, 8), 1, torch.tensor([2, 0, 1]).view(1, 3, 1).expand(2, 3, 8), randn(2, 3, 8)),
+            sign="any",
+        )
+        for name in ("scatter", "scatter_add")
+    ),
+    *(
+        _moving(
+            name,
+            by_data.scattered,
+            "input, dim, index, source",
+            lambda: (randn(2, 6, 8), 1, torch.tensor([2, 0, 1]), randn(2, 3, 8)),
+            sign="any",
+        )
+        for name in ("index_add", "index_copy")
     ),
     _moving("index_select", movement.picked, "input, dim, index", _tokens(1, torch.tensor([2, 0, 1]))),
     _moving("repeat", movement.copied, "input, *sizes", _tokens([1, 2, 1])),
@@ -144,7 +164,7 @@ ROWS = (
         "input",
         Absent("it makes a number of Python's"),
         catch="call",
-        spellings=same_order("_local_scalar_dense"),
+        spellings=same_order("_local_scalar_dense", "tolist"),
     ),
     _moving("size", Absent("makes no tensor"), "input, dim=None", _tokens(0)),
     _moving("lift_fresh", movement.same, "input", _tokens()),

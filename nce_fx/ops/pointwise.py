@@ -69,6 +69,12 @@ ROWS = (
         follows=("num_parameters",),
         example=lambda: (randn(2, 8), rand(8)),
     ),
+    _elementwise(
+        "rrelu",
+        nn.RReLU,
+        signature="input, lower=0.125, upper=0.3333333333333333, training=False, inplace=False",
+        by_mode=True,
+    ),
     _arithmetic("add", _two, sign="kept"),
     _arithmetic("mul", _two, sign="kept", spellings=same_order("multiply")),
     _arithmetic("sub", _two, spellings=same_order("subtract")),

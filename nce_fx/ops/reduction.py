@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn, rand, randn
 
-from nce_fx.ops.op import family, same_order
+from nce_fx.ops.op import Absent, family, same_order
 from nce_fx.ops.rules import mixing
 
 
@@ -47,6 +47,7 @@ ROWS = (
     _along("cumsum", mixing.scan),
     _along("cumprod", mixing.scan, example=lambda: (rand(2, 8, 5, 5), 2)),
     _along("sort", mixing.scan, signature="input, dim=-1, descending=False"),
+    _along("topk", mixing.topk, signature="input, k, dim=-1, largest=True", example=lambda: (randn(2, 8, 5, 5), 3, 2)),
     _over("norm", mixing.vector_norm, signature="input, p=2, dim=None, keepdim=False", example=_normed, root=True),
     _over("any", mixing.reduction("largest")),
     _over("all", mixing.reduction("largest")),
@@ -60,6 +61,12 @@ ROWS = (
         example=_normed,
         spellings=same_order(torch.linalg.vector_norm),
         root=True,
+    ),
+    _along(
+        "_weight_norm_interface",
+        mixing.normed_weight,
+        signature="v, g, dim=0",
+        example=Absent("torch.nn.utils.weight_norm makes it, of parameters alone"),
     ),
     _over("var_mean", mixing.variance),
     _over("std_mean", mixing.variance),

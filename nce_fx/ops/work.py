@@ -303,10 +303,14 @@ def recurrent(gm: GraphModule, node: Node) -> Layer:
 
 
 def _recurrent_function(gm: GraphModule, node: Node) -> Layer:
-    """``aten.lstm(input, state, parameters, ...)`` and its like; matrices are told from biases by their rank."""
-    inputs, _, parameters, *_ = node.args
+    """``aten.lstm(input, state, parameters, ...)`` and its like; matrices are told from biases by their rank.
+
+    A cell, ``aten.gru_cell(input, state, w_ih, w_hh, b_ih, b_hh)``, has them one by one.
+    """
+    inputs, _, *parameters = node.args
     assert isinstance(inputs, Node)
-    assert isinstance(parameters, (tuple, list))
+    if isinstance(parameters[0], (tuple, list)):
+        parameters = list(parameters[0])
     matrices = [value for value in parameters if isinstance(value, Node) and len(shape_of(value)) == 2]
     weights = tuple(path for value in matrices for path in source_parameters(value))
     work = tuple(Work(_axes(inputs, but=-1) + _axes(value)) for value in matrices)

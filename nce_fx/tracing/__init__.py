@@ -21,7 +21,7 @@ from torch.fx import GraphModule, Node
 
 from nce_fx.batches import FIXED_SIZE
 from nce_fx.copying import shallow_copy
-from nce_fx.errors import TraceError, one_line
+from nce_fx.errors import TraceError, one_line, raised_by
 from nce_fx.ops import Ops
 from nce_fx.ops.table import default
 from nce_fx.paths import modules_of
@@ -90,6 +90,7 @@ class _Tracing:
     def graph(self) -> GraphModule:
         """Return the first graph that is the model."""
         failures: list[str] = []
+        stopped = ""
         for way, make in self._ways():
             fresh = torch.random.get_rng_state()
             try:
@@ -101,6 +102,7 @@ class _Tracing:
             except UnsuitableError:
                 raise
             except Exception as error:
+                stopped = stopped or raised_by(error)
                 self.before.restore()
                 self.values.restore()
                 text = str(error) if isinstance(error, UntraceableError) else one_line(error, libraries=True)
@@ -114,9 +116,11 @@ class _Tracing:
         self.reference.check()
         named = traceable_parts(self.model, self.inputs, self.ops) or [name for name, _ in self.model.named_children()]
         parts = ", ".join(named) or "none"
+        at = f", which stops at {stopped}" if stopped else ""
         raise TraceError(
-            f"{type(self.model).__name__} cannot be traced as one graph: write what stops it so that no tensor's "
-            f"values decide what runs, or give a part of the model alone ({parts}). {'; '.join(failures)}"
+            f"{type(self.model).__name__} cannot be traced as one graph{at}: write that so that no tensor's values "
+            "decide what runs (torch.where for an if), put it into a module of its own, which is then left whole, or "
+            f"give a part of the model alone ({parts}). Tried: {'; '.join(failures)}"
         )
 
     def _left_as_it_was(self, gm: GraphModule) -> GraphModule:

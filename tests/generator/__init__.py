@@ -10,13 +10,15 @@ from torch import nn
 
 from tests.generator.images import IMAGES
 from tests.generator.order import ORDER
-from tests.generator.program import Op, Program, build
+from tests.generator.positions import POSITIONS
+from tests.generator.program import ENDS, TAKES, Op, Program, build, inputs_of
 from tests.generator.tokens import TOKENS
+from tests.generator.weights import WEIGHTS
 
-KINDS = {**IMAGES, **ORDER, **TOKENS}
+KINDS = {**IMAGES, **ORDER, **TOKENS, **WEIGHTS, **POSITIONS}
 """Name of an operation -> how it is built. ``again`` stands beside them: an earlier layer, used once more."""
 
-__all__ = ["KINDS", "Op", "Program", "network", "programs"]
+__all__ = ["ENDS", "KINDS", "TAKES", "Op", "Program", "inputs_of", "network", "programs"]
 
 
 def network(program: Program, seed: int = 0) -> nn.Module:
@@ -41,5 +43,6 @@ def programs(least: int = 3, most: int = 30) -> st.SearchStrategy[Program]:
     return st.builds(
         Program,
         st.lists(operations(), min_size=least, max_size=most).map(tuple),
-        end=st.sampled_from(["joined", "tuple", "raw"]),
+        end=st.sampled_from(ENDS),
+        takes=st.sampled_from(TAKES),
     )

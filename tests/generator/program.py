@@ -49,7 +49,20 @@ class Program:
 
     ops: tuple[Op, ...]
     end: str = "joined"
-    """``joined``: loose values pooled, joined, classified; ``tuple``: each classified; ``raw``: the newest."""
+    """``joined``: loose values pooled, joined, classified; ``tuple``, ``dict``: each classified; ``auxiliary``: in
+    training the first one's classes beside all of them; ``raw``: the newest."""
+    takes: str = "tensor"
+    """``tensor``: the image; ``dict``: a mapping that holds it; ``optional``: a gain that may be left out."""
+
+
+ENDS = ("joined", "tuple", "raw", "dict", "auxiliary")
+TAKES = ("tensor", "tensor", "dict", "optional")
+
+
+def inputs_of(program: Program) -> tuple[Any, ...]:
+    """Return the example inputs of a program's network, in float64."""
+    x = image(CHANNELS, SIDE).double()
+    return ({"image": x, "name": "a"},) if program.takes == "dict" else (x,)
 
 
 Shape = tuple[int, ...]
@@ -95,7 +108,7 @@ class Generated(nn.Module):
 
     def __init__(self, program: Program, kinds: Mapping[str, Kind]) -> None:
         super().__init__()
-        self.end = program.end
+        self.end, self.takes = program.end, program.takes
         self.stem = nn.Conv2d(CHANNELS, 8, 3, padding=1)
         self.layers = nn.ModuleList()
         self.steps: list[tuple[int, tuple[int, ...]]] = []
@@ -111,12 +124,12 @@ class Generated(nn.Module):
         self.ranks = [len(shape) for shape in shapes]
         self.loose = [k for k in range(1, len(values)) if k not in self.used] or [len(values) - 1]
         widths = [shapes[k][channel_axis(shapes[k])] for k in self.loose]
-        if self.end == "tuple":
+        if self.end in ("tuple", "dict"):
             self.heads = nn.ModuleList(nn.Linear(width, 3) for width in widths)
-        elif self.end == "joined":
+        elif self.end in ("joined", "auxiliary"):
             self.head = nn.Linear(sum(widths), 3)
-        else:
-            self.end = "raw"
+        if self.end == "auxiliary":
+            self.first = nn.Linear(widths[0], 3)
 
     def _add(self, op: Op, kinds: Mapping[str, Kind], values: list[torch.Tensor]) -> None:
         shapes = [tuple(value.shape) for value in values]
@@ -163,7 +176,11 @@ class Generated(nn.Module):
         ]
         return places[-1 - op.other % len(places)] if places else None
 
-    def forward(self, x: torch.Tensor) -> Any:
+    def forward(self, x: Any, gain: torch.Tensor | None = None) -> Any:
+        if self.takes == "dict":
+            x = x["image"]
+        if self.takes == "optional" and gain is not None:
+            x = x * gain
         values = [x, self.stem(x)]
         for layer, sources in self.steps:
             values.extend(_flat(self.layers[layer](*[values[k] for k in sources])))
@@ -172,7 +189,10 @@ class Generated(nn.Module):
         pooled = [_pool(values[k], self.ranks[k]) for k in self.loose]
         if self.end == "tuple":
             return tuple(head(value) for head, value in zip(self.heads, pooled, strict=True))
-        return self.head(torch.cat(pooled, 1))
+        if self.end == "dict":
+            return {f"head{k}": head(value) for k, (head, value) in enumerate(zip(self.heads, pooled, strict=True))}
+        joined = self.head(torch.cat(pooled, 1))
+        return (joined, self.first(pooled[0])) if self.end == "auxiliary" and self.training else joined
 
 
 def _flat(value: Any) -> tuple[Any, ...]:

@@ -273,5 +273,7 @@ REGRESSIONS: dict[str, Program] = {
     "a_weight_that_was_computed_became_a_parameter": Program(
         (Op("functional", variant=1), Op("multiply", variant=2), Op("layer_scale", variant=1)), "raw"
     ),
+    "a_kernel_that_nobody_trains_had_no_name_to_be_quantized_by": Program((Op("conv", size=2), Op("fixed"))),
+    "a_kernel_that_the_graph_makes_had_no_name_to_be_quantized_by": Program((Op("conv"), Op("fixed", variant=3))),
 }
 """What broke -> the program."""

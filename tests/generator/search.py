@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from nce_fx.errors import one_line
-from tests.generator import KINDS, Op, Program
+from tests.generator import ENDS, KINDS, TAKES, Op, Program
 from tests.test_generated import obeys_the_laws
 
 
@@ -28,7 +28,7 @@ def drawn(seed: int) -> Program:
         Op(rng.choice(kinds), rng.choice([0, 0, 0, 1, 2, 3]), rng.randint(0, 5), rng.randint(0, 3), rng.randint(0, 3))
         for _ in range(rng.randint(3, 30))
     )
-    return Program(ops, rng.choice(["joined", "tuple", "raw"]))
+    return Program(ops, rng.choice(ENDS), rng.choice(TAKES))
 
 
 def trouble(program: Program) -> str:

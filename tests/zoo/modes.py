@@ -203,7 +203,19 @@ class NamedInputs(nn.Module):
         return self.head(F.relu(self.b(x)))
 
 
+class RandomSlopes(nn.Module):
+    """A leaky ReLU whose slope is drawn in training, as a module and as a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.act, self.b, self.head = conv(3, 6), nn.RReLU(), conv(6, 4), Head(4)
+
+    def forward(self, x):
+        return self.head(F.rrelu(self.b(self.act(self.a(x))), training=self.training))
+
+
 MODELS = {
+    "random_slopes": ZooModel(RandomSlopes, (image(),), ("a", "b"), {"head.fc": OUTPUT}),
     "functions_of_the_mode": ZooModel(FunctionsOfTheMode, (noise(2, 4, 6),), ("a", "b"), {"out": OUTPUT}),
     "auxiliary_head": ZooModel(AuxiliaryHead, (image(),), ("a", "b", "extra"), {"head.fc": OUTPUT, "aux.fc": OUTPUT}),
     "one_way_each": ZooModel(

@@ -158,6 +158,20 @@ def _standardized(module: nn.Module) -> nn.Module:
     return module
 
 
+class NormedByInput(nn.Module):
+    """A weight whose norm is taken of what each input gives, and one that is computed in a way nobody knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 6), weight_norm(nn.Linear(6, 5), dim=1), nn.Linear(5, 4)
+        self.d, self.e, self.out = nn.Linear(4, 4), nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = F.relu(self.c(F.relu(self.b(F.relu(self.a(x))))))
+        x = F.linear(x, torch.linalg.matrix_exp(self.d.weight), self.d.bias)
+        return self.out(F.relu(self.e(F.relu(x))))
+
+
 def _computed_weight(
     parametrized: Callable[[nn.Module], nn.Module], free: tuple[str, ...], pinned: dict[str, str]
 ) -> ZooModel:
@@ -203,6 +217,17 @@ MODELS = {
     "exported_weight_norm": _computed_weight(weight_norm, ("a", "b", "c"), {}),
     "exported_weight_norm_of_all": _computed_weight(
         lambda module: weight_norm(module, dim=-1), ("c",), {"a": "a weight that the graph computes", "b": "mixed"}
+    ),
+    "weight_norm_of_inputs": ZooModel(
+        NormedByInput,
+        (noise(2, 4),),
+        ("e",),
+        {
+            "a": "a weight that the graph computes",
+            "b": "mixed by a norm",
+            "c": "a weight that the graph computes",
+            "d": "linalg_matrix_exp has no channel rule",
+        },
     ),
     "exported_spectral_norm": _computed_weight(
         spectral_norm, ("c",), {"a": "a weight that the graph computes", "b": "folded into one"}

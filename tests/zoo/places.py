@@ -97,7 +97,72 @@ class Warped(nn.Module):
         return self.head(F.relu(self.b(F.grid_sample(x, flow, align_corners=True))))
 
 
+class LastToken(nn.Module):
+    """CLIP's text tower reads the token at a place that the words say; positions are rows of a raw parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.positions = nn.Embedding(7, 8), nn.Parameter(noise(7, 8))
+        self.a, self.out = nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, ids):
+        x = F.relu(self.a(self.embed(ids) + self.positions[ids]))
+        return self.out(x[torch.arange(x.shape[0]), ids.argmax(-1)])
+
+
+class BestTokens(nn.Module):
+    """The tokens of highest score go on, and are put back among the others; the largest values of each channel, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.score, self.b, self.out = nn.Linear(6, 8), nn.Linear(8, 1), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        places = self.score(x).squeeze(-1).topk(3, 1)[1].unsqueeze(-1).expand(-1, -1, x.shape[-1])
+        x = x.scatter(1, places, self.b(x.gather(1, places)))
+        return self.out(x.topk(2, dim=1).values.mean(1))
+
+
+class Messages(nn.Module):
+    """A graph of nodes and edges: what edges carry is added up where they end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x, start, end):
+        x = F.relu(self.a(x))
+        carried = self.b(x[:, start])
+        x = x + torch.zeros_like(x).index_add(1, end, carried)
+        return self.out(x.scatter_add(1, end[None, :, None].expand_as(carried), carried.relu()))
+
+
+class PickedChannels(nn.Module):
+    """Channels in the order of their sums, as a list of Python's: which they are is decided by data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(6, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.b(F.relu(self.a(x)))
+        return self.out(x[:, x.sum(0).argsort().tolist()])
+
+
 MODELS = {
+    "last_token": ZooModel(LastToken, (torch.tensor([[3, 1, 5, 0], [2, 6, 1, 3]]),), ("embed", "a"), {"out": OUTPUT}),
+    "best_tokens": ZooModel(
+        BestTokens, (noise(2, 5, 6),), ("a", "b"), {"score": "at squeeze", "out": OUTPUT}, together("a", "b")
+    ),
+    "messages": ZooModel(
+        Messages,
+        (noise(2, 5, 6), torch.tensor([0, 1, 1, 2, 4]), torch.tensor([1, 0, 2, 3, 0])),
+        ("a", "b"),
+        {"out": OUTPUT},
+        together("a", "b"),
+    ),
+    "picked_channels": ZooModel(PickedChannels, (noise(2, 6),), ("a",), {"b": "mixed by sort", "out": OUTPUT}),
     "fourier_filter": ZooModel(FourierFilter, (image(),), ("stem", "b")),
     "fourier_filter_of_pairs": ZooModel(lambda: FourierFilter(True), (image(),), ("stem", "b")),
     "spectrum": ZooModel(

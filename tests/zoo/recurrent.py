@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.zoo.model import OUTPUT, ZooModel, conv, image
+from tests.zoo.model import OUTPUT, ZooModel, conv, image, noise
 
 
 class ConvThenLSTM(nn.Module):
@@ -74,7 +74,25 @@ class ConvGRU(nn.Module):
         return self.out(state)
 
 
+class ExportedCells(nn.Module):
+    """Cells in a decoder that begins with zeros, as many as there are samples: torch.export takes them apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.gru, self.lstm, self.out = nn.Linear(3, 6), nn.GRUCell(6, 4), nn.LSTMCell(4, 5), nn.Linear(5, 2)
+
+    def forward(self, x):
+        x = F.relu(self.read(x))
+        state, memory = torch.zeros(len(x), 4, dtype=x.dtype), torch.zeros(len(x), 5, dtype=x.dtype)
+        for step in x.unbind(1):
+            state = self.gru(step, state)
+            both = self.lstm(state, (memory, memory))
+            memory = both[0] + both[1]
+        return self.out(memory)
+
+
 MODELS = {
+    "exported_cells": ZooModel(ExportedCells, (noise(2, 3, 3),), pinned={"out": OUTPUT}),
     "lstm_tail": ZooModel(ConvThenLSTM, (image(1),), ("a", "b"), {"fc": OUTPUT}),
     "gru_tail": ZooModel(GRUTail, (torch.arange(8).view(2, 4),), ("table", "fc"), {"out": OUTPUT}),
     "cell_unrolled": ZooModel(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from nce_fx.ids.labels import FIXED, Label, constant, core
+from nce_fx.ids.labels import FIXED, Label, constant, core, varies
 from nce_fx.ids.value import ChannelTensor, activation, channel_tensors
 
 
@@ -50,9 +50,17 @@ def opaque(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str
         for label in value.labels:
             run.pin(run.ids(core(label)), why)
     result = on_meta(func, args, kwargs)
+    weights = values if all(value.is_parameter for value in values) else []
 
     def wrap(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
+            like = next((each for each in weights if each.shape == value.shape), None)
+            if like is not None:
+                # A weight that is computed in a way of its own still makes the channels of its parameter, all pinned.
+                made = (
+                    label if label.dim() and varies(label, 0) else constant(FIXED, label.shape) for label in like.labels
+                )
+                return ChannelTensor(run, like.shape, tuple(made), value.dtype)
             return activation(run, constant(FIXED, value.shape), value.dtype)
         return value
 

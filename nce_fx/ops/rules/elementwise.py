@@ -1,6 +1,6 @@
 """Elementwise ops tie the channels of their operands, with broadcasting."""
 
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,10 @@ def pointwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Chann
     operands = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)]
     labelled = channel_tensors(operands)
     run = labelled[0].run
-    dtype = torch.bool if func._schema.returns and _is_comparison(func) else labelled[0].dtype
     numbers = tuple(a for a in (*args, *kwargs.values()) if isinstance(a, int | float))
+    dtype = torch.bool if func._schema.returns and _is_comparison(func) else _type(operands, numbers)
     if numbers:
         run.number(numbers, labelled[0].labels[0])
-    if not dtype.is_complex and any(operand.is_complex() for operand in operands):
-        dtype = dtype.to_complex()
     if len(operands) == 1:
         return ChannelTensor(run, labelled[0].shape, labelled[0].labels, dtype)
     result = labelled[0]
@@ -37,6 +35,16 @@ def pointwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Chann
         if not isinstance(plain, ChannelTensor):
             result = meet_constant(run, result, plain)
     return ChannelTensor(run, result.shape, result.labels, dtype)
+
+
+def _type(operands: list[torch.Tensor], numbers: tuple[float, ...]) -> torch.dtype:
+    """Return the type of a result: of ``torch.where(x > 0, x, y)`` that of x, though the condition comes first."""
+    values = [operand.dtype for operand in operands if operand.dim()] or [operand.dtype for operand in operands]
+    dtype = reduce(torch.promote_types, values)
+    if not dtype.is_complex and any(operand.is_complex() for operand in operands):
+        return dtype.to_complex()
+    whole = not dtype.is_floating_point and not dtype.is_complex
+    return torch.get_default_dtype() if whole and any(isinstance(n, float) for n in numbers) else dtype
 
 
 def activation_layer(layer: Any, input: ChannelTensor) -> ChannelTensor:

@@ -129,6 +129,13 @@ def vector_norm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cha
     return _reduce(value, _dims(value, dim), keepdim, "root" if square and not value.is_parameter else "a norm")
 
 
+def normed_weight(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return the channels of ``aten._weight_norm_interface(v, g, dim)``: a weight over its norm along other axes."""
+    weight, gain, dim = args[0], args[1], args[2] if len(args) > 2 else 0
+    norm = weight.norm(2, [axis for axis in range(weight.dim()) if axis != dim % weight.dim()], True)
+    return weight * (gain / norm), norm
+
+
 def normalize(input: Any, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None) -> ChannelTensor:
     """Return the channels of ``F.normalize(x, dim=1)``: divided by the norm along axes.
 
@@ -170,6 +177,20 @@ def scan(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if len(func._schema.returns) == 2:
         return result, activation(value.run, constant(NEUTRAL, value.shape), torch.int64)
     return result
+
+
+def topk(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return the channels of ``x.topk(3, dim)``, values and indices, where they run along other axes than this one."""
+    value, count = args[0], args[1]
+    axis = (args[2] if len(args) > 2 else kwargs.get("dim", -1)) % value.dim()
+    if any(value.run.carries(label, axis) for label in value.labels):
+        return opaque(func, args, kwargs, "channels are picked by values")
+    shape = (*value.shape[:axis], count, *value.shape[axis + 1 :])
+    labels = tuple(label.narrow(axis, 0, 1).expand(shape) for label in value.labels)
+    return (
+        ChannelTensor(value.run, shape, labels, value.dtype),
+        activation(value.run, constant(NEUTRAL, shape), torch.int64),
+    )
 
 
 def spatial(axes: int) -> Any:

@@ -27,6 +27,7 @@ from nce_fx.ids.labels import (
 )
 from nce_fx.ids.rule_interface import RuleInterface
 from nce_fx.ids.value import ChannelTensor, activation, channel_tensors, run_of
+from nce_fx.ops.rules.by_data import picked_by_data
 from nce_fx.ops.rules.calls import label_for, opaque
 from nce_fx.ops.rules.elementwise import meet, neutral, one_channel
 
@@ -164,18 +165,6 @@ def expand_as(input: Any, other: Any) -> Any:
         return input.expand(tuple(other.shape))
     result = meet(input.run, input, other)
     return ChannelTensor(input.run, result.shape, result.labels, input.dtype)
-
-
-def gathered(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return the channels of ``x.gather(1, index)``: as they were where they run along other axes than this one."""
-    value, dim, index = args[0], args[1], args[2]
-    if not isinstance(value, ChannelTensor) or value.is_parameter:
-        return opaque(func, args, kwargs, "a weight is picked from by values")
-    dim %= value.dim()
-    part = any(index.shape[k] != size for k, size in enumerate(value.shape) if k != dim)
-    if part or any(value.run.carries(label, dim) for label in value.labels):
-        return opaque(func, args, kwargs, "channels are picked by values")
-    return _like(value, tuple(label.narrow(dim, 0, 1).expand(tuple(index.shape)) for label in value.labels))
 
 
 def cat(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
@@ -342,10 +331,12 @@ def col2im(
 
 
 def index(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return the channels of ``x[:, order]`` by integers that the graph holds; one computed from data is opaque."""
+    """Return the channels of ``x[:, order]`` by integers that the graph holds, or by places that data decide."""
     value, indices = args[0], args[1]
-    if not isinstance(value, ChannelTensor) or channel_tensors(indices):
-        return opaque(func, args, kwargs)
+    if not isinstance(value, ChannelTensor):
+        return opaque(func, args, kwargs, "its values say what is picked")
+    if channel_tensors(indices):
+        return picked_by_data(func, value, indices)
     given = [axis for axis, each in enumerate(indices) if each is not None]
     if len(given) != 1 or indices[given[0]].dim() != 1:
         return _like(value, tuple(compress(func(label, indices)) for label in value.labels))

@@ -28,7 +28,7 @@ from nce_fx.errors import QuantizeError, where
 from nce_fx.ops import table_of
 from nce_fx.ops.liveness import memory_of, overwritten
 from nce_fx.ops.sign import is_relu, never_negative
-from nce_fx.ops.work import ancestors
+from nce_fx.ops.work import ancestors, source_parameters
 from nce_fx.passes.transform.quantize.functional import as_function, module_weight
 from nce_fx.passes.transform.quantize.hooked_weights import is_pruned, warn_of_zeros
 from nce_fx.passes.transform.quantize.quantizable_layers import (
@@ -273,7 +273,11 @@ def _normalized(gm: GraphModule, layer: Node) -> bool:
 
 def _free_target(gm: GraphModule, each: QuantizableLayer) -> str:
     """Where a weight quantizer lives: ``<layer>.weight_quant``, or ``<parameter>_quant`` of a raw parameter."""
-    raw = each.node.op != "call_module" and not each.layer.weights[0].endswith(".weight")
+    paths = each.layer.weights
+    if not paths and each.node.op != "call_module":
+        # A kernel that nobody trains: a buffer, or what the graph makes of nothing.
+        paths = source_parameters(weight_argument(each.node))
+    raw = each.node.op != "call_module" and not (paths and paths[0].endswith(".weight"))
     target = f"{each.path}_quant" if raw else f"{each.path}.weight_quant"
     return free_name(target, {name for name, _ in gm.named_modules()})
 

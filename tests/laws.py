@@ -203,7 +203,7 @@ def narrowing_is_removal(model: nn.Module, inputs: tuple[Any, ...], seed: int = 
     with torch.no_grad():
         for (name, axis), kept in kept_channels(t.gm, widths).items():
             path = re.sub(r"\.parametrizations\.weight\.\w+$", ".weight", name)
-            if path in tensors and t.gm.state_dict()[name].shape[axis] != tensors[path].shape[axis]:
+            if path != name and path in tensors and tensors[path].shape[axis] != t.gm.get_parameter(name).shape[axis]:
                 continue  # lengths along other axes, of one entry here
             making = path in parameters and not path.endswith(("weight_g", "weight_v"))
             if ((path, axis) in reading or making) and len(kept) < tensors[path].shape[axis]:

@@ -1,6 +1,7 @@
 """Elements that are picked, or written to, at places that data decide: channels ride along on the other axes."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,11 +18,18 @@ def gathered(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if not isinstance(value, ChannelTensor) or value.is_parameter:
         return opaque(func, args, kwargs, "a weight is picked from by values")
     dim %= value.dim()
-    part = any(index.shape[k] != size for k, size in enumerate(value.shape) if k != dim)
-    if part or any(value.run.carries(label, dim) for label in value.labels):
+    whole = bool(value.run.decide("gathers whole", (value.labels[0],), partial(_fits, value, dim, index), dim))
+    if not whole or any(value.run.carries(label, dim) for label in value.labels):
         return opaque(func, args, kwargs, "channels are picked by values")
+    if not _fits(value, dim, index):
+        raise RuntimeError(f"an index of shape {tuple(index.shape)} picks of {tuple(value.shape)}")
     labels = tuple(label.narrow(dim, 0, 1).expand(tuple(index.shape)) for label in value.labels)
     return ChannelTensor(value.run, labels[0].shape, labels, value.dtype)
+
+
+def _fits(value: ChannelTensor, dim: int, index: torch.Tensor) -> bool:
+    """Whether an index says for each element along the other axes what is picked, none left out."""
+    return all(index.shape[k] == size for k, size in enumerate(value.shape) if k != dim)
 
 
 def scattered(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -29,7 +37,7 @@ def scattered(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     value, dim, index, source = args[0], args[1], args[2], args[3] if len(args) > 3 else None
     both = channel_tensors([value, source])
     axis = dim % len(value.shape)
-    whole = index.dim() == 1 or all(index.shape[k] == n for k, n in enumerate(value.shape) if k != axis)
+    whole = index.dim() == 1 or _fits(value, axis, index)
     same = not isinstance(source, ChannelTensor) or index.dim() == 1 or source.shape == index.shape
     if not isinstance(value, ChannelTensor) or not whole or not same or any(each.is_parameter for each in both):
         return opaque(func, args, kwargs, "channels are written to by values")

@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 
 from nce_fx import artifacts
 from nce_fx.cli.commands import Rewrite
-from nce_fx.cli.model_data import calibration, network_of
+from nce_fx.cli.model_data import Network, calibration, network_of
 from nce_fx.cli.options import TrainingOptions
 from nce_fx.cli.parsing import build_model, one_process, recipe_fields
 from nce_fx.cli.pass_hooks import between_passes
@@ -23,7 +23,6 @@ from nce_fx.errors import InputError, TrainingError
 from nce_fx.files import replaced
 from nce_fx.models import MODELS
 from nce_fx.nearest import nearest
-from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.transform.new_weights import from_scratch
 from nce_fx.passes.transform.quantize import InsertQuantizers, QuantSpec
 from nce_fx.passes.transform.resize import ResizeChannels
@@ -67,14 +66,13 @@ def run(job: Rewrite) -> None:
     if not job.dry_run and not job.force:
         artifacts.check_free(job.out, artifacts.OURS if job.sweep is None else SWEEP)
     network = network_of(job, job.model, strict=job.strict)
-    data, args, example = network.data, dict(network.args), network.inputs
+    data, args = network.data, dict(network.args)
 
     ratios = None if job.sweep is None else ratios_of(job.sweep)
     model, float_history, teaches = float_network(job, network.model, data, recipe, task, terminal)
     float_epochs = len(float_history)
-    batches = network.calibration
     if ratios is not None:
-        run_sweep(job, model, example, batches, spec, hardware, ratios, terminal)
+        run_sweep(job, replace(network, model=model), ratios, terminal)
         return
     trial = None
     if data is not None and job.retrain and job.trial and not job.dry_run:
@@ -83,8 +81,8 @@ def run(job: Rewrite) -> None:
     with terminal.steps() as steps:
         result = rewrite(
             model,
-            example,
-            batches=batches,
+            network.inputs,
+            batches=network.calibration,
             budget=budget,
             spec=spec,
             metric=job.sensitivity,
@@ -182,26 +180,17 @@ def float_network(
     return model, (), True
 
 
-def run_sweep(
-    job: Rewrite,
-    model: nn.Module,
-    example: Any,
-    batches: list[Any] | None,
-    spec: QuantSpec,
-    hardware: HardwareTable | None,
-    ratios: tuple[float, ...],
-    terminal: Terminal,
-) -> None:
+def run_sweep(job: Rewrite, network: Network, ratios: tuple[float, ...], terminal: Terminal) -> None:
     """Plan along a range of budgets, show the points, and write them as CSV and as a picture."""
     with terminal.steps() as steps:
         analyses = analyze(
-            model,
-            example,
-            batches=batches,
-            spec=spec,
+            network.model,
+            network.inputs,
+            batches=network.calibration,
+            spec=job.spec,
             metric=job.sensitivity,
             loss=job.loss,
-            hardware=hardware,
+            hardware=job.table,
             observe=steps,
             progress=steps.advance,
         )
@@ -211,7 +200,7 @@ def run_sweep(
         terminal.note(f"{ratio:g}x has no plan: {reason}")
     terminal.show(tables.sweep_table(found.points))
     if not job.dry_run:
-        title = f"{job.model}: predicted {spec.weight_bits}-bit noise, original widths = 1"
+        title = f"{job.model}: predicted {job.bits}-bit noise, original widths = 1"
         with replaced(job.out, SWEEP) as fresh:
             (fresh / SWEEP[0]).write_text(found.to_csv())
             (fresh / SWEEP[1]).write_text(front_svg(found.points, title))

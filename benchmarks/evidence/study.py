@@ -17,6 +17,7 @@ from nce_fx.errors import InputError
 from nce_fx.passes.transform.quantize import PUBLISHED
 from nce_fx.search import SearchRecipe
 from nce_fx.training import Recipe
+from nce_fx.training.recipe import PUBLISHED_TRAINING
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 DEFAULT = (
@@ -24,6 +25,8 @@ DEFAULT = (
     "fashion-resnet18",
     "fashion-resnet18-long",
     "fashion-mobilenet-default",
+    "fashion-resnet20-default",
+    "fashion-vit-default",
     "fashion-mobilenet",
     "fashion-resnet20",
     "fashion-efficientnet",
@@ -89,7 +92,7 @@ class Study(BaseModel):
 
     def retraining(self, seed: int) -> Recipe:
         """Return how each 2-bit network is trained."""
-        return Recipe.from_dict({**self.retrain, "seed": seed})
+        return Recipe.from_dict({**PUBLISHED_TRAINING, **self.retrain, "seed": seed})
 
     def searching(self, seed: int, **changes: Any) -> SearchRecipe:
         """Return how widths are searched."""

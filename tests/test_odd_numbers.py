@@ -172,7 +172,7 @@ def test_a_network_with_nan_is_traced_as_it_is():
 UNTRAINABLE: dict[str, tuple[Callable[[], Given], dict[str, Any], str]] = {
     "weights in half, sums in bf16": (ODD["half"], {"precision": "bf16"}, "0.weight is in torch.float16"),
     "weights in bf16, sums in half": (ODD["bfloat16"], {"precision": "fp16"}, "0.weight is in torch.bfloat16"),
-    "an infinite weight": (lambda: (filled("3.weight", float("inf")), images()), {}, "^3.weight has values that are"),
+    "an infinite weight": (lambda: (filled("3.weight", float("inf")), images()), {}, "the loss is nan at step 1"),
     "a variance that overflows": (ODD["huge images"], {}, "1.running_var has values that are not finite after step 1"),
 }
 

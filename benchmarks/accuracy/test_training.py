@@ -19,7 +19,7 @@ def test_a_study_writes_a_row_a_method_and_goes_on_where_it_stopped(tmp_path, ca
     options += ["--epochs", "1", "--out", str(out), "--methods"]
     training.main([*options, "pact + sawb", "seq"])
     assert [(row["method"], row["data"]) for row in rows(out)] == [
-        ("float", "digits"), ("pact + sawb", "digits"), ("seq", "digits"),
+        ("float", "digits, 1 + 1 epochs"), ("pact + sawb", "digits, 1 + 1 epochs"), ("seq", "digits, 1 + 1 epochs"),
     ]  # fmt: skip
     before = out.read_text()
     training.main([*options, "pact + sawb", "seq"])
@@ -29,7 +29,7 @@ def test_a_study_writes_a_row_a_method_and_goes_on_where_it_stopped(tmp_path, ca
     assert [row["method"] for row in found[3:]] == ["ewgs", "best", "straight-through, rate 0.05"]
     assert all(0 <= float(row["accuracy"]) <= 1 for row in found)
     assert all(0 <= float(row["moved"]) <= 1 for row in found[1:5])
-    assert "| resnet20, digits | seq |" in capsys.readouterr().out
+    assert "| resnet20, digits, 1 + 1 epochs | seq |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", training.NETWORKS)

@@ -3,6 +3,7 @@
     python -m benchmarks.training                                  trains what is missing, a row of the CSV at a time
     python -m benchmarks.training --networks resnet18 --seeds 5    a part of it; several may run beside each other
     python -m benchmarks.training --workers 4                      in four processes; or --scheduler ADDRESS, of dask's
+    python -m benchmarks.training --held-out 10000                 to choose by: tested on the last training images
     python -m benchmarks.training --table                          trains nothing: the table of what is there
 
 For every network and seed a float network is trained; from its weights, and distilled from it, each method trains the
@@ -28,7 +29,7 @@ from typing import Any
 import torch
 from benchmarks.brevitas_accuracy import with_brevitas
 from benchmarks.networks import small_vit
-from benchmarks.part import some_images
+from benchmarks.part import some_images, tested_on_last
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -41,6 +42,7 @@ from nce_fx.models import MODELS
 from nce_fx.passes.transform.quantize import PUBLISHED
 from nce_fx.quantizers import ActivationQuantizer, WeightQuantizer
 from nce_fx.training import Recipe, train
+from nce_fx.training.recipe import PUBLISHED_TRAINING
 
 RESULTS = pages.RESULTS / "training.csv"
 PAGE = pages.DOCS / "training.md"
@@ -48,6 +50,8 @@ COLUMNS = (
     "network", "data", "method", "seed", "images", "float_epochs", "epochs", "accuracy", "moved", "step_ms", "version",
 )  # fmt: skip
 Key = tuple[str, str, str, int]
+EPOCHS = 8, 8
+"""In float and at 2 bits, where nobody says."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class Method:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     change: Callable[[GraphModule, Sequence[Any]], GraphModule] | None = None
     """What becomes of the quantized graph, given batches to calibrate on."""
+    more_float: int = 0
+    """Epochs that the float stage has more, and the stage at 2 bits fewer: 4 makes 12 + 4 of 8 + 8."""
 
 
 class StraightThrough(nn.Module):
@@ -85,7 +91,8 @@ def _brevitas(gm: GraphModule, batches: Sequence[Any]) -> GraphModule:
 
 
 RATES = (0.005, 0.015, 0.05)
-FLOAT, REFERENCE, DEFAULT = "float", "pact + sawb", "sawb + lsq, shortcuts of 8 bits"
+FLOAT, REFERENCE, QUANTIZERS = "float", "pact + sawb", "sawb + lsq, shortcuts of 8 bits"
+DEFAULT = f"{QUANTIZERS}, quarter distilled"
 _DEFAULT = {"weight": "sawb", "activation": "lsq", "shortcuts": "int8"}
 ON_TOP: Mapping[str, Mapping[str, Any]] = {
     "batches of 32": {"batch_size": 32},
@@ -94,6 +101,9 @@ ON_TOP: Mapping[str, Mapping[str, Any]] = {
     "rate 0.025": {"learning_rate": 0.025},
     "clip rate 10": {"clip_rate": 10.0},
     "half distilled": {"distill_alpha": 0.5},
+    "quarter distilled": {"distill_alpha": 0.25},
+    "not distilled": {"distill_alpha": 0.0},
+    "half distilled, rate 0.1": {"distill_alpha": 0.5, "learning_rate": 0.1},
     "all distilled": {"distill_alpha": 1.0},
     "temperature 2": {"distill_temperature": 2.0},
     "average": {"average": 0.995},
@@ -124,8 +134,11 @@ METHODS: Mapping[str, Method] = {
     "average": Method({}, {"average": 0.995}),
     "features": Method({}, {"distill_features": 10.0}),
     "shortcuts of 8 bits": Method({"shortcuts": "int8"}),
-    DEFAULT: Method(_DEFAULT),
-    **{f"{DEFAULT}, {name}": Method(_DEFAULT, recipe) for name, recipe in ON_TOP.items()},
+    QUANTIZERS: Method(_DEFAULT),
+    **{f"{QUANTIZERS}, {name}": Method(_DEFAULT, recipe) for name, recipe in ON_TOP.items()},
+    f"{QUANTIZERS}, half of the float epochs at 2 bits": Method(_DEFAULT, more_float=-4),
+    f"{QUANTIZERS}, half of the epochs at 2 bits in float": Method(_DEFAULT, more_float=4),
+    "sawb-channel + lsq, shortcuts of 8 bits": Method(_DEFAULT | {"weight": "sawb-channel"}),
     "lsq, shortcuts of 8 bits": Method({"weight": "lsq", "activation": "lsq", "shortcuts": "int8"}),
     "n2uq, shortcuts of 8 bits": Method({"activation": "n2uq", "shortcuts": "int8"}),
     "weights of 8 bits": Method({"weight_bits": 8}),
@@ -165,9 +178,12 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {"vit, adamw": {"optimizer": "adamw",
 
 
 @lru_cache(maxsize=1)
-def float_network(network: str, data_name: str, images: int | None, recipe: Recipe) -> tuple[Data, GraphModule]:
+def float_network(
+    network: str, data_name: str, images: int | None, held_out: int | None, recipe: Recipe
+) -> tuple[Data, GraphModule]:
     """Return the data and the float network of one seed, trained once for the methods that follow one another."""
-    data = some_images(load_data(data_name), images)
+    data = load_data(data_name)
+    data = some_images(tested_on_last(data, held_out) if held_out else data, images)
     torch.manual_seed(recipe.seed)
     model = NETWORKS[network](data.classes, data.input_shape[0])
     return data, train(nce_fx.trace(model, (torch.zeros(2, *data.input_shape),)), data, recipe).model
@@ -180,7 +196,7 @@ def measure(teacher: GraphModule, data: Data, name: str, recipe: Recipe) -> dict
     student = nce_fx.quantize(teacher, nce_fx.QuantSpec(**{**PUBLISHED, **method.spec}), batches)
     if method.change is not None:
         student = method.change(student, batches)
-    asked = Recipe.from_dict(recipe.to_dict() | method.recipe)
+    asked = Recipe.from_dict(recipe.to_dict() | {**PUBLISHED_TRAINING, **method.recipe})
     begin = time.process_time()
     result = train(student, data, asked, teacher=teacher)
     last = result.history[-1]
@@ -223,11 +239,40 @@ def table(rows: Mapping[Key, Mapping[str, str]]) -> list[str]:
     return lines
 
 
+def left_table(rows: Mapping[Key, Mapping[str, str]]) -> list[str]:
+    """Return in Markdown what the default leaves of what 2 bits cost as published: a line a network, and their mean."""
+    lines = [
+        "| network | float | published, to float | default, to float | left | default, to published | p | seeds |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    shares = []
+    for network, data in sorted({key[:2] for key in rows}):
+        found = {
+            name: {
+                s: 100 * float(row["accuracy"])
+                for (n, d, m, s), row in rows.items()
+                if (n, d, m) == (network, data, name)
+            }
+            for name in (FLOAT, REFERENCE, DEFAULT)
+        }
+        seeds = sorted(set.intersection(*(set(own) for own in found.values())))
+        if not seeds:
+            continue
+        plain, before, now = (mean([own[seed] for seed in seeds]) for own in found.values())
+        p = paired_p([(found[DEFAULT][s], found[REFERENCE][s]) for s in seeds]) if len(seeds) > 1 else math.nan
+        shares.append((now - plain) / (before - plain))
+        cells = [f"{network}, {data}", f"{plain:.2f} %", f"{before - plain:+.2f}", f"{now - plain:+.2f}"]
+        cells += [f"{shares[-1]:.2f}", f"{now - before:+.2f}", "" if math.isnan(p) else f"{p:.3f}", str(len(seeds))]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, f"| mean of {len(shares)} |  |  |  | {mean(shares):.2f} |  |  |  |"] if shares else lines
+
+
 def write_page(results: Path = RESULTS) -> None:
-    """Put the table of what was measured into the page, and print it."""
-    lines = table(read(results))
-    pages.put(PAGE, "training study", lines)
-    print("\n".join(lines))
+    """Put the tables of what was measured into the page, and print them."""
+    rows = read(results)
+    for name, lines in (("training default", left_table(rows)), ("training study", table(rows))):
+        pages.put(PAGE, name, lines)
+        print("\n".join(lines))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -238,8 +283,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--methods", nargs="+", choices=METHODS, default=tuple(METHODS))
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--images", type=int, help="of the training split; all by default")
-    options.add_argument("--float-epochs", type=int, default=8)
-    options.add_argument("--epochs", type=int, default=8)
+    options.add_argument("--held-out", type=int, metavar="COUNT", help="test on so many of the last training images")
+    options.add_argument("--float-epochs", type=int, default=EPOCHS[0])
+    options.add_argument("--epochs", type=int, default=EPOCHS[1])
     options.add_argument("--out", type=Path, default=RESULTS)
     options.add_argument("--workers", type=int, default=1, help="processes of this machine")
     options.add_argument("--scheduler", metavar="ADDRESS", help="of dask, such as tcp://head:8786, instead of them")
@@ -254,9 +300,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("\n".join(table(read(given.out))))
 
 
+def name_of(given: argparse.Namespace) -> str:
+    """Return how rows name the data and what is not usual, such as ``fashion-mnist, held out, 24 + 24 epochs``."""
+    length = f", {given.float_epochs} + {given.epochs} epochs" if (given.float_epochs, given.epochs) != EPOCHS else ""
+    return load_data(given.data).name + (", held out" if given.held_out else "") + length
+
+
 def study(given: argparse.Namespace) -> None:
     """Train what is missing; a row is written as soon as it is there."""
-    name, done = load_data(given.data).name, read(given.out)
+    name, done = name_of(given), read(given.out)
     jobs = {
         (network, name, method, seed): (network, method, seed, given)
         for seed in range(given.seeds)
@@ -273,13 +325,15 @@ def study(given: argparse.Namespace) -> None:
 def measured(network: str, method: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     """Return a row. Wherever it is made, its float network is the same: what is trained follows from the seed."""
     torch.set_num_threads(1)
-    plain = Recipe(epochs=given.float_epochs, seed=seed, evaluate_every=0, **RECIPES.get(network, {}))
-    data, teacher = float_network(network, given.data, given.images, plain)
-    row = {"network": network, "data": data.name, "method": method, "seed": seed, "epochs": given.epochs}
-    row |= {"images": given.images or "", "float_epochs": given.float_epochs, "version": nce_fx.__version__}
+    more = 0 if method == FLOAT else METHODS[method].more_float
+    epochs = given.epochs - more
+    plain = Recipe(epochs=given.float_epochs + more, seed=seed, evaluate_every=0, **RECIPES.get(network, {}))
+    data, teacher = float_network(network, given.data, given.images, given.held_out, plain)
+    row = {"network": network, "data": name_of(given), "method": method, "seed": seed, "epochs": epochs}
+    row |= {"images": given.images or "", "float_epochs": plain.epochs, "version": nce_fx.__version__}
     if method == FLOAT:
         return row | {"accuracy": nce_fx.training.evaluate(teacher, data), "moved": "", "step_ms": "nan"}
-    return row | measure(teacher, data, method, replace(plain, epochs=given.epochs))
+    return row | measure(teacher, data, method, replace(plain, epochs=epochs))
 
 
 if __name__ == "__main__":

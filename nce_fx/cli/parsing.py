@@ -20,7 +20,7 @@ from nce_fx.passes.transform.quantize import QuantSpec
 from nce_fx.plain_text import read_json
 
 PUBLISHED_RECIPE = "published"
-"""The one recipe with a name: it is said by its quantizers, `nce_fx.passes.transform.quantize.PUBLISHED`."""
+"""The one recipe with a name: the quantizers of `nce_fx.passes.transform.quantize.PUBLISHED`, and a distillation."""
 
 
 def one_process(command: str) -> None:
@@ -122,13 +122,13 @@ def parse_args(text: str | None, option: str = "--model-args") -> dict[str, Any]
     return args
 
 
-def recipe_fields(text: str | None, **own: Any) -> dict[str, Any]:
-    """Return the fields of ``--recipe``, with those that options of their own give; a name of a recipe has none.
+def recipe_fields(text: str | None, published: Mapping[str, Any] | None = None, **own: Any) -> dict[str, Any]:
+    """Return the fields of ``--recipe``, which has a name or is JSON, with those that options of their own give.
 
     Raises:
         InputError: not a JSON object, or a field whose own option says something else.
     """
-    asked = {} if text == PUBLISHED_RECIPE else parse_args(text, "--recipe")
+    asked = dict(published or {}) if text == PUBLISHED_RECIPE else parse_args(text, "--recipe")
     for name, value in own.items():
         if name in asked and (asked[name] != value or type(asked[name]) is not type(value)):
             raise InputError(f"--recipe says {name} is {asked[name]!r}, its own option says {value!r}: give that one")

@@ -30,7 +30,7 @@ from nce_fx.signature import call_of
 from nce_fx.tasks import Task
 from nce_fx.tracing import trace
 from nce_fx.training import Recipe
-from nce_fx.training.recipe import usual_float_epochs
+from nce_fx.training.recipe import PUBLISHED_TRAINING, usual_float_epochs
 
 
 def run(job: Retrain) -> None:
@@ -136,8 +136,8 @@ def asked_for(job: Retrain, manifest: Manifest) -> Retraining:
     data = job.data or (before.data if before is not None else None)
     kept = before.recipe if before is not None else {}
     compiled = {"compile": True} if job.compile else {}
-    options = {"epochs": job.epochs, "seed": job.seed}
-    asked = recipe_fields(job.recipe, **{k: v for k, v in options.items() if v is not None}, **compiled)
+    options = {name: value for name, value in (("epochs", job.epochs), ("seed", job.seed)) if value is not None}
+    asked = recipe_fields(job.recipe, PUBLISHED_TRAINING, **options, **compiled)
     epochs = asked.get("epochs", kept.get("epochs"))
     if data is None or epochs is None:
         raise InputError(f"{job.directory} has not been trained before: say --data and --epochs")

@@ -12,8 +12,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, StrictBool, StrictInt
 
 from nce_fx.errors import InputError
+from nce_fx.frozen import FrozenDict
 from nce_fx.validated import BelowOne, Count, NotNegative, Positive, Share, Whole, from_mapping, validated
 
+PUBLISHED_TRAINING: Mapping[str, Any] = FrozenDict(distill_alpha=0.9)
+"""What ``--recipe published`` trains with that is not the default; `nce_fx.passes.transform.quantize.PUBLISHED` has the
+quantizers."""
 LARGEST_ADAMW_RATE = 0.02
 """Of a recipe with AdamW: the default is made for gradient descent, and would destroy what was trained."""
 
@@ -23,8 +27,7 @@ class Recipe:
     """The choices of a training run; two runs of one recipe on one machine give the same weights, bit for bit.
 
     Stochastic gradient descent with momentum, or AdamW; the learning rate rises linearly, then falls as a cosine to
-    zero. The distillation defaults (a = 0.9, T = 4) are those of TAS (Dong and Yang, 2019); they apply where a teacher
-    is given.
+    zero. Distillation applies where a teacher is given.
     """
 
     epochs: Whole = 30
@@ -50,7 +53,9 @@ class Recipe:
     warmup_epochs: NotNegative = 1.0
     cosine: StrictBool = True
     label_smoothing: BelowOne = 0.0
-    distill_alpha: Share = 0.9
+    distill_alpha: Share = 0.25
+    """The part of the loss that is the distance from the teacher, where one is given; the rest is the task's own. 0.9,
+    as TAS has it (Dong and Yang, 2019), holds back a student whose teacher has not converged: docs/training.md."""
     distill_temperature: Positive = 4.0
     float_epochs: Whole = 0
     """How many of the epochs, the first ones, train a quantized network in float: its quantizers let everything pass.

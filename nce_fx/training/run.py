@@ -251,7 +251,8 @@ class CheckpointWriter:
         """
         run = self.run
         momentum = momenta(run.model, run.optimizer)
-        if run.engine.is_main:
+        # Before the first step the loss says it as well, and where it comes from.
+        if run.engine.is_main and (run.done or run.directory is not None):
             _check_finite({**_numbers(run.model), **momentum}, run)
         if run.directory is None:
             return "nothing was saved"
@@ -304,11 +305,9 @@ def _check_finite(tensors: dict[str, Tensor], run: Run) -> None:
     # A gradient may overflow in a step whose loss was finite: what it broke must not replace a good checkpoint.
     for name, tensor in tensors.items():
         if name not in run.endless and not tensor.isfinite().all():
-            if not run.done:
-                raise TrainingError(f"{name} has values that are not finite: train a network whose weights are numbers")
+            remedy = "lower the learning rate, or set clip_gradient" if run.done else "train weights that are numbers"
             raise TrainingError(
-                f"{name} has values that are not finite after step {run.done}: {last_good(run.directory)}; "
-                "lower the learning rate, or set clip_gradient"
+                f"{name} has values that are not finite after step {run.done}: {last_good(run.directory)}; {remedy}"
             )
 
 

@@ -622,6 +622,14 @@ def test_a_part_that_values_decide_is_left_whole(way):
     torch.testing.assert_close(nce_fx.resize(gm, {"features.0": 9})(image()), model(image()))
 
 
+def test_that_a_part_which_is_left_whole_stays_in_float_is_said():
+    gm = nce_fx.trace(Decided(by_int, inside=True).eval(), (image(),))
+    with pytest.warns(
+        UserWarning, match=r"part is not quantized: .*its 189 parameters are in float and its MACs in no"
+    ):
+        nce_fx.quantize(gm, batches=[((image(),), None)])
+
+
 @pytest.mark.parametrize("way", [by_item, by_list])
 def test_numbers_that_are_read_from_values_leave_the_rest_free(way):
     model = Decided(way).eval()

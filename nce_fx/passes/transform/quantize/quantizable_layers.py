@@ -90,13 +90,19 @@ def is_of_torch(op: Op) -> bool:
 
 
 def products_in_float(gm: GraphModule) -> Mapping[str, str]:
-    """Return the parameters that are multiplied with data and cannot be quantized -> where, and why not.
+    """Return the parameters that are multiplied with data and cannot be quantized -> where, and why not; and modules
+    that are left whole.
 
     For example ``{"experts": "matmul (matmul) at moe.py:12: its weight has 3 axes, ..."}``.
     """
     found: dict[str, str] = {}
     ops = table_of(gm)
     for node in gm.graph.nodes:
+        if node.op == "call_module" and ops.nearest(gm, node) is None:
+            held = sum(parameter.numel() for parameter in gm.get_submodule(str(node.target)).parameters())
+            if held:
+                reason = f"no tracer can enter it, so its {held:,} parameters are in float and its MACs in no count"
+                found.setdefault(str(node.target), f"{where(node)}: {reason}")
         op = ops.of_call(node.target) if node.op in ("call_function", "call_method") else None
         if op is None or op.kind != "product":
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from nce_fx.passes.analysis.channels.interpreter import ChannelInterpreter
 from nce_fx.passes.transform.fold import FoldBatchNorm
 from nce_fx.passes.transform.quantize.remove import remove_quantizers
 from nce_fx.search import SearchRecipe, search
+from nce_fx.tracing.gradients import let_go, nothing_kept, reached
 from nce_fx.training import Recipe, train
 from tests.search_runs import quarters
 from tests.zoo import ZOO
@@ -134,3 +136,26 @@ def _counted(build: Callable[..., None], runs: weakref.WeakSet[ChannelInterprete
         build(run, *args, **options)
 
     return init
+
+
+def test_the_gradients_of_a_deep_network_are_freed_without_a_deep_stack():
+    layer, found = nn.Linear(2, 2), []
+
+    def work() -> None:
+        x = torch.zeros(1, 2)
+        with nothing_kept():
+            for _ in range(4000):
+                x = x + layer(x).relu()
+            names, functions = reached(layer, [x])
+        del x
+        let_go(functions)
+        found.append(names)
+
+    before = threading.stack_size(1 << 20)
+    try:
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    finally:
+        threading.stack_size(before)
+    assert found == [{"weight", "bias"}]

@@ -239,6 +239,16 @@ def test_a_network_without_values_is_planned_and_resized_and_no_more(tmp_path):
             work()
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1e30])
+def test_widening_keeps_the_function_of_weights_of_any_size(scale):
+    model, x = nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, 3, bias=False)), torch.randn(5, 4)
+    with torch.no_grad():
+        model[2].weight *= scale
+        expected = model(x)
+        found = nce_fx.resize(nce_fx.trace(model, (x,)), {"0": 9})(x)
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
 def test_two_rewrites_in_two_threads_are_those_of_one():
     # Made beforehand: the generator that they are drawn from is one for all threads.
     networks, inputs = (net(6), net(9)), images()

@@ -250,10 +250,9 @@ def rewriting(given: Odd) -> Iterator[tuple[str, Callable[[], object]]]:
         free = {group.id: group for group in nce_fx.analyze_channels(gm).groups if group.pinned is None}
         widths = {name: max(each.step, int(each.width * change)) for name, each in free.items()}
         changed = nce_fx.resize(gm, widths)
-        with torch.no_grad():
-            # What is no number before is none afterwards, and no more is.
-            if bool(given.model(given.x).isfinite().all()):
-                sound(changed, given)
+        # What is no number before is none afterwards, and no more is.
+        if bool(given.model(given.x).isfinite().all()):
+            sound(changed, given)
 
     def rewritten(batches: list[Any] | None, **options: Any) -> None:
         sound(nce_fx.rewrite(given.model, (given.x[:2],), batches=batches, **options).graph_module, given)

@@ -18,7 +18,7 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_map
 
 from nce_fx.errors import one_line
-from nce_fx.tracing.gradients import nothing_kept, reached
+from nce_fx.tracing.gradients import let_go, nothing_kept, reached
 from nce_fx.tracing.inputs import Inputs, UnsuitableError, shapes
 from nce_fx.tracing.preserved_state import Values, drawn, seed, untouched, values_untouched
 
@@ -158,9 +158,11 @@ def _run(
             fresh = drawn()
             with nothing_kept() if gradients else torch.no_grad():
                 outputs = model(*own(args), **own(dict(kwargs)))
-                goes_to = reached(model, _tensors(outputs)) if gradients else None
+                goes_to, functions = reached(model, _tensors(outputs)) if gradients else (None, [])
             buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
             ran = Ran(own(outputs), buffers, reached=goes_to, drawn=drawn() != fresh)
+            del outputs
+            let_go(functions)
             if twice or before.changed() or _moved(model, values, known):
                 try:
                     with torch.no_grad():

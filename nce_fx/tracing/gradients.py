@@ -6,6 +6,7 @@ detached.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,8 +85,11 @@ def nothing_kept() -> Iterator[None]:
         yield
 
 
-def reached(model: nn.Module, outputs: Iterable[Tensor]) -> frozenset[str] | None:
-    """Return the names of the parameters that gradients of these outputs reach; ``None`` where it cannot be told."""
+def reached(model: nn.Module, outputs: Iterable[Tensor]) -> tuple[frozenset[str] | None, list[Any]]:
+    """Return the names of the parameters that gradients of these outputs reach; ``None`` where it cannot be told.
+
+    The functions of the graph come with them, for `let_go`.
+    """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     ahead = [tensor.grad_fn for tensor in outputs if tensor.grad_fn is not None]
     found, seen = set(), set(ahead)
@@ -96,9 +100,20 @@ def reached(model: nn.Module, outputs: Iterable[Tensor]) -> frozenset[str] | Non
             found.add(names[id(variable)])
         if "Checkpoint" in function.name():
             # It runs its part of the model in the backward pass.
-            return None
+            return None, list(seen)
         for following, _ in function.next_functions:
             if following is not None and following not in seen:
                 seen.add(following)
                 ahead.append(following)
-    return frozenset(found)
+    return frozenset(found), list(seen)
+
+
+def let_go(functions: list[Any]) -> None:
+    """Free a graph of gradients, whose outputs are gone, one function at a time, the last one first.
+
+    Each holds those before it twice, as its inputs and by what it has kept for the backward pass; PyTorch frees the one
+    in a loop and the other in a recursion, which needs more stack than there is from some 15,000 layers in a row on.
+    """
+    functions.sort(key=lambda function: function._sequence_nr())
+    while functions:
+        functions.pop()

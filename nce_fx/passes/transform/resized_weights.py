@@ -3,6 +3,7 @@
 Whether there is memory for them is looked at first: anybody may write a plan, and any width is a number.
 """
 
+import math
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -142,7 +143,10 @@ def _shape(like: torch.Tensor, axis: int, length: int) -> list[int]:
 
 
 def _deviation(weight: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(weight)) / float(max(1, weight.numel()) ** 0.5)
+    norm = float(torch.linalg.vector_norm(weight))
+    if not 0 < norm < math.inf:  # squares of 1e20 and of 1e-25 are no numbers of single precision
+        norm = float(torch.linalg.vector_norm(weight.double()))
+    return norm / float(max(1, weight.numel()) ** 0.5)
 
 
 def _numbered(index: Ids) -> Ids:

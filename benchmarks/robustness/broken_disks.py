@@ -1,7 +1,7 @@
 """Each long command on a full or read-only disk, in a folder that vanishes, beside itself, with a clock that jumps.
 
     python -m benchmarks.broken_disks                        as root: disks are small ones in memory, mounted for it
-    python -m benchmarks.broken_disks --only search,retrain
+    python -m benchmarks.broken_disks --only "search;retrain"
 
 A command ends well, or says one line and exits with 1. When the disk has room again, or can be written, the user's next
 commands leave every byte, but for seconds, that a run leaves that nothing ever befell. Exits 1 where anything else was
@@ -233,13 +233,13 @@ def ends(one: Trial) -> Iterator[tuple[str, Said, str]]:
 def main() -> None:
     """Run every fault on every command that is asked for."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--only", help=f"commands, with commas between: {', '.join(COMMANDS)}")
+    options.add_argument("--only", help=f"commands, with semicolons between: {'; '.join(COMMANDS)}")
     asked = options.parse_args()
     torch.set_num_threads(1)
     import_all()
     results = pages.load(REPORT)
     with tempfile.TemporaryDirectory() as working:
-        for name in asked.only.split(",") if asked.only else COMMANDS:
+        for name in asked.only.split(";") if asked.only else COMMANDS:
             one, found, wrong = trial(name, Path(working)), Counter[str](), []
             for fault, said, lost in ends(one):
                 end = "refused" if said.status else "done"

@@ -1,7 +1,7 @@
 """Stop each long command with SIGKILL at random moments: in the end it leaves what it leaves when it is never stopped.
 
     python -m benchmarks.faults --kills 20          each command until it was killed so often; goes on where it stopped
-    python -m benchmarks.faults --only search,export
+    python -m benchmarks.faults --only "search;retrain"
 
 After each kill the user's next command is given: the same again, or `nce-fx retrain DIR` where a rewrite has begun to
 train. At most `IN_A_ROW` kills, then it may end; files are compared byte by byte, but for what they say of seconds.
@@ -302,7 +302,7 @@ def main() -> None:
     """Run the kills that the log does not have."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--kills", type=int, default=20, help="of each command")
-    options.add_argument("--only", help=f"commands, with commas between: {', '.join(COMMANDS)}")
+    options.add_argument("--only", help=f"commands, with semicolons between: {'; '.join(COMMANDS)}")
     options.add_argument("--log", type=Path, default=LOG)
     given = options.parse_args()
     torch.set_num_threads(1)

@@ -406,7 +406,7 @@ def ends(case: str, doors: list[str], *, show: bool) -> Iterator[tuple[str, str,
 def main() -> None:
     """Go through every door that is asked for."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--only", help=f"with commas between: {'; '.join(CASES)}")
+    options.add_argument("--only", help=f"with semicolons between: {'; '.join(CASES)}")
     options.add_argument("--doors", help=f"with commas between: {', '.join(DOORS)}")
     options.add_argument("--verbose", action="store_true", help="also what was refused")
     asked = options.parse_args()

@@ -158,4 +158,4 @@ def test_the_gradients_of_a_deep_network_are_freed_without_a_deep_stack():
         thread.join()
     finally:
         threading.stack_size(before)
-    assert found == [{"weight", "bias"}]
+    assert found == [frozenset({"weight", "bias"})]

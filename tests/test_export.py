@@ -21,7 +21,7 @@ import tests.onnx_operators  # noqa: F401
 from nce_fx.cli import app
 from nce_fx.errors import ExportError
 from nce_fx.export import export_onnx, formats, save_packed, to_integer
-from nce_fx.export.agreement import LEVELS, ROUNDING, Agreement, runnable
+from nce_fx.export.agreement import LEVELS, ROUNDING, Agreement, check_agreement, runnable
 from nce_fx.export.formats import FORMATS
 from nce_fx.export.levels import activation_levels
 from nce_fx.models import MODELS
@@ -488,6 +488,20 @@ def test_options_that_are_not_right_are_refused_in_words(tmp_path, options, says
     with pytest.raises(ExportError, match=says):
         export_onnx(mlp(6, 8, 3), path, **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_example_that_the_graph_does_not_take_is_said_in_a_line():
+    class Bag(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bag = nn.EmbeddingBag(5, 2)
+
+        def forward(self, numbers, offsets):
+            return self.bag(numbers, offsets)
+
+    given = torch.arange(4), torch.tensor([1, 2])
+    with pytest.raises(ExportError, match=r"does not run on the example .*offsets\[0\] has to be 0.*: give inputs="):
+        check_agreement(torch.fx.symbolic_trace(Bag()), onnx.ModelProto(), b"", given)
 
 
 def test_other_precisions_are_refused(tmp_path):

@@ -27,6 +27,7 @@ from nce_fx.by_mode import idle_in
 from nce_fx.errors import ExportError
 from nce_fx.export.formats import QONNX_DOMAIN
 from nce_fx.export.integer import Lowered
+from nce_fx.export.program import reason
 from nce_fx.paths import called
 from nce_fx.quantizers import ActivationQuantizer, WeightQuantizer
 
@@ -88,10 +89,15 @@ def check_agreement(
         lowered: what of the file computes in integers; each of its tensors is compared then.
 
     Raises:
-        ExportError: the file does not load, or its outputs differ.
+        ExportError: the file does not load, or its outputs differ, or the graph does not take the inputs.
     """
-    with torch.no_grad():
-        expected = [value.cpu().numpy() for value in tree_leaves(gm(*inputs)) if isinstance(value, Tensor)]
+    try:
+        with torch.no_grad():
+            expected = [value.cpu().numpy() for value in tree_leaves(gm(*inputs)) if isinstance(value, Tensor)]
+    except Exception as error:
+        # Whatever the model's own code raises, as EmbeddingBag does of random numbers that are no offsets.
+        said = f"the graph does not run on the example that its file is compared on ({reason(error)})"
+        raise ExportError(f"{said}: give inputs= that it takes") from error
     agreements = {}
     for name, level in LEVELS.items():
         got = _run(content if not _foreign(model) else runnable(model).SerializeToString(), inputs, level)

@@ -175,6 +175,22 @@ def test_modules_open_and_close(browser, folders):
 
 
 @needs_browser
+def test_modules_open_and_close_without_a_mouse(browser, folders):
+    opened = Opened(browser, folders("resnet8") / artifacts.PAGE)
+    opened.page.locator("#names button", has=opened.page.get_by_text("layer2.0.conv1", exact=True)).first.press("Enter")
+    around = opened.texts("#details .around button")
+    assert around
+    assert "layer2.0.conv1".startswith(f"{around[0]}.")
+    opened.page.locator("#details .around button").first.press("Enter")
+    assert opened.texts("#details h3") == around[:1]
+    opened.page.get_by_role("button", name="Close this module").press("Enter")
+    assert opened.graph(f"cy.getElementById('module:{around[0]}').hasClass('closed')")
+    opened.page.get_by_role("button", name="Open this module").press("Enter")
+    assert opened.graph(f"cy.getElementById('module:{around[0]}').hasClass('open')")
+    assert opened.wrong == []
+
+
+@needs_browser
 def test_the_plan_sorts_and_filters(browser, folders):
     opened = Opened(browser, folders("mobilenet_v2") / artifacts.PAGE)
     report = report_of(folders("mobilenet_v2"))

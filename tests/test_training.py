@@ -391,8 +391,9 @@ class TestLogs:
         reports: list[StepReport] = []
         result = train(net(), Blobs(), Recipe(epochs=2, batch_size=16), progress=reports.append)
         assert [(report.epoch, report.step, report.steps) for report in reports[9:11]] == [(1, 10, 20), (2, 11, 20)]
-        assert reports[9].test_accuracy is None
-        assert reports[-1].test_accuracy == result.history[0].test_accuracy
+        # An epoch's last step is said with the accuracy on the test split after it, not with that of the epoch before.
+        assert reports[8].test_accuracy is None
+        assert [reports[at].test_accuracy for at in (9, 19)] == [each.test_accuracy for each in result.history]
         assert reports[-1].seconds_left == 0
         train(net(), Blobs(), Recipe(epochs=1), progress=True)
         assert capsys.readouterr() == ("", "")

@@ -154,7 +154,8 @@ def quantity_table(before: str, after: str, quantities: Iterable[QuantityView]) 
 def difference_table(before: str, after: str, report: RewriteReport) -> Table:
     """Return the groups whose widths differ between two networks, and say how many do not."""
     differ = [group for group in report.groups if group.before != group.after]
-    caption = f"{len(report.groups) - len(differ)} groups are alike"
+    alike = len(report.groups) - len(differ)
+    caption = f"{alike} {'group is' if alike == 1 else 'groups are'} alike"
     columns = ("group", "layers", f">{before}", f">{after}", ">ratio")
     rows = [(group.id, named(group), group.before, *_changed(group)) for group in differ]
     return table_of("Channels", columns, rows, caption=caption)

@@ -180,7 +180,8 @@ def _train_epoch(
         position.samples += samples
         position.seconds = before + time.monotonic() - started
         log.step(run.done, epoch + 1, rate, loss / samples, correct / samples if run.task.counts_right else None)
-        report(_report(run, checkpoints))
+        if position.step < run.steps_per_epoch:
+            report(_report(run, checkpoints))
         if stop and position.step < run.steps_per_epoch:
             log.flush()
             raise TrainingError(f"stopped after step {run.done}: {checkpoints.save()}; run the same again to go on")
@@ -214,8 +215,10 @@ def _train_epoch(
         )
     )
     log.epoch(position.history)
+    whole = _report(run, checkpoints)  # of its last step too: with what the test split said after it
     position.epoch, position.step, position.seconds = epoch + 1, 0, 0.0
     position.loss = position.correct = position.samples = 0.0
+    report(whole)
 
 
 def _rate_at(run: Run, step: int) -> float:

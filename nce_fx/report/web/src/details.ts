@@ -4,7 +4,7 @@ import { brief, changeOf, groups, labelOf, MARKS, nodes, sensitivityOf, shown, v
 import { chartWidth, weightChart } from "./charts";
 import { changesOf, measures, together } from "./colours";
 import { breakable, byId, element } from "./elements";
-import type { Graph } from "./graph";
+import { within, type Graph } from "./graph";
 import type { Item, Module } from "./modules";
 
 export function showDetails(graph: Graph, item: Item | null): void {
@@ -40,6 +40,8 @@ function ofOperation(graph: Graph, node: Operation): HTMLElement[] {
     element("h3", {}, ...breakable(node.name)),
     element("p", { class: "soft" }, node.op, node.shape.length ? `, puts out ${node.shape.join(" × ")}` : ""),
   ];
+  const around = modulesAround(graph, node);
+  if (around.length) parts.push(element("p", { class: "around soft" }, "in ", ...around));
   if (node.channels) {
     const [before, after] = node.channels;
     const text = before === after ? `${after} channels, ${WORDS[change]}` : `${before} → ${after} channels, ${WORDS[change]}`;
@@ -49,7 +51,7 @@ function ofOperation(graph: Graph, node: Operation): HTMLElement[] {
   const rows = Object.entries(node.costs).sort(([a], [b]) => order.indexOf(a) - order.indexOf(b));
   if (rows.length) {
     const head = element("tr", {}, ...["cost", view.against, view.after].map((text) => element("th", { scope: "col" }, text)));
-    const cell = (value: number): HTMLElement => element("td", { title: shown(value) }, value >= 1e7 ? brief(value) : shown(value));
+    const cell = (value: number): HTMLElement => element("td", { title: shown(value) }, value >= 1e6 ? brief(value) : shown(value));
     const body = rows.map(([name, values]) => element("tr", {}, element("th", { scope: "row" }, labelOf(name)), ...values.map(cell)));
     parts.push(element("table", {}, element("thead", {}, head), element("tbody", {}, ...body)));
   }
@@ -72,6 +74,18 @@ function ofOperation(graph: Graph, node: Operation): HTMLElement[] {
   }
   for (const id of node.groups) parts.push(...ofGroup(graph, id));
   return parts;
+}
+
+/** The modules that hold an operation, from the outside in, to be selected. */
+function modulesAround(graph: Graph, node: Operation): (Node | string)[] {
+  const links: (Node | string)[] = [];
+  for (let at = graph.modules.leaves.get(node.id)?.parent ?? null; at; at = at.parent) {
+    const module = at;
+    const link = element("button", { type: "button", class: "link" }, ...breakable(within(module)));
+    link.addEventListener("click", () => graph.pick(module));
+    links.unshift(link, " › ");
+  }
+  return links.slice(0, -1);
 }
 
 function ofGroup(graph: Graph, id: string): HTMLElement[] {

@@ -351,7 +351,7 @@ function label(item: Item): string {
 }
 
 /** A module's name inside its parent's box. */
-function within(module: Module): string {
+export function within(module: Module): string {
   const around = module.parent ? `${module.parent.name}.` : "";
   const short = module.name.startsWith(around) ? module.name.slice(around.length) : module.name;
   return /^\d+$/.test(short) ? module.name.split(".").slice(-2).join(".") : short;

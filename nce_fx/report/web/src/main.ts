@@ -10,7 +10,7 @@ import type { Item } from "./modules";
 import { wireTable } from "./tables";
 import { wireTheme } from "./theme";
 
-const graph = new Graph(byId("canvas"), view.nodes, (item) => picked(item));
+let graph: Graph;
 const list = [...document.querySelectorAll<HTMLButtonElement>("#names button")];
 
 function picked(item: Item | null): void {
@@ -91,23 +91,29 @@ function drawLegend(label: string): void {
   );
 }
 
-showDetails(graph, null);
-wireList();
-wireTools();
-wireTable((id) => {
-  graph.light(id);
-  byId("graph").scrollIntoView({ behavior: "smooth" });
-});
-wireTheme(() => {
-  forgetColours();
-  graph.restyle();
-  byId<HTMLSelectElement>("colour").dispatchEvent(new Event("change"));
+function start(): void {
+  graph = new Graph(byId("canvas"), view.nodes, (item) => picked(item));
+  showDetails(graph, null);
+  wireList();
+  wireTools();
+  wireTable((id) => {
+    graph.light(id);
+    byId("graph").scrollIntoView();
+  });
+  wireTheme(() => {
+    forgetColours();
+    graph.restyle();
+    byId<HTMLSelectElement>("colour").dispatchEvent(new Event("change"));
+    drawCharts();
+  });
   drawCharts();
-});
-requestAnimationFrame(() => drawCharts());
-let width = window.innerWidth;
-window.addEventListener("resize", () => {
-  if (window.innerWidth !== width) drawCharts();
-  width = window.innerWidth;
-});
-document.documentElement.dataset.ready = "true";
+  let width = window.innerWidth;
+  window.addEventListener("resize", () => {
+    if (window.innerWidth !== width) drawCharts();
+    width = window.innerWidth;
+  });
+  document.documentElement.dataset.ready = "true";
+}
+
+// What can be read is painted before the graph is laid out: a frame, and what comes after it.
+requestAnimationFrame(() => setTimeout(start));

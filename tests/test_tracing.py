@@ -659,3 +659,26 @@ def test_what_is_chosen_by_a_condition_has_the_type_of_the_choices():
     wide = nce_fx.resize(nce_fx.trace(model, (x,)), {"q": 7})
     assert [buffer.dtype for name, buffer in wide.named_buffers() if "share" in name] == [torch.float32]
     torch.testing.assert_close(wide(x), model(x))
+
+
+class TiedUnderMask(nn.Module):
+    """A language model whose last layer is its table, with a mask that makes torch.export the way to trace it."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.out = nn.Embedding(7, 6), nn.Linear(6, 7, bias=False)
+        self.layer = nn.TransformerEncoderLayer(6, 2, 8, batch_first=True, norm_first=True)
+        self.out.weight = self.table.weight
+
+    def forward(self, ids):
+        mask = torch.triu(torch.full((4, 4), float("-inf")), 1)
+        return self.out(self.layer(self.table(ids), src_mask=mask))
+
+
+def test_gradients_of_a_tied_weight_are_those_of_all_its_names():
+    model, ids = TiedUnderMask().eval(), torch.tensor([[3, 1, 5, 0], [2, 4, 1, 3]])
+    gm = nce_fx.trace(model, ids)
+    assert gm.meta["traced"] == "export"
+    assert gm.state_dict().keys() == model.state_dict().keys()
+    assert nce_fx.analyze_channels(gm)["layer.linear1"].pinned is None
+    torch.testing.assert_close(nce_fx.resize(gm, {"layer.linear1": 11})(ids), model(ids))

@@ -88,16 +88,20 @@ def nothing_kept() -> Iterator[None]:
 def reached(model: nn.Module, outputs: Iterable[Tensor]) -> tuple[frozenset[str] | None, list[Any]]:
     """Return the names of the parameters that gradients of these outputs reach; ``None`` where it cannot be told.
 
-    The functions of the graph come with them, for `let_go`.
+    Of a tied one it is all names: which comes first may be another one in a graph. The functions of the graph come with
+    them, for `let_go`.
     """
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    names: dict[int, set[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), set()).add(name)
     ahead = [tensor.grad_fn for tensor in outputs if tensor.grad_fn is not None]
-    found, seen = set(), set(ahead)
+    found: set[str] = set()
+    seen = set(ahead)
     while ahead:
         function = ahead.pop()
         variable = getattr(function, "variable", None)
         if variable is not None and id(variable) in names:
-            found.add(names[id(variable)])
+            found |= names[id(variable)]
         if "Checkpoint" in function.name():
             # It runs its part of the model in the backward pass.
             return None, list(seen)

@@ -48,6 +48,9 @@ NOT_IMITATED = {
     "caches",
     "cut_by_numbers",
     "text_with_padding",
+    # Models that torch.export alone can follow, and it knows no such device.
+    "complex_rotary",
+    "exported_spectral_norm",
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn, rand, randn
 
 from nce_fx.ops import output_shapes
-from nce_fx.ops.op import family, same_order
+from nce_fx.ops.op import Absent, family, same_order
 from nce_fx.ops.rules import elementwise, spectral, weighted
 
 
@@ -74,6 +74,11 @@ ROWS = (
         nn.RReLU,
         signature="input, lower=0.125, upper=0.3333333333333333, training=False, inplace=False",
         by_mode=True,
+    ),
+    _elementwise(
+        "rrelu_with_noise",
+        signature="input, noise, lower=0.125, upper=0.3333333333333333, training=False",
+        example=Absent("rrelu calls it, with room for the slopes that it draws"),
     ),
     _arithmetic("add", _two, sign="kept"),
     _arithmetic("mul", _two, sign="kept", spellings=same_order("multiply")),

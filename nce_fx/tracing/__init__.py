@@ -120,7 +120,7 @@ class _Tracing:
         raise TraceError(
             f"{type(self.model).__name__} cannot be traced as one graph{at}: write that so that no tensor's values "
             "decide what runs (torch.where for an if), put it into a module of its own, which is then left whole, or "
-            f"give a part of the model alone ({parts}). Tried: {'; '.join(failures)}"
+            f"give a part of the model alone ({parts}). {'; '.join(failures)}"
         )
 
     def _left_as_it_was(self, gm: GraphModule) -> GraphModule:

@@ -264,7 +264,13 @@ def left_table(rows: Mapping[Key, Mapping[str, str]]) -> list[str]:
         cells = [f"{network}, {data}", f"{plain:.2f} %", f"{before - plain:+.2f}", f"{now - plain:+.2f}"]
         cells += [f"{shares[-1]:.2f}", f"{now - before:+.2f}", "" if math.isnan(p) else f"{p:.3f}", str(len(seeds))]
         lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, f"| mean of {len(shares)} |  |  |  | {mean(shares):.2f} |  |  |  |"] if shares else lines
+    # What is above float has nothing left; more than that is not for the mean.
+    counted = [max(share, 0.0) for share in shares]
+    return (
+        [*lines, f"| mean of {len(shares)}, none below 0 |  |  |  | {mean(counted):.2f} |  |  |  |"]
+        if shares
+        else lines
+    )
 
 
 def write_page(results: Path = RESULTS) -> None:

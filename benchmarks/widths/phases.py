@@ -31,8 +31,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from benchmarks.sensitivity import NETWORKS, trained
+from benchmarks.widening_noise import divergence, scores
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -74,8 +74,7 @@ def rounded(weight: Tensor, quantizer: str) -> tuple[Tensor, float]:
     module.start(weight)
     with torch.no_grad():
         value = module(weight)
-    levels = value.unique()
-    return value, float(levels.diff().min()) if len(levels) > 1 else 0.0
+    return value, float(module.step_size(weight))
 
 
 @torch.no_grad()
@@ -124,7 +123,7 @@ def step_of(quantized: GraphModule, layer: str) -> float:
     node = next(node for node in quantized.graph.nodes if node.name == layer.replace(".", "_"))
     module = quantized.get_submodule(str(node.args[0].target))
     assert isinstance(module, ActivationQuantizer)
-    return float(module(torch.linspace(0, 100, 20001)).unique().diff().min())
+    return float(module.scale())
 
 
 def made(gm: GraphModule, widths: Widths, parting: str, spec: nce_fx.QuantSpec, batches: Any) -> GraphModule:
@@ -159,21 +158,12 @@ def only(channels: nce_fx.ChannelGraph, group: str) -> nce_fx.QuantSpec:
     return nce_fx.QuantSpec(weight="sawb", activation="pact", shortcuts="quantized", overrides=overrides, **rest)
 
 
-def divergence(plain: Tensor, network: GraphModule, images: Tensor) -> float:
-    """Return how far the output is from the float network's."""
-    with torch.no_grad():
-        found = F.log_softmax(network(images), 1)
-    return float(F.kl_div(found, plain, reduction="batchmean", log_target=True))
-
-
 def group_rows(gm: GraphModule, data: Data, first: int | None) -> list[dict[str, Any]]:
     """Return a row a group: errors of weights and divergences by parting and ratio, at its own width 1."""
     channels = nce_fx.analyze_channels(gm)
     batches = data.batches(2, 128, seed=2)
     images = torch.cat([inputs for inputs, _ in batches])
-    with torch.no_grad():
-        plain = F.log_softmax(gm(images), 1)
-    rows = []
+    plain, rows = scores(gm, images), []
     for group in [each for each in channels if each.pinned is None][:first]:
         spec = only(channels, group.id)
         base = divergence(plain, nce_fx.quantize(gm, spec, batches).eval(), images)

@@ -35,14 +35,22 @@ SPEC = nce_fx.QuantSpec(**PUBLISHED, first_last_bits=2)
 RESULTS = pages.RESULTS / "widening_noise.json"
 
 
-def divergence(
+def scores(network: GraphModule, images: torch.Tensor) -> torch.Tensor:
+    """The logarithms of the probabilities that a network gives."""
+    with torch.no_grad():
+        return F.log_softmax(network(images), 1)
+
+
+def divergence(plain: torch.Tensor, network: GraphModule, images: torch.Tensor) -> float:
+    """How far a network's output is from the scores of the float network."""
+    return float(F.kl_div(scores(network, images), plain, reduction="batchmean", log_target=True))
+
+
+def whole_network(
     gm: GraphModule, widths: dict[str, int], batches: Any, images: torch.Tensor, plain: torch.Tensor
 ) -> float:
-    """Of the whole network's output, quantized but not retrained."""
-    quantized = nce_fx.quantize(nce_fx.resize(gm, widths), SPEC, batches).eval()
-    with torch.no_grad():
-        rounded = F.log_softmax(quantized(images), 1)
-    return float(F.kl_div(rounded, plain, reduction="batchmean", log_target=True))
+    """The divergence of the whole network, quantized but not retrained."""
+    return divergence(plain, nce_fx.quantize(nce_fx.resize(gm, widths), SPEC, batches).eval(), images)
 
 
 def exponent(values: list[float]) -> float:
@@ -64,10 +72,9 @@ def main() -> None:
     channels = nce_fx.analyze_channels(gm)
     batches = data.batches(IMAGES // 128, 128, seed=2)
     images = torch.cat([inputs for inputs, _ in batches])
-    with torch.no_grad():
-        plain = F.log_softmax(gm(images), 1)
+    plain = scores(gm, images)
     at_one = nce_fx.analyze_sensitivity(gm, batches, "kl", channels=channels).by_group
-    whole = divergence(gm, {}, batches, images, plain)
+    whole = whole_network(gm, {}, batches, images, plain)
     rows: list[dict[str, Any]] = []
     for group in [group for group in channels if group.pinned is None][: 1 if options.quick else None]:
         own, network = [at_one[group.id]], [whole]
@@ -75,7 +82,7 @@ def main() -> None:
             widths = {group.id: int(group.width * ratio)}
             wider = nce_fx.resize(gm, widths)
             own.append(nce_fx.analyze_sensitivity(wider, batches, "kl").by_group[group.id])
-            network.append(divergence(gm, widths, batches, images, plain))
+            network.append(whole_network(gm, widths, batches, images, plain))
         row = {"group": group.id, "width": group.width, "ratios": [1.0, *RATIOS]}
         row |= {"kl_group": [round(v, 6) for v in own], "kl_network": [round(v, 6) for v in network]}
         rows.append(row | {"exponent": exponent(own), "exponent_network": exponent(network)})

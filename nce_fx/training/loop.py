@@ -298,7 +298,6 @@ def _forward(run: Run, batch: Pair, stop: bool) -> tuple[Tensor, list[float]]:
     full = size * engine.processes * recipe.accumulate == recipe.batch_size
     student, teacher = (run.compiled_model, run.compiled_teacher) if full else (run.student, run.teacher)
     features = bool(recipe.distill_features) and teacher is not None
-    teacher = teacher if recipe.distill_alpha or features else None
     with forward_pass(engine, recipe), _saving(run):
         output, maps = call(student, inputs) if features else (call(student, inputs), ())
         taught, their_maps = None, ()

@@ -174,6 +174,8 @@ def prepare(
         _check_same_run(found, identity, directory)
     model = callback.structure(original, found.state.get("companion", {}) if found is not None else {})
     model = model.to(engine.device).train()
+    if not (recipe.distill_alpha or recipe.distill_features):
+        teacher = None  # nothing is learned from it
     if teacher is not None:
         teacher = copy_model(teacher).to(engine.device).eval().requires_grad_(False)
     optimizer = build_optimizer(model, recipe)

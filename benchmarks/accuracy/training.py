@@ -213,6 +213,13 @@ def read(path: Path = RESULTS) -> dict[Key, dict[str, str]]:
         return {(row["network"], row["data"], row["method"], int(row["seed"])): row for row in csv.DictReader(file)}
 
 
+def by_seed(
+    rows: Mapping[Key, Mapping[str, str]], network: str, data: str, method: str
+) -> dict[int, Mapping[str, str]]:
+    """Return the rows of one network, data and method by their seeds."""
+    return {seed: row for (*about, seed), row in rows.items() if about == [network, data, method]}
+
+
 def table(rows: Mapping[Key, Mapping[str, str]]) -> list[str]:
     """Return the study as Markdown: means, deviations, and what is gained over the default on the same seeds."""
     lines = [
@@ -220,9 +227,9 @@ def table(rows: Mapping[Key, Mapping[str, str]]) -> list[str]:
         "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     for network, data in sorted({key[:2] for key in rows}):
-        base = {seed: row for (n, d, m, seed), row in rows.items() if (n, d, m) == (network, data, REFERENCE)}
+        base = by_seed(rows, network, data, REFERENCE)
         for name in (FLOAT, *METHODS):
-            own = {seed: row for (n, d, m, seed), row in rows.items() if (n, d, m) == (network, data, name)}
+            own = by_seed(rows, network, data, name)
             if not own:
                 continue
             found = [100 * float(row["accuracy"]) for row in own.values()]
@@ -248,11 +255,7 @@ def left_table(rows: Mapping[Key, Mapping[str, str]]) -> list[str]:
     shares = []
     for network, data in sorted({key[:2] for key in rows}):
         found = {
-            name: {
-                s: 100 * float(row["accuracy"])
-                for (n, d, m, s), row in rows.items()
-                if (n, d, m) == (network, data, name)
-            }
+            name: {seed: 100 * float(row["accuracy"]) for seed, row in by_seed(rows, network, data, name).items()}
             for name in (FLOAT, REFERENCE, DEFAULT)
         }
         seeds = sorted(set.intersection(*(set(own) for own in found.values())))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from nce_fx.batches import on_a_batch
 from nce_fx.errors import TrainingError
+from nce_fx.launcher import shards_are_asked_for
 
 LEAVING = timedelta(seconds=30)
 """How long a process that is done waits for the others before it closes its connections."""
@@ -33,6 +34,8 @@ class Engine:
     device: torch.device
     rank: int = 0
     processes: int = 1
+    shards: bool = False
+    """Whether each process trains a part of the weights: ``accelerate launch --use_fsdp --fsdp_version 2``."""
 
     @property
     def is_main(self) -> bool:
@@ -46,7 +49,8 @@ def start_engine() -> Engine:
     Gloo between processes on CPUs, NCCL between GPUs. May be called any number of times.
 
     Raises:
-        TrainingError: more processes than GPUs were started on this machine.
+        TrainingError: more processes than GPUs were started on this machine, or accelerate's launcher was asked for
+            what is not there.
     """
     from accelerate import PartialState
 
@@ -61,7 +65,8 @@ def start_engine() -> Engine:
     state = PartialState(cpu=launched and not torch.cuda.is_available())
     if fresh and dist.is_initialized():
         atexit.register(_leave)
-    _running[:] = [Engine(state.device, state.process_index, state.num_processes)]
+    shards = state.num_processes > 1 and shards_are_asked_for()
+    _running[:] = [Engine(state.device, state.process_index, state.num_processes, shards)]
     return _running[0]
 
 

@@ -66,6 +66,7 @@ _BOXES: tuple[dict[str, tuple[str, ...]], ...] = (
             "paths",
             "pickling",
             "plan",
+            "launcher",
             "processes",
             "registry",
             "signature",

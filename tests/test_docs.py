@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import typer
+from accelerate.commands.launch import launch_command_parser
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -137,6 +138,10 @@ def _run(line: str) -> None:
             assert done.exit_code == 0, (line, done.stderr, done.exception)
         case ["python", "-m", module, *_]:
             assert importlib.util.find_spec(module), line
+        case ["accelerate", "launch", *rest]:
+            asked = launch_command_parser().parse_args(rest)
+            assert asked.training_script == "nce_fx"
+            assert asked.training_script_args[0] in vars(typer.main.get_command(app))["commands"], line
         case ["torchrun", *rest]:
             assert rest[rest.index("nce_fx") + 1] in vars(typer.main.get_command(app))["commands"], line
         case ["make", target]:

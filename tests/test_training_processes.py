@@ -15,7 +15,9 @@ import torch
 import nce_fx
 from nce_fx.errors import TrainingError
 from nce_fx.processes import start_engine
+from nce_fx.training import train
 from tests import search_runs, two_processes
+from tests.training_runs import Blobs
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,7 +36,7 @@ GLOO_AT_EXIT = "terminate called without an active exception"
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     directory = tmp_path_factory.mktemp("one")
-    return two_processes.runs(directory), directory
+    return {**two_processes.runs(directory), "sharded": two_processes.sharded(directory)}, directory
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def losses(directory: Path) -> list[float]:
     return [float(row["loss"]) for row in csv.DictReader((directory / "steps.csv").open())]
 
 
-@pytest.mark.parametrize("run", ["float", "sawb", "lsq", "accumulated"])
+@pytest.mark.parametrize("run", ["float", "sawb", "lsq", "accumulated", "shards", "module-shards"])
 @pytest.mark.long
 def test_losses_are_those_of_one_process(one, two, run):
     expected, found = losses(one[1] / run), losses(two[1] / run)
@@ -81,6 +83,18 @@ def test_both_processes_return_the_same(one, two):
 
 def test_a_resumed_run_ends_with_the_same_bits(two):
     assert two[0][0]["resumed"] == two[0][0]["weights"]
+
+
+def test_a_run_in_shards_goes_on_with_the_same_bits_and_in_one_process(two):
+    processes, directory = two
+    assert processes[0]["shards resumed"] == processes[0]["sharded"]["graph"]
+    data = Blobs(train=105)
+    data.to_double()
+    teacher, student = two_processes.residual(data)
+    train(student, data, two_processes.SHARDED, teacher=teacher, directory=directory / "shards-waiting")
+    expected, found = losses(directory / "shards"), losses(directory / "shards-waiting")
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert len(expected) == 12
 
 
 def test_sharded_sensitivities_are_those_of_one_process(two):

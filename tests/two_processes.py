@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+import shutil
 import sys
 from contextlib import suppress
 from dataclasses import replace
@@ -10,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.fx import GraphModule
 from torch.utils.data import DataLoader
 from typer.testing import CliRunner
 
@@ -92,6 +95,59 @@ def sensitivities() -> dict[str, Any]:
     return found
 
 
+class Residual(nn.Module):
+    """What a cut must mind: weights of two readers, writes in place, and statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8)
+        self.block, self.act, self.head = nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(inplace=True), nn.Linear(128, 4)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        x = self.act(self.norm(self.stem(x)))
+        for _ in range(2):
+            x += self.block(x).relu()
+        return self.head(x.flatten(1))
+
+
+SHARDED = replace(
+    RECIPE, clip_gradient=1.0, distill_features=5.0, dampen=1e-3, average=0.9, reestimate=2, float_epochs=1
+)
+SHARDS = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+
+
+def residual(data: Blobs) -> tuple[GraphModule, GraphModule]:
+    """A network in float and at 2 bits, in float64."""
+    torch.manual_seed(0)
+    gm = nce_fx.trace(Residual().double().eval(), (torch.zeros(2, 1, 6, 6, dtype=torch.float64),))
+    return gm, nce_fx.quantize(gm, batches=list(data.loader("train", batch_size=32, seed=0, epoch=0, shuffle=True)))
+
+
+def sharded(directory: Path) -> dict[str, str]:
+    """Train what several processes hold in parts: a graph with all that goes with it, and a module with AdamW."""
+    exact = Blobs(train=105)
+    exact.to_double()
+    teacher, student = residual(exact)
+    one = train(student, exact, SHARDED, teacher=teacher, directory=directory / "shards")
+    parts = replace(RECIPE, accumulate=3, optimizer="adamw", learning_rate=0.003)
+    other = train(net(dropout=0.0, norm=False), Blobs(train=105), parts, directory=directory / "module-shards")
+    return {"graph": digest(one.model.state_dict()), "module": digest(other.model.state_dict())}
+
+
+def sharded_and_cut(directory: Path) -> str:
+    """The weights of the first run of ``sharded``, cut and resumed as in `resumed`; a copy waits where it stopped."""
+    exact, unplugged = Blobs(train=105), Unplugged(train=105)
+    exact.to_double()
+    unplugged.to_double()
+    teacher, student = residual(exact)
+    cut = directory / "shards-cut"
+    with suppress(Unplugged.Error):
+        train(student, unplugged, SHARDED, teacher=teacher, directory=cut, checkpoint_seconds=0)
+    if start_engine().is_main:
+        shutil.copytree(cut, directory / "shards-waiting")
+    return digest(train(student, exact, SHARDED, teacher=teacher, directory=cut).model.state_dict())
+
+
 def resumed(directory: Path) -> str:
     """The weights of the first run of ``runs``, stopped in the third epoch and resumed."""
     model = net(dropout=0.0)
@@ -136,6 +192,10 @@ def main() -> None:
     found = runs(directory) | {"resumed": resumed(directory), "processes": engine.processes}
     found |= {"sensitivities": sensitivities(), "analyzed": analyzed()}
     search_runs.run(directory / "search", nce_fx.QuantSpec())
+    os.environ.update(SHARDS)
+    found |= {"sharded": sharded(directory), "shards resumed": sharded_and_cut(directory)}
+    for name in SHARDS:
+        del os.environ[name]
     (directory / f"process-{engine.rank}.json").write_text(json.dumps(found | {"refusals": refusals()}))
 
 

@@ -221,6 +221,20 @@ def measure_memory() -> dict[str, dict[str, float]]:
     return {name: {"ratio": round(p / peaks["float"], 3), "mib": round(p / MIB, 1)} for name, p in peaks.items()}
 
 
+def rise(step: Step) -> int:
+    """Return the most bytes that a step has beside what was there when it began."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        step()
+    assert profiled.profiler is not None
+    results: Any = profiled.profiler.kineto_results
+    changes = sorted((e for e in results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
+    living = most = 0
+    for change in changes:
+        living += change.nbytes()
+        most = max(most, living)
+    return most
+
+
 def peak(model: nn.Module, x: Tensor, y: Tensor, saving: Saving) -> int:
     """Bytes of what lives between steps, and the most that a step adds."""
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
@@ -236,16 +250,7 @@ def peak(model: nn.Module, x: Tensor, y: Tensor, saving: Saving) -> int:
     optimizer.zero_grad(set_to_none=True)
     momenta = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
     lasting = sum(t.nbytes for t in (*model.parameters(), *model.buffers(), *momenta))
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        step()
-    assert profiled.profiler is not None
-    results: Any = profiled.profiler.kineto_results
-    changes = sorted((e for e in results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
-    living = most = 0
-    for change in changes:
-        living += change.nbytes()
-        most = max(most, living)
-    return lasting + most
+    return lasting + rise(step)
 
 
 PAGE = pages.DOCS / "training.md"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from nce_fx.training.oscillation import Freezing
 from nce_fx.training.recipe import Recipe
+from nce_fx.training.shards import placed
 
 
 class Average:
@@ -49,7 +50,7 @@ class Average:
         """Go on from what ``tensors`` returned."""
         self.steps = int(tensors["steps"])
         for name, mean in self._mean.items():
-            mean.copy_(tensors[name])
+            mean.copy_(placed(tensors[name], mean))
 
     @torch.no_grad()
     def put(self) -> None:

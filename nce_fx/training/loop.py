@@ -42,6 +42,7 @@ from nce_fx.training.oscillation import dampen, share_moved, weight_levels
 from nce_fx.training.recipe import Recipe, bits_at, dampening_at, learning_rate_at
 from nce_fx.training.result import EpochRecord, Progress, StepReport, TrainResult, reporting
 from nce_fx.training.run import CheckpointWriter, Run, prepare
+from nce_fx.training.shards import clip, in_one_piece, mean_of_whole, total_norm, whole_weights
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -94,11 +95,12 @@ def train(
     history = tuple(run.position.history)
     tested = history[-1].tested if history else None
     if tested is None:
-        with deterministic(engine.device):
+        with deterministic(engine.device), whole_weights(run.student):
             tested = measure(run.model, data, recipe.batch_size, engine, task)
-    device = device_of(model)
+    trained = in_one_piece(run.model, model) if engine.shards else run.model
     accuracy = tested if task.counts_right else None
-    return TrainResult(run.model.train(model.training).to(device), accuracy, history, tested, task.metric.name)
+    result = trained.train(model.training).to(device_of(model))
+    return TrainResult(result, accuracy, history, tested, task.metric.name)
 
 
 def fit(run: Run, progress: Progress = False, checkpoint_seconds: float = 60.0) -> Run:
@@ -139,7 +141,8 @@ def _in_low_precision(run: Run) -> Run:
                 call(run.model, to_device(inputs, run.engine.device))
 
     run.stages.enter(recipe, recipe.float_epochs)
-    run.stages.start_again(look)
+    with whole_weights(run.student):
+        run.stages.start_again(look)
     return replace(run, extras=extras_of(run.model, recipe))
 
 
@@ -160,7 +163,7 @@ def _train_epoch(
     run.callback.before_epoch(run)
     in_float, border = epoch < recipe.float_epochs, recipe.float_epochs * run.steps_per_epoch
     if not position.step:
-        position.levels = {} if in_float else weight_levels(run.model)
+        position.levels = {} if in_float else _levels(run)
     for step in range(position.step, run.steps_per_epoch):
         batch_seed = seed_step(recipe.seed, epoch, step, engine)
         rate = _rate_at(run, run.done)
@@ -190,15 +193,16 @@ def _train_epoch(
             checkpoints.save()
     tested = None
     last = epoch + 1 == recipe.epochs
-    moved = None if in_float else share_moved(position.levels, weight_levels(run.model))
+    moved = None if in_float else share_moved(position.levels, _levels(run))
     average = None if in_float else run.extras.get("average")
     assert average is None or isinstance(average, Average)
     if last and average is not None:
         average.put()
     if last and recipe.reestimate:
-        reestimate(run.model, _inputs(run), lambda: forward_pass(engine, recipe))
+        with whole_weights(run.student):
+            reestimate(run.model, _inputs(run), lambda: forward_pass(engine, recipe))
     if last or (recipe.evaluate_every and (epoch + 1) % recipe.evaluate_every == 0):
-        with average.shown() if average is not None and not last else nullcontext():
+        with average.shown() if average is not None and not last else nullcontext(), whole_weights(run.student):
             tested = measure(run.model, run.data, recipe.batch_size, engine, run.task)
     position.history.append(
         EpochRecord(
@@ -219,6 +223,11 @@ def _train_epoch(
     position.epoch, position.step, position.seconds = epoch + 1, 0, 0.0
     position.loss = position.correct = position.samples = 0.0
     report(whole)
+
+
+def _levels(run: Run) -> dict[str, Tensor]:
+    with whole_weights(run.student):
+        return weight_levels(run.model)
 
 
 def _rate_at(run: Run, step: int) -> float:
@@ -260,15 +269,18 @@ def train_step(run: Run, batch: Any, rate: float, seed: int, stop: bool) -> list
             # The mean over processes is that of as many equal shares; these are weighted by their size.
             share = samples_in(*part) * run.engine.processes / (samples or sums[2])
             run.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+    if run.engine.shards:
+        mean_of_whole(run.model.parameters(), run.engine)
     run.scaler.unscale_(run.optimizer)
     if recipe.dampen and run.position.epoch >= recipe.float_epochs:
         dampen(run.model, dampening_at(recipe, run.done, run.steps_per_epoch))
     gradients = [parameter.grad for parameter in run.model.parameters() if parameter.grad is not None]
-    finite = bool(nn.utils.get_total_norm(gradients).isfinite())
+    norm = total_norm(gradients)
+    finite = bool(norm.isfinite())
     if not finite and run.scaler.get_scale() <= 1:
         raise _broken(run, "a gradient is not finite", parts[-1], rate, seed)
     if recipe.clip_gradient is not None and finite:
-        nn.utils.clip_grad_norm_(run.model.parameters(), recipe.clip_gradient)
+        clip(gradients, norm, recipe.clip_gradient)
     for group in run.optimizer.param_groups:
         group["lr"] = rate * group["rate"]
     with positive_ranges(run.model):
@@ -281,7 +293,8 @@ def train_step(run: Run, batch: Any, rate: float, seed: int, stop: bool) -> list
 def _broken(run: Run, what: str, batch: Pair, rate: float, seed: int) -> TrainingError:
     """Say what is not finite, and which operation of the network it comes from where that can be told."""
     inputs, target = batch
-    place = first_not_finite(run.model, inputs, lambda output: run.task.training_loss(output, target))
+    with whole_weights(run.student):
+        place = first_not_finite(run.model, inputs, lambda output: run.task.training_loss(output, target))
     return TrainingError(
         f"{what} at step {run.position.step + 1} of epoch {run.position.epoch + 1} (batch seed {seed})"
         f"{f': {place}' if place else ''}: {last_good(run.directory)}; lower the learning rate (now {rate:.3g}), or "

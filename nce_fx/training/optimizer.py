@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from nce_fx.errors import TrainingError
 from nce_fx.quantizers.base import Quantizer
 from nce_fx.training.recipe import Recipe
+from nce_fx.training.shards import is_part, placed
 
 LARGEST_CHANGE = 0.1
 """By how much of itself one step of the optimizer may change a learned range, see `positive_ranges`."""
@@ -26,6 +27,8 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     - what has one axis or none (biases, the scales of normalization): no decay;
     - weights: ``weight_decay``.
 
+    What is whole and what is in parts are never in one group.
+
     Raises:
         TrainingError: no parameter requires a gradient, or one has half precision already and the recipe asks for it.
     """
@@ -40,14 +43,14 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
                 f"{name} is in {parameter.dtype}, and the recipe's precision is {recipe.precision}, in which a network"
                 ' of float32 computes: give the network in float32, or precision "no"'
             )
-    found: dict[tuple[float, float], list[Tensor]] = {}
+    found: dict[tuple[float, float, bool], list[Tensor]] = {}
     for name, parameter in trained.items():
         if name in quantizers:
             kind = (recipe.clip_decay, recipe.clip_rate)
         else:
             kind = (recipe.weight_decay if parameter.ndim > 1 else 0.0, 1.0)
-        found.setdefault(kind, []).append(parameter)
-    groups = [{"params": own, "weight_decay": decay, "rate": rate} for (decay, rate), own in found.items()]
+        found.setdefault((*kind, is_part(parameter)), []).append(parameter)
+    groups = [{"params": own, "weight_decay": decay, "rate": rate} for (decay, rate, _), own in found.items()]
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, recipe.learning_rate, betas=(recipe.momentum, 0.999))
     return torch.optim.SGD(groups, recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.nesterov)
@@ -115,9 +118,10 @@ def restore_momenta(model: nn.Module, optimizer: torch.optim.Optimizer, values: 
     for name, parameter in model.named_parameters():
         for what in (_MOMENTUM, *_ADAM):
             if (value := values.get(_stored(name, what))) is not None:
-                # torch counts the steps where the processor is.
-                device = "cpu" if what == "step" else parameter.device
-                optimizer.state[parameter][what] = value.to(device, copy=True)
+                if what == "step":  # torch counts them where the processor is
+                    optimizer.state[parameter][what] = value.to("cpu", copy=True)
+                else:
+                    optimizer.state[parameter][what] = placed(value.to(parameter.device, copy=True), parameter)
 
 
 def _stored(name: str, what: str) -> str:

@@ -31,6 +31,7 @@ from nce_fx.paths import called
 from nce_fx.quantizers import WeightQuantizer
 from nce_fx.quantizers.dorefa import DorefaWeight
 from nce_fx.training.checkpoint import by_kind, flat
+from nce_fx.training.shards import placed, whole
 
 
 @torch.no_grad()
@@ -67,9 +68,10 @@ def dampen(model: nn.Module, strength: float) -> None:
     """
     for _, weight, quantizer in quantized_parameters(model):
         if weight.grad is not None:
-            away = weight - quantizer(weight)
-            inside = away.abs() <= quantizer.step_size(weight) / 2
-            weight.grad.add_(away * inside, alpha=2 * strength)
+            value = whole(weight)
+            away = value - quantizer(value)
+            inside = away.abs() <= quantizer.step_size(value) / 2
+            weight.grad.add_(placed(away * inside, weight.grad), alpha=2 * strength)
 
 
 MOMENTUM = 0.01

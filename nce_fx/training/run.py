@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from nce_fx.copying import copy_model
 from nce_fx.devices import check_values
 from nce_fx.errors import ArtifactError, InputError, TrainingError
-from nce_fx.processes import Engine, agree_on, distributed
+from nce_fx.launcher import check_launched
+from nce_fx.processes import Engine, agree_on, all_reduce_sum, distributed
 from nce_fx.tasks import Task
 from nce_fx.tensor_file import digest
 from nce_fx.training.batches import Data
@@ -24,6 +25,7 @@ from nce_fx.training.features import tapped
 from nce_fx.training.optimizer import build_optimizer, momenta, restore_momenta
 from nce_fx.training.recipe import Recipe
 from nce_fx.training.result import EpochRecord
+from nce_fx.training.shards import check_shards, local, on_main, sharded
 from nce_fx.training.stages import Stages, stages_of
 
 
@@ -172,13 +174,14 @@ def prepare(
     found = latest_checkpoint(directory) if directory is not None else None
     if found is not None:
         _check_same_run(found, identity, directory)
+    check_launched(recipe.precision, recipe.accumulate, recipe.compile)
+    check_shards(engine, recipe, callback.identity())
     model = callback.structure(original, found.state.get("companion", {}) if found is not None else {})
     model = model.to(engine.device).train()
     if not (recipe.distill_alpha or recipe.distill_features):
         teacher = None  # nothing is learned from it
     if teacher is not None:
         teacher = copy_model(teacher).to(engine.device).eval().requires_grad_(False)
-    optimizer = build_optimizer(model, recipe)
     stages = stages_of(model, recipe)
     position = Position()
     if found is not None:
@@ -188,22 +191,28 @@ def prepare(
     scaler.load_state_dict(position.scaler or scaler.state_dict())
     # The bits first: the weights of a checkpoint are those of its stage.
     stages.enter(recipe, position.epoch)
-    extras = extras_of(model, recipe)
+    kinds = by_kind(found.tensors if found is not None else {})
     if found is not None:
-        kinds = by_kind(found.tensors)
         model.load_state_dict(kinds["model"])
-        restore_momenta(model, optimizer, kinds["momentum"])
         position.levels = kinds["levels"]
         callback.restore(model, kinds["companion"])
-        for name, extra in extras.items():
-            extra.restore(by_kind(kinds["extra"])[name])
     agree_on(identity | {"position": position.plain()})
     named = _numbers(model).items()
     endless = frozenset(name for name, each in named if not (each.requires_grad or each.isfinite().all()))
     student = callback.student(model)
     if recipe.distill_features and teacher is not None:
         student, teacher = tapped(model, teacher)
-    student = distributed(student, engine)
+    if engine.shards:
+        student = sharded(student, engine, whole_model=model)
+        teacher = sharded(teacher, engine, learns=False) if teacher is not None else None
+    else:
+        student = distributed(student, engine)
+    # Of the parameters as they are from here on.
+    optimizer, extras = build_optimizer(model, recipe), extras_of(model, recipe)
+    if found is not None:
+        restore_momenta(model, optimizer, kinds["momentum"])
+        for name, extra in extras.items():
+            extra.restore(by_kind(kinds["extra"])[name])
     return Run(
         model,
         student,
@@ -238,7 +247,11 @@ class CheckpointWriter:
 
     def is_due(self) -> bool:
         """True where the last checkpoint is old enough."""
-        return self.run.directory is not None and time.monotonic() - self.saved >= self.seconds
+        due = self.run.directory is not None and time.monotonic() - self.saved >= self.seconds
+        if not self.run.engine.shards:
+            return due
+        # All take part in a checkpoint of parts, when the main process says so.
+        return bool(all_reduce_sum(torch.tensor(float(due and self.run.engine.is_main), device=self.run.engine.device)))
 
     def save_first(self) -> None:
         """Save the start of a run, so that there is always a checkpoint to go back to."""
@@ -254,11 +267,12 @@ class CheckpointWriter:
         run = self.run
         momentum = momenta(run.model, run.optimizer)
         # Before the first step the loss says it as well, and where it comes from.
-        if run.engine.is_main and (run.done or run.directory is not None):
+        takes_part = run.engine.is_main or run.engine.shards
+        if takes_part and (run.done or run.directory is not None):
             _check_finite({**_numbers(run.model), **momentum}, run)
         if run.directory is None:
             return "nothing was saved"
-        if run.engine.is_main:
+        if takes_part:
             kinds: dict[str, Mapping[str, Tensor]] = {
                 "model": _state_of(run.model),
                 "momentum": momentum,
@@ -268,7 +282,9 @@ class CheckpointWriter:
             }
             state = {"run": run.identity, "position": run.position.plain(), "plan": run.plan}
             state["companion"] = run.callback.state()
-            save_checkpoint(run.directory, Checkpoint(run.done, flat(kinds), state))
+            tensors = {name: on_main(tensor, run.engine) for name, tensor in flat(kinds).items()}
+            if run.engine.is_main:
+                save_checkpoint(run.directory, Checkpoint(run.done, tensors, state))
         self.saved = time.monotonic()
         return f"saved in {run.directory}"
 
@@ -306,7 +322,7 @@ def _check_same_run(checkpoint: Checkpoint, identity: dict[str, Any], directory:
 def _check_finite(tensors: dict[str, Tensor], run: Run) -> None:
     # A gradient may overflow in a step whose loss was finite: what it broke must not replace a good checkpoint.
     for name, tensor in tensors.items():
-        if name not in run.endless and not tensor.isfinite().all():
+        if name not in run.endless and not local(tensor).isfinite().all():
             remedy = "lower the learning rate, or set clip_gradient" if run.done else "train weights that are numbers"
             raise TrainingError(
                 f"{name} has values that are not finite after step {run.done}: {last_good(run.directory)}; {remedy}"

@@ -23,6 +23,7 @@ from benchmarks.glyphs import STROKES, render
 from nce_fx.data import load_data
 from nce_fx.errors import InputError
 from nce_fx.search import SurfaceRecipe
+from nce_fx.training import Recipe
 from tests.test_data import cifar  # noqa: F401
 
 FIELDS = [
@@ -75,6 +76,13 @@ def test_recipes_and_ablations_can_be_run():
         load_study("nothing")
     with pytest.raises(InputError, match="no such field: epoch"):
         study.with_changes({"retrain": {"epoch": 1}})
+
+
+@pytest.mark.parametrize("name", ["cifar10-resnet20", "cifar10-resnet56", "imagenet-resnet18", "imagenet-resnet50"])
+def test_what_is_ready_for_large_data_is_the_default(name):
+    study = load_study(name)
+    assert study.quantizing() == nce_fx.QuantSpec()
+    assert study.retraining(0).distill_alpha == Recipe().distill_alpha
 
 
 def test_a_data_folder_does_not_change_a_digest_and_a_choice_does():

@@ -25,6 +25,7 @@ from nce_fx.passes.planning.budget import budget_at
 from nce_fx.passes.transform.quantize import QuantSpec, quantize
 from nce_fx.passes.transform.quantize.quantizable_layers import find_quantizable_layers
 from nce_fx.plan import WidthPlan
+from nce_fx.progress import counted
 from nce_fx.tasks import LossLike
 
 BITS = (2, 4, 8)
@@ -73,7 +74,7 @@ def plan_ends(
     best, chosen, least, refused = given, asked, float("inf"), ""
     # The bits as given come first: others have to be better.
     pairs = [(first, last), *((_all(first, a), _all(last, b)) for a, b in product(BITS, BITS))]
-    for ours, theirs in pairs:
+    for ours, theirs in counted(pairs):
         bits, together = {**ours, **theirs}, _together(given.sensitivity, changed(ours), changed(theirs))
         same = replace(given, sensitivity=together)
         tried = same if bits == asked else given.quantized_as(quantized(bits), together)

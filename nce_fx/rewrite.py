@@ -7,7 +7,7 @@ that is held out. `analyze` and `build` are its halves, for those who plan many 
 Retraining what comes out is `nce_fx.training`; training it beside its rivals is `nce_fx.comparison`.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
@@ -35,6 +35,7 @@ from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.pipeline import Given, Pipeline
 from nce_fx.pipeline.base import Between
 from nce_fx.plan import WidthPlan
+from nce_fx.progress import Observer, Progress, begin, watched
 from nce_fx.quantities import Quantity
 from nce_fx.report.records import CostRecord, GroupRecord, LayerRecord, RewriteReport
 from nce_fx.tasks import LossLike
@@ -43,10 +44,6 @@ from nce_fx.trial import Trial, why_untried
 
 Batches = Iterable[Any]
 """Several batches in any form that `nce_fx.batches` reads."""
-Observer = Callable[[str], None]
-"""Called with the name of each step as it starts."""
-Progress = Callable[[int, int], None]
-"""Called with (done, in all)."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,8 @@ def rewrite(
             operations and weight bytes are at most those of ``model`` quantized as it is. A budget that is given limits
             what it names, and leaves the rest free.
         spec: bits and quantizers; 2-bit weights and activations by default.
-        metric: the sensitivity metric; by default one by gradient with batches, from the weights without.
+        metric: how sensitivity is measured, ``--sensitivity`` of the command line, where ``--metric`` is what training
+            is measured by; by default by gradient with batches, from the weights without.
         loss: what the model is trained for, as `nce_fx.training.train` takes it; cross entropy by default.
         hardware: the user's own cost of layers, which ``Budget(custom=...)`` limits.
         quantities: more rows of what a network costs, see `nce_fx.quantities`.
@@ -118,49 +116,47 @@ def rewrite(
         seed: of everything random.
         source: what else the plan shall say of where it comes from, such as the name of the data.
         observe: called with the name of each step as it starts.
-        progress: called with (done, in all) while sensitivity is measured, the one step that can take long.
+        progress: called with (done, in all) within the steps that know how much there is to do, see `nce_fx.progress`.
         between: called after each pass, such as `nce_fx.pipeline.verify.verify`.
 
     Raises:
         NceFxError: any step that cannot be done, in one line.
     """
-    spec, say = spec or QuantSpec(), observe or _silent
-    batches = None if batches is None else gathered(batches)
-    analyses = analyze(
-        model,
-        example_inputs,
-        batches=batches,
-        spec=spec,
-        metric=metric,
-        loss=loss,
-        hardware=hardware,
-        quantities=quantities,
-        observe=observe,
-        progress=progress,
-    )
-    budget = budget or Budget.default()
-    limits: dict[str, Any] = {"min_width": min_width, "max_width": max_width, "round_to": round_to}
-    limits |= {"capacity": capacity, "freeze": tuple(freeze), "only": tuple(only)}
-    planned, about = analyses, {"seed": seed, **(source or {})}
-    if end_bits == "plan":
-        say("plan the bits of the ends")
-        planned, about["end_bits"] = plan_ends(analyses, budget, batches, metric, limits, loss)
-    elif end_bits != "given":
-        raise InputError(f"end_bits={end_bits!r}: give one of {', '.join(WAYS)}{nearest(end_bits, WAYS)}")
+    with watched(observe, progress):
+        spec = spec or QuantSpec()
+        batches = None if batches is None else gathered(batches)
+        analyses = analyze(
+            model,
+            example_inputs,
+            batches=batches,
+            spec=spec,
+            metric=metric,
+            loss=loss,
+            hardware=hardware,
+            quantities=quantities,
+        )
+        budget = budget or Budget.default()
+        limits: dict[str, Any] = {"min_width": min_width, "max_width": max_width, "round_to": round_to}
+        limits |= {"capacity": capacity, "freeze": tuple(freeze), "only": tuple(only)}
+        planned, about = analyses, {"seed": seed, **(source or {})}
+        if end_bits == "plan":
+            begin("plan the bits of the ends")
+            planned, about["end_bits"] = plan_ends(analyses, budget, batches, metric, limits, loss)
+        elif end_bits != "given":
+            raise InputError(f"end_bits={end_bits!r}: give one of {', '.join(WAYS)}{nearest(end_bits, WAYS)}")
 
-    planning = partial(plan_analyzed, observe=observe)
-    building = partial(build, analyses.graph_module, batches=batches, seed=seed, observe=observe, between=between)
-    choice = Candidates(analyses, planned, budget, limits, about, planning, building)
-    best = choice.within(min_width, max_width)
-    tried, untried = None, why_untried(trial, best.plan, safe=not choice.dear or bool(choice.rival))
-    if trial is not None and not untried:
-        found = choice.beside(best, trial.regions)
-        say("try plans")
-        tried = trial.decide(analyses.graph_module, {name: each.graph_module for name, each in found.items()})
-        best = found[tried.chosen]
-    seen = replace(analyses, sensitivity=best.analyses.sensitivity)
-    report = report_of(seen, best.plan, best.graph_module).model_copy(update={"trial": tried, "untried": untried})
-    return RewriteResult(best.graph_module, best.plan, report, analyses.graph_module, analyses.uniform)
+        building = partial(build, analyses.graph_module, batches=batches, seed=seed, between=between)
+        choice = Candidates(analyses, planned, budget, limits, about, plan_analyzed, building)
+        best = choice.within(min_width, max_width)
+        tried, untried = None, why_untried(trial, best.plan, safe=not choice.dear or bool(choice.rival))
+        if trial is not None and not untried:
+            found = choice.beside(best, trial.regions)
+            begin("try plans")
+            tried = trial.decide(analyses.graph_module, {name: each.graph_module for name, each in found.items()})
+            best = found[tried.chosen]
+        seen = replace(analyses, sensitivity=best.analyses.sensitivity)
+        report = report_of(seen, best.plan, best.graph_module).model_copy(update={"trial": tried, "untried": untried})
+        return RewriteResult(best.graph_module, best.plan, report, analyses.graph_module, analyses.uniform)
 
 
 def analyze(
@@ -173,8 +169,6 @@ def analyze(
     loss: LossLike = None,
     hardware: HardwareTable | None = None,
     quantities: Iterable[Quantity] = (),
-    observe: Observer | None = None,
-    progress: Progress | None = None,
 ) -> Analyses:
     """Trace a model and analyze its channels, its cost and its sensitivity.
 
@@ -185,23 +179,21 @@ def analyze(
         InputError: the weights or the sensitivities are not finite.
         NceFxError: any step that cannot be done, in one line.
     """
-    say, spec = observe or _silent, spec or QuantSpec()
+    spec = spec or QuantSpec()
     batches = None if batches is None else gathered(batches)
     check_finite(model, type(model).__name__)
-    say("trace")
+    begin("trace")
     gm = trace(model, example_inputs)
-    say("analyze channels")
+    begin("analyze channels")
     channels = analyze_channels(gm)
-    say("analyze cost")
+    begin("analyze cost")
     uniform = quantize(gm, spec)
     cost = analyze_cost(gm, channels, quantized=uniform, hardware=hardware, quantities=quantities)
-    say("analyze sensitivity")
+    begin("analyze sensitivity")
     observers = Observers(uniform)
     # In training mode BatchNorm's values are those of the batch, which the sensitivity pass does not see.
     watch = None if gm.training else observers.see
-    sensitivity = analyze_sensitivity(
-        gm, batches, metric, channels=channels, quantized=uniform, loss=loss, progress=progress, watch=watch
-    )
+    sensitivity = analyze_sensitivity(gm, batches, metric, channels=channels, quantized=uniform, loss=loss, watch=watch)
     if batches:
         observers.settle(batches)
     return Analyses(gm, channels, cost, sensitivity, uniform)
@@ -213,7 +205,6 @@ def plan_analyzed(
     reserve: Reserve | None = None,
     *,
     source: Mapping[str, Any] | None = None,
-    observe: Observer | None = None,
     **limits: Any,
 ) -> WidthPlan:
     """Plan the widths of an analyzed network; ``limits`` are those of `plan_widths`, ``source`` is added to the plan's.
@@ -224,7 +215,7 @@ def plan_analyzed(
     Raises:
         BudgetError: no plan meets the budget; the message says what the least is.
     """
-    (observe or _silent)("plan")
+    begin("plan")
     plan = plan_widths(analyses.channels, analyses.cost, analyses.sensitivity, budget, reserve=reserve, **limits)
     return replace(plan, source={**plan.source, **(source or {})})
 
@@ -237,7 +228,6 @@ def build(
     batches: Batches | None = None,
     uniform: GraphModule | None = None,
     seed: int = 0,
-    observe: Observer | None = None,
     between: Between | None = None,
 ) -> GraphModule:
     """Resize a traced network to a plan and insert its quantizers, with the ranges of the network at its own widths.
@@ -247,7 +237,7 @@ def build(
     Raises:
         PlanError: the plan is for another network; the message names the first difference.
     """
-    (observe or _silent)("resize and quantize")
+    begin("resize and quantize")
     passes = ResizeChannels(plan, seed=seed), InsertQuantizers(spec or QuantSpec())
     result = run_pipeline(gm, Pipeline(passes, between), batches, uniform)
     # Also where the plan changes nothing, and no pass had a reason to say it.
@@ -302,7 +292,3 @@ def report_of(analyses: Analyses, plan: WidthPlan, rewritten: GraphModule) -> Re
             for name, node in sensitivity.by_node.items()
         ),
     )
-
-
-def _silent(stage: str) -> None:
-    pass

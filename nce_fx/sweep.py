@@ -11,6 +11,7 @@ from nce_fx.errors import BudgetError, InputError
 from nce_fx.frozen import Frozen
 from nce_fx.passes.planning import Budget
 from nce_fx.plan import WidthPlan
+from nce_fx.progress import counted
 from nce_fx.rewrite import plan_analyzed
 
 POINTS = 15
@@ -62,7 +63,7 @@ def sweep(analyses: Analyses, ratios: Sequence[float], **limits: Any) -> Sweep:
         BudgetError: no ratio has a plan; the message is that of the largest.
     """
     points, refused = [], []
-    for ratio in ratios:
+    for ratio in counted(ratios):
         try:
             plan = plan_analyzed(analyses, Budget(**dict.fromkeys(Budget.default().as_mapping(), ratio)), **limits)
         except BudgetError as error:

@@ -12,6 +12,7 @@ The float network has seen what is held out, and so has whoever starts from its 
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch.fx import GraphModule
 
@@ -19,11 +20,12 @@ from nce_fx.data import Data
 from nce_fx.data.data_split import held_out
 from nce_fx.errors import InputError
 from nce_fx.plan import WidthPlan
+from nce_fx.progress import advance
 from nce_fx.report.records import TrialRecord, TrialRow
 from nce_fx.tasks import LossLike
 from nce_fx.training import Recipe, train
 from nce_fx.training.recipe import usual_float_epochs
-from nce_fx.training.result import Watch
+from nce_fx.training.result import StepReport, Watch
 
 REGIONS = ((0.67, 1.5), (0.8, 1.25))
 """How far widths move in plans that are tried beside the first, as ratios of their own."""
@@ -95,7 +97,8 @@ class Trial:
             raise InputError(f"trial: {self.why_not()}")
         names = tuple(candidates)
         turns = [(names[number], in_float) for number, in_float in self.turns if number < len(names)]
-        epochs, rows = self.epochs(len(turns)), []
+        rows: list[TrialRow] = []
+        epochs = self.epochs(len(turns))
         for name, in_float in turns:
             short = _scaled(in_float, self.recipe.epochs, epochs)
             # Progressive bits have no time here.
@@ -108,7 +111,7 @@ class Trial:
                     teacher=teacher if self.distill else None,
                     loss=self.loss,
                     metric="loss",
-                    progress=progress or False,
+                    progress=progress or partial(_tell, len(rows), len(turns)),
                 )
             rows.append(TrialRow(candidate=name, loss=result.score, float_epochs=short, retrain_float_epochs=in_float))
         best = min(rows, key=lambda row: row.loss)
@@ -129,6 +132,11 @@ def why_untried(trial: Trial | None, plan: WidthPlan, *, safe: bool) -> str:
     if not safe:
         return "they cost more than the budget"
     return trial.why_not() if plan.changed else "nothing changes"
+
+
+def _tell(before: int, trials: int, at: StepReport) -> None:
+    """Say how much of all trials is done, so many of them before the one that is at this step."""
+    advance(before * at.steps + at.step, trials * at.steps)
 
 
 def _scaled(in_float: int, whole: int, epochs: int) -> int:

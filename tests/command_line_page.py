@@ -20,6 +20,10 @@ Made from the commands themselves by `python -m tests.command_line_page`; `nce-f
 MODEL is a built-in name (`nce-fx models`), `package.module:callable` or `path/to/file.py:callable`. A budget is a ratio
 of the original (`0.8x`), a number, or `none`. Results go to stdout, everything else to stderr. Exit codes: 0 done,
 1 something was not right (one line says what, where, and what to do), 2 usage, 130 stopped with Ctrl-C.
+
+An option with the name of an argument in Python means the same, but for one: the `metric=` of `nce_fx.rewrite`, how
+sensitivity is measured, is `--sensitivity`; `--metric` is that of `nce_fx.training.train`. On a terminal every long
+step shows how long it still takes, or how long it has taken where nobody knows; elsewhere, what it took.
 """
 
 

@@ -68,6 +68,7 @@ _BOXES: tuple[dict[str, tuple[str, ...]], ...] = (
             "plan",
             "launcher",
             "processes",
+            "progress",
             "registry",
             "signature",
             "tensor_file",

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+import warnings
 from datetime import datetime
 
 import pytest
@@ -56,6 +57,24 @@ def test_the_graph_is_a_line_unless_all_is_asked_for():
     assert "layer1_0_conv1_weight_quant" not in short
     assert "layer1_0_conv1_weight_quant" in long
     assert call(*PLAN, "-q", "-v").exit_code == 2
+
+
+def test_a_warning_is_a_line_and_none_under_quiet(here, monkeypatch):
+    """What Python says of a warning, the file and its line of code, is of no use to who did not write them."""
+    (here / "nets.py").write_text(
+        "import warnings\nfrom nce_fx.models import MODELS\ndef make():\n    warnings.warn('two\\nlines of [red]')\n"
+        "    return MODELS['resnet8']()\n"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        # pytest keeps warnings for itself; Python prints them so.
+        monkeypatch.setattr(
+            warnings, "showwarning", lambda *said: print(warnings.formatwarning(*said[:4]), file=sys.stderr)
+        )
+        for quiet, said in (((), ["nce-fx: two lines of [red]"]), (("--quiet",), [])):
+            shown = call("analyze", "nets.py:make", "--input", "1x3x8x8", "--why", "fc", *quiet)
+            assert shown.exit_code == 0
+            assert [line for line in shown.stderr.splitlines() if "lines" in line or "warn" in line] == said
 
 
 @pytest.mark.parametrize("columns", [40, 63, 80])
@@ -112,7 +131,11 @@ def test_a_run_can_be_followed_as_json_lines(here):
     epochs = [(line["run"], line["epoch"]) for line in lines if line["event"] == "epoch"]
     runs = ("float resnet8", "uniform 2-bit", "uniform 2-bit, all 2 epochs at 2 bits", "NCE 2-bit")
     assert epochs == [(run, epoch) for run in runs for epoch in (1, 2)]
-    assert [line["name"] for line in lines if line["event"] == "step"][:2] == ["trace", "analyze channels"]
+    assert [line["name"] for line in lines if line["event"] == "step"][:3] == [
+        "read batches",
+        "trace",
+        "analyze channels",
+    ]
     result = {key: value for key, value in lines[-1].items() if key not in ("time", "event")}
     content = json.loads(done.stdout)
     assert [line["text"] for line in lines if line["event"] == "note"] == content.pop("notes")

@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import re
 import zipfile
 from types import SimpleNamespace
 
@@ -210,3 +211,19 @@ def test_a_command_refuses_a_mistake_before_it_does_anything(tmp_path, monkeypat
     assert words in " ".join(result.stderr.replace("│", " ").split())
     assert sorted(tmp_path.rglob("*.toml")) == before
     assert not (tmp_path / "nce-fx-out").exists()
+
+
+@pytest.mark.parametrize("name", ["class", 'a"b', "lambda"])
+def test_a_name_that_no_code_can_have_is_said(name):
+    """A dictionary of modules takes any key; a graph calls them in Python."""
+
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.heads = nn.ModuleDict({name: nn.Linear(3, 2)})
+
+        def forward(self, x):
+            return self.heads[name](x)
+
+    with pytest.raises(NceFxError, match=re.escape(f"rename heads.{name}") + "$"):
+        nce_fx.trace(Named(), (torch.zeros(1, 3),))

@@ -10,7 +10,7 @@ from nce_fx.analyses import Analyses
 from nce_fx.cli.commands import Analyze
 from nce_fx.cli.model_data import Network, network_of
 from nce_fx.cli.parsing import quant_spec
-from nce_fx.cli.terminal import Steps, Terminal
+from nce_fx.cli.terminal import Terminal
 from nce_fx.passes.analysis.channels import ChannelGraph, analyze_channels
 from nce_fx.passes.transform.quantize import QuantSpec
 from nce_fx.processes import start_engine
@@ -41,8 +41,8 @@ def run(job: Analyze) -> None:
         terminal.finish(content)
         return
 
-    with terminal.steps() as steps:
-        found = analyzed(network, spec, job.sensitivity, steps, terminal)
+    with terminal.steps():
+        found = analyzed(network, spec, job.sensitivity, terminal)
     terminal.show(f"{job.model}: traced by {_traced(found.graph_module)}")
     terminal.show(tables.layer_table(found.cost, found.channels, found.sensitivity))
     layers, quantizers = tables.split_quantizers(found.cost.nodes)
@@ -64,7 +64,7 @@ def run(job: Analyze) -> None:
     )
 
 
-def analyzed(network: Network, spec: QuantSpec, metric: str | None, steps: Steps, terminal: Terminal) -> Analyses:
+def analyzed(network: Network, spec: QuantSpec, metric: str | None, terminal: Terminal) -> Analyses:
     """Return the analyses of a network, and say where its sensitivity comes from."""
     if network.data is None:
         terminal.note("no --data: sensitivity comes from the weights alone")
@@ -74,8 +74,6 @@ def analyzed(network: Network, spec: QuantSpec, metric: str | None, steps: Steps
         batches=network.calibration,
         spec=spec,
         metric=metric,
-        observe=steps,
-        progress=steps.advance,
     )
 
 

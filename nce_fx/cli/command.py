@@ -12,7 +12,9 @@ What every command takes beside them: --quiet, --verbose, --log, --config and --
 
 import functools
 import inspect
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from importlib import import_module
 from inspect import Parameter, Signature
@@ -23,6 +25,7 @@ import typer
 
 from nce_fx.cli.config_file import config_text, defaults_of
 from nce_fx.cli.events import Verbosity, logging_to, with_verbosity
+from nce_fx.plain_text import visible
 
 
 def command(options: type[Any], run: str) -> Callable[..., None]:
@@ -97,6 +100,20 @@ _COMMON = {"quiet": (_Quiet, False), "verbose": (_Verbose, False), "log": (_Log,
 _ALL = {**_COMMON, "print_config": (_PrintConfig, False), "context": (typer.Context, inspect.Parameter.empty)}
 
 
+@contextmanager
+def _plain_warnings(loudness: Verbosity) -> Iterator[None]:
+    """Say warnings in a line each, without the line of code that they come from; under `--quiet` not at all."""
+    usual = warnings.formatwarning
+    with warnings.catch_warnings():
+        if loudness == "quiet":
+            warnings.simplefilter("ignore")
+        warnings.formatwarning = lambda message, *where, **line: f"nce-fx: {visible(' '.join(str(message).split()))}\n"
+        try:
+            yield
+        finally:
+            warnings.formatwarning = usual
+
+
 def with_common(command: Callable[..., None]) -> Callable[..., None]:
     """Return a command that takes these options too."""
 
@@ -109,7 +126,7 @@ def with_common(command: Callable[..., None]) -> Callable[..., None]:
         if common["quiet"] and common["verbose"]:
             raise typer.BadParameter("--quiet and --verbose at once: give one of them")
         loudness: Verbosity = "quiet" if common["quiet"] else "verbose" if common["verbose"] else "normal"
-        with with_verbosity(loudness), logging_to(common["log"]):
+        with with_verbosity(loudness), logging_to(common["log"]), _plain_warnings(loudness):
             command(**given)
 
     signature = inspect.signature(command, eval_str=True)

@@ -49,8 +49,7 @@ def run(job: Export) -> None:
         content["model_explorer"] = {"graph": str(job.explorer), "data": str(beside)}
         terminal.note(f"written to {job.explorer} and {beside}, for Model Explorer")
     if job.pt2 is not None:
-        with terminal.steps() as steps:
-            steps("torch.export, and compare")
+        with terminal.steps():
             archive = export_pt2(gm, job.pt2, batch=job.batch)
         content["pt2"] = asdict(archive) | {"path": str(archive.path)}
         size, batch = archive.size, _size(archive.batch)
@@ -64,8 +63,7 @@ def run(job: Export) -> None:
 def _onnx(job: Export, gm: GraphModule, terminal: Terminal) -> OnnxExport:
     """Write the ONNX file: in integers by default, in float where the network is not for that."""
     assert job.onnx is not None
-    with terminal.steps() as steps:
-        steps(f"export, and compare with PyTorch ({job.format or 'integer'})")
+    with terminal.steps():
         options: dict[str, Any] = {"batch": job.batch, "opset": job.opset}
         try:
             written = export_onnx(gm, job.onnx, format=job.format or "integer", **options)

@@ -106,7 +106,7 @@ def inspect_model(job: Inspect) -> None:
     check_named(job.target)
     spec, network = quant_spec(job.bits), network_of(job, job.target)
     with terminal.steps() as steps:
-        found = analyzed(network, spec, job.sensitivity, steps, terminal)
+        found = analyzed(network, spec, job.sensitivity, terminal)
         steps("draw")
         gm = found.graph_module
         widths = found.channels.widths

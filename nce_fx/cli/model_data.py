@@ -13,6 +13,7 @@ from nce_fx.data import Data, load_data
 from nce_fx.data.loaders import CALIBRATION_BATCHES, CALIBRATION_SIZE
 from nce_fx.frozen import Frozen
 from nce_fx.models.loading import arguments_for
+from nce_fx.progress import begin, counted
 
 
 @dataclass(frozen=True)
@@ -51,4 +52,7 @@ def network_of(job: NetworkOptions, reference: str, *, strict: bool = False) -> 
 
 def calibration(data: Data | None, seed: int) -> list[Any] | None:
     """Return the batches that sensitivity and the quantizers' first ranges come from."""
-    return None if data is None else list(data.batches(CALIBRATION_BATCHES, CALIBRATION_SIZE, seed))
+    if data is None:
+        return None
+    begin("read batches")
+    return list(counted(data.batches(CALIBRATION_BATCHES, CALIBRATION_SIZE, seed), CALIBRATION_BATCHES))

@@ -85,7 +85,8 @@ Metric = Annotated[
     typer.Option(
         "--sensitivity",
         metavar="METRIC",
-        help="How sensitivity is measured (`nce-fx list metrics`); by gradient with data, from the weights without.",
+        help="How sensitivity is measured (`nce-fx list metrics`; in Python `metric=`); by gradient with data, from "
+        "the weights without.",
         autocompletion=names_of("metrics"),
     ),
 ]
@@ -311,7 +312,7 @@ class TrainingOptions:
         _training(
             metavar="NAME",
             help="What it is measured by: accuracy, mean_iou, loss ..., or package.module:callable; by default what "
-            "goes with the loss (`nce-fx list task_metrics`).",
+            "goes with the loss (`nce-fx list task_metrics`). How sensitivity is measured is --sensitivity.",
             autocompletion=names_of("task_metrics"),
         ),
     ] = None

@@ -15,7 +15,7 @@ from nce_fx import artifacts
 from nce_fx.cli.commands import Retrain
 from nce_fx.cli.model_data import calibration
 from nce_fx.cli.parsing import PUBLISHED_RECIPE, build_model, is_code, recipe_fields
-from nce_fx.cli.rewriting import Retrained, can_teach, content, rewritten_name, rivals_of, with_float_epochs
+from nce_fx.cli.rewriting import Retrained, at_chance, content, evaluated, rewritten_name, rivals_of, with_float_epochs
 from nce_fx.cli.terminal import Terminal
 from nce_fx.data import load_data
 from nce_fx.errors import InputError
@@ -78,7 +78,7 @@ def run(job: Retrain) -> None:
         artifacts.save(rewritten, job.directory, force=True, keep_checkpoints=True, **about)
     # Under torchrun nobody looks for checkpoints before they are as they should be.
     all_reduce_sum(torch.zeros(1, device=start_engine().device))
-    teaches = can_teach(float_network, data, task)
+    teaches = not at_chance(evaluated(float_network, data, task, terminal), data, task)
     fresh, epochs = model if retraining.from_scratch else None, retraining.float_epochs
     asked = Retrained(float_network, data, recipe, task, spec, epochs, job.directory, teaches, fresh)
     trained = asked.train(networks, bool(rewritten.meta["plan"].changed), terminal)

@@ -78,7 +78,7 @@ def run(job: Rewrite) -> None:
     if data is not None and job.retrain and job.trial and not job.dry_run:
         free = job.float_epochs is None and not job.from_scratch and "float_epochs" not in fields
         trial = Trial(data, recipe, job.trial_share, task.loss, teaches, choose_float=free)
-    with terminal.steps() as steps:
+    with terminal.steps():
         result = rewrite(
             model,
             network.inputs,
@@ -93,8 +93,6 @@ def run(job: Rewrite) -> None:
             trial=trial,
             seed=job.seed,
             source={} if data is None else {"data": data.name},
-            observe=steps,
-            progress=steps.advance,
             between=between,
         )
     present(result.report, result.plan, result.graph_module, terminal)
@@ -166,15 +164,15 @@ def float_network(
             result = train(model, data, plain, loss=task.loss, metric=task.metric, progress=progress)
         said = task.said(result.score)
         terminal.show(f"float {job.model} on {data.name}: {said} after {job.retrain} epochs")
-        return result.model.eval(), result.history, not _at_chance(result.score, data, task)
+        return result.model.eval(), result.history, not at_chance(result.score, data, task)
     if untrained:
         terminal.note(
             f"{job.model} has random weights: give --weights, or --data and --retrain, for a plan with meaning"
         )
     elif data is not None:
-        value = evaluate(model, data, loss=task.loss, metric=task.metric)
+        value = evaluated(model, data, task, terminal)
         terminal.show(f"float {job.model} on {data.name}: {task.said(value)}")
-        if _at_chance(value, data, task):
+        if at_chance(value, data, task):
             terminal.note(f"the float network is at chance on {data.name}: give --weights that were trained on it")
             return model, (), False
     return model, (), True
@@ -191,8 +189,6 @@ def run_sweep(job: Rewrite, network: Network, ratios: tuple[float, ...], termina
             metric=job.sensitivity,
             loss=job.loss,
             hardware=job.table,
-            observe=steps,
-            progress=steps.advance,
         )
         steps(f"plan {len(ratios)} budgets")
         found = sweep(analyses, ratios, **job.limits)
@@ -266,13 +262,15 @@ class Retrained:
         return trained
 
 
-def can_teach(network: nn.Module, data: Data, task: Task) -> bool:
-    """Whether a network does better than one that knows nothing, which for anything but classes nobody can say."""
-    return not _at_chance(evaluate(network, data, loss=task.loss, metric=task.metric), data, task)
+def evaluated(network: nn.Module, data: Data, task: Task, terminal: Terminal) -> float:
+    """Return what the metric says of the float network on the test split, having shown how far that is."""
+    with terminal.steps() as steps:
+        steps("evaluate the float network")
+        return evaluate(network, data, loss=task.loss, metric=task.metric)
 
 
-def _at_chance(value: float, data: Data, task: Task) -> bool:
-    """Whether an accuracy is that of a network which knows nothing."""
+def at_chance(value: float, data: Data, task: Task) -> bool:
+    """Whether an accuracy is that of a network which knows nothing; of anything but classes nobody can say."""
     return task.counts_right and data.classes is not None and value < 2 / data.classes
 
 

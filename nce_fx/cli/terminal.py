@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -13,23 +14,27 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from nce_fx.cli.events import current_verbosity, log_event
 from nce_fx.plain_text import visible
+from nce_fx.progress import watched
 from nce_fx.training.result import StepReport
 
 _WIDE = 120
 """Columns of tables where the output is a file or a pipe."""
 _NARROW = 64
 """Columns of a terminal below which a table is shown as a list."""
+_LONG = 24 * 3600.0
+"""Seconds that the speed of a step is measured over: one batch may take minutes."""
 
 
 class PlainConsole(Console):
@@ -91,34 +96,25 @@ class Terminal:
         if self.as_json and self.is_main:
             print(json.dumps(content | {"notes": self.said}, indent=2, allow_nan=False), file=sys.stdout, flush=True)
 
+    def _bars(self, *columns: ProgressColumn) -> Progress:
+        """Bars with these columns, and a time; without the bars themselves where there is no room for them."""
+        room = [] if self.notes.width < _NARROW else [BarColumn(bar_width=24)]
+        return Progress(*columns[:-1], *room, columns[-1], _Time(), console=self.notes, speed_estimate_period=_LONG)
+
     @contextmanager
     def steps(self) -> "Iterator[Steps]":
         """Show named steps as they come, each with a spinner, its batches where it has some, and its time."""
-        bars = Progress(
-            SpinnerColumn(finished_text="✓"),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=self.notes,
-        )
-        with bars:
+        with self._bars(SpinnerColumn(finished_text="✓"), _folded("{task.description}"), MofNCompleteColumn()) as bars:
             steps = Steps(bars)
-            yield steps
+            with watched(steps, steps.advance):
+                yield steps
             steps.done()
 
     @contextmanager
     def training(self, name: str) -> Iterator[Callable[[StepReport], None]]:
         """Show one training run: epoch, loss, accuracy, time left."""
-        bars = Progress(
-            TextColumn("{task.description:<24}", markup=False),
-            BarColumn(bar_width=24),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[state]}", markup=False),
-            TimeRemainingColumn(),
-            console=self.notes,
-        )
-        with bars:
+        said = _folded("{task.description}"), _folded("{task.fields[state]}")
+        with self._bars(*said, TaskProgressColumn()) as bars:
             task = bars.add_task(name, total=None, state="")
 
             def advance(at: StepReport) -> None:
@@ -133,6 +129,21 @@ class Terminal:
                     log_event("epoch", run=name, **fields)
 
             yield advance
+
+
+def _folded(text: str) -> TextColumn:
+    return TextColumn(text, markup=False, table_column=Column(overflow="fold"))
+
+
+class _Time(TimeElapsedColumn):
+    """How long a step still takes by its speed so far, "0:01:20 left"; how long it has taken where nobody knows."""
+
+    def render(self, task: Task) -> Text:
+        """Return it for one step."""
+        left = None if task.finished else task.time_remaining
+        return (
+            super().render(task) if left is None else Text(f"{timedelta(seconds=int(left))} left", "progress.remaining")
+        )
 
 
 class Steps:

@@ -29,6 +29,7 @@ from nce_fx.export.formats import QONNX_DOMAIN
 from nce_fx.export.integer import Lowered
 from nce_fx.export.program import reason
 from nce_fx.paths import called
+from nce_fx.progress import counted
 from nce_fx.quantizers import ActivationQuantizer, WeightQuantizer
 
 TOLERANCE = 1e-5
@@ -99,7 +100,7 @@ def check_agreement(
         said = f"the graph does not run on the example that its file is compared on ({reason(error)})"
         raise ExportError(f"{said}: give inputs= that it takes") from error
     agreements = {}
-    for name, level in LEVELS.items():
+    for name, level in counted(LEVELS.items()):
         got = _run(content if not _foreign(model) else runnable(model).SerializeToString(), inputs, level)
         difference = _difference(got, expected, name)
         on_border = 0

@@ -25,6 +25,7 @@ from nce_fx.nearest import nearest
 from nce_fx.passes.transform.fold import FoldBatchNorm
 from nce_fx.pipeline import Pipeline
 from nce_fx.plan import WidthPlan
+from nce_fx.progress import begin
 from nce_fx.version import __version__
 
 
@@ -88,9 +89,11 @@ def export_onnx(
     if fold_bn:
         gm = Pipeline((FoldBatchNorm(),))(gm).graph_module
     marked = mark(gm)
+    begin("write the graph as ONNX")
     model, lowered, batch, sizes = _model(gm, marked, form, batch, opset)
     _put_metadata(model, gm, marked, format, batch)
     checked = inputs if inputs is not None else example(gm, batch or (2 if takes_any_batch(gm) else None))
+    begin("compare with PyTorch")
     with export_file(path) as fresh:
         content = model.SerializeToString()
         fresh.write_bytes(content)

@@ -28,6 +28,7 @@ from nce_fx.export.export_file import check_asked, export_file
 from nce_fx.export.levels import mark
 from nce_fx.export.program import example, program, reason, share_a_batch, takes_any_batch
 from nce_fx.plain_text import read_json
+from nce_fx.progress import begin
 from nce_fx.tracing.exported import graph_of_program
 from nce_fx.tracing.preserved_state import same_values
 
@@ -71,11 +72,13 @@ def export_pt2(gm: GraphModule, path: str | Path, *, batch: int | None = None) -
     path = Path(path)
     check_asked(path, batch)
     gm = copy.deepcopy(gm).cpu().eval()
+    begin("trace with torch.export")
     exported, batch = _program(gm, batch)
     exported.example_inputs = None  # they would be pickled
     about = {"version": VERSION, **provenance(gm, mark(gm), batch)}
     content = _with_about(exported, about)
     inputs = example(gm, batch or (3 if takes_any_batch(gm) else None))
+    begin("compare with PyTorch")
     with export_file(path) as fresh:
         fresh.write_bytes(content)
         _verify(gm, load_pt2(fresh), inputs)

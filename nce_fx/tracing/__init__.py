@@ -13,6 +13,7 @@ where they differ the next way is tried. The way is in ``gm.meta["traced"]``, in
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from keyword import iskeyword
 from typing import Any, ClassVar
 
 import torch
@@ -114,6 +115,7 @@ class _Tracing:
             if difference is not None:
                 failures.append(f"{way.removesuffix(': ')}: {difference}")
         self.reference.check()
+        _check_words(self.model)
         named = traceable_parts(self.model, self.inputs, self.ops) or [name for name, _ in self.model.named_children()]
         parts = ", ".join(named) or "none"
         at = f", which stops at {stopped}" if stopped else ""
@@ -234,6 +236,17 @@ def _check_names(model: nn.Module) -> None:
                 f"{type(model).__name__}.{name} cannot be traced: torch.fx's graphs have a {name!r} of their own; "
                 "rename it, or put the model into an nn.Sequential"
             )
+
+
+def _check_words(model: nn.Module) -> None:
+    """Check that no module or tensor has a name that torch.fx cannot write into the code of a graph."""
+    for path, module in modules_of(model):
+        for name in (*module._modules, *module._parameters, *module._buffers):
+            if iskeyword(name) or not {'"', "\\", "\n"}.isdisjoint(name):
+                raise TraceError(
+                    f"{type(model).__name__} cannot be traced: torch.fx cannot write a part named {name!r} into the "
+                    f"code of a graph; rename {f'{path}.{name}' if path else name}"
+                )
 
 
 def _keep_names(gm: GraphModule, model: nn.Module) -> None:

@@ -1,7 +1,7 @@
 """How good a model is on data it was not trained on."""
 
 import math
-from collections.abc import Iterator
+from operator import length_hint
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from nce_fx.copying import copy_model
 from nce_fx.devices import check_values, device_of, to_device
 from nce_fx.errors import TrainingError
 from nce_fx.processes import Engine, all_reduce_sum, call, start_engine
+from nce_fx.progress import counted
 from nce_fx.tasks import LossLike, MetricLike, Task
 from nce_fx.training.batches import Data, batches_of
 from nce_fx.training.determinism import deterministic
@@ -43,17 +44,28 @@ def evaluate(
     if device_of(model).type != engine.device.type:
         model = copy_model(model).to(engine.device)
     with deterministic(engine.device):
-        return measure(model, data, batch_size, engine, task, split=split)
+        return measure(model, data, batch_size, engine, task, split=split, told=True)
 
 
-def measure(model: nn.Module, data: Data, batch_size: int, engine: Engine, task: Task, *, split: str = "test") -> float:
-    """Return what ``evaluate`` does, for a model that is on the engine's device."""
+def measure(
+    model: nn.Module,
+    data: Data,
+    batch_size: int,
+    engine: Engine,
+    task: Task,
+    *,
+    split: str = "test",
+    told: bool = False,
+) -> float:
+    """Return what ``evaluate`` does, for a model that is on the engine's device; ``told``: say how far it is."""
     metric, counts, seen = task.metric, None, 0
     not_a_number = torch.zeros((), dtype=torch.bool, device=engine.device)
     if metric.stateful is not None:
         metric.stateful.reset()
     with evaluating(model), torch.no_grad():
-        for batch in _shares(data, batch_size, engine, split):
+        loader = data.loader(split, batch_size=batch_size, seed=0, epoch=0, shuffle=False)
+        batches = batches_of(loader, engine, drop_empty=True)
+        for batch in counted(batches, length_hint(loader)) if told else batches:
             inputs, target = to_device(read(batch, model), engine.device)
             output, samples = call(model, inputs), samples_in(inputs, target)
             seen += samples
@@ -84,8 +96,3 @@ def measure(model: nn.Module, data: Data, batch_size: int, engine: Engine, task:
 def _like_others(counts: Tensor | None, engine: Engine) -> Tensor:
     """The counts of a process, zeros where it had no sample."""
     return torch.zeros(2, dtype=torch.float64, device=engine.device) if counts is None else counts
-
-
-def _shares(data: Data, batch_size: int, engine: Engine, split: str) -> Iterator[object]:
-    loader = data.loader(split, batch_size=batch_size, seed=0, epoch=0, shuffle=False)
-    return batches_of(loader, engine, drop_empty=True)

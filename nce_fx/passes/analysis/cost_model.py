@@ -1,5 +1,6 @@
 """The compiled form of a cost report: arrays over part widths, evaluated for one plan or for many at once."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -97,9 +98,17 @@ class CostModel(Frozen):
     @cached_property
     def live(self) -> tuple[tuple[int, ...], ...]:
         """Which of ``tensors`` are in memory at once; only sets that are in no other."""
-        steps = sorted({tensor.first for tensor in self.tensors})
-        sets = {frozenset(i for i, t in enumerate(self.tensors) if t.first <= s <= t.last) for s in steps}
-        return tuple(sorted(tuple(sorted(s)) for s in sets if not any(s < other for other in sets)))
+        starts: dict[int, list[int]] = {}
+        for index, tensor in enumerate(self.tensors):
+            starts.setdefault(tensor.first, []).append(index)
+        steps, found = sorted(starts), []
+        alive: list[int] = []
+        for step, after in zip(steps, [*steps[1:], math.inf], strict=False):
+            alive = [index for index in alive if self.tensors[index].last >= step] + starts[step]
+            # Where nothing ends before the next one starts, all are in memory then as well.
+            if any(self.tensors[index].last < after for index in alive):
+                found.append(tuple(sorted(alive)))
+        return tuple(sorted(found))
 
     @cached_property
     def costs(self) -> Mapping[str, Sums | Prices]:

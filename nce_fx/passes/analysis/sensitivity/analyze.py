@@ -21,10 +21,11 @@ from nce_fx.passes.analysis.sensitivity.noise import Bits, Noise, Point, noise_i
 from nce_fx.passes.analysis.sensitivity.one_at_a_time import kl, loss_increase
 from nce_fx.passes.analysis.sensitivity.probe import Batch, Probe, Watch
 from nce_fx.passes.analysis.sensitivity.report import NodeSensitivity, SensitivityReport, by_group
-from nce_fx.passes.analysis.sensitivity.scores import Progress, Scores
+from nce_fx.passes.analysis.sensitivity.scores import Scores
 from nce_fx.passes.analysis.sensitivity.shard import ALONE, Shard
 from nce_fx.passes.analysis.sensitivity.weights import sqnr, sqnr_activation
 from nce_fx.passes.transform.quantize import QuantSpec, quantize, weight_bits_of
+from nce_fx.progress import Progress, advance
 from nce_fx.registry import Registry
 from nce_fx.tasks import LossLike, loss_named
 from nce_fx.tensor_file import digest
@@ -85,7 +86,8 @@ def analyze_sensitivity(
     Args:
         gm: a traced graph.
         batches: several batches in any form that `nce_fx.batches` reads. Not needed by metrics on weights alone.
-        metric: a name in ``METRICS``; by default the gradient metric with data, the weights' own noise without.
+        metric: a name in ``METRICS``, on the command line ``--sensitivity``; by default the gradient metric with data,
+            the weights' own noise without.
         bits: of weights and activations, 1 to 8, rounded by SAWB and PACT; or per layer path, where layers left out
             stay in float; or a `QuantSpec`: what `nce_fx.quantize` will insert, where and at the bits that it will.
         channels: the channel analysis; made here where not given.
@@ -93,7 +95,7 @@ def analyze_sensitivity(
         loss: a name of `nce_fx.tasks.LOSSES`, ``package.module:callable``, or ``loss(output, target)``, a mean over the
             batch; cross entropy of the first output by default.
         noise: what rounding does to a tensor; that of the quantizers by default.
-        progress: called with (steps done, steps in all).
+        progress: called with (steps done, steps in all); by default whoever watches, see `nce_fx.progress`.
         watch: called with what every node gave, batch by batch, by metrics that run the plain network over all of them
             (those that need data, but for ``kl`` and ``loss``) in one process.
 
@@ -129,7 +131,7 @@ def analyze_sensitivity(
     ready = [(to_device(inputs, device), to_device(target, device)) for inputs, target in given]
     with torch.random.fork_rng(devices=[]), same_sums(gm, given[:1]):
         torch.manual_seed(0)
-        scores = METRICS[name].measure(probe, ready, progress or _silent)
+        scores = METRICS[name].measure(probe, ready, progress or advance)
     return replace(_report(probe, channels, scores, name, bits), batches=_described(given))
 
 
@@ -169,7 +171,3 @@ def _described(batches: Sequence[Batch]) -> dict[str, Any]:
         samples += len(values[0]) if values and values[0].dim() else 0
         tensors |= {f"{index}.{place}": value for place, value in enumerate(values)}
     return {"batches": len(batches), "samples": samples, "sha256": digest(tensors)}
-
-
-def _silent(done: int, total: int) -> None:
-    pass

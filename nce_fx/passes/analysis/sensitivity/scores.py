@@ -1,10 +1,10 @@
 """What a metric finds, before it is put together per layer and per group."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
-Progress = Callable[[int, int], None]
-"""Called with (steps done, steps in all)."""
+from nce_fx.progress import Progress
+
+__all__ = ["Progress", "Scores"]
 
 
 @dataclass

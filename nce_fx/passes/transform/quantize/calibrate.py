@@ -20,6 +20,7 @@ from nce_fx.devices import device_of, to_device
 from nce_fx.errors import QuantizeError
 from nce_fx.ops import table_of
 from nce_fx.paths import called
+from nce_fx.progress import counted
 from nce_fx.quantizers import ActivationQuantizer, Quantizer, WeightQuantizer
 
 
@@ -60,7 +61,7 @@ def set_ranges(gm: GraphModule, batches: Iterable[Any]) -> None:
         with evaluating(gm), torch.no_grad():
             for norm in norms:
                 norm.training = True
-            for count, batch in enumerate(batches, start=1):
+            for count, batch in enumerate(counted(batches), start=1):
                 for observer in runs:
                     observer.look_at(count, to_device(read(batch, gm)[0], device))
                     if len(runs) > 1:

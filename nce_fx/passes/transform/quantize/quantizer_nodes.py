@@ -279,7 +279,11 @@ def _free_target(gm: GraphModule, each: QuantizableLayer) -> str:
         paths = source_parameters(weight_argument(each.node))
     raw = each.node.op != "call_module" and not (paths and paths[0].endswith(".weight"))
     target = f"{each.path}_quant" if raw else f"{each.path}.weight_quant"
-    return free_name(target, {name for name, _ in gm.named_modules()})
+    owner, dot, name = target.rpartition(".")
+    beside: nn.Module | None = gm
+    for step in filter(None, owner.split(".")):
+        beside = None if beside is None else beside._modules.get(step)
+    return f"{owner}{dot}{free_name(name, () if beside is None else beside._modules)}"
 
 
 def computed_value(gm: GraphModule, node: Node) -> Tensor:

@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 
 from nce_fx.ops.liveness import memory_of
 from nce_fx.ops.spellings import apart, in_place
-from nce_fx.ops.work import ancestors, is_floating
+from nce_fx.ops.work import descendants, is_floating
 from nce_fx.passes.transform.quantize.quantizable_layers import activations_of, adds
 
 SUM_BITS = 8
@@ -21,9 +21,9 @@ SUM_BITS = 8
 def sum_operands(gm: GraphModule) -> dict[Node, list[Node]]:
     """Return every activation that enters an addition -> the additions it enters, in execution order."""
     found: dict[Node, list[Node]] = {}
-    memory = memory_of(gm)
+    memory, activations = memory_of(gm), _activations(gm)
     for node in gm.graph.nodes:
-        if not adds(node) or not all(_is_activation(source) for source in (node, *activations_of(node))):
+        if not adds(node) or not activations.issuperset((node, *activations_of(node))):
             continue
         written = activations_of(node)[0]
         if in_place(node.target) and memory.read_after(written, node):
@@ -40,12 +40,12 @@ def add_apart(node: Node) -> None:
     node.target = apart(node.target)
 
 
-def _is_activation(node: Node) -> bool:
-    """Whether a value is a tensor of real numbers that depends on the model's input, and is no mask.
+def _activations(gm: GraphModule) -> set[Node]:
+    """Return the values that are tensors of real numbers which depend on the model's input, and no masks.
 
     A mask is made of whole numbers or truths without a weight, as ``ids == 0``, and may hide by what is not finite.
     """
-    before = list(ancestors([node]))
-    given = [source for source in before if source.op == "placeholder"]
-    weighed = any(source.op in ("call_module", "get_attr") for source in before)
-    return is_floating(node) and any(weighed or is_floating(source) for source in given)
+    nodes, given = gm.graph.nodes, gm.graph.find_nodes(op="placeholder")
+    weights = [node for node in nodes if node.op in ("call_module", "get_attr")]
+    weighed = descendants(nodes, given) & descendants(nodes, weights)
+    return set(filter(is_floating, weighed | descendants(nodes, filter(is_floating, given))))

@@ -27,6 +27,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from nce_fx.arguments import checked
 from nce_fx.copying import copy_model
 from nce_fx.devices import check_values
 from nce_fx.errors import ArtifactError, PlanError
@@ -67,6 +68,7 @@ CHECKPOINTS = "training"
 OURS = frozenset({PLAN, HISTORY, WEIGHTS, CONSTANTS, FLOAT, REPORT, GRAPH, PAGE, CHECKPOINTS})
 
 
+@checked
 def save(
     gm: GraphModule,
     directory: str | Path,
@@ -151,6 +153,7 @@ def save(
             (fresh / CHECKPOINTS / "float" / "log.csv").write_bytes(float_log)
 
 
+@checked
 def load(directory: str | Path, model: nn.Module, *, passes: Iterable[type[Pass]] = ()) -> GraphModule:
     """Rebuild a saved network from the user's own model; its outputs equal the saved one's, bit for bit.
 

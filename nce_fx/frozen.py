@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, NoReturn, Self, TypeVar
 
+import numpy as np
+
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -35,7 +37,9 @@ class FrozenDict(dict[K, V]):
 
 
 def frozen(value: Any) -> Any:
-    """Return a value whose mappings, and those in them, cannot be changed."""
+    """Return a value whose mappings, and those in them, cannot be changed; numbers of NumPy as Python's, as in JSON."""
+    if isinstance(value, np.generic):
+        return value.item()
     return FrozenDict(value) if isinstance(value, Mapping) and not isinstance(value, FrozenDict) else value
 
 

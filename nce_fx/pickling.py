@@ -135,5 +135,7 @@ def _plain(value: Any) -> Any:
 
 
 def _is_symbolic(value: Any) -> bool:
-    """Whether a value belongs to an export that is over."""
+    """Whether a value, or one that a list of it holds, belongs to an export that is over."""
+    if isinstance(value, list | tuple):
+        return any(map(_is_symbolic, value))
     return isinstance(value, torch.SymInt) or type(value).__name__ == "FakeTensor"

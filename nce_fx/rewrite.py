@@ -17,6 +17,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from nce_fx.analyses import Analyses
+from nce_fx.arguments import checked
 from nce_fx.batches import gathered
 from nce_fx.candidates import Candidates
 from nce_fx.end_bits import WAYS, plan_ends
@@ -59,6 +60,7 @@ class RewriteResult:
     """The network quantized at its own widths."""
 
 
+@checked
 def rewrite(
     model: nn.Module,
     example_inputs: tuple[Any, ...],

@@ -50,6 +50,7 @@ _CHANNELS = f"{_ANALYSIS}.channels"
 _BOXES: tuple[dict[str, tuple[str, ...]], ...] = (
     {
         "foundations": (
+            "arguments",
             "batches",
             "by_mode",
             "callables",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import pickle
 
 import pytest
 import torch
@@ -49,3 +50,21 @@ def test_what_was_retrained(spec):
     assert all(torch.equal(a, b) for a, b in zip(*(model.state_dict().values() for model in trained), strict=True))
     comes_back(trained[0], net(3), (x,))
     comes_back(from_scratch(gm, net(4), spec, [x]), net(5), (x,))
+
+
+def test_torch_saves_what_torch_export_knows_of_a_list():
+    """A split's ``val`` is a list of the export's own tensors, which nothing pickles."""
+
+    class Split(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.make = nn.Conv2d(3, 8, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            a, b = torch.split(self.make(x), 4, dim=1)
+            return a * b
+
+    x = image(3, 4)
+    gm = nce_fx.trace(torch.export.export(Split().eval(), (x,)).module(), (x,))
+    assert any(isinstance(node.meta.get("val"), list | tuple) for node in gm.graph.nodes)
+    assert torch.equal(pickle.loads(pickle.dumps(gm))(x), gm(x))

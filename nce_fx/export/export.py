@@ -11,6 +11,7 @@ from typing import Any
 from onnx import ModelProto
 from torch.fx import GraphModule
 
+from nce_fx.arguments import checked
 from nce_fx.errors import ExportError
 from nce_fx.export.agreement import Agreement, check_agreement
 from nce_fx.export.export_file import check_asked, export_file
@@ -47,6 +48,7 @@ class OnnxExport(Frozen):
     """Whether height and width may be others than the traced ones."""
 
 
+@checked
 def export_onnx(
     gm: GraphModule,
     path: str | Path,
@@ -105,6 +107,7 @@ def export_onnx(
     return OnnxExport(path, format, len(content), batch, agreement, lowered.float_nodes, sizes)
 
 
+@checked
 def to_integer(gm: GraphModule) -> GraphModule:
     """Return a quantized graph as a plain PyTorch module that computes in integers, as its integer file does.
 

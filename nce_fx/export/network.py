@@ -12,6 +12,7 @@ from typing import Any
 import networkx as nx
 from torch.fx import GraphModule
 
+from nce_fx.arguments import checked
 from nce_fx.ops.layers import find_layers
 from nce_fx.ops.work import shape_of
 from nce_fx.passes.analysis.channels import ChannelGraph, analyze_channels
@@ -21,6 +22,7 @@ from nce_fx.paths import operation
 from nce_fx.report.records import RewriteReport
 
 
+@checked
 def to_networkx(gm: GraphModule, channels: ChannelGraph | None = None, cost: CostReport | None = None) -> nx.DiGraph:
     """Return a directed graph with a node per fx node and an edge per value that one reads from another.
 

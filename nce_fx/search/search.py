@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.fx import GraphModule
 
+from nce_fx.arguments import checked
 from nce_fx.data.loaders import Data
 from nce_fx.errors import InputError
 from nce_fx.nearest import nearest
@@ -74,6 +75,7 @@ def method_named(name: str) -> Method:
     return METHODS[name]
 
 
+@checked
 def search(
     gm: GraphModule,
     data: Data,

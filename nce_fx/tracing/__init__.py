@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from nce_fx.arguments import checked
 from nce_fx.batches import FIXED_SIZE
 from nce_fx.copying import shallow_copy
 from nce_fx.errors import TraceError, one_line, raised_by
@@ -32,7 +33,7 @@ from nce_fx.signature import call_of, signature
 from nce_fx.traced import ATTRIBUTES, FROZEN, ORIGIN, kept_attributes
 from nce_fx.tracing.batch_size import follow_batch
 from nce_fx.tracing.equivalence import Reference
-from nce_fx.tracing.exported import export_graph
+from nce_fx.tracing.exported import export_graph, graph_of_module, is_of_program
 from nce_fx.tracing.gradients import detach_marked
 from nce_fx.tracing.inputs import UnsuitableError, bind_inputs
 from nce_fx.tracing.joining import join
@@ -49,6 +50,7 @@ _ONE_AT_A_TIME = threading.RLock()
 """What tracing replaces in PyTorch, every thread meets."""
 
 
+@checked
 def trace(model: nn.Module, example_inputs: Any, *, ops: Ops | None = None) -> GraphModule:
     """Return the graph of a model, in the model's own mode, with fx's ``tensor_meta`` on its nodes.
 
@@ -216,6 +218,8 @@ def _given(given: GraphModule, example_inputs: Any) -> GraphModule:
     """Return a graph that is given, with the shapes that it has at these inputs."""
     inputs = bind_inputs(given, example_inputs)
     gm = shallow_copy(given)
+    if is_of_program(gm):
+        gm = graph_of_module(gm, inputs.named, type(given).__name__)
     try:
         propagate_shapes(gm, inputs.values)
     except Exception:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
+from torch.export._unlift import _StatefulGraphModule
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import CodeGen
 from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
@@ -69,15 +70,25 @@ def graph_of_program(program: ExportedProgram, name: str) -> GraphModule:
     """Return the graph of a program that somebody exported, with its inputs in a row, in evaluation mode."""
     gm = program.module(check_guards=False)
     assert isinstance(gm, GraphModule)
-    _inline_contexts(gm)
-    _drop_guards(gm, default())
-    _restore_structure(gm, {str(node.target): None for node in gm.graph.find_nodes(op="placeholder")})
-    gm.graph.eliminate_dead_code(has_an_effect)
-    gm.recompile()
-    result = _plain(gm, name)
+    result = graph_of_module(gm, {str(node.target): None for node in gm.graph.find_nodes(op="placeholder")}, name)
     for module in result.modules():
         module.training = False
     return result
+
+
+def is_of_program(gm: GraphModule) -> bool:
+    """Whether a graph module is what ``program.module()`` makes: it checks sizes, and nothing pickles it."""
+    return isinstance(gm, _StatefulGraphModule)
+
+
+def graph_of_module(gm: GraphModule, named: Mapping[str, Any], name: str) -> GraphModule:
+    """Return the graph of a program's module, which is taken apart, with these inputs by their names."""
+    _inline_contexts(gm)
+    _drop_guards(gm, default())
+    _restore_structure(gm, named)
+    gm.graph.eliminate_dead_code(has_an_effect)
+    gm.recompile()
+    return _plain(gm, name)
 
 
 def _export(model: nn.Module, inputs: Inputs, by: tuple[bool, ...]) -> tuple[Any, int | None]:

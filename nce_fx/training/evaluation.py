@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from nce_fx.arguments import checked
 from nce_fx.batches import named, read, samples_in
 from nce_fx.by_mode import evaluating
 from nce_fx.copying import copy_model
@@ -19,6 +20,7 @@ from nce_fx.training.batches import Data, batches_of
 from nce_fx.training.determinism import deterministic
 
 
+@checked
 def evaluate(
     model: nn.Module,
     data: Data,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from nce_fx.arguments import checked
 from nce_fx.batches import Pair, read, samples_in
 from nce_fx.by_mode import evaluating
 from nce_fx.data.loaders import CALIBRATION_BATCHES, Loader
@@ -50,6 +51,7 @@ MANY_WEIGHTS = 1_000_000
 """From so many on, keeping quantized weights as integers is worth the 3 % of a step's time that it takes."""
 
 
+@checked
 def train(
     model: M,
     data: Data,

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from nce_fx.arguments import checked
 from nce_fx.by_mode import runs_in
 from nce_fx.errors import InputError
 from nce_fx.frozen import Frozen
@@ -112,6 +113,7 @@ class CostReport:
         return CostReport(self.model, self.model.channels.part_widths(widths))
 
 
+@checked
 def analyze_cost(
     gm: GraphModule,
     channels: ChannelGraph | None = None,

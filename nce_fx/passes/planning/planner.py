@@ -5,6 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
+from nce_fx.arguments import checked
 from nce_fx.passes.analysis.channels.graph import ChannelGraph
 from nce_fx.passes.analysis.cost import CostReport
 from nce_fx.passes.analysis.polynomial import Floats, Integers
@@ -32,6 +33,7 @@ class Sensitivity(Protocol):
         """How it was found."""
 
 
+@checked
 def plan_widths(
     channels: ChannelGraph,
     cost: CostReport,

@@ -18,6 +18,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.passes.shape_prop import TensorMetadata, _extract_tensor_metadata
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
+from nce_fx.arguments import checked
 from nce_fx.copying import copy_graph
 from nce_fx.devices import device_of
 from nce_fx.errors import ChannelError, where
@@ -98,6 +99,7 @@ def _check_runs(gm: GraphModule, resized: GraphModule) -> None:
         )
 
 
+@checked
 def resize(gm: GraphModule, plan: WidthPlan | Mapping[str, int], *, seed: int = 0) -> GraphModule:
     """Return a new graph at the given widths (a plan, or ``{group id: width}``); groups not named keep theirs.
 

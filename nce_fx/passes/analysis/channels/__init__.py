@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch.fx import GraphModule, Node
 
+from nce_fx.arguments import checked
 from nce_fx.ids.labels import FIRST_ID, Ids, bare, line_of, memory_key, varies
 from nce_fx.ids.space import ParameterAxis
 from nce_fx.ids.value import ChannelTensor
@@ -30,6 +31,7 @@ from nce_fx.passes.analysis.channels.tie import Tie
 __all__ = ["AxisWidth", "ChannelGraph", "ChannelGroup", "ChannelPart", "analyze_channels"]
 
 
+@checked
 def analyze_channels(gm: GraphModule) -> ChannelGraph:
     """Return the channel groups of a traced graph: which layers must change width together, in which steps, or why not.
 

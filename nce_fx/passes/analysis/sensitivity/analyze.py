@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
+from nce_fx.arguments import checked
 from nce_fx.batches import gathered, read
 from nce_fx.devices import check_values, device_of, same_sums, to_device
 from nce_fx.errors import InputError
@@ -65,6 +66,7 @@ WITHOUT_CURVATURE = "fisher"
 """What is used where the curvature of the loss at the output is not known: of the model's or the user's own."""
 
 
+@checked
 def analyze_sensitivity(
     gm: GraphModule,
     batches: Iterable[Any] | None = None,

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 
 from torch.fx import GraphModule
 
+from nce_fx.arguments import checked
 from nce_fx.devices import check_values
 from nce_fx.passes.transform.quantize.calibrate import Observers, calibrate, carry_ranges, set_ranges
 from nce_fx.passes.transform.quantize.quantizer_nodes import in_float, insert_quantizers
@@ -28,6 +29,7 @@ from nce_fx.plan import WidthPlan, model_fingerprint
 from nce_fx.quantizers import Quantizer
 
 
+@checked
 def quantize(
     gm: GraphModule,
     spec: QuantSpec | None = None,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
+from nce_fx.arguments import checked
 from nce_fx.batches import on_a_batch, read
 from nce_fx.by_mode import evaluating, idle_in, is_by_mode, runs_in
 from nce_fx.devices import device_of, to_device
@@ -24,6 +25,7 @@ from nce_fx.progress import counted
 from nce_fx.quantizers import ActivationQuantizer, Quantizer, WeightQuantizer
 
 
+@checked
 def calibrate(gm: GraphModule, batches: Iterable[Any]) -> GraphModule:
     """Return a copy of a quantized graph whose activation quantizers have seen ``batches``.
 

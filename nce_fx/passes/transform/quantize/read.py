@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from nce_fx.arguments import checked
 from nce_fx.ops import OPS
 from nce_fx.ops.layers import find_layers
 from nce_fx.ops.work import Layer
@@ -71,6 +72,7 @@ def weight_quantizers(gm: GraphModule) -> Mapping[str, QuantizedWeight]:
     return found
 
 
+@checked
 def integer_weights(gm: GraphModule) -> Mapping[str, IntegerWeight]:
     """Return the quantized weights of a graph, by layer name."""
     return {
@@ -79,6 +81,7 @@ def integer_weights(gm: GraphModule) -> Mapping[str, IntegerWeight]:
     }
 
 
+@checked
 def describe(gm: GraphModule) -> tuple[QuantizedLayer, ...]:
     """Return one row for every layer with a weight, in execution order, those left in float included."""
     rows: dict[str, QuantizedLayer] = {}

@@ -162,6 +162,7 @@ def test_what_is_kept_on_a_value_is_kept_on_a_frozen_one() -> None:
 
 
 _OF_ITS_ARGUMENTS = {
+    "arguments.py:kind_of",  # what an argument of a function is annotated with
     "ops/spellings.py:spellings_of",  # the functions and ops of a name
     "ops/table.py:argument_names",  # of a signature
     "ops/table.py:default",

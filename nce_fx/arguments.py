@@ -14,10 +14,10 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import torch
 from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
+from torch.jit import ScriptModule
 
 from nce_fx.errors import InputError
 
@@ -61,7 +61,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
         for name, value in [*zip(names, args, strict=False), *kwargs.items()]:
             kind = kind_of(name)
-            if not _is(value, kind) or isinstance(value, torch.jit.ScriptModule):
+            if not _is(value, kind) or isinstance(value, ScriptModule):
                 raise InputError(f"{function.__name__}: {name} {_said(value)}: {_advice(value, kind)}")
             if kind is GraphModule and isinstance(value, GraphModule) and not _has_shapes(value):
                 raise InputError(f"{function.__name__}: no node of {name} has a shape: {_TRACE}")
@@ -111,7 +111,7 @@ def _said(value: Any) -> str:
 
 def _advice(value: Any, kind: Any) -> str:
     """Return what to give: by what was given where that tells, else by what is wanted."""
-    if isinstance(value, torch.jit.ScriptModule):
+    if isinstance(value, ScriptModule):
         return "TorchScript has no Python left to trace; give the module it was made of"
     if isinstance(value, ExportedProgram):
         return "give its module: program.module()"

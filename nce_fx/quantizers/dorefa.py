@@ -15,15 +15,18 @@ multiplied by f max|tanh(g w)|, and the levels reach as far as the weights do; f
 levels are nearest to the weights. Elsewhere the factor is 1.
 
 Gradient: rounding counts as the identity; the rest is differentiated as it stands, tanh and the maximum included. With
-one bit the gradient goes straight through to w. Activations pass where 0 <= x < 1. A signed range (not in the paper)
+one bit the gradient goes straight through to w. Of weights in half precision it is what half precision can hold: of
+those that are all zero it is 1e8. Activations pass where 0 <= x < 1. A signed range (not in the paper)
 is [-1, 1 - 2^(1-b)], or {-1, 1} at one bit. Nothing is learned or calibrated but the sign of the range.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from nce_fx.quantizers.base import FLOOR, ActivationQuantizer, Integers, WeightQuantizer, as_integers, working
 from nce_fx.quantizers.ewgs import scale_gradient
@@ -103,7 +106,7 @@ class DorefaWeight(WeightQuantizer):
         """Quantize, with DoReFa's gradient."""
         if self.bits == 1:
             return PassRound.apply(x, self.step_size(x), self.grid)  # type: ignore[no-any-return, no-untyped-call]
-        position, scale = self._scaled(working(x))
+        position, scale = self._scaled(_Widened.apply(x))  # type: ignore[no-untyped-call]
         q = scale_gradient(Nearest.apply(position), position, 1.0, self.ewgs)  # type: ignore[no-untyped-call]
         return ((q + self.grid.offset) * scale).to(x.dtype)
 
@@ -119,6 +122,25 @@ class DorefaWeight(WeightQuantizer):
             return super().integers(weight)
         position, scale = self._scaled(working(weight))
         return as_integers(position.round_(), scale, self.grid)
+
+
+class _Widened(Function):
+    """``working``, with a gradient that is finite in the weights' own dtype. Shapes: any."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Widen."""
+        ctx.dtype = x.dtype
+        return working(x).view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        """Narrow."""
+        if grad.dtype == ctx.dtype:
+            return grad
+        limits = torch.finfo(ctx.dtype)
+        return grad.clamp(limits.min, limits.max).to(ctx.dtype)
 
 
 class DorefaActivation(ActivationQuantizer):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor, nn
 
+import nce_fx
 from nce_fx.errors import QuantizeError
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, rounding
 from nce_fx.quantizers.base import ActivationQuantizer, signed_grid, unsigned_grid
@@ -535,6 +536,20 @@ def test_what_is_constant_or_zero_stays_finite(bits):
             assert bool(y.isfinite().all()), (name, value)
             assert x.grad is not None
             assert bool(x.grad.isfinite().all()), (name, value)
+
+
+@pytest.mark.parametrize("ewgs", [0.0, 0.2])
+@pytest.mark.parametrize("name", ACTIVATION_QUANTIZERS)
+def test_no_samples_have_no_levels(name, ewgs):
+    """As of boxes of which none is found: what comes out is as long, and its gradient moves nothing."""
+    layer = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    spec = nce_fx.QuantSpec(activation=name, ewgs=ewgs, first_last_bits=2)
+    x = torch.randn(8, 3)
+    gm = nce_fx.quantize(nce_fx.trace(layer, (x,)), spec, [x])
+    y = gm(x[:0])
+    y.sum().backward()
+    assert y.shape == (0, 2)
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in gm.parameters())
 
 
 @pytest.mark.parametrize("bits", BITS)

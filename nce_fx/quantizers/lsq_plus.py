@@ -46,7 +46,7 @@ class LsqPlus(CountingQuantizer):
 
     def quantized(self, x: Tensor) -> Tensor:
         """Quantize, with LSQ+'s gradients."""
-        amount = share(x[0].numel(), Grid(0, self.most))
+        amount = share(x.shape[1:].numel(), Grid(0, self.most))
         shift = working(self.shift) if self.signed else 0 * working(self.shift)
         return _ShiftedRound.apply(x, self.scale(), shift, self.zero(), self.most, amount)  # type: ignore[no-any-return, no-untyped-call]
 

@@ -246,6 +246,8 @@ def read_manifest(directory: str | Path) -> Manifest:
         ArtifactError: it is missing, damaged, foreign or of a newer version.
     """
     path = Path(directory) / REPORT
+    if Path(directory).is_file():
+        raise ArtifactError(f"{directory} is a file, not a folder: give one that `nce-fx rewrite` wrote")
     try:
         content = read_json(_read(path))
     except ValueError as error:

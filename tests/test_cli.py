@@ -103,6 +103,7 @@ BAD = {
     "arguments that are not JSON": (["resnet8", "--model-args", "{width: 4}"], "not JSON"),
     "arguments that are no object": (["resnet8", "--model-args", "[4]"], "not a JSON object"),
     "arguments that the model does not take": (["resnet8", "--model-args", '{"depth": 4}'], "depth"),
+    "a file without what builds the model": (["own_models.py"], "own_models.py:build"),
     "an ONNX file": (["model.onnx"], "ONNX files are not read, for no converter was found that takes them all"),
     "from scratch without retraining": (["resnet8", "--from-scratch"], "--retrain"),
     "unknown metric": (["resnet8", "--sensitivity", "guess"], "guess"),
@@ -414,6 +415,7 @@ def test_retrain_runs_no_code_that_only_the_folder_names(here):
 
 def test_retrain_refuses_what_is_not_a_result(here):
     assert "none" in refused("retrain", "none")
+    assert "is a file, not a folder" in refused("retrain", "own_models.py")
     (here / "folder").mkdir()
     (here / "folder" / "report.json").write_text('{"version": 1}')
     assert "not nce-fx's" in refused("retrain", "folder")

@@ -237,6 +237,7 @@ def test_wrong_names_are_told_the_right_one(arguments, meant):
         (["rewrite", "jsn:loads"], "json"),
         (["rewrite", "resnet8", "--weights", "met.pt"], "net.pt"),
         (["rewrite", "resnet8", "--data", "imagefoldr:x"], "imagefolder"),
+        (["rewrite", "resnet8", "--data", "imagefolder:resutl"], "result"),
         (["rewrite", "resnet8", "--freeze", "layr1.*", "--dry-run"], "layer1.*"),
         (["rewrite", "resnet8", "--only", "layer1.0.cnv1", "--dry-run"], "layer1.0.conv1"),
         (["rewrite", "resnet8", "--override", "layr1.*.conv1=4", "--dry-run"], "layer1.*.conv1"),

@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from nce_fx.errors import InputError
+from nce_fx.nearest import nearest_path
 
 
 class Loader(Protocol):
@@ -194,7 +195,7 @@ def existing_folder(folder: str, name: str) -> Path:
         raise InputError(f"data {name}: say where its folder is: {name}:DIR")
     path = Path(folder).expanduser().absolute()
     if not path.exists():
-        raise InputError(f"data {name}: there is no folder {folder}")
+        raise InputError(f"data {name}: there is no folder {folder}{nearest_path(Path(folder))}")
     if not path.is_dir():
         raise InputError(f"data {name}: {folder} is a file, not a folder")
     return path

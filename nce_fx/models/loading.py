@@ -38,6 +38,8 @@ def load_model(spec: str, model_args: Mapping[str, Any] | None = None) -> nn.Mod
             "give the PyTorch model, or a program that torch.export.save wrote (.pt2)"
         )
     if ":" not in spec and spec not in MODELS:
+        if spec.endswith(".py"):
+            raise InputError(f"model {spec!r}: say what in the file builds the model, such as {spec}:build")
         names = ", ".join(MODELS)
         raise InputError(
             f"no model {spec!r}: there are {names}, package.module:callable and path/to/file.py:callable"

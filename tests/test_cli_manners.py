@@ -148,6 +148,13 @@ def test_a_run_can_be_followed_as_json_lines(here):
     assert call("models", "--log", str(here)).exit_code == 2
 
 
+def test_the_lines_end_with_why_a_run_stopped(here):
+    assert call("analyze", "resnet9", "--log", "run.jsonl").exit_code == 1
+    (line,) = map(json.loads, (here / "run.jsonl").read_text().splitlines())
+    assert line["event"] == "stopped"
+    assert line["why"].startswith("no model 'resnet9'")
+
+
 def test_the_recipe_of_a_run_can_be_run(here):
     given = ["resnet8", "--max-macs", "0.8x", "--freeze", 'a"\\b', "--freeze", "fc", "--input", "1x3x16x16", "--exact"]
     printed = call("rewrite", *given, "--recipe", '{"learning_rate": 0.1}', "--dry-run", "--print-config")

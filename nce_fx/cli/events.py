@@ -1,7 +1,8 @@
 """What a run says beside its result: how much, `--quiet` and `--verbose`, and as JSON lines, `--log FILE.jsonl`.
 
 The lines are for other programs to follow: one object a line, each with ``time`` and ``event``: ``step`` (a named step
-starts), ``epoch`` (of one training run), ``note``, and at the end ``result``, which is what `--json` prints.
+starts), ``epoch`` (of one training run), ``note``, and at the end ``result``, which is what `--json` prints, or
+``stopped``, with ``why``: what was refused, or "KeyboardInterrupt".
 """
 
 import json
@@ -35,6 +36,10 @@ def logging_to(path: Path | None) -> Iterator[None]:
         token = _file.set(file)
         try:
             yield
+        except (Exception, KeyboardInterrupt) as error:
+            if not isinstance(error, typer.Exit):
+                log_event("stopped", why=" ".join(str(error).split()) or type(error).__name__)
+            raise
         finally:
             _file.reset(token)
 

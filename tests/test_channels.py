@@ -1,10 +1,13 @@
 """What the laws over whole models do not show: ways of tracing, what is said of a pin, errors in words."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import nce_fx
 from nce_fx.errors import ChannelError, TraceError
@@ -329,6 +332,16 @@ class TiedDepthwise(nn.Module):
 def test_layers_with_one_weight_are_resized_together(law):
     torch.manual_seed(0)
     LAWS[law](TiedDepthwise().eval(), (torch.randn(2, 3, 8, 8),))
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(8, 8), nn.Linear(8, 5), nn.ConvTranspose1d(8, 6, 3)], ids=str)
+def test_a_layer_whose_weight_is_orthogonal_is_in_one_group(layer):
+    ends = (nn.Conv1d(4, 8, 1), nn.ReLU(), nn.Identity()) if layer.weight.dim() > 2 else (nn.Linear(4, 8), nn.ReLU())
+    model = nn.Sequential(*ends, parametrizations.orthogonal(copy.deepcopy(layer)))
+    gm = nce_fx.trace(model.eval(), (torch.randn(2, 4, 8) if layer.weight.dim() > 2 else torch.randn(2, 4),))
+    groups = [group for group in nce_fx.analyze_channels(gm).groups if str(len(ends)) in group.producers]
+    assert len(groups) == 1
+    assert "at " in (groups[0].pinned or "")
 
 
 @pytest.mark.parametrize("numbers", [[3], [1, 4, 6], [0, 2, 2, 5], [4, 1, 1, 4, 0], [2, 2]])

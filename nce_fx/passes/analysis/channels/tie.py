@@ -240,11 +240,22 @@ class Tie(ChannelInterpreter):
         assert self.node is not None
         self.producers.setdefault(axis, (alias or axis[0], self.node))
 
-    def _produces_in_part(self, line: torch.Tensor) -> None:
+    def _produces_in_part(self, line: torch.Tensor, axis: int) -> None:
         """Pieces of an axis make channels (query, key and value of one projection): the whole axis is a producer."""
-        for owner in np.unique(self.space.owners(line.numpy())).tolist():
-            if owner >= 0:
-                self._produces(self.space.axes[owner], None)
+        owners = [owner for owner in np.unique(self.space.owners(line.numpy())).tolist() if owner >= 0]
+        for owner in owners:
+            self._produces(self.space.axes[owner], None)
+        if not owners and self._here().op == "call_module":
+            self._produces_unfollowed(axis, line.numel())
+
+    def _produces_unfollowed(self, axis: int, channels: int) -> None:
+        """A module makes its weight of parameters in which its channels are lost, as an orthogonal one does."""
+        prefix = f"{self._here().target}."
+        for path, tensor in self.tensors.tensors.items():
+            mine = path.startswith(prefix) and isinstance(tensor, torch.nn.Parameter)
+            if mine and tensor.dim() > 1 and tensor.shape[axis] == channels:
+                self._produces((path, axis), None)
+                self.pin(self.space.line((path, axis), channels), "its weight is computed from it as a whole")
 
     def _choice(self, weight: Weight, axis: int) -> int:
         if weight.path is not None:
@@ -259,7 +270,7 @@ class Tie(ChannelInterpreter):
             self.axis_lines[resolved] = line
             self.roles.setdefault(resolved, set()).add("out")
         else:
-            self._produces_in_part(line)
+            self._produces_in_part(line, axis)
         self._remember("produce", line, axis=resolved, choice=self._choice(weight, axis))
         return line
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any
 
 import onnx
@@ -10,10 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from onnx import TensorProto, helper
-from torch import nn
+from torch import Tensor, nn
 
 import nce_fx
 from nce_fx.errors import ExportError
+from nce_fx.export import export_onnx
 from nce_fx.export.formats import int2_weight
 from nce_fx.passes.transform.quantize import IntegerWeight
 
@@ -53,6 +55,45 @@ class Tied(nn.Module):
 
     def forward(self, ids):
         return self.head(self.up(self.embed(ids)).relu())
+
+
+class Several(nn.Module):
+    """Reads a list and a dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.images, self.numbers, self.out = nn.Conv2d(3, 8, 3), nn.Linear(4, 8), nn.Linear(8, 5)
+
+    def forward(self, images, more):
+        x = self.images(images[0]).relu() + self.images(images[1]).relu()
+        return self.out(x.mean((2, 3)) + self.numbers(more["numbers"]).relu())
+
+
+class Bag(nn.Module):
+    """In the file its bag is a loop, whose body reads tensors around it."""
+
+    def __init__(self):
+        super().__init__()
+        self.bag, self.up, self.out = nn.EmbeddingBag(20, 8, mode="mean"), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, ids):
+        return self.out(self.up(self.bag(ids)).relu())
+
+
+@dataclass
+class Scores:
+    scores: Tensor
+
+
+class Wrapped(nn.Module):
+    """Returns a class of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.out = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return Scores(self.out(self.up(x).relu()))
 
 
 class Encoder(nn.Module):
@@ -141,6 +182,25 @@ def test_tied_weights_stay_tied_and_are_exported(model, form, tmp_path):
     again = nce_fx.load(tmp_path / "out", model())
     assert again.get_parameter(f"{first}.weight") is again.get_parameter(f"{last}.weight")
     assert torch.equal(again(inputs), q(inputs))
+
+
+@pytest.mark.parametrize("form", ["int2", "integer"])
+@pytest.mark.parametrize(
+    ("model", "inputs", "names"),
+    [
+        (Several, ([X, X + 1], {"numbers": torch.ones(2, 4)}), ["images_0", "images_1", "more_numbers"]),
+        (Bag, (torch.arange(8).reshape(2, 4),), ["ids"]),
+    ],
+)
+def test_tensors_in_containers_are_inputs_and_loops_read_what_is_renamed(model, inputs, names, form, tmp_path):
+    written = export_onnx(quantized(model, *inputs), tmp_path / "m.onnx", format=form)
+    assert [value.name for value in onnx.load(written.path).graph.input] == names
+    assert written.batch is None
+
+
+def test_an_output_of_an_own_class_is_refused_by_its_name(tmp_path):
+    with pytest.raises(ExportError, match="returns Scores, a class of its own: return a tuple or a dict"):
+        export_onnx(quantized(Wrapped, torch.ones(2, 4)), tmp_path / "m.onnx")
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -4,9 +4,10 @@
     python -m benchmarks.onnx_speed resnet18 1x4096x4096 --batches 1
 
 Rounds interleave the files of one network in one process, one thread, and take processor time; what is kept is the
-median of the rounds' ratios. int8 is onnxruntime's static quantization of the float file, per channel, QDQ. Additions
-are of integers (sums="int8"). Only files that were compared with PyTorch are timed. ROWSxINPUTSxOUTPUTS is a linear
-layer; it is timed once more without the float file's weights in the cache. Needs torchvision for three of the networks.
+median of the rounds' ratios. int8 is onnxruntime's static quantization of the float file, per channel, QDQ; integer is
+ours, with quantizers as published and additions of integers (sums="int8"), beside those of `QuantSpec()`. Only files
+that were compared with PyTorch are timed. ROWSxINPUTSxOUTPUTS is a linear layer, the same by default; it is timed once
+more without the float file's weights in the cache. Needs torchvision for three of the networks.
 """
 
 from __future__ import annotations
@@ -66,18 +67,21 @@ def measure(network: str, batches: list[int]) -> dict[str, Any]:
     torch.manual_seed(0)
     rows_of_layer = [int(size) for size in network.split("x")] if network[0].isdigit() else None
     if rows_of_layer is None:
-        x, model, spec = torch.randn(2, 3, 224, 224), built(network), nce_fx.QuantSpec(**PUBLISHED, sums="int8")
+        x, model = torch.randn(2, 3, 224, 224), built(network)
+        specs = {"integer": nce_fx.QuantSpec(**PUBLISHED, sums="int8"), "integer, default": nce_fx.QuantSpec()}
     else:
         count, inputs, outputs = rows_of_layer
         x, model = torch.randn(1, count, inputs), nn.Sequential(nn.Linear(inputs, outputs))
-        spec, batches = nce_fx.QuantSpec(**PUBLISHED, first_last_bits=2), [1]
+        specs, batches = {"integer": nce_fx.QuantSpec(**PUBLISHED, first_last_bits=2)}, [1]
     batch = None if rows_of_layer is None else 1
     gm = nce_fx.trace(model.eval(), (x[:1],))
-    quantized = nce_fx.quantize(gm, spec, [x])
     rows: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        paths = {name: Path(folder) / f"{name}.onnx" for name in ("float", "int8", "integer")}
-        written = export_onnx(quantized, paths["integer"], format="integer", inputs=(x,), batch=batch)
+        paths = {name: Path(folder) / f"{name}.onnx" for name in ("float", "int8", *specs)}
+        written = {
+            name: export_onnx(nce_fx.quantize(gm, spec, [x]), paths[name], format="integer", inputs=(x,), batch=batch)
+            for name, spec in specs.items()
+        }
         export_onnx(gm, paths["float"], batch=batch)
         own_int8(paths["float"], paths["int8"], x)
         sessions = {}
@@ -86,11 +90,12 @@ def measure(network: str, batches: list[int]) -> dict[str, Any]:
             row = {"size": path.stat().st_size, "session_seconds": made, "operators": operators}
             row |= {"processor": processor(), "peak": peak(path, x[:1])}
             rows[f"{network}/{name}"] = row
-        rows[f"{network}/integer"] |= {
-            "float_nodes": len(written.float_nodes),
-            "on_border": max(agreement.on_border for agreement in written.agreement.values()),
-            "difference": max(agreement.difference for agreement in written.agreement.values()),
-        }
+        for name, export in written.items():
+            rows[f"{network}/{name}"] |= {
+                "float_nodes": len(export.float_nodes),
+                "on_border": max(agreement.on_border for agreement in export.agreement.values()),
+                "difference": max(agreement.difference for agreement in export.agreement.values()),
+            }
         for count in batches:
             given = x[:1].repeat(count, *[1] * (x.dim() - 1))
             for name, ratio in ratios(sessions, given, ROUNDS[count]):
@@ -148,7 +153,7 @@ def session(path: Path, folder: Path) -> tuple[Any, float, str]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 4
     seconds = float("inf")
-    for _ in range(4):
+    for _ in range(12):
         begin = time.process_time()
         made = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         seconds = min(seconds, time.process_time() - begin)

@@ -21,7 +21,7 @@ import torch
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from nce_fx.by_mode import idle_in
 from nce_fx.errors import ExportError
@@ -163,7 +163,7 @@ def _run(content: bytes, inputs: tuple[Any, ...], level: Any) -> list[Any]:
     options.intra_op_num_threads = torch.get_num_threads()
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        tensors = [value.cpu().numpy() for value in inputs if isinstance(value, Tensor)]
+        tensors = [value.cpu().numpy() for value in tree_leaves(inputs) if isinstance(value, Tensor)]
         names = [value.name for value in session.get_inputs()]
         return list(session.run(None, dict(zip(names, tensors, strict=True))))
     except Exception as error:
@@ -252,7 +252,7 @@ def _own_error(
         with torch.no_grad():
             run = _Wide(gm, activations)
             idle = idle_in(run.module, training=False)  # type: ignore[arg-type]
-            wide = tree_leaves(run.run(*(_doubled(value) for value in inputs), initial_env=idle))
+            wide = tree_leaves(run.run(*tree_map(_doubled, inputs), initial_env=idle))
     except Exception:
         # Whatever the model's own code raises where it asks for float32; then nothing more is allowed.
         return 0.0

@@ -10,6 +10,7 @@ from typing import Any
 
 from onnx import ModelProto
 from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves
 
 from nce_fx.arguments import checked
 from nce_fx.errors import ExportError
@@ -139,7 +140,7 @@ def _model(
         except ExportError:
             # A graph that torch.export traced has the batch as a number in its reshapes.
             continue
-    return *to_onnx(marked, traced, form, dynamic="no", opset=opset), traced[0].shape[0], False
+    return *to_onnx(marked, traced, form, dynamic="no", opset=opset), tree_leaves(traced)[0].shape[0], False
 
 
 def _put_metadata(model: ModelProto, gm: GraphModule, marked: Marked, name: str, batch: int | None) -> None:

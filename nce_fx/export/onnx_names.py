@@ -1,10 +1,10 @@
 """Names of an ONNX model's nodes and tensors: those of the user's model, not the exporter's."""
 
 import ast
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
-from onnx import ModelProto, NodeProto
+from onnx import GraphProto, ModelProto, NodeProto
 from torch.fx import GraphModule, Node
 
 from nce_fx.paths import free_name
@@ -82,13 +82,39 @@ def _wanted(model: ModelProto, outputs: Sequence[str | None], taken: set[str], k
 
 
 def rename(model: ModelProto, names: Mapping[str, str]) -> None:
-    """Give tensors other names."""
-    for node in model.graph.node:
-        for values in (node.input, node.output):
-            for index, name in enumerate(values):
-                values[index] = names.get(name, name)
-    for output in model.graph.output:
+    """Give tensors other names, in the bodies of loops and branches, too."""
+    _rename(model.graph, names)
+
+
+def _rename(graph: GraphProto, names: Mapping[str, str]) -> None:
+    for node in graph.node:
+        rename_in(node, names)
+    for output in graph.output:
         output.name = names.get(output.name, output.name)
+
+
+def rename_in(node: NodeProto, names: Mapping[str, str]) -> None:
+    """Give what a node reads and writes other names; no two tensors of a file have one, whichever body they are in."""
+    for values in (node.input, node.output):
+        for index, name in enumerate(values):
+            values[index] = names.get(name, name)
+    for body in bodies(node):
+        _rename(body, names)
+
+
+def bodies(node: NodeProto) -> Iterator[GraphProto]:
+    """Yield the graphs that a node runs, such as the two branches of an ``If``."""
+    for entry in node.attribute:
+        yield from [entry.g] if entry.HasField("g") else entry.graphs
+
+
+def reads(node: NodeProto) -> Iterator[str]:
+    """Yield every tensor that a node reads, those that only its bodies read included."""
+    yield from filter(None, node.input)
+    for body in bodies(node):
+        for inner in body.node:
+            yield from reads(inner)
+        yield from (output.name for output in body.output)
 
 
 def _free(wanted: str, taken: set[str]) -> str:

@@ -138,7 +138,7 @@ def _program(gm: GraphModule, batch: int | None) -> tuple[Any, int | None]:
         try:
             return program(gm, example(gm, 2), dynamic="batch"), None
         except Exception:
-            batch = traced[0].shape[0]  # the graph has the batch as a number
+            batch = tree_leaves(traced)[0].shape[0]  # the graph has the batch as a number
     try:
         return program(gm, traced, dynamic="no"), batch
     except Exception as error:

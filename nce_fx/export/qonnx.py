@@ -17,6 +17,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from nce_fx.export.levels import ActivationLevels
+from nce_fx.export.onnx_names import reads
 
 
 def suit_flows(model: ModelProto, activations: Mapping[str, ActivationLevels]) -> None:
@@ -28,7 +29,7 @@ def suit_flows(model: ModelProto, activations: Mapping[str, ActivationLevels]) -
     """
     writer = {name: node for node in model.graph.node for name in node.output}
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    readers = Counter(name for node in model.graph.node for name in node.input)
+    readers = Counter(name for node in model.graph.node for name in reads(node))
     readers.update(value.name for value in model.graph.output)
     nodes: list[NodeProto] = []
     for node in model.graph.node:
@@ -43,7 +44,7 @@ def suit_flows(model: ModelProto, activations: Mapping[str, ActivationLevels]) -
             nodes.append(node)
         else:
             nodes.append(node)
-    read = {name for node in nodes for name in node.input} | {value.name for value in model.graph.output}
+    read = {name for node in nodes for name in reads(node)} | {value.name for value in model.graph.output}
     del model.graph.node[:]
     model.graph.node.extend(node for node in nodes if node.op_type not in ("Clip", "Relu") or node.output[0] in read)
 

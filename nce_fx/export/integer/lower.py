@@ -14,6 +14,7 @@ from nce_fx.export.integer.sources import Added, Convolved, Joined, Moved, Plain
 from nce_fx.export.integer.tensors import IntegerTensor, dequantize, write_clip
 from nce_fx.export.integer.weights import write_float
 from nce_fx.export.levels import WEIGHT, ActivationLevels, Marked
+from nce_fx.export.onnx_names import reads, rename_in
 from nce_fx.export.thresholds import count_below
 
 
@@ -47,7 +48,7 @@ def lower(model: ModelProto, given: Marked) -> Lowered:
     names: dict[str, str] = {}
     for node in nodes.all:
         _write_node(writer, plan, node, names)
-    read = {name for node in writer.nodes for name in node.input}
+    read = {name for node in writer.nodes for name in reads(node)}
     kept = [tensor for name, tensor in nodes.constants.items() if name in read or name in nodes.outputs]
     del model.graph.node[:], model.graph.initializer[:]
     model.graph.node.extend(writer.nodes)
@@ -137,8 +138,8 @@ def _copy(writer: Writer, node: NodeProto, names: Mapping[str, str], first: list
     """Write a node of the exporter, with other names for what it reads first and what it writes."""
     made = NodeProto()
     made.CopyFrom(node)
-    del made.input[:]
-    made.input.extend([*first, *(names.get(name, name) for name in node.input[len(first) :])])
+    rename_in(made, names)
+    made.input[: len(first)] = first
     if result:
         made.output[0] = result
     writer.add(made)

@@ -7,6 +7,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from nce_fx.export.levels import ACTIVATION, DOMAIN, WEIGHT
+from nce_fx.export.onnx_names import reads
 
 Array = np.ndarray[Any, Any]
 CONTRIB = "com.microsoft"
@@ -68,15 +69,6 @@ def marked(node: NodeProto | None) -> str:
 def attributes(node: NodeProto) -> dict[str, Any]:
     """Return the attributes of a node as Python values: ``{"strides": [2, 2]}``."""
     return {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-
-
-def reads(node: NodeProto) -> Iterable[str]:
-    """Yield every tensor that a node reads, those that only its bodies read included: the branches of an ``If``."""
-    yield from filter(None, node.input)
-    for entry in node.attribute:
-        for body in [entry.g] if entry.HasField("g") else list(entry.graphs):
-            for inner in body.node:
-                yield from reads(inner)
 
 
 class Writer:

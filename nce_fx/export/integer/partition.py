@@ -14,7 +14,7 @@ from onnx import NodeProto
 from nce_fx.export.integer import addition, convolution, few_rows, linear
 from nce_fx.export.integer.counted import Counted, find_counted
 from nce_fx.export.integer.linear import Linear
-from nce_fx.export.integer.onnx_nodes import Nodes, is_activation, is_marker, marked, reads
+from nce_fx.export.integer.onnx_nodes import Nodes, is_activation, is_marker, marked
 from nce_fx.export.integer.sources import (
     Added,
     Convolved,
@@ -28,6 +28,7 @@ from nce_fx.export.integer.sources import (
 )
 from nce_fx.export.integer.tensors import IntegerTensor
 from nce_fx.export.levels import WEIGHT, Marked
+from nce_fx.export.onnx_names import reads
 
 QUESTIONS = ("Shape", "Size")
 """Operators whose answer is the same for integers."""

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 import nce_fx
-from nce_fx.errors import ExportError
+from nce_fx.errors import ExportError, NceFxError
 from nce_fx.export import export_onnx
 from nce_fx.export.formats import int2_weight
 from nce_fx.passes.transform.quantize import IntegerWeight
@@ -141,7 +141,7 @@ def test_a_file_says_the_opset_that_is_asked_for_and_runs(form, opset, tmp_path)
 )
 @pytest.mark.long
 def test_an_opset_that_cannot_be_is_refused_and_nothing_is_written(options, message, tmp_path):
-    with pytest.raises(ExportError, match=message) as caught:
+    with pytest.raises(NceFxError, match=message) as caught:
         nce_fx.export_onnx(quantized(Classes, X), tmp_path / "m.onnx", **options)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())

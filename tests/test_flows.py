@@ -49,7 +49,7 @@ def test_finn_makes_of_a_file_what_pytorch_computes_and_hls4ml_parses_it(tmp_pat
     model: nn.Module = settled(MODELS[network](**NETWORKS[network]))
     if isinstance(model, MobileNetV2):
         # Of the others a quantizer is the end; hls4ml does not read a Clip.
-        model.set_submodule(f"features.{len(BLOCKS) + 1}.2", nn.ReLU())
+        model.set_submodule(f"features.{len(model.features) - 1}.2", nn.ReLU())
     gm = nce_fx.trace(model, (random(1, 3, 16, 16),))
     spec = nce_fx.QuantSpec(weight=weight, activation=QUANTIZERS[weight])
     gm = nce_fx.quantize(gm, spec, [random(4, 3, 16, 16)])

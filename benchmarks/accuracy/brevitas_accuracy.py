@@ -92,8 +92,12 @@ def brevitas_activation(quantizer: ActivationQuantizer, name: str) -> nn.Module:
     return made
 
 
-def with_brevitas(gm: GraphModule, name: str, batches: Sequence[Any]) -> GraphModule:
-    """Put brevitas' quantizers in the place of ours, in place, and calibrate them."""
+def with_brevitas(gm: GraphModule, name: str, batches: Sequence[Any], of_batch: bool = False) -> GraphModule:
+    """Put brevitas' quantizers in the place of ours, in place, and calibrate them.
+
+    With ``of_batch`` BatchNorm calibrates by the statistics of the batch: by those of the float network the ranges of
+    deep networks at 2 bits grow from layer to layer, and nothing is learned any more.
+    """
     from brevitas.graph.calibrate import calibration_mode
 
     for path, module in list(gm.named_modules()):
@@ -102,7 +106,7 @@ def with_brevitas(gm: GraphModule, name: str, batches: Sequence[Any]) -> GraphMo
             gm.set_submodule(path, BrevitasWeight(weight, module.bits, name))
         elif isinstance(module, ActivationQuantizer):
             gm.set_submodule(path, brevitas_activation(module, name))
-    gm.eval()
+    gm.train(of_batch)
     with torch.no_grad(), calibration_mode(gm):
         for inputs, _ in batches:
             gm(inputs)

@@ -87,7 +87,7 @@ def straight_through(gm: GraphModule, batches: Sequence[Any]) -> GraphModule:
 
 
 def _brevitas(gm: GraphModule, batches: Sequence[Any]) -> GraphModule:
-    return with_brevitas(gm, "lsq", batches)
+    return with_brevitas(gm, "lsq", batches, of_batch=True)
 
 
 RATES = (0.005, 0.015, 0.05)
@@ -139,6 +139,10 @@ METHODS: Mapping[str, Method] = {
     f"{QUANTIZERS}, half of the float epochs at 2 bits": Method(_DEFAULT, more_float=-4),
     f"{QUANTIZERS}, half of the epochs at 2 bits in float": Method(_DEFAULT, more_float=4),
     "sawb-channel + lsq, shortcuts of 8 bits": Method(_DEFAULT | {"weight": "sawb-channel"}),
+    "sawb-channel + lsq, shortcuts of 8 bits, quarter distilled": Method(
+        _DEFAULT | {"weight": "sawb-channel"}, {"distill_alpha": 0.25}
+    ),
+    "lsq, shortcuts of 8 bits, quarter distilled": Method(_DEFAULT | {"weight": "lsq"}, {"distill_alpha": 0.25}),
     "lsq, shortcuts of 8 bits": Method({"weight": "lsq", "activation": "lsq", "shortcuts": "int8"}),
     "n2uq, shortcuts of 8 bits": Method({"activation": "n2uq", "shortcuts": "int8"}),
     "weights of 8 bits": Method({"weight_bits": 8}),
@@ -146,7 +150,12 @@ METHODS: Mapping[str, Method] = {
     "best": Method({"weight": "seq", "ewgs": 0.2}, {"reestimate": 50}),
     **{f"straight-through, rate {rate}": Method({}, {"learning_rate": rate}, straight_through) for rate in RATES},
     **{
-        f"brevitas, rate {rate}": Method({"weight": "lsq", "activation": "lsq"}, {"learning_rate": rate}, _brevitas)
+        f"brevitas, rate {rate}": Method(
+            {"weight": "lsq", "activation": "lsq"},
+            # What brevitas' learned scales need, and what serves ours best.
+            {"learning_rate": rate, "clip_gradient": 1.0, "distill_alpha": 0.25},
+            _brevitas,
+        )
         for rate in RATES
     },
 }

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nce_fx.trial import REGIONS
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -54,7 +56,15 @@ ABLATIONS: Mapping[str, Sequence[Variant]] = {
         for ratio in (0.5, 0.25)
         for variant in _both(f"budget={ratio:g}x", {"budget": ratio}, ("multiplier", "random", "shuffled", "nce-plan"))
     ],
+    "region": [
+        Variant("nce-plan", f"budget=0.5x, {low:g}x to {high:g}x", {"budget": 0.5, "region": [low, high]})
+        for low, high in REGIONS
+    ],
     "capacity": [Variant("nce-plan", f"capacity={share:g}", {"capacity": share}) for share in (0.2, 0.4, 0.6, 0.8)],
+    "capacity at half": [
+        Variant("nce-plan", f"budget=0.5x, capacity={share:g}", {"budget": 0.5, "capacity": share})
+        for share in (0.4, 0.8)
+    ],
     "published budget": [
         Variant("nce-plan", "MACs and parameters alone", {"limits": ["macs", "params"]}),
         Variant("nce-search", "MACs and parameters alone", {"limits": ["macs", "params"]}),

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from statistics import geometric_mean
 from typing import Any
 
 import numpy as np
@@ -61,8 +62,15 @@ def uniform_longer(bench: Bench) -> Choice:
 def nce_plan(bench: Bench) -> Choice:
     """Sensitivity and solver, as `nce-fx rewrite` does it; no search."""
 
+    limits = {"capacity": bench.study.capacity}
+    if bench.study.region is not None:
+        even, before = multiplier(bench).widths, bench.channels.widths
+        near = geometric_mean([even[name] / before[name] for name in even])
+        low, high = bench.study.region
+        limits |= {"min_width": low * near, "max_width": max(1.0, high * near)}
+
     def plan(reserve: Reserve) -> WidthPlan:
-        return plan_analyzed(bench.analyses, bench.budget, reserve, capacity=bench.study.capacity)
+        return plan_analyzed(bench.analyses, bench.budget, reserve, **limits)
 
     def build(found: WidthPlan) -> GraphModule:
         return nce_fx.quantize(nce_fx.resize(bench.untrained, found), bench.spec)

@@ -82,6 +82,9 @@ class Study(BaseModel):
     """Of nce-plan's sensitivity; the compiler's default where none is named."""
     capacity: float = 0.0
     """Of nce-plan, see `nce_fx.passes.planning.importance`."""
+    region: tuple[float, float] | None = None
+    """How far nce-plan moves widths, as ratios of the factor that all would be narrowed by; as far as the compiler does
+    by default."""
     calibration: tuple[int, int] = (8, 64)
     """Batches, and images in each, that sensitivities and the quantizers' first ranges come from."""
 
@@ -104,7 +107,8 @@ class Study(BaseModel):
 
     def digest(self) -> str:
         """Return eight digits that change when anything that decides a result changes."""
-        return _digest(self.model_dump(mode="json", exclude={"about", "seeds", "name"}) | {"trained": OWN_WIDTHS})
+        left_out = {"about", "seeds", "name"} | ({"region"} if self.region is None else set())
+        return _digest(self.model_dump(mode="json", exclude=left_out) | {"trained": OWN_WIDTHS})
 
     def float_digest(self) -> str:
         """Return eight digits that change when anything that decides the float network changes."""

@@ -4,10 +4,14 @@ import json
 import re
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+import nce_fx
 from nce_fx import artifacts
 from nce_fx.cli import app
+from nce_fx.models import MODELS
+from nce_fx.report.records import Comparison, ModelReference, ResultRow
 
 NETS = """
 import torch
@@ -64,6 +68,9 @@ def test_a_model_has_a_page(here):
     content = json.loads(result.stdout)
     assert content["html"] == "resnet8.html"
     data = data_of(here / "resnet8.html")
+    assert [data[key] for key in ("before", "after", "against", "quantized")] == ["float", "2 bits", "float", False]
+    for said in ("the line is the budget", "both quantized"):
+        assert said not in (here / "resnet8.html").read_text()
     assert [node["name"] for node in data["nodes"]][:3] == ["x", "conv1", "bn1"]
     costs = {each["name"]: (each["before"], each["after"]) for each in data["quantities"]}
     assert costs["macs"][0] == costs["macs"][1]
@@ -80,6 +87,8 @@ def test_the_page_of_a_folder_is_drawn_anew(results, here):
 def test_a_folder_runs_no_code_to_be_seen(results, here):
     result = done("inspect", results / "own", "--html", "own.html")
     assert "as it was saved" in result.stderr
+    assert "written to own.html" in result.stderr
+    assert "written" not in done("inspect", results / "own").stderr  # It stays as it was.
     saved = results / "own" / artifacts.PAGE
     assert (here / "own.html").read_text() == saved.read_text()
     done("inspect", results / "own", "--model", f"{results / 'nets.py'}:build", "--html", "again.html")
@@ -127,8 +136,45 @@ def test_a_model_and_its_rewrite_side_by_side(results):
             getattr(report.original, each["name"]),
             getattr(report.rewritten, each["name"]),
         )
+    shown = done("diff", "resnet8", results / "tight").stdout
+    assert "both quantized" in shown
+    assert "resnet8 at its own widths" in " ".join(shown.split())
     same = json.loads(done("diff", results / "tight", results / "tight", "--json").stdout)
     assert {group["change"] for group in same["groups"]} <= {"same", "pinned"}
+
+
+def test_results_that_differ_in_all_but_their_widths(here):
+    gm = nce_fx.trace(MODELS["resnet8"]().eval(), (torch.randn(1, 3, 16, 16),))
+    for name, shortcuts, metric, value in (
+        ("first", "int8", "accuracy", 0.875),
+        ("second", "quantized", "own:f1", 3.25),
+    ):
+        row = ResultRow(
+            network="NCE 2-bit", accuracy=value if metric == "accuracy" else None, score=value, epochs=1, seconds=1.0
+        )
+        comparison = Comparison(
+            data="digits", epochs=1, seed=0, recipe={}, rows=(row,), metric=metric, is_share=metric == "accuracy"
+        )
+        network = nce_fx.quantize(gm, nce_fx.QuantSpec(shortcuts=shortcuts))
+        of = ModelReference(reference="resnet8", args={})
+        artifacts.save(network, here / name, model=of, float_model=gm, comparison=comparison)
+        run = here / name / artifacts.CHECKPOINTS / "nce-2-bit"
+        run.mkdir(parents=True)
+        (run / "log.csv").write_text("epoch,loss\n1,2.5\n")
+    nce_fx.save(gm, here / "plain", model=of, float_model=gm)
+    shown = done("diff", "first", "second", "--html", "diff.html").stdout
+    assert "no width differs" in shown
+    assert "both quantized" in shown
+    text, data = (here / "diff.html").read_text(), data_of(here / "diff.html")
+    assert data["facts"] == ["shortcuts: int8 in first, quantized in second"]
+    for said in ("87.50 %", "3.25", "accuracy or f1"):
+        assert said in text
+    assert [run["name"] for run in data["runs"]] == ["first: NCE 2-bit", "second: NCE 2-bit"]
+    assert "the line is the budget" not in text
+    for sides in (("plain", "first"), ("first", "plain")):
+        shown = done("diff", *sides).stdout
+        assert "plain is not quantized" in shown
+        assert "both quantized" not in shown
 
 
 def test_what_diff_refuses(results):

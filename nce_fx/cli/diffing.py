@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.fx import GraphModule
 
+from nce_fx import artifacts
 from nce_fx.cli.commands import Diff
 from nce_fx.cli.inspecting import Rebuilt, check_named, content, is_result, publish, rebuild
 from nce_fx.cli.terminal import Terminal
@@ -17,7 +18,7 @@ from nce_fx.plan import WidthPlan
 from nce_fx.report import tables
 from nce_fx.report.page import page
 from nce_fx.report.records import Comparison, CostRecord, GroupRecord, RewriteReport
-from nce_fx.report.view import view_of
+from nce_fx.report.view import side_by_side, view_of
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,13 @@ class Side(Frozen):
     """One of the two networks."""
 
     name: str
+    """As it is said: ``result``, or ``resnet8 at its own widths``."""
     network: GraphModule
     widths: Mapping[str, int]
     spec: Mapping[str, Any]
     comparison: Comparison | None
+    logs: Path | None
+    """The folder of its training runs."""
 
 
 def run(job: Diff) -> None:
@@ -49,16 +53,23 @@ def run(job: Diff) -> None:
         report = _report(a, b, first)
         plan = WidthPlan(b.widths, a.widths, first.plan.model)
         view = view_of(
-            f"{job.a} and {job.b}", plan, b.network, original=first.original, report=report, sides=(job.a, job.b),
+            f"{job.a} and {job.b}", plan, b.network, original=first.original, report=report, sides=(a.name, b.name),
             compared=a.network,
         )  # fmt: skip
-    terminal.show(tables.quantity_table(job.a, job.b, view.quantities))
-    terminal.show(tables.difference_table(job.a, job.b, report))
-    changed = {key: (a.spec.get(key), value) for key, value in b.spec.items() if a.spec.get(key) != value}
-    for key, (was, now) in changed.items():
-        terminal.show(f"{key.replace('_', ' ')}: {was} in {job.a}, {now} in {job.b}")
-    results = [(side.name, side.comparison) for side in (a, b) if side.comparison is not None]
-    for name, comparison in results:
+        changed = {
+            key: (a.spec.get(key), b.spec.get(key))
+            for key in {**a.spec, **b.spec}
+            if a.spec.get(key) != b.spec.get(key)
+        }
+        facts = _said(a, b, changed)
+        results = {side.name: side.comparison for side in (a, b) if side.comparison is not None}
+        logs = {side.name: side.logs for side in (a, b) if side.logs is not None}
+        view = side_by_side(view, facts or ("quantized alike",), results, logs)
+    terminal.show(tables.quantity_table(a.name, b.name, view.quantities, quantized=view.quantized))
+    terminal.show(tables.difference_table(a.name, b.name, report))
+    for fact in facts:
+        terminal.show(fact)
+    for name, comparison in results.items():
         terminal.show(f"{name}, on {tables.comparison_line(comparison)}")
     if job.html is not None or job.open_page:
         publish(page(view), job.html or Path("diff.html"), job.open_page, terminal)
@@ -66,12 +77,21 @@ def run(job: Diff) -> None:
     terminal.finish(said | content(view))
 
 
+def _said(a: Side, b: Side, changed: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """How two networks are quantized otherwise, a line for each field of the specs."""
+    plain = [f"{side.name} is not quantized" for side in (a, b) if not side.spec]
+    return plain or [
+        f"{key.replace('_', ' ')}: {was} in {a.name}, {now} in {b.name}" for key, (was, now) in changed.items()
+    ]
+
+
 def _side(name: str, rebuilt: Rebuilt | None, other: Rebuilt, model: str | None) -> Side:
     """A folder's network, or the model of the other side's folder, quantized as that is, at its own widths."""
     if rebuilt is not None:
         spec = rebuilt.rewritten.meta.get("spec")
         known = {} if spec is None else asdict(spec)
-        return Side(name, rebuilt.rewritten, rebuilt.plan.widths, known, rebuilt.manifest.comparison)
+        logs = Path(name) / artifacts.CHECKPOINTS
+        return Side(name, rebuilt.rewritten, rebuilt.plan.widths, known, rebuilt.manifest.comparison, logs)
     named = other.manifest.model.reference if other.manifest.model is not None else ""
     if name not in (named, model):
         raise InputError(f"{name} is no result folder, and the other side was made from {named or 'another model'}")
@@ -79,7 +99,7 @@ def _side(name: str, rebuilt: Rebuilt | None, other: Rebuilt, model: str | None)
         raise InputError(f"the other side keeps no float weights, so {name} cannot be built as it was")
     spec = other.rewritten.meta.get("spec") or QuantSpec()
     network = quantize(other.original, spec)
-    return Side(name, network, other.plan.original, asdict(spec), None)
+    return Side(f"{name} at its own widths", network, other.plan.original, asdict(spec), None, None)
 
 
 def _check_alike(a: Side, b: Side) -> None:

@@ -72,12 +72,16 @@ def inspect_folder(job: Inspect) -> None:
     out = job.html or folder / artifacts.PAGE
     named = manifest.model.reference if manifest.model is not None else ""
     if job.model is None and (not named or is_code(named)):
+        saved = folder / artifacts.PAGE
         try:
-            text = (folder / artifacts.PAGE).read_text(encoding="utf-8")
+            text = saved.read_text(encoding="utf-8")
         except OSError as error:
             raise ArtifactError(f"{folder} has no {artifacts.PAGE}: add --model, so that it can be drawn") from error
-        terminal.note(f"the page as it was saved; --model {named or 'MODEL'} draws it anew")
-        publish(text, out, job.open_page, terminal)
+        terminal.note(f"{saved} is the page as it was saved; --model {named or 'MODEL'} draws it anew")
+        if out.resolve() == saved.resolve():
+            offer(out, job.open_page, terminal)
+        else:
+            publish(text, out, job.open_page, terminal)
         terminal.finish({"html": str(out)})
         return
     with terminal.steps() as steps:
@@ -113,7 +117,7 @@ def inspect_model(job: Inspect) -> None:
         plan = WidthPlan(widths, widths, model_fingerprint(gm))
         report = report_of(found, plan, found.uniform).model_copy(update={"original": CostRecord.of(gm)})
         sides = ("float", f"{spec.weight_bits} bits")
-        view = view_of(job.target, plan, found.uniform, original=gm, report=report, sides=sides)
+        view = view_of(job.target, plan, found.uniform, original=gm, report=report, sides=sides, compared=gm)
         text = page(view)
     present(view, terminal)
     out = job.html or Path(re.sub(r"[^\w.-]+", "-", job.target.rpartition("/")[2]).strip("-.") + ".html")
@@ -140,7 +144,7 @@ def present(view: View, terminal: Terminal) -> None:
     """Show the head of a page: what it is about, what it costs, what became of its channels."""
     terminal.show("; ".join((view.title, *view.facts)))
     if view.quantities:
-        terminal.show(tables.quantity_table(view.before, view.after, view.quantities))
+        terminal.show(tables.quantity_table(view.before, view.after, view.quantities, quantized=view.quantized))
     counts = ", ".join(f"{count} {_WORDS.get(kind, kind)}" for kind, count in view.changes.items() if count)
     terminal.show(f"{len(view.nodes)} operations; channel groups: {counts or 'none'}")
 
@@ -162,8 +166,15 @@ def publish(text: str, out: Path, open_page: bool, terminal: Terminal) -> None:
         raise ArtifactError(
             f"cannot write {out}: {error.strerror or error}; choose another file with --html"
         ) from error
-    terminal.note(f"written to {out}: {tables.size(len(text.encode()))}; open it in a browser, or add --open")
-    if open_page and not webbrowser.open(out.resolve().as_uri()):
+    terminal.note(f"written to {out}: {tables.size(len(text.encode()))}")
+    offer(out, open_page, terminal)
+
+
+def offer(out: Path, open_page: bool, terminal: Terminal) -> None:
+    """Open a page in the browser where that was asked for, and say how where it was not."""
+    if not open_page:
+        terminal.note("open it in a browser, or add --open")
+    elif not webbrowser.open(out.resolve().as_uri()):
         terminal.note(f"no browser could be started: open {out.resolve()} yourself")
 
 

@@ -145,17 +145,20 @@ def budget_text(limit: object) -> str:
     return thousands(limit) if isinstance(limit, int) else str(limit)
 
 
-def quantity_table(before: str, after: str, quantities: Iterable[QuantityView]) -> Table:
-    """Return costs of two networks side by side."""
+def quantity_table(before: str, after: str, quantities: Iterable[QuantityView], *, quantized: bool) -> Table:
+    """Return costs of two networks side by side, and say where both are quantized."""
     rows = [(each.label, thousands(each.before), thousands(each.after), _ratio(each, 4)) for each in quantities]
-    return table_of("Cost for one example", ("", f">{before}", f">{after}", ">ratio"), rows)
+    title = "Cost for one example" + (", both quantized" if quantized else "")
+    return table_of(title, ("", f">{before}", f">{after}", ">ratio"), rows)
 
 
-def difference_table(before: str, after: str, report: RewriteReport) -> Table:
-    """Return the groups whose widths differ between two networks, and say how many do not."""
+def difference_table(before: str, after: str, report: RewriteReport) -> Table | str:
+    """Return the groups whose widths differ between two networks, and how many do not; a line where none differs."""
     differ = [group for group in report.groups if group.before != group.after]
     alike = len(report.groups) - len(differ)
     caption = f"{alike} {'group is' if alike == 1 else 'groups are'} alike"
+    if not differ:
+        return f"Channels: no width differs; {caption}"
     columns = ("group", "layers", f">{before}", f">{after}", ">ratio")
     rows = [(group.id, named(group), group.before, *_changed(group)) for group in differ]
     return table_of("Channels", columns, rows, caption=caption)
@@ -173,6 +176,22 @@ def comparison_line(comparison: Comparison) -> str:
     return f"{comparison.data}: {rows}"
 
 
+def results_beside(results: Mapping[str, Comparison]) -> tuple[tuple[str, ...], ...]:
+    """Return what came of training two results as text, header first: each network with what was measured of it."""
+    metrics = dict.fromkeys(metric_name(comparison) for comparison in results.values())
+    rows = (
+        (result, row.network, comparison.data, measured(comparison, row))
+        for result, comparison in results.items()
+        for row in comparison.rows
+    )
+    return (("result", "network", "data", " or ".join(metrics)), *rows) if results else ()
+
+
+def metric_name(comparison: Comparison) -> str:
+    """Return what networks are measured by, as tables say it: ``top5 accuracy``."""
+    return comparison.metric.rpartition(":")[2].replace("_", " ")
+
+
 def comparison_table(comparison: Comparison) -> Table:
     """Return the last table: every trained network with its accuracy and cost."""
     (first, *others), *rows = result_rows(comparison)
@@ -183,7 +202,7 @@ def comparison_table(comparison: Comparison) -> Table:
 def result_rows(comparison: Comparison) -> tuple[tuple[str, ...], ...]:
     """Return the last table as text, header first: every network with its accuracy and all that it costs."""
     names = list(dict.fromkeys(name for row in comparison.rows for name in row.cost))
-    header = ("network", comparison.metric.rpartition(":")[2].replace("_", " "), *(title_of(name) for name in names))
+    header = ("network", metric_name(comparison), *(title_of(name) for name in names))
     return header, *((row.network, measured(comparison, row), *_costs(row.cost, names)) for row in comparison.rows)
 
 

@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import nn
@@ -18,6 +18,7 @@ from nce_fx.report.tables import (
     QuantityView,
     budget_text,
     result_rows,
+    results_beside,
     thousands,
     trial_rows,
     trial_words,
@@ -97,9 +98,11 @@ class View:
     """Sentences for the head of the page."""
     before: str
     after: str
-    """What the two sides are: ``original``, ``rewritten``."""
+    """What the two sides are: ``own widths``, ``rewritten``."""
     against: str = "float"
     """What the costs of single operations are held against."""
+    quantized: bool = True
+    """Whether both sides are."""
     quantities: tuple[QuantityView, ...] = ()
     groups: tuple[GroupView, ...] = ()
     nodes: tuple[NodeView, ...] = ()
@@ -135,7 +138,7 @@ def view_of(
     comparison: Comparison | None = None,
     logs: Path | None = None,
     sweep: Path | None = None,
-    sides: tuple[str, str] = ("original", "rewritten"),
+    sides: tuple[str, str] = ("own widths", "rewritten"),
     compared: GraphModule | None = None,
 ) -> View:
     """Return what there is to see of a rewritten network.
@@ -151,7 +154,8 @@ def view_of(
         logs: the folder where each training run has one of its own.
         sweep: the folder where `nce-fx rewrite --sweep` left its points.
         sides: what "before" and "after" are called.
-        compared: the network that operations are held against; the one that is drawn where not given.
+        compared: the network that is called "before"; where not given, that is the network quantized at its own
+            widths, which nobody keeps, and operations are held against the float one that is drawn.
     """
     # A plan belongs to one graph; of another one it says nothing.
     fits = isinstance(original, GraphModule) and (not plan.widths or model_fingerprint(original) == plan.model)
@@ -159,12 +163,14 @@ def view_of(
     channels = analyze_channels(drawn) if fits else None
     widths = Widths(plan.original, plan.widths)
     tried = None if report is None else report.trial
+    against = sides[0] if compared is not None else sides[1] if drawn is rewritten else "float, own widths"
     return View(
         title=title,
         facts=_facts(plan, report),
         before=sides[0],
         after=sides[1],
-        against=sides[0] if compared is not None else "float",
+        against=against,
+        quantized=all(gm.meta.get("spec") is not None for gm in (compared or rewritten, rewritten)),
         quantities=() if report is None else _quantities(report),
         groups=_groups(channels, plan, report),
         nodes=node_views(drawn, channels, widths, compared or drawn, rewritten),
@@ -180,12 +186,32 @@ def view_of(
     )
 
 
+def side_by_side(view: View, facts: Sequence[str], results: Mapping[str, Comparison], logs: Mapping[str, Path]) -> View:
+    """Return the view of two results, with what is known of each.
+
+    Args:
+        view: of the one against the other.
+        facts: how they differ beside their widths.
+        results: what came of training, by the results' names.
+        logs: the folders where each one's training runs have one of their own, by the results' names.
+    """
+    runs = (
+        replace(run, name=f"{side}: {run.name}")
+        for side, folder in logs.items()
+        for run in training_runs(folder, _names(results.get(side)))
+    )
+    notes = (f"{side}: {each.data}, {each.trained}, seed {each.seed}" for side, each in results.items())
+    return replace(
+        view, facts=tuple(facts), results=results_beside(results), results_note="; ".join(notes), runs=tuple(runs)
+    )
+
+
 def _facts(plan: WidthPlan, report: RewriteReport | None) -> tuple[str, ...]:
     if report is None:
         return ()
     facts = [f"{report.bits} bits", f"sensitivity by {report.metric}", f"traced by {report.traced}"]
     if plan.predicted_noise is not None:
-        facts.append(f"predicted noise {plan.predicted_noise:.3f} of that at the original widths")
+        facts.append(f"predicted noise {plan.predicted_noise:.3f} of that at its own widths")
     return tuple(facts)
 
 

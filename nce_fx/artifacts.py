@@ -16,6 +16,7 @@ Nothing here is pickle: a file can be wrong, but it cannot run code.
 
 import hashlib
 import json
+import shlex
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -29,9 +30,11 @@ from torch.fx import GraphModule
 
 from nce_fx.arguments import checked
 from nce_fx.copying import copy_model
+from nce_fx.data import BUILT_IN
 from nce_fx.devices import check_values
 from nce_fx.errors import ArtifactError, PlanError
 from nce_fx.files import replaced
+from nce_fx.models import MODELS
 from nce_fx.nearest import nearest_path
 from nce_fx.passes.analysis.channels.plan_check import check_plan
 from nce_fx.passes.by_name import known_pass
@@ -226,17 +229,36 @@ def check_free(directory: str | Path, names: Iterable[str] = OURS) -> None:
         raise ArtifactError(f"{directory} is a file, not a folder: choose another --out")
     held = sorted(name for name in names if (directory / name).exists())
     if held:
-        begun = f"; nce-fx retrain {directory} goes on with its training" if _is_begun(directory) else ""
+        command = _goes_on(directory)
+        begun = f"; to go on with its training: {command}" if command else ""
         raise ArtifactError(f"{directory} already holds a result ({held[0]}): choose another folder, or --force{begun}")
 
 
-def _is_begun(directory: Path) -> bool:
-    """Whether a folder says how it is to be retrained, and not what came of that."""
+def _goes_on(directory: Path) -> str:
+    """Return the command that goes on where a folder says how it is to be retrained, and not what came of that."""
     try:
         manifest = read_manifest(directory)
     except ArtifactError:
-        return False
-    return manifest.retraining is not None and manifest.comparison is None
+        return ""
+    if manifest.retraining is None or manifest.comparison is not None:
+        return ""
+    return retrain_command(directory, manifest.model.reference if manifest.model else "", manifest.retraining)
+
+
+def retrain_command(directory: str | Path, model: str, retraining: Retraining, *more: str) -> str:
+    """Return the command for the shell that goes on with a training: ``nce-fx retrain out --model nets.py:build``.
+
+    A folder runs no code by itself, so what is code is named again; ``more`` are further options.
+    """
+    named = {"--model": model, "--data": retraining.data, "--loss": retraining.loss, "--metric": retraining.metric}
+    code = [part for option, value in named.items() if value and is_code(value) for part in (option, value)]
+    rivals = () if retraining.uniform else ("--no-uniform",)
+    return shlex.join(["nce-fx", "retrain", str(directory), *code, *rivals, *more])
+
+
+def is_code(reference: str) -> bool:
+    """Return whether a reference names code to import, not something built in."""
+    return ":" in reference and reference not in MODELS and reference.partition(":")[0] not in BUILT_IN
 
 
 def read_manifest(directory: str | Path) -> Manifest:

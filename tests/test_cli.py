@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,9 +18,13 @@ from typer.testing import CliRunner
 
 from nce_fx import artifacts
 from nce_fx.cli import app
+from nce_fx.cli.verdict import verdict
+from nce_fx.errors import TrainingError
 from nce_fx.models import MODELS
 from nce_fx.models.loading import load_model
 from nce_fx.passes.transform.new_weights import from_scratch
+from nce_fx.report.records import Comparison, ResultRow
+from nce_fx.training.loop import GO_ON
 from tests.training_runs import one_process_a_gpu
 
 USER_MODELS = """
@@ -47,6 +52,13 @@ def huge():
     return model
 
 NUMBER = 3
+"""
+OWN_DATA = """
+import torch
+
+def make():
+    images, classes = torch.rand(40, 1, 8, 8), torch.arange(40) % 10
+    return [torch.utils.data.TensorDataset(images, classes)] * 2
 """
 
 
@@ -144,7 +156,11 @@ def test_truncated_and_foreign_weights_are_refused(here):
     (here / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
     torch.save(MODELS["resnet8"](), here / "pickle.pt")
     for name in ("cut.safetensors", "pickle.pt"):
-        assert name in refused("rewrite", "resnet8", "--weights", name, "--out", "result")
+        line = refused("rewrite", "resnet8", "--weights", name, "--out", "result")
+        assert name in line
+        assert "Unpickling" not in line
+        assert "x1b" not in line
+    assert line.endswith("save model.state_dict() alone")
 
 
 def test_nan_in_a_weights_file_is_refused(here):
@@ -463,11 +479,72 @@ def test_ctrl_c_stops_in_words_and_retrain_goes_on(here):
     assert "stopped after step" in message
     assert message.endswith("nce-fx retrain stopped")
     assert artifacts.read_manifest(here / "stopped").comparison is None
-    assert "nce-fx retrain stopped goes on with its training" in refused(*command, "--out", "stopped")
+    assert "to go on with its training: nce-fx retrain stopped" in refused(*command, "--out", "stopped")
     assert call("retrain", "stopped").exit_code == 0
     assert call(*command, "--out", "whole").exit_code == 0
     one, two = (load_file(here / name / "model.safetensors") for name in ("stopped", "whole"))
     assert all(torch.equal(one[name], two[name]) for name in two)
+
+
+def test_what_was_stopped_goes_on_by_the_command_that_it_says(here, monkeypatch):
+    """A model, data and a folder that a shell would not take as they are, named again where they are code."""
+    (here / "own data.py").write_text(OWN_DATA)
+    given = ["rewrite", "own_models:tiny", "--data", "own data.py:make", "--retrain", "1", "--out", "my result"]
+    comparison = importlib.import_module("nce_fx.comparison")
+
+    def stop(*args, **kwargs):
+        raise TrainingError(f"stopped after step 1: saved in my result; {GO_ON}")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(comparison, "train", stop)
+        stopped = refused(*given)
+    command = stopped.partition("the command that goes on: ")[2]
+    assert "run the same again" not in stopped
+    # The same again does not, and says what does.
+    assert refused(*given).endswith(command)
+    result = call(*shlex.split(command)[1:])
+    assert result.exit_code == 0, result.output
+    # So do the commands that are said last.
+    steps = " ".join(result.stderr.split()).partition("next: ")[2].split("; ")
+    assert [shlex.split(step)[1] for step in steps] == ["inspect", "export"]
+    for step in steps:
+        assert call(*shlex.split(step)[1:]).exit_code == 0
+
+
+@pytest.mark.parametrize("accuracies", [(0.8, 0.7), (0.7, 0.8), (0.75, 0.75)])
+def test_the_last_line_says_which_widths_did_better(accuracies):
+    theirs, ours = accuracies
+    cost = {"macs": 1, "params": 1, "activations": 1, "weight_bytes": 1, "activation_bytes": 1}
+    rows = [
+        ResultRow(network=name, accuracy=accuracy, epochs=1, seconds=0.0, **cost)
+        for name, accuracy in (
+            ("float", 0.9),
+            ("uniform 2-bit", 0.1),
+            ("uniform 2-bit, 4", theirs),
+            ("NCE 2-bit", ours),
+        )
+    ]
+    comparison = Comparison(data="digits", epochs=1, seed=0, recipe={}, rows=tuple(rows))
+    said = verdict(comparison, "NCE 2-bit")
+    best = "the widths as they are did" if theirs > ours else "the rewritten widths did"
+    assert said.startswith(f"{best} {'as well' if theirs == ours else 'better'} in this run")
+    assert f"{100 * max(accuracies):.2f} %" in said
+    alone = comparison.model_copy(update={"rows": (rows[0], rows[-1])})
+    assert verdict(alone, "NCE 2-bit") == ""
+    assert verdict(comparison.model_copy(update={"metric": "own:metric", "is_share": False}), "NCE 2-bit") == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--dry-run", "--retrain", "30"], "a dry run trains nothing"),
+        (["--dry-run"], "a dry run trains nothing"),
+        ([], "nothing is trained without --retrain"),
+    ],
+)
+def test_why_nothing_was_tried_is_what_was_asked_for(here, options, why):
+    result = call("rewrite", "own_models:tiny", "--data", "digits", "--out", "result", "--json", *options)
+    assert json.loads(result.stdout)["rewrite"]["untried"] == why
 
 
 def test_ctrl_c_before_there_is_anything_to_save(here, monkeypatch):

@@ -153,6 +153,10 @@ MISTAKES = {
         lambda gm, at: explain(gm, nce_fx.analyze_channels(gm), "layer1.0.conv7"),
         r"no layer 'layer1\.0\.conv7' has channels; did you mean 'layer1\.0\.conv\d'\?: `--groups` lists them all",
     ),
+    "a module that is no layer": (
+        lambda gm, at: explain(gm, nce_fx.analyze_channels(gm), "layer1.0"),
+        r"'layer1\.0' is no layer; inside of it are layer1\.0\.conv1, layer1\.0\.conv2: name one",
+    ),
     "an input that JSON has no word for": (
         lambda gm, at: input_signature({1, 2}),
         "an input of type set cannot be kept: use tensors, numbers and containers",

@@ -177,9 +177,18 @@ def test_results_that_differ_in_all_but_their_widths(here):
         assert "both quantized" not in shown
 
 
+def test_a_model_of_the_users_own_is_named_once(results):
+    model = f"{results / 'nets.py'}:build"
+    said = [done("diff", *sides, "--json").stdout for sides in ((model, results / "own"), (results / "own", model))]
+    assert all(json.loads(each)["groups"] for each in said)
+    again = done("diff", model, results / "own", "--model", model, "--json").stdout
+    assert again == said[0]
+
+
 def test_what_diff_refuses(results):
     tight = results / "tight"
     assert "neither side is a result folder" in refused("diff", "resnet8", "resnet8")
     assert "made from resnet8" in refused("diff", "resnet20", tight)
+    assert "made from resnet8" in refused("diff", f"{results / 'nets.py'}:build", tight)
     other = refused("diff", tight, results / "own", "--model", f"{results / 'nets.py'}:build")
     assert "nce-fx: " in other

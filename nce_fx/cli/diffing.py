@@ -8,6 +8,7 @@ from typing import Any
 from torch.fx import GraphModule
 
 from nce_fx import artifacts
+from nce_fx.artifacts import is_code
 from nce_fx.cli.commands import Diff
 from nce_fx.cli.inspecting import Rebuilt, check_named, content, is_result, publish, rebuild
 from nce_fx.cli.terminal import Terminal
@@ -44,11 +45,12 @@ def run(job: Diff) -> None:
             check_named(side)
     if not folders:
         raise InputError("neither side is a result folder: give one that `nce-fx rewrite` wrote, at least for one side")
+    model = job.model or _model_among((job.a, job.b), Path(folders[0]))
     with terminal.steps() as steps:
         steps("rebuild")
-        rebuilt = {folder: rebuild(Path(folder), job.model) for folder in folders}
+        rebuilt = {folder: rebuild(Path(folder), model) for folder in folders}
         first = rebuilt[folders[0]]
-        a, b = (_side(side, rebuilt.get(side), first, job.model) for side in (job.a, job.b))
+        a, b = (_side(side, rebuilt.get(side), first, model) for side in (job.a, job.b))
         _check_alike(a, b)
         report = _report(a, b, first)
         plan = WidthPlan(b.widths, a.widths, first.plan.model)
@@ -83,6 +85,14 @@ def _said(a: Side, b: Side, changed: Mapping[str, tuple[Any, Any]]) -> list[str]
     return plain or [
         f"{key.replace('_', ' ')}: {was} in {a.name}, {now} in {b.name}" for key, (was, now) in changed.items()
     ]
+
+
+def _model_among(sides: tuple[str, str], folder: Path) -> str | None:
+    """Return the side that is a model of the user's own, where the folder on the other was made from such."""
+    made_from = artifacts.read_manifest(folder).model
+    if made_from is None or not is_code(made_from.reference):
+        return None
+    return next((side for side in sides if not is_result(side) and is_code(side)), None)
 
 
 def _side(name: str, rebuilt: Rebuilt | None, other: Rebuilt, model: str | None) -> Side:

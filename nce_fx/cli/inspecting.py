@@ -8,10 +8,11 @@ from pathlib import Path
 from torch.fx import GraphModule
 
 from nce_fx import artifacts
+from nce_fx.artifacts import is_code
 from nce_fx.cli.analyzing import analyzed
 from nce_fx.cli.commands import Inspect
 from nce_fx.cli.model_data import network_of
-from nce_fx.cli.parsing import is_code, quant_spec
+from nce_fx.cli.parsing import quant_spec
 from nce_fx.cli.retraining import model_of_folder
 from nce_fx.cli.terminal import Terminal
 from nce_fx.errors import ArtifactError, InputError

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nce_fx.batches import read
-from nce_fx.data import BUILT_IN, Data
+from nce_fx.data import Data
 from nce_fx.errors import InputError
 from nce_fx.export.pt2 import read_program
 from nce_fx.models import INPUT_SHAPES, MODELS
@@ -151,11 +151,6 @@ def quant_spec(bits: int, override: Sequence[str] | None = None, **others: Any) 
             raise InputError(f"--override {text} is not PATTERN=BITS: write such as 'layer1.*=4' or 'fc=float'")
         overrides[pattern] = int(value) if value.isdigit() else value
     return QuantSpec(weight_bits=bits, activation_bits=bits, overrides=overrides, **others)
-
-
-def is_code(reference: str) -> bool:
-    """Return whether a reference names code to import, not something built in."""
-    return ":" in reference and reference not in MODELS and reference.partition(":")[0] not in BUILT_IN
 
 
 def shown(shape: tuple[int, ...]) -> str:

@@ -12,11 +12,13 @@ from torch import nn
 from torch.fx import GraphModule
 
 from nce_fx import artifacts
+from nce_fx.artifacts import is_code
 from nce_fx.cli.commands import Retrain
 from nce_fx.cli.model_data import calibration
-from nce_fx.cli.parsing import PUBLISHED_RECIPE, build_model, is_code, recipe_fields
+from nce_fx.cli.parsing import PUBLISHED_RECIPE, build_model, recipe_fields
 from nce_fx.cli.rewriting import Retrained, at_chance, content, evaluated, rewritten_name, rivals_of, with_float_epochs
 from nce_fx.cli.terminal import Terminal
+from nce_fx.cli.verdict import next_steps
 from nce_fx.data import load_data
 from nce_fx.errors import InputError
 from nce_fx.passes.by_name import known_pass, pass_named
@@ -80,7 +82,10 @@ def run(job: Retrain) -> None:
     all_reduce_sum(torch.zeros(1, device=start_engine().device))
     teaches = not at_chance(evaluated(float_network, data, task, terminal), data, task)
     fresh, epochs = model if retraining.from_scratch else None, retraining.float_epochs
-    asked = Retrained(float_network, data, recipe, task, spec, epochs, job.directory, teaches, fresh)
+    reference = _model_of(job.directory, job.model, manifest)
+    more = [part for name in job.own_passes or () for part in ("--pass", name)] + ["--strict"] * job.strict
+    goes_on = artifacts.retrain_command(job.directory, reference, retraining, *more)
+    asked = Retrained(float_network, data, recipe, task, spec, epochs, job.directory, teaches, goes_on, fresh)
     trained = asked.train(networks, bool(rewritten.meta["plan"].changed), terminal)
     if terminal.is_main:
         artifacts.save(
@@ -92,6 +97,8 @@ def run(job: Retrain) -> None:
             **about,
         )
     terminal.note(f"written to {job.directory}")
+    if not job.own_passes:
+        terminal.note(next_steps(job.directory, reference))
     terminal.finish(content(rewritten.meta["plan"], manifest.rewrite, trained.comparison, job.directory))
 
 

@@ -16,6 +16,7 @@ from nce_fx.cli.options import TrainingOptions
 from nce_fx.cli.parsing import build_model, one_process, recipe_fields
 from nce_fx.cli.pass_hooks import between_passes
 from nce_fx.cli.terminal import Terminal
+from nce_fx.cli.verdict import next_steps, verdict
 from nce_fx.comparison import Trained, compare, other_split
 from nce_fx.data import Data
 from nce_fx.end_bits import WAYS
@@ -35,6 +36,7 @@ from nce_fx.sweep import ratios_of, sweep
 from nce_fx.tasks import Task
 from nce_fx.training import Recipe, evaluate, train
 from nce_fx.training.log import epochs_table
+from nce_fx.training.loop import GO_ON
 from nce_fx.training.recipe import PUBLISHED_TRAINING, usual_float_epochs
 from nce_fx.training.result import EpochRecord
 from nce_fx.trial import Trial
@@ -95,6 +97,8 @@ def run(job: Rewrite) -> None:
             source={} if data is None else {"data": data.name},
             between=between,
         )
+    if trial is None and data is not None:
+        result = replace(result, report=result.report.model_copy(update={"untried": _untried(job)}))
     present(result.report, result.plan, result.graph_module, terminal)
     if job.dry_run:
         terminal.finish(content(result.plan, result.report, None, None))
@@ -126,13 +130,27 @@ def run(job: Rewrite) -> None:
         fresh = build_model(job.model, args, seed=job.seed) if job.from_scratch else None
         rivals = rivals_of(result.original, result.uniform, result.plan, job.seed)
         networks = {**rivals, rewritten_name(spec): result.graph_module}
-        asked = Retrained(result.original, data, recipe, task, spec, float_epochs, job.out, teaches, fresh)
+        strict = ["--strict"] * job.strict
+        goes_on = artifacts.retrain_command(job.out, job.model, about["retraining"], *strict)
+        by_rule = tried is None and recipe.float_epochs and job.float_epochs is None and "float_epochs" not in fields
+        asked = Retrained(
+            result.original, data, recipe, task, spec, float_epochs, job.out, teaches, goes_on, fresh, bool(by_rule)
+        )
         trained = asked.train(networks, bool(result.plan.changed), terminal)
         comparison = trained.comparison
         retrained = trained.networks[rewritten_name(spec)]
         artifacts.save(retrained, job.out, force=True, keep_checkpoints=True, comparison=comparison, **about)
     terminal.note(f"written to {job.out}: {', '.join(sorted(path.name for path in job.out.iterdir()))}")
+    if comparison is not None:
+        terminal.note(next_steps(job.out, job.model))
     terminal.finish(content(result.plan, result.report, comparison, job.out))
+
+
+def _untried(job: Rewrite) -> str:
+    """Return why nothing is tried that could be, with the data that is given."""
+    if job.dry_run:
+        return "a dry run trains nothing"
+    return "--no-trial" if job.retrain else "nothing is trained without --retrain"
 
 
 def with_float_epochs(fields: dict[str, Any], job: TrainingOptions, changed: bool = True) -> dict[str, Any]:
@@ -219,8 +237,12 @@ class Retrained:
     """Of the float network, before it was rewritten."""
     out: Path
     teaches: bool
+    goes_on: str
+    """The command that goes on where it is stopped."""
     fresh: nn.Module | None = None
     """The model with new random weights, where training starts from such."""
+    by_rule: bool = False
+    """Whether its first epochs are in float because that is usual, not because anybody tried or asked."""
 
     def train(self, networks: Mapping[str, GraphModule], changed: bool, terminal: Terminal) -> Trained:
         """Train networks alike with checkpoints in the result folder, and show the last table.
@@ -257,8 +279,17 @@ class Retrained:
                 watch=terminal.training,
             )
         except TrainingError as error:
-            raise TrainingError(f"{error}; the command that goes on: nce-fx retrain {self.out}") from error
+            # The folder is begun now: the same command again would find a result there.
+            said = str(error).removesuffix(f"; {GO_ON}")
+            raise TrainingError(f"{said}; the command that goes on: {self.goes_on}") from error
         terminal.show(tables.comparison_table(trained.comparison))
+        said = verdict(trained.comparison, rewritten_name(self.spec)) if changed else ""
+        if said and self.by_rule:
+            first = recipe.float_epochs
+            said += f"; nothing was tried: the first {first} of its {recipe.epochs} epochs were in float, as is usual;"
+            said += " --float-epochs 0 has none"
+        if said:
+            terminal.show(said)
         return trained
 
 

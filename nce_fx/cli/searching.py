@@ -1,6 +1,7 @@
 """What `nce-fx search` does: the network, the search, its tables."""
 
 import json
+import shlex
 from typing import Any
 
 from nce_fx import artifacts
@@ -55,7 +56,12 @@ def run(job: Search) -> None:
     terminal.show(result.log.table(result.plan))
     terminal.note(f"{result.seconds:.0f} s; written to {job.out}: {', '.join(sorted(method.log.files))}")
     plan = job.out / artifacts.PLAN
-    terminal.note(f"next: nce-fx apply {job.model} {plan} --data {job.data} --out DIR, then nce-fx retrain DIR")
+    given = {"--weights": job.weights, "--model-args": job.model_args, "--input": job.input_shape, "--data": job.data}
+    options = [part for option, value in given.items() if value is not None for part in (option, str(value))]
+    code = ["--model", job.model] if artifacts.is_code(job.model) else []
+    replay = shlex.join(["nce-fx", "apply", job.model, str(plan), *options, "--out", "DIR"])
+    retrain = shlex.join(["nce-fx", "retrain", "DIR", *code, "--data", job.data, "--epochs", "N"])
+    terminal.note(f"next: {replay}, then {retrain}")
     terminal.finish(
         {
             "out": str(job.out),

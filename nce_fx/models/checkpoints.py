@@ -93,8 +93,7 @@ def _read_pickled(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ArtifactError(
-            f"weights {path}: holds Python objects beside tensors, which are not loaded: save model.state_dict() alone "
-            f"({one_line(error)})"
+            f"weights {path}: holds Python objects beside tensors, which are not loaded: save model.state_dict() alone"
         ) from error
     except Exception as error:
         raise ArtifactError(f"weights {path}: not a readable file of PyTorch ({one_line(error)})") from error

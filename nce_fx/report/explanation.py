@@ -9,6 +9,9 @@ from nce_fx.errors import InputError, source_line
 from nce_fx.nearest import nearest
 from nce_fx.passes.analysis.channels import ChannelGraph, ChannelGroup
 
+_SHOWN = 8
+"""Layers of a module that a message names."""
+
 
 @dataclass(frozen=True)
 class TiedLayer:
@@ -39,6 +42,10 @@ def explain(gm: GraphModule, channels: ChannelGraph, name: str) -> Explanation:
         path = next((str(node.target) for node in gm.graph.nodes if node.name == name), name)
     if not _is_known(channels, path):
         known = sorted({each for group in channels for each in (*group.producers, *group.consumers)})
+        inside = [each for each in known if each.startswith(f"{name}.")]
+        if inside:
+            more = f" and {len(inside) - _SHOWN} more" if len(inside) > _SHOWN else ""
+            raise InputError(f"{name!r} is no layer; inside of it are {', '.join(inside[:_SHOWN])}{more}: name one")
         raise InputError(f"no layer {name!r} has channels{nearest(name, known)}: `--groups` lists them all")
     group = channels.group_of(path)
     consumes = tuple(each for each in channels if path in each.consumers)

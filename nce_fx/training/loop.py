@@ -47,6 +47,8 @@ from nce_fx.training.shards import clip, in_one_piece, mean_of_whole, total_norm
 
 M = TypeVar("M", bound=nn.Module)
 
+GO_ON = "run the same again to go on"
+"""What is said of a run with a directory that was stopped."""
 MANY_WEIGHTS = 1_000_000
 """From so many on, keeping quantized weights as integers is worth the 3 % of a step's time that it takes."""
 
@@ -189,7 +191,8 @@ def _train_epoch(
             report(_report(run, checkpoints))
         if stop and position.step < run.steps_per_epoch:
             log.flush()
-            raise TrainingError(f"stopped after step {run.done}: {checkpoints.save()}; run the same again to go on")
+            again = GO_ON if run.directory is not None else "run the same again"
+            raise TrainingError(f"stopped after step {run.done}: {checkpoints.save()}; {again}")
         if checkpoints.is_due():
             log.flush()
             checkpoints.save()

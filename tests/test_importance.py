@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import nce_fx
-from nce_fx.errors import BudgetError
+from nce_fx.errors import BudgetError, InputError
 from nce_fx.models import MODELS
 from nce_fx.passes.planning import Budget, plan_widths
 from nce_fx.passes.planning.choices import Rules, legal_choices
@@ -78,7 +78,9 @@ def test_the_plan_says_its_noise_beside_what_it_made_least(analysed):
 
 
 def test_a_share_that_is_none_and_a_budget_that_tells_nothing_are_refused(analysed):
-    for share in (-0.1, 1.1, float("nan"), True):
+    with pytest.raises(InputError, match="capacity is True: give a number"):
+        plan_widths(analysed.channels, analysed.cost, analysed.noise, ALL, capacity=True)
+    for share in (-0.1, 1.1, float("nan")):
         with pytest.raises(BudgetError, match="is no share: give 0"):
             plan_widths(analysed.channels, analysed.cost, analysed.noise, ALL, capacity=share)
     with pytest.raises(BudgetError, match="limit MACs or parameters"):

@@ -279,7 +279,9 @@ def _ablated(runs: Sequence[Run], plain: Sequence[Run], pair: tuple[str, str]) -
     for ablation, variants in ABLATIONS.items():
         for variant in variants:
             ours = [run for run in mine if run.row == variant.name]
-            rivals = [variant.name.replace(variant.row, rival, 1) for rival in (REFERENCE, "multiplier")]
+            # Of "budget=0.5x, capacity=0.4" what has half of the budget too.
+            labels = variant.label, variant.label.partition(", ")[0]
+            rivals = {f"{rival} [{label}]" for rival in (REFERENCE, "multiplier") for label in labels}
             against = [run for run in mine if run.row in rivals] or plain
             if ours:
                 found.setdefault(ablation, []).append(summarise(ours, against))

@@ -35,7 +35,7 @@ def importance_of(noise: Floats, rows: Constraints, capacity: float) -> Floats:
     Raises:
         BudgetError: a share outside 0 to 1, or nothing is limited that could tell what a width costs.
     """
-    if isinstance(capacity, bool) or not 0 <= capacity <= 1:
+    if not 0 <= capacity <= 1:
         raise BudgetError(f"capacity={capacity} is no share: give 0 (noise alone) to 1 (the widths as they are)")
     if capacity == 0 or not len(noise):
         return noise

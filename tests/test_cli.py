@@ -569,6 +569,10 @@ def test_models_and_passes_list_what_there_is():
 
 def test_analyze_shows_layers_groups_and_why():
     layers = json.loads(call("analyze", "resnet8", "--json").stdout)
+    assert not any("_quant" in name for name in layers["layers"])
+    assert "_quant" not in (shown := call("analyze", "resnet8").stdout)
+    assert "counted as quantized" in shown
+    assert f"({len(layers['quantizers'])} quantizers)" in shown
     assert layers["total"]["macs"] == sum(layer["macs"] for layer in layers["layers"].values())
     assert layers["sensitivity"]["by_node"].keys() <= layers["layers"].keys()
     content = json.loads(call("analyze", "resnet8", "--groups", "--why", "layer1.0.conv2", "--json").stdout)

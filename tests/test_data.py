@@ -464,8 +464,16 @@ def test_image_folders_are_cropped_as_torchvision_does_it(width, height):
 
 
 def test_image_folder_of_another_size(pictures):
-    assert load_data(f"imagefolder:{pictures}@16").input_shape == (3, 16, 16)
-    assert load_data(f"imagefolder:{pictures}").input_shape == (3, 224, 224)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # A size that was chosen is not warned of, nor one that shrinks the images.
+        assert load_data(f"imagefolder:{pictures}@16").input_shape == (3, 16, 16)
+        assert load_data(f"imagefolder:{pictures}@64").input_shape == (3, 64, 64)
+        assert load_data(f"imagefolder:{pictures}", size=16).input_shape == (3, 16, 16)
+    with pytest.warns(UserWarning, match=r"31x20, and are enlarged to 224x224: imagefolder:.*@20 chooses"):
+        assert load_data(f"imagefolder:{pictures}").input_shape == (3, 224, 224)
+    (pictures / "train" / "cat" / "0.png").write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="31x20"):
+        load_data(f"imagefolder:{pictures}")
 
 
 def damage(pictures: Any, *names: str) -> None:

@@ -167,7 +167,7 @@ def test_results_that_differ_in_all_but_their_widths(here):
     assert "both quantized" in shown
     text, data = (here / "diff.html").read_text(), data_of(here / "diff.html")
     assert data["facts"] == ["shortcuts: int8 in first, quantized in second"]
-    for said in ("87.50 %", "3.25", "accuracy or f1"):
+    for said in ("87.50 %", "3.25", "accuracy or f1", "first: NCE 2-bit"):
         assert said in text
     assert [run["name"] for run in data["runs"]] == ["first: NCE 2-bit", "second: NCE 2-bit"]
     assert "the line is the budget" not in text

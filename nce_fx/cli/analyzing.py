@@ -44,8 +44,8 @@ def run(job: Analyze) -> None:
     with terminal.steps():
         found = analyzed(network, spec, job.sensitivity, terminal)
     terminal.show(f"{job.model}: traced by {_traced(found.graph_module)}")
-    terminal.show(tables.layer_table(found.cost, found.channels, found.sensitivity))
-    layers, quantizers = tables.split_quantizers(found.cost.nodes)
+    terminal.show(tables.layer_table(found.cost, found.channels, found.sensitivity, found.uniform))
+    layers, quantizers = tables.split_quantizers(found.cost.nodes, found.uniform)
     terminal.finish(
         {
             "traced": _traced(found.graph_module),

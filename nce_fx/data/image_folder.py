@@ -36,6 +36,10 @@ SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", "
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 
 
+_LOOKED_AT = 16
+"""Classes whose first image is looked at for its size."""
+
+
 class CorruptImageError(InputError):
     """An image that cannot be read, or a batch of nothing else."""
 
@@ -96,21 +100,24 @@ def image_folder(folder: str, *, strict: bool, size: int) -> Data:
 
     Trained on as random crops of 8 % to 100 % of the area, mirrored half of the time; tested on the centre crop after
     the shorter side is made 256/224 of ``size``. An image that cannot be read is left out with a warning that counts,
-    or ends it all where ``strict``.
+    or ends it all where ``strict``. Where ``DIR`` gives no size and its images are smaller, a warning says so.
 
     Raises:
         InputError: Pillow is not installed, a folder is missing or empty, or the splits' classes differ.
     """
     _pillow()
+    chosen = False
     with_size = re.fullmatch(r"(.+)@([1-9][0-9]*)", folder)
     if with_size and not Path(folder).expanduser().exists():
-        folder, size = with_size[1], int(with_size[2])
+        folder, size, chosen = with_size[1], int(with_size[2]), True
     root = existing_folder(folder, "imagefolder")
     seen, centred = partial(random_crop, size=size), partial(centre_crop, size=size)
     train, test = _split(root, "train"), _split(root, "val")
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))[0]
         raise InputError(f"data imagefolder: train/ and val/ of {folder} differ in their classes: {odd} is in only one")
+    if not chosen:
+        _say_enlarged(folder, train, size)
     # In shared memory: the processes that load count together.
     damaged = torch.zeros(len(train.samples), dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
     damaged_test = torch.zeros(len(test.samples), dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
@@ -123,6 +130,28 @@ def image_folder(folder: str, *, strict: bool, size: int) -> Data:
         augmented=Samples(Pictures(train, seen, strict, damaged), readable).at,
         workers=min(4, (os.cpu_count() or 1) - 1),
     )
+
+
+def _say_enlarged(folder: str, train: ImageFiles, size: int) -> None:
+    """Warn where the first images of the first classes are all smaller than what they are scaled to."""
+    first = {label: path for path, label in reversed(train.samples)}
+    shapes = [shape for label in sorted(first)[:_LOOKED_AT] if (shape := _shape(first[label])) is not None]
+    largest = max(shapes, key=min, default=(size, size))
+    if min(largest) < size:
+        warnings.warn(
+            f"data imagefolder: the images of {folder} are small, such as {largest[0]}x{largest[1]}, and are enlarged"
+            f" to {size}x{size}: imagefolder:{folder}@{min(largest)} chooses another size",
+            stacklevel=4,
+        )
+
+
+def _shape(path: str) -> tuple[int, int] | None:
+    """Width and height of an image, of which no pixel is read; nothing where it is damaged."""
+    try:
+        with _pillow().open(path) as image:
+            return cast("tuple[int, int]", image.size)
+    except DAMAGE:
+        return None
 
 
 def _split(root: Path, name: str) -> ImageFiles:

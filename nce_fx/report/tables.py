@@ -180,11 +180,11 @@ def results_beside(results: Mapping[str, Comparison]) -> tuple[tuple[str, ...], 
     """Return what came of training two results as text, header first: each network with what was measured of it."""
     metrics = dict.fromkeys(metric_name(comparison) for comparison in results.values())
     rows = (
-        (result, row.network, comparison.data, measured(comparison, row))
+        (f"{result}: {row.network}", comparison.data, measured(comparison, row))
         for result, comparison in results.items()
         for row in comparison.rows
     )
-    return (("result", "network", "data", " or ".join(metrics)), *rows) if results else ()
+    return (("network", "data", " or ".join(metrics)), *rows) if results else ()
 
 
 def metric_name(comparison: Comparison) -> str:
@@ -222,15 +222,20 @@ def group_table(groups: Iterable[GroupRecord], consumers: Mapping[str, tuple[str
     return table_of("Channel groups", columns, rows, show_lines=True)
 
 
-def split_quantizers(nodes: Mapping[str, NodeCost]) -> tuple[dict[str, NodeCost], dict[str, NodeCost]]:
+def split_quantizers(
+    nodes: Mapping[str, NodeCost], quantized: GraphModule
+) -> tuple[dict[str, NodeCost], dict[str, NodeCost]]:
     """Return costs of the model's own layers, and of the quantizers that were put beside them."""
-    quantizers = {n: cost for n, cost in nodes.items() if n.endswith(("_weight_quant", "_activation_quant"))}
+    inserted = {name for name, module in quantized.named_modules() if isinstance(module, Quantizer)}
+    quantizers = {name: cost for name, cost in nodes.items() if name in inserted}
     return {name: cost for name, cost in nodes.items() if name not in quantizers}, quantizers
 
 
-def layer_table(cost: CostReport, channels: ChannelGraph, sensitivity: SensitivityReport) -> Table:
-    """Return every layer in the order they run, with its channel group, cost and sensitivity."""
-    layers, quantizers = split_quantizers(cost.nodes)
+def layer_table(
+    cost: CostReport, channels: ChannelGraph, sensitivity: SensitivityReport, quantized: GraphModule
+) -> Table:
+    """Return every layer in the order they run, with its channel group, its cost as quantized and its sensitivity."""
+    layers, quantizers = split_quantizers(cost.nodes, quantized)
     rows = []
     for name, node in layers.items():
         group, hurt = channels.group_of(name), sensitivity.by_node.get(name)
@@ -243,7 +248,7 @@ def layer_table(cost: CostReport, channels: ChannelGraph, sensitivity: Sensitivi
     total = cost.total.by_quantity
     shown = zip(total, _costs(total, total), strict=True)
     table = table_of(
-        f"Layers; sensitivity by {sensitivity.metric}",
+        f"Layers, counted as quantized; sensitivity by {sensitivity.metric}",
         ("layer", "op", "group", ">MACs", ">parameters", ">weights hurt", ">activations hurt"),
         rows,
         caption="; ".join(f"{title_of(name)} {value}" for name, value in shown),

@@ -68,7 +68,7 @@ function ofOperation(graph: Graph, node: Operation): HTMLElement[] {
     chart.setAttribute("aria-hidden", "true");
     const said = node.weight.levels.length <= 16 ? `: ${node.weight.levels.map(([level, count]) => `${shown(level)} (${shown(count)} weights)`).join(", ")}` : "";
     parts.push(
-      element("h4", {}, "Weights before and after quantization"),
+      element("h4", {}, "Weights as they are kept, and their levels"),
       element("figure", {}, chart, element("figcaption", { class: "soft" }, `${node.weight.levels.length} levels${said}`)),
     );
   }

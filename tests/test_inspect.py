@@ -82,6 +82,8 @@ def test_a_model_has_a_page(here):
 def test_the_page_of_a_folder_is_drawn_anew(results, here):
     done("inspect", results / "tight", "--html", "deep/page.html")
     assert data_of(here / "deep" / "page.html") == data_of(results / "tight" / artifacts.PAGE)
+    sides = [data_of(here / "deep" / "page.html")[side] for side in ("before", "after", "against", "quantized")]
+    assert sides == ["own widths", "rewritten", "float, own widths", True]
 
 
 def test_a_folder_runs_no_code_to_be_seen(results, here):

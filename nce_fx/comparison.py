@@ -16,6 +16,7 @@ from torch.fx import GraphModule
 
 from nce_fx.data import Data
 from nce_fx.frozen import Frozen
+from nce_fx.plain_text import number_of
 from nce_fx.report.records import Comparison, CostRecord, ResultRow, folder_of
 from nce_fx.tasks import LossLike, MetricLike, Task
 from nce_fx.training import Recipe, evaluate, train
@@ -104,8 +105,9 @@ def other_split(recipe: Recipe, bits: int | None) -> tuple[str, Recipe] | None:
     """
     usual = usual_float_epochs(recipe.epochs)
     if recipe.float_epochs:
-        return f"all {recipe.epochs} epochs at {bits or 32} bits", replace(recipe, float_epochs=0)
-    return (f"{usual} epochs in float", replace(recipe, float_epochs=usual)) if usual else None
+        words = f"all {number_of(recipe.epochs, 'epoch')} at {number_of(bits or 32, 'bit')}"
+        return words, replace(recipe, float_epochs=0)
+    return (f"{number_of(usual, 'epoch')} in float", replace(recipe, float_epochs=usual)) if usual else None
 
 
 def _row(network: str, gm: GraphModule, task: Task, score: float, epochs: int, seconds: float) -> ResultRow:

@@ -21,6 +21,11 @@ def read_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
+def number_of(count: int, noun: str) -> str:
+    """Return a count with its noun: ``1 epoch``, ``1,797 images``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def visible(text: str) -> str:
     r"""Return a text in which whatever a terminal obeys or does not show is spelled out, such as ``\x1b``.
 

@@ -19,6 +19,7 @@ from torch.fx import GraphModule
 from nce_fx.data import Data
 from nce_fx.data.data_split import held_out
 from nce_fx.errors import InputError
+from nce_fx.plain_text import number_of
 from nce_fx.plan import WidthPlan
 from nce_fx.progress import advance
 from nce_fx.report.records import TrialRecord, TrialRow
@@ -87,7 +88,7 @@ class Trial:
         if held_out(self.data, _HELD_OUT, self.recipe.seed) is None:
             return f"the training split of {self.data.name} cannot be parted"
         if not self.turns:
-            return f"{self.share:g} of {self.recipe.epochs} epochs is too little to try plans in"
+            return f"{self.share:g} of {number_of(self.recipe.epochs, 'epoch')} is too little to try plans in"
         return ""
 
     def decide(self, teacher: GraphModule, candidates: Mapping[str, GraphModule]) -> TrialRecord:

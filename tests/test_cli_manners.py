@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 import warnings
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
@@ -14,7 +15,13 @@ from rich.table import Table
 from typer.testing import CliRunner
 
 from nce_fx.cli import app
+from nce_fx.cli.exporting import remedy
 from nce_fx.cli.terminal import Terminal
+from nce_fx.comparison import other_split
+from nce_fx.errors import NceFxError
+from nce_fx.passes.transform.quantize import QuantSpec
+from nce_fx.report.records import Comparison, ResultRow
+from nce_fx.training import Recipe
 
 COMMANDS = ("rewrite", "search", "analyze", "inspect", "diff", "apply", "retrain", "export", "models", "passes", "list")
 PLAN = ("rewrite", "resnet8", "--dry-run")
@@ -108,6 +115,58 @@ def test_names_are_shown_as_they_are_and_no_terminal_obeys_them(monkeypatch, cap
         assert "\x1b" not in said
     for shown in ("[/t]", "[/h]", "[/c]"):
         assert shown in captured.out
+
+
+@pytest.mark.parametrize("begun", ["steps", "training"])
+def test_a_step_that_fails_leaves_no_bar_behind(capsys, begun):
+    terminal = Terminal.of(False)
+
+    def fail():
+        with terminal.steps() if begun == "steps" else terminal.training("train") as step:
+            if begun == "steps":
+                step("trace")
+                step("rebuild")
+            raise NceFxError("no such layer")
+
+    with pytest.raises(NceFxError):
+        fail()
+    said = capsys.readouterr().err
+    assert "rebuild" not in said
+    assert "train" not in said
+    assert "?" not in said
+    assert ("trace" in said) == (begun == "steps")
+
+
+def test_what_keeps_sums_in_float_has_a_remedy_until_it_is_taken():
+    said = "rewrite with --sums int8 --shortcuts quantized"
+    for reason in ('Add: it reads a float, which sums="int8" quantizes', "Conv: several quantizers read it"):
+        assert remedy([reason, "Add: " + reason], QuantSpec()).startswith(said)
+        assert remedy([reason], QuantSpec(sums="int8", shortcuts="quantized")) == ""
+    assert remedy(["ReduceMean: computed as in PyTorch"], QuantSpec()) == ""
+
+
+def test_one_of_a_kind_is_no_plural():
+    row = ResultRow(network="NCE 2-bit", accuracy=0.5, epochs=1, seconds=0.0)
+    once = Comparison(data="digits", epochs=1, seed=0, recipe={}, rows=(row,))
+    assert once.trained == "1 epoch each"
+    assert once.model_copy(update={"epochs": 1797}).trained == "1,797 epochs each"
+    split = other_split(Recipe(epochs=4), 1)
+    assert split is not None
+    assert split[0] == "1 epoch in float"
+    whole = other_split(replace(Recipe(epochs=4), float_epochs=1), 1)
+    assert whole is not None
+    assert whole[0] == "all 4 epochs at 1 bit"
+
+
+def test_what_rises_though_nothing_limits_it_is_said_with_its_limit():
+    """Peak activation bytes: no budget but what is asked for."""
+    plan = ("rewrite", "resnet8", "--dry-run", "--json")
+    for option, said in (((), True), (("--max-activation-bytes", "1.0x"), False)):
+        result = call(*plan, *option, COLUMNS="200")
+        cost = json.loads(result.stdout)["rewrite"]
+        rises = cost["rewritten"]["activation_bytes"] > cost["original"]["activation_bytes"]
+        assert rises is said
+        assert ("--max-activation-bytes 1.0x" in result.stderr) is said
 
 
 @pytest.mark.long

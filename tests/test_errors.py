@@ -153,6 +153,10 @@ MISTAKES = {
         lambda gm, at: explain(gm, nce_fx.analyze_channels(gm), "layer1.0.conv7"),
         r"no layer 'layer1\.0\.conv7' has channels; did you mean 'layer1\.0\.conv\d'\?: `--groups` lists them all",
     ),
+    "an input without its batch": (
+        lambda gm, at: nce_fx.trace(MODELS["resnet8"]().eval(), (torch.zeros(3, 16, 16),)),
+        "does not take the example input .3x16x16.: .*; it takes one with a batch: write 1x3x16x16$",
+    ),
     "a module that is no layer": (
         lambda gm, at: explain(gm, nce_fx.analyze_channels(gm), "layer1.0"),
         r"'layer1\.0' is no layer; inside of it are layer1\.0\.conv1, layer1\.0\.conv2: name one",

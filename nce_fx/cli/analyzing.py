@@ -13,6 +13,7 @@ from nce_fx.cli.parsing import quant_spec
 from nce_fx.cli.terminal import Terminal
 from nce_fx.passes.analysis.channels import ChannelGraph, analyze_channels
 from nce_fx.passes.transform.quantize import QuantSpec
+from nce_fx.plain_text import number_of
 from nce_fx.processes import start_engine
 from nce_fx.report import tables
 from nce_fx.report.explanation import Explanation, explain
@@ -82,7 +83,7 @@ def _show_groups(gm: GraphModule, channels: ChannelGraph, terminal: Terminal) ->
     records = [GroupRecord.of(group, group.width) for group in channels]
     consumers = {group.id: group.consumers for group in channels}
     pinned = sum(record.pinned is not None for record in records)
-    terminal.show(f"traced by {_traced(gm)}: {len(records)} groups, {pinned} of them pinned")
+    terminal.show(f"traced by {_traced(gm)}: {number_of(len(records), 'group')}, {pinned} of them pinned")
     terminal.show(tables.group_table(records, consumers))
     return [
         {"id": r.id, "width": r.before, "step": r.step, "producers": list(r.producers)}

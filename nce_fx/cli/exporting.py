@@ -1,6 +1,7 @@
 """What `nce-fx export` does: the network of a result folder, written in each form that was asked for."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -17,7 +18,9 @@ from nce_fx.export.network import model_explorer
 from nce_fx.files import write_whole
 from nce_fx.passes.by_name import pass_named
 from nce_fx.passes.transform.fold import FoldBatchNorm
+from nce_fx.passes.transform.quantize import QuantSpec
 from nce_fx.pipeline import Pipeline
+from nce_fx.plain_text import number_of
 
 
 def run(job: Export) -> None:
@@ -76,13 +79,27 @@ def _onnx(job: Export, gm: GraphModule, terminal: Terminal) -> OnnxExport:
     for level, agreement in written.agreement.items():
         terminal.note(
             f"onnxruntime, optimizations {level}: {agreement.difference:.1e} of the largest output from PyTorch"
-            + (f", {agreement.on_border} values on the border of two levels" if agreement.on_border else "")
+            + (
+                f", {number_of(agreement.on_border, 'value')} on the border of two levels"
+                if agreement.on_border
+                else ""
+            )
         )
     for node, reason in written.float_nodes.items():
         terminal.note(f"in float: {node}: {reason}")
+    said = remedy(written.float_nodes.values(), gm.meta.get("spec"))
+    if said:
+        terminal.note(said)
     if any(agreement.on_border for agreement in written.agreement.values()):
         terminal.note("rewrite with --exact for a network whose values every runtime rounds alike (docs/deploy.md)")
     return written
+
+
+def remedy(reasons: Iterable[str], spec: QuantSpec | None) -> str:
+    """Return what puts sums and what shortcuts read into integers, where these are why nodes stay in float."""
+    done = spec is not None and (spec.sums, spec.shortcuts) == ("int8", "quantized")
+    at_sums = any('sums="int8"' in reason or "several" in reason for reason in reasons)
+    return "rewrite with --sums int8 --shortcuts quantized for fewer nodes in float" if at_sums and not done else ""
 
 
 def _size(batch: int | None) -> str:

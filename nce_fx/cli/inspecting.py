@@ -19,6 +19,7 @@ from nce_fx.errors import ArtifactError, InputError
 from nce_fx.files import write_whole
 from nce_fx.models import MODELS
 from nce_fx.nearest import nearest_path
+from nce_fx.plain_text import number_of
 from nce_fx.plan import WidthPlan, model_fingerprint
 from nce_fx.report import tables
 from nce_fx.report.page import page
@@ -147,7 +148,7 @@ def present(view: View, terminal: Terminal) -> None:
     if view.quantities:
         terminal.show(tables.quantity_table(view.before, view.after, view.quantities, quantized=view.quantized))
     counts = ", ".join(f"{count} {_WORDS.get(kind, kind)}" for kind, count in view.changes.items() if count)
-    terminal.show(f"{len(view.nodes)} operations; channel groups: {counts or 'none'}")
+    terminal.show(f"{number_of(len(view.nodes), 'operation')}; channel groups: {counts or 'none'}")
 
 
 def publish(text: str, out: Path, open_page: bool, terminal: Terminal) -> None:

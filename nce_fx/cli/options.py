@@ -32,7 +32,8 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="DATA",
-        help="digits, fashion-mnist, cifar10:DIR, imagefolder:DIR (DIR@64: 64x64), or package.module:callable.",
+        help="digits, fashion-mnist, cifar10:DIR, imagefolder:DIR (DIR@64: 64x64), package.module:callable, or "
+        "path/to/file.py:callable.",
         autocompletion=names_of("data"),
     ),
 ]
@@ -102,7 +103,13 @@ class NetworkOptions:
             "--input", metavar="1x3x224x224", help="Shape of one input batch; the model's or the data's own by default."
         ),
     ] = None
-    weights: Annotated[Path | None, typer.Option(metavar="FILE.safetensors", help="Weights of the float model.")] = None
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Weights of the float model: .safetensors, or a state_dict as .pt, .pth, .ckpt or .bin.",
+        ),
+    ] = None
     data: Data = None
     model_args: Annotated[
         str | None,

@@ -26,6 +26,7 @@ from nce_fx.passes.transform.quantize import PUBLISHED, InsertQuantizers
 from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.pipeline import Given, Pass, Pipeline, history_of
 from nce_fx.pipeline.history_json import passes_of
+from nce_fx.plain_text import number_of
 from nce_fx.processes import all_reduce_sum, start_engine
 from nce_fx.report.records import Manifest, Retraining
 from nce_fx.signature import call_of
@@ -44,9 +45,8 @@ def run(job: Retrain) -> None:
     terminal = Terminal.of(job.as_json)
     manifest = artifacts.read_manifest(job.directory)
     if manifest.comparison is not None and not job.force:
-        raise InputError(
-            f"{job.directory} is trained ({manifest.comparison.epochs} epochs): --force trains again from its weights"
-        )
+        epochs = number_of(manifest.comparison.epochs, "epoch")
+        raise InputError(f"{job.directory} is trained ({epochs}): --force trains again from its weights")
     retraining = asked_for(job, manifest)
     recipe, task = Recipe.from_dict(retraining.recipe), Task.of(retraining.loss, retraining.metric)
     data = load_data(retraining.data, seed=recipe.seed, strict=job.strict)

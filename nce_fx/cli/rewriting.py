@@ -27,7 +27,9 @@ from nce_fx.nearest import nearest
 from nce_fx.passes.transform.new_weights import from_scratch
 from nce_fx.passes.transform.quantize import InsertQuantizers, QuantSpec
 from nce_fx.passes.transform.resize import ResizeChannels
+from nce_fx.plain_text import number_of
 from nce_fx.plan import WidthPlan
+from nce_fx.quantities import title_of
 from nce_fx.report import tables
 from nce_fx.report.pareto_chart import front_svg
 from nce_fx.report.records import Comparison, ModelReference, Retraining, RewriteReport
@@ -181,7 +183,7 @@ def float_network(
             plain = replace(recipe, bits=(), float_epochs=0, freeze=0.0)
             result = train(model, data, plain, loss=task.loss, metric=task.metric, progress=progress)
         said = task.said(result.score)
-        terminal.show(f"float {job.model} on {data.name}: {said} after {job.retrain} epochs")
+        terminal.show(f"float {job.model} on {data.name}: {said} after {number_of(job.retrain, 'epoch')}")
         return result.model.eval(), result.history, not at_chance(result.score, data, task)
     if untrained:
         terminal.note(
@@ -286,7 +288,7 @@ class Retrained:
         said = verdict(trained.comparison, rewritten_name(self.spec)) if changed else ""
         if said and self.by_rule:
             first = recipe.float_epochs
-            said += f"; nothing was tried: the first {first} of its {recipe.epochs} epochs were in float, as is usual;"
+            said += f"; nothing was tried, so {first} of its {number_of(recipe.epochs, 'epoch')} came first in float:"
             said += " --float-epochs 0 has none"
         if said:
             terminal.show(said)
@@ -350,6 +352,10 @@ def present(report: RewriteReport, plan: WidthPlan, gm: GraphModule, terminal: T
     terminal.show(tables.sensitivity_table(report))
     terminal.show(tables.plan_table(report, plan))
     terminal.show(tables.cost_table(report))
+    before, after = report.original.cost, report.rewritten.cost
+    for name in (name for name in before if after[name] > before[name] and report.budget.get(name) is None):
+        option = f"--max-{name.replace('_', '-')}"
+        terminal.note(f"{title_of(name)} rise, for nothing limits them: {option} 1.0x does")
     if report.trial is not None:
         terminal.show(tables.trial_table(report.trial))
     if terminal.verbose:

@@ -106,8 +106,12 @@ class Terminal:
         """Show named steps as they come, each with a spinner, its batches where it has some, and its time."""
         with self._bars(SpinnerColumn(finished_text="✓"), _folded("{task.description}"), MofNCompleteColumn()) as bars:
             steps = Steps(bars)
-            with watched(steps, steps.advance):
-                yield steps
+            try:
+                with watched(steps, steps.advance):
+                    yield steps
+            except BaseException:
+                steps.forget()
+                raise
             steps.done()
 
     @contextmanager
@@ -128,7 +132,12 @@ class Terminal:
                     fields = {key: value for key, value in asdict(at).items() if key != "seconds_left"}
                     log_event("epoch", run=name, **fields)
 
-            yield advance
+            try:
+                yield advance
+            except BaseException:
+                if bars.tasks[0].total is None:
+                    bars.remove_task(task)
+                raise
 
 
 def _folded(text: str) -> TextColumn:
@@ -165,6 +174,12 @@ class Steps:
             task = next(task for task in self.bars.tasks if task.id == self.current)
             total = task.total if task.total is not None else 1
             self.bars.update(self.current, total=total, completed=total)
+            self.current = None
+
+    def forget(self) -> None:
+        """Take away the step that failed: its error says more than a bar that stands still."""
+        if self.current is not None:
+            self.bars.remove_task(self.current)
             self.current = None
 
     def advance(self, done: int, total: int) -> None:

@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 from nce_fx.passes.analysis.channels.graph import ChannelGroup
 from nce_fx.passes.analysis.cost import CostReport
 from nce_fx.passes.planning.budget import count
+from nce_fx.plain_text import number_of
 from nce_fx.quantities import QUANTITIES
 
 
@@ -164,7 +165,7 @@ class Comparison(Record):
     def trained(self) -> str:
         """How long each was trained, in words: ``30 epochs each, the first 15 in float unless its row says other``."""
         first = self.recipe.get("float_epochs", 0)
-        return f"{self.epochs} epochs each" + (
+        return f"{number_of(self.epochs, 'epoch')} each" + (
             f", the first {first} in float unless its row says other" if first else ""
         )
 

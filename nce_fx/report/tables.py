@@ -13,6 +13,7 @@ from torch.fx import GraphModule, Node
 from nce_fx.ops.work import shape_of
 from nce_fx.paths import called, operation
 from nce_fx.plain_table import table_of
+from nce_fx.plain_text import number_of
 from nce_fx.plan import WidthPlan
 from nce_fx.quantities import known_quantities, title_of
 from nce_fx.quantizers import Quantizer
@@ -118,7 +119,8 @@ def trial_rows(trial: TrialRecord) -> tuple[tuple[str, ...], ...]:
 
 def trial_words(trial: TrialRecord) -> str:
     """Return how long each candidate was trained, and what its loss is of."""
-    return f"{trial.epochs} epochs each, the loss on {thousands(trial.held_out)} training samples held out"
+    held_out = number_of(trial.held_out, "training sample")
+    return f"{number_of(trial.epochs, 'epoch')} each, the loss on {held_out} held out"
 
 
 def untried_words(report: RewriteReport) -> str:
@@ -282,8 +284,8 @@ def graph_line(gm: GraphModule) -> str:
     """Return the graph in a line, and where to look at it: ``The rewritten graph: 52 nodes, 21 of them quantizers``."""
     quantizers = sum(called(gm, node, Quantizer) is not None for node in gm.graph.nodes)
     return (
-        f"The rewritten graph: {len(gm.graph.nodes)} nodes, {quantizers} of them quantizers; --verbose prints it,"
-        " graph.txt and report.html of the result show it"
+        f"The rewritten graph: {number_of(len(gm.graph.nodes), 'node')}, {quantizers} of them quantizers; --verbose"
+        " prints it, graph.txt and report.html of the result show it"
     )
 
 

@@ -86,8 +86,18 @@ class Reference:
         assert error is not None
         raise UnsuitableError(
             f"{type(self.model).__name__} does not take the example input "
-            f"({shapes(self.inputs.values)}): {one_line(error, libraries=True)}{self.inputs.hint}"
+            f"({shapes(self.inputs.values)}): {one_line(error, libraries=True)}{self.inputs.hint or self._batched()}"
         ) from error
+
+    def _batched(self) -> str:
+        """Return what to give instead where the model takes its one input as a batch of one."""
+        only = self.inputs.values[0] if len(self.inputs.values) == 1 else None
+        if not isinstance(only, Tensor) or not only.ndim:
+            return ""
+        batch = only[None]
+        args, kwargs = tree_map(lambda value: batch if value is only else value, (self.inputs.args, self.inputs.kwargs))
+        ran = _run(self.model, args, kwargs, self.model.training, known=self.values)
+        return "" if ran.error else f"; it takes one with a batch: write {shapes(batch)}"
 
     def compared(self) -> str:
         """Return in words which modes graphs are compared in."""

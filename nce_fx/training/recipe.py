@@ -13,6 +13,7 @@ from pydantic import Field, StrictBool, StrictInt
 
 from nce_fx.errors import InputError
 from nce_fx.frozen import FrozenDict
+from nce_fx.plain_text import number_of
 from nce_fx.validated import BelowOne, Count, NotNegative, Positive, Share, Whole, from_mapping, validated
 
 PUBLISHED_TRAINING: Mapping[str, Any] = FrozenDict(distill_alpha=0.9)
@@ -104,8 +105,8 @@ class Recipe:
             )
         if self.float_epochs and self.float_epochs >= self.epochs:
             raise InputError(
-                f"recipe: float_epochs is {self.float_epochs} of {self.epochs} epochs; leave at least one for low"
-                " precision"
+                f"recipe: float_epochs is {self.float_epochs} of {number_of(self.epochs, 'epoch')}; leave at least one"
+                " for low precision"
             )
         if self.freeze and self.bits:
             raise InputError("recipe: freeze is given and bits: a level that is held is one of a number of bits")

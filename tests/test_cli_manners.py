@@ -122,10 +122,12 @@ def test_a_step_that_fails_leaves_no_bar_behind(capsys, begun):
     terminal = Terminal.of(False)
 
     def fail():
-        with terminal.steps() if begun == "steps" else terminal.training("train") as step:
-            if begun == "steps":
-                step("trace")
-                step("rebuild")
+        if begun == "training":
+            with terminal.training("train"):
+                raise NceFxError("no such layer")
+        with terminal.steps() as step:
+            step("trace")
+            step("rebuild")
             raise NceFxError("no such layer")
 
     with pytest.raises(NceFxError):

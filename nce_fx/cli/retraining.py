@@ -45,8 +45,8 @@ def run(job: Retrain) -> None:
     terminal = Terminal.of(job.as_json)
     manifest = artifacts.read_manifest(job.directory)
     if manifest.comparison is not None and not job.force:
-        epochs = number_of(manifest.comparison.epochs, "epoch")
-        raise InputError(f"{job.directory} is trained ({epochs}): --force trains again from its weights")
+        so_far = number_of(manifest.comparison.epochs, "epoch")
+        raise InputError(f"{job.directory} is trained ({so_far}): --force trains again from its weights")
     retraining = asked_for(job, manifest)
     recipe, task = Recipe.from_dict(retraining.recipe), Task.of(retraining.loss, retraining.metric)
     data = load_data(retraining.data, seed=recipe.seed, strict=job.strict)

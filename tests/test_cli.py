@@ -70,7 +70,8 @@ def here(tmp_path, monkeypatch):
 
 
 def call(*args):
-    return CliRunner().invoke(app, [str(arg) for arg in args])
+    # As wide as no path is long, so that no word is broken.
+    return CliRunner(env={"COLUMNS": "300"}).invoke(app, [str(arg) for arg in args])
 
 
 def refused(*args):

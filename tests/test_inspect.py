@@ -22,7 +22,8 @@ def build():
 
 
 def call(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    # As wide as no path is long, so that no word is broken.
+    return CliRunner(env={"COLUMNS": "300"}).invoke(app, [str(argument) for argument in arguments])
 
 
 def done(*arguments):

@@ -2,6 +2,7 @@
 
     python -m benchmarks.mutants --map                  once: which tests run each line, and their seconds; what they
                                                         cover: coverage report --data-file .mutants/coverage
+    python -m benchmarks.mutants --map --go-on          where it was stopped, at most fifty tests before
     python -m benchmarks.mutants --count 300            goes on where it stopped; a row of results/mutants.csv a mutant
     python -m benchmarks.mutants --survivors            the rows that no test noticed, and the interval
     python -m benchmarks.mutants --map --tests tests/test_quantizers.py --parameters 2
@@ -126,24 +127,34 @@ class Runner:
     def map(self, session: pytest.Session) -> None:
         """Run every test once, and write down which lines each runs, its seconds, and that it passes."""
 
-        known = json.loads((WORK / "seconds.json").read_text()) if self.options.tests else {}
+        times = WORK / "seconds.json"
+        more = times.exists() and (self.options.tests or self.options.go_on)
+        known = json.loads(times.read_text()) if more else {}
+        left = [item for item in session.items if not self.options.go_on or item.nodeid not in known]
 
         def work() -> int:
-            for at, item in enumerate(session.items):
+            for at, item in enumerate(left):
                 self.measuring.switch_context(item.nodeid)
                 self._runs([item])
                 if self.failed:
                     print("fails without a fault:", self.failed, flush=True)
                     self.seconds.pop(self.failed)
                     self.failed = ""
-                if at % 50 == 0:
-                    print(at + 1, "of", len(session.items), flush=True)
-                (WORK / "seconds.json").write_text(json.dumps(known | self.seconds))
+                if at % 50 == 49 or item is left[-1]:
+                    print(at + 1, "of", len(left), flush=True)
+                    self._keep()
+                    times.write_text(json.dumps(known | self.seconds))
             self.measuring.stop()
-            self.measuring.save()
             return 0
 
         in_a_process(work, 36_000, WORK / "map.log")
+
+    def _keep(self) -> None:
+        """Add to the map what was measured so far."""
+        kept = coverage.CoverageData(str(COVERED))
+        kept.read()
+        kept.update(self.measuring.get_data())
+        kept.write()
 
     def mutants(self, session: pytest.Session) -> None:
         """Run the mutants that the table does not have."""
@@ -277,6 +288,7 @@ def main() -> None:
     """Make the map, run mutants, or show what survived."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--map", action="store_true")
+    parser.add_argument("--go-on", action="store_true", help="leave out of the map what it has")
     parser.add_argument("--survivors", action="store_true")
     parser.add_argument("--count", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
@@ -297,11 +309,9 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     WORK.mkdir(exist_ok=True)
-    measuring = coverage.Coverage(COVERED, branch=True, source=["nce_fx"], config_file=False)
+    measuring = coverage.Coverage(WORK / "measured", branch=True, source=["nce_fx"], config_file=False)
     if options.map:
-        if options.tests:
-            measuring.load()
-        else:
+        if not (options.tests or options.go_on):
             COVERED.unlink(missing_ok=True)
         measuring.start()
     runner = Runner(options, called_at_import(), measuring)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, wraps
 from numbers import Integral, Real
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torch.jit import ScriptModule
+from torch.nn.parameter import is_lazy
 
 from nce_fx.errors import InputError
 
@@ -65,6 +66,10 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
                 raise InputError(f"{function.__name__}: {name} {_said(value)}: {_advice(value, kind)}")
             if kind is GraphModule and isinstance(value, GraphModule) and not _has_shapes(value):
                 raise InputError(f"{function.__name__}: no node of {name} has a shape: {_TRACE}")
+            if isinstance(value, nn.Module) and (lazy := next(_without_shape(value), None)):
+                raise InputError(
+                    f"{function.__name__}: {lazy} of {name} has no shape yet: run it once, model(*example_inputs)"
+                )
         return function(*args, **kwargs)
 
     return called
@@ -95,6 +100,11 @@ def _is(value: Any, kind: Any) -> bool:
 
 def _is_union(kind: Any) -> bool:
     return get_origin(kind) in (Union, types.UnionType)
+
+
+def _without_shape(model: nn.Module) -> Iterator[str]:
+    """What a lazy module learns of its first input."""
+    return (name for name, tensor in model.named_parameters() if is_lazy(tensor))
 
 
 def _has_shapes(gm: GraphModule) -> bool:

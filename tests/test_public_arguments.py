@@ -39,6 +39,7 @@ REFUSED = {
     "weights": (lambda: api.trace(net().state_dict(), X), "trace: model is of type OrderedDict: give a torch.nn"),
     "a program": (lambda: api.trace(torch.export.export(net(), X), X), "give its module: program.module()"),
     "TorchScript": (lambda: api.rewrite(torch.jit.trace(net(), X), X), "TorchScript has no Python left to trace"),
+    "a lazy one": (lambda: api.rewrite(nn.LazyLinear(2), X), "rewrite: weight of model has no shape yet: run it once"),
     "not traced": (lambda: api.quantize(net()), f"quantize: gm is of type Sequential: {TRACE_IT}"),
     "fx's own": (lambda: api.resize(torch.fx.symbolic_trace(net()), {}), f"no node of gm has a shape: {TRACE_IT}"),
     "half a channel": (lambda: api.resize(traced(), {"0": 4.5}), "plan is of type dict: give WidthPlan or whole"),

@@ -64,9 +64,11 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
             kind = kind_of(name)
             if not _is(value, kind) or isinstance(value, ScriptModule):
                 raise InputError(f"{function.__name__}: {name} {_said(value)}: {_advice(value, kind)}")
-            if kind is GraphModule and isinstance(value, GraphModule) and not _has_shapes(value):
-                raise InputError(f"{function.__name__}: no node of {name} has a shape: {_TRACE}")
-            if isinstance(value, nn.Module) and (lazy := next(_without_shape(value), None)):
+            if kind is GraphModule and isinstance(value, GraphModule):
+                if not _has_shapes(value):
+                    raise InputError(f"{function.__name__}: no node of {name} has a shape: {_TRACE}")
+            # What has shapes is lazy no more, and may have very many parameters.
+            elif isinstance(value, nn.Module) and (lazy := next(_without_shape(value), None)):
                 raise InputError(
                     f"{function.__name__}: {lazy} of {name} has no shape yet: run it once, model(*example_inputs)"
                 )

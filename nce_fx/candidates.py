@@ -83,8 +83,8 @@ class Candidates(Frozen):
         found[f"{self.limits['min_width']:g}x to {self.limits['max_width']:g}x"] = best
         # Around the factor that all widths are narrowed by, where they are.
         near = factor_of(safe.plan)
-        for low, high in regions:
-            least, most = low * near, max(1.0, high * near)
+        for region in regions:
+            least, most = around(near, region)
             with suppress(BudgetError):  # so near no plan may keep the budget
                 other = self.within(least, most)
                 if other.plan.changed and all(other.plan.widths != each.plan.widths for each in found.values()):
@@ -135,6 +135,12 @@ def even_widths(cost: CostReport, budget: Budget, rules: Rules, reserve: Reserve
     left = {name: limit - reserve.get(name, 0.0) for name, limit in settings.limits.items()}
     chosen = replace(settings, limits=left).filled(np.ones(len(settings.original)))
     return {**cost.model.channels.widths, **settings.widths(chosen)}
+
+
+def around(factor: float, region: tuple[float, float]) -> tuple[float, float]:
+    """Return the least and the greatest ratio of a region around a factor; every group may keep its width."""
+    low, high = region
+    return low * factor, max(1.0, high * factor)
 
 
 def factor_of(plan: WidthPlan) -> float:

@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 import nce_fx
 from benchmarks.evidence.bench import Bench, Choice, Plan
 from benchmarks.evidence.mixed import mixed
-from nce_fx.candidates import even_widths
+from nce_fx.candidates import around, even_widths
 from nce_fx.end_bits import plan_ends
 from nce_fx.errors import InputError
 from nce_fx.passes.planning.budget import Reserve, budget_at, plan_and_build
@@ -66,8 +66,7 @@ def nce_plan(bench: Bench) -> Choice:
     if bench.study.region is not None:
         even, before = multiplier(bench).widths, bench.channels.widths
         near = geometric_mean([even[name] / before[name] for name in even])
-        low, high = bench.study.region
-        limits |= {"min_width": low * near, "max_width": max(1.0, high * near)}
+        limits["min_width"], limits["max_width"] = around(near, bench.study.region)
 
     def plan(reserve: Reserve) -> WidthPlan:
         return plan_analyzed(bench.analyses, bench.budget, reserve, **limits)

@@ -16,7 +16,7 @@ from nce_fx.cli.options import TrainingOptions
 from nce_fx.cli.parsing import build_model, one_process, recipe_fields
 from nce_fx.cli.pass_hooks import between_passes
 from nce_fx.cli.terminal import Terminal
-from nce_fx.cli.verdict import next_steps, verdict
+from nce_fx.cli.verdict import NARROWED, next_steps, verdict
 from nce_fx.comparison import Trained, compare, other_split
 from nce_fx.data import Data
 from nce_fx.end_bits import WAYS
@@ -331,7 +331,7 @@ def rivals_of(original: GraphModule, uniform: GraphModule, plan: WidthPlan | Non
     even = None if plan is None else even_plan(plan)
     if even is not None:
         narrowed = build(original, even, spec=spec, uniform=uniform, seed=seed)
-        rivals[f"evenly narrowed {spec.weight_bits}-bit"] = narrowed
+        rivals[f"{NARROWED} {spec.weight_bits}-bit"] = narrowed
     return rivals
 
 

@@ -7,6 +7,8 @@ from nce_fx.artifacts import is_code
 from nce_fx.report.records import Comparison, ResultRow
 from nce_fx.report.tables import measured
 
+NARROWED = "evenly narrowed"
+"""What a rival is called whose widths are all narrowed by one factor, before its bits."""
 _LOWER_IS_BETTER = ("loss", "mean_squared_error", "l1")
 
 
@@ -19,7 +21,7 @@ def verdict(comparison: Comparison, rewritten: str) -> str:
     sign = 1 if comparison.is_share else -1 if comparison.metric in _LOWER_IS_BETTER else 0
     ours = comparison.row(rewritten)
     rivals = [row for row in comparison.rows[1:] if row.network != rewritten]
-    narrowed = [row for row in rivals if row.network.startswith("evenly narrowed")]
+    narrowed = [row for row in rivals if row.network.startswith(NARROWED)]
     if ours is None or not rivals or not sign:
         return ""
 

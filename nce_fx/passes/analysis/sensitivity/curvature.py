@@ -11,8 +11,9 @@ from torch import Tensor
 
 from nce_fx.passes.analysis.sensitivity.gradient import random_signs
 from nce_fx.passes.analysis.sensitivity.probe import Batch, Probe
-from nce_fx.passes.analysis.sensitivity.scores import Progress, Scores
+from nce_fx.passes.analysis.sensitivity.scores import Scores
 from nce_fx.passes.analysis.sensitivity.shard import Shard
+from nce_fx.progress import Progress
 
 PROBES = 4
 """Random vectors per batch."""

@@ -28,7 +28,8 @@ from torch.fx import Node
 
 from nce_fx.errors import InputError
 from nce_fx.passes.analysis.sensitivity.probe import Batch, Probe, Values
-from nce_fx.passes.analysis.sensitivity.scores import Progress, Scores
+from nce_fx.passes.analysis.sensitivity.scores import Scores
+from nce_fx.progress import Progress
 from nce_fx.tasks.outputs import first_tensor
 
 Directions = Callable[[Any, Any], list[Tensor]]

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from nce_fx.errors import InputError
 from nce_fx.passes.analysis.sensitivity.probe import Batch, Probe
-from nce_fx.passes.analysis.sensitivity.scores import Progress, Scores
+from nce_fx.passes.analysis.sensitivity.scores import Scores
 from nce_fx.passes.transform.fold import FoldBatchNorm
+from nce_fx.progress import Progress
 from nce_fx.tasks.outputs import first_tensor
 
 Measure = Callable[[Any, Any], Callable[[Any], float]]

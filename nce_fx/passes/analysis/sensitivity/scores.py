@@ -2,10 +2,6 @@
 
 from dataclasses import dataclass, field
 
-from nce_fx.progress import Progress
-
-__all__ = ["Progress", "Scores"]
-
 
 @dataclass
 class Scores:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from nce_fx.passes.analysis.sensitivity.probe import Batch, Probe
-from nce_fx.passes.analysis.sensitivity.scores import Progress, Scores
+from nce_fx.passes.analysis.sensitivity.scores import Scores
+from nce_fx.progress import Progress
 
 
 def sqnr(probe: Probe, batches: Sequence[Batch], progress: Progress) -> Scores:

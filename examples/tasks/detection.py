@@ -8,7 +8,7 @@ nce-fx rewrite examples/tasks/detection.py:Detector --data examples/tasks/detect
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset
 
 import nce_fx
 from nce_fx.data import load_data
@@ -81,10 +81,15 @@ def _overlap(a: Tensor, b: Tensor) -> Tensor:
     return both / (a[:, 2:].clamp(min=0).prod(1) + b[:, 2:].prod(1) - both)
 
 
-class _Named(TensorDataset):
+class _Named(Dataset[dict[str, Tensor]]):
+    def __init__(self, images: Tensor, boxes: Tensor) -> None:
+        self.images, self.boxes = images, boxes
+
+    def __len__(self) -> int:
+        return len(self.images)
+
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        image, box = super().__getitem__(index)
-        return {"image": image, "box": box}
+        return {"image": self.images[index], "box": self.boxes[index]}
 
 
 def data() -> tuple[_Named, _Named]:

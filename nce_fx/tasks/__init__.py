@@ -20,14 +20,14 @@ from torch import Tensor
 
 from nce_fx.errors import InputError, TrainingError
 from nce_fx.tasks.losses import LOSSES, Loss, cross_entropy, loss_named
-from nce_fx.tasks.metrics import METRICS, Metric, metric_named
+from nce_fx.tasks.metrics import METRICS, Metric, StatefulMetric, metric_named
 from nce_fx.tasks.outputs import at_least_float, beside_losses, classes_of, own_loss, parts_of, scores_of
 
 LossLike = str | Callable[[Any, Any], Any] | Loss | None
 """A name of `LOSSES`, ``package.module:callable``, or ``loss(output, target)`` itself; cross entropy for ``None``."""
-MetricLike = str | Callable[[Any, Any], Any] | Metric | None
-"""A name of `METRICS`, ``package.module:callable``, or ``metric(output, target)`` itself; what goes with the loss for
-``None``."""
+MetricLike = str | Callable[[Any, Any], Any] | Metric | StatefulMetric | None
+"""A name of `METRICS`, ``package.module:callable``, or ``metric(output, target)`` itself, or an object that keeps
+what it has seen; what goes with the loss for ``None``."""
 
 
 @dataclass(frozen=True)

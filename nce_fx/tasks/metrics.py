@@ -6,7 +6,7 @@ A metric of the user's own is ``metric(output, target)``, a mean over the batch;
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,6 +22,20 @@ IGNORED = -100
 """The class of what is left out, as in PyTorch."""
 
 
+@runtime_checkable
+class StatefulMetric(Protocol):
+    """A metric that keeps what it has seen by itself, as those of torchmetrics do."""
+
+    def reset(self) -> object:
+        """Forget what was seen."""
+
+    def update(self, output: Any, target: Any, /) -> object:
+        """Look at a batch."""
+
+    def compute(self) -> Any:
+        """Return one number, of all that was seen."""
+
+
 @dataclass(frozen=True)
 class Metric:
     """A metric: what it counts in a batch, and what all counts together say."""
@@ -33,8 +47,7 @@ class Metric:
     result: Callable[[Tensor], Tensor] = lambda counts: counts[0] / counts[1]
     is_share: bool = False
     """Whether it is in [0, 1], higher the better, and shown in percent."""
-    stateful: Any = None
-    """An object that keeps what it has seen by itself."""
+    stateful: StatefulMetric | None = None
 
     def shown(self, value: float | None) -> str:
         """Return a value as people read it: ``91.25 %``, ``0.0123``; a dash where there is none."""
@@ -114,7 +127,7 @@ METRICS: Registry[Metric] = Registry(
 """Name -> metric; ``loss`` is one more, the loss itself."""
 
 
-def metric_named(metric: str | Callable[[Any, Any], Any] | Metric | None, loss: Loss) -> Metric:
+def metric_named(metric: str | Callable[[Any, Any], Any] | Metric | StatefulMetric | None, loss: Loss) -> Metric:
     """Return a metric by its name, ``package.module:callable``, or as what it is; what fits the loss for none.
 
     Raises:
@@ -140,9 +153,8 @@ def metric_named(metric: str | Callable[[Any, Any], Any] | Metric | None, loss: 
 def _own(name: str, found: Any) -> Metric:
     # A class, or a function without arguments, makes one.
     made = found() if isinstance(found, type) else found
-    if all(hasattr(made, method) for method in ("reset", "update", "compute")):
-        return Metric(name, _weighted(name, made), "of the user's own", stateful=made)
-    return Metric(name, _weighted(name, made), "of the user's own")
+    keeps = made if isinstance(made, StatefulMetric) else None
+    return Metric(name, _weighted(name, made), "of the user's own", stateful=keeps)
 
 
 def _weighted(name: str, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any, int], Tensor]:

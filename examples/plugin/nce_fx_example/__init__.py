@@ -13,8 +13,9 @@ from torch.utils.data import TensorDataset
 
 from nce_fx.passes.analysis.sensitivity.analyze import Metric
 from nce_fx.passes.analysis.sensitivity.probe import Probe
-from nce_fx.passes.analysis.sensitivity.scores import Progress, Scores
+from nce_fx.passes.analysis.sensitivity.scores import Scores
 from nce_fx.pipeline import Given, Pass
+from nce_fx.progress import Progress
 from nce_fx.quantities import Quantity, Sums
 from nce_fx.quantizers import WeightQuantizer
 from nce_fx.quantizers.base import Grid, working

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from nce_fx.batches import on_a_batch
 from nce_fx.errors import TrainingError
@@ -88,6 +89,18 @@ def all_reduce_sum(values: Tensor) -> Tensor:
     total = values.detach().clone()
     dist.all_reduce(total)
     return total
+
+
+def gather(value: Any) -> list[Any]:
+    """Return what every process gives, in their order; its tensors are on the CPU where there are several processes.
+
+    Called by every process, in the same order. What is given may differ in form and size, and be ``None``.
+    """
+    if not dist.is_initialized():
+        return [value]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, tree_map_only(Tensor, Tensor.cpu, value))
+    return found
 
 
 def distributed(model: nn.Module, engine: Engine) -> nn.Module:

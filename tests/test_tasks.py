@@ -18,7 +18,7 @@ import nce_fx
 from nce_fx.cli.app import app
 from nce_fx.data import load_data
 from nce_fx.data.user_data import own_data
-from nce_fx.errors import InputError, TrainingError
+from nce_fx.errors import InputError, NceFxError, TrainingError
 from nce_fx.tasks import LOSSES, METRICS, Task
 from nce_fx.tasks.losses import TEMPERATURE
 from nce_fx.training import Recipe, evaluate, train
@@ -95,6 +95,57 @@ class Worst:
 
     def compute(self):
         return self.value
+
+
+class Raising(Worst):
+    def __init__(self, where="", value=0.0):
+        self.where, self.result = where, value
+
+    def reset(self):
+        self.at("reset")
+
+    def update(self, output, target):
+        self.at("update")
+
+    def compute(self):
+        self.at("compute")
+        return self.result
+
+    def at(self, where):
+        if where == self.where:
+            raise KeyError(where)
+
+
+class Unmade(Worst):
+    def __init__(self, classes):
+        self.classes = classes
+
+
+RAISING: tuple[tuple[Any, str], ...] = (
+    (Raising("reset"), "cannot be reset: .*'reset'"),
+    (Raising("update"), "does not take this output and target: .*'update'"),
+    (Raising("compute"), "cannot compute what it was shown: .*'compute'"),
+    (Raising(value=torch.ones(3)), "gives 3 numbers: it must give one, of all that was seen"),
+    (Raising(value={"a": 1.0}), "gives a dict: it must give one number, of all that was seen"),
+    (Raising(value=1j), "gives a complex number: it must give one"),
+    (Unmade, "Unmade cannot be made without arguments: .*'classes'"),
+    (lambda output, target: {"a": 1.0}, "gives a dict: it must give one number, a mean over the batch"),
+)
+
+
+@pytest.mark.parametrize(("metric", "said"), RAISING)
+def test_a_metric_of_ones_own_that_fails_is_said_in_one_line(metric, said):
+    with pytest.raises(NceFxError, match=said) as caught:
+        evaluate(number(), data_of(X, MEAN), loss="l1", metric=metric)
+    assert "\n" not in str(caught.value)
+
+
+def test_outputs_that_are_nan_are_no_number_of_a_metric_that_keeps_what_it_saw():
+    model = number()
+    with torch.no_grad():
+        next(model.parameters()).fill_(math.nan)
+    with pytest.raises(TrainingError, match="holds NaN"):
+        evaluate(model, data_of(X, MEAN), loss="l1", metric=Worst())
 
 
 CASES: dict[str, Any] = {

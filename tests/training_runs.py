@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from nce_fx.processes import all_reduce_sum
+
 one_process_a_gpu = pytest.mark.skipif(
     torch.cuda.device_count() == 1, reason="two processes on a machine with GPUs need two of them"
 )
@@ -39,6 +41,29 @@ class Blobs:
         generator = torch.Generator().manual_seed(1000 * seed + epoch)
         order = torch.randperm(len(dataset), generator=generator) if shuffle else torch.arange(len(dataset))
         return DataLoader(dataset, batch_size, sampler=order.tolist(), num_workers=self.workers)
+
+
+class InOrder:
+    """A metric that keeps what it has seen: the sum of each target times its place in the split, from 1 on."""
+
+    def reset(self) -> None:
+        self.seen: list[int] = []
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        assert len(output) == len(target)
+        self.seen += target.tolist()
+
+    def compute(self) -> Tensor:
+        return (torch.tensor(self.seen) * torch.arange(1, len(self.seen) + 1)).sum()
+
+
+class Synchronizing(InOrder):
+    """One that adds up by itself what processes saw, as torchmetrics' do."""
+
+    sync_on_compute = True
+
+    def compute(self) -> Tensor:
+        return all_reduce_sum(torch.tensor(float(len(self.seen))))
 
 
 class FunctionalNorm(nn.Module):

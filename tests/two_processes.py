@@ -26,7 +26,7 @@ from nce_fx.tensor_file import digest
 from nce_fx.training import Recipe, evaluate, train
 from nce_fx.training.checkpoint import latest_checkpoint
 from tests import search_runs
-from tests.training_runs import Blobs, FunctionalNorm, net
+from tests.training_runs import Blobs, FunctionalNorm, InOrder, Synchronizing, net
 
 RECIPE = Recipe(epochs=3, batch_size=32, clip_gradient=5.0)
 
@@ -77,6 +77,10 @@ def runs(directory: Path) -> dict[str, Any]:
         "accuracy": result.accuracy,
         "weights": digest(result.model.state_dict()),
         "evaluated": evaluate(result.model, data, 7),
+        # The last batch has one sample, and one process none.
+        "in order": evaluate(result.model, data, 4, metric=InOrder()),
+        "synchronized": evaluate(result.model, data, 4, metric=Synchronizing()),
+        "of one sample": evaluate(result.model, Blobs(test=1), metric="mean_iou"),
     }
 
 

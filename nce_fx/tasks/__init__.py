@@ -20,8 +20,9 @@ from torch import Tensor
 
 from nce_fx.errors import InputError, TrainingError
 from nce_fx.tasks.losses import LOSSES, Loss, cross_entropy, loss_named
-from nce_fx.tasks.metrics import METRICS, Metric, StatefulMetric, metric_named
+from nce_fx.tasks.metrics import METRICS, Metric, metric_named
 from nce_fx.tasks.outputs import at_least_float, beside_losses, classes_of, own_loss, parts_of, scores_of
+from nce_fx.tasks.stateful import StatefulMetric
 
 LossLike = str | Callable[[Any, Any], Any] | Loss | None
 """A name of `LOSSES`, ``package.module:callable``, or ``loss(output, target)`` itself; cross entropy for ``None``."""

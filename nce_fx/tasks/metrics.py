@@ -6,34 +6,21 @@ A metric of the user's own is ``metric(output, target)``, a mean over the batch;
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nce_fx.callables import load_callable
-from nce_fx.errors import InputError, NceFxError, TrainingError, one_line
+from nce_fx.errors import InputError, one_line
 from nce_fx.nearest import nearest
 from nce_fx.registry import Registry
 from nce_fx.tasks.losses import Loss, name_of
 from nce_fx.tasks.outputs import classes_of, pair_of
+from nce_fx.tasks.stateful import Stateful, StatefulMetric, one_number, taking
 
 IGNORED = -100
 """The class of what is left out, as in PyTorch."""
-
-
-@runtime_checkable
-class StatefulMetric(Protocol):
-    """A metric that keeps what it has seen by itself, as those of torchmetrics do."""
-
-    def reset(self) -> object:
-        """Forget what was seen."""
-
-    def update(self, output: Any, target: Any, /) -> object:
-        """Look at a batch."""
-
-    def compute(self) -> Any:
-        """Return one number, of all that was seen."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +34,7 @@ class Metric:
     result: Callable[[Tensor], Tensor] = lambda counts: counts[0] / counts[1]
     is_share: bool = False
     """Whether it is in [0, 1], higher the better, and shown in percent."""
-    stateful: StatefulMetric | None = None
+    stateful: Stateful | None = None
 
     def shown(self, value: float | None) -> str:
         """Return a value as people read it: ``91.25 %``, ``0.0123``; a dash where there is none."""
@@ -151,24 +138,20 @@ def metric_named(metric: str | Callable[[Any, Any], Any] | Metric | StatefulMetr
 
 
 def _own(name: str, found: Any) -> Metric:
-    # A class, or a function without arguments, makes one.
-    made = found() if isinstance(found, type) else found
-    keeps = made if isinstance(made, StatefulMetric) else None
-    return Metric(name, _weighted(name, made), "of the user's own", stateful=keeps)
+    if isinstance(found, type):
+        try:
+            found = found()
+        except Exception as error:
+            raise InputError(f"the metric {name} cannot be made without arguments: {one_line(error)}") from error
+    keeps = Stateful(name, found) if isinstance(found, StatefulMetric) else None
+    return Metric(name, _weighted(name, found), "of the user's own", stateful=keeps)
 
 
 def _weighted(name: str, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any, int], Tensor]:
     def count(output: Any, target: Any, samples: int) -> Tensor:
-        try:
-            value = torch.as_tensor(function(output, target)).detach().double()
-        except NceFxError:
-            raise
-        except Exception as error:
-            raise TrainingError(f"the metric {name} does not take this output and target: {one_line(error)}") from error
-        if value.numel() != 1:
-            raise TrainingError(
-                f"the metric {name} gives {value.numel()} numbers: it must give one, a mean over the batch"
-            )
-        return torch.stack([value.reshape(()) * samples, value.new_tensor(samples)])
+        with taking(name):
+            value = function(output, target)
+        number = one_number(name, value, "a mean over the batch").detach()
+        return torch.stack([number * samples, number.new_tensor(samples)])
 
     return count

@@ -1,7 +1,9 @@
 """How good a model is on data it was not trained on."""
 
 import math
+from collections.abc import Iterator
 from operator import length_hint
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from nce_fx.by_mode import evaluating
 from nce_fx.copying import copy_model
 from nce_fx.devices import check_values, device_of, to_device
 from nce_fx.errors import TrainingError
-from nce_fx.processes import Engine, all_reduce_sum, call, start_engine
+from nce_fx.processes import Engine, call, gather, start_engine
 from nce_fx.progress import counted
 from nce_fx.tasks import LossLike, MetricLike, Task
 from nce_fx.training.batches import Data, batches_of
@@ -62,39 +64,49 @@ def measure(
     """Return what ``evaluate`` does, for a model that is on the engine's device; ``told``: say how far it is."""
     metric, counts, seen = task.metric, None, 0
     not_a_number = torch.zeros((), dtype=torch.bool, device=engine.device)
-    if metric.stateful is not None:
-        metric.stateful.reset()
+
+    def scored(batch: Any) -> tuple[Any, Any, int]:
+        nonlocal seen, not_a_number
+        inputs, target = to_device(read(batch, model), engine.device)
+        output, samples = call(model, inputs), samples_in(inputs, target)
+        seen += samples
+        # Added up: to ask each batch would make a GPU wait.
+        for part in tree_leaves(output):
+            if isinstance(part, Tensor) and part.is_floating_point():
+                not_a_number |= part.isnan().any()
+        return output, named(inputs, model) if target is None and task.loss.is_the_models else target, samples
+
     with evaluating(model), torch.no_grad():
         loader = data.loader(split, batch_size=batch_size, seed=0, epoch=0, shuffle=False)
         batches = batches_of(loader, engine, drop_empty=True)
-        for batch in counted(batches, length_hint(loader)) if told else batches:
-            inputs, target = to_device(read(batch, model), engine.device)
-            output, samples = call(model, inputs), samples_in(inputs, target)
-            seen += samples
-            # Added up: to ask each batch would make a GPU wait.
-            for part in tree_leaves(output):
-                if isinstance(part, Tensor) and part.is_floating_point():
-                    not_a_number |= part.isnan().any()
-            if target is None and task.loss.is_the_models:
-                target = named(inputs, model)
-            if metric.stateful is not None:
+        found = map(scored, counted(batches, length_hint(loader)) if told else batches)
+        if metric.stateful is not None:
+            metric.stateful.begin(engine.device)
+            for output, target, _ in found if metric.stateful.synchronizes else _of_all(found, engine):
                 metric.stateful.update(output, target)
-                continue
-            found = metric.count(output, target, samples).double()
-            counts = found if counts is None else counts + found
-    if metric.stateful is not None and seen:
-        return float(metric.stateful.compute())
-    if counts is None and engine.processes == 1:
+        else:
+            for output, target, samples in found:
+                numbers = metric.count(output, target, samples).double()
+                counts = numbers if counts is None else counts + numbers
+    parts = gather((counts, seen, not_a_number))
+    if not sum(part[1] for part in parts):
         raise TrainingError(f"the {split} split has no samples to evaluate on")
-    if float(all_reduce_sum(not_a_number.double())):
+    if any(part[2] for part in parts):
         # An accuracy of such scores would look like any other.
         raise TrainingError(f"the model's output on the {split} split holds NaN: look at its weights, and at the data")
-    value = float(metric.result(all_reduce_sum(_like_others(counts, engine))))
+    if metric.stateful is not None:
+        return metric.stateful.compute()
+    # A process that had no sample does not know how many numbers there are.
+    value = float(metric.result(torch.stack([part[0] for part in parts if part[0] is not None]).sum(0)))
     if math.isnan(value) and metric.is_share:
         raise TrainingError(f"the {split} split has nothing to measure {metric.name} on")
     return value
 
 
-def _like_others(counts: Tensor | None, engine: Engine) -> Tensor:
-    """The counts of a process, zeros where it had no sample."""
-    return torch.zeros(2, dtype=torch.float64, device=engine.device) if counts is None else counts
+def _of_all(found: Iterator[Any], engine: Engine) -> Iterator[Any]:
+    """What every process finds, batch by batch, in their order; who is through with its own goes on with the others."""
+    if engine.processes == 1:
+        yield from found
+        return
+    while parts := [part for part in gather(next(found, None)) if part is not None]:
+        yield from (to_device(part, engine.device) for part in parts)

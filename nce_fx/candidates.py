@@ -11,18 +11,16 @@ from functools import cached_property, partial
 from statistics import geometric_mean
 from typing import Any, NamedTuple
 
-import numpy as np
 from torch.fx import GraphModule
 
 from nce_fx.analyses import Analyses
 from nce_fx.end_bits import total_noise
 from nce_fx.errors import BudgetError
 from nce_fx.frozen import Frozen
-from nce_fx.passes.analysis.cost import CostReport
 from nce_fx.passes.planning import Budget
 from nce_fx.passes.planning.budget import Reserve, budget_at, plan_and_build
 from nce_fx.passes.planning.choices import Rules
-from nce_fx.passes.planning.settings import Settings
+from nce_fx.passes.planning.even import even_widths
 from nce_fx.plan import WidthPlan
 
 UNIFORM = "the widths as they are"
@@ -115,26 +113,6 @@ class Candidates(Frozen):
     def _built(self, plan: Callable[[Reserve], WidthPlan], analyses: Analyses) -> Candidate:
         build = partial(self.build, spec=analyses.spec, uniform=analyses.uniform)
         return Candidate(*plan_and_build(plan, build, self.budget, self.given.cost), analyses)
-
-
-def even_widths(cost: CostReport, budget: Budget, rules: Rules, reserve: Reserve) -> dict[str, int]:
-    """Return the width of every group, none wider than it was, that spends the budget as evenly as widths allow.
-
-    Such as 0.65 of each at half of the cost.
-
-    Args:
-        cost: of the network at its own widths.
-        budget: the limits.
-        rules: what the user allows; groups that keep their width do here, too.
-        reserve: how much of a limit stays free, by quantity, see `nce_fx.passes.planning.budget`.
-
-    Raises:
-        BudgetError: not even the narrowest network keeps the limits.
-    """
-    settings = Settings.of(cost, budget, replace(rules, max_width=1.0))
-    left = {name: limit - reserve.get(name, 0.0) for name, limit in settings.limits.items()}
-    chosen = replace(settings, limits=left).filled(np.ones(len(settings.original)))
-    return {**cost.model.channels.widths, **settings.widths(chosen)}
 
 
 def around(factor: float, region: tuple[float, float]) -> tuple[float, float]:

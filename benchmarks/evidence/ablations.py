@@ -65,6 +65,7 @@ ABLATIONS: Mapping[str, Sequence[Variant]] = {
         Variant("nce-plan", f"budget=0.5x, capacity={share:g}", {"budget": 0.5, "capacity": share})
         for share in (0.4, 0.8)
     ],
+    "streams at half": [Variant("nce-plan", "budget=0.5x, streams=0", {"budget": 0.5, "streams": 0.0})],
     "published budget": [
         Variant("nce-plan", "MACs and parameters alone", {"limits": ["macs", "params"]}),
         Variant("nce-search", "MACs and parameters alone", {"limits": ["macs", "params"]}),

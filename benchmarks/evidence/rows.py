@@ -15,11 +15,12 @@ from torch.fx import GraphModule
 import nce_fx
 from benchmarks.evidence.bench import Bench, Choice, Plan
 from benchmarks.evidence.mixed import mixed
-from nce_fx.candidates import around, even_widths
+from nce_fx.candidates import around
 from nce_fx.end_bits import plan_ends
 from nce_fx.errors import InputError
 from nce_fx.passes.planning.budget import Reserve, budget_at, plan_and_build
 from nce_fx.passes.planning.choices import Rules
+from nce_fx.passes.planning.even import even_widths
 from nce_fx.plan import WidthPlan
 from nce_fx.report.records import CostRecord
 from nce_fx.rewrite import plan_analyzed
@@ -62,7 +63,7 @@ def uniform_longer(bench: Bench) -> Choice:
 def nce_plan(bench: Bench) -> Choice:
     """Sensitivity and solver, as `nce-fx rewrite` does it; no search."""
 
-    limits = {"capacity": bench.study.capacity}
+    limits = {"capacity": bench.study.capacity, "streams": bench.study.streams}
     if bench.study.region is not None:
         even, before = multiplier(bench).widths, bench.channels.widths
         near = geometric_mean([even[name] / before[name] for name in even])
@@ -79,7 +80,7 @@ def nce_plan(bench: Bench) -> Choice:
 
 def nce_ends(bench: Bench) -> Choice:
     """As nce-plan, with the weight bits of the first and last layers chosen with the widths."""
-    limits = {"capacity": bench.study.capacity}
+    limits = {"capacity": bench.study.capacity, "streams": bench.study.streams}
     planned, _ = plan_ends(bench.analyses, bench.budget, bench.batches, bench.study.metric, limits)
 
     def plan(reserve: Reserve) -> WidthPlan:

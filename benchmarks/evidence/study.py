@@ -82,6 +82,8 @@ class Study(BaseModel):
     """Of nce-plan's sensitivity; the compiler's default where none is named."""
     capacity: float = 0.0
     """Of nce-plan, see `nce_fx.passes.planning.importance`."""
+    streams: float = 1.0
+    """Of nce-plan, see `nce_fx.passes.planning.even`."""
     region: tuple[float, float] | None = None
     """How far nce-plan moves widths, as ratios of the factor that all would be narrowed by; as far as the compiler does
     by default."""
@@ -107,7 +109,8 @@ class Study(BaseModel):
 
     def digest(self) -> str:
         """Return eight digits that change when anything that decides a result changes."""
-        left_out = {"about", "seeds", "name"} | ({"region"} if self.region is None else set())
+        usual = {"region": None, "streams": 1.0}
+        left_out = {"about", "seeds", "name"} | {name for name, value in usual.items() if getattr(self, name) == value}
         return _digest(self.model_dump(mode="json", exclude=left_out) | {"trained": OWN_WIDTHS})
 
     def float_digest(self) -> str:

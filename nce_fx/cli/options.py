@@ -293,6 +293,14 @@ class WidthOptions:
             help="Share of a group's importance that is what its width costs, not its noise; 1 keeps all widths.",
         ),
     ] = 0.0
+    streams: Annotated[
+        float,
+        _width(
+            metavar="0..1",
+            help="Within a budget below the network's own cost, the least width of a residual stream, of what one "
+            "factor for all groups would leave it.",
+        ),
+    ] = 1.0
     freeze: Annotated[
         list[str] | None,
         _width(metavar="PATTERN", help="Layers that keep their width, such as 'layer1.*'; may be repeated."),
@@ -305,7 +313,7 @@ class WidthOptions:
     @property
     def limits(self) -> dict[str, Any]:
         """As `plan_widths` takes them."""
-        names = ("min_width", "max_width", "round_to", "capacity")
+        names = ("min_width", "max_width", "round_to", "capacity", "streams")
         return {name: getattr(self, name) for name in names} | {"freeze": self.freeze or (), "only": self.only or ()}
 
 

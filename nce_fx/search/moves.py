@@ -202,7 +202,9 @@ class Moves(Callback):
 
         def plan(reserve: Reserve) -> WidthPlan:
             asked, most = budget_at(cost, self.cost, self.budget), 1 + self.region
-            return plan_widths(channels, cost, worth, asked, min_width=1 / most, max_width=most, reserve=reserve)
+            return plan_widths(
+                channels, cost, worth, asked, min_width=1 / most, max_width=most, streams=0.0, reserve=reserve
+            )
 
         building = partial(_resized, plain, seed=self._seed(len(self.path)), spec=self.spec)
         try:

@@ -68,6 +68,7 @@ def plan_from(
         max_width=most,
         freeze=others,
         exponent=_POWER,
+        streams=0.0,
         reserve=reserve,
     )
     return replace(plan, source={**plan.source, "preferred": dict(preferred), **source})

@@ -107,8 +107,8 @@ class Choices:
         return {group.id: chosen.get(group.id, group.width) for group in self.channels}
 
 
-def legal_choices(channels: ChannelGraph, rules: Rules) -> Choices:
-    """Return the choices of every group that has more than one.
+def legal_choices(channels: ChannelGraph, rules: Rules, least: Mapping[str, int] | None = None) -> Choices:
+    """Return the choices of every group that has more than one; ``least`` is the least width of some of them.
 
     Raises:
         BudgetError: a pattern that matches no group.
@@ -119,6 +119,7 @@ def legal_choices(channels: ChannelGraph, rules: Rules) -> Choices:
         if group.pinned is not None or group.id in frozen or (rules.only and group.id not in wanted):
             continue
         options = widths_of(group, rules)
+        options = options[options >= (least or {}).get(group.id, 0)]
         if len(options) > 1:
             groups.append(group)
             widths.append(options)

@@ -6,11 +6,13 @@ from typing import Protocol
 import numpy as np
 
 from nce_fx.arguments import checked
+from nce_fx.errors import BudgetError
 from nce_fx.passes.analysis.channels.graph import ChannelGraph
 from nce_fx.passes.analysis.cost import CostReport
 from nce_fx.passes.analysis.polynomial import Floats, Integers
 from nce_fx.passes.planning.budget import Budget
 from nce_fx.passes.planning.choices import Choices, Rules, check_feasible, legal_choices, sensitivity_of
+from nce_fx.passes.planning.even import even_widths, stream_widths
 from nce_fx.passes.planning.importance import importance_of
 from nce_fx.passes.planning.integer_widths import Problem, to_integers
 from nce_fx.passes.planning.posynomial import Constraints, constraints
@@ -47,6 +49,7 @@ def plan_widths(
     only: Iterable[str] = (),
     exponent: float = NOISE_EXPONENT,
     capacity: float = 0.0,
+    streams: float = 1.0,
     reserve: Mapping[str, float] | None = None,
 ) -> WidthPlan:
     """Return the widths of least total noise within the budget, with a certified bound on how far from the best it is.
@@ -68,6 +71,9 @@ def plan_widths(
         capacity: the share of a group's importance that is not its noise but what its width costs, 0 to 1, see
             `nce_fx.passes.planning.importance`. The objective is then of importances; ``source`` says the ``noise``
             beside it.
+        streams: where the budget is below what the network costs, the least width of a residual stream as a share of
+            what one factor for all groups would leave it; 0 narrows streams as noise alone says. See
+            `nce_fx.passes.planning.even`.
         reserve: how much of a limit stays free, by quantity, see `nce_fx.passes.planning.budget`.
 
     Raises:
@@ -78,6 +84,11 @@ def plan_widths(
     original = cost.model.totals([part.width for part in channels.parts])
     limits = {name: limit - (reserve or {}).get(name, 0.0) for name, limit in budget.limits(original).items()}
     check_feasible(cost.model, choices, rules, limits, original)
+    if not 0 <= streams <= 1:
+        raise BudgetError(f"streams={streams} is no share: give 0 (streams are narrowed like the rest) to 1")
+    if streams and any(original[name] > limit for name, limit in limits.items()):
+        even = even_widths(cost, budget, rules, reserve or {})
+        choices = legal_choices(channels, rules, stream_widths(channels, even, streams))
     noise = sensitivity_of(choices, sensitivity.by_group)
     exponents = np.full(len(noise), exponent)
     rows = constraints(cost.model, choices, limits)
@@ -89,21 +100,26 @@ def plan_widths(
         if getattr(spent.total, name) > limit:
             raise AssertionError(f"the plan costs {getattr(spent.total, name)} {name}, over its limit {limit}")
     objective = _objective(choices, importance, exponents, picks)
+    held = {"streams": streams} if streams != 1 else {}
     mixed = {"capacity": capacity, "noise": _rounded(_objective(choices, noise, exponents, picks))} if capacity else {}
-    source = {
-        "metric": sensitivity.metric,
-        "measured_on": dict(getattr(sensitivity, "batches", {})),
-        "budget": budget.as_mapping(),
-        "limits": {name: _rounded(limit) for name, limit in limits.items()},
-        "cost": {name: _rounded(getattr(spent.total, name)) for name in limits},
-        "rules": {"min_width": min_width, "max_width": max_width, "round_to": round_to}
-        | {"freeze": list(rules.freeze), "only": list(rules.only)},
-        "exponent": exponent,
-        "noise_before": _rounded(float(noise.sum())),
-        "objective": _rounded(objective),
-        "bound": _rounded(bound),
-        "gap": _rounded(max(objective / bound - 1, 0.0) if len(noise) else 0.0),
-    } | mixed
+    source = (
+        {
+            "metric": sensitivity.metric,
+            "measured_on": dict(getattr(sensitivity, "batches", {})),
+            "budget": budget.as_mapping(),
+            "limits": {name: _rounded(limit) for name, limit in limits.items()},
+            "cost": {name: _rounded(getattr(spent.total, name)) for name in limits},
+            "rules": {"min_width": min_width, "max_width": max_width, "round_to": round_to}
+            | {"freeze": list(rules.freeze), "only": list(rules.only)},
+            "exponent": exponent,
+            "noise_before": _rounded(float(noise.sum())),
+            "objective": _rounded(objective),
+            "bound": _rounded(bound),
+            "gap": _rounded(max(objective / bound - 1, 0.0) if len(noise) else 0.0),
+        }
+        | mixed
+        | held
+    )
     return WidthPlan(widths, channels.widths, cost.model.fingerprint, source=source)
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from nce_fx.frozen import Frozen
 from nce_fx.passes.analysis.cost import CostReport
 from nce_fx.passes.analysis.polynomial import Floats, Integers
-from nce_fx.passes.planning import Budget
+from nce_fx.passes.planning.budget import Budget
 from nce_fx.passes.planning.choices import Choices, Rules, check_feasible, legal_choices
 
 Setting = tuple[int, ...]

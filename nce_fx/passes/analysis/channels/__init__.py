@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -13,6 +13,7 @@ from nce_fx.arguments import checked
 from nce_fx.ids.labels import FIRST_ID, Ids, bare, line_of, memory_key, varies
 from nce_fx.ids.space import ParameterAxis
 from nce_fx.ids.value import ChannelTensor
+from nce_fx.ops.additions import adds
 from nce_fx.passes.analysis.channels.cache import Facts, keep_analysis, known_analysis
 from nce_fx.passes.analysis.channels.computed import no_longer_needed
 from nce_fx.passes.analysis.channels.graph import (
@@ -81,10 +82,10 @@ def _describe(structure: Structure, proof: Resizing) -> ChannelGraph:
         spans.append(range(first, len(parts)))
     part_of_id = np.where(np.arange(structure.tie.space.end) >= FIRST_ID, by_class[structure.classes], -1)
     consumers = _consumers(structure.tie, part_of_id)
-    groups = [
+    groups = tuple(
         _public(g, i, structure.tie.producers, consumers, span)
         for g, i, span in zip(structure.groups, ids, spans, strict=True)
-    ]
+    )
     axes = _Axes(part_of_id, np.array(widths), np.array(grown))
     tie = structure.tie
     parameters: dict[str, tuple[AxisWidth, ...]] = {}
@@ -116,7 +117,10 @@ def _describe(structure: Structure, proof: Resizing) -> ChannelGraph:
                     _whole_axis(tie, old, k, parameters) or axes.width(_line(old, k), size, new.shape[k])
                     for k, size in enumerate(old.shape)
                 )
-    return ChannelGraph(tuple(groups), tuple(parts), parameters, values, tuple(_computed_weights(tie, parameters)))
+    added = (values.get(node.name, ()) for node in tie.seen if adds(node))
+    streams = {parts[part].group for axes_of_sum in added for width in axes_of_sum for part, _ in width.terms}
+    groups = tuple(replace(group, sums=group.id in streams) for group in groups)
+    return ChannelGraph(groups, tuple(parts), parameters, values, tuple(_computed_weights(tie, parameters)))
 
 
 def _computed_weights(tie: Tie, parameters: dict[str, tuple[AxisWidth, ...]]) -> Iterator[ComputedWeight]:

@@ -60,6 +60,8 @@ class ChannelGroup:
     parts: tuple[int, ...] = field(default=(), repr=False)
     """Indices into ``ChannelGraph.parts``."""
     min_width: int = 1
+    sums: bool = False
+    """Whether activations are added up in it: a residual stream, which holds all that its blocks hand on."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from nce_fx.errors import where
 from nce_fx.ops import OPS, Op, WeightLayout, table_of
+from nce_fx.ops.additions import activations_of, adds
 from nce_fx.ops.layers import find_layers
 from nce_fx.ops.work import Layer, ancestors, descendants, shape_of
 from nce_fx.passes.transform.quantize.hooked_weights import weight_hook
@@ -193,20 +194,6 @@ def _weight_shape(gm: GraphModule, layer: Layer) -> tuple[int, ...]:
 
 def _only_user(node: Node) -> Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
-
-
-def activations_of(node: Node) -> list[Node]:
-    """Return what a node reads that is no parameter or buffer."""
-    return [source for source in node.all_input_nodes if source.op != "get_attr"]
-
-
-def adds(node: Node) -> bool:
-    """Whether a node adds two activations."""
-    return (
-        node.op in ("call_function", "call_method")
-        and OPS.of_call(node.target) is OPS["add"]
-        and len(activations_of(node)) == 2
-    )
 
 
 def _layers_between(start: Node, end: Node, owners: set[Node]) -> int:

@@ -26,6 +26,7 @@ from torch.fx import GraphModule, Node
 from nce_fx.by_mode import is_by_mode
 from nce_fx.errors import QuantizeError, where
 from nce_fx.ops import table_of
+from nce_fx.ops.additions import adds
 from nce_fx.ops.liveness import memory_of, overwritten
 from nce_fx.ops.sign import is_relu, never_negative
 from nce_fx.ops.work import ancestors, source_parameters
@@ -33,7 +34,6 @@ from nce_fx.passes.transform.quantize.functional import as_function, module_weig
 from nce_fx.passes.transform.quantize.hooked_weights import is_pruned, warn_of_zeros
 from nce_fx.passes.transform.quantize.quantizable_layers import (
     QuantizableLayer,
-    adds,
     find_quantizable_layers,
     products_in_float,
     weight_argument,

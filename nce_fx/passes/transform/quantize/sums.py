@@ -10,10 +10,10 @@ that nothing is lost to speak of; what is quantized for a layer already stays as
 
 from torch.fx import GraphModule, Node
 
+from nce_fx.ops.additions import activations_of, adds
 from nce_fx.ops.liveness import memory_of
 from nce_fx.ops.spellings import apart, in_place
 from nce_fx.ops.work import descendants, is_floating
-from nce_fx.passes.transform.quantize.quantizable_layers import activations_of, adds
 
 SUM_BITS = 8
 

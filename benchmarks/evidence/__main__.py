@@ -17,6 +17,7 @@ with --table nothing else is done. The device is a GPU where there is one.
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -187,7 +188,8 @@ def variants_of(options: argparse.Namespace) -> Iterator[Variant]:
         SystemExit: an unknown row.
     """
     every = ABLATIONS[options.ablation] if options.ablation else [Variant(row, "", {}) for row in ROWS]
-    wanted = options.only.split(",") if options.only else None
+    # The commas within a variant's own brackets part no rows.
+    wanted = re.split(r",(?![^\[]*\])", options.only) if options.only else None
     names = {name for variant in every for name in ({variant.row, variant.name} if options.ablation else {variant.row})}
     unknown = sorted(set(wanted or ()) - {*ROWS, *names})
     if unknown:

@@ -1,5 +1,6 @@
 """The evidence: the tables, the controls, the statistics, and the command on data in the published folder formats."""
 
+import argparse
 import dataclasses
 import functools
 import itertools
@@ -11,7 +12,7 @@ import torch
 
 import nce_fx
 from benchmarks.evidence import records, rows
-from benchmarks.evidence.__main__ import main
+from benchmarks.evidence.__main__ import main, variants_of
 from benchmarks.evidence.ablations import ABLATIONS
 from benchmarks.evidence.bench import Bench, Choice
 from benchmarks.evidence.records import Run, Widths
@@ -76,6 +77,13 @@ def test_recipes_and_ablations_can_be_run():
         load_study("nothing")
     with pytest.raises(InputError, match="no such field: epoch"):
         study.with_changes({"retrain": {"epoch": 1}})
+
+
+def test_every_variant_can_be_asked_for_by_its_name():
+    for ablation, variants in ABLATIONS.items():
+        for variant in variants:
+            asked = argparse.Namespace(ablation=ablation, only=f"{variant.name},{variants[0].name}")
+            assert [each.name for each in variants_of(asked)] == list(dict.fromkeys((variants[0].name, variant.name)))
 
 
 @pytest.mark.parametrize("name", ["cifar10-resnet20", "cifar10-resnet56", "imagenet-resnet18", "imagenet-resnet50"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, wraps
 from numbers import Integral, Real
 from pathlib import Path
@@ -65,12 +65,12 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
             if not _is(value, kind) or isinstance(value, ScriptModule):
                 raise InputError(f"{function.__name__}: {name} {_said(value)}: {_advice(value, kind)}")
             if kind is GraphModule and isinstance(value, GraphModule):
-                if not _has_shapes(value):
+                if not any("tensor_meta" in node.meta or "val" in node.meta for node in value.graph.nodes):
                     raise InputError(f"{function.__name__}: no node of {name} has a shape: {_TRACE}")
             # What has shapes is lazy no more, and may have very many parameters.
-            elif isinstance(value, nn.Module) and (lazy := next(_without_shape(value), None)):
+            elif isinstance(value, nn.Module) and (lazy := [k for k, v in value.named_parameters() if is_lazy(v)]):
                 raise InputError(
-                    f"{function.__name__}: {lazy} of {name} has no shape yet: run it once, model(*example_inputs)"
+                    f"{function.__name__}: {lazy[0]} of {name} has no shape yet: run it once, model(*example_inputs)"
                 )
         return function(*args, **kwargs)
 
@@ -102,15 +102,6 @@ def _is(value: Any, kind: Any) -> bool:
 
 def _is_union(kind: Any) -> bool:
     return get_origin(kind) in (Union, types.UnionType)
-
-
-def _without_shape(model: nn.Module) -> Iterator[str]:
-    """What a lazy module learns of its first input."""
-    return (name for name, tensor in model.named_parameters() if is_lazy(tensor))
-
-
-def _has_shapes(gm: GraphModule) -> bool:
-    return any("tensor_meta" in node.meta or "val" in node.meta for node in gm.graph.nodes)
 
 
 def _said(value: Any) -> str:

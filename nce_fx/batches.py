@@ -269,15 +269,12 @@ class Form:
                 return dict(inputs)
             given = [slot.name in inputs for slot in self.slots]
             # A graph is run by position: a gap would need what it keeps as a default.
-            return tuple(inputs[slot.name] for slot in self.slots if slot.name in inputs) if _no_gap(given) else None
+            held = tuple(inputs[slot.name] for slot in self.slots if slot.name in inputs)
+            return held if given == sorted(given, reverse=True) else None
         if not self.required <= len(inputs) <= (len(self.slots) if not self.loose else len(inputs)):
             return None
         fits = all(slot.fits(value) for slot, value in zip(self.slots, inputs, strict=False))
         return tuple(inputs) if fits else None
-
-
-def _no_gap(given: list[bool]) -> bool:
-    return given == sorted(given, reverse=True)
 
 
 def _one(rest: Any) -> Any:

@@ -60,7 +60,8 @@ def plan_ends(
     reports: dict[frozenset[tuple[str, int]], SensitivityReport] = {frozenset(asked.items()): given.sensitivity}
 
     def quantized(bits: Mapping[str, int]) -> GraphModule:
-        spec = replace(given.spec, overrides={**given.spec.overrides, **_overrides(bits, asked)})
+        changed = {path: {"weight_bits": number} for path, number in bits.items() if asked[path] != number}
+        spec = replace(given.spec, overrides={**given.spec.overrides, **changed})
         return quantize(gm, spec, like=given.uniform)
 
     def changed(bits: Mapping[str, int]) -> SensitivityReport:
@@ -111,10 +112,6 @@ def _ends(gm: GraphModule, spec: QuantSpec) -> tuple[dict[str, int], dict[str, i
 
 def _all(layers: Mapping[str, int], bits: int) -> dict[str, int]:
     return dict.fromkeys(layers, bits)
-
-
-def _overrides(bits: Mapping[str, int], asked: Mapping[str, int]) -> dict[str, Any]:
-    return {path: {"weight_bits": number} for path, number in bits.items() if asked[path] != number}
 
 
 def _together(base: SensitivityReport, first: SensitivityReport, last: SensitivityReport) -> SensitivityReport:

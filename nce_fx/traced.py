@@ -4,7 +4,6 @@ What it needs to know travels in its ``meta``, which every pass carries along.
 """
 
 import inspect
-from collections.abc import Iterable
 from types import FunctionType, MethodType
 from typing import Any, Self
 
@@ -119,9 +118,5 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, dict):
         return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
     if isinstance(value, list | tuple | set):
-        return _all_plain(value)
+        return all(map(_is_plain, value))
     return value is None or isinstance(value, bool | int | float | str)
-
-
-def _all_plain(values: Iterable[Any]) -> bool:
-    return all(_is_plain(value) for value in values)

@@ -8,7 +8,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
-from typing import Annotated, Any, TypeVar, dataclass_transform
+from typing import Annotated, Any, Self, TypeVar, dataclass_transform
 
 from pydantic import ConfigDict, Field, StrictFloat, StrictInt, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
@@ -56,9 +56,23 @@ def validated(what: str, error: type[NceFxError] = InputError) -> Callable[[type
     return decorate
 
 
-def from_mapping(cls: type[T], values: Mapping[Any, Any]) -> T:
-    """Return the value whose fields a mapping names, such as one read from JSON."""
-    return cls(**{str(name): value for name, value in values.items()})
+class AsMapping:
+    """A validated class whose values are written as JSON, such as a recipe in a checkpoint."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[Any, Any]) -> Self:
+        """Return the value that ``to_dict`` wrote.
+
+        Raises:
+            InputError: a field that there is not, or a value out of range.
+        """
+        return cls(**{str(name): value for name, value in values.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        own: Any = self
+        made = dataclasses.asdict(own)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in made.items()}
 
 
 def first_problem(error: ValidationError, top: str = "its top") -> str:

@@ -70,6 +70,7 @@ _BOXES: tuple[dict[str, tuple[str, ...]], ...] = (
             "launcher",
             "processes",
             "progress",
+            "random_state",
             "registry",
             "signature",
             "tensor_file",

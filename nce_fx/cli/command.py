@@ -3,7 +3,8 @@
 @dataclass(frozen=True, kw_only=True)
 class Apply(QuantizerOptions, ModelOptions):
     \"\"\"Replay a plan on MODEL.\"\"\"          # its help
-    verify_each: Annotated[bool, typer.Option(help="...")] = False
+    batch: int | None = option(None, "Samples in a batch.", "N")      # --batch N
+    verify_each: VerifyEach = False          # an option that several have: Annotated, as typer reads it
 
 apply = command(Apply, "nce_fx.cli.applying:run")
 
@@ -15,7 +16,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, field, fields
 from importlib import import_module
 from inspect import Parameter, Signature
 from pathlib import Path
@@ -28,11 +29,46 @@ from nce_fx.cli.events import Verbosity, logging_to, with_verbosity
 from nce_fx.plain_text import visible
 
 
+def option(
+    default: Any,
+    help: str,
+    metavar: str | None = None,
+    *,
+    name: str | None = None,
+    panel: str | None = None,
+    completes: Callable[[str], Any] | None = None,
+    show_default: bool = True,
+) -> Any:
+    """Return a field that is an option, such as ``epochs: int = option(30, "Epochs of retraining.", "N")``.
+
+    Args:
+        default: its value where it is not given.
+        help: what the user is told.
+        metavar: what stands for its value in the help.
+        name: ``--dry-run``, or ``--trial/--no-trial``, where that does not follow from the field's.
+        panel: under which heading it stands in the help.
+        completes: what a shell completes its value with.
+        show_default: whether the help says the default.
+    """
+    names = () if name is None else (name,)
+    how: dict[str, Any] = {"metavar": metavar, "autocompletion": completes, "show_default": show_default}
+    how["rich_help_panel"] = panel
+    return field(default=default, metadata={"typer": typer.Option(*names, help=help, **how)})
+
+
+def argument(
+    default: Any, help: str, metavar: str | None = None, *, completes: Callable[[str], Any] | None = None
+) -> Any:
+    """Return a field that is given by its place; ``MISSING`` as default: it has to be. The rest as of `option`."""
+    how = typer.Argument(help=help, metavar=metavar, autocompletion=completes, show_default=False)
+    return field(default=default, metadata={"typer": how})
+
+
 def command(options: type[Any], run: str) -> Callable[..., None]:
     """Return the function that typer makes a command of.
 
     Args:
-        options: the dataclass; fields are annotated as typer's parameters are, its docstring is the command's help.
+        options: the dataclass; fields are options or arguments, its docstring is the command's help.
         run: ``package.module:function`` that takes one value of it; imported when it is called, so that help and usage
             errors do not wait for torch. It raises an `NceFxError` for anything that was not right, in one line, and
             leaves no half-written folder.
@@ -40,12 +76,12 @@ def command(options: type[Any], run: str) -> Callable[..., None]:
     hints = get_type_hints(options, include_extras=True)
     parameters = [
         Parameter(
-            field.name,
+            each.name,
             Parameter.KEYWORD_ONLY,
-            default=Parameter.empty if field.default is MISSING else field.default,
-            annotation=hints[field.name],
+            default=Parameter.empty if each.default is MISSING else each.default,
+            annotation=Annotated[hints[each.name], each.metadata["typer"]] if each.metadata else hints[each.name],
         )
-        for field in fields(options)
+        for each in fields(options)
     ]
     module, _, name = run.partition(":")
 

@@ -3,14 +3,14 @@
 What each does is in the module that it names, which is imported when it is called.
 """
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from nce_fx.cli import options
-from nce_fx.cli.command import command
+from nce_fx.cli.command import argument, command, option
 from nce_fx.cli.completing import names_of, one_of
 
 
@@ -36,38 +36,26 @@ class Rewrite(
     """
 
     sensitivity: options.Metric = None
-    end_bits: Annotated[
-        str,
-        typer.Option(
-            metavar="given|plan",
-            help="plan: weights of the first and last layers have 2, 4 or 8 bits, chosen with the widths.",
-            autocompletion=one_of("given", "plan"),
-        ),
-    ] = "given"
-    retrain: Annotated[
-        int, typer.Option(metavar="EPOCHS", help="Epochs of retraining; the uniform rival gets as many.")
-    ] = 0
-    sweep: Annotated[
-        str | None,
-        typer.Option(
-            metavar="0.6x..2.0x",
-            help="Plan along a range of budgets, draw the Pareto front, rewrite nothing.",
-        ),
-    ] = None
-    trial: Annotated[
-        bool,
-        typer.Option(
-            "--trial/--no-trial",
-            help="Before --retrain: try the plan, nearer ones and the widths as they are on held out training data.",
-        ),
-    ] = True
-    trial_share: Annotated[float, typer.Option(help="What all trials may cost, of the retraining of one network.")] = (
-        0.25
+    end_bits: str = option(
+        "given",
+        "plan: weights of the first and last layers have 2, 4 or 8 bits, chosen with the widths.",
+        "given|plan",
+        completes=one_of("given", "plan"),
     )
+    retrain: int = option(0, "Epochs of retraining; the uniform rival gets as many.", "EPOCHS")
+    sweep: str | None = option(
+        None, "Plan along a range of budgets, draw the Pareto front, rewrite nothing.", "0.6x..2.0x"
+    )
+    trial: bool = option(
+        True,
+        "Before --retrain: try the plan, nearer ones and the widths as they are on held out training data.",
+        name="--trial/--no-trial",
+    )
+    trial_share: float = option(0.25, "What all trials may cost, of the retraining of one network.")
     verify_each: options.VerifyEach = False
     print_after: options.PrintAfter = None
     out: options.Out = Path("nce-fx-out")
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False
+    dry_run: bool = option(False, "Print the plan and write nothing.", name="--dry-run")
     as_json: options.Json = False
     force: options.Force = False
 
@@ -88,37 +76,26 @@ class Search(options.QuantizerOptions, options.BudgetOptions, options.ModelOptio
         nce-fx search nets.py:build --weights net.pt --data imagefolder:images@64 --method adapt --max-macs 0.5x
     """
 
-    method: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="How widths are found, see `nce-fx list search_methods`.",
-            autocompletion=names_of("search_methods"),
-        ),
-    ] = "gradient"
-    epochs: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Epochs of the search; as many as the method's recipe by default."),
-    ] = None
-    expand: Annotated[
-        bool, typer.Option("--expand/--no-expand", help="Add wider candidates while it searches; without: TAS.")
-    ] = True
-    loss: options.Loss = None
-    in_float: Annotated[
-        bool, typer.Option("--float/--quantized", help="Search on the float network; the plan is quantized later.")
-    ] = False
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            metavar="JSON|published",
-            help="Fields of the method's recipe, see `nce-fx list search_methods`: '{\"max_ratio\": 1.5}'; or "
-            '"published": the published quantizers, SAWB and PACT, shortcuts quantized.',
-        ),
-    ] = None
-    workers: Annotated[int, typer.Option(metavar="N", help="Processes, for a method that trains many networks.")] = 1
-    scheduler: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of a dask scheduler, instead of them.")] = (
-        None
+    method: str = option(
+        "gradient",
+        "How widths are found, see `nce-fx list search_methods`.",
+        "NAME",
+        completes=names_of("search_methods"),
     )
+    epochs: int | None = option(None, "Epochs of the search; as many as the method's recipe by default.", "N")
+    expand: bool = option(True, "Add wider candidates while it searches; without: TAS.", name="--expand/--no-expand")
+    loss: options.Loss = None
+    in_float: bool = option(
+        False, "Search on the float network; the plan is quantized later.", name="--float/--quantized"
+    )
+    recipe: str | None = option(
+        None,
+        "Fields of the method's recipe, see `nce-fx list search_methods`: '{\"max_ratio\": 1.5}'; or "
+        '"published": the published quantizers, SAWB and PACT, shortcuts quantized.',
+        "JSON|published",
+    )
+    workers: int = option(1, "Processes, for a method that trains many networks.", "N")
+    scheduler: str | None = option(None, "Of a dask scheduler, instead of them.", "ADDRESS")
     out: options.Out = Path("nce-fx-search")
     as_json: options.Json = False
     force: options.Force = False
@@ -142,13 +119,8 @@ class Analyze(options.ModelOptions):
 
     bits: options.Bits = 2
     sensitivity: options.Metric = None
-    groups: Annotated[
-        bool, typer.Option("--groups", help="Every channel group, and why the pinned ones are pinned.")
-    ] = False
-    why: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="One layer: its group, and the chain of nodes that ties it."),
-    ] = None
+    groups: bool = option(False, "Every channel group, and why the pinned ones are pinned.", name="--groups")
+    why: str | None = option(None, "One layer: its group, and the chain of nodes that ties it.", "NAME")
     as_json: options.Json = False
 
 
@@ -175,14 +147,9 @@ class Inspect(options.NetworkOptions):
         nce-fx inspect resnet50 --html resnet50.html
     """
 
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="DIR|MODEL",
-            help="A folder that `nce-fx rewrite` wrote, or a model as `nce-fx rewrite` takes it.",
-            show_default=False,
-        ),
-    ]
+    target: str = argument(
+        MISSING, "A folder that `nce-fx rewrite` wrote, or a model as `nce-fx rewrite` takes it.", "DIR|MODEL"
+    )
     html: Html = None
     open_page: Open = False
     bits: options.Bits = 2
@@ -237,10 +204,7 @@ class Apply(options.QuantizerOptions, options.ModelOptions):
         nce-fx apply resnet20 result/plan.json --passes 'resize,quantize{weight_bits=4}' --verify-each
     """
 
-    plan: Annotated[
-        Path | None,
-        typer.Argument(metavar="[PLAN.json]", help="A plan that `nce-fx rewrite` wrote.", show_default=False),
-    ] = None
+    plan: Path | None = argument(None, "A plan that `nce-fx rewrite` wrote.", "[PLAN.json]")
     passes: options.Passes = None
     verify_each: options.VerifyEach = False
     print_after: options.PrintAfter = None
@@ -265,21 +229,14 @@ class Retrain(options.TrainingOptions):
         nce-fx retrain result --model nets.py:build
     """
 
-    directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A folder that `nce-fx rewrite` wrote.", show_default=False)
-    ]
+    directory: Path = argument(MISSING, "A folder that `nce-fx rewrite` wrote.", "DIR")
     data: options.Data = None
-    epochs: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Epochs; those of the training that was stopped by default."),
-    ] = None
-    seed: Annotated[int | None, typer.Option(help="Seed; that of the training that was stopped by default.")] = None
+    epochs: int | None = option(None, "Epochs; those of the training that was stopped by default.", "N")
+    seed: int | None = option(None, "Seed; that of the training that was stopped by default.")
     model: options.ModelAgain = None
     own_passes: options.OwnPasses = None
-    uniform: Annotated[bool, typer.Option("--uniform/--no-uniform", help="Train the uniform rival as well.")] = True
-    force: Annotated[
-        bool, typer.Option("--force", help="Train again from the weights in DIR, though it is trained.")
-    ] = False
+    uniform: bool = option(True, "Train the uniform rival as well.", name="--uniform/--no-uniform")
+    force: bool = option(False, "Train again from the weights in DIR, though it is trained.", name="--force")
     as_json: options.Json = False
 
 
@@ -297,44 +254,29 @@ class Export:
         nce-fx export result --model nets.py:build --pt2 model.pt2
     """
 
-    directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A folder that `nce-fx rewrite` wrote.", show_default=False)
-    ]
-    onnx: Annotated[
-        Path | None, typer.Option(metavar="FILE.onnx", help="Write the network as ONNX.", show_default=False)
-    ] = None
-    format: Annotated[
-        str | None,
-        typer.Option(
-            metavar="integer|int2|qcdq|qonnx",
-            help="integer: packed weights, computed in integers; int2: packed weights, computed in float; "
-            "qcdq: int8 containers; qonnx: for FPGA flows. By default integer, int2 for a network that it is not for.",
-            show_default=False,
-        ),
-    ] = None
-    fold_bn: Annotated[bool, typer.Option("--fold-bn", help="Fold BatchNorm into the scales of the weights.")] = False
-    batch: Annotated[int | None, typer.Option(metavar="N", help="Samples in a batch; any number by default.")] = None
-    opset: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Opset of the ONNX file, for an older runtime; the format's own."),
-    ] = None
-    pt2: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.pt2", help="Write a torch.export archive.", show_default=False),
-    ] = None
-    packed: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.safetensors", help="Write the weights alone, four to a byte.", show_default=False),
-    ] = None
-    explorer: Annotated[
-        Path | None,
-        typer.Option(
-            "--model-explorer",
-            metavar="FILE.json",
-            help="Write the graph for Google's Model Explorer, and FILE.data.json: the sensitivity of its nodes.",
-            show_default=False,
-        ),
-    ] = None
+    directory: Path = argument(MISSING, "A folder that `nce-fx rewrite` wrote.", "DIR")
+    onnx: Path | None = option(None, "Write the network as ONNX.", "FILE.onnx", show_default=False)
+    format: str | None = option(
+        None,
+        "integer: packed weights, computed in integers; int2: packed weights, computed in float; "
+        "qcdq: int8 containers; qonnx: for FPGA flows. By default integer, int2 for a network that it is not for.",
+        "integer|int2|qcdq|qonnx",
+        show_default=False,
+    )
+    fold_bn: bool = option(False, "Fold BatchNorm into the scales of the weights.", name="--fold-bn")
+    batch: int | None = option(None, "Samples in a batch; any number by default.", "N")
+    opset: int | None = option(None, "Opset of the ONNX file, for an older runtime; the format's own.", "N")
+    pt2: Path | None = option(None, "Write a torch.export archive.", "FILE.pt2", show_default=False)
+    packed: Path | None = option(
+        None, "Write the weights alone, four to a byte.", "FILE.safetensors", show_default=False
+    )
+    explorer: Path | None = option(
+        None,
+        "Write the graph for Google's Model Explorer, and FILE.data.json: the sensitivity of its nodes.",
+        "FILE.json",
+        name="--model-explorer",
+        show_default=False,
+    )
     model: options.ModelAgain = None
     own_passes: options.OwnPasses = None
     verify_each: options.VerifyEach = False

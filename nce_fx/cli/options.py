@@ -1,12 +1,13 @@
 """The options that several commands share: each declared once, in groups that the commands' own options inherit."""
 
-from dataclasses import dataclass, make_dataclass
+from dataclasses import MISSING, dataclass, make_dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nce_fx.cli.command import argument, option
 from nce_fx.cli.completing import names_of, one_of
 from nce_fx.quantities import OWN, QUANTITIES
 
@@ -15,9 +16,11 @@ if TYPE_CHECKING:
     from nce_fx.passes.planning import Budget
     from nce_fx.passes.transform.quantize import QuantSpec
 
-_quantizer, _paid, _width, _training, _passes = (
-    partial(typer.Option, rich_help_panel=panel) for panel in ("Quantizers", "Budget", "Widths", "Training", "Passes")
+_quantizer, _paid, _width, _training = (
+    partial(option, panel=panel) for panel in ("Quantizers", "Budget", "Widths", "Training")
 )
+# Of options that several commands have in other groups, which are types.
+_passes = partial(typer.Option, rich_help_panel="Passes")
 
 ModelAgain = Annotated[
     str | None,
@@ -38,9 +41,9 @@ Data = Annotated[
     ),
 ]
 
-Bits = Annotated[int, _quantizer("--bits", help="Bits of weights and activations, 1 to 8.")]
-
-
+Bits = Annotated[
+    int, typer.Option("--bits", help="Bits of weights and activations, 1 to 8.", rich_help_panel="Quantizers")
+]
 Passes = Annotated[
     str | None,
     _passes(
@@ -73,9 +76,10 @@ Force = Annotated[bool, typer.Option("--force", help="Replace a result that the 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
 Loss = Annotated[
     str | None,
-    _training(
+    typer.Option(
         "--loss",
         metavar="NAME",
+        rich_help_panel="Training",
         help="What the network is trained for: cross_entropy, mean_squared_error, l1, binary_cross_entropy, own, or"
         " package.module:callable (`nce-fx list losses`).",
         autocompletion=names_of("losses"),
@@ -97,40 +101,29 @@ Metric = Annotated[
 class NetworkOptions:
     """How a network is built, and the data it is looked at with."""
 
-    input_shape: Annotated[
-        str | None,
-        typer.Option(
-            "--input", metavar="1x3x224x224", help="Shape of one input batch; the model's or the data's own by default."
-        ),
-    ] = None
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Weights of the float model: .safetensors, or a state_dict as .pt, .pth, .ckpt or .bin.",
-        ),
-    ] = None
+    input_shape: str | None = option(
+        None, "Shape of one input batch; the model's or the data's own by default.", "1x3x224x224", name="--input"
+    )
+    weights: Path | None = option(
+        None, "Weights of the float model: .safetensors, or a state_dict as .pt, .pth, .ckpt or .bin.", "FILE"
+    )
     data: Data = None
-    model_args: Annotated[
-        str | None,
-        typer.Option(metavar="JSON", help="Arguments for the model's callable, such as '{\"num_classes\": 10}'."),
-    ] = None
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0
+    model_args: str | None = option(
+        None, "Arguments for the model's callable, such as '{\"num_classes\": 10}'.", "JSON"
+    )
+    seed: int = option(0, "Seed of everything random.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(NetworkOptions):
     """Which network, with which weights."""
 
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A built-in name (see `nce-fx models`), package.module:callable, or path/to/file.py:callable.",
-            show_default=False,
-            autocompletion=names_of("models"),
-        ),
-    ]
+    model: str = argument(
+        MISSING,
+        "A built-in name (see `nce-fx models`), package.module:callable, or path/to/file.py:callable.",
+        "MODEL",
+        completes=names_of("models"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,61 +131,45 @@ class QuantizerOptions:
     """What to quantize with."""
 
     bits: Bits = 2
-    weight_quantizer: Annotated[
-        str | None,
-        _quantizer(
-            metavar="NAME",
-            help="sawb (the default), lsq, dorefa ...: `nce-fx list weight_quantizers` says what each is.",
-            autocompletion=names_of("weight_quantizers"),
-        ),
-    ] = None
-    activation_quantizer: Annotated[
-        str | None,
-        _quantizer(
-            metavar="NAME",
-            help="lsq (the default), pact, dorefa ...: see `nce-fx list activation_quantizers`.",
-            autocompletion=names_of("activation_quantizers"),
-        ),
-    ] = None
-    first_last_bits: Annotated[int, _quantizer(help="Bits of the first and last layers; 32 is float.")] = 8
-    shortcuts: Annotated[
-        str | None,
-        _quantizer(
-            metavar="int8|quantized|float",
-            help="Whether additions read 8 bits (the default), what layers read, or floats; in float 1x1 shortcut "
-            "convolutions are, too.",
-            autocompletion=one_of("int8", "quantized", "float"),
-        ),
-    ] = None
-    override: Annotated[
-        list[str] | None,
-        _quantizer(
-            metavar="PATTERN=BITS",
-            help="Bits of the layers whose names match, such as 'layer1.*=4' or 'fc=float'; may be repeated.",
-        ),
-    ] = None
-    exact: Annotated[
-        bool,
-        _quantizer(
-            "--exact",
-            help="Scales of few bits, so that sums are exact: every runtime gives the numbers that PyTorch gives.",
-        ),
-    ] = False
-    sums: Annotated[
-        str,
-        _quantizer(
-            metavar="float|int8",
-            help="int8: quantize what enters an addition to 8 bits, so that a runtime adds integers.",
-            autocompletion=one_of("float", "int8"),
-        ),
-    ] = "float"
-    ewgs: Annotated[
-        float,
-        _quantizer(
-            metavar="DELTA",
-            help="How much gradients depend on how far rounding moved each element, such as 0.2; 0 is not at all.",
-        ),
-    ] = 0.0
+    weight_quantizer: str | None = _quantizer(
+        None,
+        "sawb (the default), lsq, dorefa ...: `nce-fx list weight_quantizers` says what each is.",
+        "NAME",
+        completes=names_of("weight_quantizers"),
+    )
+    activation_quantizer: str | None = _quantizer(
+        None,
+        "lsq (the default), pact, dorefa ...: see `nce-fx list activation_quantizers`.",
+        "NAME",
+        completes=names_of("activation_quantizers"),
+    )
+    first_last_bits: int = _quantizer(8, "Bits of the first and last layers; 32 is float.")
+    shortcuts: str | None = _quantizer(
+        None,
+        "Whether additions read 8 bits (the default), what layers read, or floats; in float 1x1 shortcut "
+        "convolutions are, too.",
+        "int8|quantized|float",
+        completes=one_of("int8", "quantized", "float"),
+    )
+    override: list[str] | None = _quantizer(
+        None,
+        "Bits of the layers whose names match, such as 'layer1.*=4' or 'fc=float'; may be repeated.",
+        "PATTERN=BITS",
+    )
+    exact: bool = _quantizer(
+        False,
+        "Scales of few bits, so that sums are exact: every runtime gives the numbers that PyTorch gives.",
+        name="--exact",
+    )
+    sums: str = _quantizer(
+        "float",
+        "int8: quantize what enters an addition to 8 bits, so that a runtime adds integers.",
+        "float|int8",
+        completes=one_of("float", "int8"),
+    )
+    ewgs: float = _quantizer(
+        0.0, "How much gradients depend on how far rounding moved each element, such as 0.2; 0 is not at all.", "DELTA"
+    )
 
     @property
     def spec(self) -> "QuantSpec":
@@ -213,10 +190,9 @@ class QuantizerOptions:
 
 
 def _limit(name: str, help: str, default: str | None) -> tuple[str, Any, Any]:
-    """The option of one upper limit."""
+    """A ``--max-macs``: a limit of a quantity."""
     text = f"Most {help}: a ratio, a number, or none."
-    option = _paid(f"--max-{name.replace('_', '-')}", metavar="1.0x|NUMBER|none", help=text)
-    return f"max_{name}", Annotated[str | None, option], default
+    return f"max_{name}", str | None, _paid(default, text, "1.0x|NUMBER|none", name=f"--max-{name.replace('_', '-')}")
 
 
 if TYPE_CHECKING:
@@ -240,13 +216,9 @@ else:
 class BudgetOptions(_Limits):
     """What the result may cost."""
 
-    hardware: Annotated[
-        Path | None,
-        _paid(
-            metavar="TABLE.csv",
-            help="Your own cost of layers: op, c_in, c_out, h, w, bits, cost; CSV or JSON.",
-        ),
-    ] = None
+    hardware: Path | None = _paid(
+        None, "Your own cost of layers: op, c_in, c_out, h, w, bits, cost; CSV or JSON.", "TABLE.csv"
+    )
 
     @property
     def budget(self) -> "Budget":
@@ -283,32 +255,22 @@ class BudgetOptions(_Limits):
 class WidthOptions:
     """What the planner may do with widths."""
 
-    min_width: Annotated[float, _width(help="Least width of a group, of its own.")] = 0.25
-    max_width: Annotated[float, _width(help="Greatest width of a group, of its own.")] = 2.0
-    round_to: Annotated[int, _width(help="Widths that change become multiples of this.")] = 1
-    capacity: Annotated[
-        float,
-        _width(
-            metavar="0..1",
-            help="Share of a group's importance that is what its width costs, not its noise; 1 keeps all widths.",
-        ),
-    ] = 0.0
-    streams: Annotated[
-        float,
-        _width(
-            metavar="0..1",
-            help="Within a budget below the network's own cost, the least width of a residual stream, of what one "
-            "factor for all groups would leave it.",
-        ),
-    ] = 1.0
-    freeze: Annotated[
-        list[str] | None,
-        _width(metavar="PATTERN", help="Layers that keep their width, such as 'layer1.*'; may be repeated."),
-    ] = None
-    only: Annotated[
-        list[str] | None,
-        _width(metavar="PATTERN", help="The only layers whose width may change; may be repeated."),
-    ] = None
+    min_width: float = _width(0.25, "Least width of a group, of its own.")
+    max_width: float = _width(2.0, "Greatest width of a group, of its own.")
+    round_to: int = _width(1, "Widths that change become multiples of this.")
+    capacity: float = _width(
+        0.0, "Share of a group's importance that is what its width costs, not its noise; 1 keeps all widths.", "0..1"
+    )
+    streams: float = _width(
+        1.0,
+        "Within a budget below the network's own cost, the least width of a residual stream, of what one factor for "
+        "all groups would leave it.",
+        "0..1",
+    )
+    freeze: list[str] | None = _width(
+        None, "Layers that keep their width, such as 'layer1.*'; may be repeated.", "PATTERN"
+    )
+    only: list[str] | None = _width(None, "The only layers whose width may change; may be repeated.", "PATTERN")
 
     @property
     def limits(self) -> dict[str, Any]:
@@ -322,39 +284,28 @@ class TrainingOptions:
     """How networks are trained."""
 
     loss: Loss = None
-    metric: Annotated[
-        str | None,
-        _training(
-            metavar="NAME",
-            help="What it is measured by: accuracy, mean_iou, loss ..., or package.module:callable; by default what "
-            "goes with the loss (`nce-fx list task_metrics`). How sensitivity is measured is --sensitivity.",
-            autocompletion=names_of("task_metrics"),
-        ),
-    ] = None
-    recipe: Annotated[
-        str | None,
-        _training(
-            metavar="JSON|published",
-            help='Fields of the training recipe, such as \'{"learning_rate": 0.1, "bits": [8, 4, 2]}\'; or '
-            '"published": as the method was published, SAWB and PACT, shortcuts quantized, 0.9 of the loss distilled.',
-        ),
-    ] = None
-    strict: Annotated[
-        bool, _training("--strict", help="Stop at an image that cannot be read, rather than leave it out.")
-    ] = False
-    compile: Annotated[bool, _training("--compile", help="Train the compiled network; in one process.")] = False
-    float_epochs: Annotated[
-        int | None,
-        _training(
-            metavar="N",
-            help="The first so many of the epochs train in float at the new widths, before anything is rounded. By "
-            "default none or a quarter, as a trial finds better; a quarter where nothing is tried and widths change; "
-            "none with --from-scratch.",
-        ),
-    ] = None
-    from_scratch: Annotated[
-        bool,
-        _training(
-            "--from-scratch", help="Retrain from new random weights, as published, not from the float network's."
-        ),
-    ] = False
+    metric: str | None = _training(
+        None,
+        "What it is measured by: accuracy, mean_iou, loss ..., or package.module:callable; by default what "
+        "goes with the loss (`nce-fx list task_metrics`). How sensitivity is measured is --sensitivity.",
+        "NAME",
+        completes=names_of("task_metrics"),
+    )
+    recipe: str | None = _training(
+        None,
+        'Fields of the training recipe, such as \'{"learning_rate": 0.1, "bits": [8, 4, 2]}\'; or '
+        '"published": as the method was published, SAWB and PACT, shortcuts quantized, 0.9 of the loss distilled.',
+        "JSON|published",
+    )
+    strict: bool = _training(False, "Stop at an image that cannot be read, rather than leave it out.", name="--strict")
+    compile: bool = _training(False, "Train the compiled network; in one process.", name="--compile")
+    float_epochs: int | None = _training(
+        None,
+        "The first so many of the epochs train in float at the new widths, before anything is rounded. By "
+        "default none or a quarter, as a trial finds better; a quarter where nothing is tried and widths change; "
+        "none with --from-scratch.",
+        "N",
+    )
+    from_scratch: bool = _training(
+        False, "Retrain from new random weights, as published, not from the float network's.", name="--from-scratch"
+    )

@@ -5,21 +5,19 @@ it or eight workers do, and whether the run was interrupted or not.
 """
 
 import hashlib
-import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from nce_fx.errors import InputError
 from nce_fx.nearest import nearest_path
+from nce_fx.random_state import put_back, seed_all
 
 
 class Loader(Protocol):
@@ -65,19 +63,17 @@ class Samples(BatchDataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
-        with _generators_put_back():
+        with put_back():
             return self._sample(index)
 
     def __getitems__(self, indices: Sequence[int]) -> Any:
         """Return the collated samples at these indices."""
-        with _generators_put_back():
+        with put_back():
             return self.collate([self._sample(index) for index in indices])
 
     def _sample(self, index: int) -> Any:
         seed = seed_of(self.seed, self.epoch, index)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.default_generator.manual_seed(seed)
+        seed_all(seed)
         return self.dataset[index]
 
 
@@ -199,15 +195,3 @@ def existing_folder(folder: str, name: str) -> Path:
     if not path.is_dir():
         raise InputError(f"data {name}: {folder} is a file, not a folder")
     return path
-
-
-@contextmanager
-def _generators_put_back() -> Iterator[None]:
-    """Put the states of the global generators back in the end: whoever else draws notices nothing."""
-    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.default_generator.set_state(states[2])

@@ -13,6 +13,8 @@ import json
 import re
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,15 +96,9 @@ def load_pt2(path: str | Path) -> GraphModule:
     path = Path(path)
     content, records = _records(path)
     _check(path, records)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            loaded = torch.export.load(io.BytesIO(content))
+    with _loading(path):
         # The guards are code.
-        module = loaded.module(check_guards=False)
-    except Exception as error:
-        # PyTorch raises whatever it stumbles over, such as a schema that it does not know yet.
-        raise ArtifactError(f"{path} cannot be loaded by PyTorch {torch.__version__}: {reason(error)}") from error
+        module = torch.export.load(io.BytesIO(content)).module(check_guards=False)
     assert isinstance(module, GraphModule)
     return module
 
@@ -124,11 +120,17 @@ def read_program(path: str | Path) -> GraphModule:
         for entry in archive.infolist():
             pickled = entry.filename.partition("/")[2] == _SAMPLES
             result.writestr(entry, b"" if pickled else archive.read(entry))
+    with _loading(path):
+        return graph_of_program(torch.export.load(io.BytesIO(kept.getvalue())), path.stem)
+
+
+@contextmanager
+def _loading(path: Path) -> Iterator[None]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return graph_of_program(torch.export.load(io.BytesIO(kept.getvalue())), path.stem)
+        with warnings.catch_warnings(action="ignore"):
+            yield
     except Exception as error:
+        # PyTorch raises whatever it stumbles over, such as a schema that it does not know yet.
         raise ArtifactError(f"{path} cannot be loaded by PyTorch {torch.__version__}: {reason(error)}") from error
 
 
@@ -148,8 +150,7 @@ def _program(gm: GraphModule, batch: int | None) -> tuple[Any, int | None]:
 def _with_about(exported: Any, about: dict[str, Any]) -> bytes:
     """Return the archive, with a record on where it comes from and what its other records are."""
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         torch.export.save(exported, buffer)
     with zipfile.ZipFile(buffer, "a") as archive:
         names = archive.namelist()

@@ -52,7 +52,7 @@ def read_weights(path: Path, names: Collection[str]) -> tuple[dict[str, Tensor],
 
 def _state_in(content: Any, place: str = "", depth: int = 0) -> tuple[str, Mapping[str, Tensor] | None]:
     """Return where weights are in a checkpoint, and them: itself, an entry that is called so, or the only one."""
-    if _is_state(content):
+    if isinstance(content, Mapping) and content and all(isinstance(item, Tensor) for item in content.values()):
         return place, content
     if not isinstance(content, Mapping) or depth == _DEEPEST:
         return place, None
@@ -82,10 +82,6 @@ def _prefix(state: Mapping[str, Tensor], names: Collection[str]) -> str:
         return fitting[0]
     # Something else is missing or too much: what all names begin with is taken off, and the rest is said.
     return next((prefix for prefix in found if all(name.startswith(prefix) for name in state)), "")
-
-
-def _is_state(value: Any) -> bool:
-    return isinstance(value, Mapping) and bool(value) and all(isinstance(item, Tensor) for item in value.values())
 
 
 def _read_pickled(path: Path) -> Any:

@@ -58,7 +58,7 @@ def load_model(spec: str, model_args: Mapping[str, Any] | None = None) -> nn.Mod
         except NceFxError:
             raise
         except Exception as error:
-            given = f" with {_as_json(arguments)}" if arguments else ""
+            given = f" with {json.dumps(arguments, default=repr)}" if arguments else ""
             raise InputError(f"model {spec!r}: building it{given} raised {one_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"model {spec!r}: the callable returns {type(model).__name__}, not a torch.nn.Module")
@@ -170,7 +170,3 @@ def _some(label: str, names: list[str]) -> str:
         return ""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{label}: {', '.join(names[:3])}{more}"
-
-
-def _as_json(arguments: Mapping[str, Any]) -> str:
-    return json.dumps(arguments, default=repr)

@@ -171,10 +171,6 @@ def _operands(node: Node, first: int = 0, weight: str = "weight") -> tuple[Node,
     return _argument(node, first, "input", "self", "mat1", "batch1", "mat"), value, source_parameters(value)
 
 
-def _multiplied(inputs: Node, weight: Any, weights: tuple[str, ...]) -> tuple[Node, ...]:
-    return (inputs,) if weights else (inputs, weight)
-
-
 def rows_times_weight(op: str, axis: int, weight: str = "weight", transposed: bool = False) -> Rule:
     """Return the rule of what multiplies every row with its whole weight; all axes but one count the rows.
 
@@ -188,7 +184,7 @@ def rows_times_weight(op: str, axis: int, weight: str = "weight", transposed: bo
     def rule(gm: GraphModule, node: Node) -> Layer:
         inputs, value, weights = _operands(node, weight=weight)
         axes = _axes(inputs if transposed else node, but=axis) + _weight_axes(gm, value)
-        work, read = (Work(axes, bool(weights)),), _multiplied(inputs, value, weights)
+        work, read = (Work(axes, bool(weights)),), (inputs,) if weights else (inputs, value)
         path = layer_path(node, weights)
         return Layer(path, node, op, weights, read, work, spatial=-1 - axis, transposed=transposed)
 

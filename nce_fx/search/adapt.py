@@ -11,7 +11,7 @@ from nce_fx.passes.transform.quantize import RemoveQuantizers
 from nce_fx.passes.transform.resize import resize
 from nce_fx.plan import WidthPlan
 from nce_fx.search.adapt_log import AdaptLog
-from nce_fx.search.asked import NO_CHOICE, Asked, SearchResult, calibrated, finish, pinned_groups, seconds_of
+from nce_fx.search.asked import NO_CHOICE, Asked, SearchResult, calibrated, finish, seconds_of
 from nce_fx.search.moves import Moves
 from nce_fx.search.outcome import plan_from
 from nce_fx.search.recipes import AdaptRecipe
@@ -23,30 +23,28 @@ _WIDEST = 16.0
 
 def search_by_moves(asked: Asked, recipe: AdaptRecipe) -> SearchResult[AdaptLog]:
     """Move the widths of a network while it trains at its few bits, see `nce_fx.search.search` and `Moves`."""
-    gm, budget, spec = asked.gm, asked.budget, asked.spec
-    channels = analyze_channels(gm)
-    left = pinned_groups(channels)
-    if len(left) == len(list(channels)):
+    budget, spec, channels, left = asked.budget, asked.spec, asked.channels, asked.pinned
+    if len(left) == len(channels.groups):
         raise InputError(NO_CHOICE)
-    cost = asked.cost(channels)
+    cost = asked.cost
     nearest = partial(plan_from, cost, budget=budget, least=0.0, most=_WIDEST)
 
-    begin = asked.plan_at({}, cost, {"metric": "search"})
+    begin = asked.plan_at({}, {"metric": "search"})
     if begin is None:
         free = {group: width for group, width in channels.widths.items() if group not in left}
         begin = plan_and_build(lambda reserve: nearest(free, source={}, reserve=reserve), asked.built, budget, cost)[0]
 
     kept = holding_out(asked.data, recipe.held_out, recipe.seed)
     callback = Moves(cost, recipe, budget, spec, kept.batches(CALIBRATION_BATCHES, CALIBRATION_SIZE))
-    network = calibrated(resize(gm, begin), spec, kept)
+    network = calibrated(resize(asked.gm, begin), spec, kept)
     run = asked.trained(network, kept, recipe.training(), callback, Task.of(asked.loss, "loss"))
 
     log = AdaptLog(begin.widths, tuple(callback.tried), left)
     widths = analyze_channels(RemoveQuantizers()(run.model).graph_module.cpu()).widths
-    about = {"data": asked.data.name, "seed": recipe.seed, "search": recipe.to_dict(), "moves": len(callback.path)}
+    about = asked.source(recipe, moves=len(callback.path))
 
     def planned(reserve: Reserve) -> WidthPlan:
-        exact = None if reserve else asked.plan_at(widths, cost, {"metric": "search", **about})
+        exact = None if reserve else asked.plan_at(widths, {"metric": "search", **about})
         free = {group: widths[group] for group in channels.widths if group not in left}
         return exact or nearest(free, source=about)
 

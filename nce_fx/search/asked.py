@@ -2,6 +2,7 @@
 
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -12,7 +13,7 @@ from nce_fx.data.loaders import CALIBRATION_BATCHES, CALIBRATION_SIZE, Data
 from nce_fx.errors import BudgetError
 from nce_fx.files import write_whole
 from nce_fx.frozen import Frozen
-from nce_fx.passes.analysis.channels import ChannelGraph
+from nce_fx.passes.analysis.channels import ChannelGraph, analyze_channels
 from nce_fx.passes.analysis.cost import CostReport, analyze_cost
 from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.planning import Budget
@@ -79,10 +80,26 @@ class Asked:
     scheduler: str | None = None
     """Address of a dask scheduler instead of them."""
 
-    def cost(self, channels: ChannelGraph) -> CostReport:
-        """Return what the network costs at its own widths and these bits, of which the budget's ratios are."""
+    @cached_property
+    def channels(self) -> ChannelGraph:
+        """The network's channel groups."""
+        return analyze_channels(self.gm)
+
+    @property
+    def pinned(self) -> dict[str, str]:
+        """The groups that keep their width, with the reason."""
+        return {group.id: group.pinned for group in self.channels if group.pinned is not None}
+
+    @cached_property
+    def cost(self) -> CostReport:
+        """What the network costs at its own widths and these bits, of which the budget's ratios are."""
+        options: dict[str, Any] = {"hardware": self.hardware, "quantities": self.quantities}
         uniform = None if self.spec is None else quantize(self.gm, self.spec)
-        return analyze_cost(self.gm, channels, quantized=uniform, hardware=self.hardware, quantities=self.quantities)
+        return analyze_cost(self.gm, self.channels, quantized=uniform, **options)
+
+    def source(self, recipe: WeightTraining, **more: Any) -> dict[str, Any]:
+        """Return what a plan says of where it comes from."""
+        return {"data": self.data.name, "seed": recipe.seed, "search": recipe.to_dict(), **more}
 
     def built(self, plan: WidthPlan) -> GraphModule:
         """Return the network of a plan, quantized."""
@@ -95,39 +112,37 @@ class Asked:
         return fit(run, self.progress, self.checkpoint_seconds)
 
     def plan_at(
-        self, widths: Mapping[str, int], cost: CostReport, source: Mapping[str, Any], reserve: Reserve = _NOTHING
+        self, widths: Mapping[str, int], source: Mapping[str, Any], reserve: Reserve = _NOTHING
     ) -> WidthPlan | None:
         """Return the plan of these widths; ``None`` where they leave less of a limit free than is asked.
 
         Args:
             widths: of some groups; the others keep theirs.
-            cost: of the original network.
             source: what the plan shall say of where it comes from.
             reserve: how much of each limit stays free.
         """
-        channels = cost.model.channels
-        widths = {**channels.widths, **widths}
+        cost, original = self.cost, self.channels.widths
+        widths = {**original, **widths}
         spent, limits = cost.at(widths).total.by_quantity, self.budget.limits(cost.total.by_quantity)
         if any(spent[name] + reserve.get(name, 0.0) > limit for name, limit in limits.items()):
             return None
         told = {"budget": self.budget.as_mapping(), "limits": limits, "cost": {name: spent[name] for name in limits}}
-        return WidthPlan(widths, channels.widths, cost.model.fingerprint, source={**source, **told})
+        return WidthPlan(widths, original, cost.model.fingerprint, source={**source, **told})
 
     def first_plan(
-        self, candidates: Iterable[tuple[Mapping[str, int], Mapping[str, Any]]], cost: CostReport
+        self, candidates: Iterable[tuple[Mapping[str, int], Mapping[str, Any]]]
     ) -> tuple[WidthPlan, GraphModule]:
         """Return the plan of the first widths whose network keeps every limit, and that network.
 
         Args:
             candidates: widths, and what a plan of them shall say of where it comes from; the preferred ones first.
-            cost: of the original network.
 
         Raises:
             BudgetError: none of them keeps every limit.
         """
 
         def within(reserve: Reserve) -> WidthPlan:
-            plans = (self.plan_at(widths, cost, source, reserve) for widths, source in candidates)
+            plans = (self.plan_at(widths, source, reserve) for widths, source in candidates)
             found = next((plan for plan in plans if plan is not None), None)
             if found is None:
                 raise BudgetError(
@@ -135,7 +150,7 @@ class Asked:
                 )
             return found
 
-        return plan_and_build(within, self.built, self.budget, cost)
+        return plan_and_build(within, self.built, self.budget, self.cost)
 
 
 def calibrated(
@@ -144,11 +159,6 @@ def calibrated(
     """Return a float network quantized as a spec says, with ranges of the data, and then changed by more passes."""
     batches = data.batches(CALIBRATION_BATCHES, CALIBRATION_SIZE, seed)
     return Pipeline((*quantizing(spec), *more))(network, Given(batches)).graph_module
-
-
-def pinned_groups(channels: ChannelGraph) -> dict[str, str]:
-    """Return the groups that keep their width, with the reason."""
-    return {group.id: group.pinned for group in channels if group.pinned is not None}
 
 
 def choices_of(

@@ -20,7 +20,8 @@ from torch.fx import GraphModule
 
 from nce_fx.passes.analysis.channels.edits import Gather
 from nce_fx.passes.transform.quantize import InsertQuantizers, QuantSpec
-from nce_fx.pipeline import Pass
+from nce_fx.passes.transform.resize import ResizeChannels
+from nce_fx.pipeline import Pass, Pipeline
 from nce_fx.processes import distributed
 from nce_fx.quantizers import Quantizer
 from nce_fx.training.optimizer import build_optimizer, restore_momenta
@@ -84,9 +85,12 @@ def carried_momenta(
     return carried
 
 
-def restore_quantizers(network: GraphModule, ranges: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Give the quantizers of a network what they had learned before it was resized."""
-    for path, quantizer in of_kind(network, Quantizer).items():
-        state, mine = ranges.get(path, {}), quantizer.state_dict()
+def resized_anew(network: GraphModule, plain: GraphModule, how: ResizeChannels, spec: QuantSpec | None) -> GraphModule:
+    """Return the float network of one in training resized, and quantized with what its quantizers had learned."""
+    result = Pipeline((how, *quantizing(spec)))(plain).graph_module
+    learned = of_kind(network, Quantizer)
+    for path, quantizer in of_kind(result, Quantizer).items():
+        state, mine = learned[path].state_dict() if path in learned else {}, quantizer.state_dict()
         if state and all(name in mine and mine[name].shape == value.shape for name, value in state.items()):
             quantizer.load_state_dict(state)
+    return result

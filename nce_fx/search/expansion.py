@@ -28,8 +28,7 @@ from nce_fx.passes.transform.widths import (
     carried_order,
 )
 from nce_fx.pipeline import Pipeline
-from nce_fx.quantizers import Quantizer
-from nce_fx.search.carrying import along, carried_momenta, carried_momentum, of_kind, quantizing, restore_quantizers
+from nce_fx.search.carrying import along, carried_momenta, carried_momentum, of_kind, resized_anew
 from nce_fx.search.recipes import SearchRecipe
 
 
@@ -105,12 +104,10 @@ def grow(
     draws = {draw.group: draw for draw in of_kind(network, WidthDraw).values()}
     rows = {path: _rows(norm) for path, norm in of_kind(network, WidthNorm).items()}
     wider = {group: widths[-1] for group, widths in candidates.items() if widths[-1] != draws[group].widths[-1]}
-    ranges = {path: quantizer.state_dict() for path, quantizer in of_kind(network, Quantizer).items()}
     # One name for all that it becomes, so that a large network is not held at every stage.
     result = Pipeline((RemoveWidthChoices(), RemoveQuantizers()))(network).graph_module.cpu()
     gathers = gathers_of(result, wider)
-    result = Pipeline((ResizeChannels(wider, seed), *quantizing(spec)))(result).graph_module
-    restore_quantizers(result, ranges)
+    result = resized_anew(network, result, ResizeChannels(wider, seed), spec)
     order = carried_order(result, order, {axis: gather.index for axis, gather in gathers.items()})
     result = InsertWidthChoices(candidates, order, mixing)(result).graph_module
     for draw in of_kind(result, WidthDraw).values():

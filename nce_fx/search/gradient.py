@@ -4,7 +4,6 @@ from functools import partial
 
 from nce_fx.data.data_split import split_data
 from nce_fx.errors import InputError
-from nce_fx.passes.analysis.channels import analyze_channels
 from nce_fx.passes.planning.budget import plan_and_build
 from nce_fx.passes.transform.widths import InsertWidthChoices, channel_order
 from nce_fx.passes.transform.widths.choice_sites import find_choice_sites
@@ -19,9 +18,7 @@ from nce_fx.tasks import Task
 
 def search_by_gradient(asked: Asked, recipe: SearchRecipe) -> SearchResult[SearchLog]:
     """Learn the width of every channel group by gradient, see `nce_fx.search.search`."""
-    gm, budget, spec = asked.gm, asked.budget, asked.spec
-    channels = analyze_channels(gm)
-    cost = asked.cost(channels)
+    gm, budget, spec, channels, cost = asked.gm, asked.budget, asked.spec, asked.channels, asked.cost
     start, order = first_candidates(channels, recipe), channel_order(gm)
     for group, reason in find_choice_sites(gm, start.candidates, order).refused.items():
         del start.candidates[group]
@@ -47,16 +44,6 @@ def search_by_gradient(asked: Asked, recipe: SearchRecipe) -> SearchResult[Searc
     run = asked.trained(network, for_weights, recipe.training(), callback, Task.of(asked.loss))
 
     log = SearchLog(tuple(callback.epochs), tuple(callback.expansions), start.left)
-    source = {
-        "data": asked.data.name,
-        "seed": recipe.seed,
-        "search": recipe.to_dict(),
-        "expansions": len(log.expansions),
-    }
-    plan, _ = plan_and_build(
-        lambda reserve: within(log.epochs[-1].widths, source=source, reserve=reserve),
-        asked.built,
-        budget,
-        cost,
-    )
+    planned = partial(within, log.epochs[-1].widths, source=asked.source(recipe, expansions=len(log.expansions)))
+    plan, _ = plan_and_build(lambda reserve: planned(reserve=reserve), asked.built, budget, cost)
     return finish(asked, plan, log, seconds_of(run), run.model)

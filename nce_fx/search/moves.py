@@ -10,7 +10,6 @@ that was stopped ends with the same widths.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,13 +23,12 @@ from nce_fx.passes.analysis.cost import CostReport, analyze_cost
 from nce_fx.passes.planning import Budget, plan_widths
 from nce_fx.passes.planning.budget import Reserve, budget_at, plan_and_build
 from nce_fx.passes.transform.quantize import QuantSpec, RemoveQuantizers
-from nce_fx.passes.transform.resize import Kept, ResizeChannels, gathers_of
+from nce_fx.passes.transform.resize import ResizeChannels, gathers_of
 from nce_fx.pipeline import Pipeline
 from nce_fx.plan import WidthPlan
-from nce_fx.quantizers import Quantizer
 from nce_fx.search.adapt_log import Move, Tried
 from nce_fx.search.asked import choices_of
-from nce_fx.search.carrying import carried_momenta, going_on_with, of_kind, quantizing, restore_quantizers
+from nce_fx.search.carrying import carried_momenta, going_on_with, quantizing, resized_anew
 from nce_fx.search.channel_worth import worth_of_groups
 from nce_fx.search.outcome import Importance
 from nce_fx.search.recipes import AdaptRecipe
@@ -206,9 +204,12 @@ class Moves(Callback):
                 channels, cost, worth, asked, min_width=1 / most, max_width=most, streams=0.0, reserve=reserve
             )
 
-        building = partial(_resized, plain, seed=self._seed(len(self.path)), spec=self.spec)
+        def build(found: WidthPlan) -> GraphModule:
+            how = ResizeChannels(found.changed, self._seed(len(self.path)))
+            return Pipeline((how, *quantizing(self.spec)))(plain).graph_module
+
         try:
-            found = plan_and_build(plan, lambda found: building(found.changed), self.budget, self.cost)[0]
+            found = plan_and_build(plan, build, self.budget, self.cost)[0]
         except BudgetError:
             return None
         if not found.changed:
@@ -227,10 +228,8 @@ def moved(
 
     Its float function stays where it widens. The network that is given goes on as it was.
     """
-    ranges = {path: quantizer.state_dict() for path, quantizer in of_kind(network, Quantizer).items()}
     plain = _plain(network)
-    result = _resized(plain, move.widths, seed, spec, move.keep)
-    restore_quantizers(result, ranges)
+    result = resized_anew(network, plain, ResizeChannels(move.widths, seed, move.keep), spec)
     carried = carried_momenta(result, memory or {}, gathers_of(plain, move.widths, move.keep))
     return result.to(device_of(network)).train(network.training), carried
 
@@ -239,9 +238,3 @@ def _plain(network: GraphModule) -> GraphModule:
     """Return the float network of one in training, with tensors of its own, on the CPU."""
     plain = RemoveQuantizers()(network).graph_module
     return copy_model(plain).cpu() if plain is network else plain.cpu()
-
-
-def _resized(
-    plain: GraphModule, widths: Mapping[str, int], seed: int, spec: QuantSpec | None, keep: Kept | None = None
-) -> GraphModule:
-    return Pipeline((ResizeChannels(widths, seed, keep), *quantizing(spec)))(plain).graph_module

@@ -4,22 +4,21 @@ What all of them say of the weights is `WeightTraining`.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, replace
-from typing import Annotated, Any, Literal, Self
+from dataclasses import replace
+from typing import Annotated, Literal
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt
 
 from nce_fx.errors import InputError
 from nce_fx.training.recipe import Recipe
-from nce_fx.validated import AtLeastOne, BelowOne, Count, NotNegative, Positive, Share, Whole, from_mapping, validated
+from nce_fx.validated import AsMapping, AtLeastOne, BelowOne, Count, NotNegative, Positive, Share, Whole, validated
 
 Inside = Annotated[StrictFloat, Field(gt=0, lt=1)]
 """A share that is neither nothing nor all."""
 
 
 @validated("search recipe")
-class WeightTraining:
+class WeightTraining(AsMapping):
     """The choices of a search that concern the weights, such as ``WeightTraining(epochs=60, learning_rate=0.05)``."""
 
     epochs: Count = 60
@@ -34,11 +33,7 @@ class WeightTraining:
     seed: StrictInt = 0
 
     def __post_init__(self) -> None:
-        """Refuse what the recipe of the weights refuses.
-
-        Raises:
-            InputError: a field is out of range; the message names the field and what it may be.
-        """
+        """Refuse what the recipe of the weights refuses."""
         self.training()
 
     def training(self) -> Recipe:
@@ -55,19 +50,6 @@ class WeightTraining:
             evaluate_every=0,
             seed=self.seed,
         )
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Return the recipe that ``to_dict`` wrote.
-
-        Raises:
-            InputError: a field that a recipe does not have, or a value out of range.
-        """
-        return from_mapping(cls, values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the recipe as JSON values."""
-        return asdict(self)
 
 
 _TAS_STEPS = 600 * 98
@@ -114,11 +96,7 @@ class SearchRecipe(WeightTraining):
     """Off: the search runs on the float network, whatever bits it is for."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be searched.
-
-        Raises:
-            InputError: a field is out of range; the message names the field and what it may be.
-        """
+        """Refuse what cannot be searched."""
         object.__setattr__(self, "ratios", tuple(sorted(set(self.ratios))))
         checks = {
             "ratios": (bool(self.ratios) and self.ratios[-1] == 1.0, "in (0, 1], 1 among them"),
@@ -129,10 +107,6 @@ class SearchRecipe(WeightTraining):
             if not holds:
                 raise InputError(f"search recipe: {name} is {getattr(self, name)!r}; it must be {allowed}")
         super().__post_init__()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the recipe as JSON values."""
-        return super().to_dict() | {"ratios": list(self.ratios)}
 
 
 def tau_at(recipe: SearchRecipe, done: float) -> float:
@@ -170,11 +144,7 @@ class AdaptRecipe(WeightTraining):
     """At which a stretch of ``every`` epochs begins; in it the rate falls to zero, so all moves are tried alike."""
 
     def __post_init__(self) -> None:
-        """Refuse what leaves no time to move anything.
-
-        Raises:
-            InputError: a field is out of range; the message names the field and what it may be.
-        """
+        """Refuse what leaves no time to move anything."""
         least = max(1, self.warmup_epochs) + 2 * self.every
         if self.epochs < least:
             raise InputError(
@@ -221,11 +191,7 @@ class SlimmableRecipe(WeightTraining):
     """Batches that the statistics of BatchNorm are taken from anew, for each setting that is compared."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be searched.
-
-        Raises:
-            InputError: a field is out of range; the message names the field and what it may be.
-        """
+        """Refuse what cannot be searched."""
         if self.min_ratio == self.max_ratio:
             raise InputError("search recipe: min_ratio and max_ratio are both 1: no group has a width to choose")
         super().__post_init__()

@@ -9,12 +9,11 @@ from rich.table import Table
 from nce_fx.data.data_split import holding_out
 from nce_fx.errors import InputError
 from nce_fx.frozen import Frozen
-from nce_fx.passes.analysis.channels import analyze_channels
 from nce_fx.passes.planning.choices import Rules
 from nce_fx.passes.planning.settings import Settings
 from nce_fx.plain_table import table_of
 from nce_fx.plan import WidthPlan
-from nce_fx.search.asked import NO_CHOICE, PLAN, Asked, Log, SearchResult, calibrated, finish, pinned_groups, seconds_of
+from nce_fx.search.asked import NO_CHOICE, PLAN, Asked, Log, SearchResult, calibrated, finish, seconds_of
 from nce_fx.search.comparing import Measuring, better_by, evolve
 from nce_fx.search.recipes import SlimmableRecipe
 from nce_fx.search.slices import Widest
@@ -81,10 +80,7 @@ class SlimmableLog(Log):
 
 def search_slimmable(asked: Asked, recipe: SlimmableRecipe) -> SearchResult[SlimmableLog]:
     """Train one network of choosable widths and compare settings of it, see `nce_fx.search.search`."""
-    gm, spec, budget = asked.gm, asked.spec, asked.budget
-    channels = analyze_channels(gm)
-    cost = asked.cost(channels)
-    left = pinned_groups(channels)
+    gm, spec, budget, cost, left = asked.gm, asked.spec, asked.budget, asked.cost, asked.pinned
     settings = Settings.of(cost, budget, Rules(recipe.min_ratio, recipe.max_ratio))
     widest = Widest.of(gm, settings.candidates, spec, recipe.seed)
     if widest.left:
@@ -112,10 +108,10 @@ def search_slimmable(asked: Asked, recipe: SlimmableRecipe) -> SearchResult[Slim
         left,
         None if own is None else own[0],
     )
-    source = {"metric": "slimmable", "data": asked.data.name, "seed": recipe.seed, "search": recipe.to_dict()}
+    source = asked.source(recipe, metric="slimmable")
     told = [
         (one.widths, source | {"loss": one.loss, "uniform_loss": log.uniform, "better": one.better})
         for one in log.preferred(recipe.sure)
     ]
-    plan, _ = asked.first_plan(told, cost)
+    plan, _ = asked.first_plan(told)
     return finish(asked, plan, log, seconds_of(run) + callback.seconds, run.model)

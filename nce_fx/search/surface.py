@@ -13,11 +13,10 @@ from scipy.stats import t as student
 
 from nce_fx.data.data_split import holding_out
 from nce_fx.errors import InputError
-from nce_fx.passes.analysis.channels import analyze_channels
 from nce_fx.passes.planning.choices import Rules
 from nce_fx.passes.planning.settings import Setting, Settings
 from nce_fx.processes import start_engine
-from nce_fx.search.asked import NO_CHOICE, Asked, SearchResult, finish, pinned_groups
+from nce_fx.search.asked import NO_CHOICE, Asked, SearchResult, finish
 from nce_fx.search.recipes import SurfaceRecipe
 from nce_fx.search.surface_fit import Region, Surface, best_of, fitted
 from nce_fx.search.surface_log import Final, Fit, SurfaceLog
@@ -32,8 +31,7 @@ _LEAST_CHANCE = 1e-300
 
 def search_surface(asked: Asked, recipe: SurfaceRecipe) -> SearchResult[SurfaceLog]:
     """Train networks of many widths and climb the surface of their losses, see `nce_fx.search.search`."""
-    channels = analyze_channels(asked.gm)
-    cost = asked.cost(channels)
+    cost = asked.cost
     settings = Settings.of(cost, asked.budget, Rules(1 / recipe.reach, recipe.reach))
     if not settings.choices.groups:
         raise InputError(NO_CHOICE)
@@ -50,14 +48,14 @@ def search_surface(asked: Asked, recipe: SurfaceRecipe) -> SearchResult[SurfaceL
         surface, fits, centres = _climbed(settings, recipe, networks, start)
         finals = _finals(settings, recipe, networks, surface, centres)
 
-    costs = [cost.at({**channels.widths, **one.widths}).total.by_quantity for one, _ in networks.found]
-    log = SurfaceLog(tuple(networks.found), tuple(costs), tuple(fits), tuple(finals), pinned_groups(channels))
-    source = {"metric": "surface", "data": asked.data.name, "seed": recipe.seed, "search": recipe.to_dict()}
+    costs = [cost.at({**asked.channels.widths, **one.widths}).total.by_quantity for one, _ in networks.found]
+    log = SurfaceLog(tuple(networks.found), tuple(costs), tuple(fits), tuple(finals), asked.pinned)
+    source = asked.source(recipe, metric="surface")
     told = [
         (one.widths, source | {"loss": one.loss, "first_loss": finals[0].loss, "better": one.better})
         for one in preferred(finals, recipe.sure)
     ]
-    plan, network = asked.first_plan(told, cost)
+    plan, network = asked.first_plan(told)
     return finish(asked, plan, log, networks.seconds, network)
 
 

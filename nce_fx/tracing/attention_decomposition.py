@@ -14,6 +14,8 @@ from torch import nn
 from torch.fx import Node, Proxy
 from torch.fx.node import map_arg
 
+from nce_fx.paths import run_node, tensor_at
+
 
 def can_open(m: Any, args: tuple[Any, ...], kwargs: dict[str, Any], type_of: Callable[[Any], Any]) -> bool:
     """Say whether the call is one that ``open_attention`` does: no extra key, and padding of known type."""
@@ -37,13 +39,10 @@ def type_in_example(named: Mapping[str, Any], root: nn.Module, mask: Any) -> tor
         if node.op == "placeholder":
             return _copy(named[str(node.target)])
         if node.op == "get_attr":
-            owner, _, name = str(node.target).rpartition(".")
-            return _copy(getattr(root.get_submodule(owner), name))
-        args: Any = map_arg(node.args, value)
-        kwargs: Any = map_arg(node.kwargs, value)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+            return _copy(tensor_at(root, str(node.target)))
+        assert node.op != "call_module"  # no example is run through a part of the model
+        args, kwargs = map_arg((node.args, node.kwargs), value)
+        return run_node(root, node, args, kwargs)
 
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):

@@ -70,11 +70,8 @@ def _learning(gm: GraphModule) -> frozenset[Node]:
 
 def _has_gradient(node: Node) -> bool:
     meta = node.meta.get("tensor_meta")
-    return isinstance(meta, tuple) and not (isinstance(meta, TensorMetadata) and not _is_real(meta.dtype))
-
-
-def _is_real(dtype: torch.dtype) -> bool:
-    return dtype.is_floating_point or dtype.is_complex
+    whole = isinstance(meta, TensorMetadata) and not (meta.dtype.is_floating_point or meta.dtype.is_complex)
+    return isinstance(meta, tuple) and not whole
 
 
 @contextmanager

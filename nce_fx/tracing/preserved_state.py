@@ -18,6 +18,7 @@ from torch.fx import GraphModule
 from torch.nn.parameter import is_lazy
 
 from nce_fx.paths import modules_of
+from nce_fx.random_state import put_back, seed_all
 
 _DEPTH = 4
 """How deep plain objects and containers that hang on modules are looked into."""
@@ -124,7 +125,7 @@ def _is_plain_object(value: Any) -> bool:
 def untouched(model: nn.Module) -> Iterator[Kept]:
     """Put back what is assigned to a model, its modes and the random state, whatever happens."""
     before = kept(model)
-    with _random_state(model):
+    with put_back(sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})):
         try:
             yield before
         finally:
@@ -178,25 +179,11 @@ def values_untouched(model: nn.Module, but: Values | None = None) -> Iterator[Va
             but.restore()
 
 
-@contextmanager
-def _random_state(model: nn.Module) -> Iterator[None]:
-    """Put back the state of every source of random numbers that a model may draw from."""
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    python, array = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(array)
-
-
 def seed(number: int) -> None:
     """Start every source of random numbers anew."""
-    random.seed(number)
-    np.random.seed(number)
-    # torch.manual_seed formats a stack trace for every kind of device there may be: longer than a small run takes.
-    (torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed)(number)
+    seed_all(number)
+    if torch.accelerator.is_available():
+        torch.manual_seed(number)
 
 
 def drawn() -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.node import map_aggregate
 from torch.fx.passes.shape_prop import TensorMetadata
+from torch.utils._pytree import tree_leaves
 
 from nce_fx.errors import one_line, where
 from nce_fx.ops import Absent, Op, table_of
@@ -23,7 +24,8 @@ def propagate_shapes(gm: GraphModule, example_inputs: tuple[Any, ...]) -> None:
     """
     with torch.no_grad():
         try:
-            _Shapes(gm, "meta").follow(_to(example_inputs, "meta"))
+            given = map_aggregate(example_inputs, lambda v: v.to("meta") if isinstance(v, torch.Tensor) else v)
+            _Shapes(gm, "meta").follow(given)
         except Exception:
             # Some ops have no shapes without values; the real run then says what is wrong, if something is.
             _Shapes(gm, None).follow(example_inputs)
@@ -64,10 +66,6 @@ def without_devices(arguments: Any) -> Any:
         return torch.device("meta") if named or isinstance(value, torch.device) else value
 
     return map_aggregate(arguments, stay)
-
-
-def _to(value: Any, device: str | None) -> Any:
-    return map_aggregate(value, lambda v: v.to(device) if isinstance(v, torch.Tensor) and device else v)
 
 
 class _Shapes(Interpreter):
@@ -133,15 +131,8 @@ class _Shapes(Interpreter):
                 n.meta["tensor_meta"], n.meta["type"] = _metadata(result), torch.Tensor
                 return result
             meta = map_aggregate(result, lambda v: _metadata(v) if isinstance(v, torch.Tensor) else v)
-            has_tensor = False
-
-            def look(value: Any) -> Any:
-                nonlocal has_tensor
-                has_tensor = has_tensor or isinstance(value, TensorMetadata)
-                return value
-
-            _visit(meta, look)
-            if has_tensor:
+            leaves = tree_leaves(meta, is_leaf=lambda value: isinstance(value, TensorMetadata))
+            if any(isinstance(leaf, TensorMetadata) for leaf in leaves):
                 n.meta["tensor_meta"] = meta
             elif n.op == "placeholder":
                 n.meta["val"] = result
@@ -173,14 +164,6 @@ def _known(op: Op | None, module: nn.Module | None, args: tuple[Any, ...]) -> to
     if op is None or isinstance(op.shape, Absent) or not isinstance(args[0], torch.Tensor):
         return None
     return op.shape(module, args)
-
-
-def _visit(value: Any, look: Any) -> None:
-    if isinstance(value, TensorMetadata) or not isinstance(value, list | tuple | dict):
-        look(value)
-        return
-    for item in value.values() if isinstance(value, dict) else value:
-        _visit(item, look)
 
 
 def _metadata(tensor: torch.Tensor) -> TensorMetadata:

@@ -104,17 +104,18 @@ class Tracer(fx.Tracer):
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
         """Make an input of each argument that is given; the others keep their defaults."""
-        filled = self.inputs.filled({name: self._input(name, value) for name, value in self.inputs.named.items()})
+        filled = self.inputs.filled(
+            {
+                name: _spread(self.create_proxy("placeholder", name, (), {}), value)
+                for name, value in self.inputs.named.items()
+            }
+        )
         forward = self.root.forward
 
         def call() -> Any:
             return forward(*filled.args, **filled.kwargs)
 
         return call, []
-
-    def _input(self, name: str, value: Any) -> Any:
-        proxy = self.create_proxy("placeholder", name, (), {})
-        return _spread(proxy, value)
 
     def proxy(self, node: fx.Node) -> Proxy:
         """Return what stands for the value of a node."""

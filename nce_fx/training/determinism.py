@@ -4,40 +4,33 @@ Dropout, augmentation and the like draw from global generators. Those are seeded
 generator states to save: a run resumed at any step draws what the run that was never stopped drew.
 """
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 
 from nce_fx.processes import Engine
+from nce_fx.random_state import put_back, seed_all
 from nce_fx.training.recipe import seed_at
 
 
 def seed_step(seed: int, epoch: int, step: int, engine: Engine) -> int:
     """Seed torch, NumPy and Python for one step of this process, and return the seed of its batch."""
     value = seed_at(seed, epoch, step, engine.rank)
-    # Not torch.manual_seed: for every device there may be it formats a stack trace, a tenth of a small net's step.
-    torch.default_generator.manual_seed(value)
+    seed_all(value)
     if engine.device.type != "cpu":
         torch.get_device_module(engine.device).manual_seed(value)
-    np.random.seed(value % 2**32)
-    random.seed(value)
     return value
 
 
 @contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
     """Reproducible kernels on a GPU while training; the global generators and settings are restored at the end."""
-    python, numpy = random.getstate(), np.random.get_state()
     cudnn = torch.backends.cudnn
     settings = (cudnn.deterministic, cudnn.benchmark)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with put_back([device] if device.type == "cuda" else []):
         try:
             cudnn.deterministic, cudnn.benchmark = True, False
             yield
         finally:
             cudnn.deterministic, cudnn.benchmark = settings
-            random.setstate(python)
-            np.random.set_state(numpy)

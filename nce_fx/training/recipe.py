@@ -6,15 +6,14 @@ Everything here is a function of the recipe and the position in training, so tha
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, StrictInt
 
 from nce_fx.errors import InputError
 from nce_fx.frozen import FrozenDict
 from nce_fx.plain_text import number_of
-from nce_fx.validated import BelowOne, Count, NotNegative, Positive, Share, Whole, from_mapping, validated
+from nce_fx.validated import AsMapping, BelowOne, Count, NotNegative, Positive, Share, Whole, validated
 
 PUBLISHED_TRAINING: Mapping[str, Any] = FrozenDict(distill_alpha=0.9)
 """What ``--recipe published`` trains with that is not the default; `nce_fx.passes.transform.quantize.PUBLISHED` has the
@@ -24,7 +23,7 @@ LARGEST_ADAMW_RATE = 0.02
 
 
 @validated("recipe")
-class Recipe:
+class Recipe(AsMapping):
     """The choices of a training run; two runs of one recipe on one machine give the same weights, bit for bit.
 
     Stochastic gradient descent with momentum, or AdamW; the learning rate rises linearly, then falls as a cosine to
@@ -91,11 +90,7 @@ class Recipe:
     seed: StrictInt = 0
 
     def __post_init__(self) -> None:
-        """Refuse what no single field is wrong about.
-
-        Raises:
-            InputError: as for a field that is out of range; the message names the field and what it may be.
-        """
+        """Refuse what no single field is wrong about."""
         if self.nesterov and not self.momentum:
             raise InputError(f"recipe: nesterov is {self.nesterov}; it must be off where momentum is 0")
         if self.optimizer == "adamw" and self.learning_rate > LARGEST_ADAMW_RATE:
@@ -110,19 +105,6 @@ class Recipe:
             )
         if self.freeze and self.bits:
             raise InputError("recipe: freeze is given and bits: a level that is held is one of a number of bits")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the recipe as JSON values."""
-        return asdict(self) | {"bits": list(self.bits)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Return the recipe that ``to_dict`` wrote.
-
-        Raises:
-            InputError: a field that a recipe does not have, or a value out of range.
-        """
-        return from_mapping(cls, values)
 
 
 FLOAT_BITS = 32

@@ -98,14 +98,9 @@ def _pieces(run: NewWidths, old: ChannelTensor, new: ChannelTensor, axis: int, b
     return places
 
 
-def _axis_of(args: tuple[Any, ...], kwargs: dict[str, Any], dims: int) -> int:
-    axis = args[2] if len(args) > 2 else kwargs.get("dim", 0)
-    return int(axis) % dims
-
-
 def split(run: NewWidths, n: Node, old: ChannelTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Call]:
     """``chunk(x, 2)``, ``split(x, 4)``: a cut with the sizes of its pieces."""
-    axis = _axis_of(args, kwargs, old.dim())
+    axis = int(args[2] if len(args) > 2 else kwargs.get("dim", 0)) % old.dim()
     sizes = [piece.shape[axis] for piece in run.old[n]]
     places = _pieces(run, old, args[0], axis, list(np.cumsum([0, *sizes])))
     if places is not None:

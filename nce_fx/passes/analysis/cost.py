@@ -156,7 +156,7 @@ def analyze_cost(
         bits_of = {layer.node: _layer_bits(gm, layer, weight_bits, activation_bits) for layer in layers}
     evaluated = runs_in(gm.graph.nodes, training=False)
     work = [
-        WorkTerm(layer.path, Term.of(axes[axis] for axis in product.axes), _bit_product(product.weighted, bits))
+        WorkTerm(layer.path, Term.of(axes[axis] for axis in product.axes), bits[not product.weighted] * bits[1])
         for layer, bits in ((layer, bits_of[layer.node]) for layer in layers if layer.node in evaluated)
         for product in layer.work
     ]
@@ -278,10 +278,6 @@ def _layer_bits(gm: GraphModule, layer: Layer, weight_bits: Bits, activation_bit
         stated = [bits for bits in found if bits is not None]
         result.append(named or (max(stated) if len(stated) == len(found) and stated else _type_bits(layer.node)))
     return result[0], result[1]
-
-
-def _bit_product(weighted: bool, bits: tuple[int, int]) -> int:
-    return bits[0] * bits[1] if weighted else bits[1] * bits[1]
 
 
 def _parameters(

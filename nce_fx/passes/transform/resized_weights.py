@@ -45,7 +45,7 @@ class Weights:
     def gathered(self, path: str, old: torch.Tensor, moves: Moves) -> torch.Tensor:
         """Return a weight with every axis gathered; `path` decides the noise."""
         # What is divided goes first: it is done once for all copies of a row, which then are copied whole.
-        *first, (axis, last) = sorted(moves, key=_not_divided) if len(moves) > 1 else moves
+        *first, (axis, last) = sorted(moves, key=lambda move: move[1].divisor is None) if len(moves) > 1 else moves
         old, size = old.detach(), old.shape[axis]
         rows = max(1, size * BLOCK // max(1, old.numel())) if first else size
         if rows >= size:
@@ -132,10 +132,6 @@ class Weights:
 def _index(index: Ids) -> torch.Tensor | None:
     """Return an index as a tensor; ``None`` where it may leave everything in its place."""
     return None if np.array_equal(index, np.arange(len(index))) else torch.from_numpy(index)
-
-
-def _not_divided(move: tuple[int, Gather]) -> bool:
-    return move[1].divisor is None
 
 
 def _shape(like: torch.Tensor, axis: int, length: int) -> list[int]:

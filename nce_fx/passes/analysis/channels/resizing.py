@@ -51,7 +51,9 @@ class Resizing(Check):
             if n in self.first.computing:
                 raise broken.reason
             selected = self._select(n, broken.source)
-            return _give_up(n, broken) if selected is None else selected
+            if selected is None and n.op == "output":
+                raise broken.reason
+            return broken if selected is None else selected
         if n.op == "output":
             return super().run_node(n)
         try:
@@ -201,9 +203,13 @@ class Resizing(Check):
 
 def repairs(run: Resizing, n: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Call]:
     """Yield what a node may become at the new widths, most likely first."""
-    kept = torch.fx.node.map_arg((n.args, n.kwargs), lambda a: _number_of(run.first.seen.get(a), run.env[a]))
-    if any(isinstance(run.env[a], int | float) for a in n.all_input_nodes):
-        yield n.target, *kept
+    # Numbers as the first run computed them, so that a width that they were computed from does not change them.
+    numbers = {a for a in n.all_input_nodes if isinstance(run.env[a], int | float)}
+    if numbers:
+        yield (
+            n.target,
+            *torch.fx.node.map_arg((n.args, n.kwargs), lambda a: run.first.seen.get(a) if a in numbers else run.env[a]),
+        )
     op = None if n.op == "call_module" else run.ops.of_call(n.target)
     repair = None if op is None or isinstance(op.repair, Absent) else op.repair
     old = run.old.get(n.all_input_nodes[0]) if n.all_input_nodes else None
@@ -232,11 +238,6 @@ def shared_maximum(run: Resizing, n: Node) -> Call | None:
     return getattr(torch, op.evenly), (source.args[0], axis, keepdim), {}
 
 
-def _number_of(before: Any, now: Any) -> Any:
-    """A number as the first run computed it, so that a width it was computed from does not change it."""
-    return before if isinstance(now, int | float) else now
-
-
 def shapes_of(value: Any) -> Any:
     """Return the shape of what a node returned, through lists and tuples; ``None`` for what has none."""
     if isinstance(value, ChannelTensor):
@@ -259,12 +260,6 @@ def _same_axes(old: Any, new: Any, proven: Any) -> None:
     elif isinstance(proven, list) and isinstance(old, list | tuple) and isinstance(new, list | tuple):
         for before, after, shown in zip(old, new, proven, strict=True):
             _same_axes(before, after, shown)
-
-
-def _give_up(n: Node, broken: Broken) -> Broken:
-    if n.op == "output":
-        raise broken.reason
-    return broken
 
 
 def _find_broken(value: Any) -> Broken | None:

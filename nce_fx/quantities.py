@@ -13,58 +13,15 @@ one's own is a row more, given where cost is analyzed, or brought by an installe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 from nce_fx.registry import Registry, input_error
 
 if TYPE_CHECKING:
+    from nce_fx.passes.analysis.cost_terms import CostTerms
     from nce_fx.passes.analysis.polynomial import Terms
-
-
-class Counted(Protocol):
-    """The work of a layer, a parameter or a value."""
-
-    @property
-    def bits(self) -> int:
-        """Its bits: of work, those of its weight times those of its activation."""
-
-
-class Counts(Protocol):
-    """What there is to sum in a graph: its `nce_fx.passes.analysis.cost_model.CostModel`, which has more."""
-
-    @property
-    def work(self) -> Sequence[Counted]:
-        """What is computed, one entry for each layer."""
-
-    @property
-    def work_macs(self) -> Terms:
-        """The MACs of each."""
-
-    @property
-    def parameters(self) -> Sequence[Counted]:
-        """What is stored."""
-
-    @property
-    def numels(self) -> Terms:
-        """The number of elements of each."""
-
-    @property
-    def tensors(self) -> Sequence[Counted]:
-        """What is in memory while the graph runs."""
-
-    @property
-    def values(self) -> Terms:
-        """The number of elements of each."""
-
-    @property
-    def live(self) -> tuple[tuple[int, ...], ...]:
-        """Which of them are in memory at each step."""
-
-    @property
-    def hardware(self) -> Any:
-        """The user's own table of prices, or ``None``."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +29,7 @@ class Sums:
     """A cost as a sum of weighted products of widths; of several sums the greatest is the cost."""
 
     terms: Terms
-    """Products of axis lengths, such as the MACs of every layer: `CostModel` has those of work, parameters, values."""
+    """Products of axis lengths, such as the MACs of every layer: `CostTerms` has those of work, parameters, values."""
     weights: tuple[int, ...]
     """What one of each term counts, such as weight bits times activation bits."""
     divisor: int = 1
@@ -95,7 +52,7 @@ class Quantity:
     title: str
     """As tables name it: ``bit operations``."""
     unit: Literal["count", "bytes", "price"]
-    cost: Callable[[Counts], Sums | Prices | None]
+    cost: Callable[[CostTerms], Sums | Prices | None]
     """What it sums in the cost model of a graph; ``None`` where the graph has no such cost."""
     help: str = ""
     """What an option says it limits the most of; the title by default."""

@@ -90,7 +90,12 @@ _BOXES: tuple[dict[str, tuple[str, ...]], ...] = (
     {"tracing": ("tracing",), "pipeline": ("pipeline",)},
     {"channels": (_CHANNELS,)},
     {"transform": (_TRANSFORM,)},
-    {"cost": ("quantities", *(f"{_ANALYSIS}.{x}" for x in ("cost", "cost_model", "hardware", "polynomial")))},
+    {
+        "cost": (
+            "quantities",
+            *(f"{_ANALYSIS}.{x}" for x in ("cost", "cost_model", "cost_terms", "hardware", "polynomial")),
+        )
+    },
     {"sensitivity": (f"{_ANALYSIS}.sensitivity",)},
     {"planning": ("passes.planning", "passes.by_name")},
     {"training": ("training",), "records": ("report.records",)},

@@ -12,9 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from nce_fx.cli.command import with_common
-from nce_fx.cli.commands import analyze, apply, diff, export, inspect, retrain, rewrite, search
-from nce_fx.cli.listing import known, models, passes
+from nce_fx.cli import commands
 from nce_fx.plain_text import visible
 from nce_fx.version import __version__
 
@@ -57,9 +55,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (rewrite, search, analyze, inspect, diff, apply, retrain, export, models, passes):
-    app.command()(with_common(_command))
-app.command("list")(with_common(known))
+for _command in commands.EVERY:
+    app.command()(_command)
 
 
 def _version(wanted: bool) -> None:

@@ -40,7 +40,7 @@ class Rewrite(
         "given",
         "plan: weights of the first and last layers have 2, 4 or 8 bits, chosen with the widths.",
         "given|plan",
-        completes=one_of("given", "plan"),
+        autocompletion=one_of("given", "plan"),
     )
     retrain: int = option(0, "Epochs of retraining; the uniform rival gets as many.", "EPOCHS")
     sweep: str | None = option(
@@ -80,7 +80,7 @@ class Search(options.QuantizerOptions, options.BudgetOptions, options.ModelOptio
         "gradient",
         "How widths are found, see `nce-fx list search_methods`.",
         "NAME",
-        completes=names_of("search_methods"),
+        autocompletion=names_of("search_methods"),
     )
     epochs: int | None = option(None, "Epochs of the search; as many as the method's recipe by default.", "N")
     expand: bool = option(True, "Add wider candidates while it searches; without: TAS.", name="--expand/--no-expand")
@@ -285,3 +285,56 @@ class Export:
 
 
 export = command(Export, "nce_fx.cli.exporting:run")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """List the built-in models.
+
+    Examples:
+
+        nce-fx models
+
+        nce-fx models --json
+    """
+
+    as_json: options.Json = False
+
+
+models = command(Models, "nce_fx.cli.listing:show_models")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passes:
+    """List the passes with their options, as `--passes` takes them; those of installed packages among them.
+
+    Examples:
+
+        nce-fx passes
+    """
+
+    as_json: options.Json = False
+
+
+passes = command(Passes, "nce_fx.cli.listing:show_passes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class List:
+    """List what can be named: models, data, quantizers, metrics, losses, formats, passes, quantities, searches.
+
+    Examples:
+
+        nce-fx list
+
+        nce-fx list weight_quantizers
+    """
+
+    kind: str | None = argument(None, "Only one kind, such as metrics.", "[KIND]", autocompletion=names_of("kinds"))
+    as_json: options.Json = False
+
+
+known = command(List, "nce_fx.cli.listing:show_known")
+
+EVERY = (rewrite, search, analyze, inspect, diff, apply, retrain, export, models, passes, known)
+"""In the order of the help."""

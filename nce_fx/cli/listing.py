@@ -1,29 +1,21 @@
 """What there is: `nce-fx models`, the built-in networks; `nce-fx passes`; `nce-fx list`, everything that has a name."""
 
-from typing import Annotated, Any
+import json
+from inspect import signature
+from typing import Any
 
-import typer
+import torch
 
-from nce_fx.cli import options
-from nce_fx.cli.completing import known_names, names_of
+from nce_fx.cli.commands import List, Models, Passes
+from nce_fx.cli.completing import known_names
+from nce_fx.errors import InputError
+from nce_fx.models import INPUT_SHAPES, MODELS
+from nce_fx.nearest import nearest
+from nce_fx.passes.by_name import PASSES
 
 
-def models(as_json: options.Json = False) -> None:
-    """List the built-in models.
-
-    Examples:
-
-        nce-fx models
-
-        nce-fx models --json
-    """
-    import json
-    from inspect import signature
-
-    import torch
-
-    from nce_fx.models import INPUT_SHAPES, MODELS
-
+def show_models(job: Models) -> None:
+    """List the built-in models."""
     rows: list[dict[str, Any]] = []
     for name, builder in MODELS.items():
         # Without memory or values: counting a VGG's parameters must not take seconds.
@@ -31,7 +23,7 @@ def models(as_json: options.Json = False) -> None:
             params = sum(parameter.numel() for parameter in builder().parameters())
         args = {key: parameter.default for key, parameter in signature(builder).parameters.items()}
         rows.append({"name": name, "input": [1, *INPUT_SHAPES.get(name, ())], "params": params, "args": args})
-    if as_json:
+    if job.as_json:
         print(json.dumps({"models": rows}, indent=2))
         return
     for row in rows:
@@ -40,19 +32,10 @@ def models(as_json: options.Json = False) -> None:
         print(f"{row['name']:14}{shape:14}{row['params']:>12,} parameters   {shown}")
 
 
-def passes(as_json: options.Json = False) -> None:
-    """List the passes with their options, as `--passes` takes them; those of installed packages among them.
-
-    Examples:
-
-        nce-fx passes
-    """
-    import json
-
-    from nce_fx.passes.by_name import PASSES
-
+def show_passes(job: Passes) -> None:
+    """List the passes with their options."""
     rows = [row_of(kind) for kind in PASSES.values()]
-    if as_json:
+    if job.as_json:
         print(json.dumps({"passes": rows}, indent=2))
         return
     for row in rows:
@@ -71,36 +54,13 @@ def row_of(kind: Any) -> dict[str, Any]:
     }
 
 
-def known(
-    kind: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[KIND]",
-            help="Only one kind, such as metrics.",
-            show_default=False,
-            autocompletion=names_of("kinds"),
-        ),
-    ] = None,
-    as_json: options.Json = False,
-) -> None:
-    """List what can be named: models, data, quantizers, metrics, losses, formats, passes, quantities, searches.
-
-    Examples:
-
-        nce-fx list
-
-        nce-fx list weight_quantizers
-    """
-    import json
-
-    from nce_fx.errors import InputError
-    from nce_fx.nearest import nearest
-
-    found = known_names()
+def show_known(job: List) -> None:
+    """List what can be named."""
+    kind, found = job.kind, known_names()
     if kind is not None and kind not in found:
         raise InputError(f"no kind {kind!r}: there are {', '.join(sorted(found))}{nearest(kind, found)}")
     shown = found if kind is None else {kind: found[kind]}
-    if as_json:
+    if job.as_json:
         print(json.dumps(shown, indent=2))
         return
     for name, rows in sorted(shown.items()):

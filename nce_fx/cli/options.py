@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nce_fx.passes.transform.quantize import QuantSpec
 
 _quantizer, _paid, _width, _training = (
-    partial(option, panel=panel) for panel in ("Quantizers", "Budget", "Widths", "Training")
+    partial(option, rich_help_panel=panel) for panel in ("Quantizers", "Budget", "Widths", "Training")
 )
 # Of options that several commands have in other groups, which are types.
 _passes = partial(typer.Option, rich_help_panel="Passes")
@@ -122,7 +122,7 @@ class ModelOptions(NetworkOptions):
         MISSING,
         "A built-in name (see `nce-fx models`), package.module:callable, or path/to/file.py:callable.",
         "MODEL",
-        completes=names_of("models"),
+        autocompletion=names_of("models"),
     )
 
 
@@ -135,13 +135,13 @@ class QuantizerOptions:
         None,
         "sawb (the default), lsq, dorefa ...: `nce-fx list weight_quantizers` says what each is.",
         "NAME",
-        completes=names_of("weight_quantizers"),
+        autocompletion=names_of("weight_quantizers"),
     )
     activation_quantizer: str | None = _quantizer(
         None,
         "lsq (the default), pact, dorefa ...: see `nce-fx list activation_quantizers`.",
         "NAME",
-        completes=names_of("activation_quantizers"),
+        autocompletion=names_of("activation_quantizers"),
     )
     first_last_bits: int = _quantizer(8, "Bits of the first and last layers; 32 is float.")
     shortcuts: str | None = _quantizer(
@@ -149,7 +149,7 @@ class QuantizerOptions:
         "Whether additions read 8 bits (the default), what layers read, or floats; in float 1x1 shortcut "
         "convolutions are, too.",
         "int8|quantized|float",
-        completes=one_of("int8", "quantized", "float"),
+        autocompletion=one_of("int8", "quantized", "float"),
     )
     override: list[str] | None = _quantizer(
         None,
@@ -165,7 +165,7 @@ class QuantizerOptions:
         "float",
         "int8: quantize what enters an addition to 8 bits, so that a runtime adds integers.",
         "float|int8",
-        completes=one_of("float", "int8"),
+        autocompletion=one_of("float", "int8"),
     )
     ewgs: float = _quantizer(
         0.0, "How much gradients depend on how far rounding moved each element, such as 0.2; 0 is not at all.", "DELTA"
@@ -289,7 +289,7 @@ class TrainingOptions:
         "What it is measured by: accuracy, mean_iou, loss ..., or package.module:callable; by default what "
         "goes with the loss (`nce-fx list task_metrics`). How sensitivity is measured is --sensitivity.",
         "NAME",
-        completes=names_of("task_metrics"),
+        autocompletion=names_of("task_metrics"),
     )
     recipe: str | None = _training(
         None,

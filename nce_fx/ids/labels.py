@@ -177,6 +177,24 @@ def _folded(label: Label, small: torch.Tensor, named: frozenset[int]) -> torch.T
     return at_places(small, torch.arange(prod(sizes)).reshape(sizes), prod(sizes))
 
 
+def told_apart(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Leave out of two tensors that meet the slices that repeat what met just before: thousands of tokens are one."""
+    if a.dim() != b.dim() or sum(size > 1 for size in map(max, a.shape, b.shape)) < 2:
+        return a, b
+    for axis in range(a.dim()):
+        begins = [_begins(x, axis) for x in (a, b) if x.shape[axis] > 1]
+        if begins:
+            keep = torch.stack(begins).any(0).nonzero().reshape(-1)
+            a, b = (x.index_select(axis, keep) if x.shape[axis] > len(keep) else x for x in (a, b))
+    return a, b
+
+
+def _begins(x: torch.Tensor, axis: int) -> torch.Tensor:
+    """Say of each slice along an axis whether it differs from the one before."""
+    rows = bare(x.movedim(axis, 0).flatten(1))
+    return torch.cat([torch.ones(1, dtype=torch.bool), (rows[1:] != rows[:-1]).any(1)])
+
+
 def ranks(keys: Ids) -> Ids:
     """Return for each entry how many equal entries stand before it: ``[0, 0, 1]`` for ``[5, 7, 5]``."""
     order = np.argsort(keys, kind="stable")

@@ -46,6 +46,19 @@ class Fact:
         return f"{self.word!r}{about}{along} (rule {self.rule})"
 
 
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What a rule said or asked at one step of one node in the first run, such as the labels of ``x + back(y)``."""
+
+    fact: Fact
+    labels: tuple[Label, ...]
+    axis: ParameterAxis | None = None
+    choice: int = 0
+    """Which of a weight's labels runs along its output axis."""
+    answer: Any = None
+    """To a question, such as whether an axis has channels."""
+
+
 class RuleInterface(ABC):
     """What a rule can call on a run, such as ``run.tie(a, b)``; what it says is about the node that the run is at."""
 
@@ -332,6 +345,12 @@ class RuleInterface(ABC):
     @abstractmethod
     def shape_of(self, path: str) -> tuple[int, ...]:
         """Return the shape of a parameter in this run, by its path: ``run.shape_of("layer1.0.conv1.weight")``."""
+
+    @property
+    def here(self) -> Node:
+        """The node at hand."""
+        assert self.node is not None
+        return self.node
 
     def message(self) -> str:
         """Return how messages name the node at hand, ``conv1 (conv1) at model.py:12``; empty between nodes."""

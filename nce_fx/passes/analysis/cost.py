@@ -27,7 +27,8 @@ from nce_fx.ops.layers import find_layers
 from nce_fx.ops.liveness import aliases, storages
 from nce_fx.ops.work import Axis, Layer, shape_of, source_parameters, unchanged
 from nce_fx.passes.analysis.channels.graph import AxisWidth, ChannelGraph
-from nce_fx.passes.analysis.cost_model import CostModel, LayerSite, StoredParameter, StoredTensor, WorkTerm
+from nce_fx.passes.analysis.cost_model import CostModel
+from nce_fx.passes.analysis.cost_terms import LayerSite, StoredParameter, StoredTensor, WorkTerm
 from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.analysis.polynomial import Integers, Term
 from nce_fx.passes.transform.quantize.functional import repeats_values

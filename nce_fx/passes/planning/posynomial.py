@@ -14,7 +14,8 @@ import numpy as np
 import scipy.sparse as sparse
 
 from nce_fx.passes.analysis.channels.graph import AxisWidth
-from nce_fx.passes.analysis.cost_model import CostModel, LayerSite
+from nce_fx.passes.analysis.cost_model import CostModel
+from nce_fx.passes.analysis.cost_terms import LayerSite
 from nce_fx.passes.analysis.polynomial import Floats, Integers, Term
 from nce_fx.passes.planning.choices import Choices
 from nce_fx.quantities import Sums

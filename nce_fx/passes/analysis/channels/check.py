@@ -24,26 +24,14 @@ from nce_fx.ids.labels import (
     line_of,
     varies,
 )
-from nce_fx.ids.rule_interface import Fact
+from nce_fx.ids.rule_interface import Fact, Statement
 from nce_fx.ids.space import ParameterAxis
 from nce_fx.ids.value import ChannelTensor, Weight
 from nce_fx.ops.table import followed_arguments
 from nce_fx.passes.analysis.channels.edits import PRODUCTS, Edits, Gather, lay_out, product_shares
 from nce_fx.passes.analysis.channels.interpreter import ChannelInterpreter
-from nce_fx.passes.analysis.channels.projection import Mismatch, Projections, moving_axes
-from nce_fx.passes.analysis.channels.tie import Answer, Meeting, Tie
-
-
-class Relayout(Exception):
-    """The channels of a parameter's axis arrive in another order; the run is made again with that order."""
-
-    def __init__(self, axis: ParameterAxis, index: Ids, copies: Ids) -> None:
-        super().__init__(f"{axis} follows another order")
-        self.axis, self.index, self.copies = axis, index, copies
-
-
-class AstrayError(RuntimeError):
-    """A rule asks something at the new widths that it did not ask in the first run, so no decision answers it."""
+from nce_fx.passes.analysis.channels.projection import AstrayError, Mismatch, Projections, Relayout, moving_axes
+from nce_fx.passes.analysis.channels.tie import Tie
 
 
 class Check(ChannelInterpreter):
@@ -91,9 +79,8 @@ class Check(ChannelInterpreter):
         copies: Ids = bare(core(label).numpy()) // self.span
         return copies
 
-    def _met(self, word: str) -> Meeting:
-        assert self.node is not None
-        meeting = self.first.meetings.get((self.node, self.step))
+    def _met(self, word: str) -> Statement:
+        meeting = self.first.meetings.get((self.here, self.step))
         fact = self.fact(word)
         if meeting is None or meeting.fact != fact:
             raise self._astray(fact, meeting)
@@ -102,20 +89,19 @@ class Check(ChannelInterpreter):
 
     def _answer(self, word: str, labels: Sequence[Label], axis: int | None = None) -> Any:
         """Return what was answered in the first run to the question that is asked now, of the same channels."""
-        assert self.node is not None
-        answer = self.first.answers.get((self.node, self.asked))
+        answer = self.first.answers.get((self.here, self.asked))
         fact = self.fact(word, labels, axis)
         if answer is None or answer.fact != fact or not all(map(self._same_channels, answer.labels, labels)):
             raise self._astray(fact, answer)
         self.asked += 1
-        return answer.value
+        return answer.answer
 
     def _same_channels(self, old: Label, new: Label) -> bool:
         """Whether a label names no channel that an old one does not name."""
         names, known = self.ids(core(new)).numpy(), bare(core(old)).numpy()
         return np.array_equal(names, known) or bool(np.isin(names, known).all())
 
-    def _astray(self, fact: Fact | None, before: Meeting | Answer | None) -> AstrayError:
+    def _astray(self, fact: Fact | None, before: Statement | None) -> AstrayError:
         known = [fact] if fact else []
         known += [before.fact] if before else []
         within = next((each.within for each in known if each.within), "")
@@ -142,10 +128,9 @@ class Check(ChannelInterpreter):
 
     def complete(self) -> None:
         """Demand that the current node has said and asked all that it did in the first run."""
-        assert self.node is not None
-        here = self.node, self.step, self.asked
-        if (self.step, self.asked) != self.first.taken[self.node]:
-            left = self.first.meetings.get(here[:2]) or self.first.answers.get((self.node, self.asked))
+        here = self.here, self.step, self.asked
+        if (self.step, self.asked) != self.first.taken[self.here]:
+            left = self.first.meetings.get(here[:2]) or self.first.answers.get((self.here, self.asked))
             raise self._astray(None, left)
 
     def number(self, values: tuple[Any, ...], label: Label) -> None:
@@ -165,12 +150,11 @@ class Check(ChannelInterpreter):
 
     def viewed(self, shape: Sequence[int]) -> None:
         """Refuse a shape that the comparison would refuse before channels are laid out along all tokens to compare."""
-        assert self.node is not None
-        old = self.old.get(self.node)
+        old = self.old.get(self.here)
         if not isinstance(old, ChannelTensor) or len(old.labels) != 1 or len(old.shape) != len(shape):
             return
         (label,) = old.labels
-        if len(self.first.views.get(self.node, [])) != 1 or int(core(label).numpy().max(initial=0)) < FIRST_ID:
+        if len(self.first.views.get(self.here, [])) != 1 or int(core(label).numpy().max(initial=0)) < FIRST_ID:
             return
         for axis, (size, new) in enumerate(zip(old.shape, shape, strict=True)):
             if 1 < size != new and not varies(label, axis):
@@ -215,8 +199,7 @@ class Check(ChannelInterpreter):
             raise Relayout(path_axis, line.numpy()[index] - start, copies)
 
     def contract(self, a: torch.Tensor, b: torch.Tensor, by_root: bool) -> None:
-        assert self.node is not None
-        meeting = self.first.meetings.get((self.node, self.step))
+        meeting = self.first.meetings.get((self.here, self.step))
         self.tie(a, b)
         assert meeting is not None
         old, _ = meeting.labels
@@ -224,15 +207,15 @@ class Check(ChannelInterpreter):
         factor = (len(index) / old.numel()) ** 0.5 if by_root else 1.0
         if factor == 1.0 and np.bincount(index).max() == 1:
             return
-        if self.node.target not in PRODUCTS or self.node in self.edits.products:
+        if self.here.target not in PRODUCTS or self.here in self.edits.products:
             raise Mismatch("its channels are mixed by a product over them", old)
-        for position, argument in reversed(list(enumerate(tree_leaves(self.node.args)))):
+        for position, argument in reversed(list(enumerate(tree_leaves(self.here.args)))):
             value = self.env.get(argument) if isinstance(argument, Node) else None
             for label in value.labels if isinstance(value, ChannelTensor) else ():
                 for axis in range(label.dim()):
                     if any(label.shape[axis] == len(index) and torch.equal(line_of(label, axis), c) for c in (a, b)):
-                        shares = factor * product_shares(index, self.node.name)
-                        self.edits.products[self.node] = position, axis - label.dim(), shares
+                        shares = factor * product_shares(index, self.here.name)
+                        self.edits.products[self.here] = position, axis - label.dim(), shares
                         return
         raise Mismatch("its channels are mixed by a product over them", old)
 
@@ -251,11 +234,10 @@ class Check(ChannelInterpreter):
         old, copies = self._equally_often("root", label, axis)
         if copies == 1:
             return
-        assert self.node is not None
-        op = None if self.node.op == "call_module" else self.ops.of_call(self.node.target)
-        if op is None or not op.root or self.node in self.edits.results:
+        op = None if self.here.op == "call_module" else self.ops.of_call(self.here.target)
+        if op is None or not op.root or self.here in self.edits.results:
             raise Mismatch("its channels are mixed by a norm", old)
-        self.edits.results[self.node] = float(copies**exponent)
+        self.edits.results[self.here] = float(copies**exponent)
 
     def _equally_often(self, word: str, label: Label, axis: int) -> tuple[Label, float]:
         """Demand as many copies of each channel along an axis; return the old label, and how many there are."""
@@ -268,8 +250,7 @@ class Check(ChannelInterpreter):
         return old, float(counts[0])
 
     def _share(self, label: Label, axis: int, meet: Callable[[], None]) -> None:
-        assert self.node is not None
-        here = self.node, self.step
+        here = self.here, self.step
         (old,) = self._met("share").labels
         if here not in self.first.apart:
             self._aside(here[1], meet)
@@ -378,8 +359,7 @@ class Check(ChannelInterpreter):
             raise Mismatch(f"blocks of {size} channels do not arrive whole", old)
         if x is not self.input:
             raise Mismatch(f"blocks of {size} channels arrive in pieces inside a module", old)
-        assert self.node is not None
-        self.edits.inputs[self.node] = (0, axis, order)
+        self.edits.inputs[self.here] = (0, axis, order)
         gathered = compress(label.index_select(axis, torch.from_numpy(order)))
         return gathered, rows[:, 0] // size, copy_rows[:, 0]
 
@@ -414,15 +394,14 @@ class Check(ChannelInterpreter):
         pass
 
     def attribute(self, owner: Any, name: str, value: Any) -> None:
-        assert self.node is not None
-        op = None if self.node.op == "call_module" else self.ops.of_call(self.node.target)
+        op = None if self.here.op == "call_module" else self.ops.of_call(self.here.target)
         if op is not None and op.catch == "rule" and any(name in followed_arguments(row) for row in self.ops):
-            if value != self.first.attributes.get((self.node, name)):
+            if value != self.first.attributes.get((self.here, name)):
                 raise Mismatch(f"{name} would change: which argument of {self.message()} has it is unknown")
             return
         # A tied weight has one path, and each module that holds it, by the alias, says its sizes.
         path = getattr(owner, "alias", None) or ""
-        self.edits.attributes[self.node, path, name] = value
+        self.edits.attributes[self.here, path, name] = value
 
     def shape_of(self, path: str) -> tuple[int, ...]:
         if path not in self._shapes:

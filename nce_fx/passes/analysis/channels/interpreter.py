@@ -14,9 +14,9 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.passes.shape_prop import TensorMetadata
 
 from nce_fx.by_mode import ByMode, is_by_mode
-from nce_fx.errors import ChannelError, where
+from nce_fx.errors import ChannelError, one_line, where
 from nce_fx.ids.labels import FIXED, Label, constant, core, line_of
-from nce_fx.ids.rule_interface import RuleInterface
+from nce_fx.ids.rule_interface import NotFollowedError, RuleInterface
 from nce_fx.ids.space import IdSpace, Tensors, plain_class
 from nce_fx.ids.value import ChannelLayer, ChannelTensor, activation
 from nce_fx.ops import Absent, Op, WeightLayout, table_of
@@ -78,13 +78,11 @@ class ChannelInterpreter(RuleInterface, Interpreter):
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Stand a fixed label for a floating point input; pass anything else as it is."""
-        assert self.node is not None
-        return self._given(self.node.meta.get("tensor_meta", self.node.meta.get("val")))
+        return self._given(self.here.meta.get("tensor_meta", self.here.meta.get("val")))
 
     def place_of(self, value: Any) -> int | str | None:
         """Return which argument of the current node a value is, by its position or its name; ``None`` for no one."""
-        assert self.node is not None
-        given: list[tuple[int | str, Any]] = [*enumerate(self.node.args), *self.node.kwargs.items()]
+        given: list[tuple[int | str, Any]] = [*enumerate(self.here.args), *self.here.kwargs.items()]
         return next((k for k, a in given if isinstance(a, Node) and self.env.get(a) is value), None)
 
     def _given(self, meta: Any) -> Any:
@@ -149,9 +147,8 @@ class ChannelInterpreter(RuleInterface, Interpreter):
         """Call a function on channel tensors, or the user's own rule for it."""
         op = self.ops.of_call(target)
         if target is call_with_weight:
-            assert self.node is not None
             data, weight, _, name, *more = args
-            return self._call(module_called(self.node), {name: weight}, (data, *more), kwargs)
+            return self._call(module_called(self.here), {name: weight}, (data, *more), kwargs)
         if op is not None and op.catch == "rule":
             return self._by_rule(op, args, kwargs)
         return _on_cpu(super().call_function(target, args, kwargs))
@@ -161,8 +158,7 @@ class ChannelInterpreter(RuleInterface, Interpreter):
         self.computes()
         assert not isinstance(op.channels, Absent)
         result = self.apply(op.channels, args, kwargs, users=True)
-        assert self.node is not None
-        meta = self.node.meta.get("tensor_meta")
+        meta = self.here.meta.get("tensor_meta")
         shape = self.original(getattr(result, "shape", None))
         if isinstance(meta, TensorMetadata) and shape != meta.shape:
             raise ChannelError(
@@ -171,12 +167,13 @@ class ChannelInterpreter(RuleInterface, Interpreter):
             )
         return result
 
-    def unknown(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any], why: str = "") -> Any:
+    def unknown(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception | None = None) -> Any:
         """Pin everything that reaches a node that cannot be run on channels; return fixed values of the traced shapes.
 
         Raises:
             ChannelError: what it returned when it was traced is not known.
         """
+        why = "" if error is None else one_line(error) + (_OURS if _is_ours(error) else "")
         self.step = self.asked = 0
         self.computes()
         module = self.fetch_attr(str(node.target)) if node.op == "call_module" else None
@@ -226,8 +223,7 @@ class ChannelInterpreter(RuleInterface, Interpreter):
 
     def output(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Pin what the model returns: its shape is the user's."""
-        assert self.node is not None
-        node = self.node
+        node = self.here
         for source in makers(node):
             # The message names what makes the output, and where.
             self.node, self.step, self.asked = node, 0, 0
@@ -257,6 +253,20 @@ class ChannelInterpreter(RuleInterface, Interpreter):
         with torch.no_grad():
             for node in self.graph.nodes:
                 self.env[node] = self.run_node(node)
+
+
+_OURS = "; the error is inside nce-fx's own rule for it: please report it"
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether the line that failed is one of this package: a rule that does not know this way of calling its op."""
+    if isinstance(error, NotFollowedError):
+        return False
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
+    return where.startswith((__package__, "nce_fx.ops.", "nce_fx.ids."))
 
 
 def _on_cpu(value: Any) -> Any:

@@ -16,6 +16,7 @@ import torch
 from torch.fx import Node
 
 from nce_fx.ids.labels import FIRST_ID, Ids, Label, bare, core, line_of, memory_key, placed, ranks, varies
+from nce_fx.ids.space import ParameterAxis
 
 _MOST_HELD = 2**27
 """Bytes of labels whose comparisons are kept, counted once for each."""
@@ -40,6 +41,18 @@ class Mismatch(Exception):
         """Return it without the frames it came through: they hold every value of a run."""
         self.__cause__ = self.__context__ = None
         return self.with_traceback(None)
+
+
+class Relayout(Exception):
+    """The channels of a parameter's axis arrive in another order; the run is made again with that order."""
+
+    def __init__(self, axis: ParameterAxis, index: Ids, copies: Ids) -> None:
+        super().__init__(f"{axis} follows another order")
+        self.axis, self.index, self.copies = axis, index, copies
+
+
+class AstrayError(RuntimeError):
+    """A rule asks something at the new widths that it did not ask in the first run, so no decision answers it."""
 
 
 def match(old: torch.Tensor, new: torch.Tensor, span: int) -> tuple[Ids, Ids]:

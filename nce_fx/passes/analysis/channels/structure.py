@@ -10,9 +10,8 @@ from torch.fx import GraphModule, Node
 from nce_fx.errors import ChannelError
 from nce_fx.ids.labels import FIRST_ID, Ids
 from nce_fx.ids.space import ParameterAxis, Pin
-from nce_fx.passes.analysis.channels.check import Relayout
 from nce_fx.passes.analysis.channels.groups import Group, Part, classes_of, groups_of, pins_by_class
-from nce_fx.passes.analysis.channels.projection import Mismatch
+from nce_fx.passes.analysis.channels.projection import Mismatch, Relayout
 from nce_fx.passes.analysis.channels.resizing import Resizing, shapes_of
 from nce_fx.passes.analysis.channels.tie import Tie
 

@@ -1,14 +1,13 @@
 """The first run: which channels meet, which are pinned, who makes them and who reads them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch.fx import GraphModule, Node
 
-from nce_fx.errors import ChannelError, one_line, where
+from nce_fx.errors import ChannelError, where
 from nce_fx.ids.labels import (
     FIRST_ID,
     FIXED,
@@ -21,33 +20,14 @@ from nce_fx.ids.labels import (
     line_of,
     named_axes,
     placed,
+    told_apart,
     varies,
 )
-from nce_fx.ids.rule_interface import Fact, NotFollowedError
+from nce_fx.ids.rule_interface import Statement
 from nce_fx.ids.space import IdSpace, ParameterAxis, Pin, Tensors
 from nce_fx.ids.value import ChannelTensor, Weight
 from nce_fx.passes.analysis.channels.computed import Computed, computed, grows_with_parameter
 from nce_fx.passes.analysis.channels.interpreter import ChannelInterpreter
-
-
-@dataclass
-class Meeting:
-    """Two labels that a rule tied at one step of one node in the first run, such as those of ``x + back(y)``."""
-
-    fact: Fact
-    labels: tuple[Label, ...]
-    axis: ParameterAxis | None = None
-    choice: int = 0
-    """Which of a weight's labels runs along its output axis."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The answer that a rule was given to a question in the first run, such as whether an axis has channels."""
-
-    fact: Fact
-    labels: tuple[Label, ...]
-    value: Any
 
 
 class Tie(ChannelInterpreter):
@@ -61,7 +41,7 @@ class Tie(ChannelInterpreter):
         """All products within heads, and the axes that they sum over."""
         self.pairs: list[tuple[Ids, Ids]] = []
         self.pins: list[Pin] = []
-        self.meetings: dict[tuple[Node, int], Meeting] = {}
+        self.meetings: dict[tuple[Node, int], Statement] = {}
         self.consumers: list[tuple[str, Ids]] = []
         self.products: list[tuple[str, Ids]] = []
         """Products of data that are summed over channels: the node's name, and their ids."""
@@ -83,7 +63,7 @@ class Tie(ChannelInterpreter):
         self.attributes: dict[tuple[Node, str], Any] = {}
         self.unknown_nodes: set[Node] = set()
         """What could not be run on channels: all that reaches it is pinned."""
-        self.answers: dict[tuple[Node, int], Answer] = {}
+        self.answers: dict[tuple[Node, int], Statement] = {}
         self.taken: dict[Node, tuple[int, int]] = {}
         """How many meetings and questions each node had."""
         self.shared: list[tuple[Node, int, Label, int, Callable[[], None]]] = []
@@ -100,7 +80,7 @@ class Tie(ChannelInterpreter):
             if n.op not in ("call_function", "call_method", "call_module"):
                 raise
             self.unknown_nodes.add(n)
-            result = self.unknown(n, *self.arguments(n), one_line(error) + (_OURS if _is_ours(error) else ""))
+            result = self.unknown(n, *self.arguments(n), error)
         self.seen[n] = result
         self.taken[n] = self.step, self.asked
         return result
@@ -116,12 +96,11 @@ class Tie(ChannelInterpreter):
         return ids
 
     def _remember(self, word: str, *labels: Label, axis: ParameterAxis | None = None, choice: int = 0) -> None:
-        assert self.node is not None
-        self.meetings[self.node, self.step] = Meeting(self.fact(word), labels, axis, choice)
+        self.meetings[self.here, self.step] = Statement(self.fact(word), labels, axis, choice)
         self.step += 1
 
     def _join(self, a: torch.Tensor, b: torch.Tensor) -> None:
-        a, b = _told_apart(core(a), core(b))
+        a, b = told_apart(core(a), core(b))
         if a.shape != b.shape:
             a, b = torch.broadcast_tensors(a, b)  # type: ignore[no-untyped-call]
         x, y = bare(a.reshape(-1).numpy()), bare(b.reshape(-1).numpy())
@@ -129,7 +108,6 @@ class Tie(ChannelInterpreter):
         if not differ.any():
             return
         x, y = x[differ], y[differ]
-        assert self.node is not None
         for left, right in ((x, y), (y, x)):
             fixed = right == FIXED
             if fixed.any():
@@ -141,15 +119,14 @@ class Tie(ChannelInterpreter):
         own = (x >= FIRST_ID) & (y >= FIRST_ID)
         self.pairs.append((x[own], y[own]))
         if own.any():
-            self.edges.append((int(x[own][0]), int(y[own][0]), self.node.name))
+            self.edges.append((int(x[own][0]), int(y[own][0]), self.here.name))
 
     def tie(self, a: Label, b: Label) -> None:
         self._remember("tie", a, b)
         self._join(a, b)
 
     def contract(self, a: torch.Tensor, b: torch.Tensor, by_root: bool) -> None:
-        assert self.node is not None
-        self.products.append((self.node.name, bare(a.numpy())))
+        self.products.append((self.here.name, bare(a.numpy())))
         self.tie(a, b)
 
     def block(self, label: Label, axis: int) -> None:
@@ -162,8 +139,7 @@ class Tie(ChannelInterpreter):
             self._join(small, small.narrow(axis, 0, 1).expand_as(small))
 
     def _share(self, label: Label, axis: int, meet: Callable[[], None]) -> None:
-        assert self.node is not None
-        self.shared.append((self.node, self.step, label, axis, meet))
+        self.shared.append((self.here, self.step, label, axis, meet))
         self._remember("share", label)
 
     def settle_shared(self, classes: Ids) -> None:
@@ -176,13 +152,7 @@ class Tie(ChannelInterpreter):
             numbers = classes[bare(core(label).numpy())]
             first = numbers.take([0], axis)
             one_each = bool((numbers == first).all())
-            beside = tuple(k for k in range(label.dim()) if k != axis and numbers.shape[k] > 1)
-            one_for_all = bool(
-                (
-                    numbers == numbers[tuple(slice(0, 1) if k in beside else slice(None) for k in range(label.dim()))]
-                ).all()
-            )
-            if one_each and not one_for_all:
+            if one_each and not _one_line(classes, label, axis):
                 self.apart.add((node, step))
                 continue
             self.node = node
@@ -191,8 +161,8 @@ class Tie(ChannelInterpreter):
         self.shared.clear()
 
     def heads_alike(self, *labels: tuple[Label, int]) -> bool:
-        self.by_heads.append((self._here(), labels))
-        return self._here() in self.alike
+        self.by_heads.append((self.here, labels))
+        return self.here in self.alike
 
     def found_alike(self, classes: Ids) -> frozenset[Node]:
         """Return the products whose heads turned out to have the same channels, because they share a parameter."""
@@ -237,20 +207,19 @@ class Tie(ChannelInterpreter):
         return line
 
     def _produces(self, axis: ParameterAxis, alias: str | None) -> None:
-        assert self.node is not None
-        self.producers.setdefault(axis, (alias or axis[0], self.node))
+        self.producers.setdefault(axis, (alias or axis[0], self.here))
 
     def _produces_in_part(self, line: torch.Tensor, axis: int) -> None:
         """Pieces of an axis make channels (query, key and value of one projection): the whole axis is a producer."""
         owners = [owner for owner in np.unique(self.space.owners(line.numpy())).tolist() if owner >= 0]
         for owner in owners:
             self._produces(self.space.axes[owner], None)
-        if not owners and self._here().op == "call_module":
+        if not owners and self.here.op == "call_module":
             self._produces_unfollowed(axis, line.numel())
 
     def _produces_unfollowed(self, axis: int, channels: int) -> None:
         """A module makes its weight of parameters in which its channels are lost, as an orthogonal one does."""
-        prefix = f"{self._here().target}."
+        prefix = f"{self.here.target}."
         for path, tensor in self.tensors.tensors.items():
             mine = path.startswith(prefix) and isinstance(tensor, torch.nn.Parameter)
             if mine and tensor.dim() > 1 and tensor.shape[axis] == channels:
@@ -295,7 +264,7 @@ class Tie(ChannelInterpreter):
         return node is None or grows_with_parameter(node, axis, read, self.tensors, self.env)
 
     def _node_of(self, weight: Weight) -> Node | None:
-        return next((n for n in self._here().all_input_nodes if self.env.get(n) is weight), None)
+        return next((n for n in self.here.all_input_nodes if self.env.get(n) is weight), None)
 
     def _can_keep(self, weight: Weight, read: ParameterAxis) -> bool:
         """Whether a computed weight can be kept in the place of the parameter it is computed from, axis for axis."""
@@ -391,17 +360,13 @@ class Tie(ChannelInterpreter):
             self.pin(ids, "it is the one channel of several that is cut out")
 
     def number(self, values: tuple[Any, ...], label: Label) -> None:
-        self.answers[self._here(), self.asked] = Answer(self.fact("number", (label,)), (label,), values)
+        self.answers[self.here, self.asked] = Statement(self.fact("number", (label,)), (label,), answer=values)
         self.asked += 1
-
-    def _here(self) -> Node:
-        assert self.node is not None
-        return self.node
 
     def decide(self, word: str, labels: Sequence[Label], question: Callable[[], Any], axis: int | None = None) -> Any:
         answer = question()
         if self.node is not None:
-            self.answers[self.node, self.asked] = Answer(self.fact(word, labels, axis), tuple(labels), answer)
+            self.answers[self.node, self.asked] = Statement(self.fact(word, labels, axis), tuple(labels), answer=answer)
             self.asked += 1
         return answer
 
@@ -413,50 +378,17 @@ class Tie(ChannelInterpreter):
         pass
 
     def original(self, value: Any) -> Any:
-        self.meetings[self._here(), self.step] = Meeting(self.fact("original"), (value,))
-        self.step += 1
+        self._remember("original", value)
         return value
 
     def attribute(self, owner: Any, name: str, value: Any) -> None:
-        self.attributes[self._here(), name] = value
+        self.attributes[self.here, name] = value
 
     def parameter_labels(self, path: str, shape: tuple[int, ...]) -> tuple[Label, ...]:
         return tuple(along(self.space.line((path, axis), size), axis, shape) for axis, size in enumerate(shape))
-
-
-_OURS = "; the error is inside nce-fx's own rule for it: please report it"
-
-
-def _is_ours(error: Exception) -> bool:
-    """Whether the line that failed is one of this package: a rule that does not know this way of calling its op."""
-    if isinstance(error, NotFollowedError):
-        return False
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    where = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
-    return where.startswith((__package__, "nce_fx.ops.", "nce_fx.ids."))
 
 
 def _one_line(classes: Ids, label: Label, axis: int) -> bool:
     numbers = classes[bare(core(label).numpy())]
     first = numbers[tuple(slice(None) if k == axis % label.dim() else slice(0, 1) for k in range(label.dim()))]
     return bool((numbers == first).all())
-
-
-def _told_apart(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Leave out of two tensors that meet the slices that repeat what met just before: thousands of tokens are one."""
-    if a.dim() != b.dim() or sum(size > 1 for size in map(max, a.shape, b.shape)) < 2:
-        return a, b
-    for axis in range(a.dim()):
-        begins = [_begins(x, axis) for x in (a, b) if x.shape[axis] > 1]
-        if begins:
-            keep = torch.stack(begins).any(0).nonzero().reshape(-1)
-            a, b = (x.index_select(axis, keep) if x.shape[axis] > len(keep) else x for x in (a, b))
-    return a, b
-
-
-def _begins(x: torch.Tensor, axis: int) -> torch.Tensor:
-    """Say of each slice along an axis whether it differs from the one before."""
-    rows = bare(x.movedim(axis, 0).flatten(1))
-    return torch.cat([torch.ones(1, dtype=torch.bool), (rows[1:] != rows[:-1]).any(1)])

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx.parser
 import onnxruntime
 import torch
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, helper
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves, tree_map
@@ -116,40 +117,30 @@ def runnable(model: ModelProto) -> ModelProto:
     result = ModelProto()
     result.CopyFrom(model)
     opset = next(entry.version for entry in model.opset_import if not entry.domain)
-    signed = helper.make_node("Constant", [], ["signed_int"])
-    signed.attribute.append(helper.make_attribute_ref("value_int", AttributeProto.INT))
-    signed.attribute[0].ref_attr_name = "signed"
-    two = helper.make_node("Constant", [], ["two"], value_float=2.0)
-    one = helper.make_node("Constant", [], ["one"], value_float=1.0)
-    steps: list[tuple[str, list[str], str, dict[str, Any]]] = [
-        ("Cast", ["signed_int"], "signed_float", {"to": TensorProto.FLOAT}),
-        ("Sub", ["bits", "signed_float"], "exponent", {}),
-        ("Pow", ["two", "exponent"], "reach", {}),
-        ("Sub", ["reach", "one"], "high", {}),
-        ("Mul", ["reach", "signed_float"], "reach_below", {}),
-        ("Neg", ["reach_below"], "low", {}),
-        ("Div", ["x", "scale"], "steps", {}),
-        ("Add", ["steps", "zero_point"], "place", {}),
-        ("Max", ["place", "low"], "above", {}),
-        ("Min", ["above", "high"], "inside", {}),
-        ("Round", ["inside"], "whole", {}),
-        ("Sub", ["whole", "zero_point"], "level", {}),
-        ("Mul", ["level", "scale"], "y", {}),
-    ]
-    nodes: list[NodeProto] = [signed, two, one]
-    nodes += [helper.make_node(op, inputs, [output], **attributes) for op, inputs, output, attributes in steps]
-    result.functions.append(
-        helper.make_function(
-            QONNX_DOMAIN,
-            "Quant",
-            ["x", "scale", "zero_point", "bits"],
-            ["y"],
-            nodes,
-            [helper.make_opsetid("", opset)],
-            attributes=["signed", "narrow", "rounding_mode"],
-        )
-    )
+    result.functions.append(onnx.parser.parse_function(_QUANT.replace("OPSET", str(opset))))
     return result
+
+
+_QUANT = f"""
+<opset_import: ["": OPSET], domain: "{QONNX_DOMAIN}">
+Quant <signed, narrow, rounding_mode> (x, scale, zero_point, bits) => (y) {{
+    one = Constant <value_float = 1.0> ()
+    two = Constant <value_float = 2.0> ()
+    signed_int = Constant <value_int: int = @signed> ()
+    signed_float = Cast <to = {TensorProto.FLOAT}> (signed_int)
+    exponent = Sub (bits, signed_float)
+    reach = Pow (two, exponent)
+    high = Sub (reach, one)
+    reach_below = Mul (reach, signed_float)
+    low = Neg (reach_below)
+    steps = Div (x, scale)
+    place = Add (steps, zero_point)
+    above = Max (place, low)
+    inside = Min (above, high)
+    whole = Round (inside)
+    level = Sub (whole, zero_point)
+    y = Mul (level, scale)
+}}"""
 
 
 def _foreign(model: ModelProto) -> bool:

@@ -94,7 +94,9 @@ def export_onnx(
     marked = mark(gm)
     begin("write the graph as ONNX")
     model, lowered, batch, sizes = _model(gm, marked, form, batch, opset)
-    _put_metadata(model, gm, marked, format, batch)
+    model.producer_name, model.producer_version = "nce-fx", __version__
+    for key, value in (provenance(gm, marked, batch) | {"format": format}).items():
+        model.metadata_props.add(key=f"nce_fx.{key}", value=value)
     checked = inputs if inputs is not None else example(gm, batch or (2 if takes_any_batch(gm) else None))
     begin("compare with PyTorch")
     with export_file(path) as fresh:
@@ -141,12 +143,6 @@ def _model(
             # A graph that torch.export traced has the batch as a number in its reshapes.
             continue
     return *to_onnx(marked, traced, form, dynamic="no", opset=opset), tree_leaves(traced)[0].shape[0], False
-
-
-def _put_metadata(model: ModelProto, gm: GraphModule, marked: Marked, name: str, batch: int | None) -> None:
-    model.producer_name, model.producer_version = "nce-fx", __version__
-    for key, value in (provenance(gm, marked, batch) | {"format": name}).items():
-        model.metadata_props.add(key=f"nce_fx.{key}", value=value)
 
 
 def provenance(gm: GraphModule, marked: Marked, batch: int | None) -> dict[str, str]:

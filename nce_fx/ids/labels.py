@@ -131,12 +131,12 @@ def reshape(
     """
     if label.numel() == 0:
         return label.reshape(list(shape))
-    spans = _runs(label.shape, shape)
-    moving = frozenset(k for old, _ in spans if any(varies(label, axis) for axis in old) for k in old)
+    runs = spans(label.shape, shape)
+    moving = frozenset(k for old, _ in runs if any(varies(label, axis) for axis in old) for k in old)
     layout = laid_out(label, moving) if laid_out else Layout(moving)
     cropped: list[int] = []
     target: list[int] = []
-    for old, new in spans:
+    for old, new in runs:
         laid = any(axis in layout.moving and label.shape[axis] > 1 for axis in old)
         cropped += [label.shape[axis] if laid else 1 for axis in old]
         target += [shape[axis] if laid else 1 for axis in new]
@@ -146,7 +146,7 @@ def reshape(
     return compress(small.reshape(target)).expand(list(shape))
 
 
-def _runs(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]:
+def spans(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]:
     """Return the shortest runs of axes of two shapes that have equal products."""
     found = []
     i = j = 0

@@ -8,6 +8,7 @@ import math
 from torch import Tensor, nn
 
 from nce_fx.errors import InputError
+from nce_fx.models.resnet import initialize, initialize_head
 
 # Expansion t, output channels c, number of blocks n, stride s of the first: table 2 of the paper.
 STAGES = (
@@ -72,12 +73,8 @@ class MobileNetV2(nn.Module):
         self.features = nn.Sequential(*layers)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(head, num_classes))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out")
-            elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, 0, 0.01)
-                nn.init.zeros_(module.bias)
+        initialize(self)
+        initialize_head(self.classifier)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""

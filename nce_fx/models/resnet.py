@@ -83,6 +83,14 @@ def initialize(model: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
+def initialize_head(head: nn.Sequential) -> None:
+    """Draw small weights for linear layers; biases are zero."""
+    for module in head:
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, 0, 0.01)
+            nn.init.zeros_(module.bias)
+
+
 class ResNet(nn.Module):
     """Stem, four stages at 1, 2, 4, 8 times the width (times four for bottlenecks), pooling, classifier.
 

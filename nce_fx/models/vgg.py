@@ -5,7 +5,7 @@ Parameter names are torchvision's, so its weights load. No ReLU works in place, 
 
 from torch import Tensor, nn
 
-from nce_fx.models.resnet import initialize
+from nce_fx.models.resnet import initialize, initialize_head
 
 # Widths of the 3x3 convolutions of each block, as multiples of the first; a 2x2 max-pooling ends each block.
 BLOCKS = ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))
@@ -35,10 +35,7 @@ class VGG(nn.Module):
             nn.Linear(64 * width, num_classes),
         )
         initialize(self)
-        for module in self.classifier:
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, 0, 0.01)
-                nn.init.zeros_(module.bias)
+        initialize_head(self.classifier)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""

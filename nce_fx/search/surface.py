@@ -44,7 +44,7 @@ def search_surface(asked: Asked, recipe: SurfaceRecipe) -> SearchResult[SurfaceL
         held(asked.directory if engine.is_main else None),
         reporting(asked.progress if engine.is_main else False) as report,
     ):
-        networks = Networks(asked, recipe, kept, report, _in_all(recipe))
+        networks = Networks(asked, recipe, kept, report)
         surface, fits, centres = _climbed(settings, recipe, networks, start)
         finals = _finals(settings, recipe, networks, surface, centres)
 
@@ -181,8 +181,3 @@ def _finals(
 
 def _final(widths: Mapping[str, int], foretold: float, told: Sequence[Measured], better: float) -> Final:
     return Final(widths, foretold, tuple(one.loss for one in told), tuple(one.score for one in told), better)
-
-
-def _in_all(recipe: SurfaceRecipe) -> int:
-    """How many networks are trained at most."""
-    return recipe.rounds * (recipe.repeats + recipe.networks) + recipe.finals * (1 + recipe.candidates)

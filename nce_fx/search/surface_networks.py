@@ -92,13 +92,15 @@ class Networks:
     recipe: SurfaceRecipe
     data: Data
     report: Callable[[StepReport], None]
-    in_all: int
+    in_all: int = field(init=False)
     found: list[tuple[Wanted, Measured]] = field(default_factory=list)
     _known: dict[int, tuple[Wanted, Measured]] = field(default_factory=dict)
     """By place in that order: what was trained, this time or before."""
     _identity: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
+        recipe = self.recipe
+        self.in_all = recipe.rounds * (recipe.repeats + recipe.networks) + recipe.finals * (1 + recipe.candidates)
         self._identity = self._told_apart()
         if self._file is not None and self._file.exists():
             self._known = self._read(self._file)

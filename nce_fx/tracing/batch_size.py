@@ -32,7 +32,7 @@ def follow_batch(gm: GraphModule, model: nn.Module, inputs: Inputs, ops: Ops) ->
     found = [] if size is None else list(_written_down(gm, size, ops))
     if size is None or not found:
         return False
-    flipped = tree_map(_flipped, inputs.named)
+    flipped = tree_map(lambda v: v.flip(tuple(range(v.dim()))) if isinstance(v, Tensor) else v, inputs.named)
     both = {name: _joined(value, flipped[name], size) for name, value in inputs.named.items()}
     call = inputs.filled(both)
     if outputs_of(model, call.args, call.kwargs) is not None:
@@ -50,10 +50,6 @@ def follow_batch(gm: GraphModule, model: nn.Module, inputs: Inputs, ops: Ops) ->
     gm.graph.eliminate_dead_code(has_an_effect)
     gm.recompile()
     return False
-
-
-def _flipped(value: Any) -> Any:
-    return value.flip(tuple(range(value.dim()))) if isinstance(value, Tensor) else value
 
 
 def _joined(a: Any, b: Any, size: int) -> Any:

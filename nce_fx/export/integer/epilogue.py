@@ -131,18 +131,14 @@ def step_of(nodes: Nodes, node: NodeProto, source: str, rank: int) -> Step | Non
     if value is None:
         return None
     if node.op_type == "Div":
-        return _division(value)
+        # By a power of two it is a multiplication; others round otherwise.
+        inverse = (1 / value).astype(np.float32)
+        return AffineStep(factor=inverse) if np.all(np.frexp(value)[0] == 0.5) else None
     return (
         AffineStep(factor=value)
         if node.op_type == "Mul"
         else AffineStep(shift=value if node.op_type == "Add" else -value)
     )
-
-
-def _division(value: Array) -> AffineStep | None:
-    """A division by a power of two is a multiplication; others round otherwise."""
-    inverse = (1 / value).astype(np.float32)
-    return AffineStep(factor=inverse) if np.all(np.frexp(value)[0] == 0.5) else None
 
 
 def _by_channel(value: Array, rank: int) -> Array | None:

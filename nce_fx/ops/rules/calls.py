@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from nce_fx.ids.labels import FIXED, Label, constant, core, varies
+from nce_fx.ids.rule_interface import RuleInterface
 from nce_fx.ids.value import ChannelTensor, activation, channel_tensors
 
 
@@ -18,6 +19,15 @@ def label_for(value: ChannelTensor, axis: int) -> Label:
         return labels[0]
     axis %= value.dim()
     return next((label for label in labels if value.run.varies(label, axis)), labels[0])
+
+
+def alike_along(run: RuleInterface, label: Label, axis: int) -> Label:
+    """Return a label whose entries along an axis are tied to the first, and are that: places of one channel."""
+    if not run.varies(label, axis):
+        return label
+    first = label.narrow(axis, 0, 1).expand(label.shape)
+    run.tie(label, first)
+    return first
 
 
 def on_meta(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:

@@ -18,7 +18,7 @@ from nce_fx.ids.labels import (
 )
 from nce_fx.ids.rule_interface import RuleInterface
 from nce_fx.ids.value import ChannelTensor, activation, channel_tensors
-from nce_fx.ops.rules.calls import label_for, on_meta, opaque
+from nce_fx.ops.rules.calls import alike_along, label_for, on_meta, opaque
 from nce_fx.ops.rules.elementwise import meet
 
 _NO_BOUND = 1e-10
@@ -66,18 +66,22 @@ def sum_over(run: RuleInterface, label: Label, axis: int, what: str) -> None:
 
     They are copied as a block beside it where there is an axis beside it, else not at all.
     """
-    if on_other_axes(run, label, axis) or any(k != axis and run.is_single(label, k) for k in range(1, label.dim())):
-        run.rigid(label, axis)
-    else:
+    if not _rigid_beside(run, label, axis):
         run.pin(run.ids(core(label)), f"its channels are mixed by {what}")
 
 
 def _norm_over(run: RuleInterface, label: Label, axis: int, exponent: float) -> None:
     """A root of a sum of squares over channels: over whole copies it grows by the root of their number, no more."""
-    if on_other_axes(run, label, axis) or any(k != axis and run.is_single(label, k) for k in range(1, label.dim())):
-        run.rigid(label, axis)
-    else:
+    if not _rigid_beside(run, label, axis):
         run.root(label, axis, exponent)
+
+
+def _rigid_beside(run: RuleInterface, label: Label, axis: int) -> bool:
+    others = (k for k in range(1, label.dim()) if k != axis)
+    if on_other_axes(run, label, axis) or any(run.is_single(label, k) for k in others):
+        run.rigid(label, axis)
+        return True
+    return False
 
 
 def on_other_axes(run: RuleInterface, label: Label, axis: int) -> bool:
@@ -207,10 +211,7 @@ def spatial(axes: int) -> Any:
         for axis in range(value.dim() - axes, value.dim()):
             if axis in run.channel_axes(label):
                 return opaque(func, args, kwargs, "its channels are pooled or resampled along their own axis")
-            if run.varies(label, axis):
-                first = label.narrow(axis, 0, 1).expand(label.shape)
-                run.tie(label, first)
-                label = first
+            label = alike_along(run, label, axis)
         first_out = outputs[0] if isinstance(outputs, tuple) else outputs
         result = activation(run, resized(label, first_out.shape), value.dtype)
         if isinstance(outputs, tuple):
@@ -250,13 +251,9 @@ def unpooled(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Channe
 
 def _elsewhere(value: ChannelTensor, label: Label, shape: tuple[int, ...]) -> ChannelTensor:
     """Return a value whose channels run along axis 1, at other places."""
-    run = value.run
     for axis in range(2, label.dim()):
-        if run.varies(label, axis):
-            first = label.narrow(axis, 0, 1).expand(label.shape)
-            run.tie(label, first)
-            label = first
-    return ChannelTensor(run, shape, (resized(label, shape),), value.dtype)
+        label = alike_along(value.run, label, axis)
+    return ChannelTensor(value.run, shape, (resized(label, shape),), value.dtype)
 
 
 def _resampled(value: ChannelTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import Node
 
-from nce_fx.ids.labels import varies
+from nce_fx.ids.labels import spans, varies
 from nce_fx.ids.value import ChannelTensor
 
 aten = torch.ops.aten
@@ -63,18 +63,10 @@ def _new_sizes(
     old_in: tuple[int, ...], new_in: tuple[int, ...], old_out: tuple[int, ...], result: ChannelTensor
 ) -> Iterator[list[int]]:
     choices: list[list[tuple[int, int]]] = []
-    i = j = 0
-    while i < len(old_in) or j < len(old_out):
-        begin_i, begin_j = i, j
-        i, j = min(i + 1, len(old_in)), min(j + 1, len(old_out))
-        while prod(old_in[begin_i:i]) != prod(old_out[begin_j:j]):
-            if prod(old_in[begin_i:i]) < prod(old_out[begin_j:j]):
-                i += 1
-            else:
-                j += 1
-        before, after = prod(old_in[begin_i:i]), prod(new_in[begin_i:i])
+    for own, made in spans(old_in, old_out):
+        before, after = (prod(sizes[k] for k in own) for sizes in (old_in, new_in))
         if before != after:
-            options = [(k, old_out[k] * after // before) for k in range(begin_j, j) if old_out[k] * after % before == 0]
+            options = [(k, old_out[k] * after // before) for k in made if old_out[k] * after % before == 0]
             moving = [o for o in options if any(varies(label, o[0]) for label in result.labels)]
             choices.append(moving + [o for o in options if o not in moving])
     for choice in product(*choices):

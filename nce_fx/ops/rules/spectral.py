@@ -4,7 +4,7 @@ from typing import Any
 
 from nce_fx.ids.labels import NEUTRAL, Label, constant, resized
 from nce_fx.ids.value import ChannelTensor
-from nce_fx.ops.rules.calls import opaque
+from nce_fx.ops.rules.calls import alike_along, opaque
 from nce_fx.ops.rules.elementwise import pointwise
 
 
@@ -22,10 +22,7 @@ def transform(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         for axis in axes:
             if axis in run.channel_axes(label) or (run.carries(label, axis) and not run.varies(label, axis)):
                 return opaque(func, args, kwargs, "its channels are mixed by a Fourier transform (fft)")
-            if run.varies(label, axis):
-                first = label.narrow(axis, 0, 1)
-                run.tie(label, first.expand(label.shape))
-                label = first.expand(label.shape)
+            label = alike_along(run, label, axis)
         labels.append(resized(label, shape))
     return ChannelTensor(run, shape, tuple(labels), kind)
 
@@ -59,8 +56,5 @@ def from_pairs(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Chan
     whole = [label for label in value.labels if len(value.labels) == 1 or not run.varies(label, last)]
     labels: list[Label] = []
     for label in whole or [constant(NEUTRAL, value.shape)]:
-        first = label.narrow(last, 0, 1)
-        if run.varies(label, last):
-            run.tie(label, first.expand(label.shape))
-        labels.append(first.squeeze(last))
+        labels.append(alike_along(run, label, last).select(last, 0))
     return ChannelTensor(run, value.shape[:-1], tuple(labels), value.dtype.to_complex())

@@ -344,7 +344,10 @@ class Tie(ChannelInterpreter):
             small = core(label)
             if not rows:
                 if small.numel() == 1:
-                    self._pin_single(small)
+                    # What cuts it out goes on to cut one, and copies would die.
+                    single = self.ids(small).reshape(-1)
+                    if int(self.space.widths(self.space.owners(single.numpy()))[0]) > 1:
+                        self.pin(single, "it is the one channel of several that is cut out")
                 ids = np.unique(bare(small.numpy()))
                 ids = ids[ids >= FIRST_ID]
                 if len(ids):
@@ -352,12 +355,6 @@ class Tie(ChannelInterpreter):
             moving = [axis for axis in range(small.dim()) if small.shape[axis] > 1]
             if moving and (not rows or len(moving) > 1):
                 self.cuts.append(bare(small.select(moving[-1], 0).reshape(-1).numpy()))
-
-    def _pin_single(self, small: torch.Tensor) -> None:
-        """Pin one channel that was cut out of several: what cuts it out goes on to cut one, and copies would die."""
-        ids = self.ids(small).reshape(-1)
-        if int(self.space.widths(self.space.owners(ids.numpy()))[0]) > 1:
-            self.pin(ids, "it is the one channel of several that is cut out")
 
     def number(self, values: tuple[Any, ...], label: Label) -> None:
         self.answers[self.here, self.asked] = Statement(self.fact("number", (label,)), (label,), answer=values)

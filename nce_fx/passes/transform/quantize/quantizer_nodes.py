@@ -220,15 +220,11 @@ def _quantize_weights(gm: GraphModule, spec: QuantSpec, layers: tuple[Quantizabl
             node.replace_input_with(weight_argument(node), nodes[key])
 
 
-def _weight_path(gm: GraphModule, each: QuantizableLayer) -> str:
-    op = table_of(gm).of(gm, each.node)
-    return f"{each.path}.{op.weight if op else 'weight'}"
-
-
 def _weight_key(gm: GraphModule, each: QuantizableLayer) -> Any:
     """What two uses of one weight have in common: the parameter's path, or the node that computes it."""
     if each.node.op == "call_module":
-        return _weight_path(gm, each)
+        op = table_of(gm).of(gm, each.node)
+        return f"{each.path}.{op.weight if op else 'weight'}"
     weight = weight_argument(each.node)
     return str(weight.target) if weight.op == "get_attr" else weight
 

@@ -5,7 +5,7 @@ from dataclasses import field
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BeforeValidator, StrictBool, StrictStr, ValidationInfo
+from pydantic import BeforeValidator, StrictBool, StrictStr
 
 from nce_fx.errors import QuantizeError
 from nce_fx.frozen import FrozenDict, freeze
@@ -40,11 +40,7 @@ def checked_bits(bits: Any, name: str) -> int | None:
     return bits
 
 
-def _of_field(bits: Any, info: ValidationInfo) -> int | None:
-    return checked_bits(bits, info.field_name or "bits")
-
-
-Bits = Annotated[int | None, BeforeValidator(_of_field)]
+Bits = Annotated[int | None, BeforeValidator(lambda bits, info: checked_bits(bits, info.field_name or "bits"))]
 """1 to 8, or ``None`` for float."""
 
 

@@ -27,30 +27,22 @@ if TYPE_CHECKING:
     from nce_fx.rewrite import RewriteResult, rewrite
     from nce_fx.tracing import trace
 
-_HOME = {
-    "trace": "nce_fx.tracing",
-    "analyze_channels": "nce_fx.passes.analysis.channels",
-    "ChannelGraph": "nce_fx.passes.analysis.channels",
-    "ChannelGroup": "nce_fx.passes.analysis.channels",
-    "channel_rule": "nce_fx.custom",
-    "analyze_cost": "nce_fx.passes.analysis.cost",
-    "CostReport": "nce_fx.passes.analysis.cost",
-    "analyze_sensitivity": "nce_fx.passes.analysis.sensitivity",
-    "SensitivityReport": "nce_fx.passes.analysis.sensitivity",
-    "plan_widths": "nce_fx.passes.planning",
-    "Budget": "nce_fx.passes.planning",
-    "WidthPlan": "nce_fx.plan",
-    "resize": "nce_fx.passes.transform.resize",
-    "quantize": "nce_fx.passes.transform.quantize",
-    "QuantSpec": "nce_fx.passes.transform.quantize",
-    "integer_weights": "nce_fx.passes.transform.quantize",
-    "rewrite": "nce_fx.rewrite",
-    "RewriteResult": "nce_fx.rewrite",
-    "export_onnx": "nce_fx.export",
-    "save": "nce_fx.artifacts",
-    "load": "nce_fx.artifacts",
-    "to_networkx": "nce_fx.export.network",
+_NAMES = {
+    "nce_fx.artifacts": ("load", "save"),
+    "nce_fx.custom": ("channel_rule",),
+    "nce_fx.export": ("export_onnx",),
+    "nce_fx.export.network": ("to_networkx",),
+    "nce_fx.passes.analysis.channels": ("ChannelGraph", "ChannelGroup", "analyze_channels"),
+    "nce_fx.passes.analysis.cost": ("CostReport", "analyze_cost"),
+    "nce_fx.passes.analysis.sensitivity": ("SensitivityReport", "analyze_sensitivity"),
+    "nce_fx.passes.planning": ("Budget", "plan_widths"),
+    "nce_fx.passes.transform.quantize": ("QuantSpec", "integer_weights", "quantize"),
+    "nce_fx.passes.transform.resize": ("resize",),
+    "nce_fx.plan": ("WidthPlan",),
+    "nce_fx.rewrite": ("RewriteResult", "rewrite"),
+    "nce_fx.tracing": ("trace",),
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -69,14 +69,7 @@ class WidthPlan(Frozen):
 
     def to_json(self) -> str:
         """Return the plan as JSON, byte for byte the same for equal plans."""
-        fields = {
-            "version": self.version,
-            "model": self.model,
-            "widths": dict(self.widths),
-            "original": dict(self.original),
-            "source": dict(self.source),
-        }
-        return json.dumps(fields, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(asdict(self), sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     @staticmethod
     def from_json(text: str) -> "WidthPlan":

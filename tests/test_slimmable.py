@@ -22,9 +22,8 @@ from nce_fx.pipeline import Pipeline
 from nce_fx.quantizers import Quantizer
 from nce_fx.search import SlimmableRecipe, search
 from nce_fx.search.carrying import of_kind
-from nce_fx.search.comparing import Measuring, better_by
 from nce_fx.search.slices import Widest, quantizer_paths
-from nce_fx.search.slimmable import Compared, SlimmableLog
+from nce_fx.search.slimmable import Compared, Measuring, SlimmableLog, better_by
 from tests import drawing
 from tests.observing import difference, loss_of
 from tests.observing import run as outputs_of

@@ -138,23 +138,15 @@ def channel_tensors(args: Any) -> list[ChannelTensor]:
     return []
 
 
-def find(args: Any) -> ChannelTensor | None:
-    """Return the first channel tensor among arguments."""
-    values = channel_tensors(args)
-    return values[0] if values else None
-
-
 def found_run(args: Any) -> RuleInterface | None:
     """Return the run that the arguments belong to; ``None`` where no channel tensor is among them."""
-    value = find(args)
-    return None if value is None else value.run
+    values = channel_tensors(args)
+    return values[0].run if values else None
 
 
 def run_of(args: Any) -> RuleInterface:
     """Return the run that the arguments belong to."""
-    value = find(args)
-    assert value is not None
-    return value.run
+    return channel_tensors(args)[0].run
 
 
 @dataclass(frozen=True, slots=True)

@@ -324,12 +324,7 @@ def _function_name(node: Node) -> str:
 def bilinear(gm: GraphModule, node: Node) -> Layer:
     """Every pair of rows meets the whole weight."""
     left, right = (_argument(node, index, f"input{index + 1}") for index in (0, 1))
-    if node.op == "call_module":
-        weight: Any = f"{node.target}.weight"
-        weights: tuple[str, ...] = (weight,)
-    else:
-        weight = _argument(node, 2, "weight")
-        weights = source_parameters(weight)
+    _, weight, weights = _operands(node, 1)
     work = Work(_axes(node, but=-1) + _weight_axes(gm, weight), bool(weights))
     return Layer(layer_path(node, weights), node, "bilinear", weights, tuple(dict.fromkeys((left, right))), (work,))
 

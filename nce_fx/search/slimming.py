@@ -68,7 +68,7 @@ class Slimming(Callback):
     def __init__(self, widest: Widest, settings: Settings, recipe: SlimmableRecipe, budget: Budget) -> None:
         self.widest, self.settings, self.recipe, self.budget = widest, settings, recipe, budget
         self.known: dict[Setting, tuple[float, ...]] = {}
-        """Setting -> losses on what is held out, see `nce_fx.search.comparing`."""
+        """Setting -> losses on what is held out, see `nce_fx.search.slimmable`."""
         self.seconds = 0.0
         """What measuring took so far."""
         self.sandwich: Sandwich | None = None

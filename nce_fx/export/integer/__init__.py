@@ -17,7 +17,6 @@ few_rows.py     MatMulNBits, where few rows meet a weight that stays packed
 weights.py      tensors.py   onnx_nodes.py   what these are written with
 lower.py        writing it down
 module.py       operators.py   the file as a PyTorch module
-reasons.py      why a node stays in float
 """
 
 from nce_fx.export.integer.lower import Lowered, lower

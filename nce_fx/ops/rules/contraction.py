@@ -92,14 +92,11 @@ def _contract(run: RuleInterface, a: Label, b: Label, shape: list[int], by_root:
             run.tie(label, along(line_of(label, axis), axis, list(label.shape)))
         run.contract(line_of(a, a.dim() - 1), line_of(b, b.dim() - 2), by_root)
         return constant(NEUTRAL, shape)
-    if over_a:
-        sum_over(run, a, a.dim() - 1, "a product over them")
-        if not over_b and not on_other_axes(run, a, a.dim() - 1):
-            run.pin(run.ids(core(a)), "its channels are summed with weights that depend on the data")
-    if over_b:
-        sum_over(run, b, b.dim() - 2, "a product over them")
-        if not over_a and not on_other_axes(run, b, b.dim() - 2):
-            run.pin(run.ids(core(b)), "its channels are summed with weights that depend on the data")
+    for (label, axis), over in zip(sides, (over_a, over_b), strict=True):
+        if over:
+            sum_over(run, label, axis, "a product over them")
+            if not both and not on_other_axes(run, label, axis):
+                run.pin(run.ids(core(label)), "its channels are summed with weights that depend on the data")
     left = a.narrow(a.dim() - 1, 0, 1).expand(*a.shape[:-1], shape[-1])
     right = b.narrow(b.dim() - 2, 0, 1).expand(*b.shape[:-2], shape[-2], b.shape[-1])
     left, right = left.expand(shape), right.expand(shape)

@@ -3,8 +3,6 @@
 The public names, nothing else. They load on first use, so that ``import nce_fx`` does not import torch.
 """
 
-from __future__ import annotations
-
 import sys
 from importlib import import_module
 from types import ModuleType

@@ -4,8 +4,6 @@
 are whole numbers. What an annotation does not tell apart (batches, losses, tables) is read further in.
 """
 
-from __future__ import annotations
-
 import inspect
 import types
 from collections.abc import Callable, Iterable, Mapping

@@ -11,8 +11,6 @@ one's own is a row more, given where cost is analyzed, or brought by an installe
     energy = "my_package.quantities:ENERGY"
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
 class Sums:
     """A cost as a sum of weighted products of widths; of several sums the greatest is the cost."""
 
-    terms: Terms
+    terms: "Terms"
     """Products of axis lengths, such as the MACs of every layer: `CostTerms` has those of work, parameters, values."""
     weights: tuple[int, ...]
     """What one of each term counts, such as weight bits times activation bits."""
@@ -52,7 +50,7 @@ class Quantity:
     title: str
     """As tables name it: ``bit operations``."""
     unit: Literal["count", "bytes", "price"]
-    cost: Callable[[CostTerms], Sums | Prices | None]
+    cost: "Callable[[CostTerms], Sums | Prices | None]"
     """What it sums in the cost model of a graph; ``None`` where the graph has no such cost."""
     help: str = ""
     """What an option says it limits the most of; the title by default."""

@@ -4,8 +4,6 @@ Crops and sizes are torchvision's to the last bit, random ones included, but not
 compiled part has to be of the same build as torch, which it often is not.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import re
@@ -60,7 +58,9 @@ class ImageFiles:
 class Pictures(Dataset[Any]):
     """The images of one split; an image that cannot be read is None, and warned of once, with the number so far."""
 
-    def __init__(self, folder: ImageFiles, transform: Callable[[Image], Tensor], strict: bool, damaged: Tensor) -> None:
+    def __init__(
+        self, folder: ImageFiles, transform: "Callable[[Image], Tensor]", strict: bool, damaged: Tensor
+    ) -> None:
         self.folder, self.transform, self.strict, self.damaged = folder, transform, strict, damaged
 
     def __len__(self) -> int:
@@ -185,12 +185,12 @@ def _pillow() -> ModuleType:
         raise InputError("data imagefolder: needs pillow: pip install 'nce-fx[vision]'") from error
 
 
-def _read(path: str) -> Image:
+def _read(path: str) -> "Image":
     with _pillow().open(path) as image:
         return cast("Image", image.convert("RGB"))
 
 
-def centre_crop(image: Image, size: int) -> Tensor:
+def centre_crop(image: "Image", size: int) -> Tensor:
     """Return the middle of an image whose shorter side is made 256/224 of ``size``, normalised, (3, size, size)."""
     width, height = image.size
     short = size * 256 // 224
@@ -199,7 +199,7 @@ def centre_crop(image: Image, size: int) -> Tensor:
     return _normalised(_resized(image, scaled).crop((left, top, left + size, top + size)))
 
 
-def random_crop(image: Image, size: int) -> Tensor:
+def random_crop(image: "Image", size: int) -> Tensor:
     """Return a part of an image, 8 % to 100 % of it, mirrored half of the time, normalised, (3, size, size)."""
     left, top, width, height = _random_box(*image.size)
     result = _normalised(_resized(image.crop((left, top, left + width, top + height)), (size, size)))
@@ -219,11 +219,11 @@ def _random_box(width: int, height: int) -> tuple[int, int, int, int]:
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def _resized(image: Image, size: tuple[int, int]) -> Image:
+def _resized(image: "Image", size: tuple[int, int]) -> "Image":
     return image.resize(size, _pillow().Resampling.BILINEAR)
 
 
-def _normalised(image: Image) -> Tensor:
+def _normalised(image: "Image") -> Tensor:
     """Return an image as numbers with mean 0 and deviation 1 in each channel over ImageNet, (3, height, width)."""
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div(255)
     return pixels.sub_(torch.tensor(MEAN)[:, None, None]).div_(torch.tensor(DEVIATION)[:, None, None])

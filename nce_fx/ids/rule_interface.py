@@ -348,7 +348,7 @@ class RuleInterface(ABC):
 
     @property
     def here(self) -> Node:
-        """The node at hand."""
+        """The node at hand, such as ``conv1`` of a traced graph."""
         assert self.node is not None
         return self.node
 

@@ -1,7 +1,5 @@
 """The tables that people read: sensitivity, plan, cost and the comparison, as rich renderables."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -225,8 +223,8 @@ def group_table(groups: Iterable[GroupRecord], consumers: Mapping[str, tuple[str
 
 
 def split_quantizers(
-    nodes: Mapping[str, NodeCost], quantized: GraphModule
-) -> tuple[dict[str, NodeCost], dict[str, NodeCost]]:
+    nodes: "Mapping[str, NodeCost]", quantized: GraphModule
+) -> "tuple[dict[str, NodeCost], dict[str, NodeCost]]":
     """Return costs of the model's own layers, and of the quantizers that were put beside them."""
     inserted = {name for name, module in quantized.named_modules() if isinstance(module, Quantizer)}
     quantizers = {name: cost for name, cost in nodes.items() if name in inserted}
@@ -234,7 +232,7 @@ def split_quantizers(
 
 
 def layer_table(
-    cost: CostReport, channels: ChannelGraph, sensitivity: SensitivityReport, quantized: GraphModule
+    cost: "CostReport", channels: "ChannelGraph", sensitivity: "SensitivityReport", quantized: GraphModule
 ) -> Table:
     """Return every layer in the order they run, with its channel group, its cost as quantized and its sensitivity."""
     layers, quantizers = split_quantizers(cost.nodes, quantized)
@@ -260,7 +258,7 @@ def layer_table(
     return table
 
 
-def sweep_table(points: Sequence[SweepPoint]) -> Table:
+def sweep_table(points: "Sequence[SweepPoint]") -> Table:
     """Return the plans along a range of budgets."""
     names = list(dict.fromkeys(name for point in points for name in point.cost))
     columns = (">budget", *(f">{title_of(name)}" for name in names), ">noise", ">no plan below")

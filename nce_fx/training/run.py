@@ -1,7 +1,5 @@
 """One training run: what is trained, on what, how, where it is, and its checkpoints."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -87,16 +85,16 @@ class Callback:
         """Return the learning rate where so many epochs are done, as a share of the recipe's."""
         return 1.0
 
-    def before_epoch(self, run: Run) -> None:
+    def before_epoch(self, run: "Run") -> None:
         """An epoch begins, or goes on after it was interrupted."""
 
-    def before_step(self, run: Run) -> None:
+    def before_step(self, run: "Run") -> None:
         """The weights are about to make a step."""
 
-    def after_step(self, run: Run) -> None:
+    def after_step(self, run: "Run") -> None:
         """The weights have made a step, which the position does not count yet."""
 
-    def after_epoch(self, run: Run) -> Run:
+    def after_epoch(self, run: "Run") -> "Run":
         """An epoch has ended; return the run that goes on, with another model where this one is not enough."""
         return run
 

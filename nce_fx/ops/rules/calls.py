@@ -22,7 +22,7 @@ def label_for(value: ChannelTensor, axis: int) -> Label:
 
 
 def alike_along(run: RuleInterface, label: Label, axis: int) -> Label:
-    """Return a label whose entries along an axis are tied to the first, and are that: places of one channel."""
+    """Return a label whose entries along an axis are tied to the first: the places of ``F.max_pool2d(x, 2)``."""
     if not run.varies(label, axis):
         return label
     first = label.narrow(axis, 0, 1).expand(label.shape)

@@ -4,8 +4,6 @@ A code is ``id + copy * span``. That every value is its old self with whole slic
 values meet, is what makes widening keep the function and narrowing a removal.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod

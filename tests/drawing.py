@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -51,6 +52,11 @@ def traced(model: nn.Module, inputs: tuple[Any, ...], dtype: torch.dtype = torch
 def keep(model: nn.Module, dtype: torch.dtype, known: Traced) -> None:
     """Let the laws take this trace of a model, where another one would take long or much memory."""
     _TRACED.setdefault(model, {})[dtype] = known
+
+
+def one_of(count: int, names: Iterable[str]) -> list[str]:
+    """Return about one of so many names: those that it returns whatever other names there are."""
+    return sorted(name for name in names if sha256(name.encode()).digest()[0] % count == 0)
 
 
 def wider(channels: ChannelGraph, seed: int) -> dict[str, int]:

@@ -16,7 +16,7 @@ from nce_fx.export import load_pt2
 from nce_fx.models import MODELS
 from nce_fx.passes.analysis.sensitivity.analyze import METRICS
 from nce_fx.training import Recipe, evaluate, train
-from tests.drawing import narrower, wider
+from tests.drawing import narrower, one_of, wider
 from tests.laws import LAWS
 from tests.other_device import Elsewhere, OtherDevice, moved
 from tests.search_runs import quarters
@@ -34,6 +34,8 @@ MAKES_ON_THE_CPU = {
     "constant_blur",
     "text_slopes_by_head",
     "text_normalized_queries",
+    "text_bias_by_distance",
+    "exported_cells",
 }
 """Models whose own code makes a tensor on the CPU: they run nowhere else."""
 NOT_IMITATED = {
@@ -58,7 +60,7 @@ def on_cpu(gm):
     return {name: tensor.here for name, tensor in [*gm.named_parameters(), *gm.named_buffers()]}
 
 
-@pytest.mark.parametrize("name", [name for name in list(ZOO)[::3] if name not in MAKES_ON_THE_CPU | NOT_IMITATED])
+@pytest.mark.parametrize("name", one_of(3, ZOO.keys() - MAKES_ON_THE_CPU - NOT_IMITATED))
 def test_a_model_elsewhere_is_resized_there_and_alike(name):
     model, inputs = ZOO[name].make(), ZOO[name].inputs
     here = nce_fx.trace(copy.deepcopy(model), inputs)

@@ -9,12 +9,12 @@
     python -m benchmarks.mutants --tests tests/test_quantizers.py --parameters 2 --folders quantizers --once
                                                         a folder with the tests that are its own: in minutes
 
-The mutants are a seeded sample over ops, passes, quantizers and export. Of each, the tests that run its line are run,
-the quickest first, up to `--seconds` of them, until one fails. pytest collects once; each mutant is a process forked
-from there, in which the functions that differ get the mutant's code. Where that shows nothing, or the fault is in what
-a module does while it is imported, the compiler and the tests are imported anew. A test that fails without a fault is
-left out. "no test" means that none of the map runs the line, be there others outside of the map or not.
-A test that starts a Python of its own sees no fault there.
+The mutants are a seeded sample over ops, passes, quantizers, export and a few files more. Of each, the tests that run
+its line are run, the quickest first, up to `--seconds` of them, until one fails. pytest collects once; each mutant is a
+process forked from there, in which the functions that differ get the mutant's code. Where that shows nothing, or the
+fault is in what a module does while it is imported, the compiler and the tests are imported anew. A test that fails
+without a fault is left out. "no test" means that none of the map runs the line, be there others outside of the map or
+not. A test that starts a Python of its own sees no fault there.
 """
 
 from __future__ import annotations
@@ -50,13 +50,16 @@ TABLE = pages.RESULTS / "mutants.csv"
 WORK = pages.ROOT / ".mutants"
 COVERED = WORK / "coverage"
 FOLDERS = ("ops", "passes", "quantizers", "export")
+FILES = ("arguments.py", "progress.py", "launcher.py", "cli/verdict.py", "training/shards.py", "training/stretches.py")
+"""Files beside the folders, of the rest of the package."""
 COLUMNS = ("key", "file", "line", "operator", "was", "became", "tests", "seconds", "end", "by")
 ENDS = {0: "survived", 1: "killed"}
 
 
-def sample(count: int, seed: int, folders: Sequence[str] = FOLDERS) -> list[Mutant]:
+def sample(count: int, seed: int, folders: Sequence[str] = (*FOLDERS, *FILES)) -> list[Mutant]:
     """Return so many mutants, each as likely as any other; the first of a longer sample are a shorter one."""
-    files = [path for folder in folders for path in sorted((pages.ROOT / "nce_fx" / folder).rglob("*.py"))]
+    places = [pages.ROOT / "nce_fx" / folder for folder in folders]
+    files = [path for place in places for path in ([place] if place.is_file() else sorted(place.rglob("*.py")))]
     found = {mutant.key: mutant for path in files for mutant in mutants_of(path)}
     return [found[key] for key in sorted(found, key=lambda key: sha256(f"{seed} {key}".encode()).digest())[:count]]
 
@@ -274,7 +277,7 @@ def rows() -> list[dict[str, str]]:
 def summary() -> str:
     """Return how many were killed, with the interval, by folder."""
     lines = []
-    for folder in (*FOLDERS, ""):
+    for folder in (*FOLDERS, *FILES, ""):
         ends = Counter(row["end"] for row in rows() if row["file"].startswith(folder))
         if count := ends.total():
             noticed = ends["killed"] + ends["timeout"]
@@ -294,7 +297,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=60, help="of tests for one mutant, by the map")
     parser.add_argument("--parameters", type=int, default=4, help="parameter sets of each test")
-    parser.add_argument("--folders", default=",".join(FOLDERS), help="where the faults are, with commas between")
+    parser.add_argument("--folders", default=",".join((*FOLDERS, *FILES)), help="where the faults are")
     parser.add_argument(
         "--once", action="store_true", help="no second try with all imported anew: what was kept may hide a fault"
     )

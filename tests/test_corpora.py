@@ -16,7 +16,7 @@ import nce_fx
 from nce_fx.models import INPUT_SHAPES, MODELS
 from tests.drawing import wider
 from tests.observing import counted, difference, layers, run
-from tests.zoo.model import image, narrow, randomize
+from tests.zoo.model import BUILT_IN, image, narrow, randomize
 
 # Small nets that between them shuffle, concatenate, gate, group, split, and attend.
 TORCHVISION = ["shufflenet_v2_x0_5", "mobilenet_v3_small", "squeezenet1_1", "regnet_y_400mf", "densenet121", "swin"]
@@ -53,7 +53,7 @@ def test_torchvision(name):
     holds(randomize(model), image(size=SIDE), free=1.0)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", BUILT_IN)
 @pytest.mark.long
 def test_built_in(name):
     torch.manual_seed(0)

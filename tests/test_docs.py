@@ -40,6 +40,7 @@ SMALLER = {
     r"SearchRecipe\(epochs=1\)": "SearchRecipe(epochs=1, warmup_epochs=0)",
     r"AdaptRecipe\(epochs=1\)": "AdaptRecipe(epochs=3, warmup_epochs=1)",
     r"--method adapt --epochs 1": "--method adapt --epochs 3",
+    r"--(no-expand|float) --out": r"--\1 --epochs 1 --out",
     r"SlimmableRecipe\(epochs=1\)": "SlimmableRecipe(epochs=1, drawn=2, evaluations=5, population=4)",
     r'"evaluations": 1000': '"drawn": 2, "evaluations": 5, "population": 4',
     r"SurfaceRecipe\(epochs=1, float_epochs=8": "SurfaceRecipe(epochs=1, float_epochs=1, **FEW_NETWORKS",

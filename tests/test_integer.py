@@ -29,7 +29,7 @@ from nce_fx.passes.transform.quantize import PUBLISHED
 from nce_fx.quantizers.base import ActivationQuantizer
 from nce_fx.report.records import ModelReference
 from tests.test_export import DEPLOY, PAIRS, random, settled
-from tests.zoo.model import narrow
+from tests.zoo.model import BUILT_IN, narrow
 
 
 @pytest.fixture(autouse=True)
@@ -289,7 +289,7 @@ def test_where_no_rise_is_missed_every_sum_is_on_its_level(fineness):
 
 @pytest.mark.parametrize(
     ("name", "weight", "activation"),
-    [*((name, "sawb", "pact") for name in MODELS), (None, "sawb", "pact"), (None, "minmax", "minmax")],
+    [*((name, "sawb", "pact") for name in BUILT_IN), (None, "sawb", "pact"), (None, "minmax", "minmax")],
 )
 @pytest.mark.long
 def test_the_module_computes_what_the_file_does(name, weight, activation):

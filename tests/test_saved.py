@@ -16,10 +16,10 @@ from nce_fx.training import Recipe, train
 from tests.laws import comes_back, what_is_saved_is_what_was
 from tests.training_runs import Blobs
 from tests.zoo import randomize
-from tests.zoo.model import image, narrow
+from tests.zoo.model import BUILT_IN, image, narrow
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_built_in(name):
     channels, side, _ = INPUT_SHAPES[name]
     # What is saved does not depend on how wide a network is; vgg16_bn's weights alone are half a gigabyte.

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from nce_fx.models import MODELS
+
 
 @dataclass(frozen=True)
 class ZooModel:
@@ -49,6 +51,10 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
             else:
                 tensor.copy_(0.5 * drawn)
     return model
+
+
+BUILT_IN = [name for name in MODELS if name not in ("resnet20", "resnet56")]
+"""The built-in networks, but for those that are ResNet-8 with more of the same blocks."""
 
 
 def narrow(name: str) -> dict[str, Any]:

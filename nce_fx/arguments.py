@@ -19,6 +19,7 @@ from torch.jit import ScriptModule
 from torch.nn.parameter import is_lazy
 
 from nce_fx.errors import InputError
+from nce_fx.up_to_date import bring_up_to_date
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -62,6 +63,8 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
             kind = kind_of(name)
             if not _is(value, kind) or isinstance(value, ScriptModule):
                 raise InputError(f"{function.__name__}: {name} {_said(value)}: {_advice(value, kind)}")
+            if isinstance(value, GraphModule):
+                bring_up_to_date(value)
             if kind is GraphModule and isinstance(value, GraphModule):
                 if not any("tensor_meta" in node.meta or "val" in node.meta for node in value.graph.nodes):
                     raise InputError(f"{function.__name__}: no node of {name} has a shape: {_TRACE}")

@@ -14,6 +14,7 @@ from torch.fx.graph import PythonCode
 from nce_fx.batches import FIXED_SIZE, check_size
 from nce_fx.copying import copy_graph
 from nce_fx.paths import modules_of
+from nce_fx.up_to_date import bring_up_to_date
 
 FROZEN = "frozen"
 """In ``meta``: paths of modules that stay in evaluation mode when the model is trained."""
@@ -32,6 +33,7 @@ class TracedModule(GraphModule):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph; in words where its model wrote down another size of the batch."""
+        bring_up_to_date(self)
         if FIXED_SIZE in self.meta:
             check_size((*args, *kwargs.values()), self)
         return super().__call__(*args, **kwargs)

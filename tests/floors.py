@@ -58,6 +58,7 @@ _BOXES: tuple[dict[str, tuple[str, ...]], ...] = (
             "devices",
             "errors",
             "plain_table",
+            "up_to_date",
             "plain_text",
             "executor",
             "files",

@@ -31,6 +31,7 @@ from nce_fx.errors import NceFxError, PassError
 from nce_fx.pipeline.contract import Snapshot, check_sound
 from nce_fx.pipeline.history import HISTORY, Step, continued, settings_of
 from nce_fx.pipeline.pass_options import from_plain, to_plain
+from nce_fx.up_to_date import bring_up_to_date
 
 Property = Callable[[GraphModule], None]
 """Something that graphs have or have not, such as `in_float`: raises an `NceFxError` where one has it not."""
@@ -124,6 +125,7 @@ class Pass(ABC):
             PassError: it failed in a way it did not put into words itself, changed its input, or made no sound graph.
         """
         before = gm.graph_module if isinstance(gm, PassResult) else gm
+        bring_up_to_date(before)
         for holds in self.requires:
             holds(before)
         seen = Snapshot(before)

@@ -25,12 +25,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from nce_fx.quantizers.base import FLOOR, ActivationQuantizer, Integers, WeightQuantizer, as_integers, working
 from nce_fx.quantizers.ewgs import scale_gradient
 from nce_fx.quantizers.rounding import Nearest, PassRound, clip_round
+from nce_fx.quantizers.transforms import Transformable
 
 _SPREADS = tuple(k / 10 for k in range(1, 13))
 """Candidates for g times the deviation of the weights: at 0.8 the inner levels of 2 bits reach to one deviation."""
@@ -124,14 +124,18 @@ class DorefaWeight(WeightQuantizer):
         return as_integers(position.round_(), scale, self.grid)
 
 
-class _Widened(Function):
+class _Widened(Transformable):
     """``working``, with a gradient that is finite in the weights' own dtype. Shapes: any."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> Tensor:
         """Widen."""
-        ctx.dtype = x.dtype
         return working(x).view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep the dtype."""
+        ctx.dtype = inputs[0].dtype
 
     @staticmethod
     @once_differentiable

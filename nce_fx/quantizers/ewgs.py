@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+
+from nce_fx.quantizers.transforms import Transformable
 
 
 def scale_gradient(y: Tensor, x: Tensor, step: Tensor | float, delta: float) -> Tensor:
@@ -32,15 +33,19 @@ def scale_gradient(y: Tensor, x: Tensor, step: Tensor | float, delta: float) -> 
     return _ElementScaled.apply(y, distance.to(y.dtype), delta)  # type: ignore[no-any-return, no-untyped-call]
 
 
-class _ElementScaled(Function):
+class _ElementScaled(Transformable):
     """The identity, and the scaled gradient. Keeps the distances."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, distance: Tensor, delta: float) -> Tensor:
+    def forward(y: Tensor, distance: Tensor, delta: float) -> Tensor:
         """Return y."""
-        ctx.delta = delta
-        ctx.save_for_backward(distance)
         return y.view_as(y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep the distances."""
+        _, distance, ctx.delta = inputs
+        ctx.save_for_backward(distance)
 
     @staticmethod
     @once_differentiable

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from nce_fx.quantizers.base import FLOOR, Grid, Integers, working
@@ -23,6 +22,7 @@ from nce_fx.quantizers.counting import CLIP, CountingQuantizer, best_clip
 from nce_fx.quantizers.lsq import share
 from nce_fx.quantizers.rounding import dot
 from nce_fx.quantizers.saved_tensors import pack_levels, packs_activations, register
+from nce_fx.quantizers.transforms import Transformable
 
 _TRIED = 17
 """How many offsets calibration tries, evenly from -n to 0, beside the one of the least and greatest value."""
@@ -88,23 +88,27 @@ class LsqPlus(CountingQuantizer):
 
 def _nearest(x: Tensor, scale: Tensor, zero: Tensor, most: int) -> Tensor:
     # Rounded before z is subtracted: ties go to the even step, as in every runtime.
-    return (working(x) / scale).clamp_(zero, zero + most).round_()
+    return (working(x) / scale).clamp(zero, zero + most).round_()
 
 
-class _ShiftedRound(Function):
+class _ShiftedRound(Transformable):
     """y = q s. Keeps x.
 
     Shapes: x any; scale, shift and zero 0-dimensional; y as x.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, zero: Tensor, most: int, share: float) -> Tensor:
+    def forward(x: Tensor, scale: Tensor, shift: Tensor, zero: Tensor, most: int, share: float) -> Tensor:
         """Quantize."""
-        ctx.most, ctx.share = most, share
-        ctx.save_for_backward(x, scale, zero)
         q = _nearest(x, scale, zero, most)
         packed = pack_levels(q - zero, scale, zero, x.dtype, 0) if packs_activations() else None
         return register(q.mul_(scale).to(x.dtype), packed)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep x."""
+        x, scale, _, zero, ctx.most, ctx.share = inputs
+        ctx.save_for_backward(x, scale, zero)
 
     @staticmethod
     @once_differentiable

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from nce_fx.quantizers.base import Integers, as_integers, at_least, working
@@ -26,6 +25,7 @@ from nce_fx.quantizers.ewgs import scale_gradient
 from nce_fx.quantizers.lsq import share
 from nce_fx.quantizers.rounding import dot
 from nce_fx.quantizers.saved_tensors import pack_levels, packs_activations, register
+from nce_fx.quantizers.transforms import Transformable, is_transformed
 
 _FEW = 15
 """As many thresholds are compared one by one, which is faster than a search."""
@@ -116,7 +116,7 @@ def _count(x: Tensor, thresholds: Tensor) -> Tensor:
 
 def _pieces(grad: Tensor, x: Tensor, edges: Tensor, slopes: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield for each piece the part of a gradient that is inside: times the slope, summed, and summed times x."""
-    keeps = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    keeps = x.device.type == "cpu" and not torch.compiler.is_compiling() and not is_transformed()
     ends: Any = edges.tolist() if keeps else edges
     for index, slope in enumerate(slopes):
         if keeps:
@@ -127,21 +127,25 @@ def _pieces(grad: Tensor, x: Tensor, edges: Tensor, slopes: Tensor) -> Iterator[
         yield inside.mul_(slope), total, moment
 
 
-class _Stairs(Function):
+class _Stairs(Transformable):
     """Thresholds to even levels. Keeps x.
 
     Shapes: x any; start and scale 0-dimensional, lengths (n,); y as x.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, start: Tensor, lengths: Tensor, scale: Tensor, low: float, share: float) -> Tensor:
+    def forward(x: Tensor, start: Tensor, lengths: Tensor, scale: Tensor, low: float, share: float) -> Tensor:
         """Count thresholds."""
-        ctx.low, ctx.share = low, share
-        ctx.save_for_backward(x, start, lengths, scale)
         wide = working(x)
         q = _count(wide, _thresholds(start, lengths)).to(wide.dtype)
         packed = pack_levels(q, scale, low, x.dtype, 0) if packs_activations() else None
         return register(q.add_(low).mul_(scale).to(x.dtype), packed)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep x."""
+        x, start, lengths, scale, ctx.low, ctx.share = inputs
+        ctx.save_for_backward(x, start, lengths, scale)
 
     @staticmethod
     @once_differentiable

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from nce_fx.quantizers.base import FLOOR, Grid, at_least, level, whole, working
 from nce_fx.quantizers.saved_tensors import Packed, pack_levels, packs_activations, register
+from nce_fx.quantizers.transforms import Transformable, is_transformed
 
 
 def clip_round(x: Tensor, extent: Tensor, steps: float, grid: Grid) -> Tensor:
@@ -29,7 +30,7 @@ def clip_round(x: Tensor, extent: Tensor, steps: float, grid: Grid) -> Tensor:
     Shapes: x any; extent 0-dimensional; y as x.
     """
     function: type[Function] = _ClipRound
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or is_transformed():
         function = _ClipRoundTraced
     elif x.device.type == "cpu" and not packs_activations():
         function = _ClipRoundKeeping
@@ -112,8 +113,23 @@ def _before(bound: float, dtype: torch.dtype) -> float:
     return float(torch.nextafter(torch.tensor(bound, dtype=dtype), torch.tensor(-math.inf, dtype=dtype)))
 
 
-class _ClipRoundTraced(_ClipRoundKeeping):
-    """Under a compiler: keep x, from which it can fuse all else into the neighbours; it may choose to keep less."""
+class _ClipRoundTraced(Transformable):
+    """Under a compiler: keep x, from which it can fuse all else into the neighbours; it may choose to keep less.
+
+    And under ``torch.func``, where no number can be read off a tensor.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, extent: Tensor, steps: float, grid: Grid) -> Tensor:
+        """Quantize."""
+        scale = _scale(extent, steps)
+        return level(whole(working(x), scale, grid), scale, grid).to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep x."""
+        x, extent, ctx.steps, ctx.grid = inputs
+        ctx.save_for_backward(x, extent)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
@@ -127,7 +143,7 @@ class _ClipRoundTraced(_ClipRoundKeeping):
         return passed, (grad * ends).sum() / ctx.steps, None, None
 
 
-class StepRound(Function):
+class StepRound(Transformable):
     """LSQ: the same forward pass as `clip_round`, and a gradient to the step from the rounding, too.
 
     Gradients: dy/dx is 1 strictly inside the range, else 0. dy/dscale is q + offset - x / scale inside and q + offset
@@ -138,13 +154,16 @@ class StepRound(Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, scale: Tensor, grid: Grid, share: float, weight: bool, margin: float = 0.0
-    ) -> Tensor:
-        """Keep x."""
-        ctx.grid, ctx.share, ctx.margin = grid, share, margin
-        ctx.save_for_backward(x, scale)
+    def forward(x: Tensor, scale: Tensor, grid: Grid, share: float, weight: bool, margin: float = 0.0) -> Tensor:
+        """Quantize."""
         return _rounded(x, scale, grid, weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep x."""
+        x, scale, ctx.grid, ctx.share, _, *margin = inputs
+        ctx.margin = margin[0] if margin else 0.0
+        ctx.save_for_backward(x, scale)
 
     @staticmethod
     @once_differentiable
@@ -165,16 +184,20 @@ class StepRound(Function):
         return passed.to(grad.dtype), pull.to(scale.dtype), None, None, None, None
 
 
-class PassRound(Function):
+class PassRound(Transformable):
     """Weights: the same forward pass, and the gradient goes straight through, everywhere. Keeps nothing.
 
     Shapes: w any; scale 0-dimensional or broadcastable, without a gradient; offset as the grid's; y as w.
     """
 
     @staticmethod
-    def forward(ctx: Any, w: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+    def forward(w: Tensor, scale: Tensor, grid: Grid) -> Tensor:
         """Round."""
         return _rounded(w, scale, grid, weight=True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep nothing."""
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -182,18 +205,22 @@ class PassRound(Function):
         return grad, None, None
 
 
-class RangeRound(Function):
+class RangeRound(Transformable):
     """Weights with a zero point: y = (clip(round(w / scale - offset)) + offset) * scale, straight through.
 
     Shapes: w any; scale and offset broadcast over w, without a gradient; y as w.
     """
 
     @staticmethod
-    def forward(ctx: Any, w: Tensor, scale: Tensor, offset: Tensor, low: int, high: int) -> Tensor:
+    def forward(w: Tensor, scale: Tensor, offset: Tensor, low: int, high: int) -> Tensor:
         """Round."""
         q = (working(w) / scale).sub_(offset).round_().clamp_(low, high)
         packed = pack_levels(q, scale, offset, w.dtype, low)
         return register(q.add_(offset).mul_(scale).to(w.dtype), packed)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep nothing."""
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
@@ -201,13 +228,17 @@ class RangeRound(Function):
         return grad, None, None, None, None
 
 
-class Nearest(Function):
+class Nearest(Transformable):
     """round(x), to even at ties, with the gradient of the identity."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> Tensor:
         """Round."""
         return x.round()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep nothing."""
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from nce_fx.ops.additions import adds
 from nce_fx.ops.liveness import memory_of, overwritten
 from nce_fx.ops.sign import is_relu, never_negative
 from nce_fx.ops.work import ancestors, source_parameters
+from nce_fx.passes.transform.quantize.edited import called_layers, mark
 from nce_fx.passes.transform.quantize.functional import as_function, module_weight
 from nce_fx.passes.transform.quantize.hooked_weights import is_pruned, warn_of_zeros
 from nce_fx.passes.transform.quantize.quantizable_layers import (
@@ -79,7 +80,9 @@ def insert_quantizers(gm: GraphModule, spec: QuantSpec) -> GraphModule:
             # A quantizer that stands for a ReLU is new here.
             others = [user for user in free if memory.written(producer, user) is writer]
             _quantize_activation(result, spec, producer, theirs, others, unsigned[producer], writer)
+    called = called_layers(found)
     _quantize_weights(result, spec, found)
+    mark(result, called)
     if spec.exact:
         make_stepwise(result)
     result.graph.lint()

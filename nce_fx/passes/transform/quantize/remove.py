@@ -6,6 +6,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from nce_fx.ops.given_weight import call_with_weight
+from nce_fx.passes.transform.quantize.edited import unmark
 from nce_fx.passes.transform.quantize.functional import as_module, take_weight
 from nce_fx.passes.transform.quantize.stepwise import make_plain
 from nce_fx.quantizers import ActivationQuantizer, WeightQuantizer
@@ -20,6 +21,7 @@ def remove_quantizers(gm: GraphModule) -> GraphModule:
     """
     result = copy.deepcopy(gm)
     result.meta.pop("spec", None)
+    unmark(result)
     for node in list(result.graph.nodes):
         if node.op != "call_module":
             continue

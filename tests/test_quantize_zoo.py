@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 import nce_fx
 from nce_fx.passes.transform.quantize import QuantSpec, RemoveQuantizers, describe, integer_weights, quantize
 from nce_fx.quantizers import Quantizer
+from tests.drawing import pattern
 from tests.zoo import ZOO
 
 UNQUANTIZED = {"embedding", "lstm", "gru", "rnn", "lstmcell", "grucell", "matmul", "einsum", "attention", "bilinear"}
@@ -79,12 +80,11 @@ def check(gm: GraphModule, inputs: tuple[Any, ...], spec: QuantSpec) -> None:
 
 @pytest.mark.parametrize("name", ZOO)
 def test_zoo(name):
-    model = ZOO[name]
-    gm = nce_fx.trace(model.make(), model.inputs)
-    check(gm, model.inputs, QuantSpec())
+    gm, inputs = pattern(name), ZOO[name].inputs
+    check(gm, inputs, QuantSpec())
     # Nothing is lost on the way: with bits enough it computes what it did, to what they round.
-    fine = quantize(gm, QuantSpec("minmax", "minmax", 8, 8, 8, "int8"), [(model.inputs, None)])
-    for found, wanted in zip(run(fine, model.inputs), run(gm, model.inputs), strict=True):
+    fine = quantize(gm, QuantSpec("minmax", "minmax", 8, 8, 8, "int8"), [(inputs, None)])
+    for found, wanted in zip(run(fine, inputs), run(gm, inputs), strict=True):
         assert float((found - wanted).detach().abs().max()) <= 0.1 * float(wanted.detach().abs().max())
 
 

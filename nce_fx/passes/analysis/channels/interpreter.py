@@ -1,8 +1,8 @@
 """Run a graph on channel ids, twice with the same rules: once to tie ids, once to check them at new widths.
 
-``ChannelInterpreter`` interprets the graph; ``Tie`` records which ids meet; ``Check`` runs the model at new widths,
-where (id, copy) stands in the place of an id, and demands that everything meets as it did: so a resize is proved by the
-analysis itself.
+``ChannelInterpreter`` interprets the graph; ``Tie`` records which ids meet; ``Replay`` goes the same way at new widths,
+where (id, copy) stands in the place of an id, and ``Check`` demands that everything meets as it did: so a resize is
+proved by the analysis itself.
 """
 
 from functools import partial

@@ -127,7 +127,10 @@ def measure(teacher: GraphModule, data: Data, name: str, by: str, epochs: int, s
     student = nce_fx.quantize(teacher, SPECS[name], batches)
     if by == "brevitas":
         student = with_brevitas(student, name, batches)
-    return train(student, data, Recipe(epochs=epochs, seed=seed, clip_gradient=1.0), teacher=teacher).accuracy
+    recipe = Recipe(epochs=epochs, seed=seed, clip_gradient=1.0)
+    accuracy = train(student, data, recipe, teacher=teacher).accuracy
+    assert accuracy is not None
+    return accuracy
 
 
 def read(path: Path) -> dict[Key, dict[str, str]]:

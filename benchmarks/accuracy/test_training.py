@@ -2,9 +2,8 @@
 
 import csv
 
+import benchmarks.training as training
 import pytest
-
-from benchmarks import training
 
 
 def rows(path):

@@ -47,7 +47,9 @@ def offline() -> None:
 def samples() -> Iterator[Sample]:
     """Yield the models of all libraries."""
     offline()
-    from benchmarks import second_others, second_text, second_vision
+    import benchmarks.second_others as second_others
+    import benchmarks.second_text as second_text
+    import benchmarks.second_vision as second_vision
 
     yield from second_text.text()
     yield from second_text.transformers_text()

@@ -160,7 +160,7 @@ def _pytorchcv(name: str) -> nn.Module:
     model: Any = made("pytorchcv.model_provider:get_model", name, pretrained=False)
     # It is made for images of 224 x 224.
     model.features.final_pool = nn.AdaptiveAvgPool2d(1)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def _efficientnet(name: str) -> nn.Module:

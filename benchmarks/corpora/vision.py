@@ -88,7 +88,7 @@ def torchvision_models() -> Iterator[Entry]:
     for name in models.list_models(models):
         side = _SIDE.get(name, 64)
         side = 56 if name == "vit_h_14" else side
-        options = {"image_size": side} if name.startswith("vit_") else {}
+        options: dict[str, Any] = {"image_size": side} if name.startswith("vit_") else {}
         if name in ("googlenet", "inception_v3"):
             options = {"init_weights": False}
             with_heads = f"{name} with auxiliary heads"
@@ -264,7 +264,7 @@ def _shaken(inputs: tuple[Any, ...], change: float) -> tuple[Any, ...]:
             return value
         return value * (1 + change * torch.randn(value.shape, generator=generator, dtype=torch.float32).to(value.dtype))
 
-    return pytree.tree_map(moved, inputs)  # type: ignore[no-any-return]
+    return pytree.tree_map(moved, inputs)
 
 
 def calm(model: nn.Module, inputs: tuple[Any, ...], allowed: float) -> float:

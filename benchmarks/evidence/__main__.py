@@ -137,14 +137,14 @@ def run_rows(study: Study, tasks: list[Task], work: Path, threads: int) -> list[
 def run_one(study: Study, data: Data, variant: Variant, key: records.Key, made: str, work: Path) -> tuple[Run, Widths]:
     """Run one row and return its lines."""
     changed = study.with_changes(variant.changes)
-    *about, seed, _ = key
-    bench = Bench(changed, data, seed, work / f"{changed.name}-{changed.digest()}" / str(seed))
+    about: tuple[Any, ...] = key[:4]
+    bench = Bench(changed, data, key[3], work / f"{changed.name}-{changed.digest()}" / str(key[3]))
     outcome = run_row(bench, variant.row)
+    costs: dict[str, Any] = {name: outcome.cost.cost[name] for name in COSTS}
     run = Run(
         *about,
-        seed,
         accuracy=round(outcome.accuracy, 6),
-        **{name: outcome.cost.cost[name] for name in COSTS},
+        **costs,
         search_seconds=outcome.search_seconds,
         train_seconds=outcome.train_seconds,
         device=start_engine().device.type,
@@ -153,7 +153,7 @@ def run_one(study: Study, data: Data, variant: Variant, key: records.Key, made: 
     )
     before = bench.channels.widths
     widths = " ".join(f"{group}={before[group]}>{width}" for group, width in outcome.widths.items())
-    return run, Widths(*about, seed, widths=widths)
+    return run, Widths(*about, widths=widths)
 
 
 def write(table: Path, run: Run, widths: Widths) -> None:

@@ -214,7 +214,8 @@ def trained(
     """Return a network after training, in eval mode, and its accuracy; goes on where it was stopped."""
     with watch.timed(name):
         result = train(gm, data, recipe, teacher=teacher, directory=folder)
-    return result.model.eval(), float(result.accuracy)
+    assert result.accuracy is not None
+    return result.model.eval(), result.accuracy
 
 
 def digest_of(decided: Any) -> str:

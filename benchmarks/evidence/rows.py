@@ -63,7 +63,7 @@ def uniform_longer(bench: Bench) -> Choice:
 def nce_plan(bench: Bench) -> Choice:
     """Sensitivity and solver, as `nce-fx rewrite` does it; no search."""
 
-    limits = {"capacity": bench.study.capacity, "streams": bench.study.streams}
+    limits: dict[str, Any] = {"capacity": bench.study.capacity, "streams": bench.study.streams}
     if bench.study.region is not None:
         even, before = multiplier(bench).widths, bench.channels.widths
         near = geometric_mean([even[name] / before[name] for name in even])
@@ -80,7 +80,7 @@ def nce_plan(bench: Bench) -> Choice:
 
 def nce_ends(bench: Bench) -> Choice:
     """As nce-plan, with the weight bits of the first and last layers chosen with the widths."""
-    limits = {"capacity": bench.study.capacity, "streams": bench.study.streams}
+    limits: dict[str, Any] = {"capacity": bench.study.capacity, "streams": bench.study.streams}
     planned, _ = plan_ends(bench.analyses, bench.budget, bench.batches, bench.study.metric, limits)
 
     def plan(reserve: Reserve) -> WidthPlan:

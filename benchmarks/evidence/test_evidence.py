@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -173,6 +174,7 @@ def test_mixed_precision_keeps_every_budget_and_is_the_least_noise_within_them(b
 
     layers = inner_layers(bench)[:3]
     spec = mixed(bench).spec
+    assert spec is not None
     assert set(spec.overrides) == set(inner_layers(bench))
     assert set(spec.overrides.values()) <= set(BITS)
     assert not bench.excess(nce_fx.quantize(bench.untrained, spec))
@@ -233,7 +235,7 @@ def command(folder, *arguments):
 
 @pytest.mark.long
 def test_every_row_on_cifar10s_folder_and_nothing_twice(tmp_path, cifar, capsys, monkeypatch):  # noqa: F811
-    few = {"networks": 2, "rounds": 1, "repeats": 2, "candidates": 1, "finals": 2}
+    few: dict[str, Any] = {"networks": 2, "rounds": 1, "repeats": 2, "candidates": 1, "finals": 2}
     monkeypatch.setattr(rows, "SurfaceRecipe", functools.partial(SurfaceRecipe, **few))
     batch = {"batch_size": 4}
     study = small(

@@ -125,6 +125,7 @@ def run(network: str, keys: list[str], data: Data) -> None:
                 plan = plan_analyzed(analyses, nce_fx.Budget(macs=1.0, params=1.0))
             quantized = build(analyses.graph_module, plan, spec=spec, batches=batches)
             trained = train(quantized, data, few_bits, teacher=original)
+            assert trained.accuracy is not None
             gm = trained.model.eval()
             expected = evaluated(gm, images)
             cost = nce_fx.analyze_cost(gm).total

@@ -93,6 +93,7 @@ def measured(
         accuracy = None
         if epochs:
             result = train(quantized, data, replace(FEW_BITS, epochs=epochs), teacher=gm)
+            assert result.accuracy is not None
             quantized, accuracy = result.model, round(result.accuracy, 4)
         try:
             row = compared(quantized.eval(), thousand(data)[:images])
@@ -103,7 +104,7 @@ def measured(
 
 def compared(gm: GraphModule, images: Tensor) -> dict[str, Any]:
     """Return how many values and classes of a network's integer file differ."""
-    model, lowered = to_onnx(mark(gm), (images[:2],), FORMATS["integer"], dynamic=True)
+    model, lowered = to_onnx(mark(gm), (images[:2],), FORMATS["integer"], dynamic="batch")
     names = sorted(set(lowered.activations) & {name for node in model.graph.node for name in node.output})
     quantizers = {name: gm.get_submodule(name) for name in names}
     session = session_with(model, names)

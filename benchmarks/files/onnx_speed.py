@@ -130,7 +130,7 @@ def built(network: str) -> nn.Module:
 def own_int8(source: Path, target: Path, x: Tensor) -> None:
     """Write onnxruntime's own static quantization of a float file."""
 
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+    class Reader(quantization.CalibrationDataReader):
         def __init__(self) -> None:
             name = onnx.load(source).graph.input[0].name
             self.batches = iter([{name: sample[None].numpy()} for sample in x])

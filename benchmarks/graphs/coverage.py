@@ -29,8 +29,9 @@ from typing import Any
 import torch
 from benchmarks.coverage_table import write_table
 from benchmarks.measure import measure
+from benchmarks.second_table import write_table as write_second_table
 
-from benchmarks import pages, second_table, vision
+from benchmarks import pages, vision
 from benchmarks.pages import load, save
 
 _PATIENCE = 10
@@ -79,7 +80,7 @@ def main() -> None:
 def write_page() -> None:
     """Write docs/coverage.md and docs/second_corpus.md from the results."""
     write_table(load(RESULTS))
-    second_table.write_table(load(SECOND), load(pages.RESULTS / "second_corpus_before.json"))
+    write_second_table(load(SECOND), load(pages.RESULTS / "second_corpus_before.json"))
 
 
 def entries(corpus: str, patterns: list[str]) -> Iterator[vision.Entry]:

@@ -124,8 +124,9 @@ def checked(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
 def layers_called(model: nn.Module, inputs: tuple[Any, ...]) -> set[str]:
     """Return the names of the convolutions and linear layers that a model calls; read off the model, not our graph."""
     called: set[str] = set()
+    kinds: tuple[type[nn.Module], ...] = tuple(getattr(nn, kind) for kind in FUNCTIONS)
     for name, module in model.named_modules():
-        if isinstance(module, tuple(getattr(nn, kind) for kind in FUNCTIONS)):
+        if isinstance(module, kinds):
             module.register_forward_hook(lambda m, args, out, name=name: called.add(name))
     with torch.no_grad():
         model(*inputs)

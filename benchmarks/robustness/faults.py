@@ -258,7 +258,8 @@ def rounds(name: str, kills: int, seed: int, working: Path, kept: Path) -> Itera
     seconds, expected = finished(command, whole), left(whole, says)
     assert len(expected) > len(left(prepared(command, working / "killed", result), says)), f"{name} has written nothing"
     while kills > 0:
-        folder, moments = prepared(command, working / "killed", result), []
+        folder = prepared(command, working / "killed", result)
+        moments: list[float] = []
         while len(moments) < min(IN_A_ROW, kills):
             moments.append(round(chance.uniform(0, 0.9 * seconds), 3))
             if not killed(command, folder, moments[-1]):

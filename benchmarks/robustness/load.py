@@ -225,11 +225,11 @@ def main() -> None:
         results["rewrites"] = in_a_process(lambda: rewrites(options.rewrites))
         print("rewrites", results["rewrites"], flush=True)
     for count in map(int, filter(None, options.images.split(","))):
-        results[f"images-{count}"] = in_a_process(lambda count=count: images(count))  # type: ignore[misc]
+        results[f"images-{count}"] = in_a_process(lambda count=count: images(count))
         print("images", results[f"images-{count}"], flush=True)
         pages.save(REPORT, results)
     for name in filter(None, options.only.split(",")):
-        results[name] = in_a_process(lambda make=NETWORKS[name]: measured(make))  # type: ignore[misc]
+        results[name] = in_a_process(lambda make=NETWORKS[name]: measured(make))
         print(name, results[name], flush=True)
         pages.save(REPORT, results)
     results["exponents"] = exponents(results)

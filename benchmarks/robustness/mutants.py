@@ -85,7 +85,8 @@ class Covering:
         """
         known = self.data.contexts_by_lineno(str(path))
         found = {test for line in lines or known for test in known.get(line, ()) if test in self.seconds}
-        chosen, total = [], 0.0
+        chosen: list[str] = []
+        total = 0.0
         for test in sorted(found, key=lambda test: (self.seconds[test], test)):
             total += self.seconds[test]
             if total > most and chosen:
@@ -239,7 +240,7 @@ def import_anew(name: str, now: CodeType, tests: list[str]) -> int:
     """Run tests with the compiler and the tests imported again, one module from other code; return pytest's status."""
     get_code = importlib.machinery.SourceFileLoader.get_code
     importlib.machinery.SourceFileLoader.get_code = (  # type: ignore[method-assign]
-        lambda self, fullname: now if self.path == name else get_code(self, fullname)
+        lambda self, fullname: now if self.path == name else get_code(self, fullname)  # type: ignore[attr-defined]
     )
     for module in list(sys.modules):
         if module.partition(".")[0] in ("nce_fx", "tests") and not module.endswith("torchvision_operators"):

@@ -298,7 +298,8 @@ def main() -> None:
             if options.only and kind.name not in options.only.split(","):
                 continue
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
-            found[kind.name] = counts = Counter()
+            counts: Counter[str] = Counter()
+            found[kind.name] = counts
             for case, end in ends(kind, range(options.cases), folder):
                 counts[end.partition(":")[0]] += 1
                 if end not in ("read", "refused") and counts[end.partition(":")[0]] <= 20:

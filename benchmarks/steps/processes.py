@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
 import nce_fx
-from benchmarks.steps.training_step import MIB, rise
+from benchmarks.steps.training_step import MIB, Step, rise
 from nce_fx.copying import copy_model
 from nce_fx.models import MODELS
 from nce_fx.processes import Engine, start_engine
@@ -85,12 +85,12 @@ class Scaled(nn.Module):
         return x * self.weight[:, None, None] + self.bias[:, None, None]
 
 
-def ours(model: nn.Module, engine: Engine) -> Callable[[], None]:
+def ours(model: nn.Module, engine: Engine) -> Step:
     """Return a step of this package's training."""
     run = prepare(model, Noise(), Recipe(batch_size=BATCH), None, engine, None, None)
     images, target = next(iter(Noise().loader("train", batch_size=BATCH, seed=0, epoch=0, shuffle=False)))
     batch = images[engine.rank :: engine.processes], target[engine.rank :: engine.processes]
-    return lambda: train_step(run, batch, 0.001, 0, False) and None
+    return lambda: train_step(run, batch, 0.001, 0, False)
 
 
 def plain(model: nn.Module, engine: Engine) -> Callable[[], None]:
@@ -120,7 +120,7 @@ def memory(engine: Engine, optimizer: str) -> float:
     run.optimizer.zero_grad(set_to_none=True)
     state = momenta(run.model, run.optimizer).values()
     lasting = sum(local(tensor).nbytes for tensor in (*run.model.parameters(), *run.model.buffers(), *state))
-    return (lasting + rise(lambda: train_step(run, batch, 0.001, 0, False) and None)) / MIB
+    return (lasting + rise(lambda: train_step(run, batch, 0.001, 0, False))) / MIB
 
 
 def compare(steps: int) -> None:

@@ -40,7 +40,7 @@ from nce_fx.quantizers.base import Grid, signed_grid
 from nce_fx.quantizers.saved_tensors import compact_saving
 from nce_fx.training.run import compiled
 
-Step = Callable[[], None]
+Step = Callable[[], object]
 Saving = Callable[[], AbstractContextManager[None]]
 MIB = 2**20
 
@@ -116,7 +116,7 @@ def torch_ao(weights: bool, grid: Grid) -> nn.Module:
 
     signed = weights or grid.low < 0
     kind, scheme = (torch.qint8, torch.per_tensor_symmetric) if signed else (torch.quint8, torch.per_tensor_affine)
-    made: nn.Module = FusedMovingAvgObsFakeQuantize(  # type: ignore[no-untyped-call]
+    made: nn.Module = FusedMovingAvgObsFakeQuantize(
         MovingAverageMinMaxObserver, quant_min=grid.low, quant_max=grid.high, dtype=kind, qscheme=scheme
     )
     return made

@@ -112,7 +112,7 @@ def plans(bench: Bench) -> Iterator[Network]:
         for capacity in CAPACITIES:
 
             def plan(reserve: Reserve, limits: tuple[float, float, float] = (least, most, capacity)) -> WidthPlan:
-                named = dict(zip(("min_width", "max_width", "capacity"), limits, strict=True))
+                named: dict[str, Any] = dict(zip(("min_width", "max_width", "capacity"), limits, strict=True))
                 return plan_analyzed(bench.analyses, bench.budget, reserve, **named)
 
             found, _ = plan_and_build(plan, lambda p: quantized(bench, p.widths), bench.budget, bench.cost)

@@ -154,7 +154,7 @@ def only(channels: nce_fx.ChannelGraph, group: str) -> nce_fx.QuantSpec:
     """Return quantizers for what belongs to a group alone, of 2 bits."""
     overrides: dict[str, Any] = {path: {"weight_bits": 2} for path in channels[group].producers}
     overrides |= dict.fromkeys(channels[group].consumers, 2)
-    rest = {"weight_bits": None, "activation_bits": None, "first_last_bits": None}
+    rest: dict[str, Any] = {"weight_bits": None, "activation_bits": None, "first_last_bits": None}
     return nce_fx.QuantSpec(weight="sawb", activation="pact", shortcuts="quantized", overrides=overrides, **rest)
 
 

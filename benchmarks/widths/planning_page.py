@@ -46,7 +46,7 @@ def loaded(name: str) -> Any:
 def foretold() -> str:
     """What the planner expects of its plans, and what came of them."""
     runs, lines = earlier(), loaded("foretold")
-    body = []
+    body: list[list[Any]] = []
     for network, data in dict.fromkeys((line["network"], line["data"]) for line in lines):
         noise = statistics.mean(line["noise"] for line in lines if (line["network"], line["data"]) == (network, data))
         own = [[r for r in runs if (r.network, r.data, r.row) == (network, data, x)] for x in ("nce-plan", "uniform")]

@@ -46,7 +46,8 @@ RESULTS = pages.RESULTS / "sensitivity.json"
 def resized(data: Data, side: int) -> Data:
     """The same images at another size."""
     parts = []
-    for images in (data.train, data.test):
+    splits: tuple[Any, ...] = data.train, data.test
+    for images in splits:
         pixels = torch.stack([image for image, _ in images])
         labels = torch.tensor([int(label) for _, label in images])
         parts.append(Images(F.interpolate(pixels, size=(side, side), mode="bilinear"), labels, [0.0], [1.0]))
@@ -66,7 +67,8 @@ def trained(name: str, data: Data, recipe: Recipe, weights: Path | None) -> tupl
     result = train(gm, data, recipe)
     if kept is not None:
         torch.save((result.model.state_dict(), result.accuracy), kept)
-    return result.model.eval(), float(result.accuracy)
+    assert result.accuracy is not None
+    return result.model.eval(), result.accuracy
 
 
 def correlations(metric: SensitivityReport, truth: SensitivityReport) -> dict[str, float]:

@@ -59,7 +59,8 @@ def retrained(gm: GraphModule, data: Data, widths: dict[str, int], seed: int) ->
     model = result.model.eval()
     with torch.no_grad():
         found = {}
-        for name, split in (("train", data.train), ("test", data.test)):
+        splits: dict[str, Any] = {"train": data.train, "test": data.test}
+        for name, split in splits.items():
             images = torch.stack([image for image, _ in split])
             labels = torch.tensor([int(label) for _, label in split])
             plain, output = gm.eval()(images), model(images)

@@ -120,22 +120,16 @@ def _check_alike(a: Side, b: Side) -> None:
 
 def _report(a: Side, b: Side, first: Rebuilt) -> RewriteReport:
     """The difference as a rewrite from A to B."""
-    known = first.manifest.rewrite
-    groups = {} if known is None else {group.id: group for group in known.groups}
+    said: dict[str, Any] = {"traced": "fx", "metric": "", "bits": 32, "float_weight_bytes": 0, "layers": ()}
+    groups: dict[str, GroupRecord] = {}
+    if (known := first.manifest.rewrite) is not None:
+        said = {name: getattr(known, name) for name in said}
+        groups = {group.id: group for group in known.groups}
     records = []
-    for key, before in a.widths.items():
+    for key, width in a.widths.items():
         group = groups.get(key) or GroupRecord(
-            id=key, producers=(key,), before=before, after=before, step=1, pinned=None, sensitivity=None
+            id=key, producers=(key,), before=width, after=width, step=1, pinned=None, sensitivity=None
         )
-        records.append(group.model_copy(update={"before": before, "after": b.widths[key]}))
-    return RewriteReport(
-        traced="fx" if known is None else known.traced,
-        metric="" if known is None else known.metric,
-        bits=32 if known is None else known.bits,
-        budget={},
-        original=CostRecord.of(a.network),
-        rewritten=CostRecord.of(b.network),
-        float_weight_bytes=0 if known is None else known.float_weight_bytes,
-        groups=tuple(records),
-        layers=() if known is None else known.layers,
-    )
+        records.append(group.model_copy(update={"before": width, "after": b.widths[key]}))
+    before, after = CostRecord.of(a.network), CostRecord.of(b.network)
+    return RewriteReport(**said, budget={}, original=before, rewritten=after, groups=tuple(records))

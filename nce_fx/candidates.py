@@ -23,7 +23,7 @@ from nce_fx.passes.planning.choices import Rules
 from nce_fx.passes.planning.even import even_widths
 from nce_fx.plan import WidthPlan
 
-UNIFORM = "the widths as they are"
+UNIFORM = "own widths"
 EVEN = "all narrowed by one factor"
 """What is safe where the widths as they are cost more than the budget."""
 

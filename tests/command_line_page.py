@@ -11,6 +11,7 @@ from typing import Any
 import typer.main
 
 from nce_fx.cli import app
+from nce_fx.cli.python_names import python_name
 
 PAGE = Path(__file__).parent.parent / "docs" / "command_line.md"
 HEAD = """# The command line
@@ -21,9 +22,9 @@ MODEL is a built-in name (`nce-fx models`), `package.module:callable` or `path/t
 of the original (`0.8x`), a number, or `none`. Results go to stdout, everything else to stderr. Exit codes: 0 done,
 1 something was not right (one line says what, where, and what to do), 2 usage, 130 stopped with Ctrl-C.
 
-An option with the name of an argument in Python means the same, but for one: the `metric=` of `nce_fx.rewrite`, how
-sensitivity is measured, is `--sensitivity`; `--metric` is that of `nce_fx.training.train`. On a terminal every long
-step shows how long it still takes, or how long it has taken where nobody knows; elsewhere, what it took.
+What an option is in Python is [at the end](#in-python); where it has another name there, `--help` says it too. On a
+terminal every long step shows how long it still takes, or how long it has taken where nobody knows; elsewhere, what it
+took.
 """
 
 
@@ -33,7 +34,23 @@ def page() -> str:
     sections = [_section(name, command) for name, command in commands.items()]
     common = next(iter(commands.values())).params
     every = _table("Every command", [each for each in common if each.rich_help_panel == "Every command"])
-    return "\n".join([HEAD, *sections, "## Options of every command\n", *every])
+    return "\n".join([HEAD, *sections, "## Options of every command\n", *every, "", *_in_python(commands)])
+
+
+def _in_python(commands: dict[str, Any]) -> list[str]:
+    """The table of the options with what takes each in Python, and in which commands."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, command in commands.items():
+        for each in command.params:
+            if each.param_type_name == "option":
+                spelled = ", ".join(f"`{spelling}`" for spelling in (*each.opts, *each.secondary_opts))
+                theirs = python_name(name, next(long for long in each.opts if long.startswith("--")))
+                found.setdefault((spelled, theirs), []).append(name)
+    rows = [
+        f"| {spelled} | {f'`nce_fx.{theirs}`' if theirs else '-'} | {', '.join(names)} |"
+        for (spelled, theirs), names in sorted(found.items())
+    ]
+    return ["## In Python\n", "| Option | in Python | of |", "|---|---|---|", *rows]
 
 
 def _section(name: str, command: Any) -> str:

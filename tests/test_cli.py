@@ -235,7 +235,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(here):
     before = listing(here)
     result = call("rewrite", "resnet8", "--dry-run", "--out", "result")
     assert result.exit_code == 0
-    assert "channels before -> after" in result.stdout
+    assert "own widths" in result.stdout
     assert listing(here) == before
 
 
@@ -292,7 +292,7 @@ def test_json_is_one_object_and_nothing_else(here):
     assert content["rewrite"]["rewritten"]["macs"] <= content["rewrite"]["original"]["macs"]
     assert content["rewrite"]["rewritten"]["params"] <= content["rewrite"]["original"]["params"]
     assert content["plan"]["widths"].keys() == content["plan"]["original"].keys()
-    assert "channels before -> after" in result.stderr
+    assert "own widths" in result.stderr
 
 
 @pytest.mark.long
@@ -401,7 +401,7 @@ def test_search_writes_a_plan_that_apply_takes(here):
     assert result.exit_code == 0, result.output
     content = json.loads(result.stdout)
     assert content["plan"]["source"]["metric"] == "search"
-    assert "channels before -> after" in result.stderr
+    assert "own widths" in result.stderr
     assert {"plan.json", "widths.svg", "expansions.csv"} <= {path.name for path in (here / "found").iterdir()}
     assert "--force" in refused(*args, "--out", "found")
     assert call("apply", "resnet8", "found/plan.json", "--data", "digits", "--out", "applied").exit_code == 0
@@ -527,7 +527,7 @@ def test_the_last_line_says_which_widths_did_better(accuracies):
     ]
     comparison = Comparison(data="digits", epochs=1, seed=0, recipe={}, rows=tuple(rows))
     said = verdict(comparison, "NCE 2-bit")
-    best = "the widths as they are did" if theirs > ours else "the rewritten widths did"
+    best = "its own widths did" if theirs > ours else "the rewritten widths did"
     assert said.startswith(f"{best} {'as well' if theirs == ours else 'better'} in this run")
     assert f"{100 * max(accuracies):.2f} %" in said
     alone = comparison.model_copy(update={"rows": (rows[0], rows[-1])})

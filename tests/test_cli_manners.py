@@ -1,5 +1,7 @@
 """How the command line behaves: on narrow terminals, piped, quiet, verbose, from a file, and when a name is wrong."""
 
+import importlib
+import inspect
 import json
 import os
 import re
@@ -9,17 +11,25 @@ import tomllib
 import warnings
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 import pytest
+import typer.main
 from rich.table import Table
+from rich.text import Text
 from typer.testing import CliRunner
 
-from nce_fx.cli import app
+import nce_fx
+from nce_fx.cli import app, python_names
+from nce_fx.cli.completing import known_names
 from nce_fx.cli.exporting import remedy
+from nce_fx.cli.python_names import another_name, python_name
 from nce_fx.cli.terminal import Terminal
 from nce_fx.comparison import other_split
 from nce_fx.errors import NceFxError
 from nce_fx.passes.transform.quantize import QuantSpec
+from nce_fx.plain_table import broken, table_of
+from nce_fx.quantities import QUANTITIES
 from nce_fx.report.records import Comparison, ResultRow
 from nce_fx.training import Recipe
 
@@ -94,6 +104,87 @@ def test_nothing_is_cut_and_no_line_is_longer_than_the_terminal(columns):
         assert "…" not in text
 
 
+def _words(text):
+    return re.sub(r"[\[\]]", " ", text).split()
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_is_plain_text_in_which_no_word_is_broken(columns, command):
+    shown = call(*filter(None, [command]), "--help", COLUMNS=str(columns), NO_COLOR="1").stdout
+    assert shown.isascii()
+    assert not ESCAPE.search(shown)
+    assert all(len(line) <= columns or len(line.split()) == 1 for line in shown.splitlines())
+    group: Any = typer.main.get_command(app)
+    asked = group.commands[command] if command else group
+    parts = [(asked.help or "").partition("Examples:")[0], *(each.help or "" for each in asked.params)]
+    parts += [name for each in asked.params if each.param_type_name == "option" for name in each.opts]
+    parts += [each.metavar or "" for each in asked.params]
+    said = " ".join(_words(shown))
+    for part in parts:
+        assert " ".join(_words(part)) in said
+
+
+def _there(name):
+    """What a Python name says, and its arguments: the function or class must have them."""
+    path, _, arguments = name.partition("(")
+    module, _, attribute = f"nce_fx.{path}".rpartition(".")
+    found = getattr(importlib.import_module(module), attribute)
+    takes = set(inspect.signature(found).parameters) | ({*QUANTITIES} if found is nce_fx.Budget else set())
+    return set(re.findall(r"(\w+)=", arguments)) <= takes
+
+
+def test_every_option_says_what_it_is_in_python():
+    group: Any = typer.main.get_command(app)
+    commands, seen = group.commands, set()
+    for command in COMMANDS:
+        shown = " ".join(call(command, "--help", COLUMNS="80").stdout.split())
+        for each in commands[command].params:
+            if each.param_type_name == "option":
+                spellings = (*each.opts, *each.secondary_opts)
+                option = next(spelling for spelling in spellings if spelling.startswith("--"))
+                name = python_name(command, option)
+                seen.add(option)
+                assert not name or _there(name), f"{command} {option}: {name}"
+                if other := another_name(command, spellings):
+                    assert f"[in Python: {other}]" in shown
+    assert seen | {"--help"} == {*python_names._EVERYWHERE, *python_names.OWN}
+    assert another_name("rewrite", ["--sensitivity"]) == "rewrite(metric=)"
+    assert another_name("rewrite", ["--seed"]) == another_name("search", ["--float", "--quantized"]) == ""
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+@pytest.mark.parametrize("command", ["list", "models", "passes"])
+def test_lists_are_as_wide_as_the_terminal_and_break_no_word(columns, command):
+    piped = call(command, COLUMNS="").stdout
+    shown = call(command, COLUMNS=str(columns)).stdout
+    assert all(len(line) <= columns or len(line.split()) == 1 for line in shown.splitlines())
+    assert shown.split() == piped.split()
+    if command == "list":
+        assert len(piped.splitlines()) == sum(1 + len(rows) for rows in known_names().values())
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_a_name_that_is_wider_than_the_terminal_stays_whole(monkeypatch, capsys, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    terminal, name = Terminal.of(False), "blocks." + "a" * 90
+    terminal.show(f"it is pinned by {name} alone")
+    terminal.note(f"written to {name} now")
+    terminal.show(table_of("Layers", ("layer", "why"), [(name, "one two")]))
+    captured = capsys.readouterr()
+    assert captured.out.split().count(name) == 2
+    assert name in captured.err.split()
+
+
+@pytest.mark.parametrize("width", [8, 14, 24])
+def test_a_cell_breaks_a_name_at_its_dots_and_only_where_it_must(width):
+    text = "layer1.0.conv1, layer12.0.downsample.0"
+    lines = [line.plain for line in broken(Text(text), width, inside=True)]
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+    assert all(len(line) <= width or line == "downsample." for line in lines)
+    assert ("layer1.0.conv1," in lines) == (width > 14)
+
+
 @pytest.mark.parametrize("columns", ["40", "120"])
 def test_names_are_shown_as_they_are_and_no_terminal_obeys_them(monkeypatch, capsys, columns):
     monkeypatch.setenv("COLUMNS", columns)
@@ -137,6 +228,7 @@ def test_a_step_that_fails_leaves_no_bar_behind(capsys, begun):
     assert "train" not in said
     assert "?" not in said
     assert ("trace" in said) == (begun == "steps")
+    assert len(said.splitlines()) == (begun == "steps")
 
 
 def test_what_keeps_sums_in_float_has_a_remedy_until_it_is_taken():
@@ -173,7 +265,7 @@ def test_what_rises_though_nothing_limits_it_is_said_with_its_limit():
 
 @pytest.mark.long
 def test_plain_output_for_plain_terminals():
-    plain = process(*PLAN, LC_ALL="C", PYTHONIOENCODING="ascii", TERM="dumb")
+    plain = process(*PLAN, LC_ALL="C", TERM="dumb")
     assert plain.returncode == 0, plain.stderr
     assert plain.stdout.decode("ascii")
     assert b"####" in plain.stdout

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import nce_fx
-from nce_fx.cli.terminal import PlainConsole, Terminal
+from nce_fx.cli.console import PlainConsole
+from nce_fx.cli.terminal import Terminal
 from nce_fx.progress import advance, begin, counted, watched
 
 
@@ -109,7 +110,20 @@ def test_a_terminal_shows_how_much_time_is_left_where_that_is_known(width):
     last = text.rpartition("analyze")[2]
     assert "left" not in last
     assert "0:01:20" in last
+    assert "1/1" not in last
     assert max(len(line) for line in re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "\n", text).splitlines()) <= width
+
+
+def test_what_nobody_can_foretell_shows_its_name_and_how_long_it_has_taken():
+    now, shown = [0.0], io.StringIO()
+    notes = PlainConsole(file=shown, width=40, force_terminal=True, no_color=True, get_time=lambda: now[0])
+    with Terminal(False, notes, notes).busy("write result"):
+        now[0] += 70
+    assert re.search(r"write result +0:01:10", shown.getvalue())
+    piped = PlainConsole(file=(nothing := io.StringIO()), force_terminal=False)
+    with Terminal(False, piped, piped).busy("write result"):
+        pass
+    assert nothing.getvalue() == ""
 
 
 @pytest.mark.parametrize("how", [{"force_terminal": False}, {"force_terminal": True, "quiet": True}])

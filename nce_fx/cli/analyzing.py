@@ -29,11 +29,12 @@ def run(job: Analyze) -> None:
     if "LOCAL_RANK" in os.environ:
         start_engine()
     spec = quant_spec(job.bits)
-    network = network_of(job, job.model)
+    network = network_of(job, job.model, terminal)
 
     if job.groups or job.why is not None:
-        gm = trace(network.model, network.inputs)
-        channels = analyze_channels(gm)
+        with terminal.busy("analyze channels"):
+            gm = trace(network.model, network.inputs)
+            channels = analyze_channels(gm)
         content: dict[str, Any] = {"traced": _traced(gm)}
         if job.groups:
             content["groups"] = _show_groups(gm, channels, terminal)
@@ -94,21 +95,22 @@ def _show_groups(gm: GraphModule, channels: ChannelGraph, terminal: Terminal) ->
 
 def _show_why(found: Explanation, terminal: Terminal) -> dict[str, Any]:
     """Show what is known of one layer."""
-    terminal.results.print(found.name, style="bold", markup=False)
+    say = terminal.results.lines
+    say(found.name, style="bold")
     group = found.produces
     if group is None:
-        terminal.results.print("  produces no channels of its own", markup=False)
+        say("produces no channels of its own", indent=2, hang=4)
     else:
         state = f"pinned: {group.pinned}" if group.pinned else f"free, in multiples of {group.step}"
-        terminal.results.print(f"  produces into group {group.id}, {group.width} wide, {state}", markup=False)
+        say(f"produces into group {group.id}, {group.width} wide, {state}", indent=2, hang=4)
         if group.consumers:
-            terminal.results.print(f"  consumed by {', '.join(group.consumers)}", markup=False)
+            say(f"consumed by {', '.join(group.consumers)}", indent=2, hang=4)
     for each in found.consumes:
-        terminal.results.print(f"  consumes group {each.id}, {each.width} wide", markup=False)
+        say(f"consumes group {each.id}, {each.width} wide", indent=2, hang=4)
     for tie in found.ties:
-        terminal.results.print(f"  tied to {tie.producer}", markup=False)
+        say(f"tied to {tie.producer}", indent=2, hang=4)
         for node, line in tie.chain:
-            terminal.results.print(f"    {node}" + (f"   {line}" if line else ""), markup=False)
+            say(f"{node}" + (f"   {line}" if line else ""), indent=4, hang=2)
     return {
         "name": found.name,
         "group": None if group is None else group.id,

@@ -10,16 +10,16 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from nce_fx.cli import commands
+from nce_fx.cli.help import Command, Group
 from nce_fx.plain_text import visible
 from nce_fx.version import __version__
 
 _PLAIN = {"█": "#", "✓": "*", "→": "->", "…": "...", "\u00d7": "x", "▲": "^", "▼": "v", "—": "-"}
 
 
-class Commands(TyperGroup):
+class Commands(Group):
     """The group of commands; it puts the errors that users meet into one line."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -53,10 +53,11 @@ app = typer.Typer(
     help="A compiler that makes neural networks survive 2 bits: it moves channels to the layers that suffer.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _command in commands.EVERY:
-    app.command()(_command)
+    app.command(cls=Command)(_command)
 
 
 def _version(wanted: bool) -> None:
@@ -90,12 +91,17 @@ def _complain(message: str) -> None:
 def _show_what_can_be_shown() -> None:
     """Have output say ``->`` for an arrow where its encoding has none: that is no reason to stop."""
     codecs.register_error("nce_fx_plain", _replace)
+    # Python itself writes UTF-8 where the locale is C, which a terminal of that locale does not read.
+    locale = os.environ.get("LC_ALL") or os.environ.get("LANG")
+    encoding = "ascii" if locale in ("C", "POSIX") and "PYTHONIOENCODING" not in os.environ else None
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="nce_fx_plain")
+            stream.reconfigure(encoding=encoding, errors="nce_fx_plain")
 
 
 def _replace(error: UnicodeError) -> tuple[str, int]:
+    """Spell what an encoding does not have, as a terminal's control codes are spelled."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    return "".join(_PLAIN.get(each, "?") for each in error.object[error.start : error.end]), error.end
+    shown = (_PLAIN.get(each, each.encode("unicode_escape").decode()) for each in error.object[error.start : error.end])
+    return "".join(shown), error.end

@@ -45,7 +45,7 @@ def run(job: Apply) -> None:
         )
     between = between_passes(pipeline.steps, job.verify_each, job.print_after, terminal)
     pipeline = replace(pipeline, between=between)
-    network = network_of(job, job.model)
+    network = network_of(job, job.model, terminal)
     with terminal.steps() as steps:
         steps("trace")
         gm = trace(network.model, network.inputs)
@@ -56,6 +56,7 @@ def run(job: Apply) -> None:
     if wanted is not None:
         rewritten.meta["plan"] = wanted  # Also where it changes nothing.
     reference = ModelReference(reference=job.model, args=dict(network.args))
-    artifacts.save(rewritten, job.out, force=job.force, model=reference, float_model=gm)
+    with terminal.busy(f"write {job.out}"):
+        artifacts.save(rewritten, job.out, force=job.force, model=reference, float_model=gm)
     terminal.note(f"written to {job.out}: {', '.join(sorted(path.name for path in job.out.iterdir()))}")
     terminal.finish(content(rewritten.meta.get("plan", WidthPlan({}, {}, "")), None, None, job.out))

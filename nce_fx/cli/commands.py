@@ -48,7 +48,7 @@ class Rewrite(
     )
     trial: bool = option(
         True,
-        "Before --retrain: try the plan, nearer ones and the widths as they are on held out training data.",
+        "Before --retrain: try the plan, nearer ones and its own widths on held out training data.",
         name="--trial/--no-trial",
     )
     trial_share: float = option(0.25, "What all trials may cost, of the retraining of one network.")

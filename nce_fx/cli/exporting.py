@@ -36,8 +36,9 @@ def run(job: Export) -> None:
         raise InputError("--verify-each and --print-after are about --fold-bn of an --onnx file: give these as well")
     fold = Pipeline(passes, between_passes(passes, job.verify_each, job.print_after, terminal))
     manifest = artifacts.read_manifest(job.directory)
-    model = model_of_folder(job.directory, job.model, manifest)
-    gm = artifacts.load(job.directory, model, passes=[pass_named(name) for name in job.own_passes or ()])
+    with terminal.busy(f"read {job.directory}"):
+        model = model_of_folder(job.directory, job.model, manifest)
+        gm = artifacts.load(job.directory, model, passes=[pass_named(name) for name in job.own_passes or ()])
     content: dict[str, Any] = {"directory": str(job.directory)}
     if job.packed is not None:
         save_packed(gm, job.packed)
@@ -47,8 +48,9 @@ def run(job: Export) -> None:
     if job.explorer is not None:
         label = manifest.model.reference if manifest.model is not None else job.directory.name
         beside = job.explorer.with_suffix(".data.json")
-        for path, value in zip((job.explorer, beside), model_explorer(gm, label, manifest.rewrite), strict=True):
-            write_whole(path, json.dumps(value, indent=1).encode())
+        with terminal.busy(f"write {job.explorer}"):
+            for path, value in zip((job.explorer, beside), model_explorer(gm, label, manifest.rewrite), strict=True):
+                write_whole(path, json.dumps(value, indent=1).encode())
         content["model_explorer"] = {"graph": str(job.explorer), "data": str(beside)}
         terminal.note(f"written to {job.explorer} and {beside}, for Model Explorer")
     if job.pt2 is not None:

@@ -110,7 +110,7 @@ def inspect_model(job: Inspect) -> None:
     """Show a model as the compiler sees it: the float network beside the same quantized, at its own widths."""
     terminal = Terminal.of(job.as_json)
     check_named(job.target)
-    spec, network = quant_spec(job.bits), network_of(job, job.target)
+    spec, network = quant_spec(job.bits), network_of(job, job.target, terminal)
     with terminal.steps() as steps:
         found = analyzed(network, spec, job.sensitivity, terminal)
         steps("draw")

@@ -1,6 +1,7 @@
 """What there is: `nce-fx models`, the built-in networks; `nce-fx passes`; `nce-fx list`, everything that has a name."""
 
 import json
+import sys
 from inspect import signature
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 
 from nce_fx.cli.commands import List, Models, Passes
 from nce_fx.cli.completing import known_names
+from nce_fx.cli.console import console_of
 from nce_fx.errors import InputError
 from nce_fx.models import INPUT_SHAPES, MODELS
 from nce_fx.nearest import nearest
@@ -26,10 +28,12 @@ def show_models(job: Models) -> None:
     if job.as_json:
         print(json.dumps({"models": rows}, indent=2))
         return
+    entries = {}
     for row in rows:
         shape = "x".join(str(size) for size in row["input"])
         shown = " ".join(f"{key}={json.dumps(value)}" for key, value in row["args"].items())
-        print(f"{row['name']:14}{shape:14}{row['params']:>12,} parameters   {shown}")
+        entries[row["name"]] = f"{shape:14}{row['params']:>12,} parameters   {shown}"
+    console_of(sys.stdout).entries(entries.items(), column=14)
 
 
 def show_passes(job: Passes) -> None:
@@ -38,8 +42,10 @@ def show_passes(job: Passes) -> None:
     if job.as_json:
         print(json.dumps({"passes": rows}, indent=2))
         return
+    console = console_of(sys.stdout)
     for row in rows:
-        print(f"{row['name']}{{{','.join(row['options'])}}}\n    {row['does']}")
+        console.lines(f"{row['name']}{{{', '.join(row['options'])}}}", hang=4)
+        console.lines(row["does"], indent=4)
 
 
 def row_of(kind: Any) -> dict[str, Any]:
@@ -63,7 +69,7 @@ def show_known(job: List) -> None:
     if job.as_json:
         print(json.dumps(shown, indent=2))
         return
+    console = console_of(sys.stdout)
     for name, rows in sorted(shown.items()):
-        print(name)
-        for each, says in rows.items():
-            print(f"  {each:26}{says}")
+        console.lines(name, style="bold")
+        console.entries([(each, says.replace("``", "`")) for each, says in rows.items()], column=26, indent=2)

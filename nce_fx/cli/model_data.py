@@ -9,6 +9,7 @@ from torch import nn
 
 from nce_fx.cli.options import NetworkOptions
 from nce_fx.cli.parsing import build_model, example_inputs, parse_args
+from nce_fx.cli.terminal import Terminal
 from nce_fx.data import Data, load_data
 from nce_fx.data.loaders import CALIBRATION_BATCHES, CALIBRATION_SIZE
 from nce_fx.frozen import Frozen
@@ -34,7 +35,7 @@ class Network(Frozen):
         return calibration(self.data, self.seed)
 
 
-def network_of(job: NetworkOptions, reference: str, *, strict: bool = False) -> Network:
+def network_of(job: NetworkOptions, reference: str, terminal: Terminal, *, strict: bool = False) -> Network:
     """Build the network that the options say, and load its data.
 
     Raises:
@@ -42,11 +43,13 @@ def network_of(job: NetworkOptions, reference: str, *, strict: bool = False) -> 
         ArtifactError: the weights cannot be read.
     """
     args = parse_args(job.model_args)
-    data = None if job.data is None else load_data(job.data, seed=job.seed, strict=strict)
+    with terminal.busy("read the data"):
+        data = None if job.data is None else load_data(job.data, seed=job.seed, strict=strict)
     if data is not None:
         args = arguments_for(reference, args, data.input_shape, data.classes)
-    model = build_model(reference, args, seed=job.seed, weights=job.weights)
-    inputs = example_inputs(reference, job.input_shape, data, args, model)
+    with terminal.busy("build the model"):
+        model = build_model(reference, args, seed=job.seed, weights=job.weights)
+        inputs = example_inputs(reference, job.input_shape, data, args, model)
     return Network(model, args, data, inputs, job.seed)
 
 

@@ -90,8 +90,7 @@ Metric = Annotated[
     typer.Option(
         "--sensitivity",
         metavar="METRIC",
-        help="How sensitivity is measured (`nce-fx list metrics`; in Python `metric=`); by gradient with data, from "
-        "the weights without.",
+        help="How sensitivity is measured (`nce-fx list metrics`); by gradient with data, from the weights without.",
         autocompletion=names_of("metrics"),
     ),
 ]

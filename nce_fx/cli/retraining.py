@@ -49,24 +49,25 @@ def run(job: Retrain) -> None:
         raise InputError(f"{job.directory} is trained ({so_far}): --force trains again from its weights")
     retraining = asked_for(job, manifest)
     recipe, task = Recipe.from_dict(retraining.recipe), Task.of(retraining.loss, retraining.metric)
-    data = load_data(retraining.data, seed=recipe.seed, strict=job.strict)
-    model = model_of_folder(job.directory, job.model, manifest, recipe.seed)
-    own = [pass_named(name) for name in job.own_passes or ()]
-    rewritten = artifacts.load(job.directory, model, passes=own)
-    if "spec" not in rewritten.meta:
-        raise InputError(
-            f"{job.directory} holds a network in float, none of its passes is quantize: there is nothing to retrain"
-        )
-    float_network = trace(artifacts.load_float(job.directory, model).eval(), call_of(manifest.inputs))
-    spec = rewritten.meta["spec"]
-    networks = {rewritten_name(spec): rewritten}
-    if retraining.uniform:
-        given = Given(calibration(data, recipe.seed))
-        uniform = _unresized(rewritten, own)(float_network, given).graph_module
-        # A rival with another width does not go through passes of the user's own.
-        plan = None if own else rewritten.meta["plan"]
-        rivals = rivals_of(float_network, uniform, plan, recipe.seed)
-        networks = {**rivals, **networks}
+    with terminal.busy(f"read {job.directory}"):
+        data = load_data(retraining.data, seed=recipe.seed, strict=job.strict)
+        model = model_of_folder(job.directory, job.model, manifest, recipe.seed)
+        own = [pass_named(name) for name in job.own_passes or ()]
+        rewritten = artifacts.load(job.directory, model, passes=own)
+        if "spec" not in rewritten.meta:
+            raise InputError(
+                f"{job.directory} holds a network in float, none of its passes is quantize: there is nothing to retrain"
+            )
+        float_network = trace(artifacts.load_float(job.directory, model).eval(), call_of(manifest.inputs))
+        spec = rewritten.meta["spec"]
+        networks = {rewritten_name(spec): rewritten}
+        if retraining.uniform:
+            given = Given(calibration(data, recipe.seed))
+            uniform = _unresized(rewritten, own)(float_network, given).graph_module
+            # A rival with another width does not go through passes of the user's own.
+            plan = None if own else rewritten.meta["plan"]
+            rivals = rivals_of(float_network, uniform, plan, recipe.seed)
+            networks = {**rivals, **networks}
     about: dict[str, Any] = {
         "report": manifest.rewrite,
         "model": manifest.model,
@@ -77,7 +78,8 @@ def run(job: Retrain) -> None:
         # Another recipe than the checkpoints': they belong to a training that is given up.
         shutil.rmtree(job.directory / artifacts.CHECKPOINTS, ignore_errors=True)
     if terminal.is_main:
-        artifacts.save(rewritten, job.directory, force=True, keep_checkpoints=True, **about)
+        with terminal.busy(f"write {job.directory}"):
+            artifacts.save(rewritten, job.directory, force=True, keep_checkpoints=True, **about)
     # Under torchrun nobody looks for checkpoints before they are as they should be.
     all_reduce_sum(torch.zeros(1, device=start_engine().device))
     teaches = not at_chance(evaluated(float_network, data, task, terminal), data, task)
@@ -88,14 +90,9 @@ def run(job: Retrain) -> None:
     asked = Retrained(float_network, data, recipe, task, spec, epochs, job.directory, teaches, goes_on, fresh)
     trained = asked.train(networks, bool(rewritten.meta["plan"].changed), terminal)
     if terminal.is_main:
-        artifacts.save(
-            trained.networks[rewritten_name(spec)],
-            job.directory,
-            force=True,
-            keep_checkpoints=True,
-            comparison=trained.comparison,
-            **about,
-        )
+        retrained, found = trained.networks[rewritten_name(spec)], {"comparison": trained.comparison, **about}
+        with terminal.busy(f"write {job.directory}"):
+            artifacts.save(retrained, job.directory, force=True, keep_checkpoints=True, **found)
     terminal.note(f"written to {job.directory}")
     if not job.own_passes:
         terminal.note(next_steps(job.directory, reference))

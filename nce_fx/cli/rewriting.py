@@ -69,7 +69,7 @@ def run(job: Rewrite) -> None:
     task = Task.of(job.loss, job.metric)
     if not job.dry_run and not job.force:
         artifacts.check_free(job.out, artifacts.OURS if job.sweep is None else SWEEP)
-    network = network_of(job, job.model, strict=job.strict)
+    network = network_of(job, job.model, terminal, strict=job.strict)
     data, args = network.data, dict(network.args)
 
     ratios = None if job.sweep is None else ratios_of(job.sweep)
@@ -127,7 +127,8 @@ def run(job: Rewrite) -> None:
             metric=job.metric,
         )
     float_log = epochs_table(float_history) if float_history else None
-    artifacts.save(result.graph_module, job.out, force=job.force, float_log=float_log, **about)
+    with terminal.busy(f"write {job.out}"):
+        artifacts.save(result.graph_module, job.out, force=job.force, float_log=float_log, **about)
     if data is not None and job.retrain:
         fresh = build_model(job.model, args, seed=job.seed) if job.from_scratch else None
         rivals = rivals_of(result.original, result.uniform, result.plan, job.seed)
@@ -141,7 +142,8 @@ def run(job: Rewrite) -> None:
         trained = asked.train(networks, bool(result.plan.changed), terminal)
         comparison = trained.comparison
         retrained = trained.networks[rewritten_name(spec)]
-        artifacts.save(retrained, job.out, force=True, keep_checkpoints=True, comparison=comparison, **about)
+        with terminal.busy(f"write {job.out}"):
+            artifacts.save(retrained, job.out, force=True, keep_checkpoints=True, comparison=comparison, **about)
     terminal.note(f"written to {job.out}: {', '.join(sorted(path.name for path in job.out.iterdir()))}")
     if comparison is not None:
         terminal.note(next_steps(job.out, job.model))
@@ -216,7 +218,7 @@ def run_sweep(job: Rewrite, network: Network, ratios: tuple[float, ...], termina
         terminal.note(f"{ratio:g}x has no plan: {reason}")
     terminal.show(tables.sweep_table(found.points))
     if not job.dry_run:
-        title = f"{job.model}: predicted {job.bits}-bit noise, original widths = 1"
+        title = f"{job.model}: predicted {job.bits}-bit noise, its own widths = 1"
         with replaced(job.out, SWEEP) as fresh:
             (fresh / SWEEP[0]).write_text(found.to_csv())
             (fresh / SWEEP[1]).write_text(front_svg(found.points, title))

@@ -30,12 +30,13 @@ def run(job: Search) -> None:
             (job.out / name).unlink(missing_ok=True)
     else:
         artifacts.check_free(job.out, (artifacts.PLAN,))
-    network = network_of(job, job.model)
+    network = network_of(job, job.model, terminal)
     assert network.data is not None
     check_finite(network.model, job.model)
     if job.weights is None and job.model in MODELS:
         terminal.note(f"{job.model} starts from random weights; give --weights to start from trained ones")
-    gm = trace(network.model, network.inputs)
+    with terminal.busy("trace"):
+        gm = trace(network.model, network.inputs)
     try:
         with terminal.training(f"search {job.model}") as progress:
             result = search(

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -24,32 +23,13 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
+from nce_fx.cli.console import NARROW, PlainConsole, console_of
 from nce_fx.cli.events import current_verbosity, log_event
-from nce_fx.plain_text import visible
 from nce_fx.progress import watched
 from nce_fx.training.result import StepReport
 
-_WIDE = 120
-"""Columns of tables where the output is a file or a pipe."""
-_NARROW = 64
-"""Columns of a terminal below which a table is shown as a list."""
 _LONG = 24 * 3600.0
 """Seconds that the speed of a step is measured over: one batch may take minutes."""
-
-
-class PlainConsole(Console):
-    """A console that shows names as they are: none is markup or an emoji, and no terminal obeys one."""
-
-    def render_str(self, text: str, **options: Any) -> Text:
-        """Return a text as it is shown."""
-        return super().render_str(visible(text), **options)
-
-
-def _console(file: Any) -> Console:
-    # The width of a terminal, or what COLUMNS says of a pipe.
-    known = file.isatty() or os.environ.get("COLUMNS", "").isdigit()
-    width = None if known else _WIDE
-    return PlainConsole(file=file, width=width, highlight=False, soft_wrap=False, markup=False, emoji=False)
 
 
 @dataclass(frozen=True)
@@ -57,8 +37,8 @@ class Terminal:
     """Where a run writes. With ``as_json`` stdout gets one JSON object and nothing else."""
 
     as_json: bool
-    results: Console
-    notes: Console
+    results: PlainConsole
+    notes: PlainConsole
     is_main: bool = True
     """True in the one process that writes."""
     verbose: bool = False
@@ -69,25 +49,26 @@ class Terminal:
     @classmethod
     def of(cls, as_json: bool) -> "Terminal":
         """Return the terminal of this run; only the first of several processes under torchrun speaks."""
-        notes, chosen = _console(sys.stderr), current_verbosity()
+        notes, chosen = console_of(sys.stderr), current_verbosity()
         is_main = os.environ.get("RANK", "0") == "0"
         notes.quiet = not is_main or chosen == "quiet"
-        results = _console(sys.stderr if as_json else sys.stdout)
+        results = console_of(sys.stderr if as_json else sys.stdout)
         results.quiet = not is_main or (as_json and chosen == "quiet")
         return cls(as_json, results, notes, is_main, verbose=chosen == "verbose")
 
-    def show(self, renderable: RenderableType) -> None:
+    def show(self, result: Table | str) -> None:
         """Print a table or a text of the result."""
-        narrow = isinstance(renderable, Table) and self.results.width < _NARROW
-        for line in as_list(renderable) if narrow and isinstance(renderable, Table) else (renderable,):
-            self.results.print(line)
+        if isinstance(result, Table):
+            self.results.table(result)
+        else:
+            self.results.lines(result)
         self.results.print()
 
     def note(self, text: str) -> None:
         """Say something beside the result."""
         self.said.append(text)
         log_event("note", text=text)
-        self.notes.print(text, style="dim", markup=False)
+        self.notes.lines(text, style="dim")
 
     def finish(self, content: dict[str, Any]) -> None:
         """Print the one JSON object, where it was asked for."""
@@ -96,15 +77,48 @@ class Terminal:
         if self.as_json and self.is_main:
             print(json.dumps(content | {"notes": self.said}, indent=2, allow_nan=False), file=sys.stdout, flush=True)
 
+    @property
+    def _is_live(self) -> bool:
+        """Whether what is shown can move."""
+        return self.notes.is_terminal and not self.notes.is_dumb_terminal
+
+    def _spinner(self) -> SpinnerColumn:
+        return SpinnerColumn("line" if self.notes.options.ascii_only else "dots", finished_text="✓")
+
     def _bars(self, *columns: ProgressColumn) -> Progress:
-        """Bars with these columns, and a time; without the bars themselves where there is no room for them."""
-        room = [] if self.notes.width < _NARROW else [BarColumn(bar_width=24)]
+        """Bars with these columns, and a time; without the bars themselves where nobody looks or there is no room."""
+        room = [BarColumn(bar_width=24)] if self.notes.is_terminal and self.notes.width >= NARROW else []
         return Progress(*columns[:-1], *room, columns[-1], _Time(), console=self.notes, speed_estimate_period=_LONG)
+
+    @contextmanager
+    def _shown(self, bars: Progress) -> Iterator[None]:
+        """Move the bars meanwhile; where nothing moves they are there at the end, but for those that failed."""
+        if self._is_live:
+            bars.start()
+        try:
+            yield
+        finally:
+            if self._is_live:
+                bars.stop()
+            elif bars.tasks:
+                bars.console.print(bars)
+
+    @contextmanager
+    def busy(self, what: str) -> Iterator[None]:
+        """Show on a terminal what goes on and for how long, such as "read result"; it leaves nothing behind."""
+        if not self._is_live:
+            yield
+            return
+        columns = self._spinner(), _folded("{task.description}"), TimeElapsedColumn()
+        with Progress(*columns, console=self.notes, transient=True) as bars:
+            bars.add_task(what, total=None)
+            yield
 
     @contextmanager
     def steps(self) -> "Iterator[Steps]":
         """Show named steps as they come, each with a spinner, its batches where it has some, and its time."""
-        with self._bars(SpinnerColumn(finished_text="✓"), _folded("{task.description}"), MofNCompleteColumn()) as bars:
+        bars = self._bars(self._spinner(), _folded("{task.description}"), _Count())
+        with self._shown(bars):
             steps = Steps(bars)
             try:
                 with watched(steps, steps.advance):
@@ -118,7 +132,8 @@ class Terminal:
     def training(self, name: str) -> Iterator[Callable[[StepReport], None]]:
         """Show one training run: epoch, loss, accuracy, time left."""
         said = _folded("{task.description}"), _folded("{task.fields[state]}")
-        with self._bars(*said, TaskProgressColumn()) as bars:
+        bars = self._bars(*said, TaskProgressColumn())
+        with self._shown(bars):
             task = bars.add_task(name, total=None, state="")
 
             def advance(at: StepReport) -> None:
@@ -142,6 +157,14 @@ class Terminal:
 
 def _folded(text: str) -> TextColumn:
     return TextColumn(text, markup=False, table_column=Column(overflow="fold"))
+
+
+class _Count(MofNCompleteColumn):
+    """How much of a step is done, "3/8"; nothing where nobody counts."""
+
+    def render(self, task: Task) -> Text:
+        """Return it for one step."""
+        return Text() if task.total in (None, 1) else super().render(task)
 
 
 class _Time(TimeElapsedColumn):
@@ -186,22 +209,3 @@ class Steps:
         """Move the bar of the step that runs."""
         if self.current is not None:
             self.bars.update(self.current, total=total, completed=done)
-
-
-def as_list(table: Table) -> Iterator[RenderableType]:
-    """Show a table row by row, a line a cell: nothing is cut, however narrow the terminal."""
-    if table.title:
-        yield Text(visible(str(table.title)), style="italic")
-    columns = [(str(column.header), list(column.cells)) for column in table.columns]
-    for cells in zip(*(cells for _, cells in columns), strict=True):
-        named = [(name, _text(cell)) for (name, _), cell in zip(columns, cells, strict=True) if str(cell)]
-        if named:
-            yield Text.assemble((str(named[0][1]), "bold"), overflow="fold")
-        for name, cell in named[1:]:
-            yield Text.assemble(f"  {name}: ", cell, overflow="fold")
-    if table.caption:
-        yield Text(visible(str(table.caption)), style="italic")
-
-
-def _text(cell: Any) -> Text:
-    return cell if isinstance(cell, Text) else Text(visible(str(cell)))

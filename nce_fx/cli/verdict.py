@@ -13,7 +13,7 @@ _LOWER_IS_BETTER = ("loss", "mean_squared_error", "l1")
 
 
 def verdict(comparison: Comparison, rewritten: str) -> str:
-    """Return which widths did better: ``the widths as they are did better in this run (83.33 % to 75.00 %)``.
+    """Return which widths did better: ``its own widths did better in this run (83.33 % to 75.00 %)``.
 
     The rewritten network is held against the best of its rivals that costs no more. It is an empty string where there
     is no rival, or nobody knows which value of the metric is better.
@@ -29,7 +29,7 @@ def verdict(comparison: Comparison, rewritten: str) -> str:
         return sign * float((row.accuracy if row.accuracy is not None else row.score) or 0.0)
 
     best = max(narrowed or rivals, key=better)
-    theirs = "widths narrowed evenly" if narrowed else "the widths as they are"
+    theirs = "widths narrowed evenly" if narrowed else "its own widths"
     mine, other = measured(comparison, ours), measured(comparison, best)
     if better(best) > better(ours):
         return f"{theirs} did better in this run ({other} to {mine})"

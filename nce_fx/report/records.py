@@ -82,7 +82,7 @@ class TrialRow(Record):
     """One candidate of a trial."""
 
     candidate: str
-    """``the widths as they are``, or how far widths move: ``0.67x to 1.5x``."""
+    """``own widths``, or how far widths move: ``0.67x to 1.5x``."""
     loss: float
     """On the part of the training split that was held out, after the trial."""
     float_epochs: int | None = None

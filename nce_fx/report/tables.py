@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from nce_fx.passes.analysis.sensitivity import SensitivityReport
     from nce_fx.sweep import SweepPoint
 
+SIDES = ("own widths", "rewritten")
+"""What the quantized network before a rewrite and the one after it are called, wherever they are side by side."""
+
 
 @dataclass(frozen=True)
 class QuantityView:
@@ -70,10 +73,10 @@ def sensitivity_table(report: RewriteReport) -> Table:
 
 
 def plan_table(report: RewriteReport, plan: WidthPlan) -> Table:
-    """Return the groups with their widths before and after, and what the planner expects of it."""
+    """Return the groups with both of their widths, and what the planner expects of it."""
     says = []
     if plan.predicted_noise is not None:
-        says.append(f"predicted noise: {plan.predicted_noise:.3f} of that at the original widths")
+        says.append(f"predicted noise: {plan.predicted_noise:.3f} of that at its own widths")
     if report.end_bits:
         ends = ", ".join(f"{name} {bits} bits" for name, bits in report.end_bits.items())
         says.append(f"weights of the ends: {ends}")
@@ -84,8 +87,8 @@ def plan_table(report: RewriteReport, plan: WidthPlan) -> Table:
         after, ratio = _changed(group)
         score = "-" if group.sensitivity is None else f"{group.sensitivity:.3g}"
         rows.append((group.id, named(group), score, group.before, after, ratio))
-    columns = ("group", "layers", ">sensitivity", ">before", ">after", ">ratio")
-    return table_of("Plan: channels before -> after", columns, rows, caption="; ".join(says))
+    columns = ("group", "layers", ">sensitivity", *(f">{side}" for side in SIDES), ">ratio")
+    return table_of("Plan: channels", columns, rows, caption="; ".join(says))
 
 
 def _changed(group: GroupRecord) -> tuple[Text, Text]:
@@ -123,17 +126,19 @@ def trial_words(trial: TrialRecord) -> str:
 
 def untried_words(report: RewriteReport) -> str:
     """Return why the plan was not tried before it was retrained."""
-    return f"not tried beside the widths as they are: {report.untried}"
+    return f"not tried beside its own widths: {report.untried}"
 
 
 def cost_table(report: RewriteReport) -> Table:
-    """Return what the network costs before and after, with the budget."""
+    """Return what the network costs at its own widths and rewritten, with the budget."""
     rows = []
     for name, before in report.original.cost.items():
         after = report.rewritten.cost[name]
         ratio = f"{after / before:.4f}x" if before else "-"
         rows.append((title_of(name), thousands(before), thousands(after), ratio, budget_text(report.budget.get(name))))
-    return table_of("Cost for one example, both quantized", ("", ">before", ">after", ">ratio", ">budget"), rows)
+    return table_of(
+        "Cost for one example, both quantized", ("", *(f">{side}" for side in SIDES), ">ratio", ">budget"), rows
+    )
 
 
 def budget_text(limit: object) -> str:
@@ -265,7 +270,7 @@ def sweep_table(points: "Sequence[SweepPoint]") -> Table:
     rows = [
         (f"{each.budget:g}x", *_costs(each.cost, names), f"{each.noise:.4f}", f"{each.bound:.4f}") for each in points
     ]
-    return table_of("Plans along the budget; noise 1 is that of the original widths", columns, rows)
+    return table_of("Plans along the budget; noise 1 is that at its own widths", columns, rows)
 
 
 def graph_table(gm: GraphModule) -> Table:

@@ -15,6 +15,7 @@ from nce_fx.quantities import title_of
 from nce_fx.report.graph_view import NodeView, Widths, node_views
 from nce_fx.report.records import Comparison, RewriteReport, folder_of
 from nce_fx.report.tables import (
+    SIDES,
     QuantityView,
     budget_text,
     result_rows,
@@ -138,7 +139,7 @@ def view_of(
     comparison: Comparison | None = None,
     logs: Path | None = None,
     sweep: Path | None = None,
-    sides: tuple[str, str] = ("own widths", "rewritten"),
+    sides: tuple[str, str] = SIDES,
     compared: GraphModule | None = None,
 ) -> View:
     """Return what there is to see of a rewritten network.

@@ -81,7 +81,7 @@ class AdaptLog(Log):
             moved = f"moved {sum(said)} times, moved back {len(said) - sum(said)}" if said else "as it was"
             rows.append((group, before, plan.widths[group], self.left.get(group) or moved))
         title = f"Search: {stayed} moves stayed, {undone} were undone"
-        return table_of(title, ("group", ">before", ">after", "what became of it"), rows)
+        return table_of(title, ("group", ">own widths", ">found", "what became of it"), rows)
 
 
 def moves_svg(log: AdaptLog, original: Mapping[str, int]) -> str:

@@ -92,8 +92,8 @@ class SearchLog(Log):
             grown = [str(e.after) for e in self.expansions if e.group == group]
             said = self.left.get(group) or ("expanded to " + ", ".join(grown) if grown else "as at the start")
             rows.append((group, before, last.widths.get(group, "-"), plan.widths[group], said))
-        columns = ("group", ">before", ">preferred", ">after", "candidates")
-        return table_of("Search: channels before -> after", columns, rows)
+        columns = ("group", ">own widths", ">preferred", ">found", "candidates")
+        return table_of("Search: channels", columns, rows)
 
 
 def widths_svg(log: SearchLog, original: Mapping[str, int]) -> str:

@@ -86,9 +86,9 @@ class SlimmableLog(Log):
             found = [one.widths[group] for one in self.compared[:10] if group in one.widths]
             said = f"{min(found)} to {max(found)}" if found else self.left.get(group, "")
             rows.append((group, before, plan.widths[group], said))
-        table = table_of("Search: channels before -> after", ("group", ">before", ">after", "ten best"), rows)
+        table = table_of("Search: channels", ("group", ">own widths", ">found", "ten best"), rows)
         if not plan.changed:
-            table.caption = "no setting is surely better than the widths as they are: these stay"
+            table.caption = "no setting is surely better than its own widths: these stay"
         return table
 
 

@@ -110,8 +110,8 @@ class SurfaceLog(Log):
         for group, before in plan.original.items():
             slope = f"{last.slopes[group]:+.4f} ± {last.errors[group]:.4f}" if group in last.slopes else ""
             rows.append((group, before, plan.widths[group], slope or self.left.get(group, "")))
-        columns = ("group", ">before", ">after", ">loss where it doubles")
-        table = table_of("Search: channels before -> after", columns, rows)
+        columns = ("group", ">own widths", ">found", ">loss where it doubles")
+        table = table_of("Search: channels", columns, rows)
         said = [
             f"surface: foretells {max(0.0, last.explained):.0%} of what differs among {last.networks} networks, by rank"
             f" {last.ranked:.2f}; a seed makes {last.seeds:.4f}"

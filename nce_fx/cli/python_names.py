@@ -17,6 +17,7 @@ _EVERYWHERE: Mapping[str, str] = {
     "--max-width": "rewrite(max_width=)",
     "--round-to": "rewrite(round_to=)",
     "--capacity": "rewrite(capacity=)",
+    "--streams": "rewrite(streams=)",
     "--freeze": "rewrite(freeze=)",
     "--only": "rewrite(only=)",
     "--bits": "QuantSpec(weight_bits=, activation_bits=)",

@@ -3,7 +3,7 @@
 Read off the channel analysis of the plain float graph; layers are named by path and use, which quantizing keeps.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -104,7 +104,7 @@ def find_choice_sites(gm: GraphModule, candidates: Mapping[str, tuple[int, ...]]
     """
     flat = plain_float(gm)
     analysis = analysis_of(flat)
-    table, owner, parts = _members(analysis, candidates, order)
+    members = _Members(analysis, candidates, order)
     tie = analysis.structure.tie
     consumed = {path for path, _ in tie.consumers}
     readers: dict[tuple[Use, int], Reading] = {}
@@ -119,7 +119,7 @@ def find_choice_sites(gm: GraphModule, candidates: Mapping[str, tuple[int, ...]]
         if not mine:
             continue
         for index, node in enumerate(layer.inputs):
-            reading = _reading(analysis, node, table, owner, candidates, parts)
+            reading = members.reading(node)
             if reading is not None:
                 readers[use, index] = reading
                 covered |= mine
@@ -131,7 +131,7 @@ def find_choice_sites(gm: GraphModule, candidates: Mapping[str, tuple[int, ...]]
         for group in analysis.channels:
             if group.id in candidates and _part_of(analysis, group).intersection(analysis.structure.classes[ids]):
                 refused[group.id] = f"{path} reads it in a way that the search cannot follow"
-    return ChoiceSites(readers, _norms(flat, analysis, table, owner, candidates), refused)
+    return ChoiceSites(readers, _norms(flat, members), refused)
 
 
 def _write(
@@ -162,27 +162,61 @@ class _Ordered(NamedTuple):
     kept: Ids
 
 
-def _members(
-    analysis: Analysis, candidates: Mapping[str, tuple[int, ...]], order: Order
-) -> tuple[Ids, dict[int, str], list[_Ordered]]:
-    """Return the narrowest candidate that has each class, the group of each that has a choice, and the parts."""
-    structure, channels = analysis.structure, analysis.channels
-    member = np.full(int(structure.classes.max(initial=0)) + 1, EVERY_CANDIDATE, dtype=np.int64)
-    owner: dict[int, str] = {}
-    parts: list[_Ordered] = []
-    for group, public in zip(structure.groups, channels, strict=True):
-        widths = candidates.get(public.id)
-        if widths is None:
-            continue
-        counts = kept_of_parts(analysis, group, public, widths)
-        for part, kept in zip(group.parts, counts, strict=True):
-            if part.pinned is not None:
+class _Members:
+    """Of each class the narrowest candidate that has it, ``first``, and the group whose choice it is, ``owner``."""
+
+    def __init__(self, analysis: Analysis, candidates: Mapping[str, tuple[int, ...]], order: Order) -> None:
+        self.analysis, self.candidates = analysis, candidates
+        structure, channels = analysis.structure, analysis.channels
+        self.first = np.full(int(structure.classes.max(initial=0)) + 1, EVERY_CANDIDATE, dtype=np.int64)
+        self.owner: dict[int, str] = {}
+        self.parts: list[_Ordered] = []
+        for group, public in zip(structure.groups, channels, strict=True):
+            widths = candidates.get(public.id)
+            if widths is None:
                 continue
-            ranks = ranks_of(analysis, part, order)
-            member[part.classes] = np.searchsorted(kept, ranks, side="right")
-            owner.update(dict.fromkeys(part.classes.tolist(), public.id))
-            parts.append(_Ordered(public.id, part.classes[np.argsort(ranks, kind="stable")], kept))
-    return member, owner, parts
+            counts = kept_of_parts(analysis, group, public, widths)
+            for part, kept in zip(group.parts, counts, strict=True):
+                if part.pinned is not None:
+                    continue
+                ranks = ranks_of(analysis, part, order)
+                self.first[part.classes] = np.searchsorted(kept, ranks, side="right")
+                self.owner.update(dict.fromkeys(part.classes.tolist(), public.id))
+                self.parts.append(_Ordered(public.id, part.classes[np.argsort(ranks, kind="stable")], kept))
+
+    def reading(self, node: Node) -> Reading | None:
+        """Return what the elements of a value belong to; ``None`` where no channel of it has a choice."""
+        value = self.analysis.structure.tie.seen.get(node)
+        if not isinstance(value, ChannelTensor) or len(value.labels) != 1:
+            return None
+        ids = bare(core(value.labels[0]))
+        flat = ids.reshape(-1).numpy()
+        numbers = self.analysis.structure.classes[flat]
+        owners = [
+            self.owner.get(number) if i >= FIRST_ID else None for i, number in zip(flat, numbers.tolist(), strict=True)
+        ]
+        groups = tuple(dict.fromkeys(name for name in owners if name is not None))
+        if not groups:
+            return None
+        sizes = [len(self.candidates[name]) for name in groups]
+        starts = dict(zip(groups, (np.cumsum(sizes) - sizes).tolist(), strict=True))
+        member = [
+            EVERY_CANDIDATE if name is None else starts[name] + int(self.first[number])
+            for name, number in zip(owners, numbers.tolist(), strict=True)
+        ]
+        long = [axis for axis, size in enumerate(ids.shape) if size > 1]
+        axis = long[0] - ids.dim() if len(long) == 1 else ids.dim() * -1 if not long else None
+        blocks = []
+        for part in self.parts:
+            if part.group in groups:
+                places = [np.flatnonzero(numbers == number) for number in part.classes]
+                if len({len(place) for place in places}) > 1:
+                    axis = None
+                elif places[0].size:
+                    positions = torch.from_numpy(np.stack(places))
+                    blocks.append(Block(groups.index(part.group), positions, torch.from_numpy(part.kept.copy())))
+        usable = axis is not None
+        return Reading(groups, torch.tensor(member).reshape(ids.shape), axis, tuple(blocks) if usable else ())
 
 
 def ranks_of(analysis: Analysis, part: Part, order: Order) -> Ids:
@@ -210,48 +244,7 @@ def _part_of(analysis: Analysis, public: ChannelGroup) -> set[int]:
     return {int(number) for part in analysis.structure.groups[index].parts for number in part.classes}
 
 
-def _reading(
-    analysis: Analysis,
-    node: Node,
-    table: Ids,
-    owner: dict[int, str],
-    candidates: Mapping[str, tuple[int, ...]],
-    parts: Sequence[_Ordered] = (),
-) -> Reading | None:
-    """Return what the elements of a value belong to; ``None`` where no channel of it has a choice."""
-    value = analysis.structure.tie.seen.get(node)
-    if not isinstance(value, ChannelTensor) or len(value.labels) != 1:
-        return None
-    ids = bare(core(value.labels[0]))
-    flat = ids.reshape(-1).numpy()
-    numbers = analysis.structure.classes[flat]
-    owners = [owner.get(number) if i >= FIRST_ID else None for i, number in zip(flat, numbers.tolist(), strict=True)]
-    groups = tuple(dict.fromkeys(name for name in owners if name is not None))
-    if not groups:
-        return None
-    starts = dict(zip(groups, np.cumsum([0, *(len(candidates[name]) for name in groups)]).tolist(), strict=False))
-    member = [
-        EVERY_CANDIDATE if name is None else starts[name] + int(table[number])
-        for name, number in zip(owners, numbers.tolist(), strict=True)
-    ]
-    long = [axis for axis, size in enumerate(ids.shape) if size > 1]
-    axis = long[0] - ids.dim() if len(long) == 1 else ids.dim() * -1 if not long else None
-    blocks = []
-    for part in parts:
-        if part.group in groups:
-            places = [np.flatnonzero(numbers == number) for number in part.classes]
-            if len({len(place) for place in places}) > 1:
-                axis = None
-            elif places[0].size:
-                positions = torch.from_numpy(np.stack(places))
-                blocks.append(Block(groups.index(part.group), positions, torch.from_numpy(part.kept.copy())))
-    usable = axis is not None
-    return Reading(groups, torch.tensor(member).reshape(ids.shape), axis, tuple(blocks) if usable else ())
-
-
-def _norms(
-    gm: GraphModule, analysis: Analysis, table: Ids, owner: dict[int, str], candidates: Mapping[str, tuple[int, ...]]
-) -> dict[str, Reading]:
+def _norms(gm: GraphModule, members: _Members) -> dict[str, Reading]:
     found: dict[str, Reading | None] = {}
     for node in gm.graph.nodes:
         if node.op != "call_module":
@@ -259,7 +252,7 @@ def _norms(
         module = gm.get_submodule(str(node.target))
         if OPS.derived(module) is not OPS["batch_norm"] or not module.affine:
             continue
-        reading = _reading(analysis, node.all_input_nodes[0], table, owner, candidates)
+        reading = members.reading(node.all_input_nodes[0])
         if reading is None or len(reading.groups) != 1 or reading.member.numel() != module.num_features:
             found[str(node.target)] = None
             continue

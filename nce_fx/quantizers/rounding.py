@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from nce_fx.quantizers.base import FLOOR, Grid, at_least, level, whole, working
 from nce_fx.quantizers.saved_tensors import Packed, pack_levels, packs_activations, register
-from nce_fx.quantizers.transforms import Transformable, is_transformed
+from nce_fx.quantizers.transforms import StraightThrough, Transformable, is_transformed
 
 
 def clip_round(x: Tensor, extent: Tensor, steps: float, grid: Grid) -> Tensor:
@@ -184,7 +184,7 @@ class StepRound(Transformable):
         return passed.to(grad.dtype), pull.to(scale.dtype), None, None, None, None
 
 
-class PassRound(Transformable):
+class PassRound(StraightThrough):
     """Weights: the same forward pass, and the gradient goes straight through, everywhere. Keeps nothing.
 
     Shapes: w any; scale 0-dimensional or broadcastable, without a gradient; offset as the grid's; y as w.
@@ -195,17 +195,8 @@ class PassRound(Transformable):
         """Round."""
         return _rounded(w, scale, grid, weight=True)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep nothing."""
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        """The identity."""
-        return grad, None, None
-
-
-class RangeRound(Transformable):
+class RangeRound(StraightThrough):
     """Weights with a zero point: y = (clip(round(w / scale - offset)) + offset) * scale, straight through.
 
     Shapes: w any; scale and offset broadcast over w, without a gradient; y as w.
@@ -218,32 +209,14 @@ class RangeRound(Transformable):
         packed = pack_levels(q, scale, offset, w.dtype, low)
         return register(q.add_(offset).mul_(scale).to(w.dtype), packed)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep nothing."""
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        """The identity."""
-        return grad, None, None, None, None
-
-
-class Nearest(Transformable):
+class Nearest(StraightThrough):
     """round(x), to even at ties, with the gradient of the identity."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         """Round."""
         return x.round()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep nothing."""
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        """The identity."""
-        return grad
 
 
 def _rounded(x: Tensor, scale: Tensor, grid: Grid, weight: bool) -> Tensor:

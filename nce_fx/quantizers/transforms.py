@@ -1,6 +1,9 @@
 """Gradients of one's own that ``torch.func`` can take apart: grad, vmap, jacrev."""
 
+from typing import Any
+
 import torch
+from torch import Tensor
 from torch.autograd import Function
 
 
@@ -8,6 +11,20 @@ class Transformable(Function):
     """A function that keeps no more than its inputs and settings, and whose two passes are made of tensors alone."""
 
     generate_vmap_rule = True
+
+
+class StraightThrough(Transformable):
+    """One that keeps nothing, and whose gradient is the identity of its first argument; the others have none."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep how many others there are."""
+        ctx.others = len(inputs) - 1
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The identity."""
+        return grad, *[None] * ctx.others
 
 
 def is_transformed() -> bool:

@@ -33,13 +33,7 @@ from nce_fx.passes.transform.quantize import (
     quantize,
     weight_bits_of,
 )
-from nce_fx.quantizers import (
-    ACTIVATION_QUANTIZERS,
-    WEIGHT_QUANTIZERS,
-    ActivationQuantizer,
-    Quantizer,
-    WeightQuantizer,
-)
+from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, ActivationQuantizer, Quantizer, WeightQuantizer
 from nce_fx.quantizers.dorefa import DorefaActivation
 from nce_fx.quantizers.pact import Pact
 from nce_fx.quantizers.saved_tensors import compact_saving

@@ -17,13 +17,7 @@ from nce_fx.errors import BudgetError, InputError
 from nce_fx.models import MODELS
 from nce_fx.passes.analysis.channels.plan_check import check_plan
 from nce_fx.passes.transform.resize import gathers_of
-from nce_fx.passes.transform.widths import (
-    InsertWidthChoices,
-    RemoveWidthChoices,
-    WidthDraw,
-    WidthNorm,
-    channel_order,
-)
+from nce_fx.passes.transform.widths import InsertWidthChoices, RemoveWidthChoices, WidthDraw, WidthNorm, channel_order
 from nce_fx.search import METHODS, SearchRecipe, search
 from nce_fx.search.carrying import of_kind
 from nce_fx.search.expansion import first_candidates, grow

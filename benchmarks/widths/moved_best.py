@@ -14,15 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from benchmarks.moved import (
-    RATIOS,
-    Network,
-    arguments_of,
-    bench_of,
-    read,
-    study_of,
-    train_missing,
-)
+from benchmarks.moved import RATIOS, Network, arguments_of, bench_of, read, study_of, train_missing
 from benchmarks.moved_page import Networks, of_the_set, surface_of
 
 from benchmarks import pages

@@ -9,13 +9,7 @@ from typing import Any
 
 import torch
 
-from nce_fx.ids.labels import (
-    NEUTRAL,
-    Label,
-    constant,
-    core,
-    resized,
-)
+from nce_fx.ids.labels import NEUTRAL, Label, constant, core, resized
 from nce_fx.ids.rule_interface import RuleInterface
 from nce_fx.ids.value import ChannelTensor, activation, channel_tensors
 from nce_fx.ops.rules.calls import alike_along, label_for, on_meta, opaque

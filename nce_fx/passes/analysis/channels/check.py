@@ -8,19 +8,7 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
-from nce_fx.ids.labels import (
-    FIRST_ID,
-    FIXED,
-    Ids,
-    Label,
-    along,
-    bare,
-    compress,
-    constant,
-    core,
-    line_of,
-    varies,
-)
+from nce_fx.ids.labels import FIRST_ID, FIXED, Ids, Label, along, bare, compress, constant, core, line_of, varies
 from nce_fx.ids.space import ParameterAxis
 from nce_fx.ids.value import ChannelTensor, Weight
 from nce_fx.ops.table import followed_arguments

@@ -354,7 +354,8 @@ def test_a_batch_that_the_graph_fixes_is_kept_and_said(tmp_path):
     written = export_onnx(gm, tmp_path / "model.onnx")
     assert written.batch == 3
     assert_close(run(written.path, x), evaluated(gm, x))
-    assert export_onnx(mlp(6, 8, 3), tmp_path / "other.onnx", batch=4).batch == 4
+    written = export_onnx(mlp(6, 8, 3), tmp_path / "other.onnx", batch=4)
+    assert (written.batch, written.sizes) == (4, False)
 
 
 def test_inputs_that_share_no_batch_stay_as_they_were_traced(tmp_path):

@@ -26,7 +26,7 @@ from tests.search_runs import quarters
 from tests.zoo import ZOO
 
 _KINDS = (torch.Tensor, ChannelInterpreter, nn.Module, torch.fx.Graph, Node)
-_ROUNDS = 3
+_ROUNDS = 2
 _IMAGE = (torch.randn(2, 1, 6, 6, generator=torch.Generator().manual_seed(0)),)
 _BATCHES = [(torch.randn(8, 1, 6, 6), torch.randint(0, 4, (8,))) for _ in range(2)]
 

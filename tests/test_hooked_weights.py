@@ -45,6 +45,8 @@ def test_a_hooked_weight_is_quantized_trained_and_saved(hook, grad, tmp_path):
     gm = nce_fx.trace(own, (X,))
     q = nce_fx.quantize(gm, nce_fx.QuantSpec(weight="lsq"), [X])
     assert len(integer_weights(q)) == 4
+    producers = [name for group in nce_fx.analyze_channels(gm).groups for name in group.producers]
+    assert sorted(producers) == ["0", "2", "5", "6"], "a layer is known by its own name, whatever computes its weight"
     plain = RemoveQuantizers()(q).graph_module
     torch.testing.assert_close(plain(X), own(X))
     if "mask" in str(list(own.state_dict())):

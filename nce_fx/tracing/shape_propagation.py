@@ -1,5 +1,6 @@
 """Shapes of every node, by running the graph on tensors without values where that is possible."""
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -7,10 +8,12 @@ from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.node import map_aggregate
 from torch.fx.passes.shape_prop import TensorMetadata
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._pytree import tree_leaves
 
 from nce_fx.errors import one_line, where
 from nce_fx.ops import Absent, Op, table_of
+from nce_fx.ops.left_whole import LEFT_WHOLE, macs_of, macs_of_weights
 from nce_fx.paths import module_at
 
 _DEVICES = frozenset({"cpu", "cuda", "mps", "xpu"})
@@ -19,16 +22,30 @@ _DEVICES = frozenset({"cpu", "cuda", "mps", "xpu"})
 def propagate_shapes(gm: GraphModule, example_inputs: tuple[Any, ...]) -> None:
     """Write fx's ``tensor_meta`` on every node; the module's parameters, buffers and mode stay as they are.
 
+    What modules compute that are left whole is counted meanwhile, see `nce_fx.ops.left_whole`.
+
     Raises:
         Exception: whatever the model raises on these inputs.
     """
     with torch.no_grad():
         try:
             given = map_aggregate(example_inputs, lambda v: v.to("meta") if isinstance(v, torch.Tensor) else v)
-            _Shapes(gm, "meta").follow(given)
+            run = _Shapes(gm, "meta")
+            run.follow(given)
         except Exception:
             # Some ops have no shapes without values; the real run then says what is wrong, if something is.
-            _Shapes(gm, None).follow(example_inputs)
+            run = _Shapes(gm, None)
+            run.follow(example_inputs)
+    gm.meta.pop(LEFT_WHOLE, None)
+    if run.left_whole:
+        gm.meta[LEFT_WHOLE] = run.left_whole
+
+
+def propagate_again(gm: GraphModule) -> None:
+    """Write ``tensor_meta`` anew, for inputs of the shapes that it says; where the graph does not run, it stays."""
+    inputs = tuple(_stand_for(node) for node in gm.graph.find_nodes(op="placeholder"))
+    with suppress(Exception):
+        propagate_shapes(gm, inputs)
 
 
 def first_misfit(gm: GraphModule) -> str | None:
@@ -75,6 +92,7 @@ class _Shapes(Interpreter):
         self.module = gm
         self.ops = table_of(gm)
         self.device = device
+        self.left_whole: dict[str, int] = {}
 
     def _stand_in(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
         if tensor is None or self.device is None:
@@ -116,7 +134,20 @@ class _Shapes(Interpreter):
             known = _known(op, module, args)
         except RuntimeError as error:
             raise RuntimeError(f"{target}: {error}") from error
-        return self._shadow(module)(*args, **kwargs) if known is None else known
+        if known is not None and plain:
+            self._count(target, macs_of_weights(self._shadow(module)) if is_parametrized(module) else 0)
+            return known
+        shadow = self._shadow(module)
+        if self.ops.of_module(module) is not None:
+            self._count(target, macs_of_weights(shadow))
+            return shadow(*args, **kwargs)
+        result, macs = macs_of(lambda: shadow(*args, **kwargs))
+        self._count(target, macs)
+        return result
+
+    def _count(self, target: str, macs: int) -> None:
+        if macs:
+            self.left_whole[target] = self.left_whole.get(target, 0) + macs
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         op = self.ops.of_call(target) if args and self.device is not None else None

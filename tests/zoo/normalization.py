@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
-from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 
 from tests.zoo.model import Head, ZooModel, conv, image, noise, together
 
@@ -172,6 +172,35 @@ class NormedByInput(nn.Module):
         return self.out(F.relu(self.e(F.relu(x))))
 
 
+class ByProducts(nn.Module):
+    """A layer whose weight is computed by products before each call, or that looks at values, so that none enters."""
+
+    def __init__(self, build: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.out = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 6), nn.Linear(6, 3)
+        self.middle = build()
+
+    def forward(self, x):
+        x = F.relu(self.c(F.relu(self.b(F.relu(self.a(x))))))
+        return self.out(F.relu(self.middle(x)))
+
+
+class Deciding(nn.Module):
+    """A block that looks at values: it is left whole."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer, self.gate = nn.Linear(width, width), nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        y = self.layer(x) * self.gate
+        return 2 * y if float(y.detach().abs().amax()) > 0 else y
+
+
+def _by_products(build: Callable[[], nn.Module], pinned: str = "a weight that the graph computes") -> ZooModel:
+    return ZooModel(lambda: ByProducts(build), (noise(2, 4),), ("a", "b"), {"c": pinned})
+
+
 def _computed_weight(
     parametrized: Callable[[nn.Module], nn.Module], free: tuple[str, ...], pinned: dict[str, str]
 ) -> ZooModel:
@@ -232,6 +261,11 @@ MODELS = {
     "exported_spectral_norm": _computed_weight(
         spectral_norm, ("c",), {"a": "a weight that the graph computes", "b": "folded into one"}
     ),
+    "spectral_norm": _by_products(lambda: spectral_norm(nn.Linear(6, 6))),
+    "older_spectral_norm": _by_products(lambda: torch.nn.utils.spectral_norm(nn.Linear(6, 6))),
+    "orthogonal": _by_products(lambda: orthogonal(nn.Linear(6, 6))),
+    "householder": _by_products(lambda: orthogonal(nn.Linear(6, 6), orthogonal_map="householder")),
+    "left_whole": _by_products(lambda: Deciding(6), "middle"),
     "exported_standardized_weight": _computed_weight(_standardized, ("a", "b", "c"), {}),
     "layer_norm": _token_norm(nn.LayerNorm),
     "rms_norm": _token_norm(nn.RMSNorm),

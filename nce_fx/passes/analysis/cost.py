@@ -3,7 +3,8 @@
 Every cost is a sum of products of axis lengths, and axis lengths are affine in the widths, so a cost at other widths is
 exact and needs no new graph:
 
-    MACs       rows x numel(weight) per layer; both operands for matrix products of activations
+    MACs       rows x numel(weight) per layer; both operands for matrix products of activations; what is computed in
+               modules that are left whole is counted as they run, and is the same at any widths
     params     numel of every distinct parameter
     weight_bytes      parameters at their bits, each tensor rounded up to whole bytes; all but weights at their own type
     activation_bytes  the most bytes of values that are in memory at once while the graph runs in order
@@ -24,6 +25,7 @@ from nce_fx.by_mode import runs_in
 from nce_fx.errors import InputError
 from nce_fx.frozen import Frozen
 from nce_fx.ops.layers import find_layers
+from nce_fx.ops.left_whole import LEFT_WHOLE
 from nce_fx.ops.liveness import aliases, storages
 from nce_fx.ops.work import Axis, Layer, shape_of, source_parameters, unchanged
 from nce_fx.passes.analysis.channels.graph import AxisWidth, ChannelGraph
@@ -32,7 +34,7 @@ from nce_fx.passes.analysis.cost_terms import LayerSite, StoredParameter, Stored
 from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.analysis.polynomial import Integers, Term
 from nce_fx.passes.transform.quantize.functional import repeats_values
-from nce_fx.paths import tensor_at
+from nce_fx.paths import module_at, tensor_at
 from nce_fx.plan import model_fingerprint
 from nce_fx.quantities import Quantity, known_quantities
 from nce_fx.quantizers import ActivationQuantizer, Quantizer
@@ -161,11 +163,17 @@ def analyze_cost(
         for layer, bits in ((layer, bits_of[layer.node]) for layer in layers if layer.node in evaluated)
         for product in layer.work
     ]
-    sites = tuple(_site(gm, layer, axes, *bits_of[layer.node]) for layer in layers)
+    sites = [_site(gm, layer, axes, *bits_of[layer.node]) for layer in layers]
+    paths = {site.path for site in sites}
+    for path, macs in gm.meta.get(LEFT_WHOLE, {}).items():
+        bits = next((8 * p.dtype.itemsize for p in module_at(gm, path).parameters()), 32)
+        work.append(WorkTerm(path, Term(macs, ()), bits * bits))
+        if path not in paths:
+            sites.append(_site_of_whole(gm, path, bits))
     parameters = _parameters(gm, layers, axes, {layer.path: bits_of[layer.node][0] for layer in layers})
     values = _values(gm, axes, activation_bits)
     model = CostModel(
-        channels, tuple(work), parameters, values, sites, hardware, fingerprint, known_quantities(quantities)
+        channels, tuple(work), parameters, values, tuple(sites), hardware, fingerprint, known_quantities(quantities)
     )
     return CostReport(model, tuple(part.width for part in channels.parts))
 
@@ -325,6 +333,13 @@ def _values(gm: GraphModule, axes: AxisLengths, activation_bits: Bits) -> tuple[
             size = sum(piece.shape.numel() * piece.dtype.itemsize for piece in pieces)
             result.append(StoredTensor(node.name, Term(size, ()), 8, storage.first, storage.last))
     return tuple(result)
+
+
+def _site_of_whole(gm: GraphModule, path: str, bits: int) -> LayerSite:
+    """A module that is left whole, which costs nothing in a table that does not have it."""
+    node = next((node.name for node in gm.graph.nodes if node.op == "call_module" and node.target == path), path)
+    one = AxisWidth(1)
+    return LayerSite(path, node, type(module_at(gm, path)).__name__, "", one, one, one, one, bits, bits, free=True)
 
 
 def _site(gm: GraphModule, layer: Layer, axes: AxisLengths, weight_bits: int, activation_bits: int) -> LayerSite:

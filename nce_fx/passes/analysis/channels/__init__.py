@@ -224,7 +224,7 @@ def _names(structure: Structure) -> list[str]:
 
 def owner_path(parameter: str) -> str:
     """Return the path by which people know the owner of a weight: ``layer1.0.conv1`` for ``layer1.0.conv1.weight``."""
-    return re.sub(r"(\.parametrizations\.weight\..+|\.weight)$", "", parameter)
+    return re.sub(r"(\.parametrizations\.weight\..+|\.weight(_orig|_mask|_v|_g)?)$", "", parameter)
 
 
 def _consumers(tie: Tie, part_of_id: Ids) -> dict[int, dict[str, None]]:

@@ -21,6 +21,7 @@ from nce_fx.ops.work import ancestors
 from nce_fx.passes.transform.quantize.hooked_weights import computed_by_hook, weight_hook
 from nce_fx.passes.transform.quantize.quantizable_layers import QuantizableLayer
 from nce_fx.quantizers import WeightQuantizer
+from nce_fx.tracing.shape_propagation import propagate_again
 from nce_fx.up_to_date import BEFORE_CALL
 
 
@@ -92,6 +93,7 @@ def follow(gm: GraphModule) -> None:
         del layers[node.name]
     gm.graph.lint()
     gm.recompile()
+    propagate_again(gm)
 
 
 def _module_at(gm: nn.Module, path: str) -> nn.Module | None:

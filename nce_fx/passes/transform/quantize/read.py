@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from nce_fx.arguments import checked
-from nce_fx.ops import OPS
+from nce_fx.ops import OPS, table_of
 from nce_fx.ops.layers import find_layers
 from nce_fx.ops.work import Layer
 from nce_fx.passes.transform.quantize.quantizable_layers import layers_with_weights
 from nce_fx.passes.transform.quantize.quantizer_nodes import computed_value
-from nce_fx.paths import called
-from nce_fx.quantizers import ActivationQuantizer, WeightQuantizer
+from nce_fx.paths import called, module_at
+from nce_fx.quantizers import ActivationQuantizer, Quantizer, WeightQuantizer
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,10 @@ def integer_weights(gm: GraphModule) -> Mapping[str, IntegerWeight]:
 
 @checked
 def describe(gm: GraphModule) -> tuple[QuantizedLayer, ...]:
-    """Return one row for every layer with a weight, in execution order, those left in float included."""
+    """Return one row for every layer with a weight, in execution order, those left in float included.
+
+    Then come modules with weights that are left whole, since no row of the table of operations knows them.
+    """
     rows: dict[str, QuantizedLayer] = {}
     for layer in layers_with_weights(gm):
         node = _weight_quantizer_node(gm, layer.node)
@@ -99,6 +102,12 @@ def describe(gm: GraphModule) -> tuple[QuantizedLayer, ...]:
             str(weight or ""),
             str(activation or ""),
         )
+    for node in gm.graph.find_nodes(op="call_module"):
+        module = module_at(gm, path := str(node.target))
+        if isinstance(module, Quantizer) or ".parametrizations." in path:
+            continue
+        if table_of(gm).of_module(module) is None and any(p.dim() > 1 for p in module.parameters()):
+            rows.setdefault(path, QuantizedLayer(path, type(module).__name__, None, None, "", ""))
     return tuple(rows.values())
 
 

@@ -109,11 +109,14 @@ class _Einsums(TorchFunctionMode):
         before = self.counter.get_total_flops()
         result = func(*args, **(kwargs or {}))
         if func is torch.functional.einsum and len(args) > 2 and self.counter.get_total_flops() == before:
-            letters = args[0].partition("->")[0].split(",")
+            given, _, kept = args[0].replace(" ", "").partition("->")
             sizes = {
-                k: n for part, x in zip(letters, args[1:], strict=True) for k, n in zip(part, x.shape, strict=True)
+                k: n
+                for part, x in zip(given.split(","), args[1:], strict=True)
+                for k, n in zip(part, x.shape, strict=True)
             }
-            self.uncounted += math.prod(sizes.values())
+            if any(given.count(letter) > 1 for letter in sizes.keys() - set(kept)):
+                self.uncounted += math.prod(sizes.values())
         return result
 
 

@@ -18,6 +18,8 @@ def find_layers(gm: GraphModule) -> tuple[Layer, ...]:
             op = table_of(gm).nearest(gm, node)
             if op is not None and not isinstance(op.macs, Absent):
                 layer = op.macs(gm, node)
+                if op.kind == "product" and not layer.work:
+                    continue  # an elementwise product, however it is written
                 weights = tuple(path for path in layer.weights if path in trained)
                 found.append(replace(layer, weights=weights, kind=op.kind))
     return tuple(found)

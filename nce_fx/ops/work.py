@@ -230,7 +230,10 @@ def _contracted(node: Node, summed: tuple[int, ...], first: int = 0) -> Layer:
 
 
 def einsum(gm: GraphModule, node: Node) -> Layer:
-    """Left to right, two operands at a time: the product of the lengths of every letter that takes part."""
+    """Left to right, two operands at a time: the product of the lengths of every letter that takes part.
+
+    A letter of one operand alone is summed before. Where none is summed over, the product is elementwise: no MACs.
+    """
     equation, *operands = node.args
     if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
         operands = list(operands[0])
@@ -243,9 +246,12 @@ def einsum(gm: GraphModule, node: Node) -> Layer:
     work = []
     for index in range(1, len(letters)):
         taking_part = sorted(kept | set(letters[index]))
-        work.append(Work(tuple(home[letter] for letter in taking_part), bool(weights)))
         needed = set(result).union(*letters[index + 1 :]) if result else set(taking_part)
-        kept = {letter for letter in taking_part if letter in needed or letter.startswith(".")}
+        summed = [letter for letter in taking_part if letter not in needed and not letter.startswith(".")]
+        before = (kept ^ set(letters[index])).intersection(summed)
+        if set(summed) - before:
+            work.append(Work(tuple(home[x] for x in taking_part if x not in before), bool(weights)))
+        kept = set(taking_part) - set(summed)
     inputs = tuple(value for value in nodes if not source_parameters(value))
     return Layer(layer_path(node, weights), node, "einsum", weights, inputs, tuple(work))
 

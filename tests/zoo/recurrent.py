@@ -91,7 +91,28 @@ class ExportedCells(nn.Module):
         return self.out(memory)
 
 
+class SelectiveScan(nn.Module):
+    """A state that decays by what is read, written in einsum: outer products, which are elementwise, and inner ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.step, self.keys, self.decay = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 8), noise(6, 4)
+        self.decay, self.out = nn.Parameter(self.decay), nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = F.silu(self.read(x))
+        step, (write, read) = F.softplus(self.step(x)), self.keys(x).chunk(2, -1)
+        kept = torch.exp(torch.einsum("bld,dn->bldn", step, -torch.exp(self.decay)))
+        put = torch.einsum("bld,bln,bld->bldn", step, write, x)
+        state, found = torch.zeros_like(put[:, 0]), []
+        for index in range(3):
+            state = kept[:, index] * state + put[:, index]
+            found.append(torch.einsum("bdn,bn->bd", state, read[:, index]))
+        return self.out(torch.stack(found, 1) + torch.einsum("bld,bn->bld", x, write[:, 0]))
+
+
 MODELS = {
+    "selective_scan": ZooModel(SelectiveScan, (noise(2, 3, 3),), pinned={"out": OUTPUT}),
     "exported_cells": ZooModel(ExportedCells, (noise(2, 3, 3),), pinned={"out": OUTPUT}),
     "lstm_tail": ZooModel(ConvThenLSTM, (image(1),), ("a", "b"), {"fc": OUTPUT}),
     "gru_tail": ZooModel(GRUTail, (torch.arange(8).view(2, 4),), ("table", "fc"), {"out": OUTPUT}),

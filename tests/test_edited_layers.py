@@ -161,3 +161,11 @@ def test_a_hook_that_would_never_run_is_said(q, gm):
 def test_a_compiled_graph_follows_as_well(q):
     q.tied = nn.Linear(6, 4)
     torch.testing.assert_close(torch.compile(q, backend="eager")(*X), q(*X))
+
+
+def test_a_quantized_graph_is_traced_again_alone_and_in_another_model(q):
+    again = torch.fx.symbolic_trace(q)
+    assert torch.equal(again(*X), q(*X))
+    both = nce_fx.trace(nn.Sequential(q, nn.Linear(6, 2)).eval(), X)
+    assert both.meta["traced"] == "fx"
+    assert sum(bool(row.weight_bits) for row in describe(both)) == sum(bool(row.weight_bits) for row in describe(q))

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from nce_fx.errors import QuantizeError
 from nce_fx.quantizers.ewgs import scale_gradient
@@ -171,7 +172,12 @@ class Quantizer(nn.Module):
         """How much the gradient of an element depends on how far rounding moved it, see `forward`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` on its levels; where it is bypassed, what the float network has in its place."""
+        """Return ``x`` on its levels; where it is bypassed, what the float network has in its place.
+
+        A tracer of torch.fx does not enter it.
+        """
+        if isinstance(x, Proxy):
+            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})
         return self.in_float(x) if self.bypassed else self.rounded(x)
 
     def in_float(self, x: Tensor) -> Tensor:

@@ -16,7 +16,19 @@ from nce_fx.quantizers import Quantizer
 from tests.drawing import pattern
 from tests.zoo import ZOO
 
-UNQUANTIZED = {"embedding", "lstm", "gru", "rnn", "lstmcell", "grucell", "matmul", "einsum", "attention", "bilinear"}
+UNQUANTIZED = {
+    "embedding",
+    "lstm",
+    "gru",
+    "rnn",
+    "lstmcell",
+    "grucell",
+    "matmul",
+    "einsum",
+    "attention",
+    "bilinear",
+    "Deciding",
+}
 
 
 def tensors(value: Any) -> list[Tensor]:

@@ -233,6 +233,10 @@ def test_training_and_budgets_are_drawn(browser, folders):
     for row in table.rows:
         assert f"{row.network} ends at {100 * (row.accuracy or 0):.2f} %" in captions
     assert len(opened.texts("#curves svg")) >= 3
+    ticks = opened.texts("[aria-label='y-axis tick label'] text, [aria-label='x-axis tick label'] text")
+    assert ticks
+    assert max(map(len, ticks)) <= 46  # A layer's name; a number is shorter.
+    assert all(len(tick) <= 7 for tick in ticks if tick.replace(".", "").isdigit())
     assert len(opened.texts("#front svg")) >= 2
     assert opened.wrong == []
 

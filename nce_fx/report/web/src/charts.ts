@@ -123,10 +123,11 @@ function lineChart(points: CurvePoint[], domain: string[], percent: boolean, lab
     width,
     height: 290,
     style,
+    marginTop: 34,
     marginLeft: 48,
     marginBottom: 44,
     x: { label: "epoch", labelOffset: 40, tickFormat: (value: number) => (Number.isInteger(value) ? `${value}` : "") },
-    y: { label, percent, grid: true, nice: true },
+    y: { label, percent, grid: true, nice: true, ticks: 6, domain: span(points.map((at) => (percent ? 100 : 1) * at.value)), tickFormat: (value: number) => `${Number(value.toPrecision(4))}` },
     color: { domain, range, legend: true },
     marks: [
       ...domain.map((run, index) =>
@@ -136,6 +137,14 @@ function lineChart(points: CurvePoint[], domain: string[], percent: boolean, lab
       Plot.tip(points, Plot.pointer({ x: "epoch", y: "value", title })),
     ],
   });
+}
+
+/** From the least to the greatest value; around values that hardly differ a twentieth of them, so that no tick needs six digits. */
+function span(values: number[]): [number, number] | undefined {
+  if (!values.length) return undefined;
+  const [low, high] = [Math.min(...values), Math.max(...values)];
+  const least = 0.05 * Math.max(Math.abs(low), Math.abs(high)) || 1;
+  return high - low < least ? [low === 0 ? 0 : low - least, high + least] : [low, high];
 }
 
 function lastOnes(points: CurvePoint[], percent: boolean): string {

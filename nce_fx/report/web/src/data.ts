@@ -95,7 +95,8 @@ export function shown(value: number): string {
   return Number.isInteger(value) ? counts.format(value) : value.toPrecision(3);
 }
 
-/** A number in few letters, such as 118G: a B for billions would be read as bytes. */
+/** A number in few letters, such as 118G or 5e-10: a B for billions would be read as bytes. */
 export function brief(value: number): string {
+  if (value !== 0 && Math.abs(value) < 1e-3) return `${Number(value.toPrecision(3)).toExponential()}`;
   return short.format(value).replace("B", "G");
 }

@@ -203,6 +203,26 @@ def test_what_only_training_runs_is_not_run(name, metric):
     assert first == analyze_sensitivity(gm, batches, metric)
 
 
+@pytest.mark.parametrize("metric", ["gauss_newton", "loss"])
+def test_a_model_that_draws_numbers_is_measured_alike_wherever_the_generator_stands(metric):
+    class Drawing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.second(F.dropout(self.first(x).relu(), 0.5, training=True))
+
+    torch.manual_seed(0)
+    batches = [(torch.randn(8, 6), torch.randint(0, 4, (8,)))]
+    gm = nce_fx.trace(Drawing().eval(), batches[0][:1])
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(analyze_sensitivity(gm, batches, metric))
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_model_is_left_as_it_was_and_the_result_repeats(metric):
     torch.manual_seed(0)

@@ -143,7 +143,8 @@ class Trial:
                 finished(self.command, folder)
             except SystemExit as failed:
                 return f"going on: {failed}"
-        found = left(folder, self.name == "analyze")
+        # Files alone: what a command says goes to the log.
+        found = left(folder, says=False)
         differ = sorted(
             path for path in found.keys() | self.expected.keys() if found.get(path) != self.expected.get(path)
         )
@@ -216,7 +217,7 @@ def trial(name: str, working: Path) -> Trial:
     whole = prepared(command, working / "whole", result)
     before = size(whole)
     finished(command, whole)
-    return Trial(name, working, result, left(whole, name == "analyze"), max(8192, size(whole) - before))
+    return Trial(name, working, result, left(whole, says=False), max(8192, size(whole) - before))
 
 
 def ends(one: Trial) -> Iterator[tuple[str, Said, str]]:

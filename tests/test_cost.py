@@ -23,6 +23,7 @@ from nce_fx.passes.analysis.channels.graph import ChannelGraph
 from nce_fx.passes.analysis.cost import analyze_cost
 from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.transform.resize import resize
+from tests.zoo.model import noise
 
 NOTHING_KNOWN = ChannelGraph((), (), {}, {})
 """A channel graph that leaves every axis at its traced length: costs of operations alone."""
@@ -312,3 +313,27 @@ def test_a_long_network_is_not_looked_through_once_a_layer(monkeypatch):
     monkeypatch.setattr(work, "ancestors", counted)
     nce_fx.analyze_cost(gm, channels)
     assert seen < 4 * len(gm.graph.nodes)
+
+
+@torch.fx.wrap
+def scores_of_own(q, k):
+    return torch.bmm(q, k.transpose(1, 2))
+
+
+class Wrapped(nn.Module):
+    """A function of the user's own that tracers do not enter, which computes a product."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.out = nn.Linear(5, 8), nn.Linear(5, 8), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.out(scores_of_own(self.q(x), self.k(x)).softmax(-1))
+
+
+def test_a_product_in_a_function_that_is_left_whole_is_counted():
+    x = (noise(2, 4, 5),)
+    gm = nce_fx.trace(Wrapped().eval(), x)
+    cost = nce_fx.analyze_cost(gm)
+    assert cost.macs == counted(gm, *x)[0] == cost.nodes["scores_of_own"].macs + 736
+    assert cost.nodes["scores_of_own"].op == "scores_of_own"

@@ -1,4 +1,4 @@
-"""Products that no row of the table knows: in modules that are left whole, and in what computes weights.
+"""Products that no row of the table knows: in modules and functions left whole, and in what computes weights.
 
 They are counted by PyTorch's own counter as the graph gets its shapes, and cost the same at any widths: what such a
 module reads and gives keeps its channels.
@@ -16,7 +16,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 LEFT_WHOLE = "left_whole"
-"""In ``meta`` of a graph: path of a module -> MACs of its calls that no row knows, ``{"router": 4096}``."""
+"""In ``meta`` of a graph: path of a module, or name of a function's node -> MACs of its calls that no row knows."""
 
 
 def macs_of(run: Callable[[], Any]) -> tuple[Any, int]:

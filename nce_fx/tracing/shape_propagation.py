@@ -16,6 +16,8 @@ from nce_fx.ops import Absent, Op, table_of
 from nce_fx.ops.left_whole import LEFT_WHOLE, macs_of, macs_of_weights
 from nce_fx.paths import module_at
 
+_WITHOUT_PRODUCTS = frozenset({"torch", "_operator", "builtins", "math"})
+"""Packages whose functions are in the table where they compute products."""
 _DEVICES = frozenset({"cpu", "cuda", "mps", "xpu"})
 
 
@@ -93,6 +95,7 @@ class _Shapes(Interpreter):
         self.ops = table_of(gm)
         self.device = device
         self.left_whole: dict[str, int] = {}
+        self.place: Node | None = None
 
     def _stand_in(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
         if tensor is None or self.device is None:
@@ -150,11 +153,19 @@ class _Shapes(Interpreter):
             self.left_whole[target] = self.left_whole.get(target, 0) + macs
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        op = self.ops.of_call(target) if args and self.device is not None else None
-        known = None if kwargs else _known(op, None, args)
-        return super().call_function(target, args, kwargs) if known is None else known
+        op = self.ops.of_call(target) if args else None
+        known = None if kwargs or self.device is None else _known(op, None, args)
+        if known is not None:
+            return known
+        package = str(getattr(target, "__module__", None) or "torch").partition(".")[0]
+        if self.place is None or op is not None or package in _WITHOUT_PRODUCTS:
+            return super().call_function(target, args, kwargs)
+        result, macs = macs_of(lambda: target(*args, **kwargs))
+        self._count(self.place.name, macs)
+        return result
 
     def run_node(self, n: Node) -> Any:
+        self.place = n
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         result = getattr(self, n.op)(n.target, args, kwargs)
         if n.op != "output":

@@ -34,7 +34,7 @@ from nce_fx.passes.analysis.cost_terms import LayerSite, StoredParameter, Stored
 from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.analysis.polynomial import Integers, Term
 from nce_fx.passes.transform.quantize.functional import repeats_values
-from nce_fx.paths import module_at, tensor_at
+from nce_fx.paths import operation, tensor_at
 from nce_fx.plan import model_fingerprint
 from nce_fx.quantities import Quantity, known_quantities
 from nce_fx.quantizers import ActivationQuantizer, Quantizer
@@ -166,10 +166,15 @@ def analyze_cost(
     sites = [_site(gm, layer, axes, *bits_of[layer.node]) for layer in layers]
     paths = {site.path for site in sites}
     for path, macs in gm.meta.get(LEFT_WHOLE, {}).items():
-        bits = next((8 * p.dtype.itemsize for p in module_at(gm, path).parameters()), 32)
+        node = next((each for each in gm.graph.nodes if path in (each.target, each.name)), None)
+        bits = 32 if node is None else _type_bits(node)
         work.append(WorkTerm(path, Term(macs, ()), bits * bits))
         if path not in paths:
-            sites.append(_site_of_whole(gm, path, bits))
+            op, one = "parameters" if node is None else operation(gm, node), AxisWidth(1)
+            # A table that does not have it takes it for free.
+            sites.append(
+                LayerSite(path, node.name if node else path, op, "", one, one, one, one, bits, bits, free=True)
+            )
     parameters = _parameters(gm, layers, axes, {layer.path: bits_of[layer.node][0] for layer in layers})
     values = _values(gm, axes, activation_bits)
     model = CostModel(
@@ -333,13 +338,6 @@ def _values(gm: GraphModule, axes: AxisLengths, activation_bits: Bits) -> tuple[
             size = sum(piece.shape.numel() * piece.dtype.itemsize for piece in pieces)
             result.append(StoredTensor(node.name, Term(size, ()), 8, storage.first, storage.last))
     return tuple(result)
-
-
-def _site_of_whole(gm: GraphModule, path: str, bits: int) -> LayerSite:
-    """A module that is left whole, which costs nothing in a table that does not have it."""
-    node = next((node.name for node in gm.graph.nodes if node.op == "call_module" and node.target == path), path)
-    one = AxisWidth(1)
-    return LayerSite(path, node, type(module_at(gm, path)).__name__, "", one, one, one, one, bits, bits, free=True)
 
 
 def _site(gm: GraphModule, layer: Layer, axes: AxisLengths, weight_bits: int, activation_bits: int) -> LayerSite:

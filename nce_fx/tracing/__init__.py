@@ -68,7 +68,7 @@ def trace(model: nn.Module, example_inputs: Any, *, ops: Ops | None = None) -> G
     """
     with _ONE_AT_A_TIME, untouched(model) as before:
         if isinstance(model, GraphModule):
-            return _with_table(_given(model, example_inputs), ops)
+            return _with_table(_given(model, example_inputs, ops), ops)
         with values_untouched(model) as values:
             return _with_table(_Tracing(model, example_inputs, before, values, ops or default()).graph(), ops)
 
@@ -188,16 +188,16 @@ class _Tracing:
         return joined
 
     def _finish(self, gm: GraphModule, way: str) -> None:
-        propagate_shapes(gm, self.inputs.values)
+        propagate_shapes(gm, self.inputs.values, self.ops)
         if detach_marked(gm):
             gm.recompile()
-            propagate_shapes(gm, self.inputs.values)
+            propagate_shapes(gm, self.inputs.values, self.ops)
         if follow_batch(gm, self.model, self.inputs, self.ops):
             gm.meta.pop(FIXED_SIZE, None)
-            propagate_shapes(gm, self.inputs.values)
+            propagate_shapes(gm, self.inputs.values, self.ops)
         if products_to_linear(gm, self.ops):
             gm.recompile()
-            propagate_shapes(gm, self.inputs.values)
+            propagate_shapes(gm, self.inputs.values, self.ops)
         gm.meta["traced"] = way
         gm.meta["inputs"] = signature(self.inputs.named, by_name=bool(self.inputs.kwargs))
         keep_unused(gm, self.model)
@@ -214,14 +214,14 @@ class _Tracing:
             begin(gm, self.model)
 
 
-def _given(given: GraphModule, example_inputs: Any) -> GraphModule:
+def _given(given: GraphModule, example_inputs: Any, ops: Ops | None) -> GraphModule:
     """Return a graph that is given, with the shapes that it has at these inputs."""
     inputs = bind_inputs(given, example_inputs)
     gm = shallow_copy(given)
     if is_of_program(gm):
         gm = graph_of_module(gm, inputs.named, type(given).__name__)
     try:
-        propagate_shapes(gm, inputs.values)
+        propagate_shapes(gm, inputs.values, ops)
     except Exception:
         Reference(gm, inputs).check()
         raise

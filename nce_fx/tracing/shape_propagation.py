@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._pytree import tree_leaves
 
 from nce_fx.errors import one_line, where
-from nce_fx.ops import Absent, Op, table_of
+from nce_fx.ops import Absent, Op, Ops, table_of
 from nce_fx.ops.left_whole import LEFT_WHOLE, macs_of, macs_of_weights
 from nce_fx.paths import module_at
 
@@ -21,10 +21,11 @@ _WITHOUT_PRODUCTS = frozenset({"torch", "_operator", "builtins", "math"})
 _DEVICES = frozenset({"cpu", "cuda", "mps", "xpu"})
 
 
-def propagate_shapes(gm: GraphModule, example_inputs: tuple[Any, ...]) -> None:
+def propagate_shapes(gm: GraphModule, example_inputs: tuple[Any, ...], ops: Ops | None = None) -> None:
     """Write fx's ``tensor_meta`` on every node; the module's parameters, buffers and mode stay as they are.
 
-    What modules compute that are left whole is counted meanwhile, see `nce_fx.ops.left_whole`.
+    What is computed in what is left whole, since no row of ``ops`` or the graph's own table knows it, is counted
+    meanwhile, see `nce_fx.ops.left_whole`.
 
     Raises:
         Exception: whatever the model raises on these inputs.
@@ -32,11 +33,11 @@ def propagate_shapes(gm: GraphModule, example_inputs: tuple[Any, ...]) -> None:
     with torch.no_grad():
         try:
             given = map_aggregate(example_inputs, lambda v: v.to("meta") if isinstance(v, torch.Tensor) else v)
-            run = _Shapes(gm, "meta")
+            run = _Shapes(gm, "meta", ops)
             run.follow(given)
         except Exception:
             # Some ops have no shapes without values; the real run then says what is wrong, if something is.
-            run = _Shapes(gm, None)
+            run = _Shapes(gm, None, ops)
             run.follow(example_inputs)
     gm.meta.pop(LEFT_WHOLE, None)
     if run.left_whole:
@@ -88,11 +89,12 @@ def without_devices(arguments: Any) -> Any:
 
 
 class _Shapes(Interpreter):
-    def __init__(self, gm: GraphModule, device: str | None) -> None:
+    def __init__(self, gm: GraphModule, device: str | None, ops: Ops | None = None) -> None:
         # fx lists all modules of the one it is given by name, which nothing here asks for.
         super().__init__(nn.Module(), graph=gm.graph)
         self.module = gm
         self.ops = table_of(gm)
+        self.rows = ops or self.ops
         self.device = device
         self.left_whole: dict[str, int] = {}
         self.place: Node | None = None
@@ -141,7 +143,7 @@ class _Shapes(Interpreter):
             self._count(target, macs_of_weights(self._shadow(module)) if is_parametrized(module) else 0)
             return known
         shadow = self._shadow(module)
-        if self.ops.of_module(module) is not None:
+        if self.rows.of_module(module) is not None:
             self._count(target, macs_of_weights(shadow))
             return shadow(*args, **kwargs)
         result, macs = macs_of(lambda: shadow(*args, **kwargs))
@@ -158,7 +160,7 @@ class _Shapes(Interpreter):
         if known is not None:
             return known
         package = str(getattr(target, "__module__", None) or "torch").partition(".")[0]
-        if self.place is None or op is not None or package in _WITHOUT_PRODUCTS:
+        if self.place is None or self.rows.of_call(target) is not None or package in _WITHOUT_PRODUCTS:
             return super().call_function(target, args, kwargs)
         result, macs = macs_of(lambda: target(*args, **kwargs))
         self._count(self.place.name, macs)

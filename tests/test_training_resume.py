@@ -1,5 +1,6 @@
 """Retraining that is stopped: by an error, Ctrl-C, SIGKILL, a full disk; and what can be wrong with a checkpoint."""
 
+import errno
 import json
 import logging
 import multiprocessing
@@ -21,7 +22,7 @@ from torch import nn
 import nce_fx
 from nce_fx.errors import ArtifactError, TrainingError
 from nce_fx.training import Recipe, StepReport, TrainResult, train
-from nce_fx.training.checkpoint import latest_checkpoint, read_checkpoint
+from nce_fx.training.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint, save_checkpoint
 from tests.training_runs import Blobs, net, same_state
 
 RECIPE = Recipe(epochs=3, batch_size=16)
@@ -310,3 +311,16 @@ def test_a_broken_step_names_the_operation_that_broke_it(act, says):
     quantized = nce_fx.quantize(gm)
     with pytest.raises(TrainingError, match=rf"at step 1 of epoch 1 \(batch seed \d+\): {says} not finite: "):
         train(quantized, Blobs(), RECIPE)
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [(errno.ENOSPC, "make room"), (errno.ENOENT, "put that right"), (errno.EACCES, "put that right")],
+)
+def test_room_is_asked_for_where_a_disk_is_full_alone(tmp_path, monkeypatch, number, advice):
+    def refuses(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("nce_fx.training.checkpoint.write_whole", refuses)
+    with pytest.raises(TrainingError, match=f"{os.strerror(number)}: there is no checkpoint; {advice}, then run again"):
+        save_checkpoint(tmp_path, Checkpoint(1, {}, {}))

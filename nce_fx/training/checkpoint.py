@@ -6,6 +6,7 @@ of the tensors and of all of this. Nothing in it is executed when it is read. Ra
 ``determinism``.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -71,7 +72,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
         write_whole(path, to_bytes(tensors, metadata={"nce_fx": json.dumps(header)}))
     except OSError as error:
         raise TrainingError(
-            f"cannot write {path}: {error.strerror or error}: {last_good(directory)}; make room, then run again"
+            f"cannot write {path}: {error.strerror or error}: {last_good(directory)}; {remedy(error)}"
         ) from error
     for old in _newest_first(directory)[KEPT:]:
         old.unlink(missing_ok=True)
@@ -134,6 +135,12 @@ def last_good(directory: Path | None) -> str:
     """Return how messages name the newest checkpoint."""
     newest = _newest_first(directory) if directory is not None else []
     return f"the last good checkpoint is {newest[0]}" if newest else "there is no checkpoint"
+
+
+def remedy(error: OSError) -> str:
+    """Return what to do where a file cannot be written: ``make room, then run again`` where a disk is full."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return "make room, then run again" if full else "put that right, then run again"
 
 
 def _seal(header: Mapping[str, Any]) -> str:

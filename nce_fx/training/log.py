@@ -14,7 +14,7 @@ from typing import Any
 
 from nce_fx.errors import TrainingError
 from nce_fx.files import write_whole
-from nce_fx.training.checkpoint import last_good
+from nce_fx.training.checkpoint import last_good, remedy
 from nce_fx.training.result import EpochRecord
 
 _STEP_COLUMNS = ("step", "epoch", "learning_rate", "loss", "accuracy")
@@ -82,7 +82,7 @@ class Log:
         except OSError as error:
             raise TrainingError(
                 f"cannot write the log in {self.directory}: {error.strerror or error}: {last_good(self.directory)}; "
-                "make room, then run again"
+                f"{remedy(error)}"
             ) from error
 
     def _write_epochs(self, history: Sequence[EpochRecord]) -> None:

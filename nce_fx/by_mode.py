@@ -80,6 +80,17 @@ def idle_in(gm: GraphModule, training: bool) -> dict[Node, Any]:
     return {node: None for node in gm.graph.nodes if node not in running}
 
 
+def leave_evaluation(gm: GraphModule) -> None:
+    """Take out of a graph, in place, what only training runs, for whoever runs each node: ``torch.export`` does."""
+    idle = idle_in(gm, training=False)
+    for node in reversed(list(gm.graph.nodes)):
+        if is_by_mode(node):
+            node.replace_all_uses_with(node.args[0])
+        if node in idle or is_by_mode(node):
+            gm.graph.erase_node(node)
+    gm.recompile()
+
+
 class ModeCode(CodeGen):
     """Code in which what only one mode needs runs in that mode alone."""
 

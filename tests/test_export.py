@@ -581,3 +581,29 @@ def test_the_command_says_what_keeps_values_off_borders(tmp_path, monkeypatch):
     assert said.exit_code == 0
     assert "3 values on the border" in said.stderr
     assert "--exact" in said.stderr
+
+
+class Centred(nn.Module):
+    """A mean that training moves in place, written out; an exported file must not."""
+
+    mean: torch.Tensor
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.out = nn.Linear(4, 8), nn.Linear(8, 2)
+        self.register_buffer("mean", torch.ones(8))
+
+    def forward(self, x):
+        x = self.a(x)
+        if self.training:
+            with torch.no_grad():
+                self.mean.mul_(0.5).add_(x.mean(0))
+        return self.out(torch.relu(x - self.mean))
+
+
+def test_what_only_training_writes_is_not_in_the_file(tmp_path):
+    torch.manual_seed(0)
+    x = (torch.randn(3, 4),)
+    q = nce_fx.quantize(nce_fx.trace(Centred().eval(), x), batches=[x])
+    nce_fx.export_onnx(q, tmp_path / "q.onnx", format="int2", inputs=x)
+    assert torch.equal(q.get_buffer("mean"), torch.ones(8))

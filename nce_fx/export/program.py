@@ -9,6 +9,8 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import SUPPORTED_NODES, tree_leaves, tree_map
 
+from nce_fx.by_mode import is_by_mode, leave_evaluation
+from nce_fx.copying import shallow_copy
 from nce_fx.errors import ArtifactError, ExportError, one_line
 from nce_fx.signature import example_of, signature_of
 
@@ -27,6 +29,10 @@ def program(gm: GraphModule, inputs: tuple[Any, ...], *, dynamic: Dynamic) -> Ex
     _check_outputs(gm)
     batch = Dim("batch")
     further = dict.fromkeys((2, 3), Dim.AUTO) if dynamic == "sizes" else {}
+
+    if any(is_by_mode(node) for node in gm.graph.nodes):
+        gm = shallow_copy(gm)
+        leave_evaluation(gm)
 
     def axes(value: Any) -> dict[int, Any] | None:
         return {0: batch, **(further if value.dim() == 4 else {})} if isinstance(value, Tensor) else None

@@ -6,6 +6,9 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
+from torch.nn.utils.parametrize import is_parametrized
+
+from nce_fx.by_mode import evaluating
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -74,8 +77,19 @@ def parameters_of(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def tensor_at(root: nn.Module, path: str) -> Tensor:
     """Return the parameter or buffer at a path, or what a parametrized module computes there."""
     owner, _, name = path.rpartition(".")
-    value: Tensor = getattr(module_at(root, owner) if owner else root, name)
-    return value
+    return tensor_of(module_at(root, owner) if owner else root, name)
+
+
+def tensor_of(module: nn.Module, name: str) -> Tensor:
+    """Return a module's parameter or buffer, or what is computed there in evaluation.
+
+    In training, to look at a spectral norm's weight changes it.
+    """
+    if not is_parametrized(module, name):
+        return getattr(module, name)  # type: ignore[no-any-return]
+    listed: Any = module.parametrizations
+    with evaluating(listed[name]):
+        return getattr(module, name)  # type: ignore[no-any-return]
 
 
 def used_by(gm: GraphModule) -> Callable[[str], bool]:

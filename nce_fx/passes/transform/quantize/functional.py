@@ -19,7 +19,7 @@ from nce_fx.ops.given_weight import call_with_weight
 from nce_fx.ops.table import argument_names
 from nce_fx.passes.transform.quantize.hooked_weights import computed_by_hook, weight_hook
 from nce_fx.passes.transform.quantize.quantizable_layers import is_of_torch
-from nce_fx.paths import read_at
+from nce_fx.paths import read_at, tensor_of
 from nce_fx.quantizers import WeightQuantizer
 from nce_fx.quantizers.base import LayerKind
 
@@ -57,7 +57,7 @@ def module_weight(gm: GraphModule, path: str) -> tuple[Node, LayerKind]:
     values: tuple[Node, ...] = tuple(read_at(gm, f"{behind}.{name}") for name in names)
     for index in range(len(listed)):
         values = (graph.create_node("call_module", f"{behind}.{index}", values),)
-    values[0].meta["tensor_meta"] = _extract_tensor_metadata(module.weight.detach())  # type: ignore[operator]
+    values[0].meta["tensor_meta"] = _extract_tensor_metadata(tensor_of(module, "weight").detach())
     return values[0], LayerKind()
 
 

@@ -15,7 +15,7 @@ from nce_fx.ops.layers import find_layers
 from nce_fx.ops.work import Layer, ancestors, descendants, shape_of
 from nce_fx.passes.transform.quantize.hooked_weights import weight_hook
 from nce_fx.passes.transform.quantize.spec import LayerBits, QuantSpec
-from nce_fx.paths import tensor_at
+from nce_fx.paths import tensor_at, tensor_of
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def is_shortcut(gm: GraphModule, layer: Layer, owners: set[Node]) -> bool:
 def _weight_shape(gm: GraphModule, layer: Layer) -> tuple[int, ...]:
     if layer.node.op == "call_module":
         op = table_of(gm).of(gm, layer.node)
-        return tuple(getattr(gm.get_submodule(layer.path), op.weight if op else "weight").shape)
+        return tuple(tensor_of(gm.get_submodule(layer.path), op.weight if op else "weight").shape)
     meta = weight_argument(layer.node).meta.get("tensor_meta")
     return tuple(meta.shape) if meta is not None else tuple(gm.get_parameter(layer.weights[0]).shape)
 

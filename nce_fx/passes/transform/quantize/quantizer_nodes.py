@@ -17,13 +17,14 @@ its ``replaces``, and saves the memory of one activation. `RemoveQuantizers` put
 
 import copy
 import warnings
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from nce_fx.by_mode import is_by_mode
+from nce_fx.by_mode import evaluating, is_by_mode
 from nce_fx.errors import QuantizeError, where
 from nce_fx.ops import table_of
 from nce_fx.ops.additions import adds
@@ -43,7 +44,7 @@ from nce_fx.passes.transform.quantize.quantizable_layers import (
 from nce_fx.passes.transform.quantize.spec import QuantSpec
 from nce_fx.passes.transform.quantize.stepwise import make_stepwise
 from nce_fx.passes.transform.quantize.sums import SUM_BITS, add_apart, sum_operands
-from nce_fx.paths import free_name, run_node, tensor_at
+from nce_fx.paths import called, free_name, run_node, tensor_at
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, Quantizer
 from nce_fx.quantizers.base import Replaced
 
@@ -299,7 +300,8 @@ def computed_value(gm: GraphModule, node: Node) -> Tensor:
         # What only training runs may write: the vectors of a spectral norm.
         return computed_value(gm, node.args[0])  # type: ignore[arg-type]
     args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda source: computed_value(gm, source))
-    with torch.no_grad():
+    module = called(gm, node, nn.Module)
+    with torch.no_grad(), nullcontext() if module is None else evaluating(module):
         return run_node(gm, node, args, kwargs)  # type: ignore[no-any-return]
 
 

@@ -6,6 +6,7 @@ import { changesOf, colour, scale, together, type Measure } from "./colours";
 import { layOut } from "./layout";
 import { Modules, type Item, type Module } from "./modules";
 
+const FONT = "Inter, system-ui, sans-serif";
 const FIRST_LOOK = 80;
 
 
@@ -213,7 +214,7 @@ export class Graph {
           "text-wrap": "wrap",
           "text-valign": "center",
           "text-halign": "center",
-          "font-family": "Inter, system-ui, sans-serif",
+          "font-family": FONT,
           "font-size": 12,
           "line-height": 1.3,
           color: ink,
@@ -373,10 +374,15 @@ function bits(node: Operation): string {
   return node.weight ? `${node.weight.bits} bit` : "";
 }
 
+const pen = document.createElement("canvas").getContext("2d")!;
+
+/** As wide as its longest line is drawn, whatever letters the browser has; modules are bold, in a double frame. */
 function size(item: Item): { width: number; height: number } {
   const lines = label(item).split("\n");
-  const longest = Math.max(...lines.map((line) => line.length));
-  return { width: Math.max(64, Math.round(longest * 6.9) + 26), height: lines.length > 1 ? 46 : 28 };
+  const module = item.kind === "module";
+  pen.font = `${module ? 600 : 400} 12px ${FONT}`;
+  const longest = Math.max(...lines.map((line) => pen.measureText(line).width));
+  return { width: Math.max(64, Math.ceil(longest) + (module ? 34 : 26)), height: lines.length > 1 ? 46 : 28 };
 }
 
 function depth(item: Item): number {

@@ -105,9 +105,9 @@ class DorefaWeight(WeightQuantizer):
     def quantized(self, x: Tensor) -> Tensor:
         """Quantize, with DoReFa's gradient."""
         if self.bits == 1:
-            return PassRound.apply(x, self.step_size(x), self.grid)  # type: ignore[no-any-return, no-untyped-call]
-        position, scale = self._scaled(_Widened.apply(x))  # type: ignore[no-untyped-call]
-        q = scale_gradient(Nearest.apply(position), position, 1.0, self.ewgs)  # type: ignore[no-untyped-call]
+            return PassRound.apply(x, self.step_size(x), self.grid)  # type: ignore[no-any-return]
+        position, scale = self._scaled(_Widened.apply(x))
+        q = scale_gradient(Nearest.apply(position), position, 1.0, self.ewgs)
         return ((q + self.grid.offset) * scale).to(x.dtype)
 
     def extra_repr(self) -> str:

@@ -30,7 +30,7 @@ def scale_gradient(y: Tensor, x: Tensor, step: Tensor | float, delta: float) -> 
     distance = (values - levels) / step
     above, below = (levels == levels.amax()) & (values > levels), (levels == levels.amin()) & (values < levels)
     distance = distance.masked_fill(above | below | (distance.abs() > 0.5), 0.0)
-    return _ElementScaled.apply(y, distance.to(y.dtype), delta)  # type: ignore[no-any-return, no-untyped-call]
+    return _ElementScaled.apply(y, distance.to(y.dtype), delta)  # type: ignore[no-any-return]
 
 
 class _ElementScaled(Transformable):

@@ -62,7 +62,7 @@ class LsqWeight(WeightQuantizer):
 
     def quantized(self, x: Tensor) -> Tensor:
         """Quantize, with LSQ's gradients."""
-        return StepRound.apply(x, self.scale(), self.grid, share(x.numel(), self.grid), True)  # type: ignore[no-any-return, no-untyped-call]
+        return StepRound.apply(x, self.scale(), self.grid, share(x.numel(), self.grid), True)  # type: ignore[no-any-return]
 
 
 class LsqActivation(CountingQuantizer):
@@ -80,7 +80,7 @@ class LsqActivation(CountingQuantizer):
 
     def quantized(self, x: Tensor) -> Tensor:
         """Quantize, with LSQ's gradients."""
-        return StepRound.apply(x, self.scale(), self.grid, share(x.shape[1:].numel(), self.grid), False)  # type: ignore[no-any-return, no-untyped-call]
+        return StepRound.apply(x, self.scale(), self.grid, share(x.shape[1:].numel(), self.grid), False)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         """As every activation quantizer, and the step."""

@@ -48,7 +48,7 @@ class LsqPlus(CountingQuantizer):
         """Quantize, with LSQ+'s gradients."""
         amount = share(x.shape[1:].numel(), Grid(0, self.most))
         shift = working(self.shift) if self.signed else 0 * working(self.shift)
-        return _ShiftedRound.apply(x, self.scale(), shift, self.zero(), self.most, amount)  # type: ignore[no-any-return, no-untyped-call]
+        return _ShiftedRound.apply(x, self.scale(), shift, self.zero(), self.most, amount)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def integers(self, x: Tensor) -> Integers:

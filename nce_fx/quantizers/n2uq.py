@@ -72,7 +72,7 @@ class N2uq(CountingQuantizer):
     def quantized(self, x: Tensor) -> Tensor:
         """Quantize, with the generalized straight-through gradient."""
         low = self.grid.low + self.grid.offset
-        return _Stairs.apply(x, *self.pieces(), self.scale(), low, share(x.shape[1:].numel(), self.grid))  # type: ignore[no-any-return, no-untyped-call]
+        return _Stairs.apply(x, *self.pieces(), self.scale(), low, share(x.shape[1:].numel(), self.grid))  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def integers(self, x: Tensor) -> Integers:

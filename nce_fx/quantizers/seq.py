@@ -41,7 +41,7 @@ class Seq(WeightQuantizer):
 
     def quantized(self, x: Tensor) -> Tensor:
         """Quantize, with SEQ's gradients."""
-        return StepRound.apply(x, self.scale(), self.grid, share(x.numel(), self.grid), True, 0.5)  # type: ignore[no-any-return, no-untyped-call]
+        return StepRound.apply(x, self.scale(), self.grid, share(x.numel(), self.grid), True, 0.5)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         """The bits, and the scale."""

@@ -30,4 +30,4 @@ class StatsQ(WeightQuantizer):
         """Quantize; the gradient stops where the weight is beyond the range."""
         scale = self.step_size(x)
         reach = (scale * 2 ** (self.bits - 1)).to(x.dtype)
-        return PassRound.apply(x.clamp(-reach, reach), scale, self.grid)  # type: ignore[no-any-return, no-untyped-call]
+        return PassRound.apply(x.clamp(-reach, reach), scale, self.grid)  # type: ignore[no-any-return]

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function
 
 
@@ -11,6 +12,13 @@ class Transformable(Function):
     """A function that keeps no more than its inputs and settings, and whose two passes are made of tensors alone."""
 
     generate_vmap_rule = True
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        """Run it; PyTorch's own binds arguments to names at each call, a fifth of what a small tensor takes."""
+        if is_transformed() or torch.compiler.is_compiling():
+            return super().apply(*args)  # type: ignore[no-untyped-call]
+        return super(Function, cls).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
 
 
 class StraightThrough(Transformable):

@@ -139,7 +139,7 @@ class _Shapes(Interpreter):
             known = _known(op, module, args)
         except RuntimeError as error:
             raise RuntimeError(f"{target}: {error}") from error
-        if known is not None and plain:
+        if known is not None:
             self._count(target, macs_of_weights(self._shadow(module)) if is_parametrized(module) else 0)
             return known
         shadow = self._shadow(module)

@@ -52,7 +52,7 @@ class Ternary(WeightQuantizer):
 
     def quantized(self, x: Tensor) -> Tensor:
         """Quantize; the gradient goes straight through."""
-        return PassRound.apply(x, self.step_size(x), self.grid)  # type: ignore[no-any-return, no-untyped-call]
+        return PassRound.apply(x, self.step_size(x), self.grid)  # type: ignore[no-any-return]
 
 
 def _numel(probe: Probe, batches: Sequence[Any], progress: Progress) -> Scores:

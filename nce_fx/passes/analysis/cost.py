@@ -165,8 +165,11 @@ def analyze_cost(
     ]
     sites = [_site(gm, layer, axes, *bits_of[layer.node]) for layer in layers]
     paths = {site.path for site in sites}
-    for path, macs in gm.meta.get(LEFT_WHOLE, {}).items():
-        node = next((each for each in gm.graph.nodes if path in (each.target, each.name)), None)
+    left_whole = gm.meta.get(LEFT_WHOLE, {})
+    # The first node of each name or target.
+    places = {at: each for each in reversed(gm.graph.nodes) for at in (each.target, each.name)} if left_whole else {}
+    for path, macs in left_whole.items():
+        node = places.get(path)
         bits = 32 if node is None else _type_bits(node)
         work.append(WorkTerm(path, Term(macs, ()), bits * bits))
         if path not in paths:

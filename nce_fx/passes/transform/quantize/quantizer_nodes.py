@@ -81,9 +81,9 @@ def insert_quantizers(gm: GraphModule, spec: QuantSpec) -> GraphModule:
             # A quantizer that stands for a ReLU is new here.
             others = [user for user in free if memory.written(producer, user) is writer]
             _quantize_activation(result, spec, producer, theirs, others, unsigned[producer], writer)
-    called = called_layers(found)
+    calls = called_layers(found)
     _quantize_weights(result, spec, found)
-    mark(result, called)
+    mark(result, calls)
     if spec.exact:
         make_stepwise(result)
     result.graph.lint()

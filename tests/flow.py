@@ -1,9 +1,9 @@
-"""What hardware flows make of exported files, run where these are installed: ``python -m tests.flow FILE.onnx ...``.
+"""What hardware flows make of an exported file, run where these are installed: ``python -m tests.flow FILE.onnx``.
 
-`make flows` gives the packages; FILE.npz beside each file has ``x`` and PyTorch's ``y``. Prints a line of JSON a file:
-the difference from ``y``, relative to its largest value, after qonnx's cleanup and inference of types, after FINN's
-conversion, and after its streamlining; what kinds of nodes are left; and the precision of each layer's weight, as
-hls4ml parses it.
+`make flows` gives the packages; FILE.npz beside it has ``x`` and PyTorch's ``y``. Prints a line of JSON: the precision
+of each layer's weight, as hls4ml parses it; the difference from ``y``, relative to its largest value, after qonnx's
+cleanup and inference of types, after FINN's conversion, and after its streamlining; and what kinds of nodes are left.
+Without FILE.npz it is hls4ml alone.
 """
 
 import json
@@ -11,6 +11,7 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from finn.transformation.qonnx.convert_qonnx_to_finn import ConvertQONNXtoFINN
@@ -28,17 +29,19 @@ LAYERS = ("Conv2D", "PointwiseConv2D", "DepthwiseConv2D", "Dense")
 
 
 def main() -> None:
-    """Run all files that were named."""
+    """Run the file that was named."""
     warnings.simplefilter("ignore")
-    for name in sys.argv[1:]:
-        given = np.load(Path(name).with_suffix(".npz"))
-        model = cleanup_model(ModelWrapper(name)).transform(InferShapes()).transform(InferDataTypes())
-        precisions, differences = _parse(cleanup_model(ModelWrapper(name))), [_difference(model, given)]
+    path = Path(sys.argv[1])
+    result: dict[str, Any] = {"precisions": _parse(cleanup_model(ModelWrapper(str(path))))}
+    if path.with_suffix(".npz").exists():
+        given = np.load(path.with_suffix(".npz"))
+        model = cleanup_model(ModelWrapper(str(path))).transform(InferShapes()).transform(InferDataTypes())
+        differences = [_difference(model, given)]
         for step in (ConvertQONNXtoFINN(), Streamline()):
             model = model.transform(step)
             differences.append(_difference(model, given))
-        kinds = sorted({node.op_type for node in model.graph.node})
-        print(json.dumps({"differences": differences, "kinds": kinds, "precisions": precisions}), flush=True)
+        result |= {"differences": differences, "kinds": sorted({node.op_type for node in model.graph.node})}
+    print(json.dumps(result), flush=True)
 
 
 def _parse(model) -> list[str]:

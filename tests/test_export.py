@@ -237,6 +237,26 @@ def test_qonnx_is_what_fpga_flows_take(tmp_path, model, weight, activation):
     assert "Clip" not in {writer[node.input[0]].op_type for node in quants if node.input[0] in writer}
 
 
+@pytest.mark.parametrize(("low", "high"), [(0, 6), (-1, 1), (-0.3, 1.7), (None, 0.5), (-0.3, None), (0, None)])
+def test_a_clip_that_no_quantizer_replaces_is_written_as_relus_in_qonnx(tmp_path, low, high):
+    """A mean reads it, as MobileNetV2's last one; hls4ml has no layer for a Clip."""
+
+    class Clipped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.fc(self.conv(x).clamp(low, high).mean((2, 3)))
+
+    x = 4 * random(2, 3, 8, 8)
+    gm = nce_fx.quantize(nce_fx.trace(Clipped(), (x,)), nce_fx.QuantSpec(), [x])
+    model = onnx.load(export_onnx(gm, tmp_path / "model.onnx", format="qonnx", inputs=(x,)).path)
+    assert "Clip" not in {node.op_type for node in model.graph.node}
+    session = onnxruntime.InferenceSession(runnable(model).SerializeToString())
+    assert_close(session.run(None, {"x": x.numpy()})[0], evaluated(gm, x), 1e-6)
+
+
 @pytest.mark.parametrize(("weight", "activation"), [("sawb", "pact"), ("dorefa", "dorefa"), ("lsq", "lsq")])
 def test_the_qonnx_package_counts_the_bit_operations_that_we_do(tmp_path, weight, activation):
     costs = pytest.importorskip("qonnx.util.inference_cost")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch.fx import GraphModule
 
 import nce_fx
 from nce_fx.export import export_onnx
@@ -34,7 +34,14 @@ IN_THE_GATE = {("resnet8", "sawb"), ("resnet8", "lsq"), ("resnet8", "dorefa"), (
 QUANTIZERS = {"sawb": "pact", "lsq": "lsq", "dorefa": "dorefa"}
 
 
-@pytest.mark.skipif(not (FLOWS / "installed").exists(), reason="finn-plus and hls4ml are not installed: run make flows")
+pytestmark = [
+    pytest.mark.skipif(
+        not (FLOWS / "installed").exists(), reason="finn-plus and hls4ml are not installed: run make flows"
+    ),
+    pytest.mark.long,
+]
+
+
 @pytest.mark.parametrize(
     ("network", "weight"),
     [
@@ -42,28 +49,42 @@ QUANTIZERS = {"sawb": "pact", "lsq": "lsq", "dorefa": "dorefa"}
         for pair in product(NETWORKS, QUANTIZERS)
     ],
 )
-@pytest.mark.long
 def test_finn_makes_of_a_file_what_pytorch_computes_and_hls4ml_parses_it(tmp_path, monkeypatch, network, weight):
     monkeypatch.setattr(import_module(MobileNetV2.__module__), "STAGES", BLOCKS)
-    torch.manual_seed(0)
-    model: nn.Module = settled(MODELS[network](**NETWORKS[network]))
-    if isinstance(model, MobileNetV2):
-        # Of the others a quantizer is the end; hls4ml does not read a Clip.
-        model.set_submodule(f"features.{len(model.features) - 1}.2", nn.ReLU())
-    gm = nce_fx.trace(model, (random(1, 3, 16, 16),))
-    spec = nce_fx.QuantSpec(weight=weight, activation=QUANTIZERS[weight])
-    gm = nce_fx.quantize(gm, spec, [random(4, 3, 16, 16)])
+    gm, path = written(tmp_path, network, weight)
     x = random(1, 3, 16, 16, seed=5)
-    path = export_onnx(gm, tmp_path / "model.onnx", format="qonnx", batch=1, inputs=(x,)).path
     np.savez(path.with_suffix(".npz"), x=x.numpy(), y=evaluated(gm, x))
-    command = [sys.executable, "-m", "tests.flow", str(path)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(FLOWS), str(ROOT)])}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
+    result = flow(path)
     assert max(result["differences"]) < 1e-6
     assert {"MultiThreshold", "Conv", "MatMul"} <= set(result["kinds"])
     assert "Quant" not in result["kinds"]
+    assert sorted(result["precisions"]) == precisions(gm, weight)
+
+
+@pytest.mark.parametrize("network", ["resnet20", pytest.param("mobilenet_v2", marks=pytest.mark.slow)])
+def test_hls4ml_parses_the_whole_network(tmp_path, network):
+    gm, path = written(tmp_path, network, "sawb")
+    assert sorted(flow(path)["precisions"]) == precisions(gm, "sawb")
+
+
+def written(folder: Path, network: str, weight: str) -> tuple[GraphModule, Path]:
+    torch.manual_seed(0)
+    gm = nce_fx.trace(settled(MODELS[network](**NETWORKS[network])), (random(1, 3, 16, 16),))
+    spec = nce_fx.QuantSpec(weight=weight, activation=QUANTIZERS[weight])
+    gm = nce_fx.quantize(gm, spec, [random(4, 3, 16, 16)])
+    x = random(1, 3, 16, 16, seed=5)
+    return gm, export_onnx(gm, folder / "model.onnx", format="qonnx", batch=1, inputs=(x,)).path
+
+
+def flow(path: Path) -> Any:
+    command = [sys.executable, "-m", "tests.flow", str(path)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(FLOWS), str(ROOT)])}
+    done = subprocess.run(command, cwd=path.parent, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def precisions(gm: GraphModule, weight: str) -> list[str]:
     # LSQ's levels have a zero; of the others, odd numbers, one bit more.
     bits = [whole.bits + (weight != "lsq") for whole in integer_weights(gm).values()]
-    assert sorted(result["precisions"]) == sorted(f"fixed<{n},{n},RND_CONV,SAT,0>" for n in bits)
+    return sorted(f"fixed<{n},{n},RND_CONV,SAT,0>" for n in bits)

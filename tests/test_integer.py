@@ -71,6 +71,21 @@ def test_resnet8_runs_in_integers_on_pytorchs_levels(tmp_path, weight, activatio
     assert all(name.startswith(("add", "layer3.0.relu2", "avgpool")) for name in written.float_nodes)
 
 
+def test_a_session_has_few_constants_to_read_and_makes_weights_int8_once(tmp_path):
+    x = random(4, 3, 16, 16)
+    written, _, model = integer_file(tmp_path, quantized(MODELS["resnet8"](width=4), x), x)
+    small = [t for t in model.graph.initializer if t.data_type in (TensorProto.INT8, TensorProto.UINT8)]
+    small = [(t.data_type, tuple(t.dims), t.raw_data) for t in small if np.prod(t.dims) == 1]
+    assert len(small) == len(set(small))
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(str(written.path), options)
+    graph = onnx.load(tmp_path / "optimized.onnx").graph
+    constants = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    layers = [node for node in graph.node if node.op_type == "QLinearConv"]
+    assert [constants.get(node.input[3]) for node in layers] == [TensorProto.INT8] * 9
+
+
 @pytest.mark.parametrize(("exact", "allowed"), [(False, 3), (True, 0)])
 def test_integers_may_fall_to_the_other_side_of_a_border_as_seldom_as_sums_do(exact, allowed):
     x = torch.linspace(0, 3, 400).reshape(2, 2, 10, 10)

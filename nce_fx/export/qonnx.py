@@ -3,15 +3,17 @@
     unsigned Quant       behind a Relu of its own, which is what both make of the pair; the quantizer had replaced it,
                          or a shortcut's reads it, too, and FINN takes it away with the first of them
     Clip(0, 6) -> Quant  a Relu, where the quantizer ends before the clip does
+    Clip                 that no quantizer replaces: sums, products and a Relu for each end, all of one number
     ReduceMean           over the last two axes: GlobalAveragePool
     Gemm                 with a bias, of zeros where the layer has none
 
-None of these changes a value. That a weight's Quant has no zero point, and its consumer for the only reader, is seen to
-in `nce_fx.export.formats`.
+None of these changes a value, but for what float32 rounds from sums of a Clip's size. That a weight's Quant has no zero
+point, and its consumer for the only reader, is seen to in `nce_fx.export.formats`.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -46,7 +48,9 @@ def suit_flows(model: ModelProto, activations: Mapping[str, ActivationLevels]) -
             nodes.append(node)
     read = {name for node in nodes for name in reads(node)} | {value.name for value in model.graph.output}
     del model.graph.node[:]
-    model.graph.node.extend(node for node in nodes if node.op_type not in ("Clip", "Relu") or node.output[0] in read)
+    for node in nodes:
+        if node.op_type not in ("Clip", "Relu") or node.output[0] in read:
+            model.graph.node.extend(_of_relus(node, constants, model.graph.initializer))
 
 
 def _behind_relu(
@@ -75,6 +79,35 @@ def _ends_later(node: NodeProto, constants: Mapping[str, TensorProto], levels: A
         return False
     low, high = (float(numpy_helper.to_array(constants[name])) for name in node.input[1:])
     return low == 0 and high > (levels.grid.high - 0.5) * levels.scale
+
+
+def _of_relus(node: NodeProto, constants: Mapping[str, TensorProto], more: Any) -> Iterator[NodeProto]:
+    """Yield what a Clip computes as Relu and as sums and products with one number, constants added to ``more``."""
+    named = list(filter(None, node.input[1:])) if node.op_type == "Clip" else []
+    ends = {name: numpy_helper.to_array(constants[name]) for name in named if name in constants}
+    if not named or len(ends) < len(named) or not all(e.dtype == np.float32 and np.isfinite(e) for e in ends.values()):
+        yield node
+        return
+    low, high = (ends.get(name) for name in (*node.input, "")[1:3])
+    steps: list[tuple[str, Any]] = []
+    if low is not None:
+        steps += [("Add", -low), ("Relu", None)]
+    if high is not None:
+        steps += [("Mul", -1), ("Add", high if low is None else high - low), ("Relu", None), ("Mul", -1), ("Add", high)]
+    else:
+        steps.append(("Add", low))
+    steps = [(op, value) for op, value in steps if op != "Add" or value != 0]
+    last = node.input[0]
+    for index, (op, value) in enumerate(steps):
+        result = node.output[0] if index == len(steps) - 1 else f"{node.output[0]}_step_{index}"
+        if value is None:
+            made = helper.make_node(op, [last], [result], name=result)
+        else:
+            more.append(numpy_helper.from_array(np.array(value, np.float32), f"{node.output[0]}_number_{index}"))
+            made = helper.make_node(op, [last, more[-1].name], [result], name=result)
+        made.metadata_props.extend(node.metadata_props)
+        yield made
+        last = result
 
 
 def _pooled(node: NodeProto, constants: Mapping[str, TensorProto]) -> Iterator[NodeProto]:

@@ -180,12 +180,12 @@ def write(
         for place, tensor, scale in zip((1, 4), operands, scales, strict=False):
             inputs[place] = writer.constant(f"{result}_of_{tensor.name}_scale", scale)
     inputs.append(writer.constant(f"{result}_scale", scales[2]))
-    inputs.append(writer.constant(f"{result}_number_of_zero", np.uint8(-levels.grid.low)))
+    inputs.append(writer.number(np.uint8(-levels.grid.low)))
     whole = (low, high) == (0, 255)
     made = result if whole else writer.free(node.output[0])
     if how.unit:
         unit = writer.constant(f"{result}_unit", np.float32(how.unit))
-        zero = writer.constant(f"{result}_unit_zero_point", np.uint8(how.zero))
+        zero = writer.number(np.uint8(how.zero))
         units = writer.node("QLinearAdd", [*inputs[:-2], unit, zero], f"{result}_units", node, domain=CONTRIB)
         table = [units, unit, zero, *inputs[-2:]]
         writer.node("QLinearLeakyRelu", table, made, node, domain=CONTRIB, alpha=1.0)

@@ -124,9 +124,9 @@ def write(writer: Writer, fitted: Fitted, tensor: IntegerTensor, levels: Activat
     scale = _scales(tensor, fitted.finer, levels, fitted.requantization.ratio)
     name, made = result, writer.free(fitted.node.output[0])
     inputs = [source, data.scale, data.zero, weight, writer.constant(f"{name}_weight_scale", scale)]
-    inputs.append(writer.constant("no_zero_point", np.int8(0)))
+    inputs.append(writer.number(np.int8(0)))
     inputs.append(writer.constant(f"{result}_scale", np.float32(levels.scale)))
-    inputs.append(writer.constant(f"{result}_number_of_zero", np.uint8(-levels.grid.low)))
+    inputs.append(writer.number(np.uint8(-levels.grid.low)))
     inputs.append(writer.constant(f"{name}_bias", bias.astype(np.int32)))
     low, high = (end - levels.grid.low for end in fitted.ends)
     whole = (low, high) == (0, 255)

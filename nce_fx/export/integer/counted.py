@@ -63,9 +63,9 @@ def write(writer: Writer, counted: Counted, tensor: IntegerTensor) -> str:
     settings = {name: value for name, value in attributes(node).items() if name != "kernel_shape"}
     data, axes = stored(writer, tensor), (1,) * (weight.values.ndim - 2)
     whole = write_int8(writer, counted.name, weight, 1, np.zeros((1,) * weight.values.ndim, bool))
-    one, zero = writer.constant("one", np.float32(1)), writer.constant("number_0", np.uint8(0))
+    one, zero = writer.constant("float_1", np.float32(1)), writer.number(np.uint8(0))
     start = writer.constant(f"{counted.name}_start", (-counted.least).astype(np.int32))
-    read = [data.name, one, data.zero, whole, one, writer.constant("no_zero_point", np.int8(0)), one, zero, start]
+    read = [data.name, one, data.zero, whole, one, writer.number(np.int8(0)), one, zero, start]
     counts = writer.node("QLinearConv", read, f"{result}_counts", node, **settings)
     units = np.broadcast_to(weight.unit.reshape(-1) * tensor.step, counted.least.shape).astype(np.float32)
     made = f"{result}_scaled" if counted.bias else result

@@ -123,7 +123,7 @@ def write(writer: Writer, linear: Linear, tensor: IntegerTensor) -> str:
     scale = writer.constant(f"{name}_scale", unit)
     if weight.largest <= 127 and not linear.packed:
         whole = write_int8(writer, name, weight, 1, np.zeros((1, 1), bool))
-        read = [source, whole, writer.constant("one", np.float32(1)), scale, data.zero, "", linear.bias]
+        read = [source, whole, writer.constant("float_1", np.float32(1)), scale, data.zero, "", linear.bias]
         writer.node("MatMulIntegerToFloat", read[: None if linear.bias else 5], made, node, domain=CONTRIB)
     else:
         if linear.packed:

@@ -96,9 +96,7 @@ def _write_node(writer: Writer, plan: Partition, node: NodeProto, names: dict[st
             _copy(writer, node, names, [plan.integers[node.input[0]].name], tensor.name)
             if node.op_type == "Pad" and not chooses(node):
                 del writer.nodes[-1].input[2:]
-                writer.nodes[-1].input.append(
-                    writer.constant("padding_" + str(int(tensor.zero)), np.uint8(tensor.zero))
-                )
+                writer.nodes[-1].input.append(writer.number(np.uint8(tensor.zero)))
             if as_is:
                 dequantize(writer, tensor, output, plain=_read_by_a_layer(plan, output))
     elif output in plan.linear:
@@ -185,8 +183,8 @@ def _quantize(writer: Writer, source: str, tensor: IntegerTensor) -> None:
         source = writer.node(
             "Sub", [source, writer.constant(f"{name}_offset", np.float32(grid.offset))], f"{name}_centred"
         )
-        scale = writer.constant("one", np.float32(1))
-    point = writer.constant(f"{name}_number_of_zero", np.uint8(-grid.low))
+        scale = writer.constant("float_1", np.float32(1))
+    point = writer.number(np.uint8(-grid.low))
     whole = tensor.most == 255
     made = writer.node("QuantizeLinear", [source, scale, point], name if whole else f"{name}_wide")
     if not whole:

@@ -110,6 +110,14 @@ class Writer:
             self.constants[name] = numpy_helper.from_array(array, name)
         return name
 
+    def number(self, value: np.integer[Any], axes: int = 0) -> str:
+        """Write one small number, once for all that read it, and return its name: ``"uint8_3"``.
+
+        A session takes longer to make with each constant there is.
+        """
+        name = f"{value.dtype}_{value}" + (f"_of_{axes}_axes" if axes else "")
+        return self.constant(name, np.full((1,) * axes, value))
+
     def _same(self, name: str, array: Array) -> bool:
         kept = self.constants[name]
         return kept == numpy_helper.from_array(array, name)

@@ -67,10 +67,10 @@ def stored(writer: Writer, tensor: IntegerTensor, times: int = 1) -> Stored:
     times = times * tensor.whole
     name = tensor.name if times == 1 else f"{tensor.name}_times_{times}"
     if times > 1 and name not in writer.written:
-        writer.node("Mul", [tensor.name, writer.constant(f"times_{times}", np.uint8(times))], name)
+        writer.node("Mul", [tensor.name, writer.number(np.uint8(times))], name)
     step = np.float32(tensor.levels.scale / times)
     scale = writer.constant(f"{name}_scale", step)
-    zero = writer.constant(f"{name}_zero_point", np.uint8(tensor.zero * times))
+    zero = writer.number(np.uint8(tensor.zero * times))
     return Stored(name, scale, zero, float(step))
 
 
@@ -96,7 +96,7 @@ def dequantize(writer: Writer, tensor: IntegerTensor, result: str, *, plain: boo
 
 def write_clip(writer: Writer, source: str, result: str, low: int, high: int) -> str:
     """Keep numbers between two ends, both included, by ``Clip``; return their name."""
-    ends = [writer.constant(f"number_{end}", np.uint8(end)) for end in (low, high)]
+    ends = [writer.number(np.uint8(end)) for end in (low, high)]
     return writer.node("Clip", [source, *ends], result)
 
 

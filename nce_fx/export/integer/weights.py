@@ -2,9 +2,10 @@
 
     packed INT2 -> Cast INT8 -> Mul factor -> Add shift
 
-onnxruntime computes these once, when a session is made. The levels of a weight are ``(q + offset) * scale``; made whole
-(SAWB's offset is one half), they are at most 3 at 2 bits, and int8 has room for 42 times that. The larger they are, the
-finer is the bias that is added to a sum. A channel whose sign changes is written with ``-1 - q`` for ``q``.
+onnxruntime computes these once, when a session is made (a QLinearAdd in place of two it would compute in each run). The
+levels of a weight are ``(q + offset) * scale``; made whole (SAWB's offset is one half), they are at most 3 at 2 bits,
+and int8 has room for 42 times that. The larger they are, the finer is the bias that is added to a sum. A channel whose
+sign changes is written with ``-1 - q`` for ``q``.
 """
 
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ def write_int8(writer: Writer, name: str, weight: WholeWeight, times: int, negat
 
     Args:
         writer: what is written to.
-        name: of the packed initializer; of the result with ``_int8`` behind it.
+        name: of the packed initializer; the result's says how it was made, such as ``_times_84_shifted``.
         weight: the numbers.
         times: so many times larger.
         negative: bool, (channels, 1, ...): what broadcasts over the weight.
@@ -72,23 +73,21 @@ def write_int8(writer: Writer, name: str, weight: WholeWeight, times: int, negat
     q = (weight.values - weight.shift) // weight.factor
     packed = writer.constant(name, np.where(negative, -1 - q, q).astype(packed_type(weight.bits)))
     factor = weight.factor * times
-    shift = np.where(negative, factor - weight.shift * times, weight.shift * times)
-    # As many axes as the weight has: onnxruntime takes ten times as long for a single number and a 1x1 kernel.
-    ones = (1,) * weight.values.ndim
-    if np.all(shift == shift.reshape(-1)[0]):
-        shift = shift.reshape(-1)[:1].reshape(ones)
-    if factor == 1 and not shift.any():
-        result = f"{packed}_as_it_is"
-        return result if result in writer.written else writer.node("Cast", [packed], result, to=TensorProto.INT8)
     # Sums of int8 wrap around, so that only the result has to fit.
-    shifts = writer.constant(f"{packed}_shift", shift.astype(np.int8))
-    factors = writer.constant(f"{packed}_factor", np.full(ones, factor, np.int8))
-    again = factors.removeprefix(f"{packed}_factor") + shifts.removeprefix(f"{packed}_shift")
-    result = f"{packed}_int8{again}"
-    if result in writer.written:
-        return result
-    wide = writer.node("Cast", [packed], f"{result}_wide", to=TensorProto.INT8)
-    return writer.node("Add", [writer.node("Mul", [wide, factors], f"{result}_times"), shifts], result)
+    shift = np.where(negative, factor - weight.shift * times, weight.shift * times).astype(np.int8)
+    # As many axes as the weight has: onnxruntime takes ten times as long for a single number and a 1x1 kernel.
+    last = _once(writer, "Cast", [packed], f"{packed}_int8", to=TensorProto.INT8)
+    if factor != 1:
+        last = _once(writer, "Mul", [last, writer.number(np.int8(factor), shift.ndim)], f"{packed}_times_{factor}")
+    if shift.any():
+        alike = bool((shift == shift.flat[0]).all())
+        by = writer.number(shift.flat[0], shift.ndim) if alike else writer.constant(f"{packed}_shift", shift)
+        last = _once(writer, "Add", [last, by], f"{last}_shifted")
+    return last
+
+
+def _once(writer: Writer, op: str, read: list[str], result: str, **settings: int) -> str:
+    return result if result in writer.written else writer.node(op, read, result, None, **settings)
 
 
 def write_float(writer: Writer, name: str, weight: IntegerWeight) -> str:

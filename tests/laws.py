@@ -434,7 +434,8 @@ def the_same_again(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> 
     """Law 8: the same plan byte for byte, and the same weights, from two runs that share nothing."""
     plans, states = [], []
     t = traced(model, inputs, torch.float32)
-    for gm in (t.gm, nce_fx.trace(copy.deepcopy(model).float().eval(), t.inputs)):
+    dtype = next((p.dtype for p in t.gm.parameters() if p.is_floating_point()), torch.float32)
+    for gm in (t.gm, nce_fx.trace(copy.deepcopy(model).to(dtype).eval(), t.inputs)):
         channels = nce_fx.analyze_channels(gm)
         sensitivity = nce_fx.analyze_sensitivity(gm, None, channels=channels)
         cost = nce_fx.analyze_cost(gm, channels)

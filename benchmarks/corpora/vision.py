@@ -44,7 +44,7 @@ class Entry:
     laws: tuple[str, ...] = ("5", "3", "2")
     """Which laws it is held to beside 1 and 6, in this order."""
     up_to: int = 50_000_000
-    """Laws 2 and 4 are asked of models of so many parameters."""
+    """Laws beside 1, 3, 5 and 6 are asked of models of so many parameters."""
 
 
 def noise(*shape: int) -> torch.Tensor:

@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="also run what has a result")
     parser.add_argument("--failed", action="store_true", help="also run what failed or timed out")
     parser.add_argument("--quick", action="store_true", help="one plan, laws 1, 5 and 6 alone: a third of the time")
+    parser.add_argument("--small-first", action="store_true", help="those first that were traced quickest before")
     parser.add_argument("--timeout", type=float, default=240.0, help="processor seconds a model may take")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no model after so many seconds")
     parser.add_argument("--results", type=Path, help="default: what is committed of the corpus")
@@ -62,8 +63,11 @@ def main() -> None:
         path = options.results or (SECOND if name == "second" else RESULTS)
         results = load(path)
         vision.load(name)
-        for entry in entries(name, options.only):
-            key = entry.name if name == "second" else f"{entry.corpus}/{entry.name}"
+        earlier = load(SECOND if name == "second" else RESULTS)
+        for key, entry in sorted(
+            ((_key(entry), entry) for entry in entries(name, options.only)),
+            key=lambda each: sum(earlier.get(each[0], {}).get("seconds", ())) if options.small_first else 0,
+        ):
             known = results.get(key)
             if time.perf_counter() > last:
                 return
@@ -75,6 +79,10 @@ def main() -> None:
             results[key] = {**found, "when": time.strftime("%Y-%m-%d %H:%M"), "revision": revision()}
             save(path, results)
             print(one_line(key, results[key]), flush=True)
+
+
+def _key(entry: vision.Entry) -> str:
+    return entry.name if entry.corpus == "second" else f"{entry.corpus}/{entry.name}"
 
 
 def write_page() -> None:

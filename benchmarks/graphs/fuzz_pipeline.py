@@ -132,12 +132,12 @@ def holds(result: nce_fx.RewriteResult, budget: nce_fx.Budget | None) -> None:
         assert rewritten[name] <= most * (1 + 1e-12), f"{name} is {rewritten[name]}, its limit {most}"
 
 
-def two_steps(gm: GraphModule, x: Tensor) -> GraphModule:
+def two_steps(gm: GraphModule, *inputs: Any) -> GraphModule:
     """Return the network after two steps of plain gradient descent; everything stays finite."""
     gm = copy.deepcopy(gm).train()
     learned = [parameter for parameter in gm.parameters() if parameter.requires_grad]
     for _ in range(2):
-        loss = sum(((y - 1) ** 2).mean() for y in tree_leaves(gm(x)) if y.is_floating_point())
+        loss = sum(((y - 1) ** 2).mean() for y in tree_leaves(gm(*inputs)) if y.is_floating_point())
         if not (isinstance(loss, Tensor) and loss.requires_grad):
             break
         found = torch.autograd.grad(loss / loss.detach().clamp(min=1), learned, allow_unused=True)
@@ -149,13 +149,13 @@ def two_steps(gm: GraphModule, x: Tensor) -> GraphModule:
     return gm.eval()
 
 
-def equal(a: nn.Module, b: nn.Module, x: Tensor) -> None:
+def equal(a: nn.Module, b: nn.Module, *inputs: Any) -> None:
     """Check that two networks compute the same, bit for bit."""
     with torch.no_grad():
         torch.manual_seed(0)
-        one = tree_leaves(a.eval()(x))
+        one = tree_leaves(a.eval()(*inputs))
         torch.manual_seed(0)
-        two = tree_leaves(b.eval()(x))
+        two = tree_leaves(b.eval()(*inputs))
     for p, q in zip(one, two, strict=True):
         assert torch.equal(p.nan_to_num(), q.nan_to_num()), "what was loaded is not what was saved"
 

@@ -108,11 +108,13 @@ class _Einsums(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         before = self.counter.get_total_flops()
         result = func(*args, **(kwargs or {}))
-        if func is torch.functional.einsum and len(args) > 2 and self.counter.get_total_flops() == before:
+        einsum = func is torch.functional.einsum or func is torch.ops.aten.einsum.default
+        operands = args[1] if einsum and isinstance(args[1], (tuple, list)) else args[1:]
+        if einsum and len(operands) > 1 and self.counter.get_total_flops() == before:
             given, _, kept = args[0].replace(" ", "").partition("->")
             sizes = {
                 k: n
-                for part, x in zip(given.split(","), args[1:], strict=True)
+                for part, x in zip(given.split(","), operands, strict=True)
                 for k, n in zip(part, x.shape, strict=True)
             }
             if any(given.count(letter) > 1 for letter in sizes.keys() - set(kept)):

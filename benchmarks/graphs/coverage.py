@@ -64,10 +64,10 @@ def main() -> None:
         results = load(path)
         vision.load(name)
         earlier = load(SECOND if name == "second" else RESULTS)
-        for key, entry in sorted(
-            ((_key(entry), entry) for entry in entries(name, options.only)),
-            key=lambda each: sum(earlier.get(each[0], {}).get("seconds", ())) if options.small_first else 0,
-        ):
+        keyed = [(_key(entry), entry) for entry in entries(name, options.only)]
+        if options.small_first:
+            keyed.sort(key=lambda each: sum(earlier.get(each[0], {}).get("seconds", (float("inf"),))))
+        for key, entry in keyed:
             known = results.get(key)
             if time.perf_counter() > last:
                 return

@@ -18,7 +18,7 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_map
 
 from nce_fx.errors import one_line
-from nce_fx.tracing.gradients import let_go, nothing_kept, reached
+from nce_fx.tracing.gradients import let_go, nothing_kept, own_gradients, reached
 from nce_fx.tracing.inputs import Inputs, UnsuitableError, shapes
 from nce_fx.tracing.preserved_state import Values, drawn, seed, untouched, values_untouched
 
@@ -42,6 +42,8 @@ class Ran:
     twice: bool = False
     reached: frozenset[str] | None = None
     """The parameters that gradients reach, in training mode, where that can be told."""
+    own_gradients: frozenset[str] = frozenset()
+    """The functions on the way whose gradient somebody defined, where it can be told."""
     drawn: bool = False
     """Whether it drew random numbers that graphs do not draw: Python's or numpy's."""
     error: Exception | None = None
@@ -170,7 +172,8 @@ def _run(
                 outputs = model(*own(args), **own(dict(kwargs)))
                 goes_to, functions = reached(model, _tensors(outputs)) if gradients else (None, [])
             buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-            ran = Ran(own(outputs), buffers, reached=goes_to, drawn=drawn() != fresh)
+            defined = own_gradients(functions)
+            ran = Ran(own(outputs), buffers, reached=goes_to, own_gradients=defined, drawn=drawn() != fresh)
             del outputs
             let_go(functions)
             if twice or before.changed() or _moved(model, values, known):
@@ -235,6 +238,8 @@ def _difference(model: Ran, graph: Ran) -> str | None:
         more = sorted(graph.reached - model.reached)
         name = more[0] if more else min(model.reached - graph.reached)
         return f"{name} gets {'a' if more else 'no'} gradient, in the model it gets {'none' if more else 'one'}"
+    if model.reached is not None and (lost := sorted(model.own_gradients - graph.own_gradients)):
+        return f"the gradient is lost that {lost[0]} defines"
     if model.twice:
         found = _difference(Ran(model.again), Ran(graph.again))
         return None if found is None else f"at the second call, after what the first keeps on the model, {found}"

@@ -1,11 +1,12 @@
 """Where gradients go: what a model computes under ``torch.no_grad()`` is constant in its graph, too.
 
 fx's graphs hold no such regions. What is computed in one is marked as it is traced, and what leaves the region is
-detached.
+detached. A function that defines its own gradient stays whole, for inside of it there is none.
 """
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,28 @@ from nce_fx.paths import tensor_at
 
 MARK = "without_gradient"
 """In the ``meta`` of a node that was made in such a region, until they are seen to."""
+
+
+@dataclass(frozen=True)
+class OwnGradient:
+    """A ``torch.autograd.Function``, as a graph calls it."""
+
+    function: type[torch.autograd.Function]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Apply the function."""
+        return self.function.apply(*args, **kwargs)
+
+    @property
+    def __name__(self) -> str:
+        """What the graph calls it."""
+        return self.function.__name__
+
+
+def own_gradients(functions: Iterable[Any]) -> frozenset[str]:
+    """Return the names of the functions of autograd that somebody defined."""
+    kind = torch.autograd.function.BackwardCFunction
+    return frozenset(type(each).__name__.removesuffix("Backward") for each in functions if isinstance(each, kind))
 
 
 def mark(node: Node, without_gradient: bool = True) -> None:

@@ -28,8 +28,7 @@ def join(evaluated: GraphModule, trained: GraphModule, *, name: str, ops: Ops) -
     gm = TracedModule(nn.Module(), Graph(tracer_cls=evaluated.graph._tracer_cls), name)
     gm.graph.set_codegen(ModeCode())
     _rename(evaluated, trained)
-    for graph_module in (evaluated, trained):
-        _take_targets(gm, graph_module)
+    _take_targets(gm, evaluated, trained)
     _Join(gm, evaluated, trained).build()
     place_flags(gm, ops)
     gm.graph.eliminate_dead_code(has_an_effect)
@@ -51,18 +50,21 @@ def _rename(evaluated: GraphModule, trained: GraphModule) -> None:
             trained.register_buffer(str(node.target), b, persistent=False)
 
 
-def _take_targets(gm: GraphModule, source: GraphModule) -> None:
-    """Give a graph module what the nodes of another refer to, where it has nothing of that name."""
-    for node in source.graph.nodes:
-        if node.op not in ("call_module", "get_attr"):
-            continue
-        owner, there = gm, source
+def _take_targets(gm: GraphModule, *sources: GraphModule) -> None:
+    """Give a graph module what the nodes of others refer to, where it has nothing of that name.
+
+    A module that one of them leaves whole comes before what another reads inside of it.
+    """
+    pairs = ((node, source) for source in sources for node in source.graph.nodes)
+    named = [pair for pair in pairs if pair[0].op in ("call_module", "get_attr")]
+    for node, there in sorted(named, key=lambda pair: str(pair[0].target).count(".")):
+        owner: Any = gm
         *parents, leaf = str(node.target).split(".")
         for atom in parents:
             there = getattr(there, atom)
             if atom not in owner._modules:
                 owner.add_module(atom, nn.Module())
-            owner = owner._modules[atom]  # type: ignore[assignment]
+            owner = owner._modules[atom]
         value = getattr(there, leaf)
         if not hasattr(owner, leaf):
             if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):

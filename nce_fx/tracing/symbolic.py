@@ -3,7 +3,8 @@
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from nce_fx.ops import OPS, Ops
 from nce_fx.ops.liveness import has_an_effect
 from nce_fx.traced import TracedModule
 from nce_fx.tracing.attention_decomposition import can_open, open_attention, type_in_example
-from nce_fx.tracing.gradients import mark
+from nce_fx.tracing.gradients import OwnGradient, mark
 from nce_fx.tracing.inputs import Inputs
 from nce_fx.tracing.modes import flags, place_flags
 from nce_fx.tracing.preserved_state import Kept
@@ -144,6 +145,28 @@ class Tracer(fx.Tracer):
         return proxy
 
 
+@contextmanager
+def _own_gradients(tracer: Tracer) -> Iterator[None]:
+    """Make one node of a function that has a gradient of its own, which would be lost inside of it."""
+    entered = vars(torch.autograd.Function)["apply"]
+
+    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+        given = (*args, *kwargs.values())
+        if tracer.is_here() and any(isinstance(a, Proxy) for a in given) and not any(map(_is_function, given)):
+            return tracer.create_proxy("call_function", OwnGradient(cls), args, kwargs)
+        return entered.__get__(None, cls)(*args, **kwargs)
+
+    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.autograd.Function.apply = entered
+
+
+def _is_function(value: Any) -> bool:
+    return callable(value) and not isinstance(value, Proxy | torch.Tensor)
+
+
 def _spread(proxy: Any, value: Any) -> Any:
     """Return what stands for an input: a container of its items, and plain switches as they are."""
     kind = type(value)
@@ -181,16 +204,19 @@ def symbolic_graph(
         UntraceableError: the model, or its outermost module, cannot be followed.
     """
     leaves: frozenset[str] = frozenset()
+    modes = [(module, module.training) for module in model.modules()]
     for _ in range(_LEAVES):
         tracer = Tracer(inputs, ops, leaves)
         try:
-            with torch.enable_grad(), flags(following, tracer.decided, tracer.is_here):
+            with torch.enable_grad(), flags(following, tracer.decided, tracer.is_here), _own_gradients(tracer):
                 graph = tracer.trace(model)
         except Exception as error:
             before.restore()
             if enter or tracer.failed is None or tracer.failed in leaves or not tracer.failed:
                 raise UntraceableError(one_line(error, libraries=True)) from error
             leaves |= {tracer.failed}
+            for module, mode in modes:
+                module.training = mode
             continue
         gm = _graph_module(model, graph, before)
         changed = place_flags(gm, ops)

@@ -1,0 +1,109 @@
+"""What only training shows is in the graph, too: gradients that somebody defined, and the mode behind parts left whole."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import nce_fx
+from nce_fx.errors import TraceError
+from tests.laws import LAWS
+from tests.observing import seeded
+
+
+class Rounded(torch.autograd.Function):
+    """Rounds to steps of a size; the gradient goes straight through, three times as large."""
+
+    @staticmethod
+    def forward(ctx, x, step=0.5):
+        ctx.save_for_backward(x)
+        return torch.round(x / step) * step
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * 3, None
+
+
+class Steps(nn.Module):
+    """A network that rounds inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.b(Rounded.apply(self.a(x), 0.25))
+
+
+def gradient_of(model, x):
+    """The gradient of the first layer's weight."""
+    return torch.autograd.grad(model(x).sum(), model.a.weight)[0]
+
+
+def test_a_gradient_that_a_function_defines_is_the_graphs_too():
+    torch.manual_seed(0)
+    model, x = Steps(), torch.randn(5, 4)
+    gm = nce_fx.trace(model, (x,))
+    for graph in (gm, pickle.loads(pickle.dumps(gm))):
+        torch.testing.assert_close(gradient_of(graph, x), gradient_of(model, x))
+    assert nce_fx.analyze_channels(gm)["a"].pinned is None
+    wide = nce_fx.resize(gm, {"a": 9})
+    torch.testing.assert_close(wide(x), model(x))
+    assert gradient_of(wide, x).abs().sum() > 0
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_what_defines_its_gradient_keeps_the_laws(law):
+    LAWS[law](Steps().eval(), (torch.randn(5, 4),))
+
+
+class DecidedSteps(Steps):
+    """Rounds in a way that only torch.export follows, which enters the function."""
+
+    def forward(self, x):
+        return super().forward(x if x.shape[1] > 3 else -x)
+
+
+def test_a_graph_that_loses_a_gradient_is_refused(monkeypatch):
+    monkeypatch.setattr("nce_fx.tracing.symbolic_graph", None)
+    with pytest.raises(TraceError, match="in training mode the gradient is lost that Rounded defines"):
+        nce_fx.trace(DecidedSteps().eval(), (torch.randn(5, 4),))
+
+
+class Mean(nn.Module):
+    """A part that the values decide, if only in training where it is asked to."""
+
+    def __init__(self, in_training):
+        super().__init__()
+        self.in_training, self.inner = in_training, nn.Linear(5, 5)
+
+    def forward(self, x):
+        if not self.in_training or self.training:
+            x = x * int((x > 0).sum())
+        return self.inner(x)
+
+
+class BehindAPart(nn.Module):
+    """Noise in training and rounding in evaluation, as compression has them, behind such a part."""
+
+    def __init__(self, in_training):
+        super().__init__()
+        self.first, self.part, self.last = nn.Linear(4, 5), Mean(in_training), nn.Linear(5, 3)
+
+    def forward(self, x):
+        x = self.part(self.first(x))
+        return self.last(x + torch.rand_like(x) if self.training else x.round())
+
+
+@pytest.mark.parametrize("in_training", [False, True])
+def test_the_mode_is_followed_behind_what_is_left_whole(in_training):
+    torch.manual_seed(0)
+    model, x = BehindAPart(in_training).eval(), torch.randn(2, 4)
+    gm = nce_fx.trace(model, (x,))
+    for mode in (True, False):
+        (wanted,), _ = seeded(model.train(mode), (x,))
+        (got,), _ = seeded(gm.train(mode), (x,))
+        torch.testing.assert_close(got, wanted)

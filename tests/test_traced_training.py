@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import random
 
 import pytest
 import torch
@@ -71,6 +72,47 @@ def test_a_graph_that_loses_a_gradient_is_refused(monkeypatch):
     monkeypatch.setattr("nce_fx.tracing.symbolic_graph", None)
     with pytest.raises(TraceError, match="in training mode the gradient is lost that Rounded defines"):
         nce_fx.trace(DecidedSteps().eval(), (torch.randn(5, 4),))
+
+
+class Dice(Steps):
+    """Scales by a number of Python's own in training."""
+
+    def forward(self, x):
+        return super().forward(x * random.random() if self.training else x)
+
+
+def test_that_no_graph_draws_pythons_numbers_is_said():
+    with pytest.raises(
+        TraceError, match="for in training mode it draws numbers that no graph draws, Python's or numpy"
+    ):
+        nce_fx.trace(Dice().eval(), (torch.randn(5, 4),))
+
+
+class Merged(nn.Module):
+    """Two convolutions, in evaluation one that their weights are merged into."""
+
+    def __init__(self, wide, narrow):
+        super().__init__()
+        self.wide, self.narrow = nn.Conv2d(wide, narrow, 3, padding=1), nn.Conv2d(wide, narrow, 1)
+        self.merged = nn.Conv2d(wide, narrow, 3, padding=1)
+
+    def forward(self, x):
+        if self.training:
+            return self.wide(x) + self.narrow(x)
+        self.merged.weight.data = self.wide.weight + nn.functional.pad(self.narrow.weight, (1, 1, 1, 1))
+        self.merged.bias.data = self.wide.bias + self.narrow.bias
+        return self.merged(x)
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_a_part_that_assigns_to_its_data_keeps_the_laws(law):
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), Merged(4, 5), nn.Conv2d(5, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1)
+    )
+    x = torch.randn(2, 3, 6, 6)
+    with torch.no_grad():
+        model.eval()(x)  # after which running it again changes nothing
+    LAWS[law](model, (x,))
 
 
 class Mean(nn.Module):

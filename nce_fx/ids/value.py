@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from nce_fx.ids.labels import NEUTRAL, Label, constant
-from nce_fx.ids.rule_interface import RuleInterface
+from nce_fx.ids.rule_interface import NotFollowedError, RuleInterface
 
 _CPU = torch.device("cpu")
 
@@ -74,6 +74,16 @@ class ChannelTensor(torch.Tensor):
     def dtype(self) -> torch.dtype:  # type: ignore[override]
         """The type of the tensor that this stands for."""
         return self._type
+
+    @property
+    def data(self) -> torch.Tensor:  # type: ignore[override]
+        """The tensor without its gradient."""
+        return self.detach()
+
+    @data.setter
+    def data(self, value: Any) -> None:
+        """Give the tensor another value, which no label follows."""
+        raise NotFollowedError("it assigns to the data of a tensor")
 
     def dim(self) -> int:
         """Return the number of axes."""

@@ -32,7 +32,7 @@ from nce_fx.pipeline.history import HISTORY, begin, traced_again
 from nce_fx.signature import call_of, signature
 from nce_fx.traced import ATTRIBUTES, FROZEN, ORIGIN, kept_attributes
 from nce_fx.tracing.batch_size import follow_batch
-from nce_fx.tracing.equivalence import Reference
+from nce_fx.tracing.equivalence import MODES, Reference
 from nce_fx.tracing.exported import export_graph, graph_of_module, is_of_program
 from nce_fx.tracing.gradients import detach_marked
 from nce_fx.tracing.inputs import UnsuitableError, bind_inputs
@@ -121,6 +121,10 @@ class _Tracing:
         named = traceable_parts(self.model, self.inputs, self.ops) or [name for name, _ in self.model.named_children()]
         parts = ", ".join(named) or "none"
         at = f", which stops at {stopped}" if stopped else ""
+        if drawing := [MODES[mode] for mode, ran in self.reference.ran.items() if ran.drawn]:
+            at += (
+                f", for in {drawing[0]} mode it draws numbers that no graph draws, Python's or numpy's (torch's can be)"
+            )
         raise TraceError(
             f"{type(self.model).__name__} cannot be traced as one graph{at}: write that so that no tensor's values "
             "decide what runs (torch.where for an if), put it into a module of its own, which is then left whole, or "

@@ -1,4 +1,4 @@
-"""What only training shows is in the graph, too: gradients that somebody defined, and the mode behind parts left whole."""
+"""What only training shows is in the graph, too: gradients that somebody defined, the mode behind parts left whole."""
 
 from __future__ import annotations
 

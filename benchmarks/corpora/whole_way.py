@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from benchmarks.fuzz_pipeline import equal, exported, two_steps
 from torch import nn
 

@@ -19,9 +19,9 @@ import resource
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
-from functools import cache
+from functools import cache, partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ import torch
 from benchmarks.coverage_table import write_table
 from benchmarks.measure import measure
 from benchmarks.second_table import write_table as write_second_table
+from benchmarks.whole_way import whole_way
 
 from benchmarks import pages, vision
 from benchmarks.pages import load, save
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="also run what has a result")
     parser.add_argument("--failed", action="store_true", help="also run what failed or timed out")
     parser.add_argument("--quick", action="store_true", help="one plan, laws 1, 5 and 6 alone: a third of the time")
+    parser.add_argument("--whole-way", action="store_true", help="quantize, train, save, load, export what is ok")
     parser.add_argument("--small-first", action="store_true", help="those first that were traced quickest before")
     parser.add_argument("--timeout", type=float, default=240.0, help="processor seconds a model may take")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no model after so many seconds")
@@ -71,12 +73,18 @@ def main() -> None:
             known = results.get(key)
             if time.perf_counter() > last:
                 return
-            if known and not options.again and not (options.failed and known["status"] != "ok"):
+            if options.whole_way:
+                if not known or known["status"] != "ok" or ("pipeline" in known and not options.again):
+                    continue
+                found = {**known, "pipeline": in_a_process(_whole_way, entry, options.timeout)["pipeline"]}
+            elif known and not options.again and not (options.failed and known["status"] != "ok"):
                 continue
-            found = in_a_process(entry, options.timeout, options.quick)
+            else:
+                found = in_a_process(partial(measure, quick=options.quick), entry, options.timeout)
+                found |= {"when": time.strftime("%Y-%m-%d %H:%M"), "revision": revision()}
             # Read again: another corpus may be running beside this one.
             results = load(path)
-            results[key] = {**found, "when": time.strftime("%Y-%m-%d %H:%M"), "revision": revision()}
+            results[key] = found
             save(path, results)
             print(one_line(key, results[key]), flush=True)
 
@@ -102,11 +110,18 @@ def entries(corpus: str, patterns: list[str]) -> Iterator[vision.Entry]:
                 yield entry
 
 
-def in_a_process(entry: vision.Entry, timeout: float, quick: bool = False) -> dict[str, Any]:
+Measure = Callable[[vision.Entry], Iterator[dict[str, Any]]]
+
+
+def _whole_way(entry: vision.Entry) -> Iterator[dict[str, Any]]:
+    return whole_way(entry.build, entry.inputs())
+
+
+def in_a_process(measured: Measure, entry: vision.Entry, timeout: float) -> dict[str, Any]:
     """Measure one model in a forked process, which a model that hangs or eats the memory cannot outlive."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(entry, sender, round(timeout), quick))
+    process = context.Process(target=_child, args=(measured, entry, sender, round(timeout)))
     begin = time.perf_counter()
     process.start()
     sender.close()
@@ -123,10 +138,10 @@ def in_a_process(entry: vision.Entry, timeout: float, quick: bool = False) -> di
     return {**result, "wall": round(time.perf_counter() - begin, 1)}
 
 
-def _child(entry: vision.Entry, sender: Connection, seconds: int, quick: bool) -> None:
+def _child(measured: Measure, entry: vision.Entry, sender: Connection, seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     torch.set_num_threads(1)
-    for found in measure(entry, quick):
+    for found in measured(entry):
         sender.send(found)
     sender.close()
     os._exit(0)

@@ -112,14 +112,20 @@ class _Einsums(TorchFunctionMode):
         operands = args[1] if einsum and isinstance(args[1], (tuple, list)) else args[1:]
         if einsum and len(operands) > 1 and self.counter.get_total_flops() == before:
             given, _, kept = args[0].replace(" ", "").partition("->")
-            sizes = {
-                k: n
-                for part, x in zip(given.split(","), operands, strict=True)
-                for k, n in zip(part, x.shape, strict=True)
-            }
-            if any(given.count(letter) > 1 for letter in sizes.keys() - set(kept)):
+            named = [_letters(part, x.dim()) for part, x in zip(given.split(","), operands, strict=True)]
+            sizes = {k: n for part, x in zip(named, operands, strict=True) for k, n in zip(part, x.shape, strict=True)}
+            if any(
+                sum(letter in part for part in named) > 1 for letter in sizes if len(letter) == 1 and letter not in kept
+            ):
                 self.uncounted += math.prod(sizes.values())
         return result
+
+
+def _letters(part: str, rank: int) -> list[str]:
+    """Return a name for each axis of an operand of an einsum: an ellipsis stands for as many as are left."""
+    before, dots, after = part.partition("...")
+    hidden = rank - len(before) - len(after) if dots else 0
+    return [*before, *(f".{hidden - k}" for k in range(hidden)), *after]
 
 
 def _bilinear_flops(x: Any, weight: Any, y: Any, *_: Any, **__: Any) -> int:

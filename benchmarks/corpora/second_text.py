@@ -123,7 +123,9 @@ _WAVE = {
     "num_conv_pos_embeddings": 8,
     "num_conv_pos_embedding_groups": 4,
     "vocab_size": 32,
+    "apply_spec_augment": False,
 }
+"""Without the masks of training: numpy draws them, and no graph does."""
 _DETR = {
     "d_model": 32,
     "encoder_layers": 1,

@@ -76,7 +76,7 @@ class ChannelTensor(torch.Tensor):
         return self._type
 
     @property
-    def data(self) -> torch.Tensor:  # type: ignore[override]
+    def data(self) -> torch.Tensor:
         """The tensor without its gradient."""
         return self.detach()
 

@@ -8,7 +8,7 @@ import logging
 import operator
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import fields, is_dataclass
 from io import StringIO
 from typing import Any
@@ -19,6 +19,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export._unlift import _StatefulGraphModule
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import CodeGen
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
 
 from nce_fx.batches import FIXED_SIZE, leading_size
@@ -31,6 +32,7 @@ from nce_fx.tracing.attention_decomposition import attention_opened
 from nce_fx.tracing.gradients import mark
 from nce_fx.tracing.inputs import Inputs
 from nce_fx.tracing.modes import module_by_mode
+from nce_fx.tracing.symbolic import UntraceableError
 
 
 def export_graph(
@@ -111,7 +113,7 @@ def _export(model: nn.Module, inputs: Inputs, by: tuple[bool, ...]) -> tuple[Any
     # With gradients on, torch's transformer layers take their plain path, not the one that is fused for inference.
     size = leading_size(inputs.values)
     fixed: Any = None
-    with torch.enable_grad(), _quietly(), attention_opened():
+    with torch.enable_grad(), _quietly(), attention_opened(), nullcontext() if all(by) else _NoData():
         for strict in by:
             try:
                 program = torch.export.export(
@@ -125,6 +127,15 @@ def _export(model: nn.Module, inputs: Inputs, by: tuple[bool, ...]) -> tuple[Any
                 if size is None or _is_free(program):
                     return program, None
         return fixed or torch.export.export(model, args, kwargs, strict=by[0]), size
+
+
+class _NoData(TorchFunctionMode):
+    """Stops where the model assigns to the data of a tensor: torch.export loses what is assigned."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__self__", None) is torch.Tensor.data and func.__name__ == "__set__":
+            raise UntraceableError("forward assigns to the data of a tensor")
+        return func(*args, **(kwargs or {}))
 
 
 def _is_free(program: Any) -> bool:

@@ -30,7 +30,7 @@ class OwnGradient:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Apply the function."""
-        return self.function.apply(*args, **kwargs)
+        return self.function.apply(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     @property
     def __name__(self) -> str:

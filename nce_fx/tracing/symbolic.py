@@ -160,7 +160,7 @@ def _own_gradients(tracer: Tracer) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.autograd.Function.apply = entered
+        torch.autograd.Function.apply = entered  # type: ignore[method-assign]
 
 
 def _is_function(value: Any) -> bool:

@@ -3,6 +3,7 @@
 Data that is not at hand is made here, an epoch stands for many, and small networks stand for large ones.
 """
 
+import argparse
 import importlib
 import importlib.util
 import json
@@ -17,6 +18,7 @@ import torch
 import typer
 from accelerate.commands.launch import launch_command_parser
 from safetensors.torch import save_file
+from torch.distributed.run import get_args_parser
 from typer.testing import CliRunner
 
 from nce_fx.cli import app
@@ -142,17 +144,33 @@ def _run(line: str) -> None:
         case ["python", "-m", module, *_]:
             assert importlib.util.find_spec(module), line
         case ["accelerate", "launch", *rest]:
-            asked = launch_command_parser().parse_args(rest)
-            assert asked.training_script == "nce_fx"
-            assert asked.training_script_args[0] in vars(typer.main.get_command(app))["commands"], line
+            _parses(launch_command_parser().parse_args(rest), line)
         case ["torchrun", *rest]:
-            assert rest[rest.index("nce_fx") + 1] in vars(typer.main.get_command(app))["commands"], line
+            _parses(get_args_parser().parse_args(rest), line)
         case ["make", target]:
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), line
         case ["npm", *_] | ["pip", "install", *_] | ["pytest"] | ["git", "clone", *_] | ["cd", _] | []:
             pass
         case _:
             raise AssertionError(f"{line!r}: a command that no test runs")
+
+
+def _parses(asked: argparse.Namespace, line: str) -> None:
+    """Let our commands parse what a launcher of many processes would give them."""
+    assert (asked.module, asked.training_script) == (True, "nce_fx"), line
+    name, *arguments = asked.training_script_args
+    commands = vars(typer.main.get_command(app))["commands"]
+    assert name in commands, line
+    # Parses and runs nothing: an option that is not there, or takes another kind of value, is an error.
+    commands[name].make_context(name, arguments).close()
+
+
+def test_a_command_for_many_processes_with_an_option_that_is_not_there_is_found():
+    _run("torchrun --nproc-per-node 8 -m nce_fx retrain result --epochs 90")
+    with pytest.raises(Exception, match="No such option: --epoch"):
+        _run("torchrun --nproc-per-node 8 -m nce_fx retrain result --epoch=90")
+    with pytest.raises(Exception, match="should be a valid integer"):
+        _run("accelerate launch --num_processes 8 -m nce_fx retrain result --epochs many")
 
 
 @pytest.mark.parametrize("page", PAGES)

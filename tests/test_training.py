@@ -25,7 +25,7 @@ from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 from nce_fx.tasks import Task, scores_of
 from nce_fx.training import Recipe, StepReport, evaluate, train
 from nce_fx.training.batches import batches_of
-from nce_fx.training.optimizer import build_optimizer, positive_ranges
+from nce_fx.training.optimizer import build_optimizer, learned_ranges, positive_ranges
 from nce_fx.training.oscillation import dampen
 from nce_fx.training.recipe import bits_at, dampening_at, learning_rate_at
 from nce_fx.training.stages import set_bits
@@ -499,7 +499,7 @@ class TestLearnedRanges:
         gm = quantized_net("lsq", "lsq")
         step = gm.get_parameter("0.weight_quant.step")
         step.data.fill_(-1.0)
-        with positive_ranges(gm):
+        with positive_ranges(learned_ranges(gm)):
             step.data.fill_(2.0)
         assert float(step) == 2.0
 

@@ -27,6 +27,8 @@ from nce_fx.by_mode import evaluating
 from nce_fx.ops import OPS
 from nce_fx.processes import call
 
+_SPELLINGS = frozenset(spelling for spelling, op in OPS.spellings.items() if op is OPS["batch_norm"])
+
 
 class SyncBatchStatistics(TorchFunctionMode):
     """While active, every ``batch_norm`` in training mode uses the statistics of all processes together.
@@ -42,7 +44,7 @@ class SyncBatchStatistics(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Replace a ``batch_norm`` in training mode; let everything else pass."""
-        if OPS.spellings.get(func) is OPS["batch_norm"]:
+        if func in _SPELLINGS:
             values = OPS.arguments(func, args, kwargs or {})
             if values.get("training", False):
                 known = {name: value for name, value in values.items() if name not in ("training", "cudnn_enabled")}
@@ -91,17 +93,16 @@ class _BatchNorm(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the result, and mean, variance and count of the whole batch."""
-        mine = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
-        count = x.new_full((1,), x.numel() / x.shape[1])
-        packed = torch.cat([*mine, count])
-        gathered = [torch.empty_like(packed) for _ in range(dist.get_world_size())]
-        dist.all_gather(gathered, packed)
-        every = torch.stack(gathered)
-        variances, means, counts = every[:, :-1].chunk(2, 1)[0], every[:, :-1].chunk(2, 1)[1], every[:, -1:]
+        channels = x.shape[1]
+        packed = torch.cat([*_moments(x), x.new_full((1,), x.numel() / channels)])
+        every = packed.new_empty(dist.get_world_size() * len(packed))
+        dist.all_gather_single(every, packed)
+        means, variances, counts = torch.split(every.view(-1, len(packed)), [channels, channels, 1], 1)
         n = counts.sum()
-        mean = (counts * means).sum(0) / n
+        shares = counts / n
+        mean = (shares * means).sum(0)
         # Not from sums of squares, which lose too many digits for losses that must agree to 1e-5.
-        variance = (counts * (variances + (means - mean).square())).sum(0) / n
+        variance = (shares * (means - mean).square_().add_(variances)).sum(0)
         ctx.eps = eps
         ctx.save_for_backward(x, weight, mean, variance, n)
         result = F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
@@ -113,19 +114,39 @@ class _BatchNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *others: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
         """Add what this process's values did to the statistics of the others."""
         x, weight, mean, variance, n = ctx.saved_tensors
-        passed, along, total = torch.ops.aten.native_batch_norm_backward(
-            grad, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        # The sums alone, and all that does not wait for those of the others while they are on their way.
+        _, along, total = torch.ops.aten.native_batch_norm_backward(
+            grad, x, weight, mean, variance, None, None, False, ctx.eps, [False, True, True]
         )
+        sums = torch.stack([total, along])
+        waiting = dist.all_reduce(sums, async_op=True)
         inverse = torch.rsqrt(variance + ctx.eps)
-        sums = torch.cat([total, along])
-        dist.all_reduce(sums)
-        all_total, all_along = sums.chunk(2)
         scale = inverse if weight is None else inverse * weight
-        shape = [1, -1] + [1] * (x.ndim - 2)
-        slope = -scale * inverse * all_along / n
-        passed.addcmul_(x, slope.view(shape)).sub_((slope * mean + scale * all_total / n).view(shape))
+        passed = grad * _along(scale, x)
+        waiting.wait()
+        all_total, all_along = sums.mul_(scale / n)
+        slope = all_along.mul_(inverse)
+        passed.addcmul_(x, _along(slope, x), value=-1).add_(_along(slope * mean - all_total, x))
         needs = ctx.needs_input_grad
         return passed, along if needs[1] else None, total if needs[2] else None, None
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of each channel.
+
+    On a processor in four passes of its widest instructions: `torch.var_mean` takes twenty times as long there.
+    """
+    axes = [0, *range(2, x.ndim)]
+    if x.device.type != "cpu":
+        variance, mean = torch.var_mean(x, axes, correction=0)
+        return mean, variance
+    mean = x.mean(axes)
+    return mean, x.sub(_along(mean, x)).square_().mean(axes)
+
+
+def _along(values: Tensor, x: Tensor) -> Tensor:
+    """Return a value a channel in the form that goes with (batch, channels, ...)."""
+    return values.view([1, -1] + [1] * (x.ndim - 2))
 
 
 def reestimate(

@@ -275,11 +275,11 @@ def train_step(run: Run, batch: Any, rate: float, seed: int, stop: bool) -> list
             share = samples_in(*part) * run.engine.processes / (samples or sums[2])
             run.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
     if run.engine.shards:
-        mean_of_whole(run.model.parameters(), run.engine)
+        mean_of_whole(run.parameters, run.engine)
     run.scaler.unscale_(run.optimizer)
     if recipe.dampen and run.position.epoch >= recipe.float_epochs:
         dampen(run.model, dampening_at(recipe, run.done, run.steps_per_epoch))
-    gradients = [parameter.grad for parameter in run.model.parameters() if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in run.parameters if parameter.grad is not None]
     norm = total_norm(gradients)
     finite = bool(norm.isfinite())
     if not finite and run.scaler.get_scale() <= 1:
@@ -288,7 +288,7 @@ def train_step(run: Run, batch: Any, rate: float, seed: int, stop: bool) -> list
         clip(gradients, norm, recipe.clip_gradient)
     for group in run.optimizer.param_groups:
         group["lr"] = rate * group["rate"]
-    with positive_ranges(run.model):
+    with positive_ranges(run.ranges):
         run.scaler.step(run.optimizer)
     run.scaler.update()
     run.position.scaler = run.scaler.state_dict()
@@ -351,8 +351,7 @@ def _summing(student: nn.Module, last: bool) -> AbstractContextManager[None]:
 
 def _saving(run: Run) -> AbstractContextManager[None]:
     """Keep quantized weights as integers where there are many; a compiler decides by itself what to keep."""
-    size = sum(parameter.numel() for parameter in run.model.parameters())
-    return compact_saving() if size >= MANY_WEIGHTS and not run.recipe.compile else nullcontext()
+    return compact_saving() if run.weights >= MANY_WEIGHTS and not run.recipe.compile else nullcontext()
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """What takes the steps: stochastic gradient descent or AdamW, what it remembers, and which parameters decay."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -56,21 +56,24 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.nesterov)
 
 
+def learned_ranges(model: nn.Module) -> list[Tensor]:
+    """Return the clip values and step sizes of a model's quantizers that are lengths."""
+    quantizers = [module for module in model.modules() if isinstance(module, Quantizer)]
+    return [getattr(module, name) for module in quantizers for name in module.positive]
+
+
 @contextmanager
-def positive_ranges(model: nn.Module) -> Iterator[None]:
+def positive_ranges(ranges: Iterable[Tensor]) -> Iterator[None]:
     """Let no step of an optimizer change a clip value or a step size by more than a tenth.
 
     The gradients of learned ranges are large where rounding breaks a network (two dozen times those of its float
     network, on MobileNetV2 at 2 bits). A range that one such step takes below zero gives all weights one level, and
     gets no gradient from there on: it would stay so for good.
+
+    Args:
+        ranges: what `learned_ranges` returned; those that are not trained are left alone.
     """
-    ranges = [
-        parameter
-        for module in model.modules()
-        if isinstance(module, Quantizer)
-        for name in module.positive
-        if (parameter := getattr(module, name)).requires_grad
-    ]
+    ranges = [each for each in ranges if each.requires_grad]
     if not ranges:
         yield
         return
@@ -79,9 +82,9 @@ def positive_ranges(model: nn.Module) -> Iterator[None]:
     yield
     new = _joined(ranges)
     held = torch.where(old > 0, new.clamp((1 - LARGEST_CHANGE) * old, (1 + LARGEST_CHANGE) * old), new)
+    parts = torch.split(held, [each.numel() for each in ranges])
     with torch.no_grad():
-        for parameter, part in zip(ranges, torch.split(held, [each.numel() for each in ranges]), strict=True):
-            parameter.copy_(part.view_as(parameter))
+        torch._foreach_copy_(ranges, [part.view_as(each) for part, each in zip(parts, ranges, strict=True)])
 
 
 def _joined(parameters: list[Tensor]) -> Tensor:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from nce_fx.training.batches import Data
 from nce_fx.training.checkpoint import Checkpoint, by_kind, flat, last_good, latest_checkpoint, save_checkpoint
 from nce_fx.training.extras import Extra, extras_of
 from nce_fx.training.features import tapped
-from nce_fx.training.optimizer import build_optimizer, momenta, restore_momenta
+from nce_fx.training.optimizer import build_optimizer, learned_ranges, momenta, restore_momenta
 from nce_fx.training.recipe import Recipe
 from nce_fx.training.result import EpochRecord
 from nce_fx.training.shards import check_shards, local, on_main, sharded
@@ -129,6 +130,21 @@ class Run:
     task: Task
     endless: frozenset[str]
     """What nothing trains and was not finite at the start, such as a mask."""
+
+    @cached_property
+    def parameters(self) -> list[Tensor]:
+        """Of the model; a walk over all modules takes its part of a step."""
+        return list(self.model.parameters())
+
+    @cached_property
+    def ranges(self) -> list[Tensor]:
+        """What quantizers learn that must stay positive."""
+        return learned_ranges(self.model)
+
+    @cached_property
+    def weights(self) -> int:
+        """How many numbers are trained, or could be."""
+        return sum(parameter.numel() for parameter in self.parameters)
 
     @property
     def done(self) -> int:

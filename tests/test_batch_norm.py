@@ -39,8 +39,8 @@ def run(norm: Norm, shape: tuple[int, ...], kind: torch.dtype, mean: float) -> l
 @pytest.mark.parametrize("shape", [(6, 5), (6, 5, 7), (6, 5, 4, 3), (6, 5, 2, 3, 2)])
 @pytest.mark.parametrize(("kind", "mean"), [(torch.float64, 3.0), (torch.float32, 0.0), (torch.float32, 100.0)])
 def test_one_process_alone_gets_what_pytorch_computes(shape, kind, mean):
-    def plain(x: Tensor, *rest: Any) -> Tensor:
-        return F.batch_norm(x, *rest[:4], True)
+    def plain(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.batch_norm(x, mean, variance, weight, bias, True)
 
     # A mean of a hundred deviations takes two digits: squares would take four.
     tolerance = 1e-12 if kind == torch.float64 else 2e-6 * max(1.0, mean)

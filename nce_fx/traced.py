@@ -4,12 +4,15 @@ What it needs to know travels in its ``meta``, which every pass carries along.
 """
 
 import inspect
+import linecache
 from types import FunctionType, MethodType
 from typing import Any, Self
+from weakref import finalize
 
 from torch import nn
 from torch.fx import Graph, GraphModule
 from torch.fx.graph import PythonCode
+from torch.fx.graph_module import _loader
 
 from nce_fx.batches import FIXED_SIZE, check_size
 from nce_fx.copying import copy_graph
@@ -42,6 +45,8 @@ class TracedModule(GraphModule):
         """Generate the code anew; a call of it is a plain one: fx's own prints a second report of what it raises."""
         code = super().recompile()
         type(self).__call__ = TracedModule.__call__  # type: ignore[method-assign]
+        forward = type(self).forward
+        finalize(forward, _forget_source, forward.__code__.co_filename)
         return code
 
     def train(self, mode: bool = True) -> Self:
@@ -68,7 +73,7 @@ class TracedModule(GraphModule):
 
     @graph.setter
     def graph(self, graph: Graph) -> None:
-        GraphModule.graph.fset(self, graph)  # type: ignore[attr-defined]
+        GraphModule.graph.fset(self, graph)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphModule:
         """Return a copy with the same code; fx's own would generate and compile it anew, and keep every buffer."""
@@ -93,6 +98,12 @@ class TracedModule(GraphModule):
             if origin is None or name.startswith("__") or hasattr(nn.Module, name):
                 raise
             return _of_class(self, origin, name)
+
+
+def _forget_source(file: str) -> None:
+    """Drop the source of a ``forward`` that is gone: fx keeps that of every graph for tracebacks, for ever."""
+    _loader.eval_cache.pop(file, None)
+    linecache.cache.pop(file, None)
 
 
 def _no_names() -> tuple[str, ...]:

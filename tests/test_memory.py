@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 from torch.fx import GraphModule, Node
+from torch.fx.graph_module import _loader
 
 import nce_fx
 from nce_fx.models.resnet_cifar import resnet8
@@ -32,7 +33,7 @@ _BATCHES = [(torch.randn(8, 1, 6, 6), torch.randint(0, 4, (8,))) for _ in range(
 
 
 def living() -> Counter[str]:
-    """Return how many graphs, modules, runs and tensors live, and the bytes that the tensors hold."""
+    """Return how many graphs, modules, runs, tensors and sources of graphs live, and the bytes that the tensors hold."""
     gc.collect()
     found: Counter[str] = Counter()
     storages: dict[int, int] = {}
@@ -42,7 +43,7 @@ def living() -> Counter[str]:
             found[kind.__name__] += 1
         if type(item) in (torch.Tensor, nn.Parameter) and item.layout is torch.strided:
             storages[item.untyped_storage().data_ptr()] = item.untyped_storage().nbytes()
-    return found + Counter(bytes=sum(storages.values()))
+    return found + Counter(bytes=sum(storages.values()), sources=len(_loader.eval_cache))
 
 
 def _traced() -> GraphModule:

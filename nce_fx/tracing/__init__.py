@@ -28,7 +28,7 @@ from nce_fx.ops import Ops
 from nce_fx.ops.table import default
 from nce_fx.paths import modules_of
 from nce_fx.pipeline import Given, Pass
-from nce_fx.pipeline.history import HISTORY, begin, traced_again
+from nce_fx.pipeline.history import begin, traced_again
 from nce_fx.signature import call_of, signature
 from nce_fx.traced import ATTRIBUTES, FROZEN, ORIGIN, kept_attributes
 from nce_fx.tracing.batch_size import follow_batch
@@ -214,8 +214,7 @@ class _Tracing:
         if FIXED_SIZE in gm.meta:
             gm.meta["compared"] += f"; it takes batches of {gm.meta[FIXED_SIZE]} alone"
         _take_modes(gm, self.model)
-        if HISTORY not in gm.meta:
-            begin(gm, self.model)
+        begin(gm, self.model)
 
 
 def _given(given: GraphModule, example_inputs: Any, ops: Ops | None) -> GraphModule:

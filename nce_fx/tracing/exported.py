@@ -260,9 +260,13 @@ def _drop_counts(gm: GraphModule) -> None:
     for node in gm.graph.find_nodes(op="get_attr"):
         owner, _, leaf = str(node.target).rpartition(".")
         if leaf == "num_batches_tracked" and owner in norms:
-            for user in list(node.users):
-                if not user.users:
-                    gm.graph.erase_node(user)
+            # A module that runs several times counts on from its own count: the last one is read by nobody.
+            counts = list(node.users)
+            for count in counts:
+                counts.extend(count.users)
+            for count in reversed(counts):
+                if not count.users:
+                    gm.graph.erase_node(count)
 
 
 def _itself(module: nn.Module | None, op: Op) -> nn.Module | None:

@@ -138,10 +138,14 @@ class Tracer(fx.Tracer):
             mark(proxy.node)
         frame = sys._getframe(1)
         while frame is not None and _is_inner(frame.f_code.co_filename):
-            frame = frame.f_back  # type: ignore[assignment]
+            # Behind this one are those that asked for a trace, who wrote no line of the model.
+            frame = None if frame.f_code is symbolic_graph.__code__ else frame.f_back  # type: ignore[assignment]
         if frame is not None:
             code = frame.f_code
             proxy.node.stack_trace = f'  File "{code.co_filename}", line {frame.f_lineno}, in {code.co_name}\n'
+        elif proxy.node.target is getattr and proxy.node.all_input_nodes:
+            # An attribute becomes a node where it is used; of one that forward returns, nothing of forward runs any more.
+            proxy.node.stack_trace = proxy.node.all_input_nodes[0].stack_trace
         return proxy
 
 

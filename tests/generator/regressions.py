@@ -275,5 +275,40 @@ REGRESSIONS: dict[str, Program] = {
     ),
     "a_kernel_that_nobody_trains_had_no_name_to_be_quantized_by": Program((Op("conv", size=2), Op("fixed"))),
     "a_kernel_that_the_graph_makes_had_no_name_to_be_quantized_by": Program((Op("conv"), Op("fixed", variant=3))),
+    "batches_were_counted_by_a_norm_that_runs_twice_and_by_the_graph": Program(
+        (
+            Op("mid_attention", size=1),
+            Op("dense", other=5),
+            Op("again", other=0),
+            Op("by_mode", other=1, variant=2),
+        ),
+        "dict",
+    ),
+    "an_exported_graph_was_taken_for_one_changed_by_hand": Program(
+        (
+            Op("computed_weight", of=3, other=1),
+            Op("groups_apart", other=5, variant=3),
+            Op("option_a", other=3, variant=1),
+            Op("fold"),
+            Op("norm", of=2, other=1, size=2, variant=2),
+            Op("mid_attention", other=2, size=2),
+            Op("conv", of=1, other=3, variant=2),
+            Op("grouped", of=3, other=1, variant=1),
+        ),
+        "raw",
+        "dict",
+    ),
+    "an_attribute_that_is_returned_had_no_source_line": Program(
+        (
+            Op("fold", of=3, other=2, size=1, variant=3),
+            Op("mask", of=2, other=2, variant=2),
+            Op("complex_parts", of=2, size=3),
+        ),
+        "raw",
+        "optional",
+    ),
+    "an_exported_product_over_one_channel_was_not_counted": Program(
+        (Op("mid_attention", size=1), Op("mid_attention", of=1, other=2, size=2, variant=2)), "joined", "dict"
+    ),
 }
 """What broke -> the program."""

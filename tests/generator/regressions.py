@@ -310,5 +310,15 @@ REGRESSIONS: dict[str, Program] = {
     "an_exported_product_over_one_channel_was_not_counted": Program(
         (Op("mid_attention", size=1), Op("mid_attention", of=1, other=2, size=2, variant=2)), "joined", "dict"
     ),
+    "the_images_own_channels_were_shuffled_by_chance": Program(
+        (
+            Op("strided", of=3, other=1, variant=2),
+            Op("dense", of=2, other=1, size=1, variant=2),
+            Op("shuffle", size=2),
+            Op("channel_softmax", size=3, variant=1),
+            Op("squeeze_excite", other=5, variant=3),
+        ),
+        "tuple",
+    ),
 }
 """What broke -> the program."""

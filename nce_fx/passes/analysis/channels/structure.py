@@ -8,8 +8,9 @@ import numpy as np
 from torch.fx import GraphModule, Node
 
 from nce_fx.errors import ChannelError
-from nce_fx.ids.labels import FIRST_ID, Ids
+from nce_fx.ids.labels import FIRST_ID, Ids, core
 from nce_fx.ids.space import ParameterAxis, Pin
+from nce_fx.ids.value import ChannelTensor
 from nce_fx.passes.analysis.channels.groups import Group, Part, classes_of, groups_of, pins_by_class
 from nce_fx.passes.analysis.channels.projection import Mismatch, Relayout
 from nce_fx.passes.analysis.channels.resizing import Resizing, shapes_of
@@ -106,7 +107,7 @@ def _tied(gm: GraphModule, alike: frozenset[Node] = frozenset()) -> tuple[Tie, I
     return tie, classes_of(tie)
 
 
-def enlarged(structure: Structure, only: Sequence[Group] | None = None) -> dict[int, Ids]:
+def enlarged(structure: Structure, only: Sequence[Group] | None = None, more: int = 0) -> dict[int, Ids]:
     """Return copies that enlarge every free part: each channel at least doubled, and each part by another share.
 
     So every axis that can change does, no two changes look alike, and copies are uneven wherever they can be.
@@ -119,7 +120,7 @@ def enlarged(structure: Structure, only: Sequence[Group] | None = None) -> dict[
             if part.pinned is None and id(group) in wanted:
                 count = len(part.classes)
                 uneven = max(1, count * (1 + (k + place) % 3) // 4) if count > 1 else place % 3
-                copies[index] = spread_copies(count, 2 * count + uneven)
+                copies[index] = spread_copies(count, 2 * count + uneven + more)
             index += 1
     return copies
 
@@ -132,13 +133,30 @@ def spread_copies(count: int, wanted: int) -> Ids:
 
 
 def prove(structure: Structure) -> tuple[Structure, Resizing]:
-    """Enlarge every free group; where no layout of the copies makes that hold, pin what is to blame."""
+    """Enlarge every free group; where no layout of the copies makes that hold, pin what is to blame.
+
+    Channels that nobody made, of an image or of padding, look alike: where they lie beside others on one axis, what
+    holds at one width may hold by chance (3 + 5 channels shuffled in 2 groups), so that a second one is asked.
+    """
     while True:
         try:
             proved, proof = settle(structure, lambda known: known.counts(enlarged(known)))
+            if any(map(_mixed, proof.env.values())):
+                again, _ = settle(proved, lambda known: known.counts(enlarged(known, more=1)))
+                if again.modes != proved.modes:
+                    structure = again
+                    continue
             return replace(proved, proven={node: shapes_of(value) for node, value in proof.env.items()}), proof
         except Mismatch as mismatch:
             structure = _yield_to(structure, mismatch.alone())
+
+
+def _mixed(value: Any) -> bool:
+    """Whether channels that have ids lie beside such as have none."""
+    if not isinstance(value, ChannelTensor):
+        return False
+    ids = [core(label) for label in value.labels if label.numel()]
+    return any(bool((each < FIRST_ID).any()) and bool((each >= FIRST_ID).any()) for each in ids)
 
 
 def settle(structure: Structure, widths: Callable[[Structure], Ids]) -> tuple[Structure, Resizing]:

@@ -135,14 +135,20 @@ def has_an_effect(node: Node) -> bool:
     """Whether a node does something though nobody reads its result, so that a graph without it is not the model."""
     gm = node.graph.owning_module
     assert gm is not None
-    return node.is_impure() or bool(overwritten(gm, node)) or _keeps_statistics(gm, node)
+    return node.is_impure() or bool(overwritten(gm, node)) or _acts_in_training(gm, node)
 
 
-def _keeps_statistics(gm: GraphModule, node: Node) -> bool:
-    """Whether training a node changes buffers, as a BatchNorm does; the module may be read elsewhere, or after it."""
-    if node.op == "call_module":
-        return any(True for _ in gm.get_submodule(str(node.target)).buffers())
+def _acts_in_training(gm: GraphModule, node: Node) -> bool:
+    """Whether training a node changes buffers, as a BatchNorm does, or draws numbers, as a dropout does.
+
+    The buffers may be read elsewhere; without the numbers whoever draws next is given others.
+    """
     ops = table_of(gm)
+    op = ops.of(gm, node)
+    if op is not None and op.by_mode:
+        return True
+    if node.op == "call_module":
+        return op is None or any(True for _ in gm.get_submodule(str(node.target)).buffers())
     known = node.op == "call_function" and node.target in ops.signatures
     held = ops.arguments(node.target, node.args, node.kwargs) if known else {}
     return isinstance(held.get("running_mean"), Node)

@@ -320,5 +320,17 @@ REGRESSIONS: dict[str, Program] = {
         ),
         "tuple",
     ),
+    "numbers_were_drawn_that_nobody_read": Program(
+        (
+            Op("by_mode", other=2, variant=3),
+            Op("complex_parts", other=2, variant=3),
+            Op("dropout", other=5, size=2),
+            Op("norm_by_hand", other=4, size=2),
+            Op("chunk", of=3, other=4, variant=1),
+            Op("fixed", of=3, size=2),
+            Op("upsample", other=4, size=1, variant=2),
+        ),
+        "raw",
+    ),
 }
 """What broke -> the program."""

@@ -332,5 +332,16 @@ REGRESSIONS: dict[str, Program] = {
         ),
         "raw",
     ),
+    "copies_behind_the_mean_of_an_instance_norm_were_told_apart_by_rounding": Program(
+        (
+            Op("norm", other=1, size=2, variant=3),
+            Op("reorder", of=3, other=5, variant=3),
+            Op("concatenate", of=3, size=2, variant=1),
+            Op("split", of=2, other=2, size=2, variant=1),
+            Op("dropout", of=1, other=4, size=2, variant=2),
+            Op("norm", of=1, other=5, size=2, variant=2),
+        ),
+        "auxiliary",
+    ),
 }
 """What broke -> the program."""

@@ -33,7 +33,7 @@ _BATCHES = [(torch.randn(8, 1, 6, 6), torch.randint(0, 4, (8,))) for _ in range(
 
 
 def living() -> Counter[str]:
-    """Return how many graphs, modules, runs, tensors and sources of graphs live, and the bytes that the tensors hold."""
+    """Return how many graphs, modules, runs, tensors and sources live, and the bytes that the tensors hold."""
     gc.collect()
     found: Counter[str] = Counter()
     storages: dict[int, int] = {}

@@ -144,7 +144,7 @@ class Tracer(fx.Tracer):
             code = frame.f_code
             proxy.node.stack_trace = f'  File "{code.co_filename}", line {frame.f_lineno}, in {code.co_name}\n'
         elif proxy.node.target is getattr and proxy.node.all_input_nodes:
-            # An attribute becomes a node where it is used; of one that forward returns, nothing of forward runs any more.
+            # An attribute becomes a node where it is used, one that forward returns when forward has ended.
             proxy.node.stack_trace = proxy.node.all_input_nodes[0].stack_trace
         return proxy
 

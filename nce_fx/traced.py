@@ -73,7 +73,7 @@ class TracedModule(GraphModule):
 
     @graph.setter
     def graph(self, graph: Graph) -> None:
-        GraphModule.graph.fset(self, graph)
+        GraphModule.graph.fset(self, graph)  # type: ignore[attr-defined]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphModule:
         """Return a copy with the same code; fx's own would generate and compile it anew, and keep every buffer."""

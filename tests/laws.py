@@ -25,6 +25,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._pytree import tree_flatten
 
 import nce_fx
+from nce_fx.copying import copy_model
 from nce_fx.errors import BudgetError
 from nce_fx.passes.analysis.channels import ChannelGraph, owner_path
 from nce_fx.passes.analysis.cost import CostReport
@@ -435,7 +436,7 @@ def the_same_again(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> 
     plans, states = [], []
     t = traced(model, inputs, torch.float32)
     dtype = next((p.dtype for p in t.gm.parameters() if p.is_floating_point()), torch.float32)
-    for gm in (t.gm, nce_fx.trace(copy.deepcopy(model).to(dtype).eval(), t.inputs)):
+    for gm in (t.gm, nce_fx.trace(copy_model(model).to(dtype).eval(), t.inputs)):
         channels = nce_fx.analyze_channels(gm)
         sensitivity = nce_fx.analyze_sensitivity(gm, None, channels=channels)
         cost = nce_fx.analyze_cost(gm, channels)
@@ -462,7 +463,7 @@ def what_is_saved_is_what_was(model: nn.Module, inputs: tuple[Any, ...], seed: i
     """
     t = traced(model, inputs, torch.float32)
     first = next(iter(t.gm.parameters()), torch.empty(0))
-    other = randomize(copy.deepcopy(model).to(first.dtype), seed + 1)
+    other = randomize(copy_model(model).to(first.dtype), seed + 1)
     gm = nce_fx.resize(t.gm, {**wider(t.channels, seed), **_about_half(t.channels)})
     if (zlib.crc32(t.gm.code.encode()) + seed) % 2 and find_quantizable_layers(gm, nce_fx.QuantSpec()):
         gm = nce_fx.quantize(gm, batches=[(t.inputs, None)])

@@ -15,6 +15,7 @@ from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.flop_counter import FlopCounterMode
@@ -242,7 +243,7 @@ def reading_axes(gm: GraphModule) -> set[tuple[str, int]]:
 
 
 def materialize(gm: GraphModule) -> None:
-    """Turn parametrized weights into plain ones, in place.
+    """Turn parametrized weights, and those that hooks compute, into plain ones, in place.
 
     Copies of a parametrized module share the class that was made for it, and removal would take its ``weight`` away.
     """
@@ -251,6 +252,8 @@ def materialize(gm: GraphModule) -> None:
             shared = type(module)
             module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
             parametrize.remove_parametrizations(module, "weight")
+        if any(isinstance(hook, WeightNorm) for hook in module._forward_pre_hooks.values()):
+            nn.utils.remove_weight_norm(module)
     for node in list(gm.graph.nodes):
         weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
         if node.op == "call_function" and "conv" in str(node.target) and isinstance(weight, Node):

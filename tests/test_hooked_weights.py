@@ -11,7 +11,6 @@ import nce_fx
 from nce_fx.ops.layers import find_layers
 from nce_fx.passes.transform.quantize import RemoveQuantizers, integer_weights
 from nce_fx.training import Recipe, train
-from tests.laws import LAWS
 from tests.training_runs import Blobs
 from tests.zoo import normalization
 
@@ -87,9 +86,3 @@ def test_a_layer_whose_weight_is_computed_is_called_as_its_module(name):
     paths = [layer.path for layer in find_layers(gm)]
     assert [path for path in paths if not path.startswith(("mv", "dot", "vdot"))][:3] == ["a", "b", "c"]
     assert len(set(paths)) == len(paths)
-
-
-@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
-@pytest.mark.parametrize("law", LAWS)
-def test_a_norm_by_a_hook_keeps_the_laws(law):
-    LAWS[law](model("weight_norm"), (X,))

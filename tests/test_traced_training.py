@@ -159,6 +159,19 @@ def test_what_is_assigned_to_data_is_not_lost():
         torch.testing.assert_close(gm(x), model(x))
 
 
+class Masked(nn.Conv2d):
+    """A convolution that sees one half of its kernel, as autoregressive networks have it."""
+
+    def forward(self, x):
+        self.weight.data = self.weight.data * torch.tensor([1.0, 1.0, 0.0], dtype=x.dtype)
+        return super().forward(x)
+
+
+def test_a_layer_that_is_left_whole_is_counted_once():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Masked(4, 5, 3), nn.Conv2d(5, 2, 1)).eval()
+    LAWS["6_cost_is_exact"](model, (torch.randn(2, 3, 6, 6),))
+
+
 class Mean(nn.Module):
     """A part that the values decide, if only in training where it is asked to."""
 

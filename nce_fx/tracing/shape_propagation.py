@@ -1,6 +1,7 @@
 """Shapes of every node, by running the graph on tensors without values where that is possible."""
 
 from contextlib import suppress
+from math import prod
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from torch.utils._pytree import tree_leaves
 from nce_fx.errors import one_line, where
 from nce_fx.ops import Absent, Op, Ops, table_of
 from nce_fx.ops.left_whole import LEFT_WHOLE, macs_of, macs_of_weights
-from nce_fx.paths import module_at
+from nce_fx.ops.work import shape_of
+from nce_fx.paths import module_at, tensor_at
 
 _WITHOUT_PRODUCTS = frozenset({"torch", "_operator", "builtins", "math"})
 """Packages whose functions are in the table where they compute products."""
@@ -40,8 +42,21 @@ def propagate_shapes(gm: GraphModule, example_inputs: tuple[Any, ...], ops: Ops 
             run = _Shapes(gm, None, ops)
             run.follow(example_inputs)
     gm.meta.pop(LEFT_WHOLE, None)
-    if run.left_whole:
-        gm.meta[LEFT_WHOLE] = run.left_whole
+    left = {path: macs - _in_rows(gm, run.rows, path) for path, macs in run.left_whole.items()}
+    if left := {path: macs for path, macs in left.items() if macs > 0}:
+        gm.meta[LEFT_WHOLE] = left
+
+
+def _in_rows(gm: GraphModule, rows: Ops, path: str) -> int:
+    """Return the MACs of a module left whole that the row of the layer it derives from counts already."""
+    nodes = [node for node in gm.graph.find_nodes(op="call_module") if node.target == path]
+    found = [(node, op) for node in nodes if (op := rows.nearest(gm, node)) is not None]
+    work = [each for node, op in found if not isinstance(op.macs, Absent) for each in op.macs(gm, node).work]
+    values = {node.name: shape_of(node) for node in gm.graph.nodes} if work else {}
+    return sum(
+        prod((tensor_at(gm, a.source).shape if a.parameter else values[a.source])[a.position] for a in product.axes)
+        for product in work
+    )
 
 
 def propagate_again(gm: GraphModule) -> None:

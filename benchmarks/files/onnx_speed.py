@@ -2,6 +2,7 @@
 
     python -m benchmarks.onnx_speed                          # then python -m benchmarks.onnx_tables
     python -m benchmarks.onnx_speed resnet18 1x4096x4096 --batches 1
+    python -m benchmarks.onnx_speed resnet18 --batches       # sessions and memory alone
 
 Rounds interleave the files of one network in one process, one thread, and take processor time; what is kept is the
 median of the rounds' ratios. int8 is onnxruntime's static quantization of the float file, per channel, QDQ; integer is
@@ -51,7 +52,7 @@ def main() -> None:
     """Time every network, each in one run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", default=NETWORKS + LAYERS)
-    parser.add_argument("--batches", nargs="+", type=int, choices=tuple(ROUNDS), default=tuple(ROUNDS))
+    parser.add_argument("--batches", nargs="*", type=int, choices=tuple(ROUNDS), default=tuple(ROUNDS))
     options = parser.parse_args()
     torch.set_num_threads(1)
     for network in options.networks:
@@ -84,10 +85,10 @@ def measure(network: str, batches: list[int]) -> dict[str, Any]:
         }
         export_onnx(gm, paths["float"], batch=batch)
         own_int8(paths["float"], paths["int8"], x)
-        sessions = {}
-        for name, path in paths.items():
-            sessions[name], made, operators = session(path, Path(folder))
-            row = {"size": path.stat().st_size, "session_seconds": made, "operators": operators}
+        sessions: dict[str, Any] = {}
+        for name, (made, seconds) in making(paths).items():
+            path, sessions[name] = paths[name], made
+            row = {"size": path.stat().st_size, "session_seconds": seconds, "operators": multiplies(path)}
             row |= {"processor": processor(), "peak": peak(path, x[:1])}
             rows[f"{network}/{name}"] = row
         for name, export in written.items():
@@ -148,20 +149,27 @@ def own_int8(source: Path, target: Path, x: Tensor) -> None:
     )
 
 
-def session(path: Path, folder: Path) -> tuple[Any, float, str]:
-    """Return a session of one thread, the least processor time to make it, and what operators multiply in it."""
+def making(paths: Mapping[str, Path]) -> dict[str, tuple[Any, float]]:
+    """Return a session of one thread for each file, and the least processor time to make it; files take turns."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 4
-    seconds = float("inf")
+    made: dict[str, tuple[Any, float]] = {name: (None, float("inf")) for name in paths}
     for _ in range(12):
-        begin = time.process_time()
-        made = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        seconds = min(seconds, time.process_time() - begin)
-    options.optimized_model_filepath = str(folder / "optimized.onnx")
+        for name, path in paths.items():
+            begin = time.process_time()
+            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            made[name] = session, min(made[name][1], time.process_time() - begin)
+    return made
+
+
+def multiplies(path: Path) -> str:
+    """Return what operators multiply in a session of a file: ``"1 MatMulInteger, 20 QLinearConv"``."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.optimized_model_filepath = 4, str(path.with_suffix(".optimized"))
     onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     counts = Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
     products = [kind for kind in sorted(counts) if any(word in kind for word in ("Conv", "MatMul", "Gemm"))]
-    return made, seconds, ", ".join(f"{counts[kind]} {kind}" for kind in products)
+    return ", ".join(f"{counts[kind]} {kind}" for kind in products)
 
 
 _RUN = """

@@ -1,7 +1,7 @@
 """Time and memory of the compiler on large networks and long graphs, and of many rewrites in one process.
 
     python -m benchmarks.load --only resnet152,chain-10000      each in a process of its own
-    python -m benchmarks.load --rewrites 200                    in one process: memory after 10, and after all
+    python -m benchmarks.load --rewrites 200                    in one process: memory after 10, 50 and all
     python -m benchmarks.load --images 100000,200000            folders of so many files, made under /tmp and removed
 
 A network is traced, its channels and its cost are analyzed, and every free group is widened by one step. Seconds are of
@@ -12,11 +12,14 @@ growth is said: 1 is twice the time for twice the size. Results are added to loa
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import io
 import json
 import math
 import os
 import resource
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -162,12 +165,15 @@ def in_a_process(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def rewrites(count: int) -> dict[str, Any]:
-    """Rewrite so many times; return the mebibytes that the process holds after 10 and after all."""
+    """Rewrite so many times; return the mebibytes that are held after 10, 50 and all, freed pages given back."""
     held = {}
     x = torch.zeros(2, 1, 8, 8)
     for done in range(1, count + 1):
         nce_fx.rewrite(MODELS["resnet8"](in_channels=1, width=2).eval(), (x,))
-        if done in (10, count):
+        if done in (10, 50, count):
+            gc.collect()
+            if sys.platform == "linux":
+                ctypes.CDLL(None).malloc_trim(0)
             pages_held = int(Path("/proc/self/statm").read_text().split()[1])
             held[str(done)] = round(pages_held * resource.getpagesize() / 2**20, 1)
     return held

@@ -107,8 +107,7 @@ class Candidates(Frozen):
         return {}
 
     def _even(self, reserve: Reserve) -> dict[str, int]:
-        names = ("min_width", "max_width", "round_to", "freeze", "only")
-        return even_widths(self.given.cost, self.budget, Rules(*map(self.limits.__getitem__, names)), reserve)
+        return even_widths(self.given.cost, self.budget, Rules(**self.limits), reserve)
 
     def _built(self, plan: Callable[[Reserve], WidthPlan], analyses: Analyses) -> Candidate:
         build = partial(self.build, spec=analyses.spec, uniform=analyses.uniform)

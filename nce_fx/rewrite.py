@@ -31,6 +31,7 @@ from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.analysis.sensitivity import analyze_sensitivity
 from nce_fx.passes.planning import Budget, plan_widths
 from nce_fx.passes.planning.budget import Reserve
+from nce_fx.passes.planning.choices import Rules
 from nce_fx.passes.transform.quantize import InsertQuantizers, Observers, QuantSpec, quantize
 from nce_fx.passes.transform.resize import ResizeChannels
 from nce_fx.pipeline import Given, Pipeline
@@ -128,7 +129,12 @@ def rewrite(
         NceFxError: any step that cannot be done, in one line.
     """
     with watched(observe, progress):
-        spec = spec or QuantSpec()
+        spec, budget = spec or QuantSpec(), budget or Budget.default()
+        limits: dict[str, Any] = {"min_width": min_width, "max_width": max_width, "round_to": round_to}
+        limits |= {"capacity": capacity, "streams": streams, "freeze": tuple(freeze), "only": tuple(only)}
+        Rules(**limits)  # Options that make no sense are refused before anything takes its time.
+        if end_bits not in WAYS:
+            raise InputError(f"end_bits={end_bits!r}: give one of {', '.join(WAYS)}{nearest(end_bits, WAYS)}")
         batches = None if batches is None else gathered(batches)
         analyses = analyze(
             model,
@@ -140,15 +146,10 @@ def rewrite(
             hardware=hardware,
             quantities=quantities,
         )
-        budget = budget or Budget.default()
-        limits: dict[str, Any] = {"min_width": min_width, "max_width": max_width, "round_to": round_to}
-        limits |= {"capacity": capacity, "streams": streams, "freeze": tuple(freeze), "only": tuple(only)}
         planned, about = analyses, {"seed": seed, **(source or {})}
         if end_bits == "plan":
             begin("plan the bits of the ends")
             planned, about["end_bits"] = plan_ends(analyses, budget, batches, metric, limits, loss)
-        elif end_bits != "given":
-            raise InputError(f"end_bits={end_bits!r}: give one of {', '.join(WAYS)}{nearest(end_bits, WAYS)}")
 
         building = partial(build, analyses.graph_module, batches=batches, seed=seed, between=between)
         choice = Candidates(analyses, planned, budget, limits, about, plan_analyzed, building)

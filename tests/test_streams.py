@@ -4,9 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 import nce_fx
-from nce_fx.errors import BudgetError
+from nce_fx.errors import BudgetError, InputError
 from nce_fx.models import INPUT_SHAPES, MODELS
 from nce_fx.passes.analysis.channels import analyze_channels
 from nce_fx.passes.analysis.cost import analyze_cost
@@ -61,3 +62,14 @@ def test_at_the_networks_own_cost_streams_may_give(analysed):
 def test_what_is_no_share_is_refused(analysed):
     with pytest.raises(BudgetError, match=r"streams=1\.5 is no share"):
         plan(analysed[0], analysed[1], HALF, streams=1.5)
+
+
+@pytest.mark.parametrize("asked", [{"streams": 1.5}, {"capacity": -1.0}, {"round_to": 0}, {"end_bits": "all"}])
+def test_what_makes_no_sense_is_refused_before_the_model_is_looked_at(asked):
+    def forward(*_):
+        raise AssertionError("the model ran")
+
+    model = nn.Linear(3, 2)
+    model.forward = forward
+    with pytest.raises((BudgetError, InputError), match=next(iter(asked))):
+        nce_fx.rewrite(model, (torch.zeros(1, 3),), **asked)

@@ -16,13 +16,16 @@ from nce_fx.passes.analysis.polynomial import Floats, Integers
 
 @dataclass(frozen=True)
 class Rules:
-    """What the user allows: ratios of the original width, a multiple for the hardware, and which groups may change."""
+    """What the user allows: ratios of the original width, a multiple for the hardware, which groups may change, and two
+    shares, see `nce_fx.passes.planning.plan_widths`."""
 
     min_width: float = 0.25
     max_width: float = 2.0
     round_to: int = 1
     freeze: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
+    capacity: float = 0.0
+    streams: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_width <= 1 <= self.max_width:
@@ -32,6 +35,12 @@ class Rules:
             )
         if self.round_to < 1:
             raise BudgetError(f"round_to={self.round_to} is no multiple: give 1 or more")
+        if not 0 <= self.capacity <= 1:
+            raise BudgetError(
+                f"capacity={self.capacity} is no share: give 0 (noise alone) to 1 (the widths as they are)"
+            )
+        if not 0 <= self.streams <= 1:
+            raise BudgetError(f"streams={self.streams} is no share: give 0 (streams are narrowed like the rest) to 1")
 
 
 @dataclass(frozen=True)

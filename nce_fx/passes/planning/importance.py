@@ -33,10 +33,8 @@ def importance_of(noise: Floats, rows: Constraints, capacity: float) -> Floats:
         capacity: the share of importance that is elasticity of cost, 0 to 1.
 
     Raises:
-        BudgetError: a share outside 0 to 1, or nothing is limited that could tell what a width costs.
+        BudgetError: nothing is limited that could tell what a width costs.
     """
-    if not 0 <= capacity <= 1:
-        raise BudgetError(f"capacity={capacity} is no share: give 0 (noise alone) to 1 (the widths as they are)")
     if capacity == 0 or not len(noise):
         return noise
     found = elasticities(rows, _DESIGNED)

@@ -6,7 +6,6 @@ from typing import Protocol
 import numpy as np
 
 from nce_fx.arguments import checked
-from nce_fx.errors import BudgetError
 from nce_fx.passes.analysis.channels.graph import ChannelGraph
 from nce_fx.passes.analysis.cost import CostReport
 from nce_fx.passes.analysis.polynomial import Floats, Integers
@@ -79,13 +78,11 @@ def plan_widths(
     Raises:
         BudgetError: no plan can meet the budget, or an option makes no sense.
     """
-    rules = Rules(min_width, max_width, round_to, tuple(freeze), tuple(only))
+    rules = Rules(min_width, max_width, round_to, tuple(freeze), tuple(only), capacity, streams)
     choices = legal_choices(channels, rules)
     original = cost.model.totals([part.width for part in channels.parts])
     limits = {name: limit - (reserve or {}).get(name, 0.0) for name, limit in budget.limits(original).items()}
     check_feasible(cost.model, choices, rules, limits, original)
-    if not 0 <= streams <= 1:
-        raise BudgetError(f"streams={streams} is no share: give 0 (streams are narrowed like the rest) to 1")
     if streams and any(original[name] > limit for name, limit in limits.items()):
         even = even_widths(cost, budget, rules, reserve or {})
         choices = legal_choices(channels, rules, stream_widths(channels, even, streams))

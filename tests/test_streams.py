@@ -70,6 +70,6 @@ def test_what_makes_no_sense_is_refused_before_the_model_is_looked_at(asked):
         raise AssertionError("the model ran")
 
     model = nn.Linear(3, 2)
-    model.forward = forward
+    model.forward = forward  # type: ignore[method-assign]
     with pytest.raises((BudgetError, InputError), match=next(iter(asked))):
         nce_fx.rewrite(model, (torch.zeros(1, 3),), **asked)

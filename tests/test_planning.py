@@ -18,6 +18,7 @@ from nce_fx.passes.analysis.channels.plan_check import check_plan
 from nce_fx.passes.analysis.cost import analyze_cost
 from nce_fx.passes.analysis.hardware import HardwareTable
 from nce_fx.passes.planning import Budget, plan_widths
+from nce_fx.passes.planning.budget import plan_and_build
 from nce_fx.passes.planning.choices import Rules, legal_choices
 from nce_fx.passes.planning.posynomial import constraints
 from nce_fx.passes.planning.relaxation import relax
@@ -282,3 +283,27 @@ def test_the_plan_resizes_its_model(resnet):
 def test_gap_on_imagenet_networks(name, ratio):
     analysed = Analysed(MODELS[name](), INPUT_SHAPES[name])
     assert analysed.plan(Budget(macs=ratio, params=ratio)).source["gap"] <= 0.02
+
+
+@pytest.mark.parametrize("raises", [True, False])
+def test_where_networks_cost_more_than_their_plans_the_widths_as_they_are_stay_a_plan(tiny, raises):
+    """A resize may gather channels, which no plan counts; the network itself is within its budget."""
+    budget, moved = Budget(params=1.0), tiny.plan(Budget(params=1.0))
+    assert moved.changed
+
+    def planned(reserve):
+        if reserve and raises:
+            return tiny.plan(Budget(params=0.0001))
+        return moved
+
+    def built(plan):
+        if plan.changed:  # built wider than was said
+            return nce_fx.resize(tiny.gm, {g.id: 2 * g.width for g in tiny.channels.groups if g.pinned is None})
+        return nce_fx.resize(tiny.gm, plan)
+
+    plan, network = plan_and_build(planned, built, budget, tiny.cost)
+    assert plan.changed == {}
+    assert plan.predicted_noise == 1.0
+    assert plan.source["cost"] == {"params": sum(p.numel() for p in network.parameters())}
+    with pytest.raises(BudgetError, match=r"over its limit|cannot be met"):
+        plan_and_build(planned, built, Budget(params=0.9), tiny.cost)

@@ -343,5 +343,29 @@ REGRESSIONS: dict[str, Program] = {
         ),
         "auxiliary",
     ),
+    "a_constant_that_no_state_holds_was_parted_by_the_seed": Program(
+        (
+            Op("computed_weight", of=1, other=3),
+            Op("mask", of=3, other=1, size=3, variant=2),
+            Op("fixed", other=5, size=2, variant=3),
+            Op("groups_apart", of=2, size=3),
+            Op("norm", of=2, other=3, size=3, variant=2),
+        ),
+        "tuple",
+    ),
+    "what_was_gathered_had_a_range_of_its_own_to_be_added": Program(
+        (
+            Op("strided", of=1, other=5, size=3, variant=2),
+            Op("complex_parts", of=3, size=1, variant=3),
+            Op("computed_weight", other=3),
+            Op("dense", of=3, other=5, size=1),
+            Op("response", of=3, other=5, size=2, variant=2),
+            Op("concatenate", of=2, other=1, size=1, variant=3),
+            Op("one_gate", other=1, size=3, variant=3),
+            Op("groups_apart", size=3, variant=3),
+        ),
+        "joined",
+        "dict",
+    ),
 }
 """What broke -> the program."""

@@ -141,19 +141,46 @@ def plan_and_build(
         BudgetError: no such plan was found.
     """
     reserve: dict[str, float] = {}
-    limits = budget.limits(cost.total.by_quantity)
+    own = cost.total.by_quantity
+    limits = budget.limits(own)
+    fits = all(own[name] <= limit for name, limit in limits.items())
+    tried: list[WidthPlan] = []
+    over: dict[str, float] = {}
     for _ in range(_ATTEMPTS):
-        found = plan(reserve)
-        network = build(found)
+        try:
+            tried.append(plan(reserve))
+        except BudgetError:
+            # What a network costs beside its plan, the widths as they are need not: they may be all that is left.
+            if not (tried and fits):
+                raise
+            break
+        network = build(tried[-1])
         counted = count(network, cost).by_quantity
         over = {name: counted[name] - limit for name, limit in limits.items() if counted[name] > limit}
         if not over:
-            claimed = found.source.get("cost", {})
-            other = {name: counted[name] for name in limits if isinstance(counted[name], int)}
-            if any(value != claimed.get(name) for name, value in other.items()):
-                found = replace(found, source={**found.source, "cost": {**claimed, **other}})
-                network = build(found)
-            return found, network
+            found = _at_cost(tried[-1], {name: counted[name] for name in limits if isinstance(counted[name], int)})
+            return found, network if found is tried[-1] else build(found)
         reserve |= {name: reserve.get(name, 0.0) + excess for name, excess in over.items()}
+    if fits:
+        found = _unchanged(_at_cost(tried[-1], {name: own[name] for name in limits}))
+        return found, build(found)
     most = ", ".join(f"{name} by {excess:,.0f}" for name, excess in over.items())
     raise BudgetError(f"the network of every plan tried is over its limit, at last {most}: raise the budget by so much")
+
+
+def _at_cost(found: WidthPlan, counted: Mapping[str, int | float]) -> WidthPlan:
+    """Return a plan that says so of its cost; the plan itself where it does."""
+    claimed = found.source.get("cost", {})
+    if all(value == claimed.get(name) for name, value in counted.items()):
+        return found
+    return replace(found, source={**found.source, "cost": {**claimed, **counted}})
+
+
+def _unchanged(found: WidthPlan) -> WidthPlan:
+    """Return the plan that leaves all widths as they are, in the place of one that was found."""
+    source = dict(found.source)
+    before, bound = source.get("noise_before"), source.get("bound")
+    if before is not None:
+        source |= {name: before for name in ("objective", "noise") if name in source}
+        source["gap"] = max(before / bound - 1, 0.0) if bound else 0.0
+    return replace(found, widths=dict(found.original), source=source)

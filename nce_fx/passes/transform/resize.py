@@ -230,7 +230,7 @@ def _resized(
     for (path, axis), gather in run.edits.gathers.items():
         if axis >= 0:
             by_path.setdefault(path, []).append((axis, gather))
-    weights = Weights(run.edits.gathers.values(), seed)
+    weights = Weights(run.edits.gathers.values(), seed, dict(gm.named_buffers()).keys() - gm.state_dict().keys())
     kept: dict[str, Computed] = {}
     for path, gathers in by_path.items():
         old = value = tensors.tensors[path]

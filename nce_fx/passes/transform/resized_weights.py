@@ -6,7 +6,7 @@ Whether there is memory for them is looked at first: anybody may write a plan, a
 import math
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from math import prod
 
 import numpy as np
@@ -33,8 +33,10 @@ Moves = Sequence[tuple[int, Gather]]
 class Weights:
     """Makes the weights of one resize, and keeps what they share."""
 
-    def __init__(self, gathers: Iterable[Gather], seed: int) -> None:
+    def __init__(self, gathers: Iterable[Gather], seed: int, unsaved: Set[str]) -> None:
+        """``unsaved`` are paths of constants that no state holds: they may not depend on the seed."""
         self._seed = seed
+        self._unsaved = unsaved
         self._indices = {key: _index(i) for key, i in {id(g.index): g.index for g in gathers}.items()}
         self._rooms: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
 
@@ -112,6 +114,11 @@ class Weights:
             return
         begin, end = int(shared[0]), int(shared[-1]) + 1
         divisor = gather.divisor[begin:end]
+        part = weight.narrow(axis, begin, end - begin)
+        if path in self._unsaved:
+            shape = [-1 if k == axis else 1 for k in range(weight.dim())]
+            part.div_(torch.from_numpy(divisor).to(weight.device, weight.dtype).view(shape))
+            return
         generator = np.random.default_rng([zlib.crc32(path.encode()), self._seed])
         signs = generator.standard_normal(end - begin) * (divisor > 1)
         channel = _numbered(gather.index[begin:end])
@@ -125,7 +132,6 @@ class Weights:
         deviation = _deviation(whole[: (len(whole) + 3) // 4]) or _deviation(whole) or 1.0
         along = torch.from_numpy(np.stack([divisor, signs / divisor])).to(weight.device, weight.dtype)
         shares, parting = along.view(2, *(-1 if k == axis else 1 for k in range(weight.dim())))
-        part = weight.narrow(axis, begin, end - begin)
         part.div_(shares).addcmul_(noise, parting, value=NOISE * deviation)
 
 

@@ -39,38 +39,53 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]
     return {**two_processes.runs(directory), "sharded": two_processes.sharded(directory)}, directory
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], Path]:
-    directory = tmp_path_factory.mktemp("two")
-    if torch.cuda.device_count() == 1:
-        pytest.skip("two processes on a machine with GPUs need two of them")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+def launched(directory: Path, count: int, *arguments: str) -> list[dict[str, Any]]:
+    """Return what each of so many processes found."""
+    if torch.cuda.is_available() and torch.cuda.device_count() < count:
+        pytest.skip("several processes on a machine with GPUs need one each")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     environment = {**os.environ, "PYTHONFAULTHANDLER": "1"}
     done = subprocess.run(
-        [*torchrun, "-m", "tests.two_processes", directory],
+        [*torchrun, "-m", "tests.two_processes", directory, *arguments],
         cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment,
     )  # fmt: skip
-    results = [directory / f"process-{rank}.json" for rank in range(2)]
+    results = [directory / f"process-{rank}.json" for rank in range(count)]
     said = f"{[path.name for path in results if path.exists()]} were written\n{done.stdout}{done.stderr}"
     if done.returncode and all(path.exists() for path in results) and GLOO_AT_EXIT in done.stderr:
         # Everything ran, and gloo's own threads ended the process as it left: pytorch/pytorch issue 190489.
         warnings.warn(said, stacklevel=1)
     else:
         assert done.returncode == 0, said
-    return [json.loads(path.read_text()) for path in results], directory
+    return [json.loads(path.read_text()) for path in results]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], Path]:
+    directory = tmp_path_factory.mktemp("two")
+    return launched(directory, 2), directory
 
 
 def losses(directory: Path) -> list[float]:
     return [float(row["loss"]) for row in csv.DictReader((directory / "steps.csv").open())]
 
 
-@pytest.mark.parametrize("run", ["float", "sawb", "lsq", "accumulated", "shards", "module-shards"])
+RUNS = ("float", "sawb", "lsq", "accumulated", "shards", "module-shards")
+
+
+@pytest.mark.parametrize("run", RUNS)
 @pytest.mark.long
 def test_losses_are_those_of_one_process(one, two, run):
     expected, found = losses(one[1] / run), losses(two[1] / run)
     assert len(expected) == 12
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     assert found != expected, "two processes add in another order: equal bits would mean that only one ran"
+
+
+@pytest.mark.slow
+def test_losses_of_four_processes_are_those_of_one(one, tmp_path):
+    assert [found["processes"] for found in launched(tmp_path, 4, "trained")] == [4] * 4
+    for run in RUNS:
+        torch.testing.assert_close(losses(tmp_path / run), losses(one[1] / run), rtol=0, atol=1e-5)
 
 
 def test_both_processes_return_the_same(one, two):

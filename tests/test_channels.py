@@ -349,3 +349,28 @@ def test_numbers_of_classes_are_counted_once_each(numbers):
     found, counts = _counted(np.array(numbers))
     assert found.tolist() == sorted(set(numbers))
     assert counts.tolist() == [numbers.count(each) for each in found]
+
+
+class Shuffled(nn.Module):
+    """Shuffles the channels of a convolution beside the image's own, or beside themselves."""
+
+    def __init__(self, width: int, groups: int, *, twice: bool) -> None:
+        super().__init__()
+        self.twice = twice
+        self.conv, self.shuffle = nn.Conv2d(3, width, 3, padding=1), nn.ChannelShuffle(groups)
+        self.after = nn.Conv2d(2 * width if twice else width + 3, 4, 1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.after(self.shuffle(torch.cat([y if self.twice else x, y], 1)))
+
+
+@pytest.mark.parametrize(
+    ("width", "groups", "twice"), [(5, 2, False), (4, 7, False), (8, 8, True), (6, 3, True), (5, 2, True)]
+)
+def test_every_width_that_a_group_is_offered_can_be_had(width, groups, twice):
+    gm = nce_fx.trace(Shuffled(width, groups, twice=twice).eval(), (torch.zeros(1, 3, 4, 4),))
+    group = nce_fx.analyze_channels(gm)["conv"]
+    assert (group.pinned is None) is (twice and groups == 2)
+    for wanted in range(1, 2 * width) if group.pinned is None else ():
+        nce_fx.resize(gm, {"conv": wanted})(torch.zeros(1, 3, 4, 4))

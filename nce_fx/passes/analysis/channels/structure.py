@@ -135,13 +135,14 @@ def spread_copies(count: int, wanted: int) -> Ids:
 def prove(structure: Structure) -> tuple[Structure, Resizing]:
     """Enlarge every free group; where no layout of the copies makes that hold, pin what is to blame.
 
-    Channels that nobody made, of an image or of padding, look alike: where they lie beside others on one axis, what
-    holds at one width may hold by chance (3 + 5 channels shuffled in 2 groups), so that a second one is asked.
+    Channels that nobody made, of an image or of padding, look alike, and so do those that lie on one axis twice: no
+    index tells where they went. What holds of them at one width may hold by chance (3 + 5 channels shuffled in 2
+    groups), so that a second one is asked.
     """
     while True:
         try:
             proved, proof = settle(structure, lambda known: known.counts(enlarged(known)))
-            if any(map(_mixed, proof.env.values())):
+            if any(map(_look_alike, proof.env.values())):
                 again, _ = settle(proved, lambda known: known.counts(enlarged(known, more=1)))
                 if again.modes != proved.modes:
                     structure = again
@@ -151,12 +152,18 @@ def prove(structure: Structure) -> tuple[Structure, Resizing]:
             structure = _yield_to(structure, mismatch.alone())
 
 
-def _mixed(value: Any) -> bool:
-    """Whether channels that have ids lie beside such as have none."""
-    if not isinstance(value, ChannelTensor):
+def _look_alike(value: Any) -> bool:
+    """Whether channels lie beside such as have no id, or in two places."""
+    if not isinstance(value, ChannelTensor) or value.path is not None:
         return False
-    ids = [core(label) for label in value.labels if label.numel()]
-    return any(bool((each < FIRST_ID).any()) and bool((each >= FIRST_ID).any()) for each in ids)
+    for label in value.labels:
+        ids = core(label).reshape(-1).numpy()
+        made = ids >= FIRST_ID
+        # A channel's places in a row, as flattened images have them, are one.
+        places = ids[np.flatnonzero(np.diff(ids, prepend=-1))]
+        if made.any() and (not made.all() or len(np.unique(places)) < len(places)):
+            return True
+    return False
 
 
 def settle(structure: Structure, widths: Callable[[Structure], Ids]) -> tuple[Structure, Resizing]:

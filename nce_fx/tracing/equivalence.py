@@ -18,6 +18,7 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_map
 
 from nce_fx.errors import one_line
+from nce_fx.ops.spellings import sets_items
 from nce_fx.tracing.gradients import let_go, nothing_kept, own_gradients, reached
 from nce_fx.tracing.inputs import Inputs, UnsuitableError, shapes
 from nce_fx.tracing.preserved_state import Values, drawn, seed, untouched, values_untouched
@@ -132,18 +133,33 @@ class Reference:
                 if found is not None:
                     return f"in {MODES[training]} mode {found}"
                 lost = sorted(ran.own_gradients - graph.own_gradients)
-                if lost and graph.reached is not None and self._trains_otherwise(gm, number):
-                    return f"in {MODES[training]} mode the gradient is lost that {lost[0]} defines"
+                if graph.reached is not None and (lost or _writes_over(gm)):
+                    found = self._gradients_differ(gm, number, lost)
+                    if found:
+                        return f"in {MODES[training]} mode {found}"
         return None
 
-    def _trains_otherwise(self, gm: GraphModule, number: int) -> bool:
-        """Whether gradients of a graph are others than the model's: what defined them is no part of it."""
-        own = _gradients(self.model, self.inputs.args, self.inputs.kwargs, number, self.values)
-        graph = _gradients(gm, self.inputs.values, {}, number, self.values)
-        return any(
+    def _gradients_differ(self, gm: GraphModule, number: int, lost: list[str]) -> str:
+        """Return how the gradients of a graph are not the model's, whose own definitions of them may be lost."""
+        try:
+            own = _gradients(self.model, self.inputs.args, self.inputs.kwargs, number, self.values)
+        except RuntimeError:
+            return ""
+        try:
+            graph = _gradients(gm, self.inputs.values, {}, number, self.values)
+        except RuntimeError:
+            return "it has no gradient: what a gradient needs is written over"
+        differ = any(
             name in graph and float((graph[name] - wanted).abs().max()) > _COARSE * float(wanted.abs().max())
             for name, wanted in own.items()
         )
+        return f"the gradient is lost that {lost[0]} defines" if differ and lost else ""
+
+
+def _writes_over(gm: GraphModule) -> bool:
+    """Whether a graph writes to a part of a tensor, as models do that join it anew in training."""
+    copies = (torch.ops.aten.copy_.default, "copy_")
+    return any(sets_items(node.target) or node.target in copies for node in gm.graph.nodes)
 
 
 def _run(

@@ -205,7 +205,7 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
         for name, parameter in model.named_parameters():
             drawn = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
             if parameter.dim() > 1:
-                parameter.copy_(drawn * (2 / max(1, parameter.numel() // parameter.shape[0])) ** 0.5)
+                parameter.copy_(drawn * (2 / max(1, parameter.numel() // max(1, parameter.shape[0]))) ** 0.5)
             elif name.endswith("bias"):
                 parameter.copy_(0.2 * drawn)
             else:

@@ -24,7 +24,8 @@ names, state, gradients), 7 (budgets of every quantity), 8 (the same plan again)
 and law 2 up to 5 million parameters. `--quick` asks laws 1, 5 and 6 alone, on one plan.
 *Before* is the same model measured before what this corpus showed was mended
 (`benchmarks/results/second_corpus_before.json`). What a library computes in float32 inside, whatever it is given, is
-held to float32's bound. *Whole way*: how many models came through resize, quantize, two steps of training, save, load
+held to float32's bound; what makes more of a rounding than its bound allows, and cannot be calmed, to as much more.
+*Whole way*: how many models came through resize, quantize, two steps of training, save, load
 and the files `int2`, `integer` and `qonnx` with nothing refused, of those that were taken on it (`--whole-way`).
 """
 

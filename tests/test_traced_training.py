@@ -212,15 +212,12 @@ def test_the_mode_is_followed_behind_what_is_left_whole(in_training):
 class WrittenOver(nn.Module):
     """Writes a part of a value over in evaluation and joins it anew in training, as PLKSR does: the same values."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
-        self.stem, self.part, self.head = (
-            nn.Conv2d(3, 8, 3, padding=1),
-            nn.Conv2d(4, 4, 3, padding=1),
-            nn.Conv2d(8, 2, 1),
-        )
+        self.stem, self.part = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.head = nn.Conv2d(8, 2, 1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         y = self.stem(x)
         z = y * y
         if self.training:
@@ -235,11 +232,6 @@ class WrittenOver(nn.Module):
 def test_what_is_written_over_in_evaluation_has_its_gradient_in_training(training):
     model, x = WrittenOver().train(training), torch.randn(2, 3, 6, 6)
     gm = nce_fx.trace(model, (x,))
-    for each in (model, gm):
-        each.zero_grad()
-        each.train()(x).sum().backward()
-        gradients = [p.grad.clone() for p in each.parameters()]
-        if each is model:
-            expected = gradients
+    expected, gradients = (torch.autograd.grad(each.train()(x).sum(), list(each.parameters())) for each in (model, gm))
     torch.testing.assert_close(gradients, expected)
     torch.testing.assert_close(gm.eval()(x), model.eval()(x))

@@ -29,7 +29,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "mobilenet_v2": {"multiplier": 0.1},
 }
 BLOCKS = ((1, 16, 1, 1), (6, 24, 2, 2))
-"""Of MobileNetV2: all kinds of layers. FINN's passes take twenty minutes for the 17 blocks of the network."""
+"""Of MobileNetV2: all kinds of layers. FINN's passes take over ten minutes for the 17 blocks of the network."""
 IN_THE_GATE = {("resnet8", "sawb"), ("resnet8", "lsq"), ("resnet8", "dorefa"), ("mobilenet_v2", "sawb")}
 QUANTIZERS = {"sawb": "pact", "lsq": "lsq", "dorefa": "dorefa"}
 
@@ -51,7 +51,17 @@ pytestmark = [
 )
 def test_finn_makes_of_a_file_what_pytorch_computes_and_hls4ml_parses_it(tmp_path, monkeypatch, network, weight):
     monkeypatch.setattr(import_module(MobileNetV2.__module__), "STAGES", BLOCKS)
-    gm, path = written(tmp_path, network, weight)
+    goes_through(tmp_path, network, weight)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weight", QUANTIZERS)
+def test_the_whole_of_mobilenet_goes_through_both(tmp_path, weight):
+    goes_through(tmp_path, "mobilenet_v2", weight)
+
+
+def goes_through(folder: Path, network: str, weight: str) -> None:
+    gm, path = written(folder, network, weight)
     x = random(1, 3, 16, 16, seed=5)
     np.savez(path.with_suffix(".npz"), x=x.numpy(), y=evaluated(gm, x))
     result = flow(path)
@@ -61,9 +71,8 @@ def test_finn_makes_of_a_file_what_pytorch_computes_and_hls4ml_parses_it(tmp_pat
     assert sorted(result["precisions"]) == precisions(gm, weight)
 
 
-@pytest.mark.parametrize("network", ["resnet20", pytest.param("mobilenet_v2", marks=pytest.mark.slow)])
-def test_hls4ml_parses_the_whole_network(tmp_path, network):
-    gm, path = written(tmp_path, network, "sawb")
+def test_hls4ml_parses_resnet20(tmp_path):
+    gm, path = written(tmp_path, "resnet20", "sawb")
     assert sorted(flow(path)["precisions"]) == precisions(gm, "sawb")
 
 

@@ -42,7 +42,8 @@ def propagate_shapes(gm: GraphModule, example_inputs: tuple[Any, ...], ops: Ops 
             run = _Shapes(gm, None, ops)
             run.follow(example_inputs)
     gm.meta.pop(LEFT_WHOLE, None)
-    left = {path: macs - _in_rows(gm, run.rows, path) for path, macs in run.left_whole.items()}
+    counted = {path: _in_rows(gm, run.rows, path) for path in run.unknown}
+    left = {path: macs - counted.get(path, 0) for path, macs in run.left_whole.items()}
     if left := {path: macs for path, macs in left.items() if macs > 0}:
         gm.meta[LEFT_WHOLE] = left
 
@@ -112,6 +113,8 @@ class _Shapes(Interpreter):
         self.rows = ops or self.ops
         self.device = device
         self.left_whole: dict[str, int] = {}
+        self.unknown: set[str] = set()
+        """Modules whose class has no row: all that they compute is counted."""
         self.place: Node | None = None
 
     def _stand_in(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
@@ -162,6 +165,7 @@ class _Shapes(Interpreter):
             self._count(target, macs_of_weights(shadow))
             return shadow(*args, **kwargs)
         result, macs = macs_of(lambda: shadow(*args, **kwargs))
+        self.unknown.add(target)
         self._count(target, macs)
         return result
 

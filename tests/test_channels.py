@@ -374,3 +374,24 @@ def test_every_width_that_a_group_is_offered_can_be_had(width, groups, twice):
     assert (group.pinned is None) is (twice and groups == 2)
     for wanted in range(1, 2 * width) if group.pinned is None else ():
         nce_fx.resize(gm, {"conv": wanted})(torch.zeros(1, 3, 4, 4))
+
+
+class Empty(nn.Module):
+    """Adds what goes through no channels at all, as configurations of some libraries do."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.into, self.back = nn.Linear(6, 0), nn.Linear(0, 6)
+
+    def forward(self, x):
+        y = self.a(x).relu()
+        return self.b(y + self.back(self.into(y)))
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_layers_of_no_channels_are_analyzed():
+    model, x = Empty().eval(), torch.randn(3, 4)
+    gm = nce_fx.trace(model, (x,))
+    assert nce_fx.analyze_channels(gm)["a"].pinned is None
+    torch.testing.assert_close(nce_fx.resize(gm, {"a": 9})(x), model(x))

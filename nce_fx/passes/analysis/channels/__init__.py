@@ -232,7 +232,7 @@ def _consumers(tie: Tie, part_of_id: Ids) -> dict[int, dict[str, None]]:
     result: dict[int, dict[str, None]] = {}
     for path, ids in tie.consumers:
         parts = part_of_id[ids]
-        found = parts[:1] if (parts == parts[0]).all() else np.unique(parts)
+        found = parts[:1] if (parts == parts[:1]).all() else np.unique(parts)
         for part in found.tolist():
             result.setdefault(part, {})[owner_path(path)] = None
     return result

@@ -112,6 +112,7 @@ class _Tracing:
                 difference = None if any(text in failure for failure in failures) else text
             else:
                 if difference is None:
+                    begin(gm, self.model)
                     return gm
                 difference = f"its graph is not the model, {difference}"
             if difference is not None:
@@ -214,7 +215,6 @@ class _Tracing:
         if FIXED_SIZE in gm.meta:
             gm.meta["compared"] += f"; it takes batches of {gm.meta[FIXED_SIZE]} alone"
         _take_modes(gm, self.model)
-        begin(gm, self.model)
 
 
 def _given(given: GraphModule, example_inputs: Any, ops: Ops | None) -> GraphModule:

@@ -263,7 +263,7 @@ def _drop_counts(gm: GraphModule) -> None:
             # A module that runs several times counts on from its own count: the last one is read by nobody.
             counts = list(node.users)
             for count in counts:
-                counts.extend(count.users)
+                counts.extend(user for user in count.users if in_place(user.target))
             for count in reversed(counts):
                 if not count.users:
                     gm.graph.erase_node(count)

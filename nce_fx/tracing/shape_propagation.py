@@ -1,5 +1,7 @@
 """Shapes of every node, by running the graph on tensors without values where that is possible."""
 
+from collections import Counter
+from collections.abc import Set
 from contextlib import suppress
 from math import prod
 from typing import Any
@@ -42,22 +44,28 @@ def propagate_shapes(gm: GraphModule, example_inputs: tuple[Any, ...], ops: Ops 
             run = _Shapes(gm, None, ops)
             run.follow(example_inputs)
     gm.meta.pop(LEFT_WHOLE, None)
-    counted = {path: _in_rows(gm, run.rows, path) for path in run.unknown}
-    left = {path: macs - counted.get(path, 0) for path, macs in run.left_whole.items()}
+    counted = _in_rows(gm, run.rows, run.unknown)
+    left = {path: macs - counted[path] for path, macs in run.left_whole.items()}
     if left := {path: macs for path, macs in left.items() if macs > 0}:
         gm.meta[LEFT_WHOLE] = left
 
 
-def _in_rows(gm: GraphModule, rows: Ops, path: str) -> int:
-    """Return the MACs of a module left whole that the row of the layer it derives from counts already."""
-    nodes = [node for node in gm.graph.find_nodes(op="call_module") if node.target == path]
-    found = [(node, op) for node in nodes if (op := rows.nearest(gm, node)) is not None]
-    work = [each for node, op in found if not isinstance(op.macs, Absent) for each in op.macs(gm, node).work]
-    values = {node.name: shape_of(node) for node in gm.graph.nodes} if work else {}
-    return sum(
-        prod((tensor_at(gm, a.source).shape if a.parameter else values[a.source])[a.position] for a in product.axes)
-        for product in work
-    )
+def _in_rows(gm: GraphModule, rows: Ops, paths: Set[str]) -> Counter[str]:
+    """Return the MACs of modules left whole that the row of the layer that each derives from counts already."""
+    named = {node.name: node for node in gm.graph.nodes} if paths else {}
+    found: Counter[str] = Counter()
+    for node in named.values():
+        if node.op != "call_module" or node.target not in paths:
+            continue
+        op = rows.nearest(gm, node)
+        if op is None or isinstance(op.macs, Absent):
+            continue
+        for product in op.macs(gm, node).work:
+            found[str(node.target)] += prod(
+                (tensor_at(gm, axis.source).shape if axis.parameter else shape_of(named[axis.source]))[axis.position]
+                for axis in product.axes
+            )
+    return found
 
 
 def propagate_again(gm: GraphModule) -> None:

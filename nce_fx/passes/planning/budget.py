@@ -144,25 +144,25 @@ def plan_and_build(
     own = cost.total.by_quantity
     limits = budget.limits(own)
     fits = all(own[name] <= limit for name, limit in limits.items())
-    tried: list[WidthPlan] = []
+    found: WidthPlan | None = None
     over: dict[str, float] = {}
     for _ in range(_ATTEMPTS):
         try:
-            tried.append(plan(reserve))
+            found = plan(reserve)
         except BudgetError:
             # What a network costs beside its plan, the widths as they are need not: they may be all that is left.
-            if not (tried and fits):
+            if found is None or not fits:
                 raise
             break
-        network = build(tried[-1])
+        network = build(found)
         counted = count(network, cost).by_quantity
         over = {name: counted[name] - limit for name, limit in limits.items() if counted[name] > limit}
         if not over:
-            found = _at_cost(tried[-1], {name: counted[name] for name in limits if isinstance(counted[name], int)})
-            return found, network if found is tried[-1] else build(found)
+            said = _at_cost(found, {name: counted[name] for name in limits if isinstance(counted[name], int)})
+            return said, network if said is found else build(said)
         reserve |= {name: reserve.get(name, 0.0) + excess for name, excess in over.items()}
-    if fits:
-        found = _unchanged(_at_cost(tried[-1], {name: own[name] for name in limits}))
+    if found is not None and fits:
+        found = _unchanged(_at_cost(found, {name: own[name] for name in limits}))
         return found, build(found)
     most = ", ".join(f"{name} by {excess:,.0f}" for name, excess in over.items())
     raise BudgetError(f"the network of every plan tried is over its limit, at last {most}: raise the budget by so much")

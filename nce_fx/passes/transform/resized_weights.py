@@ -115,8 +115,8 @@ class Weights:
         begin, end = int(shared[0]), int(shared[-1]) + 1
         divisor = gather.divisor[begin:end]
         part = weight.narrow(axis, begin, end - begin)
+        shape = [-1 if k == axis else 1 for k in range(weight.dim())]
         if path in self._unsaved:
-            shape = [-1 if k == axis else 1 for k in range(weight.dim())]
             part.div_(torch.from_numpy(divisor).to(weight.device, weight.dtype).view(shape))
             return
         generator = np.random.default_rng([zlib.crc32(path.encode()), self._seed])
@@ -131,7 +131,7 @@ class Weights:
         # A quarter of its rows says it; all of a wide weight would take a tenth of a resize to read.
         deviation = _deviation(whole[: (len(whole) + 3) // 4]) or _deviation(whole) or 1.0
         along = torch.from_numpy(np.stack([divisor, signs / divisor])).to(weight.device, weight.dtype)
-        shares, parting = along.view(2, *(-1 if k == axis else 1 for k in range(weight.dim())))
+        shares, parting = along.view(2, *shape)
         part.div_(shares).addcmul_(noise, parting, value=NOISE * deviation)
 
 

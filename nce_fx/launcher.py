@@ -11,8 +11,6 @@ _REFUSED = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed: --use_fsdp --fsdp_version 2 trains what does not fit one device",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM: --use_fsdp --fsdp_version 2 trains what does not fit one device",
     "FSDP_OFFLOAD_PARAMS": "parameters in the host's memory (--fsdp_offload_params): start more processes instead",
-    "FSDP_ACTIVATION_CHECKPOINTING": "activation checkpointing (--fsdp_activation_checkpointing): set accumulate in the"
-    " recipe instead, or a smaller batch_size",
 }
 """The variables that say "true" -> what was asked for, and what to do."""
 
@@ -34,6 +32,11 @@ def shards_are_asked_for() -> bool:
             " out of a network: add --fsdp_version 2"
         )
     return True
+
+
+def checkpoints_are_asked_for() -> bool:
+    """Return whether activations shall be computed again in the backward pass, whatever the recipe says of it."""
+    return _is_true("FSDP_ACTIVATION_CHECKPOINTING")
 
 
 def check_launched(precision: str, accumulate: int, compiled: bool) -> None:

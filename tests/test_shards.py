@@ -14,7 +14,7 @@ from nce_fx.errors import InputError, TrainingError
 from nce_fx.launcher import check_launched, shards_are_asked_for
 from nce_fx.processes import Engine
 from nce_fx.training import Recipe
-from nce_fx.training.shards import check_shards, in_one_piece, is_part, sharded, whole, whole_weights
+from nce_fx.training.shards import check_search, in_one_piece, is_part, sharded, whole, whole_weights
 from tests.observing import loss_of
 from tests.zoo import ZOO
 
@@ -51,7 +51,7 @@ def test_a_network_in_stretches_steps_as_it_does_whole(name, alone):
     pattern = ZOO[name]
     quantized = nce_fx.quantize(nce_fx.trace(pattern.make(), pattern.inputs), batches=[(pattern.inputs, None)]).train()
     model = copy.deepcopy(quantized)
-    student = sharded(model, alone)
+    student = sharded(model, alone, Recipe())
     for _ in range(2):
         expected, found = step(quantized, quantized, pattern.inputs), step(student, model, pattern.inputs)
         assert torch.equal(found[0], expected[0])
@@ -71,7 +71,7 @@ def test_a_network_in_stretches_steps_as_it_does_whole(name, alone):
 def test_a_network_has_the_weights_of_one_stretch_in_memory(alone):
     layers = [layer for _ in range(20) for layer in (nn.Linear(8, 8), nn.ReLU(inplace=True))]
     gm = nce_fx.trace(nn.Sequential(*layers).eval(), (torch.randn(2, 8),)).train()
-    student = sharded(gm, alone)
+    student = sharded(gm, alone, Recipe())
     gathered = []
     for module in gm.modules():
         if isinstance(module, nn.Linear):
@@ -83,21 +83,29 @@ def test_a_network_has_the_weights_of_one_stretch_in_memory(alone):
 
 
 @pytest.mark.parametrize(
-    ("options", "searched", "said"),
+    ("engine", "options", "said"),
     [
-        ({"freeze": 0.01}, {}, "recipe: freeze holds weights on levels that follow from whole weights"),
         (
-            {"precision": "fp16"},
+            Engine(CPU, 0, 2, shards=True),
             {},
-            'recipe: precision is fp16, whose scaled loss does not go with shards: give "bf16"',
+            "a search resizes the network that it trains, and shards cannot be resized",
         ),
-        ({}, {"search": "widths"}, "a search resizes the network that it trains, and shards cannot be resized"),
+        (Engine(CPU), {"checkpoint_activations": True}, "recipe: checkpoint_activations .* a search resizes: set acc"),
+        (Engine(CPU, 0, 2), {"compile": True}, "recipe: compile is for one process where a search resizes"),
     ],
 )
-def test_what_does_not_go_with_shards_is_refused(options, searched, said):
-    check_shards(Engine(CPU, 0, 2), Recipe(**options), searched)
+def test_what_does_not_go_with_a_search_is_refused(engine, options, said):
+    check_search(engine, Recipe(**options), {})
     with pytest.raises(InputError, match=said):
-        check_shards(Engine(CPU, 0, 2, shards=True), Recipe(**options), searched)
+        check_search(engine, Recipe(**options), {"search": "widths"})
+
+
+def test_a_teacher_in_parts_is_one_in_evaluation(alone):
+    pattern = ZOO["functions_of_the_mode"]
+    gm = nce_fx.trace(pattern.make(), pattern.inputs).eval()
+    expected = loss_of(gm(*copy.deepcopy(pattern.inputs)))
+    called = sharded(copy.deepcopy(gm), alone, Recipe(), learns=False)
+    assert torch.equal(loss_of(called(*copy.deepcopy(pattern.inputs))), expected)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +113,6 @@ def test_what_does_not_go_with_shards_is_refused(options, searched, said):
     [
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "version 1 of FSDP, .*: add --fsdp_version 2"),
         ({"FSDP_OFFLOAD_PARAMS": "true"}, "parameters in the host's memory .*: start more processes"),
-        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "activation checkpointing .*: set accumulate"),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed: --use_fsdp --fsdp_version 2"),
     ],
 )

@@ -16,6 +16,7 @@ import nce_fx
 from nce_fx.errors import TrainingError
 from nce_fx.processes import start_engine
 from nce_fx.training import train
+from nce_fx.training.checkpoint import latest_checkpoint
 from tests import search_runs, two_processes
 from tests.training_runs import Blobs
 
@@ -47,7 +48,7 @@ def launched(directory: Path, count: int, *arguments: str) -> list[dict[str, Any
     environment = {**os.environ, "PYTHONFAULTHANDLER": "1"}
     done = subprocess.run(
         [*torchrun, "-m", "tests.two_processes", directory, *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment,
+        cwd=ROOT, capture_output=True, text=True, timeout=900, env=environment,
     )  # fmt: skip
     results = [directory / f"process-{rank}.json" for rank in range(count)]
     said = f"{[path.name for path in results if path.exists()]} were written\n{done.stdout}{done.stderr}"
@@ -69,7 +70,7 @@ def losses(directory: Path) -> list[float]:
     return [float(row["loss"]) for row in csv.DictReader((directory / "steps.csv").open())]
 
 
-RUNS = ("float", "sawb", "lsq", "accumulated", "shards", "module-shards")
+RUNS = ("float", "sawb", "lsq", "accumulated", "again", "shards", "module-shards", "shards-again")
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -79,6 +80,40 @@ def test_losses_are_those_of_one_process(one, two, run):
     assert len(expected) == 12
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     assert found != expected, "two processes add in another order: equal bits would mean that only one ran"
+
+
+@pytest.mark.long
+def test_fp16_in_shards_scales_the_loss_as_one_process_does(one, two):
+    torch.testing.assert_close(losses(two[1] / "shards-fp16"), losses(one[1] / "shards-fp16"), rtol=0, atol=1e-3)
+    kept = [latest_checkpoint(directory / "shards-fp16") for directory in (one[1], two[1])]
+    scales = [each.state["position"]["scaler"] for each in kept if each is not None]
+    assert scales[0] == scales[1] == {"scale": 65536.0, "_growth_tracker": 12}
+
+
+@pytest.mark.long
+def test_the_same_weights_are_frozen_in_shards(one, two):
+    first, second = (latest_checkpoint(directory / "shards") for directory in (one[1], two[1]))
+    assert first is not None
+    assert second is not None
+    frozen = [name for name in first.tensors if "/frozen/" in name]
+    assert sum(int(first.tensors[name].sum()) for name in frozen) > 0
+    assert all(torch.equal(first.tensors[name], second.tensors[name]) for name in frozen)
+
+
+@pytest.mark.long
+def test_what_is_computed_again_gives_the_same_bits_in_shards(two):
+    assert losses(two[1] / "shards-again") == losses(two[1] / "shards")
+
+
+@pytest.mark.slow
+def test_compiled_processes_have_the_losses_of_one(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    alone, (first, second) = launched(tmp_path / "one", 1, "compiled"), launched(tmp_path / "two", 2, "compiled")
+    assert first == second
+    assert min(first["graphs"], alone[0]["graphs"]) > 3
+    for run in ("compiled", "compiled-module", "compiled-shards"):
+        torch.testing.assert_close(losses(tmp_path / "two" / run), losses(tmp_path / "one" / run), rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """What `test_training_processes.py` runs: ``torchrun --nproc-per-node 2 -m tests.two_processes DIR``.
 
-With ``trained`` behind it only what is trained, by any number of processes.
+With ``trained`` behind it only what is trained, by any number of processes; with ``compiled`` what is compiled.
 """
 
 import copy
@@ -76,6 +76,9 @@ def runs(directory: Path) -> dict[str, Any]:
         train(quantized(kinds), exact, RECIPE, directory=directory / kinds[0])
     # No norm: statistics would be those of a part.
     train(net(dropout=0.0, norm=False), data, replace(RECIPE, accumulate=3), directory=directory / "accumulated")
+    teacher, student = residual(exact)
+    again = replace(SHARDED, checkpoint_activations=True)
+    train(student, exact, again, teacher=teacher, directory=directory / "again")
     return {
         "accuracy": result.accuracy,
         "weights": digest(result.model.state_dict()),
@@ -118,7 +121,7 @@ class Residual(nn.Module):
 
 
 SHARDED = replace(
-    RECIPE, clip_gradient=1.0, distill_features=5.0, dampen=1e-3, average=0.9, reestimate=2, float_epochs=1
+    RECIPE, freeze=1e-3, clip_gradient=1.0, distill_features=5.0, dampen=1e-3, average=0.9, reestimate=2, float_epochs=1
 )
 SHARDS = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
@@ -138,6 +141,13 @@ def sharded(directory: Path) -> dict[str, str]:
     one = train(student, exact, SHARDED, teacher=teacher, directory=directory / "shards")
     parts = replace(RECIPE, accumulate=3, optimizer="adamw", learning_rate=0.003)
     other = train(net(dropout=0.0, norm=False), Blobs(train=105), parts, directory=directory / "module-shards")
+    again = replace(SHARDED, checkpoint_activations=True)
+    train(student, exact, again, teacher=teacher, directory=directory / "shards-again")
+    half, data = replace(RECIPE, precision="fp16", accumulate=2), Blobs(train=105)
+    gm = nce_fx.trace(net(dropout=0.0, norm=False).eval(), (torch.zeros(2, 1, 6, 6),))
+    os.environ["FSDP_ACTIVATION_CHECKPOINTING"] = "true"
+    train(gm, data, half, directory=directory / "shards-fp16")
+    del os.environ["FSDP_ACTIVATION_CHECKPOINTING"]
     return {"graph": digest(one.model.state_dict()), "module": digest(other.model.state_dict())}
 
 
@@ -153,6 +163,21 @@ def sharded_and_cut(directory: Path) -> str:
     if start_engine().is_main:
         shutil.copytree(cut, directory / "shards-waiting")
     return digest(train(student, exact, SHARDED, teacher=teacher, directory=cut).model.state_dict())
+
+
+def compiled(directory: Path) -> dict[str, Any]:
+    """Train compiled networks: whole, in parts that are computed again, and a module whose last batch is smaller."""
+    exact = Blobs(train=96)
+    exact.to_double()
+    teacher, student = residual(exact)
+    recipe = replace(RECIPE, epochs=1, compile=True)
+    again = replace(recipe, checkpoint_activations=True)
+    train(student, exact, recipe, teacher=teacher, directory=directory / "compiled")
+    train(net(dropout=0.0), Blobs(train=73), recipe, directory=directory / "compiled-module")
+    os.environ.update(SHARDS)
+    end = train(student, exact, again, teacher=teacher, directory=directory / "compiled-shards")
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    return {"weights": digest(end.model.state_dict()), "graphs": graphs}
 
 
 def resumed(directory: Path) -> str:
@@ -196,6 +221,10 @@ def main() -> None:
     torch.set_num_threads(1)
     directory = Path(sys.argv[1])
     engine = start_engine()
+    if sys.argv[2:] == ["compiled"]:
+        found: dict[str, Any] = compiled(directory)
+        (directory / f"process-{engine.rank}.json").write_text(json.dumps(found))
+        return
     whole = sys.argv[2:] != ["trained"]
     found = runs(directory) | {"processes": engine.processes}
     if whole:

@@ -35,14 +35,17 @@ import nce_fx
 from benchmarks import pages
 from nce_fx.models import MODELS
 from nce_fx.passes.transform.quantize import PUBLISHED, QuantSpec, quantize
+from nce_fx.processes import Engine
 from nce_fx.quantizers import ActivationQuantizer, WeightQuantizer
 from nce_fx.quantizers.base import Grid, signed_grid
 from nce_fx.quantizers.saved_tensors import compact_saving
-from nce_fx.training.run import compiled
+from nce_fx.training.forward import compiled, forward_pass
+from nce_fx.training.recipe import Recipe
 
 Step = Callable[[], object]
 Saving = Callable[[], AbstractContextManager[None]]
 MIB = 2**20
+ALONE = Engine(torch.device("cpu"))
 
 SPECS = {
     "pact + sawb": QuantSpec(**PUBLISHED),
@@ -203,7 +206,7 @@ def measure_compiled(rounds: int, batch: int) -> dict[str, dict[str, float]]:
     steps = {}
     for name, spec in {"float": None, "pact + sawb": SPECS["pact + sawb"], "lsq": SPECS["lsq"]}.items():
         model = network("resnet20", x, 10, spec)
-        steps[name] = step_of(compiled(model, x.device), model, x, y, nullcontext)
+        steps[name] = step_of(compiled(model, ALONE), model, x, y, lambda: forward_pass(ALONE, Recipe(), compiled=True))
         begin = time.perf_counter()
         steps[name]()
         print(f"compiled {name} in {time.perf_counter() - begin:.0f} s", file=sys.stderr)

@@ -297,7 +297,7 @@ class TrainingOptions:
         "JSON|published",
     )
     strict: bool = _training(False, "Stop at an image that cannot be read, rather than leave it out.", name="--strict")
-    compile: bool = _training(False, "Train the compiled network; in one process.", name="--compile")
+    compile: bool = _training(False, "Train the compiled network.", name="--compile")
     float_epochs: int | None = _training(
         None,
         "The first so many of the epochs train in float at the new widths, before anything is rounded. By "

@@ -37,7 +37,7 @@ def going_on_with(run: Run, network: GraphModule, momenta: Mapping[str, Tensor])
     optimizer = build_optimizer(network, run.recipe)
     restore_momenta(network, optimizer, dict(momenta))
     student, stages = distributed(network, run.engine), stages_of(network, run.recipe)
-    return replace(run, model=network, student=student, compiled_model=student, optimizer=optimizer, stages=stages)
+    return replace(run, model=network, student=student, optimizer=optimizer, stages=stages)
 
 
 def quantizing(spec: QuantSpec | None) -> tuple[Pass, ...]:

@@ -32,8 +32,8 @@ from nce_fx.tasks.metrics import Metric
 from nce_fx.training.batch_norm import reestimate
 from nce_fx.training.determinism import deterministic
 from nce_fx.training.evaluation import measure
+from nce_fx.training.forward import forward_pass
 from nce_fx.training.log import csv_table
-from nce_fx.training.loop import forward_pass
 from nce_fx.training.result import StepReport, reporting
 from nce_fx.training.run import CheckpointWriter, Run
 

@@ -31,7 +31,7 @@ from nce_fx.search.recipes import BETAS, SearchRecipe, tau_at, width_rate
 from nce_fx.search.search_log import Expansion, SearchEpoch
 from nce_fx.training.batches import batches_of
 from nce_fx.training.checkpoint import last_good
-from nce_fx.training.loop import forward_pass
+from nce_fx.training.forward import forward_pass
 from nce_fx.training.optimizer import momenta
 from nce_fx.training.recipe import seed_at
 from nce_fx.training.run import Callback, Run

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
 
 from nce_fx.by_mode import evaluating
@@ -47,8 +47,7 @@ class SyncBatchStatistics(TorchFunctionMode):
         if func in _SPELLINGS:
             values = OPS.arguments(func, args, kwargs or {})
             if values.get("training", False):
-                known = {name: value for name, value in values.items() if name not in ("training", "cudnn_enabled")}
-                return sync_batch_norm(**known)
+                return sync_batch_norm(**_known(values))
         return func(*args, **(kwargs or {}))
 
 
@@ -73,7 +72,7 @@ def sync_batch_norm(
         eps: added to the variance.
     """
     x = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
-    result, mean, variance, n = _BatchNorm.apply(x, weight, bias, eps)  # type: ignore[no-untyped-call]
+    result, mean, variance, n = _whole_batch_norm(x, weight, bias, eps)
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
@@ -81,54 +80,102 @@ def sync_batch_norm(
     return result.to(input.dtype)  # type: ignore[no-any-return]
 
 
-class _BatchNorm(torch.autograd.Function):
-    """Statistics of all processes around PyTorch's own kernels, which pass over a tensor once each.
+@torch.library.custom_op("nce_fx::whole_batch_norm", mutates_args=())
+def _whole_batch_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the result, and mean, variance and count of the whole batch.
+
+    Statistics of all processes around PyTorch's own kernels, which pass over a tensor once each. An operation of its
+    own, which a compiler does not look into.
+    """
+    channels = x.shape[1]
+    packed = torch.cat([*_moments(x), x.new_full((1,), x.numel() / channels)])
+    every = packed.new_empty(dist.get_world_size() * len(packed))
+    dist.all_gather_single(every, packed)
+    means, variances, counts = torch.split(every.view(-1, len(packed)), [channels, channels, 1], 1)
+    n = counts.sum()
+    shares = counts / n
+    mean = (shares * means).sum(0)
+    # Not from sums of squares, which lose too many digits for losses that must agree to 1e-5.
+    variance = (shares * (means - mean).square_().add_(variances)).sum(0)
+    return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps), mean, variance, n
+
+
+@_whole_batch_norm.register_fake
+def _(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    channels = x.new_empty(x.shape[1])
+    return torch.empty_like(x), channels, torch.empty_like(channels), x.new_empty(())
+
+
+@torch.library.custom_op("nce_fx::whole_batch_norm_backward", mutates_args=())
+def _whole_batch_norm_backward(
+    grad: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, variance: Tensor, n: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Add what this process's values did to the statistics of the others.
 
     dx = w r (g - S / n - (x - mean) r^2 T / n),   r = 1 / sqrt(variance + eps)
     S = sum(g),   T = sum(g (x - mean)),   over all processes: each one's loss depends on the values of all.
     """
+    # The sums alone, and all that does not wait for those of the others while they are on their way.
+    _, along, total = torch.ops.aten.native_batch_norm_backward(
+        grad, x, weight, mean, variance, None, None, False, eps, [False, True, True]
+    )
+    sums = torch.stack([total, along])
+    waiting = dist.all_reduce(sums, async_op=True)
+    inverse = torch.rsqrt(variance + eps)
+    scale = inverse if weight is None else inverse * weight
+    passed = grad * _along(scale, x)
+    waiting.wait()
+    all_total, all_along = sums.mul_(scale / n)
+    slope = all_along.mul_(inverse)
+    passed.addcmul_(x, _along(slope, x), value=-1).add_(_along(slope * mean - all_total, x))
+    return passed, along, total
 
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the result, and mean, variance and count of the whole batch."""
-        channels = x.shape[1]
-        packed = torch.cat([*_moments(x), x.new_full((1,), x.numel() / channels)])
-        every = packed.new_empty(dist.get_world_size() * len(packed))
-        dist.all_gather_single(every, packed)
-        means, variances, counts = torch.split(every.view(-1, len(packed)), [channels, channels, 1], 1)
-        n = counts.sum()
-        shares = counts / n
-        mean = (shares * means).sum(0)
-        # Not from sums of squares, which lose too many digits for losses that must agree to 1e-5.
-        variance = (shares * (means - mean).square_().add_(variances)).sum(0)
-        ctx.eps = eps
-        ctx.save_for_backward(x, weight, mean, variance, n)
-        result = F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
-        ctx.mark_non_differentiable(mean, variance, n)
-        return result, mean, variance, n
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *others: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
-        """Add what this process's values did to the statistics of the others."""
-        x, weight, mean, variance, n = ctx.saved_tensors
-        # The sums alone, and all that does not wait for those of the others while they are on their way.
-        _, along, total = torch.ops.aten.native_batch_norm_backward(
-            grad, x, weight, mean, variance, None, None, False, ctx.eps, [False, True, True]
-        )
-        sums = torch.stack([total, along])
-        waiting = dist.all_reduce(sums, async_op=True)
-        inverse = torch.rsqrt(variance + ctx.eps)
-        scale = inverse if weight is None else inverse * weight
-        passed = grad * _along(scale, x)
-        waiting.wait()
-        all_total, all_along = sums.mul_(scale / n)
-        slope = all_along.mul_(inverse)
-        passed.addcmul_(x, _along(slope, x), value=-1).add_(_along(slope * mean - all_total, x))
-        needs = ctx.needs_input_grad
-        return passed, along if needs[1] else None, total if needs[2] else None, None
+@_whole_batch_norm_backward.register_fake
+def _(
+    grad: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, variance: Tensor, n: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(grad), torch.empty_like(mean), torch.empty_like(mean)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, _, ctx.eps = inputs
+    ctx.save_for_backward(x, weight, *output[1:])
+
+
+def _backward(ctx: Any, grad: Tensor, *others: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+    passed, along, total = _whole_batch_norm_backward(grad, *ctx.saved_tensors, ctx.eps)
+    needs = ctx.needs_input_grad
+    return passed, along if needs[1] else None, total if needs[2] else None, None
+
+
+_whole_batch_norm.register_autograd(_backward, setup_context=_keep)
+
+
+def in_whole_batches(options: dict[str, Any]) -> Callable[[GraphModule, list[Any]], Any]:
+    """Return PyTorch's compiler for a graph whose BatchNorms take the statistics of all processes.
+
+    Args:
+        options: the compiler's.
+    """
+
+    def compile_graph(gm: GraphModule, inputs: list[Any]) -> Any:
+        from torch._inductor.compile_fx import compile_fx
+
+        for node in gm.graph.nodes:
+            values = OPS.arguments(node.target, node.args, node.kwargs) if node.target in _SPELLINGS else {}
+            if values.get("training", False):
+                node.args, node.kwargs, node.target = (), _known(values), sync_batch_norm
+        gm.recompile()
+        return compile_fx(gm, inputs, config_patches=options)
+
+    return compile_graph
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in ("training", "cudnn_enabled")}
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:

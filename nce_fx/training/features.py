@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
+from nce_fx.by_mode import ModeCode
 from nce_fx.errors import InputError
 from nce_fx.ops.work import shape_of
 from nce_fx.passes.transform.quantize.calibrate import quantized_value
@@ -64,4 +65,6 @@ def _with_outputs(gm: GraphModule, nodes: tuple[Node, ...]) -> GraphModule:
     graph, copies = Graph(), dict[Node, Node]()
     result = graph.graph_copy(gm.graph, copies)
     graph.output((result, tuple(copies[node] for node in nodes)))
+    if isinstance(gm.graph._codegen, ModeCode):
+        graph.set_codegen(ModeCode())  # a teacher runs what evaluation needs alone
     return GraphModule(gm, graph)

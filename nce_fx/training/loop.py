@@ -8,7 +8,7 @@ seed and the position, so what a checkpoint holds is enough to end with the very
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -24,10 +24,10 @@ from nce_fx.by_mode import evaluating
 from nce_fx.data.loaders import CALIBRATION_BATCHES, Loader
 from nce_fx.devices import device_of, to_device
 from nce_fx.errors import TrainingError
-from nce_fx.processes import Engine, all_reduce_sum, call, start_engine
+from nce_fx.processes import all_reduce_sum, call, start_engine
 from nce_fx.quantizers.saved_tensors import compact_saving
 from nce_fx.tasks import LossLike, MetricLike, Task
-from nce_fx.training.batch_norm import SyncBatchStatistics, reestimate
+from nce_fx.training.batch_norm import reestimate
 from nce_fx.training.batches import Data, batches_of, parts_of
 from nce_fx.training.checkpoint import last_good
 from nce_fx.training.determinism import deterministic, seed_step
@@ -35,6 +35,7 @@ from nce_fx.training.evaluation import measure
 from nce_fx.training.extras import Average, extras_of
 from nce_fx.training.features import feature_loss
 from nce_fx.training.folder import held
+from nce_fx.training.forward import forward_pass
 from nce_fx.training.interruption import interruptions
 from nce_fx.training.log import Log, open_log
 from nce_fx.training.not_finite import first_not_finite
@@ -273,25 +274,26 @@ def train_step(run: Run, batch: Any, rate: float, seed: int, stop: bool) -> list
                 raise _broken(run, f"the loss is {sums[0]}", part, rate, seed)
             # The mean over processes is that of as many equal shares; these are weighted by their size.
             share = samples_in(*part) * run.engine.processes / (samples or sums[2])
-            run.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+            (loss * share * run.scale.value).backward()  # type: ignore[no-untyped-call]
     if run.engine.shards:
         mean_of_whole(run.parameters, run.engine)
-    run.scaler.unscale_(run.optimizer)
+    gradients = [parameter.grad for parameter in run.parameters if parameter.grad is not None]
+    run.scale.unscale(gradients)
     if recipe.dampen and run.position.epoch >= recipe.float_epochs:
         dampen(run.model, dampening_at(recipe, run.done, run.steps_per_epoch))
-    gradients = [parameter.grad for parameter in run.parameters if parameter.grad is not None]
     norm = total_norm(gradients)
     finite = bool(norm.isfinite())
-    if not finite and run.scaler.get_scale() <= 1:
+    if not finite and run.scale.value <= 1:
         raise _broken(run, "a gradient is not finite", parts[-1], rate, seed)
     if recipe.clip_gradient is not None and finite:
         clip(gradients, norm, recipe.clip_gradient)
     for group in run.optimizer.param_groups:
         group["lr"] = rate * group["rate"]
-    with positive_ranges(run.ranges):
-        run.scaler.step(run.optimizer)
-    run.scaler.update()
-    run.position.scaler = run.scaler.state_dict()
+    if finite:
+        with positive_ranges(run.ranges):
+            run.optimizer.step()
+    run.scale.update(finite)
+    run.position.scaler = run.scale.state()
     return totals
 
 
@@ -314,9 +316,9 @@ def _forward(run: Run, batch: Pair, stop: bool) -> tuple[Tensor, list[float]]:
     size = samples_in(inputs, target)
     # A last batch of another size is not worth a compilation of its own.
     full = size * engine.processes * recipe.accumulate == recipe.batch_size
-    student, teacher = (run.compiled_model, run.compiled_teacher) if full else (run.student, run.teacher)
+    student, teacher = run.student, run.teacher
     features = bool(recipe.distill_features) and teacher is not None
-    with forward_pass(engine, recipe), _saving(run):
+    with forward_pass(engine, recipe, compiled=recipe.compile and full), _saving(run):
         output, maps = call(student, inputs) if features else (call(student, inputs), ())
         taught, their_maps = None, ()
         if teacher is not None:
@@ -352,18 +354,6 @@ def _summing(student: nn.Module, last: bool) -> AbstractContextManager[None]:
 def _saving(run: Run) -> AbstractContextManager[None]:
     """Keep quantized weights as integers where there are many; a compiler decides by itself what to keep."""
     return compact_saving() if run.weights >= MANY_WEIGHTS and not run.recipe.compile else nullcontext()
-
-
-@contextmanager
-def forward_pass(engine: Engine, recipe: Recipe) -> Iterator[None]:
-    """What surrounds a forward pass in training: the precision, and the statistics of the whole batch."""
-    half = torch.float16 if recipe.precision == "fp16" else torch.bfloat16
-    with torch.autocast(engine.device.type, half, enabled=recipe.precision != "no"):
-        if engine.processes == 1:
-            yield
-            return
-        with SyncBatchStatistics():
-            yield
 
 
 def _report(run: Run, checkpoints: CheckpointWriter) -> StepReport:

@@ -29,9 +29,10 @@ from nce_fx.errors import InputError
 from nce_fx.passes.transform.quantize import integer_weights
 from nce_fx.paths import called
 from nce_fx.quantizers import WeightQuantizer
+from nce_fx.quantizers.base import Integers
 from nce_fx.quantizers.dorefa import DorefaWeight
 from nce_fx.training.checkpoint import by_kind, flat
-from nce_fx.training.shards import placed, whole
+from nce_fx.training.shards import local, placed, whole
 
 
 @torch.no_grad()
@@ -81,7 +82,7 @@ START = 4.0
 
 @dataclass
 class _Weight:
-    """A weight and its record; all tensors of its shape."""
+    """A weight and its record; all tensors of its shape, and in parts as it is."""
 
     parameter: nn.Parameter
     quantizer: WeightQuantizer
@@ -102,7 +103,7 @@ class Freezing:
         for name, parameter, quantizer in quantized_parameters(model):
             if isinstance(quantizer, DorefaWeight) and quantizer.bits > 1:
                 raise InputError(f"recipe: freeze sets a weight on its level, and {name} goes through dorefa's tanh")
-            level = _level(parameter, quantizer)
+            level = placed(_integers(parameter, quantizer).values.to(torch.int16), parameter)
             nothing = torch.zeros_like(parameter.detach())
             still = torch.zeros_like(level)
             self._weights[name] = _Weight(
@@ -113,8 +114,8 @@ class Freezing:
 
     @property
     def share(self) -> float:
-        """The share of the weights that are frozen, in [0, 1]."""
-        frozen = sum(int(weight.frozen.sum()) for weight in self._weights.values())
+        """The share of the weights that are frozen, in [0, 1]; called by every process."""
+        frozen = sum(int(whole(weight.frozen).sum()) for weight in self._weights.values())
         return frozen / sum(weight.frozen.numel() for weight in self._weights.values())
 
     @torch.no_grad()
@@ -122,19 +123,25 @@ class Freezing:
         """Look at every weight; hold those that are frozen."""
         limit = self.threshold * (1 + (START - 1) * 0.5 * (1 + math.cos(math.pi * done)))
         for weight in self._weights.values():
-            level = torch.where(weight.frozen, weight.level, _level(weight.parameter, weight.quantizer))
-            move = torch.sign(level - weight.level)
-            back = (move != 0) & (move == -weight.move)
-            weight.frequency.lerp_(back.to(weight.frequency.dtype), MOMENTUM)
-            weight.mean.lerp_(level.to(weight.mean.dtype), MOMENTUM)
-            fresh = (weight.frequency > limit) & ~weight.frozen
-            weight.level = torch.where(fresh, weight.mean.round().to(level.dtype), level)
-            weight.move = torch.where(move != 0, move, weight.move)
-            weight.frozen |= fresh
-            if bool(weight.frozen.any()):
-                integers = weight.quantizer.integers(weight.parameter)
-                held = integers._replace(values=weight.level).dequantize().to(weight.parameter.dtype)
-                weight.parameter.copy_(torch.where(weight.frozen, held, weight.parameter))
+            integers = _integers(weight.parameter, weight.quantizer)
+            parts = (weight.level, weight.move, weight.frequency, weight.mean, weight.frozen)
+            level, move, frequency, mean, frozen = map(local, parts)
+            found = torch.where(frozen, level, local(placed(integers.values.to(level.dtype), weight.parameter)))
+            moved = torch.sign(found - level)
+            back = (moved != 0) & (moved == -move)
+            frequency.lerp_(back.to(frequency.dtype), MOMENTUM)
+            mean.lerp_(found.to(mean.dtype), MOMENTUM)
+            fresh = (frequency > limit) & ~frozen
+            level.copy_(torch.where(fresh, mean.round().to(level.dtype), found))
+            move.copy_(torch.where(moved != 0, moved, move))
+            frozen |= fresh
+            if bool(frozen.any()):
+                of_each = (
+                    local(placed(value.expand(integers.values.shape), weight.parameter)) for value in integers[1:]
+                )
+                held = Integers(level, *of_each).dequantize()
+                own = local(weight.parameter)
+                own.copy_(torch.where(frozen, held.to(own.dtype), own))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the records by weight."""
@@ -145,8 +152,10 @@ class Freezing:
         """Go on from what ``tensors`` returned."""
         for kind, own in by_kind(tensors).items():
             for path, tensor in own.items():
-                setattr(self._weights[path], kind, tensor.to(self._weights[path].parameter.device, copy=True))
+                parameter = self._weights[path].parameter
+                setattr(self._weights[path], kind, placed(tensor.to(parameter.device, copy=True), parameter))
 
 
-def _level(parameter: Tensor, quantizer: WeightQuantizer) -> Tensor:
-    return quantizer.integers(parameter.detach()).values.to(torch.int16)
+def _integers(parameter: Tensor, quantizer: WeightQuantizer) -> Integers:
+    """A weight on its levels, whole in every process: the levels follow from all of it."""
+    return quantizer.integers(whole(parameter.detach()))

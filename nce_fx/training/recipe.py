@@ -36,6 +36,10 @@ class Recipe(AsMapping):
     accumulate: Count = 1
     """Parts that each batch is computed in, one after the other: the memory is that of a part, and so are BatchNorm's
     statistics."""
+    checkpoint_activations: StrictBool = False
+    """Keep what stretches of the network are given alone, and compute what else the backward pass needs again when it
+    comes to them: less memory, the same gradients, about a forward pass more. Of a graph. See
+    `nce_fx.training.forward`."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """What takes the steps: "adamw" is what transformers are trained with, at a learning rate such as 0.001."""
     learning_rate: Positive = 0.05
@@ -84,7 +88,7 @@ class Recipe(AsMapping):
     """Of the sums in the forward pass; weights stay as they are. With fp16 the loss is scaled: a step whose gradients
     overflow is left out, and the scale halves."""
     compile: StrictBool = False
-    """Compile the model for full batches; in one process. The same seed gives other bits than without."""
+    """Compile the model for full batches. The same seed gives other bits than without."""
     evaluate_every: Whole = 1
     """Epochs between two evaluations on the test split; the last epoch is always evaluated. 0: only the last."""
     seed: StrictInt = 0

@@ -1,7 +1,7 @@
 """One training run: what is trained, on what, how, where it is, and its checkpoints."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nce_fx.copying import copy_model
 from nce_fx.devices import check_values
-from nce_fx.errors import ArtifactError, InputError, TrainingError
+from nce_fx.errors import ArtifactError, TrainingError
 from nce_fx.launcher import check_launched
 from nce_fx.processes import Engine, agree_on, all_reduce_sum, distributed
 from nce_fx.tasks import Task
@@ -21,10 +21,12 @@ from nce_fx.training.batches import Data
 from nce_fx.training.checkpoint import Checkpoint, by_kind, flat, last_good, latest_checkpoint, save_checkpoint
 from nce_fx.training.extras import Extra, extras_of
 from nce_fx.training.features import tapped
+from nce_fx.training.forward import called
 from nce_fx.training.optimizer import build_optimizer, learned_ranges, momenta, restore_momenta
 from nce_fx.training.recipe import Recipe
 from nce_fx.training.result import EpochRecord
-from nce_fx.training.shards import check_shards, local, on_main, sharded
+from nce_fx.training.scaling import LossScale
+from nce_fx.training.shards import check_search, local, on_main, sharded
 from nce_fx.training.stages import Stages, stages_of
 
 
@@ -106,15 +108,12 @@ class Run:
 
     model: Any
     student: Any
-    """The model as it is called: itself, what the callback has in its place, with its features beside the scores, or
-    summing gradients over processes."""
+    """The model as it is called: itself, what the callback has in its place, with its features beside the scores, in
+    stretches, compiled, or summing gradients over processes."""
     teacher: nn.Module | None
-    compiled_model: Callable[..., Any]
-    """The models as they are called for full batches: compiled, or just themselves."""
-    compiled_teacher: Callable[..., Any] | None
     optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    """Of the loss, where float16 would lose its gradients; it does nothing at other precisions."""
+    scale: LossScale
+    """Of the loss, where float16 would lose its gradients; 1 at other precisions."""
     stages: Stages
     data: Data
     recipe: Recipe
@@ -189,7 +188,7 @@ def prepare(
     if found is not None:
         _check_same_run(found, identity, directory)
     check_launched(recipe.precision, recipe.accumulate, recipe.compile)
-    check_shards(engine, recipe, callback.identity())
+    check_search(engine, recipe, callback.identity())
     model = callback.structure(original, found.state.get("companion", {}) if found is not None else {})
     model = model.to(engine.device).train()
     if not (recipe.distill_alpha or recipe.distill_features):
@@ -201,8 +200,6 @@ def prepare(
     if found is not None:
         history = [EpochRecord(**record) for record in found.state["position"]["history"]]
         position = Position(**{**found.state["position"], "history": history})
-    scaler = torch.amp.GradScaler(engine.device.type, enabled=recipe.precision == "fp16")
-    scaler.load_state_dict(position.scaler or scaler.state_dict())
     # The bits first: the weights of a checkpoint are those of its stage.
     stages.enter(recipe, position.epoch)
     kinds = by_kind(found.tensors if found is not None else {})
@@ -217,10 +214,11 @@ def prepare(
     if recipe.distill_features and teacher is not None:
         student, teacher = tapped(model, teacher)
     if engine.shards:
-        student = sharded(student, engine, whole_model=model)
-        teacher = sharded(teacher, engine, learns=False) if teacher is not None else None
+        student = sharded(student, engine, recipe, whole_model=model)
+        teacher = sharded(teacher, engine, recipe, learns=False) if teacher is not None else None
     else:
-        student = distributed(student, engine)
+        student = distributed(called(student, engine, recipe), engine)
+        teacher = called(teacher, engine, recipe, learns=False) if teacher is not None else None
     # Of the parameters as they are from here on.
     optimizer, extras = build_optimizer(model, recipe), extras_of(model, recipe)
     if found is not None:
@@ -231,10 +229,8 @@ def prepare(
         model,
         student,
         teacher,
-        _compiled(student, recipe, engine),
-        _compiled(teacher, recipe, engine) if teacher is not None else None,
         optimizer,
-        scaler,
+        LossScale(recipe.precision == "fp16", position.scaler),
         stages,
         data,
         recipe,
@@ -301,24 +297,6 @@ class CheckpointWriter:
                 save_checkpoint(run.directory, Checkpoint(run.done, tensors, state))
         self.saved = time.monotonic()
         return f"saved in {run.directory}"
-
-
-def _compiled(model: nn.Module, recipe: Recipe, engine: Engine) -> Callable[..., Any]:
-    if not recipe.compile:
-        return model
-    if engine.processes > 1:
-        raise InputError("recipe: compile is for one process: statistics of the whole batch cannot be compiled yet")
-    return compiled(model, engine.device)
-
-
-def compiled(model: nn.Module, device: torch.device) -> Callable[..., Any]:
-    """Return a model as ``compile`` of a recipe has it called."""
-    options: dict[str, Any] | None = None
-    if device.type == "cpu":
-        # The compiler's change to channels-last layouts corrupts the heap in the backward pass of narrow convolutions
-        # (torch 2.13; see pytorch issue 181618), and gains nothing here.
-        options = {"layout_optimization": False}
-    return torch.compile(model, options=options)
 
 
 def _check_same_run(checkpoint: Checkpoint, identity: dict[str, Any], directory: Path | None) -> None:

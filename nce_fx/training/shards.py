@@ -19,44 +19,50 @@ from torch.utils._pytree import tree_map
 from nce_fx.copying import copy_model
 from nce_fx.devices import device_of
 from nce_fx.errors import InputError
+from nce_fx.launcher import checkpoints_are_asked_for
 from nce_fx.processes import Engine, all_reduce_sum, sum_gradients
 from nce_fx.quantizers.base import Quantizer
+from nce_fx.training.forward import in_stretches
 from nce_fx.training.recipe import Recipe
-from nce_fx.training.stretches import cut
 
 M = TypeVar("M", bound=nn.Module)
 
 
-def check_shards(engine: Engine, recipe: Recipe, searched: Mapping[str, Any]) -> None:
-    """Refuse what a network in parts cannot be trained with.
+def check_search(engine: Engine, recipe: Recipe, searched: Mapping[str, Any]) -> None:
+    """Refuse what a search cannot train with.
 
     Args:
-        engine: nothing is refused where it holds networks whole.
+        engine: where it trains.
         recipe: how to train.
         searched: what a search says of itself; empty where the weights alone are trained.
 
     Raises:
         InputError: the option that cannot be, and why.
     """
-    if not engine.shards:
+    if not searched:
         return
-    remedy = "leave it out, or hold networks whole in every process (accelerate launch without --use_fsdp)"
-    if recipe.freeze:
-        raise InputError(f"recipe: freeze holds weights on levels that follow from whole weights, not shards: {remedy}")
-    if recipe.precision == "fp16":
-        raise InputError('recipe: precision is fp16, whose scaled loss does not go with shards: give "bf16" or "no"')
-    if searched:
-        raise InputError(f"a search resizes the network that it trains, and shards cannot be resized: {remedy}")
+    if engine.shards:
+        raise InputError(
+            "a search resizes the network that it trains, and shards cannot be resized: hold networks whole in every"
+            " process (accelerate launch without --use_fsdp)"
+        )
+    if recipe.checkpoint_activations:
+        raise InputError(
+            "recipe: checkpoint_activations cuts a network in stretches, which a search resizes: set accumulate instead"
+        )
+    if recipe.compile and engine.processes > 1:
+        raise InputError("recipe: compile is for one process where a search resizes what it trains: leave it out")
 
 
 def sharded(
-    model: nn.Module, engine: Engine, *, whole_model: nn.Module | None = None, learns: bool = True
+    model: nn.Module, engine: Engine, recipe: Recipe, *, whole_model: nn.Module | None = None, learns: bool = True
 ) -> nn.Module:
     """Return what is called in the place of a model of which each process keeps its part from here on.
 
     Args:
-        model: called in training mode alone; the parameters of its modules become parts.
+        model: called in the mode that it is in; the parameters of its modules become parts.
         engine: several processes.
+        recipe: how to train.
         whole_model: the model that shares its parameters, where it is another, whose parameters become parts as well.
         learns: False for a teacher, whose weights are given back as soon as they were read.
     """
@@ -78,7 +84,8 @@ def sharded(
         unit.holders = nn.ModuleList(kept)
         fully_shard(unit, mesh=mesh, ignored_params={each for each in unit.parameters() if each not in own}, **options)
 
-    made = cut(model, weights)
+    again = learns and (recipe.checkpoint_activations or checkpoints_are_asked_for())
+    made = in_stretches(model, weights, engine, recipe, again=again, learns=learns)
     for name, own in made.stretches.items():
         unit = _Unit(made.whole.get_submodule(name))
         shard(unit, own, reshard_after_forward=True)
@@ -163,7 +170,10 @@ def local(tensor: Tensor) -> Tensor:
 
 def whole(tensor: Tensor) -> Tensor:
     """Return a tensor whole, in every process; called by all of them."""
-    return tensor.full_tensor() if is_part(tensor) else tensor  # type: ignore[attr-defined]
+    if not is_part(tensor):
+        return tensor
+    sent = tensor.int() if tensor.dtype is torch.int16 else tensor  # gloo has no such numbers
+    return sent.full_tensor().to(tensor.dtype)  # type: ignore[attr-defined, no-any-return]
 
 
 def on_main(tensor: Tensor, engine: Engine) -> Tensor:

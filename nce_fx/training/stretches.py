@@ -1,4 +1,5 @@
-"""A graph cut into stretches that run one after the other, so that each needs its own weights alone in memory.
+"""A graph cut into stretches that run one after the other: each needs its own weights alone in memory, and what it
+keeps for the backward pass can be computed again.
 
     x -> [ conv1 ... layer2.0 ] -> [ layer2.1 ... layer4.0 ] -> [ layer4.1 ... fc ] -> y
 
@@ -6,10 +7,12 @@ A stretch is a graph module of its own, of the same modules and parameters. No c
 into it: gradients would go past the write.
 """
 
+import math
 import operator
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
@@ -17,10 +20,13 @@ from torch.fx.graph import CodeGen
 
 from nce_fx.by_mode import ModeCode, runs_in
 from nce_fx.frozen import Frozen
-from nce_fx.ops.liveness import memory_of
+from nce_fx.ops.liveness import memory_of, storages
+from nce_fx.ops.work import shape_of
 
 STRETCHES = 16
-"""How many a network is cut into, where its weights are small enough and its in-place operations let it."""
+"""How many a network is cut into by its weights, where these are small enough and its in-place operations let it."""
+MOST = 64
+"""How many may be tried by what is computed."""
 
 _NAME = "stretch_{}"
 
@@ -30,28 +36,45 @@ class Cut(Frozen):
     """A graph in stretches."""
 
     whole: nn.Module
-    """Runs all of them, as the graph does in training mode."""
-    stretches: Mapping[str, frozenset[Tensor]]
-    """Their names in ``whole``, each with the weights that it alone reads."""
+    """Runs all of them, as the graph does in the mode that it was in."""
+    stretches: dict[str, frozenset[Tensor]]
+    """Their names in ``whole``, in order, each with the weights that it alone reads."""
+    once: frozenset[str] = frozenset()
+    """Those that would not compute the same twice: they write into what they are given."""
 
 
-def cut(model: nn.Module, weights: Collection[Tensor]) -> Cut:
-    """Return a model in stretches of about the same size of these weights; as it is, where it is no graph.
+def cut(model: nn.Module, weights: Collection[Tensor] = (), *, activations: bool = False) -> Cut:
+    """Return a model in stretches of about the same size; as it is, where it is no graph.
 
     Args:
         model: its modules are shared with the stretches; it is not changed.
         weights: the parameters that are counted.
+        activations: whether what is computed is counted, too.
     """
     if not isinstance(model, GraphModule) or type(model.graph._codegen) not in (CodeGen, ModeCode):
         return Cut(model, {})
-    running = runs_in(model.graph.nodes, True)
+    running = runs_in(model.graph.nodes, model.training)
     reads = {node: _weights_of(model, node) & set(weights) for node in model.graph.nodes}
-    groups = list(_groups(model, running, reads))
+    steps = [
+        node for node in model.graph.nodes if node.op not in ("placeholder", "get_attr", "output") and node in running
+    ]
+    memory = memory_of(model)
+    written = ((memory.steps[value], memory.steps[each[-1]]) for value, each in memory.writers.items())
+    closed = {step for first, last in written for step in range(first + 1, last + 1)}
+    free = {place for place, node in enumerate(steps) if place and memory.steps[node] not in closed}
+    ends = _where_weights_suffice([reads[node] for node in steps], free)
+    if activations:
+        ends |= _where_little_passes(*_made_and_passed(model, steps), free)
+    borders = [0, *sorted(ends), len(steps)]
+    groups = [steps[start:end] for start, end in pairwise(borders) if end > start]
     modules = [_stretch(model, group, running) for group in groups]
+    names = [_NAME.format(index) for index in range(len(groups))]
     read = [frozenset[Tensor]().union(*(reads[node] for node in group)) for group in groups]
     often = Counter(weight for own in read for weight in own)
-    own = {_NAME.format(index): frozenset(each for each in own if often[each] == 1) for index, own in enumerate(read)}
-    return Cut(_caller(model, groups, modules, running), own)
+    own = {name: frozenset(each for each in held if often[each] == 1) for name, held in zip(names, read, strict=True)}
+    writing = {writer for value, each in memory.writers.items() if value.op == "placeholder" for writer in each}
+    once = frozenset(name for name, group in zip(names, groups, strict=True) if writing.intersection(group))
+    return Cut(_caller(model, groups, modules, running), own, once)
 
 
 def _weights_of(gm: GraphModule, node: Node) -> set[Tensor]:
@@ -70,26 +93,61 @@ def _attribute(gm: GraphModule, node: Node) -> object:
     return operator.attrgetter(str(node.target))(gm)
 
 
-def _groups(gm: GraphModule, running: set[Node], reads: dict[Node, set[Tensor]]) -> Iterator[list[Node]]:
-    """The nodes of each stretch, in order."""
-    memory = memory_of(gm)
-    written = ((memory.steps[value], memory.steps[each[-1]]) for value, each in memory.writers.items())
-    closed = {step for first, last in written for step in range(first + 1, last + 1)}
-    limit = sum(weight.numel() for weight in set().union(*reads.values())) / STRETCHES
-    group: list[Node] = []
-    held: set[Tensor] = set()
-    for step, node in enumerate(gm.graph.nodes):
-        if node.op in ("placeholder", "get_attr", "output") or node not in running:
+def _where_weights_suffice(reads: list[set[Tensor]], free: set[int]) -> set[int]:
+    """Return the steps that stretches begin with, each as soon as the one before has enough weights."""
+    limit = sum(weight.numel() for weight in set().union(*reads)) / STRETCHES
+    held, ends = set[Tensor](), set[int]()
+    for place, read in enumerate(reads):
+        if held and read - held and sum(weight.numel() for weight in held | read) > limit and place in free:
+            ends.add(place)
+            held = set()
+        held |= read
+    return ends
+
+
+def _made_and_passed(gm: GraphModule, steps: list[Node]) -> tuple[list[int], list[int]]:
+    """How many numbers each step puts into memory of its own, and how many lie there between a step and the next."""
+    index = {step: place for place, step in enumerate(steps)}
+    places = [index.get(node) for node in gm.graph.nodes]
+    made, change = [0] * len(steps), [0] * (len(steps) + 1)
+    for each in storages(gm):
+        if each.node not in index:
             continue
-        new = reads[node] - held
-        size = sum(weight.numel() for weight in held | new)
-        if held and new and size > limit and step not in closed:
-            yield group
-            group, held = [], set()
-        group.append(node)
-        held |= reads[node]
-    if group:
-        yield group
+        first = index[each.node]
+        last = max(place for place in places[each.first : each.last + 1] if place is not None)
+        made[first] = math.prod(shape_of(each.node)) if shape_of(each.node) else 0
+        change[first + 1] += made[first]
+        change[last + 1] -= made[first]
+    return made, list(accumulate(change))
+
+
+def _where_little_passes(made: list[int], passed: list[int], free: set[int]) -> set[int]:
+    """Return the steps that stretches begin with, so that two things are least together: what passes from one to the
+    next, and what the largest makes. They are in memory when the backward pass computes a stretch again.
+
+    For each size that stretches may have, where the least passes follows step by step.
+    """
+    sums = [0, *accumulate(made)]
+    best, least = set[int](), sums[-1]
+    for count in range(2, MOST + 1):
+        cost, before = {0: 0}, dict[int, int]()
+        window = deque([0])  # where a stretch may begin that ends here, the costs rising
+        for place in (*sorted(free), len(made)):
+            while len(window) > 1 and sums[place] - sums[window[0]] > sums[-1] / count:
+                window.popleft()
+            before[place] = window[0]
+            cost[place] = cost[window[0]] + (passed[place] if place < len(made) else 0)
+            while window and cost[window[-1]] >= cost[place]:
+                window.pop()
+            window.append(place)
+        ends, place, largest = set[int](), len(made), 0
+        while place:
+            largest = max(largest, sums[place] - sums[before[place]])
+            place = before[place]
+            ends.add(place)
+        if cost[len(made)] + largest < least:
+            best, least = ends - {0}, cost[len(made)] + largest
+    return best
 
 
 def _given(group: list[Node], running: set[Node]) -> list[Node]:

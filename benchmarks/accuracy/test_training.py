@@ -23,9 +23,9 @@ def test_a_study_writes_a_row_a_method_and_goes_on_where_it_stopped(tmp_path, ca
     before = out.read_text()
     training.main([*options, "pact + sawb", "seq"])
     assert out.read_text() == before
-    training.main([*options, "ewgs", "best", "straight-through, rate 0.05"])
+    training.main([*options, "ewgs", "best", "straight-through, shortcuts of 8 bits, rate 0.05"])
     found = rows(out)
-    assert [row["method"] for row in found[3:]] == ["ewgs", "best", "straight-through, rate 0.05"]
+    assert [row["method"] for row in found[3:]] == ["ewgs", "best", "straight-through, shortcuts of 8 bits, rate 0.05"]
     assert all(0 <= float(row["accuracy"]) <= 1 for row in found)
     assert all(0 <= float(row["moved"]) <= 1 for row in found[1:5])
     assert "| resnet20, digits, 1 + 1 epochs | seq |" in capsys.readouterr().out

@@ -94,6 +94,9 @@ RATES = (0.005, 0.015, 0.05)
 FLOAT, REFERENCE, QUANTIZERS = "float", "pact + sawb", "sawb + lsq, shortcuts of 8 bits"
 DEFAULT = f"{QUANTIZERS}, quarter distilled"
 _DEFAULT = {"weight": "sawb", "activation": "lsq", "shortcuts": "int8"}
+_LEARNED = {"weight": "lsq", "activation": "lsq"}
+_RIVAL = {"distill_alpha": 0.25}
+"""What serves our default best; a norm of 1 for gradients, which rivals with learned scales need, is in their rows."""
 ON_TOP: Mapping[str, Mapping[str, Any]] = {
     "batches of 32": {"batch_size": 32},
     "batches of 32, rate 0.025": {"batch_size": 32, "learning_rate": 0.025},
@@ -148,15 +151,22 @@ METHODS: Mapping[str, Method] = {
     "weights of 8 bits": Method({"weight_bits": 8}),
     "activations of 8 bits": Method({"activation_bits": 8}),
     "best": Method({"weight": "seq", "ewgs": 0.2}, {"reestimate": 50}),
-    **{f"straight-through, rate {rate}": Method({}, {"learning_rate": rate}, straight_through) for rate in RATES},
     **{
-        f"brevitas, rate {rate}": Method(
-            {"weight": "lsq", "activation": "lsq"},
-            # What brevitas' learned scales need, and what serves ours best.
-            {"learning_rate": rate, "clip_gradient": 1.0, "distill_alpha": 0.25},
-            _brevitas,
+        f"straight-through, shortcuts of 8 bits, rate {rate}": Method(
+            _DEFAULT, _RIVAL | {"learning_rate": rate}, straight_through
         )
         for rate in RATES
+    },
+    # These have fewer bits than the default has: its shortcuts have 8.
+    **{
+        f"brevitas, rate {rate}": Method(_LEARNED, _RIVAL | {"learning_rate": rate, "clip_gradient": 1.0}, _brevitas)
+        for rate in RATES
+    },
+    **{
+        f"brevitas, shortcuts of 8 bits, rate {rate}": Method(
+            _LEARNED | {"shortcuts": "int8"}, _RIVAL | {"learning_rate": rate, "clip_gradient": 1.0}, _brevitas
+        )
+        for rate in (*RATES, 0.15)
     },
 }
 """By the names of the rows."""

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations
 import nce_fx
 from nce_fx.errors import ChannelError, TraceError
 from nce_fx.ids import labels
+from nce_fx.ids.space import IdSpace
 from nce_fx.ids.value import ChannelTensor
 from nce_fx.models import MODELS
 from nce_fx.ops.rules import mixing, movement
@@ -395,3 +396,15 @@ def test_layers_of_no_channels_are_analyzed():
     gm = nce_fx.trace(model, (x,))
     assert nce_fx.analyze_channels(gm)["a"].pinned is None
     torch.testing.assert_close(nce_fx.resize(gm, {"a": 9})(x), model(x))
+
+
+def test_whose_an_id_is_follows_axes_that_are_added_between_questions():
+    space, lines = IdSpace(), []
+    for number in range(40):
+        lines.append(space.line((f"layer{number}", 0), 1 + number % 3).numpy())
+        ids = np.concatenate([np.array([0]), *lines])
+        owners = space.owners(ids)
+        assert owners[0] == -1
+        assert owners[1:].tolist() == [index for index, line in enumerate(lines) for _ in line]
+        assert space.widths(owners)[0] == 0
+        assert space.widths(owners)[1:].tolist() == [len(line) for line in lines for _ in line]

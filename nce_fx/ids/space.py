@@ -97,7 +97,9 @@ class IdSpace:
         self.length: dict[ParameterAxis, int] = {}
         self.end = FIRST_ID
         self._lines: dict[tuple[ParameterAxis, int], torch.Tensor] = {}
-        self._frozen: tuple[Ids, Ids] | None = None
+        # Starts and sizes, after an axis of no ids that has what is nobody's; as many columns as may be needed soon.
+        self._table = np.array([[np.iinfo(np.int64).min], [0]])
+        self._known = 1
 
     def line(self, axis: ParameterAxis, size: int) -> torch.Tensor:
         """Return the ids of an axis, fresh ones at the first call."""
@@ -107,7 +109,6 @@ class IdSpace:
             self.starts.append(self.end)
             self.sizes.append(size)
             self.end += size
-            self._frozen = None
         line = self._lines.get((axis, size))
         if line is None:
             start = self.base[axis]
@@ -123,15 +124,23 @@ class IdSpace:
 
     def owners(self, ids: Ids) -> Ids:
         """Return the index of the axis each id belongs to; -1 for ids that belong to none."""
-        if self._frozen is None:
-            self._frozen = (np.array(self.starts, dtype=np.int64), np.array([*self.sizes, 0], dtype=np.int64))
-        owners: Ids = np.searchsorted(self._frozen[0], ids, side="right") - 1
+        owners: Ids = np.searchsorted(self._columns()[0], ids, side="right") - 2
         return owners
 
     def widths(self, owners: Ids) -> Ids:
         """Return the length of each owner's axis (0 for -1)."""
-        assert self._frozen is not None
-        return self._frozen[1][owners]
+        return self._columns()[1][owners + 1]
+
+    def _columns(self) -> Ids:
+        """Return starts and sizes with what was added since: what was there is not made again for each axis."""
+        known, count = self._known, len(self.starts) + 1
+        if count > self._table.shape[1]:
+            grown = np.empty((2, 2 * count), dtype=np.int64)
+            grown[:, :known] = self._table[:, :known]
+            self._table = grown
+        self._table[:, known:count] = self.starts[known - 1 :], self.sizes[known - 1 :]
+        self._known = count
+        return self._table[:, :count]
 
 
 @dataclass

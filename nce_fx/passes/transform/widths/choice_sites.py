@@ -151,7 +151,7 @@ def _write(
 def _classes_on(analysis: Analysis, axis: ParameterAxis) -> Ids:
     space = analysis.structure.tie.space
     start = space.base[axis]
-    return analysis.structure.classes[start : start + space.sizes[space.axes.index(axis)]]
+    return analysis.structure.classes[start : start + space.length[axis]]
 
 
 class _Ordered(NamedTuple):

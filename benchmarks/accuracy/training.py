@@ -92,7 +92,9 @@ def _brevitas(gm: GraphModule, batches: Sequence[Any]) -> GraphModule:
 
 RATES = (0.005, 0.015, 0.05)
 FLOAT, REFERENCE, QUANTIZERS = "float", "pact + sawb", "sawb + lsq, shortcuts of 8 bits"
-DEFAULT = f"{QUANTIZERS}, quarter distilled"
+DEFAULT = f"{QUANTIZERS}, quarter distilled, clipped, rate 0.15"
+ADAMW_DEFAULT = f"{QUANTIZERS}, quarter distilled, clipped"
+"""The default where a network has a learning rate of its own."""
 _DEFAULT = {"weight": "sawb", "activation": "lsq", "shortcuts": "int8"}
 _LEARNED = {"weight": "lsq", "activation": "lsq"}
 _RIVAL = {"distill_alpha": 0.25}
@@ -219,7 +221,7 @@ def measure(teacher: GraphModule, data: Data, name: str, recipe: Recipe) -> dict
     student = nce_fx.quantize(teacher, nce_fx.QuantSpec(**{**PUBLISHED, **method.spec}), batches)
     if method.change is not None:
         student = method.change(student, batches)
-    asked = Recipe.from_dict(recipe.to_dict() | {**PUBLISHED_TRAINING, **method.recipe})
+    asked = replace(recipe, **method.recipe)
     begin = time.process_time()
     result = train(student, data, asked, teacher=teacher)
     last = result.history[-1]
@@ -279,13 +281,14 @@ def left_table(rows: Mapping[Key, Mapping[str, str]]) -> list[str]:
     for network, data in sorted({key[:2] for key in rows}):
         found = {
             name: {seed: 100 * float(row["accuracy"]) for seed, row in by_seed(rows, network, data, name).items()}
-            for name in (FLOAT, REFERENCE, DEFAULT)
+            for name in (FLOAT, REFERENCE, ADAMW_DEFAULT if network in RECIPES else DEFAULT)
         }
         seeds = sorted(set.intersection(*(set(own) for own in found.values())))
         if not seeds:
             continue
         plain, before, now = (mean([own[seed] for seed in seeds]) for own in found.values())
-        p = paired_p([(found[DEFAULT][s], found[REFERENCE][s]) for s in seeds]) if len(seeds) > 1 else math.nan
+        ours, published = list(found.values())[2], found[REFERENCE]
+        p = paired_p([(ours[s], published[s]) for s in seeds]) if len(seeds) > 1 else math.nan
         shares.append((now - plain) / (before - plain))
         cells = [f"{network}, {data}", f"{plain:.2f} %", f"{before - plain:+.2f}", f"{now - plain:+.2f}"]
         cells += [f"{shares[-1]:.2f}", f"{now - before:+.2f}", "" if math.isnan(p) else f"{p:.3f}", str(len(seeds))]
@@ -359,7 +362,8 @@ def measured(network: str, method: str, seed: int, given: argparse.Namespace) ->
     torch.set_num_threads(1)
     more = 0 if method == FLOAT else METHODS[method].more_float
     epochs = given.epochs - more
-    plain = Recipe(epochs=given.float_epochs + more, seed=seed, evaluate_every=0, **RECIPES.get(network, {}))
+    asked = {**PUBLISHED_TRAINING, **RECIPES.get(network, {})}
+    plain = Recipe(**asked, epochs=given.float_epochs + more, seed=seed, evaluate_every=0)
     data, teacher = float_network(network, given.data, given.images, given.held_out, plain)
     row = {"network": network, "data": name_of(given), "method": method, "seed": seed, "epochs": epochs}
     row |= {"images": given.images or "", "float_epochs": plain.epochs, "version": nce_fx.__version__}

@@ -129,7 +129,8 @@ class IdSpace:
 
     def widths(self, owners: Ids) -> Ids:
         """Return the length of each owner's axis (0 for -1)."""
-        return self._columns()[1][owners + 1]
+        widths: Ids = self._columns()[1][owners + 1]
+        return widths
 
     def _columns(self) -> Ids:
         """Return starts and sizes with what was added since: what was there is not made again for each axis."""

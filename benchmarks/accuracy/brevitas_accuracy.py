@@ -118,7 +118,7 @@ def float_network(network: str, data: Data, epochs: int, seed: int) -> GraphModu
     torch.manual_seed(seed)
     model = MODELS[network](num_classes=data.classes, in_channels=data.input_shape[0])
     gm = nce_fx.trace(model, (torch.zeros(1, *data.input_shape),))
-    return train(gm, data, Recipe(epochs=epochs, learning_rate=0.05, clip_gradient=None, seed=seed)).model
+    return train(gm, data, Recipe(epochs=epochs, seed=seed)).model
 
 
 def measure(teacher: GraphModule, data: Data, name: str, by: str, epochs: int, seed: int) -> float:
@@ -127,7 +127,7 @@ def measure(teacher: GraphModule, data: Data, name: str, by: str, epochs: int, s
     student = nce_fx.quantize(teacher, SPECS[name], batches)
     if by == "brevitas":
         student = with_brevitas(student, name, batches)
-    recipe = Recipe(epochs=epochs, learning_rate=0.05, seed=seed, clip_gradient=1.0)
+    recipe = Recipe(epochs=epochs, seed=seed, clip_gradient=1.0)
     accuracy = train(student, data, recipe, teacher=teacher).accuracy
     assert accuracy is not None
     return accuracy

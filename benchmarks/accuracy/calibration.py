@@ -75,7 +75,7 @@ def measure(data: Data, seed: int) -> dict[str, Any]:
     changes = [clips[path] / clip for path, clip in clips_of(own).items()]
     row: dict[str, Any] = {"seed": seed, "seconds": seconds, "clips": [min(changes), max(changes)]}
     for name, network in (("own", own), ("carried", carried)):
-        recipes = [Recipe(epochs=epochs, learning_rate=0.05, seed=seed, clip_gradient=1.0) for epochs in EPOCHS]
+        recipes = [Recipe(epochs=epochs, seed=seed, clip_gradient=1.0) for epochs in EPOCHS]
         row[name] = [train(network, data, recipe, teacher=original).accuracy for recipe in recipes]
     print(row, flush=True)
     return row

@@ -97,8 +97,8 @@ ADAMW_DEFAULT = f"{QUANTIZERS}, quarter distilled, clipped"
 """The default where a network has a learning rate of its own."""
 _DEFAULT = {"weight": "sawb", "activation": "lsq", "shortcuts": "int8"}
 _LEARNED = {"weight": "lsq", "activation": "lsq"}
-_RIVAL = {"distill_alpha": 0.25}
-"""What serves our default best; a norm of 1 for gradients, which rivals with learned scales need, is in their rows."""
+_RIVAL = {"distill_alpha": 0.25, "clip_gradient": 1.0}
+"""What serves our default best, and what rivals with learned scales need."""
 ON_TOP: Mapping[str, Mapping[str, Any]] = {
     "batches of 32": {"batch_size": 32},
     "batches of 32, rate 0.025": {"batch_size": 32, "learning_rate": 0.025},
@@ -113,6 +113,7 @@ ON_TOP: Mapping[str, Mapping[str, Any]] = {
     "quarter distilled, rate 0.15": {"distill_alpha": 0.25, "learning_rate": 0.15},
     "quarter distilled, clipped": {"distill_alpha": 0.25, "clip_gradient": 1.0},
     "quarter distilled, clipped, rate 0.15": {"distill_alpha": 0.25, "clip_gradient": 1.0, "learning_rate": 0.15},
+    "quarter distilled, clipped, rate 0.5": {"distill_alpha": 0.25, "clip_gradient": 1.0, "learning_rate": 0.5},
     "all distilled": {"distill_alpha": 1.0},
     "temperature 2": {"distill_temperature": 2.0},
     "average": {"average": 0.995},
@@ -152,6 +153,10 @@ METHODS: Mapping[str, Method] = {
         _DEFAULT | {"weight": "sawb-channel"}, {"distill_alpha": 0.25}
     ),
     "lsq, shortcuts of 8 bits, quarter distilled": Method(_DEFAULT | {"weight": "lsq"}, {"distill_alpha": 0.25}),
+    "lsq, shortcuts of 8 bits, quarter distilled, clipped, rate 0.15": Method(
+        {"weight": "lsq", "activation": "lsq", "shortcuts": "int8"},
+        {"distill_alpha": 0.25, "clip_gradient": 1.0, "learning_rate": 0.15},
+    ),
     "lsq, shortcuts of 8 bits": Method({"weight": "lsq", "activation": "lsq", "shortcuts": "int8"}),
     "n2uq, shortcuts of 8 bits": Method({"activation": "n2uq", "shortcuts": "int8"}),
     "weights of 8 bits": Method({"weight_bits": 8}),
@@ -164,13 +169,10 @@ METHODS: Mapping[str, Method] = {
         for rate in RATES
     },
     # These have fewer bits than the default has: its shortcuts have 8.
-    **{
-        f"brevitas, rate {rate}": Method(_LEARNED, _RIVAL | {"learning_rate": rate, "clip_gradient": 1.0}, _brevitas)
-        for rate in RATES
-    },
+    **{f"brevitas, rate {rate}": Method(_LEARNED, _RIVAL | {"learning_rate": rate}, _brevitas) for rate in RATES},
     **{
         f"brevitas, shortcuts of 8 bits, rate {rate}": Method(
-            _LEARNED | {"shortcuts": "int8"}, _RIVAL | {"learning_rate": rate, "clip_gradient": 1.0}, _brevitas
+            _LEARNED | {"shortcuts": "int8"}, _RIVAL | {"learning_rate": rate}, _brevitas
         )
         for rate in (*RATES, 0.15)
     },
@@ -221,7 +223,7 @@ def measure(teacher: GraphModule, data: Data, name: str, recipe: Recipe) -> dict
     student = nce_fx.quantize(teacher, nce_fx.QuantSpec(**{**PUBLISHED, **method.spec}), batches)
     if method.change is not None:
         student = method.change(student, batches)
-    asked = replace(recipe, **method.recipe)
+    asked = replace(recipe, **{"distill_alpha": PUBLISHED_TRAINING["distill_alpha"], **method.recipe})
     begin = time.process_time()
     result = train(student, data, asked, teacher=teacher)
     last = result.history[-1]
@@ -362,8 +364,7 @@ def measured(network: str, method: str, seed: int, given: argparse.Namespace) ->
     torch.set_num_threads(1)
     more = 0 if method == FLOAT else METHODS[method].more_float
     epochs = given.epochs - more
-    asked = {**PUBLISHED_TRAINING, **RECIPES.get(network, {})}
-    plain = Recipe(**asked, epochs=given.float_epochs + more, seed=seed, evaluate_every=0)
+    plain = Recipe(epochs=given.float_epochs + more, seed=seed, evaluate_every=0, **RECIPES.get(network, {}))
     data, teacher = float_network(network, given.data, given.images, given.held_out, plain)
     row = {"network": network, "data": name_of(given), "method": method, "seed": seed, "epochs": epochs}
     row |= {"images": given.images or "", "float_epochs": plain.epochs, "version": nce_fx.__version__}

@@ -70,9 +70,7 @@ def study(seeds: int, float_epochs: int) -> None:
         begin = {"warm": warm, "scratch": from_scratch(warm, fresh, spec, batches, seed)}
         for start, epochs in left:
             network = begin[start].train()
-            accuracy = train(
-                network, data, Recipe(epochs=epochs, learning_rate=0.05, clip_gradient=None, seed=seed), teacher=teacher
-            ).accuracy
+            accuracy = train(network, data, Recipe(epochs=epochs, seed=seed), teacher=teacher).accuracy
             new = not RESULTS.exists()
             with RESULTS.open("a", newline="") as file:
                 writer = csv.writer(file, lineterminator="\n")

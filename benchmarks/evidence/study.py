@@ -92,7 +92,7 @@ class Study(BaseModel):
 
     def float_training(self, seed: int, times: int = 1) -> Recipe:
         """Return how a float network is trained, for so many times the epochs."""
-        recipe = Recipe.from_dict({**PUBLISHED_TRAINING, **self.float_recipe, "seed": seed})
+        recipe = Recipe.from_dict({**self.float_recipe, "seed": seed})
         return replace(recipe, epochs=times * recipe.epochs)
 
     def retraining(self, seed: int) -> Recipe:

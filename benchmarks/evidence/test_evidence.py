@@ -26,6 +26,7 @@ from nce_fx.data import load_data
 from nce_fx.errors import InputError
 from nce_fx.search import SurfaceRecipe
 from nce_fx.training import Recipe
+from nce_fx.training.recipe import RETRAINING
 from tests.test_data import cifar  # noqa: F401
 
 FIELDS = [
@@ -91,7 +92,7 @@ def test_every_variant_can_be_asked_for_by_its_name():
 def test_what_is_ready_for_large_data_is_the_default(name):
     study = load_study(name)
     assert study.quantizing() == nce_fx.QuantSpec()
-    ours, usual = study.retraining(0), Recipe()
+    ours, usual = study.retraining(0), Recipe(**RETRAINING)
     for name in ("distill_alpha", "learning_rate", "clip_gradient"):
         assert getattr(ours, name) == getattr(usual, name)
 

@@ -192,9 +192,7 @@ def trained_row(gm: GraphModule, data: Data, parting: str, epochs: int, seed: in
     spec = nce_fx.QuantSpec(weight="sawb", activation="pact", shortcuts="quantized")
     quantized = made(gm, widths, parting, spec, data.batches(2, 128, seed=seed))
     if epochs:
-        recipe = Recipe(
-            epochs=epochs, learning_rate=0.02, clip_gradient=None, seed=seed, evaluate_every=0, warmup_epochs=0
-        )
+        recipe = Recipe(epochs=epochs, learning_rate=0.02, seed=seed, evaluate_every=0, warmup_epochs=0)
         accuracy = train(quantized, data, recipe, teacher=gm).accuracy
     else:
         accuracy = nce_fx.training.evaluate(quantized, data)

@@ -33,8 +33,8 @@ from nce_fx.tasks.losses import TEMPERATURE
 from nce_fx.training import Recipe, train
 
 NETWORKS = {
-    "resnet20": (8, Recipe(epochs=20, learning_rate=0.05, clip_gradient=None, evaluate_every=0)),
-    "mobilenet_v2": (32, Recipe(epochs=12, learning_rate=0.05, clip_gradient=None, evaluate_every=0)),
+    "resnet20": (8, Recipe(epochs=20, evaluate_every=0)),
+    "mobilenet_v2": (32, Recipe(epochs=12, evaluate_every=0)),
 }
 """Name -> side of the images, recipe."""
 MEASURED_ON = 256

@@ -37,8 +37,8 @@ RATIOS = (0.5, 2.0, 3.0)
 SEEDS = (0, 1)
 ALL = "all"
 """Every group at once: what the exponent of the whole is."""
-FLOAT = Recipe(epochs=30, learning_rate=0.05, clip_gradient=None, evaluate_every=0)
-RETRAIN = Recipe(epochs=20, learning_rate=0.02, clip_gradient=None, evaluate_every=0)
+FLOAT = Recipe(epochs=30, evaluate_every=0)
+RETRAIN = Recipe(epochs=20, learning_rate=0.02, evaluate_every=0)
 SPEC = nce_fx.QuantSpec(**PUBLISHED)
 RESULTS = pages.RESULTS / "widening.json"
 

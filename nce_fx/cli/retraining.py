@@ -33,7 +33,7 @@ from nce_fx.signature import call_of
 from nce_fx.tasks import Task
 from nce_fx.tracing import trace
 from nce_fx.training import Recipe
-from nce_fx.training.recipe import PUBLISHED_TRAINING, usual_float_epochs
+from nce_fx.training.recipe import PUBLISHED_TRAINING, RETRAINING, usual_float_epochs
 
 
 def run(job: Retrain) -> None:
@@ -138,7 +138,7 @@ def asked_for(job: Retrain, manifest: Manifest) -> Retraining:
             f"with --recipe {PUBLISHED_RECIPE}"
         )
     data = job.data or (before.data if before is not None else None)
-    kept = before.recipe if before is not None else {}
+    kept = before.recipe if before is not None else RETRAINING
     compiled = {"compile": True} if job.compile else {}
     options = {name: value for name, value in (("epochs", job.epochs), ("seed", job.seed)) if value is not None}
     asked = recipe_fields(job.recipe, PUBLISHED_TRAINING, **options, **compiled)

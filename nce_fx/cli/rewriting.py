@@ -39,7 +39,7 @@ from nce_fx.tasks import Task
 from nce_fx.training import Recipe, evaluate, train
 from nce_fx.training.log import epochs_table
 from nce_fx.training.loop import GO_ON
-from nce_fx.training.recipe import PUBLISHED_TRAINING, usual_float_epochs
+from nce_fx.training.recipe import PUBLISHED_TRAINING, RETRAINING, usual_float_epochs
 from nce_fx.training.result import EpochRecord
 from nce_fx.trial import Trial
 
@@ -64,7 +64,8 @@ def run(job: Rewrite) -> None:
     compiled = {"compile": True} if job.compile else {}
     if job.float_epochs is not None and not job.retrain:
         raise InputError("--float-epochs is about retraining: give --retrain EPOCHS as well")
-    fields = recipe_fields(job.recipe, PUBLISHED_TRAINING, epochs=job.retrain, seed=job.seed, **compiled)
+    given = recipe_fields(job.recipe, PUBLISHED_TRAINING, epochs=job.retrain, seed=job.seed, **compiled)
+    fields = {**RETRAINING, **given}
     recipe = Recipe.from_dict(with_float_epochs(fields, job))
     task = Task.of(job.loss, job.metric)
     if not job.dry_run and not job.force:

@@ -18,6 +18,9 @@ from nce_fx.validated import AsMapping, BelowOne, Count, NotNegative, Positive, 
 PUBLISHED_TRAINING: Mapping[str, Any] = FrozenDict(distill_alpha=0.9, learning_rate=0.05, clip_gradient=None)
 """What ``--recipe published`` trains with that is not the default; `nce_fx.passes.transform.quantize.PUBLISHED` has the
 quantizers."""
+RETRAINING: Mapping[str, Any] = FrozenDict(learning_rate=0.15, clip_gradient=1.0)
+"""What `nce-fx rewrite` and `nce-fx retrain` train with where nobody says: better than 0.05 without a limit on held-out
+images of four networks (docs/training.md). In Python ``Recipe(**RETRAINING)``."""
 LARGEST_ADAMW_RATE = 0.02
 """Of a recipe with AdamW: the default is made for gradient descent, and would destroy what was trained."""
 
@@ -42,8 +45,7 @@ class Recipe(AsMapping):
     `nce_fx.training.forward`."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """What takes the steps: "adamw" is what transformers are trained with, at a learning rate such as 0.001."""
-    learning_rate: Positive = 0.15
-    """At its highest. Better than 0.05 at 2 bits on four networks, with gradients clipped: docs/training.md."""
+    learning_rate: Positive = 0.05
     momentum: BelowOne = 0.9
     """Of AdamW the first of its two decays, beta1."""
     nesterov: StrictBool = True
@@ -83,8 +85,8 @@ class Recipe(AsMapping):
     teacher is given. See `nce_fx.training.features`."""
     reestimate: Whole = 0
     """Training batches from which BatchNorm's statistics are taken anew at the end, before the last evaluation."""
-    clip_gradient: Positive | None = 1.0
-    """The largest global gradient norm, or None for no limit, with which some networks diverge at this learning rate."""
+    clip_gradient: Positive | None = None
+    """The largest global gradient norm, or None for no limit."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Of the sums in the forward pass; weights stay as they are. With fp16 the loss is scaled: a step whose gradients
     overflow is left out, and the scale halves."""

@@ -300,11 +300,10 @@ def left_table(rows: Mapping[Key, Mapping[str, str]]) -> list[str]:
         lines.append(f"| {' | '.join(cells)} |")
     # What is above float has nothing left; more than that is not for the mean.
     counted = [max(share, 0.0) for share in shares]
-    return (
-        [*lines, f"| mean of the {len(shares)} with the default, none below 0 |  |  |  | {mean(counted):.2f} |  |  |  |"]
-        if shares
-        else lines
-    )
+    if not shares:
+        return lines
+    mean_left = f"{mean(counted):.2f}"
+    return [*lines, f"| mean of the {len(shares)} with the default, none below 0 |  |  |  | {mean_left} |  |  |  |"]
 
 
 def write_page(results: Path = RESULTS) -> None:

@@ -162,6 +162,14 @@ class RuleInterface(ABC):
         """
 
     @abstractmethod
+    def repeated(self, x: Any, plain: torch.Tensor, axis: int) -> torch.Tensor:
+        """Return a constant that the graph repeats along an axis, an index for each head, at the length of ``x`` there.
+
+        Raises:
+            RuntimeError: its entries along the axis are not one that is repeated.
+        """
+
+    @abstractmethod
     def blocks(self, x: Any, label: Label, axis: int, size: int) -> tuple[Label, Ids, Ids]:
         """Say that channels come in blocks that are copied whole, as the groups of ``F.group_norm(x, 4)``.
 

@@ -312,6 +312,28 @@ class LinearAttention(nn.Module):
         return self.proj(x.transpose(1, 2).reshape(batch, tokens, -1))
 
 
+class Disentangled(nn.Module):
+    """DeBERTa's: queries times keys of positions, of which each token picks by its distance, alike in all heads."""
+
+    def __init__(self, fused: bool = False) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.proj = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.places, self.place, self.fused = nn.Parameter(torch.zeros(7, 5)), nn.Linear(5, WIDTH), fused
+
+    def forward(self, x):
+        batch, tokens, _ = x.shape
+        q, k, v = (layer(x).view(batch, tokens, HEADS, -1).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        p = self.place(self.places).view(1, 7, HEADS, -1).transpose(1, 2)
+        distance = torch.arange(tokens).view(-1, 1) - torch.arange(tokens) + 3
+        scores, placed = q @ k.transpose(-2, -1), q @ p.transpose(-2, -1)
+        if self.fused:
+            picked = placed.flatten(0, 1).gather(-1, distance[None].expand(HEADS * batch, -1, -1))
+            scores = scores + picked.view(batch, -1, tokens, tokens)
+        else:
+            scores = scores + placed.gather(-1, distance[None, None].expand(batch, HEADS, -1, -1))
+        return self.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, tokens, -1))
+
+
 class CrossAttention(nn.Module):
     """Decoder queries, learned, read an image's tokens; the mask hides some."""
 
@@ -367,6 +389,8 @@ MODELS = {
     "attention_rotary_by_bands": _model(RotaryByBands, "qkv", "proj"),
     "attention_relative_table": _model(RelativeTable, "qkv", "proj"),
     "attention_linear": _model(LinearAttention, "q", "k", "v", "proj"),
+    "attention_disentangled": _model(Disentangled, "q", "k", "v", "place", "proj"),
+    "attention_disentangled_fused": _model(lambda: Disentangled(fused=True), "q", "k", "v", "place", "proj"),
     "cross_attention": ZooModel(
         CrossAttention, (image(),), ("patch", "mha.in_proj_weight", "mha.out_proj"), {"out": OUTPUT}
     ),

@@ -21,8 +21,9 @@ def gathered(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     whole = bool(value.run.decide("gathers whole", (value.labels[0],), partial(_fits, value, dim, index), dim))
     if not whole or any(value.run.carries(label, dim) for label in value.labels):
         return opaque(func, args, kwargs, "channels are picked by values")
-    if not _fits(value, dim, index):
-        raise RuntimeError(f"an index of shape {tuple(index.shape)} picks of {tuple(value.shape)}")
+    for axis, size in enumerate(value.shape):
+        if axis != dim and index.shape[axis] != size:
+            index = value.run.repeated(value, index, axis)
     labels = tuple(label.narrow(dim, 0, 1).expand(tuple(index.shape)) for label in value.labels)
     return ChannelTensor(value.run, labels[0].shape, labels, value.dtype)
 

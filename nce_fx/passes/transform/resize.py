@@ -269,13 +269,7 @@ def _edit(result: GraphModule, gm: GraphModule, run: Resizing, kept: Mapping[str
         new.kwargs = torch.fx.node.map_arg(kwargs, lambda n: nodes[n])
     for node, (position, axis, order) in edits.inputs.items():
         new = nodes[node]
-        source = new.kwargs[position] if isinstance(position, str) else new.args[position]
-        assert isinstance(source, Node)
-        selected = _select(result, new, source, axis, order)
-        if isinstance(position, str):
-            new.update_kwarg(position, selected)
-        else:
-            new.update_arg(position, selected)
+        _give(new, position, _select(result, new, _argument(new, position), axis, order))
     for node, (source, axis, order) in edits.selects.items():
         old = nodes[node]
         selected = _select(result, old, nodes[source], axis, order)
@@ -288,6 +282,9 @@ def _edit(result: GraphModule, gm: GraphModule, run: Resizing, kept: Mapping[str
         if isinstance(value, ChannelTensor) and isinstance(meta, TensorMetadata) and value.shape != meta.shape:
             stride = torch.empty(value.shape, device="meta").stride()
             new.meta["tensor_meta"] = meta._replace(shape=value.shape, stride=stride)
+    for node, repeats in edits.repeats.items():
+        for position, like, axis in repeats:
+            _repeat(result, nodes[node], position, like, axis)
     for node, (position, axis, shares) in edits.products.items():
         new, dtype = nodes[node], run.env[tree_leaves(node.args)[position]].dtype
         operands, places = tree_flatten(new.args)
@@ -382,6 +379,37 @@ def _multiply(result: GraphModule, before: Node, source: Any, axis: int, factors
     if isinstance(source, Node):
         product.meta = dict(source.meta)
     return product
+
+
+def _argument(node: Node, position: int | str) -> Node:
+    """Return an argument by its position or its name."""
+    found = node.kwargs[position] if isinstance(position, str) else node.args[position]
+    assert isinstance(found, Node)
+    return found
+
+
+def _give(node: Node, position: int | str, value: Node) -> None:
+    """Give a node another argument."""
+    if isinstance(position, str):
+        node.update_kwarg(position, value)
+    else:
+        node.update_arg(position, value)
+
+
+def _repeat(result: GraphModule, node: Node, position: int | str, like: int | str, axis: int) -> None:
+    """Repeat the one entry that an argument repeats along an axis as often as another argument is long there."""
+    source, other = _argument(node, position), _argument(node, like)
+    dims = len(source.meta["tensor_meta"].shape)
+    with result.graph.inserting_before(node):
+        size = result.graph.call_function(torch.ops.aten.sym_size.int, (other, axis))
+        one = result.graph.call_function(torch.narrow, (source, axis, 0, 1))
+        sizes = [size if k == axis else -1 for k in range(dims)]
+        repeated = result.graph.call_method("expand", (one, *sizes))
+    for made, length in ((one, 1), (repeated, other.meta["tensor_meta"].shape[axis])):
+        meta = source.meta["tensor_meta"]
+        shape = torch.Size([length if k == axis else s for k, s in enumerate(meta.shape)])
+        made.meta["tensor_meta"] = meta._replace(shape=shape, stride=torch.empty(shape, device="meta").stride())
+    _give(node, position, repeated)
 
 
 def _select(result: GraphModule, before: Node, source: Node, axis: int, order: Ids) -> Node:

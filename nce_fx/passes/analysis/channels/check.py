@@ -183,6 +183,24 @@ class Check(Replay):
         self.edits.inputs[self.node] = (place, plain.dim() + own, index)
         return plain.index_select(own, torch.from_numpy(index))
 
+    def repeated(self, x: ChannelTensor, plain: torch.Tensor, axis: int) -> torch.Tensor:
+        place, like = self.place_of(plain), self.place_of(x)
+        if place is None or like is None or not self._is_repeated(plain, axis):
+            raise RuntimeError(f"an index of shape {tuple(plain.shape)} picks of {tuple(x.shape)}")
+        self.edits.repeats.setdefault(self.here, []).append((place, like, axis))
+        return plain.narrow(axis, 0, 1).expand([x.shape[axis] if k == axis else -1 for k in range(plain.dim())])
+
+    def _is_repeated(self, plain: torch.Tensor, axis: int) -> bool:
+        """Whether one entry is repeated along an axis: ``x.expand(8, -1)`` of ``(1, 4)`` along the first."""
+        if not isinstance(plain, ChannelTensor):
+            return plain.stride(axis) == 0
+        made = next((node for node in self.here.all_input_nodes if self.env.get(node) is plain), None)
+        if made is None or self.ops.of_call(made.target) not in (self.ops["expand"], self.ops["Tensor.expand"]):
+            return False
+        source = self.env[made.all_input_nodes[0]]
+        own = axis - plain.dim() + source.dim()
+        return own < 0 or source.shape[own] == 1
+
     def layout(self, axis: ParameterAxis, line: torch.Tensor) -> tuple[Ids, Ids]:
         """Return (old position, copy) for each new position of an axis whose ids are its own."""
         if axis in self.orders:

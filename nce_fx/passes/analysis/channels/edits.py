@@ -58,6 +58,8 @@ class Edits:
     """A node that becomes ``index_select(source, axis, index)``."""
     inputs: dict[Node, tuple[int | str, int, Ids]] = field(default_factory=dict)
     """A node whose argument at a position, or of a name, is gathered along an axis first."""
+    repeats: dict[Node, list[tuple[int | str, int | str, int]]] = field(default_factory=dict)
+    """A node whose argument, one entry that is repeated along an axis, is repeated as often as another one is long."""
     products: dict[Node, tuple[int, int, Shares]] = field(default_factory=dict)
     """A node that sums products of channels: one of its arguments, counted through lists, is multiplied first."""
 
@@ -68,7 +70,8 @@ class Edits:
     def change_the_graph(self) -> bool:
         """Whether nodes change, not modules and parameters alone."""
         arguments = any(node.op == "call_function" for node, _, _ in self.attributes)
-        return bool(arguments or self.arguments or self.selects or self.inputs or self.products or self.results)
+        edits = (self.arguments, self.selects, self.inputs, self.repeats, self.products, self.results)
+        return arguments or any(map(bool, edits))
 
 
 def lay_out(line: torch.Tensor, classes: Ids, counts: Ids, mode: int, cuts: frozenset[int]) -> tuple[Ids, Ids]:

@@ -133,6 +133,7 @@ class Resizing(Check):
         self.node, self.step, self.asked, self.views = n, 0, 0, 0
         self.input = next((a for a in args if isinstance(a, ChannelTensor)), None)
         self.edits.inputs.pop(n, None)
+        self.edits.repeats.pop(n, None)
         self.edits.products.pop(n, None)
         self.edits.results.pop(n, None)
         known = n not in self.first.unknown_nodes

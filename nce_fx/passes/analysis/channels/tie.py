@@ -312,6 +312,9 @@ class Tie(ChannelInterpreter):
             self.pin(self.ids(core(label)), "it meets a constant of fixed length")
         return plain
 
+    def repeated(self, x: ChannelTensor, plain: torch.Tensor, axis: int) -> torch.Tensor:
+        raise RuntimeError(f"an index of shape {tuple(plain.shape)} picks of {tuple(x.shape)}")
+
     def blocks(self, x: ChannelTensor, label: Label, axis: int, size: int) -> tuple[Label, Ids, Ids]:
         self._remember("blocks", label)
         line = line_of(label, axis)

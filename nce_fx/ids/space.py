@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -30,10 +30,12 @@ class WeightNormed:
     direction: torch.Tensor
     length_path: str
     direction_path: str
+    dim: int
+    """The axis that has a length for each entry; -1 for one length of the whole weight."""
 
     def parameters_for(self, weight: torch.Tensor) -> dict[int, torch.Tensor]:
         """Return what stands in for each of the old tensors (by ``id``) so that this weight is computed."""
-        length = torch.norm_except_dim(weight, 2, 0)
+        length = torch.norm_except_dim(weight, 2, self.dim)
         return {
             id(self.length): nn.Parameter(length, self.length.requires_grad),
             id(self.direction): nn.Parameter(weight.clone(), self.direction.requires_grad),
@@ -41,31 +43,62 @@ class WeightNormed:
 
 
 def weight_normed(modules: Mapping[str, nn.Module]) -> dict[str, WeightNormed]:
-    """Return the weights of a model that weight normalization over the output axis computes, old style or new."""
+    """Return the weights of a model that weight normalization computes in their layers, old style or new."""
     found: dict[str, WeightNormed] = {}
     for path, module in {id(module): (path, module) for path, module in reversed(list(modules.items()))}.values():
         chain = _chain(module)
         if chain is not None:
             names = [f"{path}.parametrizations.weight.original{k}" for k in (0, 1)]
             value: Any = module.weight
-            found[f"{path}.weight"] = WeightNormed(value.detach(), chain.original0, chain.original1, *names)
+            lengths, directions = chain.original0, chain.original1
+            found[f"{path}.weight"] = WeightNormed(value.detach(), lengths, directions, *names, chain[0].dim)
         for hook in module._forward_pre_hooks.values():
-            if isinstance(hook, WeightNorm) and hook.name == "weight" and hook.dim == 0:
+            if isinstance(hook, WeightNorm) and hook.name == "weight":
                 length: Any = module.weight_g
                 direction: Any = module.weight_v
-                computed = torch._weight_norm(direction, length, 0).detach()
+                computed = torch._weight_norm(direction, length, hook.dim).detach()
                 names = [f"{path}.weight_g", f"{path}.weight_v"]
-                found[f"{path}.weight"] = WeightNormed(computed, length, direction, *names)
+                found[f"{path}.weight"] = WeightNormed(computed, length, direction, *names, hook.dim)
     return found
 
 
+def weight_normed_in(gm: GraphModule, tensors: Mapping[str, torch.Tensor]) -> dict[str, WeightNormed]:
+    """Return the weights that a graph normalizes by its own nodes, by the path of the direction.
+
+    Such a weight is treated as the direction's own value, where nothing else reads the direction or the length.
+    """
+    readers: dict[int, list[Node]] = {}
+    for node in gm.graph.nodes:
+        if node.op == "get_attr" and str(node.target) in tensors:
+            readers.setdefault(id(tensors[str(node.target)]), []).extend(node.users)
+        elif node.op == "call_module":
+            for parameter in gm.get_submodule(str(node.target)).parameters():
+                readers.setdefault(id(parameter), []).append(node)
+    found: dict[str, WeightNormed] = {}
+    for node in gm.graph.nodes:
+        if node.op != "call_function" or node.target not in _WEIGHT_NORMS or len(node.args) < 2:
+            continue
+        paths = [str(source.target) for source in node.args[:2] if isinstance(source, Node) and source.op == "get_attr"]
+        known = [tensors.get(path) for path in paths]
+        direction, length = known if len(known) == 2 else (None, None)
+        if isinstance(direction, nn.Parameter) and isinstance(length, nn.Parameter):
+            dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+            if readers[id(direction)] == [node] == readers[id(length)] and isinstance(dim, int):
+                computed = torch._weight_norm(direction, length, dim).detach()
+                found[paths[0]] = WeightNormed(computed, length, direction, paths[1], paths[0], dim)
+    return found
+
+
+_WEIGHT_NORMS = (torch._weight_norm, torch.ops.aten._weight_norm, torch.ops.aten._weight_norm.default)
+
+
 def _chain(module: nn.Module) -> Any:
-    """Return the parametrization of a module whose weight is normalized over its output axis and nothing else."""
+    """Return the parametrization of a module whose weight is normalized and nothing else."""
     if "parametrizations" not in module._modules or not parametrize.is_parametrized(module, "weight"):
         return None
     every: Any = module.parametrizations
     chain = every.weight
-    plain = len(every) == 1 and len(chain) == 1 and isinstance(chain[0], _WeightNorm) and chain[0].dim == 0
+    plain = len(every) == 1 and len(chain) == 1 and isinstance(chain[0], _WeightNorm)
     return chain if plain else None
 
 
@@ -151,7 +184,8 @@ class Tensors:
     tensors: dict[str, torch.Tensor]
     canonical: dict[str, str]
     normed: dict[str, WeightNormed]
-    """Weights that weight normalization computes, by the path they would have as parameters."""
+    """Weights that weight normalization computes, by the path they would have as parameters: of what the graph
+    normalizes, the direction's."""
     modules: dict[str, nn.Module]
 
     @staticmethod
@@ -169,6 +203,7 @@ class Tensors:
                         canonical[full] = first.setdefault(id(tensor), full)
                         tensors[full] = tensor
         normed = weight_normed(modules)
+        normed |= weight_normed_in(gm, tensors)
         for name, weight in normed.items():
             tensors[name], canonical[name] = weight.value, name
         return Tensors(tensors, canonical, normed, modules)

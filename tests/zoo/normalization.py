@@ -244,19 +244,21 @@ MODELS = {
     "channels_first_norm": _image_norm(ChannelsFirstNorm),
     "response_norm": _image_norm(ResponseNorm),
     "exported_weight_norm": _computed_weight(weight_norm, ("a", "b", "c"), {}),
-    "exported_weight_norm_of_all": _computed_weight(
-        lambda module: weight_norm(module, dim=-1), ("c",), {"a": "a weight that the graph computes", "b": "mixed"}
+    "exported_weight_norm_of_all": _computed_weight(lambda module: weight_norm(module, dim=-1), ("a", "b", "c"), {}),
+    "exported_weight_norm_of_kernels": _computed_weight(lambda module: weight_norm(module, dim=2), ("a", "b", "c"), {}),
+    "exported_weight_norm_transposed": ZooModel(
+        lambda: ComputedWeight(lambda conv: weight_norm(nn.ConvTranspose2d(6, 8, 2, 2))), (image(),), ("a", "b", "c")
+    ),
+    "exported_weight_norm_of_groups": ZooModel(
+        lambda: ComputedWeight(lambda conv: weight_norm(nn.Conv2d(6, 8, 3, groups=2), dim=2)),
+        (image(),),
+        ("a", "b", "c"),
     ),
     "weight_norm_of_inputs": ZooModel(
         NormedByInput,
         (noise(2, 4),),
-        ("e",),
-        {
-            "a": "a weight that the graph computes",
-            "b": "mixed by a norm",
-            "c": "a weight that the graph computes",
-            "d": "linalg_matrix_exp has no channel rule",
-        },
+        ("a", "b", "e"),
+        {"c": "a weight that the graph computes", "d": "linalg_matrix_exp has no channel rule"},
     ),
     "exported_spectral_norm": _computed_weight(
         spectral_norm, ("c",), {"a": "a weight that the graph computes", "b": "folded into one"}

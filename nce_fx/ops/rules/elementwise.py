@@ -191,8 +191,11 @@ def _meet_parameters(run: RuleInterface, a: list[Label], b: list[Label], sizes: 
 def weight_norm(v: ChannelTensor, g: ChannelTensor, dim: int = 0) -> ChannelTensor:
     """Return the channels of ``_weight_norm(v, g, 0)``: rows made unit long and scaled, g following the rows of v.
 
-    Over any other axis the norm mixes what it goes over.
+    Over any other axis the norm mixes what it goes over. Where nothing else reads v and g, they are made anew for any
+    weight, which then has its channels as a parameter does.
     """
+    if v.path in v.run.tensors.normed:
+        return v
     if dim == 0 and v.is_parameter:
         return meet(v.run, v, g)
     with torch._C.DisableTorchFunctionSubclass():

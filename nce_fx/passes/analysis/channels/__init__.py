@@ -99,7 +99,9 @@ def _describe(structure: Structure, proof: Resizing) -> ChannelGraph:
         )
     for path, normed in tie.tensors.normed.items():
         parameters[normed.direction_path] = parameters[path]
-        parameters[normed.length_path] = (parameters[path][0], *[AxisWidth(1)] * (len(parameters[path]) - 1))
+        parameters[normed.length_path] = tuple(
+            parameters[path][k] if k == normed.dim else AxisWidth(1) for k in range(normed.length.dim())
+        )
     for path in list(parameters):
         owner, found, name = path.removesuffix(".original").rpartition(".parametrizations.")
         if found and path.endswith(".original"):
@@ -107,8 +109,8 @@ def _describe(structure: Structure, proof: Resizing) -> ChannelGraph:
     values: dict[str, tuple[AxisWidth, ...]] = {}
     for node, old in tie.seen.items():
         new = proof.env.get(node)
-        if node.op == "get_attr" and node.target in parameters:
-            values[node.name] = parameters[str(node.target)]
+        if isinstance(old, ChannelTensor) and old.path in parameters:
+            values[node.name] = parameters[old.path]
         elif node.op != "output" and isinstance(old, ChannelTensor) and isinstance(new, ChannelTensor):
             if len(old.labels) == 1:
                 values[node.name] = axes.of_value(old, new)

@@ -284,23 +284,38 @@ def _gradients_reach_all(gm: GraphModule, wide: GraphModule, inputs: tuple[Any, 
             assert float(gradient.abs().max()) > 0, f"no gradient reaches {name} any more"
 
 
+def _readers(gm: GraphModule, weight: int) -> int:
+    """Return how many nodes read a parameter, by its id."""
+    parameters = dict(gm.named_parameters(remove_duplicate=False))
+    modules = dict(gm.named_modules(remove_duplicate=False))
+    count = 0
+    for node in gm.graph.nodes:
+        if node.op == "get_attr" and id(parameters.get(str(node.target))) == weight:
+            count += len(node.users)
+        elif node.op == "call_module":
+            count += any(id(p) == weight for p in modules[str(node.target)].parameters())
+    return count
+
+
 def nothing_is_silent(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> None:
     """Law 5: every convolution and linear is in exactly one group; pinned ones say where and why.
 
-    A weight that makes channels along both its axes (tied weights) is in two, pinned both. The output itself has no
-    line in the user's source that fx knows of.
+    A weight that makes channels along both its axes (tied weights) is in two, one for each axis. The output itself has
+    no line in the user's source that fx knows of.
     """
     t = traced(model, inputs)
     parameters = dict(t.gm.named_parameters(remove_duplicate=False))
     for node, paths in layers(t.gm).items():
-        weights = {id(parameters[f"{path}.weight"]) for path in paths if f"{path}.weight" in parameters}
+        named = [name for path in paths for name in (path, f"{path}.weight") if name in parameters]
+        weights = {id(parameters[name]) for name in named}
         tied = {name.removesuffix(".weight") for name, p in parameters.items() if id(p) in weights}
         computed = {
             name for name in parameters for path in paths if name.startswith(f"{path}.parametrizations.weight.")
         }
         names = {owner_path(path) for path in paths | tied | computed}
         groups = [g for g in t.channels.groups if names & set(g.producers)]
-        once = len(groups) == 1 or (groups and all(g.pinned for g in groups))
+        twice = len(groups) == 2 and any(_readers(t.gm, weight) > 1 for weight in weights)
+        once = len(groups) == 1 or twice or (groups and all(g.pinned for g in groups))
         assert once, f"{node} ({', '.join(sorted(names))}) is in {len(groups)} groups: {[g.id for g in groups]}"
     ids = [g.id for g in t.channels.groups]
     assert len(set(ids)) == len(ids), f"two groups have one id: {sorted(i for i in ids if ids.count(i) > 1)}"

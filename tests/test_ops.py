@@ -204,7 +204,7 @@ NOT_CALLED = {
     **dict.fromkeys(("size", "item", "any", "all", "argmax", "argmin"), "makes no numbers that a layer reads"),
     **dict.fromkeys(("empty_like", "new_empty"), "holds whatever was in memory"),
     "bernoulli": "takes probabilities alone",
-    **dict.fromkeys(("rand_like", "randn_like"), "is another one at every call"),
+    **dict.fromkeys(("rand_like", "randn_like", "uniform", "exponential"), "is another one at every call"),
     "stochastic_depth": "is torchvision's",
     "Tensor.expand": "a method is called by its name",
     "_assert_tensor_metadata": "is not called by people",

@@ -147,8 +147,16 @@ class RuleInterface(ABC):
         """Return the ids, int64 (channels,), of what an axis of a weight makes: axis 0 of ``conv.weight``."""
 
     @abstractmethod
-    def consume(self, weight: Any, axis: int, line: torch.Tensor) -> None:
-        """Say that an axis of a weight is summed against channels, divided among copies: 1 of ``linear.weight``."""
+    def consume(self, weight: Any, axis: int, line: torch.Tensor, data: tuple[Any, int] | None = None) -> None:
+        """Say that an axis of a weight is summed against channels, divided among copies: 1 of ``linear.weight``.
+
+        Args:
+            weight: the weight.
+            axis: of it.
+            line: the ids of the channels.
+            data: the value that has them, and along which axis, counted from the end: where the weight cannot be
+                divided, the value is multiplied by shares.
+        """
 
     @abstractmethod
     def follow(self, parameter: Any, axis: int, line: torch.Tensor) -> None:
@@ -161,13 +169,13 @@ class RuleInterface(ABC):
         Such as the (8,) that ``torch.linspace(0, 1, 8)`` is beside 8 channels: (12,) beside 12, gathered as they are.
         """
 
-    @abstractmethod
     def repeated(self, x: Any, plain: torch.Tensor, axis: int) -> torch.Tensor:
         """Return a constant that the graph repeats along an axis, an index for each head, at the length of ``x`` there.
 
         Raises:
             RuntimeError: its entries along the axis are not one that is repeated.
         """
+        raise RuntimeError(f"an index of shape {tuple(plain.shape)} picks of {tuple(x.shape)}")
 
     @abstractmethod
     def blocks(self, x: Any, label: Label, axis: int, size: int) -> tuple[Label, Ids, Ids]:
@@ -229,9 +237,9 @@ class RuleInterface(ABC):
     def laid_out(self, label: Label, moving: frozenset[int]) -> Layout:
         """Return what a view such as ``x.flatten(1)`` does with the axes of a label; ``moving``: of channels."""
 
-    @abstractmethod
     def viewed(self, shape: Sequence[int]) -> None:
         """Say that a view is about to make this shape, such as ``(2, 8, -1)`` once -1 is known."""
+        return
 
     @abstractmethod
     def attribute(self, owner: Any, name: str, value: Any) -> None:

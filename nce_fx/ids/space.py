@@ -48,17 +48,20 @@ def weight_normed(modules: Mapping[str, nn.Module]) -> dict[str, WeightNormed]:
     for path, module in {id(module): (path, module) for path, module in reversed(list(modules.items()))}.values():
         chain = _chain(module)
         if chain is not None:
-            names = [f"{path}.parametrizations.weight.original{k}" for k in (0, 1)]
+            behind = f"{path}.parametrizations.weight.original"
             value: Any = module.weight
             lengths, directions = chain.original0, chain.original1
-            found[f"{path}.weight"] = WeightNormed(value.detach(), lengths, directions, *names, chain[0].dim)
+            found[f"{path}.weight"] = WeightNormed(
+                value.detach(), lengths, directions, f"{behind}0", f"{behind}1", chain[0].dim
+            )
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, WeightNorm) and hook.name == "weight":
                 length: Any = module.weight_g
                 direction: Any = module.weight_v
                 computed = torch._weight_norm(direction, length, hook.dim).detach()
-                names = [f"{path}.weight_g", f"{path}.weight_v"]
-                found[f"{path}.weight"] = WeightNormed(computed, length, direction, *names, hook.dim)
+                found[f"{path}.weight"] = WeightNormed(
+                    computed, length, direction, f"{path}.weight_g", f"{path}.weight_v", hook.dim
+                )
     return found
 
 

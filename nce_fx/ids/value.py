@@ -29,6 +29,8 @@ class ChannelTensor(torch.Tensor):
     """For a parameter: the path by which it was reached."""
     exact: bool
     """Whether the value is a parameter itself, moved at most: what is done to it can be done to the parameter."""
+    elementwise: bool
+    """Whether each entry is computed from what parameters have at its place alone: its copies are copies of it."""
     _labels: tuple[Label, ...] | None
     _size: torch.Size
     _type: torch.dtype
@@ -43,6 +45,7 @@ class ChannelTensor(torch.Tensor):
         path: str | None = None,
         exact: bool = False,
         alias: str | None = None,
+        elementwise: bool = False,
     ) -> "ChannelTensor":
         size = torch.Size(shape)
         value: ChannelTensor = torch.Tensor._make_wrapper_subclass(cls, size, dtype=dtype, device=_CPU)
@@ -50,6 +53,7 @@ class ChannelTensor(torch.Tensor):
         value._size, value._type = size, dtype
         value.path, value.alias = path, alias
         value.exact = exact or path is not None
+        value.elementwise = elementwise or value.exact
         value._labels = labels
         return value
 

@@ -21,6 +21,8 @@ ROWS = (
         for name in ("zeros_like", "ones_like", "empty_like", "rand_like", "randn_like")
     ),
     _made("full_like", movement.alike, "input, fill_value", _tokens(0.5)),
+    _made("uniform", movement.alike, "input, from_=0, to=1", _tokens()),
+    _made("exponential", movement.alike, "input, lambd=1", _tokens()),
     _made("bernoulli", movement.alike, "input", lambda: (rand(2, 6, 8),)),
     _made("tril", movement.triangle, "input, diagonal=0", _tokens(2)),
     _made("triu", movement.triangle, "input, diagonal=0", _tokens(2)),

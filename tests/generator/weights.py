@@ -80,6 +80,31 @@ def computed_weight(op: Op, shape: Shape) -> nn.Module:
     )
 
 
+def own_weight(op: Op, shape: Shape) -> nn.Module:
+    """Weights that cannot be divided: bounded entry by entry, normed in the graph, read where they made channels."""
+    channels, out = shape[1], op.channels
+    if op.variant == 0:
+        table = noise(out, channels)
+        return Step(lambda s, x: F.conv2d(x, F.softplus(s.table).view(*s.table.shape, 1, 1)), table=table)
+    if op.variant == 1:
+        return Step(
+            lambda s, x: x * F.conv2d(x**2, (s.table.abs() + 0.1)[..., None, None], s.bias.exp()).rsqrt(),
+            table=noise(channels, channels),
+            bias=noise(channels),
+        )
+    if op.variant == 2:
+        dim = op.size % 2
+        length = noise(*(out if k == 0 == dim else channels if k == 1 == dim else 1 for k in range(4)))
+        return Step(
+            lambda s, x: F.conv2d(x, torch._weight_norm(s.table, s.length, dim)),
+            table=noise(out, channels, 1, 1),
+            length=length,
+        )
+    return Step(
+        lambda s, x: F.conv_transpose2d(F.relu(F.conv2d(x, s.table)), s.table), table=noise(out, channels, 1, 1)
+    )
+
+
 def mid_attention(op: Op, shape: Shape) -> nn.Module | None:
     """A group norm, then attention over places: an autoencoder's, a diffusion network's, linear, non-local."""
     batch, channels, height, width = shape
@@ -258,6 +283,7 @@ WEIGHTS = {
             "normed_weight": normed_weight,
             "fixed": fixed,
             "computed_weight": computed_weight,
+            "own_weight": own_weight,
             "mid_attention": mid_attention,
             "response": response,
             "by_mode": by_mode,

@@ -231,7 +231,30 @@ def _between(kind: type[nn.Module], *free: str, **pinned: str) -> ZooModel:
     return ZooModel(kind, (image(),), ("b", *free), {"head.fc": OUTPUT, **pinned})
 
 
+class NetworkForEachChannel(nn.Module):
+    """An entropy model: a small network of its own for each channel, and noise in the place of rounding in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 6), conv(6, 4), Head(4)
+        self.medians = nn.Parameter(torch.zeros(6, 1, 3))
+        self.matrices = nn.ParameterList([torch.zeros(6, 3, 1), torch.zeros(6, 1, 3)])
+        self.shifts = nn.ParameterList([torch.zeros(6, 3, 1), torch.zeros(6, 1, 1)])
+
+    def forward(self, x):
+        x = self.a(x)
+        if self.training:
+            x = x + torch.empty_like(x).uniform_(-0.5, 0.5)
+        each = x.permute(1, 0, 2, 3).contiguous()
+        values = each.reshape(each.size(0), 1, -1) - self.medians[:, :, 1:2]
+        for matrix, shift in zip(self.matrices, self.shifts, strict=True):
+            values = torch.matmul(F.softplus(matrix), values) + shift
+            values = values + 0.3 * torch.tanh(values)
+        return self.head(F.relu(self.b(values.reshape(each.shape).permute(1, 0, 2, 3))))
+
+
 MODELS = {
+    "network_for_each_channel": _between(NetworkForEachChannel, "a"),
     "scale_from_shape": _between(ScaleFromShape, "a"),
     "share_of_sum": _between(ShareOfSum),
     "global_mean": _between(GlobalMean, "a"),

@@ -204,7 +204,38 @@ class Functional(nn.Module):
         return F.linear(F.relu(F.linear(x, self.matrix)), self.out)
 
 
+class DivisiveNorm(nn.Module):
+    """GDN: channels over the root of a convolution of their squares, whose weight is bounded and squared itself."""
+
+    def __init__(self, inverse: bool = False) -> None:
+        super().__init__()
+        self.a, self.b, self.head, self.inverse = conv(3, 6), conv(6, 4), Head(4), inverse
+        self.beta, self.gamma = nn.Parameter(torch.ones(6)), nn.Parameter(torch.zeros(6, 6))
+        self.register_buffer("bound", torch.full((1,), 0.1))
+
+    def forward(self, x):
+        x = self.a(x)
+        gamma = torch.max(self.gamma, self.get_buffer("bound")) ** 2 - 1e-3
+        norm = F.conv2d(x**2, gamma.reshape(x.shape[1], x.shape[1], 1, 1), self.beta.abs() + 0.1)
+        return self.head(F.relu(self.b(x * (norm.sqrt() if self.inverse else norm.rsqrt()))))
+
+
+class ChangedInPlace(nn.Module):
+    """Weights that are copied and changed in place, entry by entry, before they are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.out = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = F.relu(F.linear(self.a(x), self.b.weight.clone().add_(0.5), self.b.bias))
+        return self.out(F.linear(x, torch.stack([F.softplus(self.c.weight)]).squeeze(0), self.c.bias))
+
+
 MODELS = {
+    "divisive_norm": ZooModel(DivisiveNorm, (image(),), ("a", "gamma", "b"), together=together("a", "gamma")),
+    "divisive_norm_inverse": ZooModel(lambda: DivisiveNorm(True), (image(),), ("a", "gamma", "b")),
+    "changed_in_place": ZooModel(ChangedInPlace, (noise(2, 4),), ("a", "b"), {"out": OUTPUT}),
     "depthwise": ZooModel(Depthwise, (image(),), ("a", "dw", "b"), {"head.fc": OUTPUT}, together("a", "dw")),
     "depthwise_multiplier": ZooModel(lambda: Depthwise(2), (image(),), ("a", "dw", "b"), {"head.fc": OUTPUT}),
     "depthwise_on_input": ZooModel(DepthwiseOnInput, (image(),), ("b",)),

@@ -255,7 +255,9 @@ MODELS = {
     "shared_head": ZooModel(SharedHead, (image(),), ("a", "b", "shared"), {"out": "output"}, together("a", "b")),
     "siamese": ZooModel(Siamese, (image(), image() + 1), ("a", "b")),
     "tied_layers": ZooModel(TiedLayers, (image(),), ("stem", "a"), together=together("stem", "a")),
-    "tied_embedding": ZooModel(TiedEmbedding, (torch.arange(8).view(2, 4),), ("up",)),
+    "tied_embedding": ZooModel(
+        TiedEmbedding, (torch.arange(8).view(2, 4),), ("table", "up", "down"), {}, together("table", "down")
+    ),
     "tied_transpose": ZooModel(TiedTranspose, (noise(2, 5),), (), {}),
     "embeddings": ZooModel(
         Embeddings,

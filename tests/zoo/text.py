@@ -112,6 +112,23 @@ class Causal(nn.Module):
         return self.out(x).transpose(0, 1)
 
 
+class KeysByDistance(nn.Module):
+    """Shaw's: every pair of places has a key of its own by its distance, one for all heads; keys and values are one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.kv, self.proj = nn.Linear(WIDTH, 8), nn.Linear(WIDTH, 16, bias=False), nn.Linear(8, WIDTH)
+        self.table = nn.Embedding(7, INNER)
+
+    def forward(self, x):
+        batch, tokens, _ = x.shape
+        q, k, v = (y.reshape(batch, tokens, 2, INNER).transpose(1, 2) for y in (self.q(x), *self.kv(x).chunk(2, -1)))
+        distance = torch.arange(tokens).view(-1, 1) - torch.arange(tokens) + 3
+        scores = torch.einsum("bhid,bhjd->bhij", q, k) + torch.einsum("bhid,ijd->bhij", q, self.table(distance))
+        x = torch.einsum("bhij,bhjd->bhid", (scores * INNER**-0.5).softmax(-1), v)
+        return self.proj(x.transpose(1, 2).reshape(batch, tokens, -1))
+
+
 def _model(attention: type[nn.Module], *free: str) -> ZooModel:
     names = tuple(f"block.attn.{name}" for name in free)
     return ZooModel(
@@ -127,6 +144,7 @@ MODELS = {
     "text_normalized_queries": _model(NormalizedQueries, "q", "k", "v", "proj"),
     "text_slopes_by_head": _model(SlopesByHead, "q", "k", "v", "proj"),
     "text_bias_by_distance": _model(BiasByDistance, "q", "k", "v", "proj"),
+    "text_keys_by_distance": _model(KeysByDistance, "q", "kv", "proj"),
     "text_with_padding": ZooModel(
         Padded,
         (torch.tensor([[3, 1, 5, 0, 0], [2, 4, 1, 3, 0]]),),

@@ -38,6 +38,9 @@ def matmul(a: Any, b: Any, by_root: bool = False) -> ChannelTensor:
     for value, axis in ((a, a.dim() - 2), (b, b.dim() - 1)):
         if len(value.labels) > 1 and sum([run.varies(label, axis) for label in value.labels]) > 1:
             return _matmul_opaque(run, a, b, shape)
+    if a.is_parameter != b.is_parameter and _one_for_each(run, *((b, a) if a.is_parameter else (a, b))):
+        axis = next(iter(run.channel_axes((b if a.is_parameter else a).labels[0]))) - len(shape)
+        return activation(run, _contract(run, label_for(a, axis), label_for(b, axis), shape, by_root), a.dtype)
     if b.is_parameter and len(b.labels) > 1 and not a.is_parameter:
         if len(run.channel_axes(label_for(b, -1))) > 1:
             return _by_position(run, a, b, shape)
@@ -48,6 +51,17 @@ def matmul(a: Any, b: Any, by_root: bool = False) -> ChannelTensor:
         return activation(run, along(made(run, a, a.dim() - 2, None), len(shape) - 2, shape), b.dtype)
     left, right = label_for(a, -1), label_for(b, -2)
     return activation(run, _contract(run, left, right, shape, by_root), a.dtype)
+
+
+def _one_for_each(run: RuleInterface, data: ChannelTensor, weight: ChannelTensor) -> bool:
+    """Whether a weight has a matrix of its own for each channel: (channels, n, k) of data (channels, k, m)."""
+    if weight.dim() < 3 or data.dim() < weight.dim() or len(weight.labels) < 3:
+        return False
+    axes = run.channel_axes(data.labels[0])
+    if len(axes) != 1 or axes[0] >= data.dim() - 2:
+        return False
+    own = axes[0] - data.dim() + weight.dim()
+    return own >= 0 and run.varies(label_for(weight, own), own)
 
 
 def _by_position(run: RuleInterface, a: ChannelTensor, table: ChannelTensor, shape: list[int]) -> ChannelTensor:
@@ -101,6 +115,9 @@ def _contract(run: RuleInterface, a: Label, b: Label, shape: list[int], by_root:
     right = b.narrow(b.dim() - 2, 0, 1).expand(*b.shape[:-2], shape[-2], b.shape[-1])
     left, right = left.expand(shape), right.expand(shape)
     axes_left, axes_right = run.channel_axes(left), run.channel_axes(right)
+    if bool(axes_left) != bool(axes_right):
+        label, axes, other = (left, axes_left, b) if axes_left else (right, axes_right, a)
+        _as_many(run, label, axes, other)
     if not axes_left or not axes_right:
         return left if axes_left or (not axes_right and over_a) else right
     if set(axes_left) <= set(axes_right) or set(axes_right) <= set(axes_left):
@@ -115,6 +132,14 @@ def _contract(run: RuleInterface, a: Label, b: Label, shape: list[int], by_root:
     # A value carries channels along one of its axes: the rows', which are what a token or a map has of them.
     run.pin(run.ids(core(right)), "channels along one axis meet channels along another in a product")
     return left
+
+
+def _as_many(run: RuleInterface, label: Label, axes: tuple[int, ...], other: Label) -> None:
+    """Let what heads have inside be alike where they meet, head by head, what has no channels: they stay as many."""
+    for axis in axes[:-1]:
+        own = axis - label.dim() + other.dim()
+        if axis < label.dim() - 2 and own >= 0 and not run.is_single(other, own):
+            run.tie(label, label.narrow(axis, 0, 1).expand(label.shape))
 
 
 def _heads(run: RuleInterface, label: Label, axes: tuple[int, ...], shared: list[int]) -> Label:
@@ -147,6 +172,9 @@ def einsum(equation: str, *operands: Any) -> Any:
     values = operands[0] if len(operands) == 1 and isinstance(operands[0], list | tuple) else operands
     found = _layer(equation, values)
     if found is None:
+        product = _product(equation, values)
+        if product is not None:
+            return product
         with torch._C.DisableTorchFunctionSubclass():
             return torch.einsum(equation, *values)
     x, weight, left, right, result = found
@@ -155,6 +183,45 @@ def einsum(equation: str, *operands: Any) -> Any:
     line = made(x.run, weight, right.index(new), None)
     sizes = dict(zip(left, x.shape, strict=True)) | {new: line.numel()}
     return activation(x.run, along(line, result.index(new), [sizes[letter] for letter in result]), x.dtype)
+
+
+def _product(equation: str, values: Any) -> ChannelTensor | None:
+    """Return the channels of an einsum of two values over one letter, as a matrix product; ``None`` of any other.
+
+    PyTorch takes it apart by its sizes: an axis of one entry, which another width may give, goes another way.
+    """
+    left, _, result = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    if len(values) != 2 or len(terms) != 2 or not f"{''.join(terms)}{result}".isalpha():
+        return None
+    a, b = terms
+    summed = [letter for letter in a if letter in b and letter not in result]
+    rows, columns = ([letter for letter in x if letter not in y] for x, y in ((a, b), (b, a)))
+    if len(summed) != 1 or any(len(set(term)) != len(term) for term in (a, b, result)):
+        return None
+    if set(result) != (set(a) | set(b)) - {*summed}:
+        return None
+    # One letter is the product's own axis; more of them run along with those of both.
+    row, column = (own[-1] if len(own) == 1 else "" for own in (rows, columns))
+    batch = [letter for letter in result if letter not in (row, column)]
+    first = _axes(values[0], a, [*batch, row, *summed])
+    second = _axes(values[1], b, [*batch, *summed, column])
+    product: Any = matmul(first, second)
+    order = [*batch, row, column]
+    for place in (k for k in (len(order) - 1, len(order) - 2) if not order[k]):
+        product = product.squeeze(place)
+    order = [letter for letter in order if letter]
+    found: ChannelTensor = product.permute([order.index(letter) for letter in result])
+    return found
+
+
+def _axes(value: Any, letters: str, order: list[str]) -> Any:
+    """Return a value with its axes in an order, new ones where it has none of a letter."""
+    value = value.permute([letters.index(letter) for letter in order if letter and letter in letters])
+    for place, letter in enumerate(order):
+        if not letter or letter not in letters:
+            value = value.unsqueeze(place)
+    return value
 
 
 def _layer(equation: str, values: Any) -> tuple[ChannelTensor, ChannelTensor, str, str, str] | None:

@@ -26,15 +26,16 @@ def pointwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Chann
     dtype = torch.bool if func._schema.returns and _is_comparison(func) else _type(operands, numbers)
     if numbers:
         run.number(numbers, labelled[0].labels[0])
+    own = all(value.elementwise for value in labelled)
     if len(operands) == 1:
-        return ChannelTensor(run, labelled[0].shape, labelled[0].labels, dtype)
+        return ChannelTensor(run, labelled[0].shape, labelled[0].labels, dtype, elementwise=own)
     result = labelled[0]
     for operand in labelled[1:]:
         result = meet(run, result, operand)
     for plain in operands:
         if not isinstance(plain, ChannelTensor):
             result = meet_constant(run, result, plain)
-    return ChannelTensor(run, result.shape, result.labels, dtype)
+    return ChannelTensor(run, result.shape, result.labels, dtype, elementwise=own)
 
 
 def _type(operands: list[torch.Tensor], numbers: tuple[float, ...]) -> torch.dtype:

@@ -33,14 +33,16 @@ from nce_fx.ops.rules.elementwise import meet, neutral, one_channel
 
 
 def _like(value: ChannelTensor, labels: tuple[Label, ...]) -> ChannelTensor:
-    return ChannelTensor(value.run, labels[0].shape, labels, value.dtype, exact=value.exact)
+    return ChannelTensor(
+        value.run, labels[0].shape, labels, value.dtype, exact=value.exact, elementwise=value.elementwise
+    )
 
 
 def same(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
     """Return the channels of ``x.clone()`` and casts: the same."""
     value = args[0]
     dtype = kwargs.get("dtype") or value.dtype
-    return ChannelTensor(value.run, value.shape, value.labels, dtype, exact=value.exact)
+    return ChannelTensor(value.run, value.shape, value.labels, dtype, exact=value.exact, elementwise=value.elementwise)
 
 
 def number(value: Any) -> Any:

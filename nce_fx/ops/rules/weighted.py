@@ -36,7 +36,7 @@ def read(run: RuleInterface, x: ChannelTensor, axis: int, weight: Any, weight_ax
     """Sum the channels along an axis of ``x`` against an axis of a weight: axis 1 of ``linear.weight``."""
     label = label_for(x, axis)
     if isinstance(weight, _WEIGHTS):
-        run.consume(weight, weight_axis, channel_line(run, label, axis))
+        run.consume(weight, weight_axis, channel_line(run, label, axis), (x, axis - x.dim()))
     else:
         run.pin(run.ids(core(label)), "it is read by a weight that is a constant of the graph")
 

@@ -20,7 +20,6 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_u
 
 from nce_fx.arguments import checked
 from nce_fx.copying import copy_graph
-from nce_fx.devices import device_of
 from nce_fx.errors import ChannelError, where
 from nce_fx.frozen import Frozen
 from nce_fx.ids.labels import Ids
@@ -36,6 +35,7 @@ from nce_fx.passes.analysis.channels.plan_check import check_plan
 from nce_fx.passes.analysis.channels.projection import Mismatch
 from nce_fx.passes.analysis.channels.resizing import Broken, Resizing
 from nce_fx.passes.analysis.channels.structure import Structure, settle, spread_copies
+from nce_fx.passes.transform.inserted_nodes import argument, give, multiply, repeat, select
 from nce_fx.passes.transform.resized_weights import Weights, check_memory
 from nce_fx.paths import module_at, tensor_at
 from nce_fx.pipeline import Given, Pass
@@ -269,10 +269,10 @@ def _edit(result: GraphModule, gm: GraphModule, run: Resizing, kept: Mapping[str
         new.kwargs = torch.fx.node.map_arg(kwargs, lambda n: nodes[n])
     for node, (position, axis, order) in edits.inputs.items():
         new = nodes[node]
-        _give(new, position, _select(result, new, _argument(new, position), axis, order))
+        give(new, position, select(result, new, argument(new, position), axis, order))
     for node, (source, axis, order) in edits.selects.items():
         old = nodes[node]
-        selected = _select(result, old, nodes[source], axis, order)
+        selected = select(result, old, nodes[source], axis, order)
         selected.meta = dict(old.meta)
         old.replace_all_uses_with(selected)
         nodes[node] = selected
@@ -284,11 +284,11 @@ def _edit(result: GraphModule, gm: GraphModule, run: Resizing, kept: Mapping[str
             new.meta["tensor_meta"] = meta._replace(shape=value.shape, stride=stride)
     for node, repeats in edits.repeats.items():
         for position, like, axis in repeats:
-            _repeat(result, nodes[node], position, like, axis)
+            repeat(result, nodes[node], position, like, axis)
     for node, (position, axis, shares) in edits.products.items():
         new, dtype = nodes[node], run.env[tree_leaves(node.args)[position]].dtype
         operands, places = tree_flatten(new.args)
-        operands[position] = _multiply(result, new, operands[position], axis, torch.from_numpy(shares).to(dtype))
+        operands[position] = multiply(result, new, operands[position], axis, torch.from_numpy(shares).to(dtype))
         new.args = tree_unflatten(operands, places)
     for node, factor in edits.results.items():
         new = nodes[node]
@@ -368,60 +368,3 @@ def _set_argument(signature: str, node: Node, name: str, value: Any) -> None:
             node.update_kwarg(name, value)
     else:
         node.update_arg(position, value)
-
-
-def _multiply(result: GraphModule, before: Node, source: Any, axis: int, factors: torch.Tensor) -> Node:
-    """Insert a multiplication along an axis (counted from the end)."""
-    share = _constant(result, before, "channel_share", factors.reshape(-1, *[1] * (-1 - axis)))
-    share.meta["tensor_meta"] = _extract_tensor_metadata(result.get_buffer(str(share.target)))
-    with result.graph.inserting_before(before):
-        product = result.graph.call_function(operator.mul, (source, share))
-    if isinstance(source, Node):
-        product.meta = dict(source.meta)
-    return product
-
-
-def _argument(node: Node, position: int | str) -> Node:
-    """Return an argument by its position or its name."""
-    found = node.kwargs[position] if isinstance(position, str) else node.args[position]
-    assert isinstance(found, Node)
-    return found
-
-
-def _give(node: Node, position: int | str, value: Node) -> None:
-    """Give a node another argument."""
-    if isinstance(position, str):
-        node.update_kwarg(position, value)
-    else:
-        node.update_arg(position, value)
-
-
-def _repeat(result: GraphModule, node: Node, position: int | str, like: int | str, axis: int) -> None:
-    """Repeat the one entry that an argument repeats along an axis as often as another argument is long there."""
-    source, other = _argument(node, position), _argument(node, like)
-    dims = len(source.meta["tensor_meta"].shape)
-    with result.graph.inserting_before(node):
-        size = result.graph.call_function(torch.ops.aten.sym_size.int, (other, axis))
-        one = result.graph.call_function(torch.narrow, (source, axis, 0, 1))
-        sizes = [size if k == axis else -1 for k in range(dims)]
-        repeated = result.graph.call_method("expand", (one, *sizes))
-    for made, length in ((one, 1), (repeated, other.meta["tensor_meta"].shape[axis])):
-        meta = source.meta["tensor_meta"]
-        shape = torch.Size([length if k == axis else s for k, s in enumerate(meta.shape)])
-        made.meta["tensor_meta"] = meta._replace(shape=shape, stride=torch.empty(shape, device="meta").stride())
-    _give(node, position, repeated)
-
-
-def _select(result: GraphModule, before: Node, source: Node, axis: int, order: Ids) -> Node:
-    """Insert a gather of channels."""
-    index = _constant(result, before, "channel_order", torch.from_numpy(order))
-    with result.graph.inserting_before(before):
-        return result.graph.call_function(torch.index_select, (source, axis, index))
-
-
-def _constant(result: GraphModule, before: Node, kind: str, value: torch.Tensor) -> Node:
-    """Insert a constant, a buffer that moves with the module and is no part of its state."""
-    name = f"{kind}_{sum(1 for known, _ in result.named_buffers() if known.startswith(f'{kind}_'))}"
-    result.register_buffer(name, value.to(device_of(result)), persistent=False)
-    with result.graph.inserting_before(before):
-        return result.graph.get_attr(name)

@@ -186,7 +186,7 @@ class Check(Replay):
     def repeated(self, x: ChannelTensor, plain: torch.Tensor, axis: int) -> torch.Tensor:
         place, like = self.place_of(plain), self.place_of(x)
         if place is None or like is None or not self._is_repeated(plain, axis):
-            raise RuntimeError(f"an index of shape {tuple(plain.shape)} picks of {tuple(x.shape)}")
+            return super().repeated(x, plain, axis)
         self.edits.repeats.setdefault(self.here, []).append((place, like, axis))
         return plain.narrow(axis, 0, 1).expand([x.shape[axis] if k == axis else -1 for k in range(plain.dim())])
 
@@ -199,7 +199,7 @@ class Check(Replay):
             return False
         source = self.env[made.all_input_nodes[0]]
         own = axis - plain.dim() + source.dim()
-        return own < 0 or source.shape[own] == 1
+        return bool(own < 0 or source.shape[own] == 1)
 
     def layout(self, axis: ParameterAxis, line: torch.Tensor) -> tuple[Ids, Ids]:
         """Return (old position, copy) for each new position of an axis whose ids are its own."""
@@ -239,10 +239,21 @@ class Check(Replay):
             return self._own_line(meeting.axis)
         return line_of(weight.labels[meeting.choice], axis)
 
-    def consume(self, weight: Weight, axis: int, line: torch.Tensor) -> None:
+    def consume(
+        self, weight: Weight, axis: int, line: torch.Tensor, data: tuple[ChannelTensor, int] | None = None
+    ) -> None:
         meeting = self._met("consume")
         (old,) = meeting.labels
         index, copies = self.match(old, line)
+        if meeting.choice:
+            assert meeting.axis is not None
+            self._in_order(meeting.axis, old, Gather(index, copies, None))
+            if np.bincount(index).max() > 1:
+                place = self.place_among(data)
+                if place is None or data is None or self.here in self.edits.products:
+                    raise Mismatch("it is read by a weight that cannot be divided", old)
+                self.edits.products[self.here] = place, data[1], product_shares(index, self.here.name)
+            return
         divisor = np.bincount(index, minlength=old.numel())[index]
         self._gather(meeting.axis, Gather(index, copies, divisor if (divisor > 1).any() else None))
 
@@ -253,15 +264,18 @@ class Check(Replay):
         (old,) = meeting.labels
         if self._followed is None or self._followed[0] is not old or self._followed[1] is not line:
             self._followed = old, line, Gather(*self.match(old, line), None)
-        gather = self._followed[2]
+        self._in_order(meeting.axis, old, self._followed[2])
+
+    def _in_order(self, axis: ParameterAxis | None, old: torch.Tensor, gather: Gather) -> None:
+        """Gather an axis as the channels come that it follows."""
         index, copies = gather.index, gather.copies
-        if meeting.axis is not None and meeting.axis in self.space.base:
-            own = self.layout(meeting.axis, self.space.line(meeting.axis, old.numel()))
+        if axis is not None and axis in self.space.base:
+            own = self.layout(axis, self.space.line(axis, old.numel()))
             if not (np.array_equal(own[0], index) and np.array_equal(own[1], copies)):
-                if meeting.axis in self.first.producers or meeting.axis in self.orders:
-                    raise Mismatch(f"{meeting.axis[0]} is used twice and its uses disagree", old)
-                raise Relayout(meeting.axis, index, copies)
-        self._gather(meeting.axis, gather)
+                if axis in self.first.producers or axis in self.orders:
+                    raise Mismatch(f"{axis[0]} is used twice and its uses disagree", old)
+                raise Relayout(axis, index, copies)
+        self._gather(axis, gather)
 
     def blocks(self, x: ChannelTensor, label: Label, axis: int, size: int) -> tuple[Label, Ids, Ids]:
         (old,) = self._met("blocks").labels

@@ -74,6 +74,8 @@ def dispatched(ops: Ops, run: RuleInterface, func: Any, args: tuple[Any, ...], k
         if result.labels is not target.labels:
             run.overwritten(target)
             target.labels = result.labels
+        if target.path is None:
+            target.exact, target.elementwise = result.exact, result.elementwise
         return target
     return result
 

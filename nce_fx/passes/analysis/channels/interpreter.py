@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.passes.shape_prop import TensorMetadata
+from torch.utils._pytree import tree_leaves
 
 from nce_fx.by_mode import ByMode, is_by_mode
 from nce_fx.errors import ChannelError, one_line, where
@@ -84,6 +85,20 @@ class ChannelInterpreter(RuleInterface, Interpreter):
         """Return which argument of the current node a value is, by its position or its name; ``None`` for no one."""
         given: list[tuple[int | str, Any]] = [*enumerate(self.here.args), *self.here.kwargs.items()]
         return next((k for k, a in given if isinstance(a, Node) and self.env.get(a) is value), None)
+
+    def place_among(self, data: tuple[ChannelTensor, int] | None) -> int | None:
+        """Return which argument of the current node a value is, counted through lists, where the node multiplies it by
+        a weight and does nothing else; else ``None``."""
+        node = self.here
+        if node.op == "call_module":
+            alone = self.rules.get(str(node.target)) is not None
+        else:
+            op = self.ops.of_call(node.target)
+            alone = op is not None and op.kind in ("weighted", "product")
+        if data is None or not alone:
+            return None
+        arguments = enumerate(tree_leaves(node.args))
+        return next((k for k, a in arguments if isinstance(a, Node) and self.env.get(a) is data[0]), None)
 
     def _given(self, meta: Any) -> Any:
         if hasattr(meta, "shape"):

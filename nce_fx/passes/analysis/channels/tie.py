@@ -243,19 +243,28 @@ class Tie(ChannelInterpreter):
         self._remember("produce", line, axis=resolved, choice=self._choice(weight, axis))
         return line
 
-    def consume(self, weight: Weight, axis: int, line: torch.Tensor) -> None:
+    def consume(
+        self, weight: Weight, axis: int, line: torch.Tensor, data: tuple[ChannelTensor, int] | None = None
+    ) -> None:
         resolved = self._resolve(weight, axis)
         reason = "it is read by a weight that the graph computes"
+        shared = False
         if resolved is not None and weight.exact and not self._grows(weight, axis, resolved):
             reason = f"it is read by a part of {resolved[0]} that is cut out by numbers"
             resolved = resolved if self._can_keep(weight, resolved) else None
-        elif resolved is not None and not weight.exact and not self._can_keep(weight, resolved):
-            resolved = None
-        self._remember("consume", line, axis=resolved)
+        elif resolved is not None and weight.exact:
+            shared = "out" in self.roles.get(resolved, ()) and self.place_among(data) is not None
+        elif resolved is not None and not self._can_keep(weight, resolved):
+            shared = isinstance(weight, ChannelTensor) and weight.elementwise and self.place_among(data) is not None
+            resolved = resolved if shared else None
+        self._remember("consume", line, axis=resolved, choice=int(shared))
         if resolved is None:
             self.pin(line, reason)
             return
-        self._record(resolved, line, "in")
+        if shared:
+            self._follows(resolved, line)
+        else:
+            self._record(resolved, line, "in")
         self.consumers.append((resolved[0], bare(line.numpy())))
 
     def _grows(self, weight: Weight, axis: int, read: ParameterAxis) -> bool:
@@ -300,20 +309,20 @@ class Tie(ChannelInterpreter):
         resolved = self._resolve(parameter, axis)
         self._remember("follow", line, axis=resolved)
         if resolved is not None:
-            self._record(resolved, line, "follow")
-            if resolved in self.space.base:
-                self._join(self.space.line(resolved, line.numel()), line)
+            self._follows(resolved, line)
         else:
             self._join(self._line(parameter, axis), line)
+
+    def _follows(self, axis: ParameterAxis, line: torch.Tensor) -> None:
+        self._record(axis, line, "follow")
+        if axis in self.space.base:
+            self._join(self.space.line(axis, line.numel()), line)
 
     def constant(self, label: Label, axis: int, plain: torch.Tensor) -> torch.Tensor:
         self._remember("constant", label)
         if self.place_of(plain) is None:
             self.pin(self.ids(core(label)), "it meets a constant of fixed length")
         return plain
-
-    def repeated(self, x: ChannelTensor, plain: torch.Tensor, axis: int) -> torch.Tensor:
-        raise RuntimeError(f"an index of shape {tuple(plain.shape)} picks of {tuple(x.shape)}")
 
     def blocks(self, x: ChannelTensor, label: Label, axis: int, size: int) -> tuple[Label, Ids, Ids]:
         self._remember("blocks", label)
@@ -373,9 +382,6 @@ class Tie(ChannelInterpreter):
     def laid_out(self, label: Label, moving: frozenset[int]) -> Layout:
         self.views.setdefault(self.node, []).append(Layout(moving, named_axes(label), label.dim()))
         return Layout(moving)
-
-    def viewed(self, shape: Sequence[int]) -> None:
-        pass
 
     def original(self, value: Any) -> Any:
         self._remember("original", value)

@@ -18,8 +18,9 @@ import nce_fx
 from nce_fx.errors import InputError, NceFxError
 from nce_fx.models import MODELS
 from nce_fx.processes import Engine
+from nce_fx.quantizers.saved_tensors import compact_saving
 from nce_fx.training import Recipe, train
-from nce_fx.training.forward import Again, called, forward_pass
+from nce_fx.training.forward import Again, Compiled, called, forward_pass
 from nce_fx.training.stretches import cut
 from tests.observing import loss_of
 from tests.training_runs import Blobs, net, same_state
@@ -126,6 +127,26 @@ def test_less_is_kept_for_the_backward_pass():
     assert kept(called(gm, ALONE, AGAIN)) < kept(gm) / 5
 
 
+@pytest.mark.parametrize("activations", [False, True])
+def test_it_goes_with_compact_saving(activations):
+    x = torch.randn(4, 3, 32, 32)
+    gm = nce_fx.quantize(nce_fx.trace(MODELS["resnet20"](), (x,)), batches=[x]).train()
+
+    class Compact(nn.Module):
+        def __init__(self, student: nn.Module) -> None:
+            super().__init__()
+            self.student = student
+
+        def forward(self, x: Tensor) -> Tensor:
+            with compact_saving(activations=activations):
+                return self.student(x)  # type: ignore[no-any-return]
+
+    other = copy.deepcopy(gm)
+    # Activations kept as integers add up their gradients in another order.
+    close = {"rtol": 1e-4, "atol": 1e-5} if activations else {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(step(Compact(called(other, ALONE, AGAIN)), other, (x,)), step(gm, gm, (x,)), **close)
+
+
 def test_a_network_of_one_layer_or_that_writes_to_its_input_has_nothing_to_compute_again():
     one = nce_fx.trace(nn.Sequential(nn.Linear(8, 4)), (torch.randn(2, 8),)).train()
     assert same_steps(one, (torch.randn(2, 8),)) == 0
@@ -181,6 +202,16 @@ def test_a_run_ends_with_the_same_bits(name, tmp_path):
     found = train(quantized, Blobs(), again, teacher=gm, directory=tmp_path)
     assert same_state(found.model.state_dict(), expected.model.state_dict())
     assert [record.loss for record in found.history] == [record.loss for record in expected.history]
+
+
+def test_what_cannot_be_compiled_whole_is_said():
+    class Branching(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1 if x.sum().item() > 0 else x
+
+    called_by_two = Compiled(Branching(), Engine(torch.device("cpu"), 0, 2), whole=True)
+    with forward_pass(ALONE, Recipe(), compiled=True), pytest.raises(InputError, match=r"in one piece, .*: leave comp"):
+        called_by_two(torch.ones(2))
 
 
 def test_a_module_that_is_no_graph_is_refused_in_one_line():

@@ -9,6 +9,8 @@ figure is the median over the rounds of (candidate / float), in CPU time of the 
 machine disturb it less. torch.ao's fake quantization and the plainest straight-through one stand at the same places of
 the same graph; brevitas takes part where it is installed, with its own layers, after its statistics phase.
 
+Compiled are those that can be the default. "Computed again" is `Recipe(checkpoint_activations=True)`.
+
 Memory: ResNet-18, batch 16x3x64x64. The peak over a step of all tensors (parameters, momenta, gradients, activations,
 workspaces) as torch's profiler sees them allocated and freed.
 """
@@ -39,7 +41,7 @@ from nce_fx.processes import Engine
 from nce_fx.quantizers import ActivationQuantizer, WeightQuantizer
 from nce_fx.quantizers.base import Grid, signed_grid
 from nce_fx.quantizers.saved_tensors import compact_saving
-from nce_fx.training.forward import compiled, forward_pass
+from nce_fx.training.forward import called, compiled, forward_pass
 from nce_fx.training.recipe import Recipe
 
 Step = Callable[[], object]
@@ -51,9 +53,12 @@ SPECS = {
     "pact + sawb": QuantSpec(**PUBLISHED),
     "pact + sawb, float shortcuts": QuantSpec("sawb", "pact", shortcuts="float"),
     "lsq": QuantSpec("lsq", "lsq", shortcuts="quantized"),
+    "sawb + lsq, shortcuts of 8 bits": QuantSpec(),
     "dorefa": QuantSpec("dorefa", "dorefa", shortcuts="quantized"),
     "minmax": QuantSpec("minmax", "minmax", shortcuts="quantized"),
 }
+DEFAULT = "sawb + lsq, shortcuts of 8 bits"
+CAN_BE_DEFAULT = ("pact + sawb", DEFAULT, "lsq")
 SAVINGS: Mapping[str, Saving] = {
     "": nullcontext,
     ", compact": compact_saving,
@@ -201,11 +206,11 @@ def measure_eager(rounds: int, batch: int) -> dict[str, dict[str, float]]:
 
 
 def measure_compiled(rounds: int, batch: int) -> dict[str, dict[str, float]]:
-    """Time float, PACT + SAWB and LSQ as training compiles them; a recompilation after the first step is an error."""
+    """Time what can be the default as training compiles it; a recompilation after the first step is an error."""
     x, y = torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,))
     steps = {}
-    for name, spec in {"float": None, "pact + sawb": SPECS["pact + sawb"], "lsq": SPECS["lsq"]}.items():
-        model = network("resnet20", x, 10, spec)
+    for name in ("float", *CAN_BE_DEFAULT):
+        model = network("resnet20", x, 10, SPECS.get(name))
         steps[name] = step_of(compiled(model, ALONE), model, x, y, lambda: forward_pass(ALONE, Recipe(), compiled=True))
         begin = time.perf_counter()
         steps[name]()
@@ -218,10 +223,32 @@ def measure_memory() -> dict[str, dict[str, float]]:
     """The peak of a step in MiB, and as a ratio to float's."""
     x, y = torch.randn(16, 3, 64, 64), torch.randint(0, 1000, (16,))
     peaks = {"float": peak(network("resnet18", x, 1000, None), x, y, nullcontext)}
-    for name in ("pact + sawb", "pact + sawb, float shortcuts", "lsq"):
+    for name in ("pact + sawb", "pact + sawb, float shortcuts", "lsq", DEFAULT):
         for ending, saving in SAVINGS.items():
             peaks[name + ending] = peak(network("resnet18", x, 1000, SPECS[name]), x, y, saving)
     return {name: {"ratio": round(p / peaks["float"], 3), "mib": round(p / MIB, 1)} for name, p in peaks.items()}
+
+
+def measure_again(rounds: int) -> dict[str, dict[str, float]]:
+    """Time and peak of a step whose activations are computed again, beside those of the same step that keeps them."""
+    again, found = Recipe(checkpoint_activations=True), {}
+    for name, shape in {
+        "resnet20": (32, 3, 32, 32),
+        "resnet18": (16, 3, 64, 64),
+        "mobilenet_v2": (16, 3, 64, 64),
+    }.items():
+        x, y = torch.randn(shape), torch.randint(0, 10, shape[:1])
+        for what, spec in {"float": None, DEFAULT: SPECS[DEFAULT]}.items():
+            kept = network(name, x, 10, spec)
+            model = called(network(name, x, 10, spec), ALONE, again)
+            peaks = [peak(each, x, y, nullcontext) / MIB for each in (kept, model)]
+            steps = {key: step_of(each, each, x, y, nullcontext) for key, each in (("kept", kept), ("again", model))}
+            found[f"{name}, {what}"] = {
+                **ratios(in_turns(steps, rounds), "kept")["again"],
+                "mib, kept": round(peaks[0], 1),
+                "mib, again": round(peaks[1], 1),
+            }
+    return found
 
 
 def rise(step: Step) -> int:
@@ -272,6 +299,10 @@ def write_page(results: Path = RESULTS) -> None:
             f"| {name} | {' | '.join('' if cell is None else format(cell['ratio'], '.3f') for cell in cells)} |"
         )
     pages.put(PAGE, "training step table", lines)
+    lines = ["| network, quantizers | peak memory, kept | computed again | time |", "|---|--:|--:|--:|"]
+    for name, row in found.get("again", {}).items():
+        lines.append(f"| {name} | {row['mib, kept']:.0f} MiB | {row['mib, again']:.0f} MiB | {row['ratio']:.2f} |")
+    pages.put(PAGE, "checkpointing table", lines)
 
 
 def show(title: str, rows: Mapping[str, Mapping[str, float]]) -> None:
@@ -288,11 +319,11 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=25)
     options.add_argument("--batch", type=int, default=32)
     options.add_argument("--compile", action="store_true")
-    options.add_argument("--only", choices=("eager", "compiled", "memory"))
+    options.add_argument("--only", choices=("eager", "compiled", "memory", "again"))
     options.add_argument("--out", type=Path, default=RESULTS)
     given = options.parse_args()
     torch.set_num_threads(1)
-    wanted = [given.only] if given.only else ["eager", "memory"] + ["compiled"] * given.compile
+    wanted = [given.only] if given.only else ["eager", "memory", "again"] + ["compiled"] * given.compile
     found: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {}
     found["machine"] = {"processor": platform.machine(), "torch": torch.__version__, "threads": 1}
     if "eager" in wanted:
@@ -301,6 +332,9 @@ def main() -> None:
     if "memory" in wanted:
         found["memory"] = measure_memory()
         show("peak memory of a step, ratio to float", found["memory"])
+    if "again" in wanted:
+        found["again"] = measure_again(given.rounds)
+        show("time of a step whose activations are computed again, ratio to one that keeps them", found["again"])
     if "compiled" in wanted:
         found["compiled"] = measure_compiled(given.rounds, given.batch)
         show("time of a step, torch.compile, ratio to compiled float", found["compiled"])

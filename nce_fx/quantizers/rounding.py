@@ -177,10 +177,12 @@ class StepRound(Transformable):
         wide = grad.to(steps.dtype)
         passed = torch.ops.aten.hardtanh_backward(wide, steps, grid.low - margin, grid.high + margin)
         levels = steps.clamp(grid.low, grid.high).round_()
-        pull = dot(passed, levels - steps)
+        pull = dot(passed, steps.sub_(levels))
         if grid.offset:
             levels.add_(grid.offset)
-        pull = (pull + dot(wide - passed, levels)) * ctx.share
+        # Into memory that is done with: fresh pages take a processor longer than the numbers do.
+        place = None if torch.compiler.is_compiling() or is_transformed() else steps
+        pull = (dot(torch.sub(wide, passed, out=place), levels) - pull) * ctx.share
         return passed.to(grad.dtype), pull.to(scale.dtype), None, None, None, None
 
 

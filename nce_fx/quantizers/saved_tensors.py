@@ -103,6 +103,17 @@ def compact_saving(*, activations: bool = False) -> Iterator[None]:
             _kept.tensors.clear()
 
 
+@contextmanager
+def plain_saving() -> Iterator[None]:
+    """Keep nothing of the forward pass inside as integers: what is computed again has no need of them."""
+    before = _kept.active, _kept.activations
+    _kept.active = _kept.activations = False
+    try:
+        yield
+    finally:
+        _kept.active, _kept.activations = before
+
+
 def _pack_saved(saved: Tensor) -> Any:
     entry = _kept.tensors.get(saved.untyped_storage()._cdata)
     # The tensor may be gone and its address another's, or it may have been changed in place since.

@@ -43,7 +43,7 @@ class Sawb(WeightQuantizer):
         """Return the distance between two levels, 0-dimensional or shaped to broadcast; without a gradient."""
         weight = working(x.detach())
         c1, c2 = COEFFICIENTS[self.bits]
-        one, two, largest = (self._norm(weight, order) for order in (1.0, 2.0, float("inf")))
+        one, two, largest = self._norm(weight, 1.0), self._norm(weight, 2.0), self._largest(weight)
         together = weight.numel() / one.numel()
         clip = c1 * (two / together**0.5) - c2 * (one / together)
         clip = torch.where(clip > 0, clip, largest)
@@ -52,6 +52,10 @@ class Sawb(WeightQuantizer):
     def _norm(self, weight: Tensor, order: float) -> Tensor:
         """Return the norm of all that shares a scale."""
         return torch.linalg.vector_norm(weight, order)  # type: ignore[no-any-return]
+
+    def _largest(self, weight: Tensor) -> Tensor:
+        """Return the largest size; PyTorch's norm of that order takes a processor ten times as long."""
+        return torch.maximum(-weight.amin(), weight.amax())
 
     def quantized(self, x: Tensor) -> Tensor:
         """Quantize; the gradient goes straight through."""
@@ -66,3 +70,9 @@ class SawbChannel(Sawb):
     def _norm(self, weight: Tensor, order: float) -> Tensor:
         others = self.beside_channels(weight)
         return torch.linalg.vector_norm(weight, order, others, keepdim=True) if others else weight.abs()
+
+    def _largest(self, weight: Tensor) -> Tensor:
+        others = self.beside_channels(weight)
+        if not others:
+            return weight.abs()
+        return torch.maximum(-weight.amin(others, keepdim=True), weight.amax(others, keepdim=True))

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nce_fx.errors import InputError, one_line
 from nce_fx.processes import Engine
+from nce_fx.quantizers.saved_tensors import plain_saving
 from nce_fx.random_state import put_back
 from nce_fx.training.batch_norm import SyncBatchStatistics, in_whole_batches
 from nce_fx.training.recipe import Recipe
@@ -188,7 +189,7 @@ class Again(nn.Module):
         under_way = _under_way[-1] if _under_way else None
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-            return nullcontext(), _second_run(state, under_way)
+            return plain_saving(), _second_run(state, under_way)
 
         # To its end: what an operation fills as it runs, such as the slopes of RReLU, is saved before.
         result = checkpoint(self.code, *inputs, use_reentrant=False, context_fn=contexts, early_stop=False, **named)

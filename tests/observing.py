@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
+from nce_fx.by_mode import ByMode, idle_in
 from nce_fx.passes.transform.quantize.quantizer_nodes import computed_value
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -364,16 +365,35 @@ def _kept(value: Any) -> Any:
 def watched(
     gm: GraphModule, inputs: tuple[Any, ...], axes: dict[str, int], alike: tuple[int, int] | None = None
 ) -> Watch:
-    """Run the graph once and return what was seen; of two channels that are ``alike`` the second is given the first."""
+    """Run what the graph's mode runs, once, and return what was seen of it.
+
+    Of two channels that are ``alike`` the second is given the first.
+    """
     watch = Watch(gm, axes, alike)
-    watch.outputs = watch.run(*inputs)
+    training = next((choice.training for choice in gm.modules() if isinstance(choice, ByMode)), gm.training)
+    watch.outputs = watch.run(*inputs, initial_env=idle_in(gm, training))
     return watch
 
 
-def in_training(gm: GraphModule, dropout: bool = True) -> GraphModule:
-    """Return a copy in training mode; dropout and stochastic depth draw anew in every run, so they can be left out."""
-    result = copy.deepcopy(gm).train()
+def in_training(gm: GraphModule) -> GraphModule:
+    """Return a copy in training mode."""
+    return copy.deepcopy(gm).train()
+
+
+def without_dropout(gm: GraphModule, inputs: tuple[Any, ...]) -> GraphModule:
+    """Return a copy in training mode in which nothing is drawn anew in every run: no dropout, no stochastic depth.
+
+    What depends on the mode is as in training, too, unless numbers are drawn there.
+    """
+    result = in_training(gm)
     for module in result.modules():
-        if not (module._modules or module._parameters or module._buffers):
-            module.train(dropout)
+        if not (module._modules or module._parameters or module._buffers or isinstance(module, ByMode)):
+            module.eval()
+    state = torch.get_rng_state()
+    copy.deepcopy(result)(*tree_map(_kept, inputs))
+    if not torch.equal(torch.get_rng_state(), state):
+        torch.set_rng_state(state)
+        for module in result.modules():
+            if isinstance(module, ByMode):
+                module.eval()
     return result

@@ -235,3 +235,9 @@ def test_what_is_written_over_in_evaluation_has_its_gradient_in_training(trainin
     expected, gradients = (torch.autograd.grad(each.train()(x).sum(), list(each.parameters())) for each in (model, gm))
     torch.testing.assert_close(gradients, expected)
     torch.testing.assert_close(gm.eval()(x), model.eval()(x))
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_what_is_written_over_in_evaluation_keeps_the_laws(law):
+    torch.manual_seed(0)
+    LAWS[law](WrittenOver().eval(), (torch.randn(2, 3, 6, 6),))

@@ -9,11 +9,11 @@ from functools import reduce
 from types import FunctionType
 from typing import Any
 
-import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import _get_qualified_name, map_aggregate
 from torch.fx.passes.shape_prop import TensorMetadata
+from torch.types import py_sym_types
 
 from nce_fx.by_mode import ByMode, ModeCode
 from nce_fx.paths import called
@@ -135,7 +135,7 @@ def _plain(value: Any) -> Any:
 
 
 def _is_symbolic(value: Any) -> bool:
-    """Whether a value, or one that a list of it holds, belongs to an export that is over."""
-    if isinstance(value, list | tuple):
-        return any(map(_is_symbolic, value))
-    return isinstance(value, torch.SymInt) or type(value).__name__ == "FakeTensor"
+    """Whether a value, or one that a container of it holds, belongs to an export that is over."""
+    if isinstance(value, list | tuple | dict):
+        return any(map(_is_symbolic, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, py_sym_types) or type(value).__name__ == "FakeTensor"

@@ -408,3 +408,24 @@ def test_whose_an_id_is_follows_axes_that_are_added_between_questions():
         assert owners[1:].tolist() == [index for index, line in enumerate(lines) for _ in line]
         assert space.widths(owners)[0] == 0
         assert space.widths(owners)[1:].tolist() == [len(line) for line in lines for _ in line]
+
+
+class Products(nn.Module):
+    """Attention of one head, in einsums that PyTorch computes in another way where one channel is summed."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(5, 4), nn.Linear(5, 4), nn.Linear(5, 3)
+        self.out = nn.Linear(3, 2)
+
+    def forward(self, x):
+        scores = torch.einsum("b i d, b j d -> b i j", self.q(x), self.k(x))
+        return self.out(torch.einsum("b i j, b j d -> b i d", scores.softmax(-1), self.v(x)))
+
+
+def test_an_einsum_is_narrowed_to_one_channel():
+    x = torch.randn(2, 6, 5)
+    gm = nce_fx.trace(Products().eval(), (x,))
+    one = nce_fx.resize(gm, {"q": 1, "v": 1})
+    assert one(x).shape == (2, 6, 2)
+    torch.testing.assert_close(nce_fx.resize(gm, {"q": 5, "v": 4})(x), gm(x))

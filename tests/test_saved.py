@@ -67,3 +67,21 @@ def test_torch_saves_what_torch_export_knows_of_a_list():
     gm = nce_fx.trace(torch.export.export(Split().eval(), (x,)).module(), (x,))
     assert any(isinstance(node.meta.get("val"), list | tuple) for node in gm.graph.nodes)
     assert torch.equal(pickle.loads(pickle.dumps(gm))(x), gm(x))
+
+
+def test_torch_saves_what_torch_export_knows_of_a_number():
+    """A number that is computed from a size is torch.export's own, which nothing pickles."""
+
+    class Weighed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.make = nn.Linear(4, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.make(x) * (x.shape[0] / 2)
+
+    x = torch.randn(4, 4)
+    program = torch.export.export(Weighed().eval(), (x,), dynamic_shapes=[{0: torch.export.Dim("batch")}])
+    gm = nce_fx.trace(program.module(), (x,))
+    assert any(isinstance(node.meta.get("val"), torch.SymFloat) for node in gm.graph.nodes)
+    assert torch.equal(pickle.loads(pickle.dumps(gm))(x), gm(x))

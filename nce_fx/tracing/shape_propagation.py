@@ -20,7 +20,7 @@ from nce_fx.ops.left_whole import LEFT_WHOLE, macs_of, macs_of_weights
 from nce_fx.ops.work import shape_of
 from nce_fx.paths import module_at, tensor_at
 
-_WITHOUT_PRODUCTS = frozenset({"torch", "_operator", "builtins", "math"})
+_WITHOUT_PRODUCTS = frozenset({"_operator", "builtins", "math"})
 """Packages whose functions are in the table where they compute products."""
 _DEVICES = frozenset({"cpu", "cuda", "mps", "xpu"})
 

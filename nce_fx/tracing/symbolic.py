@@ -5,7 +5,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from nce_fx.errors import one_line
 from nce_fx.ops import OPS, Ops
 from nce_fx.ops.liveness import has_an_effect
 from nce_fx.traced import TracedModule
-from nce_fx.tracing.attention_decomposition import can_open, open_attention, type_in_example
+from nce_fx.tracing.attention_decomposition import attention_function_opened, can_open, in_example, open_attention
 from nce_fx.tracing.gradients import OwnGradient, mark
 from nce_fx.tracing.inputs import Inputs
 from nce_fx.tracing.modes import flags, place_flags
@@ -76,13 +76,12 @@ class Tracer(fx.Tracer):
         if not self.is_here():
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
-        type_of = partial(type_in_example, self.inputs.named, self.root)
         if (
             self.ops.of_module(m) is self.ops["nn.MultiheadAttention"]
             and path not in self.leaves
-            and can_open(m, args, kwargs, type_of)
+            and can_open(m, args, kwargs, self.known)
         ):
-            return open_attention(m, *args, **{**kwargs, "type_of": type_of})
+            return open_attention(m, *args, **{**kwargs, "known": self.known})
         self.stack.append(path)
         try:
             result = super().call_module(m, forward, args, kwargs)
@@ -92,6 +91,14 @@ class Tracer(fx.Tracer):
             raise
         self.stack.pop()
         return result
+
+    def known(self, mask: Any) -> Any:
+        """Return a mask as it is for the example inputs; ``None`` where modules make it."""
+        return in_example(self.inputs.named, self.root, mask)
+
+    def applies(self, query: Any) -> bool:
+        """Whether a call is one that is traced, and not inside of what is left whole."""
+        return self.is_here() and isinstance(query, Proxy)
 
     def is_here(self) -> bool:
         """Whether the thread that traces is the one that asks: what fx replaces meanwhile, all threads meet."""
@@ -212,7 +219,12 @@ def symbolic_graph(
     for _ in range(_LEAVES):
         tracer = Tracer(inputs, ops, leaves)
         try:
-            with torch.enable_grad(), flags(following, tracer.decided, tracer.is_here), _own_gradients(tracer):
+            with (
+                torch.enable_grad(),
+                flags(following, tracer.decided, tracer.is_here),
+                _own_gradients(tracer),
+                attention_function_opened(tracer.applies, tracer.known),
+            ):
                 graph = tracer.trace(model)
         except Exception as error:
             before.restore()

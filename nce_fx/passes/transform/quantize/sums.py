@@ -9,6 +9,8 @@ that nothing is lost to speak of; what is quantized for a layer already stays as
 """
 
 from torch.fx import GraphModule, Node
+from torch.fx.passes.shape_prop import TensorMetadata
+from torch.utils._pytree import tree_leaves
 
 from nce_fx.ops.additions import activations_of, adds
 from nce_fx.ops.liveness import memory_of
@@ -43,9 +45,17 @@ def add_apart(node: Node) -> None:
 def _activations(gm: GraphModule) -> set[Node]:
     """Return the values that are tensors of real numbers which depend on the model's input, and no masks.
 
-    A mask is made of whole numbers or truths without a weight, as ``ids == 0``, and may hide by what is not finite.
+    A mask is made of sizes, whole numbers or truths without a weight, as ``ids == 0`` and ``x > 0``, and may hide by
+    what is not finite.
     """
     nodes, given = gm.graph.nodes, gm.graph.find_nodes(op="placeholder")
+    real = [node for node in nodes if _is_real(node)]
     weights = [node for node in nodes if node.op in ("call_module", "get_attr")]
-    weighed = descendants(nodes, given) & descendants(nodes, weights)
-    return set(filter(is_floating, weighed | descendants(nodes, filter(is_floating, given))))
+    weighed = descendants(nodes, given) & descendants(real, weights)
+    return set(filter(is_floating, weighed | descendants(real, filter(is_floating, given))))
+
+
+def _is_real(node: Node) -> bool:
+    """Whether a node's value is a tensor of real numbers, or has some inside."""
+    held = tree_leaves(node.meta.get("tensor_meta"), is_leaf=lambda value: isinstance(value, TensorMetadata))
+    return any(isinstance(each, TensorMetadata) and each.dtype.is_floating_point for each in held)

@@ -168,6 +168,7 @@ ROWS = (
     ),
     _moving("size", Absent("makes no tensor"), "input, dim=None", _tokens(0)),
     _moving("lift_fresh", movement.same, "input", _tokens()),
+    _moving("lift_fresh_copy", movement.same, "input", _tokens()),
     _view("unsafe_chunk", movement.split, "input, chunks, dim=0", _tokens(2, 1), repair=repair.split),
     _view("unsafe_split", movement.split, "input, split_size, dim=0", _tokens(3, 1), repair=repair.split),
     _moving("index", movement.index, "input, indices", _tokens([None, torch.tensor([2, 0])])),

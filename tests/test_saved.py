@@ -78,7 +78,8 @@ def test_torch_saves_what_torch_export_knows_of_a_number():
             self.make = nn.Linear(4, 6)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.make(x) * (x.shape[0] / 2)
+            made: torch.Tensor = self.make(x)
+            return made * (x.shape[0] / 2)
 
     x = torch.randn(4, 4)
     program = torch.export.export(Weighed().eval(), (x,), dynamic_shapes=[{0: torch.export.Dim("batch")}])

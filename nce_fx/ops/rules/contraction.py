@@ -272,7 +272,8 @@ def _product(equation: str, values: Any) -> ChannelTensor | None:
     x = x.permute([a.index(letter) for letter in (*batch, row, over)])
     y = y.permute([b.index(letter) for letter in (*batch, over, column)])
     order = [*batch, row, column]
-    return matmul(x, y).permute([order.index(letter) for letter in result])
+    product: Any = matmul(x, y)
+    return product.permute([order.index(letter) for letter in result])  # type: ignore[no-any-return]
 
 
 def _is_data(value: Any) -> bool:

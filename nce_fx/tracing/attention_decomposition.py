@@ -101,7 +101,7 @@ def attention_function_opened(applies: Callable[[Any], bool], known: Known) -> I
         call = {name: given[name] for name in (*_CALL, "query")}
         static = given["static_k"] is not None or given["static_v"] is not None
         if applies(call["query"]) and not static and can_open(m, (), call, known):
-            return open_attention(m, **call, known=known)
+            return open_attention(m, **call, known=known, by_function=True)
         # It says its own name where it is traced.
         with replaced(F, "multi_head_attention_forward", function):
             return function(*args, **kwargs)
@@ -140,6 +140,7 @@ def open_attention(
     average_attn_weights: bool = True,
     is_causal: bool = False,
     known: Known = lambda mask: mask,
+    by_function: bool = False,
 ) -> tuple[Any, Any]:
     """Return what the module returns: (batch, length, features) or (length, batch, features), and the weights."""
     head = m.head_dim
@@ -153,10 +154,10 @@ def open_attention(
     if attn_mask is not None:
         example = known(attn_mask)
         attn_mask = _added(attn_mask, example)
-        if example is None:
-            # Of two axes or of three, the first of which are the batch's heads.
+        if example is None and by_function:
+            # Of two axes or of three, the first of which are the batch's heads: who calls the function often has these.
             attn_mask, by_head = None, attn_mask
-        elif example.dim() == 3:
+        elif example is not None and example.dim() == 3:
             attn_mask = attn_mask.unflatten(0, (q.shape[0], -1))
     if key_padding_mask is not None:
         padding = _added(key_padding_mask, known(key_padding_mask)).unsqueeze(1).unsqueeze(1)

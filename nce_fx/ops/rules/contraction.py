@@ -171,9 +171,6 @@ def einsum(equation: str, *operands: Any) -> Any:
     """Return the channels of ``einsum("bi,oi->bo", x, matrix)`` as a layer's; of no such form, as it comes apart."""
     values = operands[0] if len(operands) == 1 and isinstance(operands[0], list | tuple) else operands
     found = _layer(equation, values)
-    product = _product(equation, values) if found is None else None
-    if product is not None:
-        return product
     if found is None:
         product = _product(equation, values)
         if product is not None:
@@ -247,37 +244,6 @@ def _layer(equation: str, values: Any) -> tuple[ChannelTensor, ChannelTensor, st
             if x.run.carries(label_for(x, axis), axis):
                 return x, weight, a, b, result
     return None
-
-
-def _product(equation: str, values: Any) -> ChannelTensor | None:
-    """Return the channels of ``einsum("bid,bjd->bij", a, b)`` as those of a matrix product.
-
-    PyTorch computes it in another way where it sums over one channel, which widths may bring about; ``None`` where the
-    einsum is no product of matrices.
-    """
-    left, _, result = equation.replace(" ", "").partition("->")
-    terms = left.split(",")
-    if len(values) != 2 or len(terms) != 2 or not result.isalpha() or not all(map(_is_data, values)):
-        return None
-    (x, a), (y, b) = zip(values, terms, strict=True)
-    both = set(a) & set(b)
-    summed, rows, columns = both - set(result), set(a) - both, set(b) - both
-    alone = len(summed) == len(rows) == len(columns) == 1 and rows | columns < set(result)
-    if not alone or any(len(set(term)) < len(term) for term in (a, b, result)):
-        return None
-    (over,), (row,), (column,) = summed, rows, columns
-    if x.shape[a.index(over)] != y.shape[b.index(over)]:
-        return None
-    batch = [letter for letter in result if letter in both]
-    x = x.permute([a.index(letter) for letter in (*batch, row, over)])
-    y = y.permute([b.index(letter) for letter in (*batch, over, column)])
-    order = [*batch, row, column]
-    product: Any = matmul(x, y)
-    return product.permute([order.index(letter) for letter in result])  # type: ignore[no-any-return]
-
-
-def _is_data(value: Any) -> bool:
-    return isinstance(value, ChannelTensor) and not value.is_parameter
 
 
 def add_matmul(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:

@@ -184,7 +184,45 @@ class PartsBeside(nn.Module):
         return self.head(F.relu(self.b(F.relu(self.a(pair.image * pair.gain)))))
 
 
+class TokensByConvolution(nn.Module):
+    """A mixer whose perceptron over tokens is convolutions, and a gate of gMLP, whose tokens a table mixes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.t1, self.t2 = nn.Linear(5, 6), nn.Conv1d(4, 3, 1), nn.Conv1d(3, 4, 1)
+        self.up, self.table, self.shift = nn.Linear(6, 8), nn.Parameter(torch.zeros(4, 4)), nn.Parameter(torch.ones(4))
+        self.down, self.out = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.embed(x)
+        x = x + self.t2(F.gelu(self.t1(x)))
+        a, b = self.up(x).chunk(2, -1)
+        b = torch.einsum("bnd,mn->bmd", b, self.table) + self.shift[:, None]
+        return self.out((x + self.down(a * b)).mean(1))
+
+
+class OuterState(nn.Module):
+    """A state space: a matrix of what is read times what is written, summed along what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.write, self.read, self.out = nn.Linear(5, 6), nn.Linear(6, 4), nn.Linear(6, 4), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.a(x)
+        state = x.unsqueeze(-1) * self.write(x).unsqueeze(2)
+        return self.out(F.relu((state @ self.read(x).unsqueeze(-1)).squeeze(-1)))
+
+
 MODELS = {
+    "tokens_by_convolution": ZooModel(
+        TokensByConvolution,
+        (noise(2, 4, 5),),
+        ("embed", "up", "down"),
+        {"out": OUTPUT, "t1": "mixes tokens", "t2": "mixes tokens"},
+        together("embed", "down"),
+    ),
+    "outer_state": ZooModel(OuterState, (noise(2, 4, 5),), ("a",), {"out": OUTPUT, "write": "along another"}),
     "two_inputs_dict": ZooModel(
         TwoInputs, (image(), noise(2, 5)), ("a", "b", "v", "fc"), {"classes": OUTPUT, "aux.fc": OUTPUT}
     ),

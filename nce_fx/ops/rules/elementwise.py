@@ -136,9 +136,11 @@ def _meet_activations(
         else:
             run.tie(a, b)
         return fine
-    for label in (a, b):
-        run.pin(run.ids(core(label)), "channels along one axis meet channels along another")
-    return a
+    # A value carries channels along one of its axes: those of which there are more.
+    more = run.decide("more channels", (a, b), lambda: int(core(b).numel() > core(a).numel()))
+    kept, other = (b, a) if more else (a, b)
+    run.pin(run.ids(core(other)), "channels along one axis meet channels along another")
+    return kept
 
 
 def _made_by_no_layer(run: RuleInterface, label: Label) -> bool:

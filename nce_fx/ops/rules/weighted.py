@@ -53,10 +53,8 @@ def made(run: RuleInterface, weight: Any, axis: int, bias: Any) -> torch.Tensor:
 def linear(input: Any, weight: Any, bias: Any = None) -> ChannelTensor:
     """Return the channels of ``F.linear(x, weight, bias)``: (..., in) -> (..., out)."""
     run = run_of((input, weight))
-    if isinstance(input, ChannelTensor) and len(input.labels) == 1:
-        beside = run.channel_axes(input.labels[0])
-        if beside and not run.varies(input.labels[0], input.dim() - 1):
-            return _along_tokens(run, input, weight, bias)
+    if reads_tokens(run, input, input.dim() - 1):
+        return _along_tokens(run, input, weight, bias, input.dim() - 1)
     if isinstance(input, ChannelTensor):
         read(run, input, input.dim() - 1, weight, 1)
     line = made(run, weight, 0, bias)
@@ -65,11 +63,19 @@ def linear(input: Any, weight: Any, bias: Any = None) -> ChannelTensor:
     return activation(run, along(line, input.dim() - 1, input.shape), input.dtype)
 
 
-def _along_tokens(run: RuleInterface, x: ChannelTensor, weight: Any, bias: Any) -> ChannelTensor:
+def _along_tokens(run: RuleInterface, x: ChannelTensor, weight: Any, bias: Any, axis: int) -> ChannelTensor:
     """Mix tokens (a mixer's first linear): channels stay what they were, and what it makes keeps its number."""
     run.pin(made(run, weight, 0, bias), "it mixes tokens, whose channels run along another axis")
-    label = x.labels[0].narrow(x.dim() - 1, 0, 1)
-    return activation(run, label.expand(*x.shape[:-1], weight.shape[0]), x.dtype)
+    shape = [weight.shape[0] if k == axis else size for k, size in enumerate(x.shape)]
+    return activation(run, x.labels[0].narrow(axis, 0, 1).expand(shape), x.dtype)
+
+
+def reads_tokens(run: RuleInterface, x: Any, axis: int) -> bool:
+    """Whether what is summed along an axis, such as 1 of images, are tokens whose channels run along another."""
+    if not isinstance(x, ChannelTensor) or len(x.labels) != 1:
+        return False
+    beside = run.channel_axes(x.labels[0])
+    return bool(beside) and not run.varies(x.labels[0], axis)
 
 
 def bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> ChannelTensor:
@@ -90,8 +96,12 @@ def convolution(dims: int) -> Callable[..., ChannelTensor]:
         input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
     ) -> ChannelTensor:
         axis = input.dim() - dims - 1
-        rows = convolved(input.shape[axis + 1 :], weight.shape[2:], stride, padding, dilation)
-        return _convolve(run_of((input, weight)), input, weight, bias, groups, axis, rows, (0, 1))
+        run, sizes = run_of((input, weight)), input.shape[axis + 1 :]
+        plain = all(kernel == 1 for kernel in weight.shape[2:]) and {*each(stride, dims)} == {1}
+        if groups == 1 and plain and {*each(padding, dims)} == {0} and reads_tokens(run, input, axis):
+            return _along_tokens(run, input, weight, bias, axis)
+        rows = convolved(sizes, weight.shape[2:], stride, padding, dilation)
+        return _convolve(run, input, weight, bias, groups, axis, rows, (0, 1))
 
     return rule
 

@@ -44,7 +44,7 @@ def detection() -> Iterator[Sample]:
     ):  # fmt: skip
         yield Sample("ultralytics", name.split("/")[1], partial(_yolo, name.split("/")[1]), IMAGE)
     for name in ("tf_efficientdet_lite0", "efficientdet_d0"):
-        yield Sample("effdet", name, partial(_effdet, name), ((1, 3, 128, 128),))
+        yield Sample("effdet", name, partial(_effdet, name), ((2, 3, 128, 128),))
     for name in ("PNet", "RNet", "ONet"):
         side = {"PNet": 24, "RNet": 24, "ONet": 48}[name]
         build = partial(made, f"facenet_pytorch.models.mtcnn:{name}", pretrained=False)

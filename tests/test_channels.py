@@ -396,6 +396,9 @@ def test_layers_of_no_channels_are_analyzed():
     gm = nce_fx.trace(model, (x,))
     assert nce_fx.analyze_channels(gm)["a"].pinned is None
     torch.testing.assert_close(nce_fx.resize(gm, {"a": 9})(x), model(x))
+    with pytest.warns(UserWarning, match="its weight has no values"):
+        quantized = nce_fx.quantize(gm, batches=[x])
+    assert quantized(x).isfinite().all()
 
 
 def test_whose_an_id_is_follows_axes_that_are_added_between_questions():

@@ -78,11 +78,19 @@ def quantizable(gm: GraphModule, layer: Layer) -> bool:
     if layer.node.op != "call_module":
         return True
     module = gm.get_submodule(str(layer.node.target))
+    if is_empty(module):
+        return False
     if (op := table_of(gm).of_module(module)) is not None and not is_of_torch(op):
         return bool(layer.node.args) and isinstance(module._parameters.get(op.weight), nn.Parameter)
     own = isinstance(module._parameters.get("weight"), nn.Parameter) or is_parametrized(module, "weight")
     own = own or weight_hook(module) is not None
     return own and not is_parametrized(module, "bias")
+
+
+def is_empty(module: nn.Module) -> bool:
+    """Whether a module's weight has no values, as of a layer of no channels: no step size can be told of it."""
+    weight = module._parameters.get("weight")
+    return weight is not None and not weight.numel()
 
 
 def is_of_torch(op: Op) -> bool:
@@ -104,6 +112,8 @@ def products_in_float(gm: GraphModule) -> Mapping[str, str]:
             if held:
                 reason = f"no tracer can enter it, so its {held:,} parameters are in float and its MACs in no count"
                 found.setdefault(str(node.target), f"{where(node)}: {reason}")
+        elif node.op == "call_module" and is_empty(gm.get_submodule(str(node.target))):
+            found.setdefault(str(node.target), f"{where(node)}: its weight has no values, so it is in float")
         op = ops.of_call(node.target) if node.op in ("call_function", "call_method") else None
         if op is None or op.kind != "product":
             continue

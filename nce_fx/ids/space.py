@@ -5,7 +5,7 @@ Under weight normalization a weight is computed from a direction and a length, a
 w = g * v / ||v||        and back: v = w, g = ||w||
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +65,9 @@ def weight_normed(modules: Mapping[str, nn.Module]) -> dict[str, WeightNormed]:
     return found
 
 
-def weight_normed_in(gm: GraphModule, tensors: Mapping[str, torch.Tensor]) -> dict[str, WeightNormed]:
+def weight_normed_in(
+    gm: GraphModule, tensors: Mapping[str, torch.Tensor], normalizes: Callable[[Node], bool]
+) -> dict[str, WeightNormed]:
     """Return the weights that a graph normalizes by its own nodes, by the path of the direction.
 
     Such a weight is treated as the direction's own value, where nothing else reads the direction or the length.
@@ -79,7 +81,7 @@ def weight_normed_in(gm: GraphModule, tensors: Mapping[str, torch.Tensor]) -> di
                 readers.setdefault(id(parameter), []).append(node)
     found: dict[str, WeightNormed] = {}
     for node in gm.graph.nodes:
-        if node.op != "call_function" or node.target not in _WEIGHT_NORMS or len(node.args) < 2:
+        if node.op != "call_function" or not normalizes(node) or len(node.args) < 2:
             continue
         paths = [str(source.target) for source in node.args[:2] if isinstance(source, Node) and source.op == "get_attr"]
         known = [tensors.get(path) for path in paths]
@@ -90,9 +92,6 @@ def weight_normed_in(gm: GraphModule, tensors: Mapping[str, torch.Tensor]) -> di
                 computed = torch._weight_norm(direction, length, dim).detach()
                 found[paths[0]] = WeightNormed(computed, length, direction, paths[1], paths[0], dim)
     return found
-
-
-_WEIGHT_NORMS = (torch._weight_norm, torch.ops.aten._weight_norm, torch.ops.aten._weight_norm.default)
 
 
 def _chain(module: nn.Module) -> Any:
@@ -192,8 +191,13 @@ class Tensors:
     modules: dict[str, nn.Module]
 
     @staticmethod
-    def of(gm: GraphModule) -> "Tensors":
-        """Collect the parameters and buffers of a graph module that hold real or complex numbers."""
+    def of(gm: GraphModule, normalizes: Callable[[Node], bool]) -> "Tensors":
+        """Collect the parameters and buffers of a graph module that hold real or complex numbers.
+
+        Args:
+            gm: the graph module.
+            normalizes: whether a node is a weight normalization; `nce_fx.ops.tensors` asks the table.
+        """
         tensors: dict[str, torch.Tensor] = {}
         canonical: dict[str, str] = {}
         first: dict[int, str] = {}
@@ -206,7 +210,7 @@ class Tensors:
                         canonical[full] = first.setdefault(id(tensor), full)
                         tensors[full] = tensor
         normed = weight_normed(modules)
-        normed |= weight_normed_in(gm, tensors)
+        normed |= weight_normed_in(gm, tensors, normalizes)
         for name, weight in normed.items():
             tensors[name], canonical[name] = weight.value, name
         return Tensors(tensors, canonical, normed, modules)

@@ -55,7 +55,8 @@ class Sawb(WeightQuantizer):
 
     def _largest(self, weight: Tensor) -> Tensor:
         """Return the largest size; PyTorch's norm of that order takes a processor ten times as long."""
-        return torch.maximum(-weight.amin(), weight.amax())
+        flat = weight.flatten()  # since PyTorch's exporter to ONNX asks for an axis
+        return torch.maximum(-flat.amin(0), flat.amax(0))
 
     def quantized(self, x: Tensor) -> Tensor:
         """Quantize; the gradient goes straight through."""

@@ -18,7 +18,8 @@ from torch.fx import GraphModule
 from nce_fx.devices import device_of
 from nce_fx.frozen import Frozen
 from nce_fx.ids.labels import Ids
-from nce_fx.ids.space import ParameterAxis, Tensors
+from nce_fx.ids.space import ParameterAxis
+from nce_fx.ops.tensors import tensors_of
 from nce_fx.passes.analysis.channels import ChannelGroup, analysis_of
 from nce_fx.passes.transform.quantize import QuantSpec
 from nce_fx.passes.transform.quantize.quantizer_nodes import insert_quantizers
@@ -104,7 +105,7 @@ class Widest(Frozen):
         """Return the slice of these widths of the network as it is trained."""
         keep, device = self._kept(widths), device_of(model)
         narrow = ResizeChannels(widths, keep=keep).apply(self.graph, NOTHING)
-        canonical = Tensors.of(self.graph).canonical
+        canonical = tensors_of(self.graph).canonical
         places: dict[str, list[tuple[int, Tensor]]] = {}
         for (path, axis), index in _moved(self.graph, widths, keep).items():
             places.setdefault(path, []).append((axis, torch.from_numpy(index).to(device)))
@@ -140,7 +141,7 @@ def _computed(gm: GraphModule, widths: Mapping[str, int]) -> dict[str, str]:
 
     Such a weight is kept as another parameter when it is narrowed.
     """
-    computed = analysis_of(gm).structure.tie.computed.keys() | Tensors.of(gm).normed.keys()
+    computed = analysis_of(gm).structure.tie.computed.keys() | tensors_of(gm).normed.keys()
     refused: dict[str, str] = {}
     for group, width in widths.items() if computed else ():
         found = sorted(computed & {path for path, _ in _moved(gm, {group: width})})
@@ -156,7 +157,7 @@ def _takes(group: ChannelGroup, widths: Sequence[int]) -> bool:
 
 def _moved(gm: GraphModule, widths: Mapping[str, int], keep: Kept | None = None) -> dict[ParameterAxis, Ids]:
     """Return for each parameter axis that narrowing to these widths changes the positions that stay."""
-    tensors = Tensors.of(gm).tensors
+    tensors = tensors_of(gm).tensors
     return {
         (path, axis): gather.index
         for (path, axis), gather in gathers_of(gm, widths, keep).items()

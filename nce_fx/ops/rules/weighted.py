@@ -71,7 +71,7 @@ def _along_tokens(run: RuleInterface, x: ChannelTensor, weight: Any, bias: Any, 
 
 
 def reads_tokens(run: RuleInterface, x: Any, axis: int) -> bool:
-    """Whether what is summed along an axis, such as 1 of images, are tokens whose channels run along another."""
+    """Whether what is summed along an axis, 1 of ``(2, tokens, 8)``, are tokens whose channels run along another."""
     if not isinstance(x, ChannelTensor) or len(x.labels) != 1:
         return False
     beside = run.channel_axes(x.labels[0])

@@ -23,10 +23,11 @@ from nce_fx.copying import copy_graph
 from nce_fx.errors import ChannelError, where
 from nce_fx.frozen import Frozen
 from nce_fx.ids.labels import Ids
-from nce_fx.ids.space import ParameterAxis, Tensors
+from nce_fx.ids.space import ParameterAxis
 from nce_fx.ids.value import ChannelTensor
 from nce_fx.ops import OPS, table_of
 from nce_fx.ops.table import argument_defaults, argument_names, followed_arguments
+from nce_fx.ops.tensors import tensors_of
 from nce_fx.passes.analysis.channels import ChannelGraph, analysis_of
 from nce_fx.passes.analysis.channels.computed import Computed, keep, value_of
 from nce_fx.passes.analysis.channels.edits import Gather
@@ -191,7 +192,7 @@ def importance(structure: Structure) -> npt.NDArray[np.float64]:
     so only where no norm module follows are the squared weights that produce it taken instead.
     """
     count = int(structure.classes.max(initial=0)) + 1
-    tie, tensors, modules = structure.tie, Tensors.of(structure.gm).tensors, dict(structure.gm.named_modules())
+    tie, tensors, modules = structure.tie, tensors_of(structure.gm).tensors, dict(structure.gm.named_modules())
     found = {kind: (np.zeros(count), np.zeros(count, np.bool_)) for kind in ("made", "scaled", "read")}
     for (path, axis), line in tie.axis_lines.items():
         tensor, roles = tensors.get(path), tie.roles.get((path, axis), set())
@@ -224,7 +225,7 @@ def _resized(
     structure: Structure, channels: ChannelGraph, widths: Mapping[str, int], keep: Kept | None, seed: int
 ) -> GraphModule:
     run = _run(structure, channels, widths, keep)
-    gm, tensors = structure.gm, Tensors.of(structure.gm)
+    gm, tensors = structure.gm, tensors_of(structure.gm)
     memo: dict[int, Any] = {}
     by_path: dict[str, list[tuple[int, Gather]]] = {}
     for (path, axis), gather in run.edits.gathers.items():

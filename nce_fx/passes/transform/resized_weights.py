@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 from nce_fx.devices import FREE_MEMORY, free_memory
 from nce_fx.errors import ChannelError
 from nce_fx.ids.labels import Ids
-from nce_fx.ids.space import Tensors
+from nce_fx.ops.tensors import tensors_of
 from nce_fx.passes.analysis.channels import ChannelGraph
 from nce_fx.passes.analysis.channels.edits import Gather
 
@@ -189,7 +189,7 @@ def _needed(gm: GraphModule, channels: ChannelGraph, widths: Mapping[str, int]) 
     before, after = channels.part_widths({}), channels.part_widths(widths)
     result: dict[torch.device, int] = defaultdict(int)
     result[torch.device("cpu")] = _PER_CHANNEL * sum(after)
-    tensors = Tensors.of(gm).tensors
+    tensors = tensors_of(gm).tensors
     changed = {part for part, (old, new) in enumerate(zip(before, after, strict=True)) if old != new}
     for path, axes in channels.parameter_axes.items():
         if path in tensors and any(part in changed for axis in axes for part, _ in axis.terms):

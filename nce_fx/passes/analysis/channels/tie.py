@@ -24,8 +24,9 @@ from nce_fx.ids.labels import (
     varies,
 )
 from nce_fx.ids.rule_interface import Statement
-from nce_fx.ids.space import IdSpace, ParameterAxis, Pin, Tensors
+from nce_fx.ids.space import IdSpace, ParameterAxis, Pin
 from nce_fx.ids.value import ChannelTensor, Weight
+from nce_fx.ops.tensors import tensors_of
 from nce_fx.passes.analysis.channels.computed import Computed, computed, grows_with_parameter
 from nce_fx.passes.analysis.channels.interpreter import ChannelInterpreter
 
@@ -34,7 +35,7 @@ class Tie(ChannelInterpreter):
     """The first run: records which ids meet, which are pinned, and who consumes what."""
 
     def __init__(self, gm: GraphModule, alike: frozenset[Node] = frozenset()) -> None:
-        super().__init__(gm, IdSpace(), Tensors.of(gm))
+        super().__init__(gm, IdSpace(), tensors_of(gm))
         self.alike = alike
         """Products within heads that a run before this one found to be alike."""
         self.by_heads: list[tuple[Node, tuple[tuple[Label, int], ...]]] = []

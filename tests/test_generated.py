@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, given, note, seed, settings
 from torch import nn
 from torch.utils._pytree import tree_flatten
 
@@ -23,7 +23,7 @@ from tests.laws import LAWS
 from tests.observing import difference, run
 
 EXAMPLES = os.environ.get("NCE_FX_EXAMPLES")
-PLANS = 3
+PLANS, PARTS = 3, 4
 OTHERS = ("0", "2", "3", "4", "5", "6", "7", "10")
 """The laws checked besides the first."""
 
@@ -34,9 +34,9 @@ def widening_keeps_the_function(model: nn.Module, inputs: tuple[Any, ...]) -> No
     before = run(t.gm, t.inputs)
     faithful = difference(run(model, t.inputs), before)
     assert faithful <= 1e-9, f"the traced graph differs from the model by {faithful:.1e}"
-    for seed in range(PLANS):
-        widths = wider(t.channels, seed)
-        off = difference(before, run(t.resized(widths, seed), t.inputs))
+    for plan in range(PLANS):
+        widths = wider(t.channels, plan)
+        off = difference(before, run(t.resized(widths, plan), t.inputs))
         assert off <= 1e-9, f"off by {off:.1e} at {widths}"
 
 
@@ -59,19 +59,26 @@ def obeys_the_laws(program: Program) -> None:
             law(model, inputs)
 
 
-@settings(
-    max_examples=int(EXAMPLES or 60),
-    derandomize=EXAMPLES is None,
-    database=None,
-    deadline=None,
-    print_blob=False,
-    suppress_health_check=list(HealthCheck),
-)
-@given(programs())
+@pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.long
-def test_random_networks(program):
-    note(f"paste this: {program!r}")
-    obeys_the_laws(program)
+def test_random_networks(part):
+    """In parts, so that no process waits for one test at the end."""
+
+    @settings(
+        max_examples=int(EXAMPLES or 60) // PARTS,
+        database=None,
+        deadline=None,
+        print_blob=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(programs())
+    def drawn(program):
+        note(f"paste this: {program!r}")
+        obeys_the_laws(program)
+
+    if EXAMPLES is None:
+        drawn = seed(part)(drawn)
+    drawn()
 
 
 @pytest.mark.parametrize("name", REGRESSIONS)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 from torch.nn.utils import parametrizations
 
 import nce_fx
@@ -432,3 +432,30 @@ def test_an_einsum_is_narrowed_to_one_channel():
     one = nce_fx.resize(gm, {"q": 1, "v": 1})
     assert one(x).shape == (2, 6, 2)
     torch.testing.assert_close(nce_fx.resize(gm, {"q": 5, "v": 4})(x), gm(x))
+
+
+class OpenedByHand(nn.Module):
+    """One layer's weight is read without the layer being called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.scale, self.down = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 6)
+
+    def forward(self, x):
+        y = self.up(x)
+        return self.down(F.relu(self.scale.weight @ y.transpose(1, 2) + self.scale.bias[:, None]).transpose(1, 2))
+
+
+class Unopened(fx.Tracer):
+    def is_leaf_module(self, m, module_qualified_name):
+        return isinstance(m, OpenedByHand) or super().is_leaf_module(m, module_qualified_name)
+
+
+def test_what_a_module_left_whole_multiplies_beside_its_layers_pins_what_is_inside():
+    model, x = nn.Sequential(nn.Linear(4, 6), OpenedByHand(), nn.Linear(6, 3)).double(), torch.randn(2, 5, 4).double()
+    unopened = fx.GraphModule(model, Unopened().trace(model))
+    groups = nce_fx.analyze_channels(nce_fx.trace(unopened, (x,))).groups
+    inside = [group for group in groups if any(path.startswith("1.") for path in group.producers)]
+    assert inside
+    assert all("1 is left whole" in str(group.pinned) for group in inside), inside
+    LAWS["6_cost_is_exact"](unopened, (x,))

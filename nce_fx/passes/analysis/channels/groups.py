@@ -5,17 +5,19 @@ part    classes with the same number of positions on the same axes
 group   parts that share an axis of some producer
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import lcm
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from torch.fx import GraphModule
 
 from nce_fx.errors import where
-from nce_fx.ids.labels import FIRST_ID, Ids, memory_key
+from nce_fx.ids.labels import FIRST_ID, Ids, bare, memory_key
 from nce_fx.ids.space import ParameterAxis, Pin
+from nce_fx.ops.left_whole import LEFT_WHOLE
 from nce_fx.passes.analysis.channels.tie import Tie
 
 
@@ -67,9 +69,26 @@ def classes_of(tie: Tie) -> Ids:
     return result
 
 
+def _inside_left_whole(tie: Tie) -> Iterator[Pin]:
+    """Yield pins for modules left whole that multiply more than their layers do: the cost takes that for constant."""
+    gm = tie.module
+    assert isinstance(gm, GraphModule)
+    costs = gm.meta.get(LEFT_WHOLE, {})
+    for node in gm.graph.nodes if costs else ():
+        if node.op != "call_module" or node.target not in costs or tie.ops.nearest(gm, node) is not None:
+            continue
+        reason = f"{node.target} is left whole, and what it multiplies at other widths is not known, at {where(node)}"
+        # What is made inside, and what is read there.
+        for axis in dict.fromkeys((*tie.space.axes, *tie.axis_lines)):
+            if axis[0].startswith(f"{node.target}."):
+                read = bare(tie.axis_lines[axis].numpy()) if axis in tie.axis_lines else tie.space.own(axis)
+                ids = np.concatenate([read.reshape(-1), tie.space.own(axis)])
+                yield Pin(ids[ids >= FIRST_ID], node.name, reason)
+
+
 def pins_by_class(tie: Tie, classes: Ids) -> dict[int, Pin]:
     """Return the first pin that hits each class, those for axes that both make and read channels included."""
-    pins = list(tie.pins)
+    pins = [*tie.pins, *_inside_left_whole(tie)]
     for axis, roles in tie.roles.items():
         if "in" in roles and len(roles) > 1:
             ids = np.concatenate([tie.axis_lines[axis].numpy(), tie.space.own(axis)])

@@ -212,6 +212,8 @@ def narrowing_is_removal(model: nn.Module, inputs: tuple[Any, ...], seed: int = 
     with torch.no_grad():
         for (name, axis), kept in kept_channels(t.gm, widths).items():
             path = re.sub(r"\.parametrizations\.weight\.\w+$", ".weight", name)
+            # In an exported graph the direction's place has the weight.
+            path = path if path in tensors else name
             if path != name and path in tensors and tensors[path].shape[axis] != t.gm.get_parameter(name).shape[axis]:
                 continue  # lengths along other axes, of one entry here
             making = path in parameters and not path.endswith(("weight_g", "weight_v"))

@@ -72,17 +72,16 @@ def weight_normed_in(
 
     Such a weight is treated as the direction's own value, where nothing else reads the direction or the length.
     """
+    normalizing = [node for node in gm.graph.nodes if node.op == "call_function" and normalizes(node)]
     readers: dict[int, list[Node]] = {}
-    for node in gm.graph.nodes:
+    for node in gm.graph.nodes if normalizing else ():
         if node.op == "get_attr" and str(node.target) in tensors:
             readers.setdefault(id(tensors[str(node.target)]), []).extend(node.users)
         elif node.op == "call_module":
             for parameter in gm.get_submodule(str(node.target)).parameters():
                 readers.setdefault(id(parameter), []).append(node)
     found: dict[str, WeightNormed] = {}
-    for node in gm.graph.nodes:
-        if node.op != "call_function" or not normalizes(node) or len(node.args) < 2:
-            continue
+    for node in normalizing:
         paths = [str(source.target) for source in node.args[:2] if isinstance(source, Node) and source.op == "get_attr"]
         known = [tensors.get(path) for path in paths]
         direction, length = known if len(known) == 2 else (None, None)

@@ -11,7 +11,7 @@ from nce_fx.ids.value import ChannelTensor, activation, channel_tensors
 from nce_fx.ops.rules.calls import label_for
 from nce_fx.ops.rules.elementwise import meet, meet_constant
 from nce_fx.ops.rules.mixing import on_other_axes, sum_over
-from nce_fx.ops.rules.weighted import made, read, reads_tokens
+from nce_fx.ops.rules.weighted import along_tokens, made, read, reads_tokens
 
 
 def attention(
@@ -45,24 +45,16 @@ def matmul(a: Any, b: Any, by_root: bool = False) -> ChannelTensor:
         if len(run.channel_axes(label_for(b, -1))) > 1:
             return _by_position(run, a, b, shape)
         if reads_tokens(run, a, a.dim() - 1):
-            return _along_tokens(run, a, a.dim() - 1, b, b.dim() - 1, shape)
+            return along_tokens(run, a, a.dim() - 1, made(run, b, b.dim() - 1, None), shape)
         read(run, a, a.dim() - 1, b, b.dim() - 2)
         return activation(run, along(made(run, b, b.dim() - 1, None), len(shape) - 1, shape), a.dtype)
     if a.is_parameter and len(a.labels) > 1 and not b.is_parameter:
         if reads_tokens(run, b, b.dim() - 2):
-            return _along_tokens(run, b, b.dim() - 2, a, a.dim() - 2, shape)
+            return along_tokens(run, b, b.dim() - 2, made(run, a, a.dim() - 2, None), shape)
         read(run, b, b.dim() - 2, a, a.dim() - 1)
         return activation(run, along(made(run, a, a.dim() - 2, None), len(shape) - 2, shape), b.dtype)
     left, right = label_for(a, -1), label_for(b, -2)
     return activation(run, _contract(run, left, right, shape, by_root), a.dtype)
-
-
-def _along_tokens(
-    run: RuleInterface, data: ChannelTensor, axis: int, weight: ChannelTensor, made_by: int, shape: list[int]
-) -> ChannelTensor:
-    """Mix tokens by a product with a parameter: channels stay what they were, what it makes keeps its number."""
-    run.pin(made(run, weight, made_by, None), "it mixes tokens, whose channels run along another axis")
-    return activation(run, data.labels[0].narrow(axis, 0, 1).expand(shape), data.dtype)
 
 
 def _one_for_each(run: RuleInterface, data: ChannelTensor, weight: ChannelTensor) -> bool:

@@ -54,7 +54,7 @@ def linear(input: Any, weight: Any, bias: Any = None) -> ChannelTensor:
     """Return the channels of ``F.linear(x, weight, bias)``: (..., in) -> (..., out)."""
     run = run_of((input, weight))
     if reads_tokens(run, input, input.dim() - 1):
-        return _along_tokens(run, input, weight, bias, input.dim() - 1)
+        return along_tokens(run, input, input.dim() - 1, made(run, weight, 0, bias))
     if isinstance(input, ChannelTensor):
         read(run, input, input.dim() - 1, weight, 1)
     line = made(run, weight, 0, bias)
@@ -63,11 +63,22 @@ def linear(input: Any, weight: Any, bias: Any = None) -> ChannelTensor:
     return activation(run, along(line, input.dim() - 1, input.shape), input.dtype)
 
 
-def _along_tokens(run: RuleInterface, x: ChannelTensor, weight: Any, bias: Any, axis: int) -> ChannelTensor:
-    """Mix tokens (a mixer's first linear): channels stay what they were, and what it makes keeps its number."""
-    run.pin(made(run, weight, 0, bias), "it mixes tokens, whose channels run along another axis")
-    shape = [weight.shape[0] if k == axis else size for k, size in enumerate(x.shape)]
-    return activation(run, x.labels[0].narrow(axis, 0, 1).expand(shape), x.dtype)
+def along_tokens(
+    run: RuleInterface, x: ChannelTensor, axis: int, line: torch.Tensor, shape: Sequence[int] | None = None
+) -> ChannelTensor:
+    """Mix tokens (a mixer's first linear): channels stay what they were, and what it makes keeps its number.
+
+    Args:
+        run: the run.
+        x: the tokens, such as ``(2, 16, 8)`` after a transpose.
+        axis: along which they are summed.
+        line: the ids of what the product makes.
+        shape: of the result; that of ``x`` with as many along the axis as are made.
+    """
+    run.pin(line, "it mixes tokens, whose channels run along another axis")
+    if shape is None:
+        shape = [line.numel() if k == axis else size for k, size in enumerate(x.shape)]
+    return activation(run, x.labels[0].narrow(axis, 0, 1).expand(tuple(shape)), x.dtype)
 
 
 def reads_tokens(run: RuleInterface, x: Any, axis: int) -> bool:
@@ -99,7 +110,7 @@ def convolution(dims: int) -> Callable[..., ChannelTensor]:
         run, sizes = run_of((input, weight)), input.shape[axis + 1 :]
         plain = all(kernel == 1 for kernel in weight.shape[2:]) and {*each(stride, dims)} == {1}
         if groups == 1 and plain and {*each(padding, dims)} == {0} and reads_tokens(run, input, axis):
-            return _along_tokens(run, input, weight, bias, axis)
+            return along_tokens(run, input, axis, made(run, weight, 0, bias))
         rows = convolved(sizes, weight.shape[2:], stride, padding, dilation)
         return _convolve(run, input, weight, bias, groups, axis, rows, (0, 1))
 

@@ -110,7 +110,7 @@ def products_in_float(gm: GraphModule) -> Mapping[str, str]:
         if node.op == "call_module" and ops.nearest(gm, node) is None:
             held = sum(parameter.numel() for parameter in gm.get_submodule(str(node.target)).parameters())
             if held:
-                reason = f"no tracer can enter it, so its {held:,} parameters are in float and its MACs in no count"
+                reason = f"no tracer can enter it, so its {held:,} parameters are in float"
                 found.setdefault(str(node.target), f"{where(node)}: {reason}")
         elif node.op == "call_module" and is_empty(gm.get_submodule(str(node.target))):
             found.setdefault(str(node.target), f"{where(node)}: its weight has no values, so it is in float")

@@ -54,6 +54,23 @@ def test_a_weight_that_goes_back_and_forth_is_held_on_its_usual_level(kind):
     assert torch.equal(quantizer.integers(weight).values[turned], levels[0][turned])
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["sawb", "sawb-channel", "lsq", "minmax", "seq", "statsq"])
+def test_weights_that_are_all_frozen_stay_what_they_are(kind):
+    """Where the scale follows from the weights, weights that followed the scale would shrink or grow at every step."""
+    gm = quantized_net(kind)
+    weight: Any = gm.get_parameter("3.weight")
+    quantizer: Any = gm.get_submodule("3.weight_quant")
+    freezing = Freezing(gm, 0.015)
+    freezing.tensors()["frozen/3.weight"].fill_(True)
+    size, levels = weight.norm().item(), quantizer.integers(weight).values.clone()
+    for _ in range(300):
+        weight.add_(0.01 * torch.randn_like(weight))
+        freezing.after_step(1.0)
+    assert 0.5 * size < weight.norm().item() < 2 * size
+    assert torch.equal(quantizer.integers(weight).values, levels)
+
+
 def test_the_frequency_is_the_published_average():
     gm = quantized_net()
     weight: Any = gm.get_parameter("0.weight")

@@ -33,7 +33,7 @@ from nce_fx.training.batches import batches_of
 from nce_fx.training.checkpoint import last_good
 from nce_fx.training.forward import forward_pass
 from nce_fx.training.optimizer import momenta
-from nce_fx.training.recipe import seed_at
+from nce_fx.training.recipe import calmer, seed_at
 from nce_fx.training.run import Callback, Run
 
 _WEIGHTS, _WIDTHS = 1, 2
@@ -150,7 +150,7 @@ class WidthSearch(Callback):
         if not math.isfinite(totals[0]):
             raise TrainingError(
                 f"the loss of a width step is {totals[0]} at step {run.position.step + 1} of epoch "
-                f"{run.position.epoch + 1}: {last_good(run.directory)}; lower the learning rate, or set clip_gradient"
+                f"{run.position.epoch + 1}: {last_good(run.directory)}; {calmer(run.recipe)}"
             )
         (loss * (size / totals[1])).backward()
         sum_gradients(preferences)

@@ -41,7 +41,7 @@ from nce_fx.training.log import Log, open_log
 from nce_fx.training.not_finite import first_not_finite
 from nce_fx.training.optimizer import positive_ranges
 from nce_fx.training.oscillation import dampen, share_moved, weight_levels
-from nce_fx.training.recipe import Recipe, bits_at, dampening_at, learning_rate_at
+from nce_fx.training.recipe import Recipe, bits_at, calmer, dampening_at, learning_rate_at
 from nce_fx.training.result import EpochRecord, Progress, StepReport, TrainResult, reporting
 from nce_fx.training.run import CheckpointWriter, Run, prepare
 from nce_fx.training.shards import clip, in_one_piece, mean_of_whole, total_norm, whole_weights
@@ -271,7 +271,7 @@ def train_step(run: Run, batch: Any, rate: float, seed: int, stop: bool) -> list
             for place, value in enumerate(sums):
                 totals[place] = value if place == 3 else totals[place] + value
             if not math.isfinite(sums[0]):
-                raise _broken(run, f"the loss is {sums[0]}", part, rate, seed)
+                raise _broken(run, f"the loss is {sums[0]}", part, seed)
             # The mean over processes is that of as many equal shares; these are weighted by their size.
             share = samples_in(*part) * run.engine.processes / (samples or sums[2])
             (loss * share * run.scale.value).backward()  # type: ignore[no-untyped-call]
@@ -284,7 +284,7 @@ def train_step(run: Run, batch: Any, rate: float, seed: int, stop: bool) -> list
     norm = total_norm(gradients)
     finite = bool(norm.isfinite())
     if not finite and run.scale.value <= 1:
-        raise _broken(run, "a gradient is not finite", parts[-1], rate, seed)
+        raise _broken(run, "a gradient is not finite", parts[-1], seed)
     if recipe.clip_gradient is not None and finite:
         clip(gradients, norm, recipe.clip_gradient)
     for group in run.optimizer.param_groups:
@@ -297,15 +297,14 @@ def train_step(run: Run, batch: Any, rate: float, seed: int, stop: bool) -> list
     return totals
 
 
-def _broken(run: Run, what: str, batch: Pair, rate: float, seed: int) -> TrainingError:
+def _broken(run: Run, what: str, batch: Pair, seed: int) -> TrainingError:
     """Say what is not finite, and which operation of the network it comes from where that can be told."""
     inputs, target = batch
     with whole_weights(run.student):
         place = first_not_finite(run.model, inputs, lambda output: run.task.training_loss(output, target))
     return TrainingError(
         f"{what} at step {run.position.step + 1} of epoch {run.position.epoch + 1} (batch seed {seed})"
-        f"{f': {place}' if place else ''}: {last_good(run.directory)}; lower the learning rate (now {rate:.3g}), or "
-        "set clip_gradient"
+        f"{f': {place}' if place else ''}: {last_good(run.directory)}; {calmer(run.recipe)}"
     )
 
 

@@ -15,6 +15,8 @@ moving average:
 
 Where f is above a threshold the weight is set on the level that it was on most, round(q_mean), and stays there for the
 rest of the run, whatever becomes of the scale. The threshold falls as a cosine from four times its end, as published.
+A frozen weight keeps its value while that is on its level: where scales follow from the weights (SAWB), weights that
+followed their scale in turn would shrink or grow at every step, to nothing or to infinity.
 """
 
 import math
@@ -92,6 +94,8 @@ class _Weight:
     frequency: Tensor
     mean: Tensor
     frozen: Tensor
+    held: Tensor
+    """The values of those that are frozen."""
 
 
 class Freezing:
@@ -106,9 +110,8 @@ class Freezing:
             level = placed(_integers(parameter, quantizer).values.to(torch.int16), parameter)
             nothing = torch.zeros_like(parameter.detach())
             still = torch.zeros_like(level)
-            self._weights[name] = _Weight(
-                parameter, quantizer, level, still, nothing, level.to(nothing.dtype), still.bool()
-            )
+            mean, held = level.to(nothing.dtype), parameter.detach().clone()
+            self._weights[name] = _Weight(parameter, quantizer, level, still, nothing, mean, still.bool(), held)
         if not self._weights:
             raise InputError("recipe: freeze is given and the model has no quantized weights: leave it out")
 
@@ -123,10 +126,13 @@ class Freezing:
         """Look at every weight; hold those that are frozen."""
         limit = self.threshold * (1 + (START - 1) * 0.5 * (1 + math.cos(math.pi * done)))
         for weight in self._weights.values():
+            parts = (weight.level, weight.move, weight.frequency, weight.mean, weight.frozen, weight.held)
+            level, move, frequency, mean, frozen, held = map(local, parts)
+            own = local(weight.parameter)
+            own.copy_(torch.where(frozen, held, own))
             integers = _integers(weight.parameter, weight.quantizer)
-            parts = (weight.level, weight.move, weight.frequency, weight.mean, weight.frozen)
-            level, move, frequency, mean, frozen = map(local, parts)
-            found = torch.where(frozen, level, local(placed(integers.values.to(level.dtype), weight.parameter)))
+            now = local(placed(integers.values.to(level.dtype), weight.parameter))
+            found = torch.where(frozen, level, now)
             moved = torch.sign(found - level)
             back = (moved != 0) & (moved == -move)
             frequency.lerp_(back.to(frequency.dtype), MOMENTUM)
@@ -134,18 +140,18 @@ class Freezing:
             fresh = (frequency > limit) & ~frozen
             level.copy_(torch.where(fresh, mean.round().to(level.dtype), found))
             move.copy_(torch.where(moved != 0, moved, move))
+            away = fresh | (frozen & (level != now))
             frozen |= fresh
-            if bool(frozen.any()):
+            if bool(away.any()):
                 of_each = (
                     local(placed(value.expand(integers.values.shape), weight.parameter)) for value in integers[1:]
                 )
-                held = Integers(level, *of_each).dequantize()
-                own = local(weight.parameter)
-                own.copy_(torch.where(frozen, held.to(own.dtype), own))
+                held.copy_(torch.where(away, Integers(level, *of_each).dequantize().to(held.dtype), held))
+            own.copy_(torch.where(frozen, held, own))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the records by weight."""
-        kinds = ("level", "move", "frequency", "mean", "frozen")
+        kinds = ("level", "move", "frequency", "mean", "frozen", "held")
         return flat({kind: {name: getattr(own, kind) for name, own in self._weights.items()} for kind in kinds})
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:

@@ -142,6 +142,12 @@ def learning_rate_at(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     return recipe.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
 
 
+def calmer(recipe: Recipe) -> str:
+    """Say what to change where numbers became infinite: ``"lower the learning rate (0.1), or set clip_gradient"``."""
+    limit = ", or set clip_gradient" if recipe.clip_gradient is None else ""
+    return f"lower the learning rate ({recipe.learning_rate:.3g}){limit}"
+
+
 def dampening_at(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     """Return the strength of dampening at a step, counted from 0 over the whole run; none while training in float."""
     border = recipe.float_epochs * steps_per_epoch

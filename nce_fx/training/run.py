@@ -23,7 +23,7 @@ from nce_fx.training.extras import Extra, extras_of
 from nce_fx.training.features import tapped
 from nce_fx.training.forward import called
 from nce_fx.training.optimizer import build_optimizer, learned_ranges, momenta, restore_momenta
-from nce_fx.training.recipe import Recipe
+from nce_fx.training.recipe import Recipe, calmer
 from nce_fx.training.result import EpochRecord
 from nce_fx.training.scaling import LossScale
 from nce_fx.training.shards import check_search, local, on_main, sharded
@@ -315,7 +315,7 @@ def _check_finite(tensors: dict[str, Tensor], run: Run) -> None:
     # A gradient may overflow in a step whose loss was finite: what it broke must not replace a good checkpoint.
     for name, tensor in tensors.items():
         if name not in run.endless and not local(tensor).isfinite().all():
-            remedy = "lower the learning rate, or set clip_gradient" if run.done else "train weights that are numbers"
+            remedy = calmer(run.recipe) if run.done else "train weights that are numbers"
             raise TrainingError(
                 f"{name} has values that are not finite after step {run.done}: {last_good(run.directory)}; {remedy}"
             )

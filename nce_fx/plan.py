@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
@@ -32,8 +32,9 @@ class PlanSchema(BaseModel):
 
     version: int
     model: str
-    widths: dict[str, PositiveInt]
-    original: dict[str, PositiveInt]
+    widths: dict[str, NonNegativeInt]
+    """None is 0 but where the original is."""
+    original: dict[str, NonNegativeInt]
     source: dict[str, Any] = {}
 
 
@@ -89,6 +90,11 @@ class WidthPlan(Frozen):
             checked = PlanSchema.model_validate(fields)
         except ValidationError as error:
             raise PlanError(f"the plan is damaged at {first_problem(error, 'the whole')}; plan again") from error
+        gone = next(
+            (name for name, width in checked.widths.items() if not width and checked.original.get(name) != 0), None
+        )
+        if gone is not None:
+            raise PlanError(f"the plan is damaged at widths.{gone}: it should be greater than 0; plan again")
         if checked.widths.keys() != checked.original.keys():
             odd = sorted(checked.widths.keys() ^ checked.original.keys())[0]
             raise PlanError(f"the plan is damaged: {odd} is not in both widths and original; plan again")

@@ -1,6 +1,7 @@
 """What the laws over whole models do not show: ways of tracing, what is said of a pin, errors in words."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from nce_fx.models import MODELS
 from nce_fx.ops.rules import mixing, movement
 from nce_fx.passes.analysis.channels.groups import _counted
 from nce_fx.passes.analysis.channels.structure import examine
-from tests.laws import LAWS, kept_channels
+from tests.laws import LAWS, QUANTIZED, kept_channels, the_budget_holds_at_any_bits
 from tests.observing import counted
 from tests.zoo.attention import WIDTH, PooledHeads
 
@@ -380,25 +381,43 @@ def test_every_width_that_a_group_is_offered_can_be_had(width, groups, twice):
 class Empty(nn.Module):
     """Adds what goes through no channels at all, as configurations of some libraries do."""
 
-    def __init__(self):
+    def __init__(self, functional=False):
         super().__init__()
-        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.a, self.b, self.functional = nn.Linear(4, 6), nn.Linear(6, 3), functional
         self.into, self.back = nn.Linear(6, 0), nn.Linear(0, 6)
 
     def forward(self, x):
         y = self.a(x).relu()
+        if self.functional:
+            none = nn.functional.linear(y, self.into.weight, self.into.bias)
+            return self.b(y + nn.functional.linear(none, self.back.weight, self.back.bias))
         return self.b(y + self.back(self.into(y)))
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
-def test_layers_of_no_channels_are_analyzed():
-    model, x = Empty().eval(), torch.randn(3, 4)
+@pytest.mark.parametrize("functional", [False, True])
+def test_layers_of_no_channels_are_analyzed(functional):
+    model, x = Empty(functional).eval(), torch.randn(3, 4)
     gm = nce_fx.trace(model, (x,))
-    assert nce_fx.analyze_channels(gm)["a"].pinned is None
+    channels = nce_fx.analyze_channels(gm)
+    assert channels["a"].pinned is None
+    reason = channels["into"].pinned or ""
+    assert re.search(r"^it has no channels, at \S+ \(\S+\) at \S+test_channels.py:\d+$", reason)
     torch.testing.assert_close(nce_fx.resize(gm, {"a": 9})(x), model(x))
+    assert nce_fx.analyze_sensitivity(gm, None, channels=channels).by_group["into"] == 0
     with pytest.warns(UserWarning, match="its weight has no values"):
         quantized = nce_fx.quantize(gm, batches=[x])
     assert quantized(x).isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors", "ignore:.*its weight has no values")
+@pytest.mark.parametrize("functional", [False, True])
+def test_the_laws_hold_where_layers_have_no_channels(functional):
+    model, x = Empty(functional).eval(), torch.randn(3, 4)
+    for law in LAWS.values():
+        law(model, (x,))
+    for seed in range(len(QUANTIZED)):
+        the_budget_holds_at_any_bits(model, (x,), seed)
 
 
 def test_whose_an_id_is_follows_axes_that_are_added_between_questions():

@@ -169,6 +169,26 @@ def test_a_graph_that_fixes_its_size_keeps_it(tmp_path):
     assert session(tmp_path / "m.onnx").get_inputs()[0].shape[1:] == [3, 8, 8]
 
 
+class Positioned(nn.Module):
+    """Adds how far from the left each pixel is, by an operation whose length PyTorch's exporter writes down."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        y = self.a(x).relu()
+        return self.b(y + torch.linspace(-1, 1, y.shape[-1]))
+
+
+def test_a_file_that_is_not_the_graph_at_other_sizes_is_written_for_its_own(tmp_path):
+    q = quantized(Positioned, X)
+    assert q(torch.randn(2, 3, 8, 24)).shape == (2, 4, 8, 24)
+    written = nce_fx.export_onnx(q, tmp_path / "m.onnx")
+    assert (written.sizes, written.batch) == (False, None)
+    assert session(tmp_path / "m.onnx").get_inputs()[0].shape[1:] == [3, 8, 8]
+
+
 @pytest.mark.parametrize("form", ["int2", "qcdq", "integer", "qonnx"])
 @pytest.mark.parametrize("model", [Tied, Encoder])
 @pytest.mark.long

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+import nce_fx
 from nce_fx.models import MODELS
-from tests.drawing import traced
-from tests.laws import LAWS, QUANTIZED, the_budget_holds_at_any_bits
+from tests.drawing import Traced, keep, traced
+from tests.laws import LAWS, QUANTIZED, new_channels_live, the_budget_holds_at_any_bits
 from tests.zoo import ZOO, randomize
 from tests.zoo.model import image
 
@@ -50,6 +51,18 @@ def subject(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
 @pytest.mark.parametrize(("name", "law"), [(name, law) for name in NAMES for law in LAWS])
 def test_law(name, law):
     LAWS[law](*subject(name))
+
+
+def test_new_channels_of_a_model_that_computes_in_float32_alone_are_copies_to_its_rounding():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(6, 40), nn.BatchNorm1d(40), nn.GELU(), nn.Linear(40, 30), nn.Tanh(), nn.Linear(30, 2)
+    )
+    x = torch.randn(8, 6)
+    gm = nce_fx.trace(randomize(model).eval(), (x,))
+    keep(model, torch.float64, Traced(gm, (x,), nce_fx.analyze_channels(gm)))
+    for seed in range(3):
+        new_channels_live(model, (x,), seed)
 
 
 @pytest.mark.slow

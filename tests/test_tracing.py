@@ -640,6 +640,28 @@ def test_numbers_that_are_read_from_values_leave_the_rest_free(way):
     torch.testing.assert_close(gm(image()), model(image()))
 
 
+class Fades(nn.Module):
+    """Is left whole, since values decide what it runs, and has another weight after every call."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.last = nn.Parameter(torch.ones(6)), nn.Linear(6, 3)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, f):
+        self.weight.data = self.weight.data * 0.5
+        self.get_buffer("calls").add_(1)
+        return self.last(halved(f) * self.weight + self.calls)
+
+
+def test_finding_the_shapes_of_what_is_left_whole_writes_nothing_to_it():
+    model = nn.Sequential(conv(3, 6), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Fades()).eval()
+    first = copy.deepcopy(model)(image())
+    gm = nce_fx.trace(model, (image(),))
+    assert gm.meta["traced"] == "fx with leaves: 3"
+    torch.testing.assert_close(gm(image()), first)
+
+
 class ChosenThenAttended(nn.Module):
     """One head of attention, whose copies share a product, behind a choice by a condition."""
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,22 +93,36 @@ def export_onnx(
     if fold_bn:
         gm = Pipeline((FoldBatchNorm(),))(gm).graph_module
     marked = mark(gm)
-    begin("write the graph as ONNX")
-    model, lowered, batch, sizes = _model(gm, marked, form, batch, opset)
-    model.producer_name, model.producer_version = "nce-fx", __version__
-    for key, value in (provenance(gm, marked, batch) | {"format": format}).items():
-        model.metadata_props.add(key=f"nce_fx.{key}", value=value)
-    checked = inputs if inputs is not None else example(gm, batch or (2 if takes_any_batch(gm) else None))
-    begin("compare with PyTorch")
-    with export_file(path) as fresh:
-        content = model.SerializeToString()
-        fresh.write_bytes(content)
-        content_of = fresh.read_bytes()
-        exact = form.exact_when_optimized
-        agreement = check_agreement(gm, model, content_of, checked, exact_when_optimized=exact, lowered=lowered)
-        if sizes and inputs is None:
-            check_agreement(gm, model, content_of, other_sizes(checked), exact_when_optimized=exact, lowered=lowered)
-    return OnnxExport(path, format, len(content), batch, agreement, lowered.float_nodes, sizes)
+
+    def written(sizes: bool) -> OnnxExport:
+        begin("write the graph as ONNX")
+        model, lowered, samples, sizes = _model(gm, marked, form, batch, opset, sizes=sizes)
+        model.producer_name, model.producer_version = "nce-fx", __version__
+        for key, value in (provenance(gm, marked, samples) | {"format": format}).items():
+            model.metadata_props.add(key=f"nce_fx.{key}", value=value)
+        given = inputs if inputs is not None else example(gm, samples or (2 if takes_any_batch(gm) else None))
+        begin("compare with PyTorch")
+        compare = partial(check_agreement, exact_when_optimized=form.exact_when_optimized, lowered=lowered)
+        with export_file(path) as fresh:
+            content = model.SerializeToString()
+            fresh.write_bytes(content)
+            content_of = fresh.read_bytes()
+            agreement = compare(gm, model, content_of, given)
+            if sizes and inputs is None:
+                try:
+                    compare(gm, model, content_of, other_sizes(given))
+                except ExportError as error:
+                    raise _SizesError(str(error)) from error
+        return OnnxExport(path, format, len(content), samples, agreement, lowered.float_nodes, sizes)
+
+    try:
+        return written(sizes=True)
+    except _SizesError:
+        return written(sizes=False)
+
+
+class _SizesError(ExportError):
+    """A file is not the graph at other heights and widths: it is written for the traced ones alone."""
 
 
 @checked
@@ -125,7 +140,13 @@ def to_integer(gm: GraphModule) -> GraphModule:
 
 
 def _model(
-    gm: GraphModule, marked: Marked, form: Format, batch: int | None, opset: int | None = None
+    gm: GraphModule,
+    marked: Marked,
+    form: Format,
+    batch: int | None,
+    opset: int | None = None,
+    *,
+    sizes: bool = True,
 ) -> tuple[ModelProto, Lowered, int | None, bool]:
     """Return the ONNX model, what of it computes in integers, its batch, of any size where the graph permits, and
     whether height and width are of any size, too."""
@@ -135,7 +156,7 @@ def _model(
     if not share_a_batch(traced):
         return *to_onnx(marked, traced, form, dynamic="no", opset=opset), None, False
     two = example(gm, 2)
-    ways: list[Dynamic] = ["sizes", "batch"] if takes_other_sizes(gm, two) else ["batch"]
+    ways: list[Dynamic] = ["sizes", "batch"] if sizes and takes_other_sizes(gm, two) else ["batch"]
     for way in ways:
         try:
             return *to_onnx(marked, two, form, dynamic=way, opset=opset), None, way == "sizes"

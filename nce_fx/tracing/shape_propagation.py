@@ -126,8 +126,11 @@ class _Shapes(Interpreter):
         self.place: Node | None = None
 
     def _stand_in(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
-        if tensor is None or self.device is None:
-            return tensor
+        if tensor is None:
+            return None
+        if self.device is None:
+            # What is run with values may write to its own.
+            return tensor.detach().clone()
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=self.device)
 
     def _shadow(self, module: nn.Module) -> nn.Module:

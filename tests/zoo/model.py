@@ -45,7 +45,7 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
             if name.endswith("running_var"):
                 tensor.copy_(0.5 + drawn.abs())
             elif tensor.dim() > 1:
-                tensor.copy_(drawn / max(1, tensor.numel() // tensor.shape[0]) ** 0.5)
+                tensor.copy_(drawn / max(1, tensor.numel() // max(1, tensor.shape[0])) ** 0.5)
             elif name.endswith("weight"):
                 tensor.copy_(drawn.sign() * (0.5 + drawn.abs()))
             else:

@@ -176,8 +176,9 @@ def _price_monomial(
         ends.append((affine, low, high))
     corners = model.hardware.corners(site.op, site.kernel, site.weight_bits, [(low, high) for _, low, high in ends])
     prices = model.hardware.price(site.op, site.kernel, corners, site.weight_bits, site.path, free=site.free)
-    if not prices.any():
-        return (), 0.0
+    if not prices.all() or not corners.all():
+        # A layer of no channels has no logarithm.
+        return (), float(prices.min())
     logs = np.column_stack([np.ones(len(corners)), np.log(corners)])
     fitted = np.maximum(np.linalg.lstsq(logs, np.log(prices), rcond=None)[0][1:], 0.0)
     coefficient = float((prices / np.exp(logs[:, 1:] @ fitted)).min())

@@ -10,6 +10,7 @@ import numpy as np
 from torch.fx import GraphModule, Node
 
 from nce_fx.arguments import checked
+from nce_fx.errors import where
 from nce_fx.ids.labels import FIRST_ID, Ids, bare, line_of, memory_key, varies
 from nce_fx.ids.space import ParameterAxis
 from nce_fx.ids.value import ChannelTensor
@@ -260,7 +261,7 @@ def _public(
         step,
         tuple(dict.fromkeys(owner_path(producers[axis][0]) for axis in group.axes)),
         tuple(readers),
-        None if on_axis else (reasons[0] if reasons else "none of its channels is free"),
+        None if on_axis else (reasons[0] if reasons else f"it has no channels, at {where(producers[group.axis][1])}"),
         tuple(parts),
         fixed + sum(least(len(p.classes) * p.axes[group.axis], step) for p in on_axis) if on_axis else group.width,
     )

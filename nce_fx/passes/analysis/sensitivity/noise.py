@@ -51,11 +51,11 @@ def real_noise(bits: Bits) -> Noise:
 
     def round_weight(path: str, value: Tensor) -> Tensor:
         own = bits_of(bits, (path,))
-        return value if own is None else _rounded(Sawb(own).to(value.device), value)
+        return value if own is None or not value.numel() else _rounded(Sawb(own).to(value.device), value)
 
     def round_activation(name: str, readers: tuple[str, ...], sample: Tensor) -> Rounding:
         own = bits_of(bits, readers)
-        return _kept if own is None else _settled(Pact(own).to(sample.device), sample)
+        return _kept if own is None or not sample.numel() else _settled(Pact(own).to(sample.device), sample)
 
     return Noise(round_weight, round_activation)
 

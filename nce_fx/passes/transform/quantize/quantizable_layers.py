@@ -75,11 +75,11 @@ def quantizable(gm: GraphModule, layer: Layer) -> bool:
     """Whether a layer has a weight of its own that can be quantized."""
     if weight_layout(gm, layer) is None or not has_weight(layer):
         return False
+    if _is_empty(gm, layer):
+        return False
     if layer.node.op != "call_module":
         return True
     module = gm.get_submodule(str(layer.node.target))
-    if is_empty(module):
-        return False
     if (op := table_of(gm).of_module(module)) is not None and not is_of_torch(op):
         return bool(layer.node.args) and isinstance(module._parameters.get(op.weight), nn.Parameter)
     own = isinstance(module._parameters.get("weight"), nn.Parameter) or is_parametrized(module, "weight")
@@ -87,9 +87,11 @@ def quantizable(gm: GraphModule, layer: Layer) -> bool:
     return own and not is_parametrized(module, "bias")
 
 
-def is_empty(module: nn.Module) -> bool:
-    """Whether a module's weight has no values, as of a layer of no channels: no step size can be told of it."""
-    weight = module._parameters.get("weight")
+def _is_empty(gm: GraphModule, layer: Layer) -> bool:
+    """Whether a layer's weight has no values, as of a layer of no channels: no step size can be told of it."""
+    if layer.node.op != "call_module":
+        return 0 in _weight_shape(gm, layer)
+    weight = gm.get_submodule(str(layer.node.target))._parameters.get("weight")
     return weight is not None and not weight.numel()
 
 
@@ -104,7 +106,8 @@ def products_in_float(gm: GraphModule) -> Mapping[str, str]:
 
     For example ``{"experts": "matmul (matmul) at moe.py:12: its weight has 3 axes, ..."}``.
     """
-    found: dict[str, str] = {}
+    empty = [layer for layer in layers_with_weights(gm) if _is_empty(gm, layer)]
+    found = {each.path: f"{where(each.node)}: its weight has no values, so it is in float" for each in empty}
     ops = table_of(gm)
     for node in gm.graph.nodes:
         if node.op == "call_module" and ops.nearest(gm, node) is None:
@@ -112,8 +115,6 @@ def products_in_float(gm: GraphModule) -> Mapping[str, str]:
             if held:
                 reason = f"no tracer can enter it, so its {held:,} parameters are in float"
                 found.setdefault(str(node.target), f"{where(node)}: {reason}")
-        elif node.op == "call_module" and is_empty(gm.get_submodule(str(node.target))):
-            found.setdefault(str(node.target), f"{where(node)}: its weight has no values, so it is in float")
         op = ops.of_call(node.target) if node.op in ("call_function", "call_method") else None
         if op is None or op.kind != "product":
             continue

@@ -37,7 +37,7 @@ from nce_fx.passes.transform.quantize.spec import PUBLISHED, SHORTCUTS, SUMS
 from nce_fx.quantities import known_quantities
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 from tests.generator import network
-from tests.generator.program import CHANNELS, SIDE
+from tests.generator.program import CHANNELS, SIDE, Program
 from tests.generator.search import drawn
 from tests.threads import mean_square
 from tests.zoo.model import randomize
@@ -48,9 +48,10 @@ COMPUTES_OTHERWISE = ("differs", "otherwise", "something else", "onnxruntime ref
 """Words of refusals that are faults here: an export that was made and is wrong."""
 
 
-def images(seed: int) -> Tensor:
-    """Return one batch: as many images as the programs write down in their views."""
-    return torch.randn(2, CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+def inputs_of(program: Program, seed: int) -> tuple[Any, ...]:
+    """Return one batch as the program's network takes it: as many images as it writes down in its views."""
+    x = torch.randn(2, CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+    return ({"image": x},) if program.takes == "dict" else (x,)
 
 
 def spec_of(rng: random.Random) -> nce_fx.QuantSpec:
@@ -89,38 +90,40 @@ def case(seed: int) -> str:
     """
     rng = random.Random(seed)
     ends: list[str] = []
-    model = network(drawn(seed)).float()
-    x = images(seed)
+    program = drawn(seed)
+    model = network(program).float()
+    example = inputs_of(program, seed)
     spec, budget, metric = spec_of(rng), budget_of(rng), rng.choice(sorted(METRICS))
-    batches = [(images(seed + k), torch.zeros(2, dtype=torch.long)) for k in range(rng.randint(1, 2))]
-    loss = None if _gives_classes(model, x) and rng.random() < 0.7 else mean_square
+    targets = torch.zeros(2, dtype=torch.long)
+    batches = [(*inputs_of(program, seed + k), targets) for k in range(rng.randint(1, 2))]
+    loss = None if _gives_classes(model, *example) and rng.random() < 0.7 else mean_square
     if loss is not None and metric == "gauss_newton":  # it knows the losses of PyTorch alone
         metric = "fisher"
     end_bits = rng.choice(("given", "given", "given", "plan"))
     given: dict[str, Any] = {"batches": batches, "spec": spec, "metric": metric, "loss": loss, "end_bits": end_bits}
     try:
         try:
-            result = nce_fx.rewrite(model, (x,), budget=budget, **given)
+            result = nce_fx.rewrite(model, example, budget=budget, **given)
         except BudgetError as error:
             ends.append(refused("rewrite", error))
             budget = nce_fx.Budget(macs="2x")
-            result = nce_fx.rewrite(model, (x,), budget=budget, **given)
+            result = nce_fx.rewrite(model, example, budget=budget, **given)
     except NceFxError as error:
         return "; ".join([*ends, refused("rewrite", error)])
     holds(result, budget)
-    gm = two_steps(result.graph_module, x)
+    gm = two_steps(result.graph_module, *example)
     with tempfile.TemporaryDirectory() as folder:
         nce_fx.save(gm, Path(folder) / "result")
         other = randomize(copy.deepcopy(model), seed + 1)
         loaded = nce_fx.load(Path(folder) / "result", other)
-        equal(gm, loaded, x)
+        equal(gm, loaded, *example)
         ends += [exported(gm, Path(folder) / f"{form}.onnx", form) for form in ("int2", "integer", "qonnx")]
     return "; ".join(end for end in ends if end) or "kept"
 
 
-def _gives_classes(model: nn.Module, x: Tensor) -> bool:
+def _gives_classes(model: nn.Module, *inputs: Any) -> bool:
     with torch.no_grad():
-        return all(isinstance(y, Tensor) and y.dim() == 2 and len(y) == 2 for y in [model.eval()(x)])
+        return all(isinstance(y, Tensor) and y.dim() == 2 and len(y) == 2 for y in [model.eval()(*inputs)])
 
 
 def holds(result: nce_fx.RewriteResult, budget: nce_fx.Budget | None) -> None:

@@ -19,7 +19,7 @@ from nce_fx.quantizers.pact import Pact
 from nce_fx.report.records import Retraining
 from nce_fx.training import Recipe, train
 from nce_fx.training.checkpoint import read_checkpoint
-from nce_fx.training.recipe import bits_at, dampening_at, learning_rate_at
+from nce_fx.training.recipe import bits_at, dampening_at, distillation_at, learning_rate_at
 from nce_fx.training.stages import stages_of
 from tests.training_runs import Blobs, same_state
 
@@ -86,6 +86,10 @@ def test_the_rate_rises_and_falls_in_each_part():
     damped = Recipe(epochs=10, float_epochs=4, dampen=1.0)
     assert [dampening_at(damped, step, 5) for step in (0, 19, 20)] == [0, 0, 0]
     assert dampening_at(damped, 50, 5) == 1.0
+    taught = Recipe(epochs=10, float_epochs=4, distill_alpha=0.5, distill_falls=True)
+    shares = [distillation_at(taught, step, 5) for step in (0, 10, 20, 35, 49)]
+    assert shares[:4] == pytest.approx([0.5, 0.25, 0.5, 0.25])
+    assert 0 < shares[4] < 0.01
 
 
 def stop_at(step: int) -> Any:

@@ -155,6 +155,19 @@ class TestTrain:
         assert random.getstate() == generators[1]
         np.testing.assert_equal(np.random.get_state(legacy=False), generators[2])
 
+    def test_a_teacher_whose_part_falls_is_left_in_the_end(self, monkeypatch):
+        shares: list[float] = []
+        plain = Task.training_loss
+
+        def seen(self: Task, *given: Any, share: float, **named: Any) -> Tensor:
+            shares.append(share)
+            return plain(self, *given, share=share, **named)
+
+        monkeypatch.setattr(Task, "training_loss", seen)
+        recipe = Recipe(epochs=2, batch_size=16, distill_alpha=0.5, distill_falls=True)
+        train(net(), Blobs(), recipe, teacher=net(seed=5))
+        assert shares == pytest.approx([0.25 * (1 + math.cos(math.pi * step / 20)) for step in range(20)])
+
     def test_seed_decides_every_bit(self):
         recipe, data = Recipe(epochs=2, batch_size=16), Blobs()
         first, again = train(net(), data, recipe), train(net(), data, recipe)

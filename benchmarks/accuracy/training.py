@@ -93,13 +93,16 @@ def _brevitas(gm: GraphModule, batches: Sequence[Any]) -> GraphModule:
 
 RATES = (0.005, 0.015, 0.05)
 FLOAT, REFERENCE, QUANTIZERS = "float", "pact + sawb", "sawb + lsq, shortcuts of 8 bits"
-DEFAULT = f"{QUANTIZERS}, quarter distilled, clipped, rate 0.15"
+DEFAULT = f"{QUANTIZERS}, half distilled and falling, clipped, rate 0.15"
 SLOWER = f"{QUANTIZERS}, quarter distilled"
 """The default as a `Recipe` of one's own has it, at 0.05 and with no limit to gradients."""
 _DEFAULT = {"weight": "sawb", "activation": "lsq", "shortcuts": "int8"}
 _LEARNED = {"weight": "lsq", "activation": "lsq"}
 _RIVAL = {"distill_alpha": 0.25, "clip_gradient": 1.0}
-"""What serves our default best, and what rivals with learned scales need."""
+"""What rivals with learned scales need."""
+_FASTER = _RIVAL | {"learning_rate": 0.15}
+_FALLING = {"clip_gradient": 1.0, "learning_rate": 0.15, "distill_alpha": 0.5, "distill_falls": True}
+"""What serves our default best."""
 ON_TOP: Mapping[str, Mapping[str, Any]] = {
     "batches of 32": {"batch_size": 32},
     "batches of 32, rate 0.025": {"batch_size": 32, "learning_rate": 0.025},
@@ -112,9 +115,17 @@ ON_TOP: Mapping[str, Mapping[str, Any]] = {
     "half distilled, rate 0.1": {"distill_alpha": 0.5, "learning_rate": 0.1},
     "quarter distilled, rate 0.015": {"distill_alpha": 0.25, "learning_rate": 0.015},
     "quarter distilled, rate 0.15": {"distill_alpha": 0.25, "learning_rate": 0.15},
-    "quarter distilled, clipped": {"distill_alpha": 0.25, "clip_gradient": 1.0},
-    "quarter distilled, clipped, rate 0.15": {"distill_alpha": 0.25, "clip_gradient": 1.0, "learning_rate": 0.15},
-    "quarter distilled, clipped, rate 0.5": {"distill_alpha": 0.25, "clip_gradient": 1.0, "learning_rate": 0.5},
+    "quarter distilled, clipped": _RIVAL,
+    "quarter distilled, clipped, rate 0.15": _FASTER,
+    "quarter distilled, clipped, rate 0.15, average": _FASTER | {"average": 0.99},
+    "quarter distilled, clipped, rate 0.15, reestimate": _FASTER | {"reestimate": 50},
+    "quarter distilled, clipped, rate 0.3": _FASTER | {"learning_rate": 0.3},
+    "quarter distilled, clipped, rate 0.5": _FASTER | {"learning_rate": 0.5},
+    "not distilled, clipped, rate 0.15": _FASTER | {"distill_alpha": 0.0},
+    "quarter distilled and falling, clipped, rate 0.3": _FALLING | {"distill_alpha": 0.25, "learning_rate": 0.3},
+    "half distilled and falling, clipped, rate 0.15": _FALLING,
+    "half distilled and falling, clipped, rate 0.3": _FALLING | {"learning_rate": 0.3},
+    "all distilled and falling, clipped, rate 0.15": _FALLING | {"distill_alpha": 1.0},
     "all distilled": {"distill_alpha": 1.0},
     "temperature 2": {"distill_temperature": 2.0},
     "average": {"average": 0.995},
@@ -155,8 +166,7 @@ METHODS: Mapping[str, Method] = {
     ),
     "lsq, shortcuts of 8 bits, quarter distilled": Method(_DEFAULT | {"weight": "lsq"}, {"distill_alpha": 0.25}),
     "lsq, shortcuts of 8 bits, quarter distilled, clipped, rate 0.15": Method(
-        {"weight": "lsq", "activation": "lsq", "shortcuts": "int8"},
-        {"distill_alpha": 0.25, "clip_gradient": 1.0, "learning_rate": 0.15},
+        {"weight": "lsq", "activation": "lsq", "shortcuts": "int8"}, _FASTER
     ),
     "lsq, shortcuts of 8 bits": Method({"weight": "lsq", "activation": "lsq", "shortcuts": "int8"}),
     "n2uq, shortcuts of 8 bits": Method({"activation": "n2uq", "shortcuts": "int8"}),

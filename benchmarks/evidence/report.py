@@ -239,7 +239,8 @@ def settings(study: Study | None, runs: Sequence[Run]) -> str:
     spec, training, teacher = study.quantizing(), study.retraining(0), study.float_training(0)
     ends = "float" if spec.first_last_bits is None else f"{spec.first_last_bits} bits"
     begin = "the trained float network" if study.start == "float" else "the untrained network"
-    distillation = f"a = {training.distill_alpha:g}, T = {training.distill_temperature:g}"
+    falling = ", falling" if training.distill_falls else ""
+    distillation = f"a = {training.distill_alpha:g}{falling}, T = {training.distill_temperature:g}"
     taught = f"distilled from its own float network ({distillation})"
     return (
         f"{study.about} Recipe: `benchmarks/recipes/{study.name}.json`. Device: {devices}.\n\n"

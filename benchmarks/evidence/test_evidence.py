@@ -93,7 +93,7 @@ def test_what_is_ready_for_large_data_is_the_default(name):
     study = load_study(name)
     assert study.quantizing() == nce_fx.QuantSpec()
     ours, usual = study.retraining(0), Recipe(**RETRAINING)
-    for name in ("distill_alpha", "learning_rate", "clip_gradient"):
+    for name in RETRAINING:
         assert getattr(ours, name) == getattr(usual, name)
 
 

@@ -41,7 +41,7 @@ from nce_fx.training.log import Log, open_log
 from nce_fx.training.not_finite import first_not_finite
 from nce_fx.training.optimizer import positive_ranges
 from nce_fx.training.oscillation import dampen, share_moved, weight_levels
-from nce_fx.training.recipe import Recipe, bits_at, calmer, dampening_at, learning_rate_at
+from nce_fx.training.recipe import Recipe, bits_at, calmer, dampening_at, distillation_at, learning_rate_at
 from nce_fx.training.result import EpochRecord, Progress, StepReport, TrainResult, reporting
 from nce_fx.training.run import CheckpointWriter, Run, prepare
 from nce_fx.training.shards import clip, in_one_piece, mean_of_whole, total_norm, whole_weights
@@ -328,7 +328,7 @@ def _forward(run: Run, batch: Pair, stop: bool) -> tuple[Tensor, list[float]]:
         target,
         smoothing=recipe.label_smoothing,
         teacher=taught,
-        share=recipe.distill_alpha,
+        share=distillation_at(recipe, run.done, run.steps_per_epoch),
         heat=recipe.distill_temperature,
     )
     if features:

@@ -15,12 +15,14 @@ from nce_fx.frozen import FrozenDict
 from nce_fx.plain_text import number_of
 from nce_fx.validated import AsMapping, BelowOne, Count, NotNegative, Positive, Share, Whole, validated
 
-PUBLISHED_TRAINING: Mapping[str, Any] = FrozenDict(distill_alpha=0.9, learning_rate=0.05, clip_gradient=None)
+PUBLISHED_TRAINING: Mapping[str, Any] = FrozenDict(
+    distill_alpha=0.9, distill_falls=False, learning_rate=0.05, clip_gradient=None
+)
 """What ``--recipe published`` trains with that is not the default; `nce_fx.passes.transform.quantize.PUBLISHED` has the
 quantizers."""
-RETRAINING: Mapping[str, Any] = FrozenDict(learning_rate=0.15, clip_gradient=1.0)
-"""What `nce-fx rewrite` and `nce-fx retrain` train with where nobody says: better than 0.05 without a limit on held-out
-images of four networks (docs/training.md). In Python ``Recipe(**RETRAINING)``."""
+RETRAINING: Mapping[str, Any] = FrozenDict(learning_rate=0.15, clip_gradient=1.0, distill_alpha=0.5, distill_falls=True)
+"""What `nce-fx rewrite` and `nce-fx retrain` train with where nobody says, chosen on held-out images of four networks
+(docs/training.md). In Python ``Recipe(**RETRAINING)``."""
 LARGEST_ADAMW_RATE = 0.02
 """Of a recipe with AdamW: the default is made for gradient descent, and would destroy what was trained."""
 
@@ -63,6 +65,9 @@ class Recipe(AsMapping):
     distill_alpha: Share = 0.25
     """The part of the loss that is the distance from the teacher, where one is given; the rest is the task's own. 0.9,
     as TAS has it (Dong and Yang, 2019), holds back a student whose teacher has not converged: docs/training.md."""
+    distill_falls: StrictBool = False
+    """Whether that part falls to zero as a cosine, as the learning rate does: a teacher shows the way, and holds back a
+    student that has come as far as itself."""
     distill_temperature: Positive = 4.0
     float_epochs: Whole = 0
     """How many of the epochs, the first ones, train a quantized network in float: its quantizers let everything pass.
@@ -125,21 +130,33 @@ def usual_float_epochs(epochs: int) -> int:
     return max(epochs // 4, int(epochs > 1))
 
 
-def learning_rate_at(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """Return the learning rate of a step, counted from 0 over the whole run."""
+def _part(recipe: Recipe, step: int, steps_per_epoch: int) -> tuple[int, int]:
+    """Return the steps done of the part in float, or of the one at low precision, and how many it has."""
     border = recipe.float_epochs * steps_per_epoch
     first, last = (0, border) if step < border else (border, recipe.epochs * steps_per_epoch)
-    step, steps = step - first, last - first
+    return step - first, last - first
+
+
+def _falling(done: int, steps: int) -> float:
+    """From 1 to 0 as a cosine."""
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done / max(1, steps))))
+
+
+def learning_rate_at(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+    """Return the learning rate of a step, counted from 0 over the whole run."""
+    step, steps = _part(recipe, step, steps_per_epoch)
     warmup = round(recipe.warmup_epochs * steps_per_epoch)
-    if border:
+    if recipe.float_epochs:
         # Of a part of few epochs, half at most.
         warmup = min(warmup, steps // 2)
     if step < warmup:
         return recipe.learning_rate * (step + 1) / warmup
-    if not recipe.cosine:
-        return recipe.learning_rate
-    done = (step - warmup) / max(1, steps - warmup)
-    return recipe.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+    return recipe.learning_rate * (_falling(step - warmup, steps - warmup) if recipe.cosine else 1.0)
+
+
+def distillation_at(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+    """Return the part of the loss that is the distance from the teacher at a step, from 0 over the whole run."""
+    return recipe.distill_alpha * (_falling(*_part(recipe, step, steps_per_epoch)) if recipe.distill_falls else 1.0)
 
 
 def calmer(recipe: Recipe) -> str:

@@ -48,8 +48,8 @@ def against_the_better(comparisons: Sequence[Comparison]) -> str:
     ahead = sum(each["NCE 2-bit"] > rival for each, rival in zip(of_seed, rivals, strict=True))
     spread = f" ± {statistics.stdev(rivals):.1f}" if len(rivals) > 1 else ""
     return (
-        f"The better uniform network of each seed has {statistics.mean(rivals):.1f}{spread} %; NCE is ahead with {ahead} of"
-        f" {len(rivals)}."
+        f"The better uniform network of each seed has {statistics.mean(rivals):.1f}{spread} %;"
+        f" NCE is ahead with {ahead} of {len(rivals)}."
     )
 
 

@@ -52,6 +52,7 @@ from tests.observing import (
     watched,
     without_dropout,
 )
+from tests.signs import wrong_signs
 from tests.threads import mean_square, plans_at_all_threads
 from tests.zoo.model import randomize
 
@@ -64,7 +65,10 @@ def kept_channels(gm: Any, widths: Mapping[str, int]) -> dict[tuple[str, int], l
 
 
 def the_graph_is_the_model(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> None:
-    """Law 0: in both modes, whichever was traced, at other values and batch sizes; the model is what it was."""
+    """Law 0: in both modes, whichever was traced, at other values and batch sizes; the model is what it was.
+
+    What is said to be never negative is not, in the mode that was traced.
+    """
     said: dict[tuple[bool, int], Any] = {}
     for training in (False, True):
         own = copy.deepcopy(model).double().train(training)
@@ -90,6 +94,9 @@ def the_graph_is_the_model(model: nn.Module, inputs: tuple[Any, ...], seed: int 
                     continue
                 got = seeded(copy.deepcopy(gm).train(mode), others)
                 assert got is not None, f"in training={mode} the graph fails where the model runs"
+                if mode == training and number == 0:
+                    negative = wrong_signs(gm, others)
+                    assert not negative, f"training={training}: {negative} are said to be never negative"
                 (outputs, moved), (graph_outputs, graph_moved) = wanted, got
                 off = difference(outputs, graph_outputs)
                 where = f"traced in training={training}, run in training={mode}"

@@ -22,6 +22,7 @@ from nce_fx.quantizers.saved_tensors import compact_saving
 from nce_fx.training import Recipe, train
 from nce_fx.training.forward import Again, Compiled, called, forward_pass
 from nce_fx.training.stretches import cut
+from tests.drawing import pattern
 from tests.observing import loss_of
 from tests.training_runs import Blobs, net, same_state
 from tests.zoo import ZOO
@@ -56,11 +57,10 @@ def same_steps(model: nn.Module, inputs: tuple[Any, ...], steps: int = 2) -> int
 
 @pytest.mark.parametrize("name", sorted(ZOO))
 def test_a_network_steps_to_the_same_bits(name):
-    pattern = ZOO[name]
-    gm = nce_fx.trace(pattern.make(), pattern.inputs)
+    gm, inputs = copy.deepcopy(pattern(name)), ZOO[name].inputs
     with suppress(NceFxError):  # nothing in it is quantized
-        gm = nce_fx.quantize(gm, batches=[(pattern.inputs, None)])
-    same_steps(gm.train(), pattern.inputs)
+        gm = nce_fx.quantize(gm, batches=[(inputs, None)])
+    same_steps(gm.train(), inputs)
 
 
 class Odd(nn.Module):

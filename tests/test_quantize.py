@@ -319,6 +319,10 @@ def test_what_is_quantized_has_few_levels(spec):
             module.register_forward_hook(lambda m, _, out, name=name: seen.update({name: (m, out)}))
     quantized(x)
     assert len(seen) == sum(isinstance(module, Quantizer) for module in quantized.modules())
+    # What pads in the place of a layer says its shape, as every other node does.
+    padding = [node for node in quantized.graph.nodes if node.target is nn.functional.pad]
+    assert padding
+    assert all("tensor_meta" in node.meta for node in padding)
     for name, (module, out) in seen.items():
         channels = out.transpose(0, getattr(module, "channel_axis", 0))
         assert all(len(channel.unique()) <= 2**module.bits for channel in channels), name
@@ -441,6 +445,10 @@ def test_aten_graphs_are_quantized_as_modules_are():
     by_modules, by_aten = (quantize(gm, batches=[x]) for gm in (traced(model, x, False), exported))
     assert weight_bits_of(by_aten) == weight_bits_of(by_modules)
     assert activation_bits_of(by_aten) == activation_bits_of(by_modules)
+    learned = [
+        [name for name, _ in gm.named_parameters() if "activation_quant" in name] for gm in (by_aten, by_modules)
+    ]
+    assert len(learned[0]) == len(learned[1]) > 0
     torch.testing.assert_close(by_aten(x), by_modules(x))
 
 

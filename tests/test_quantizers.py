@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import nce_fx
 from nce_fx.errors import QuantizeError
-from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, rounding
+from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, rounding, saved_tensors
 from nce_fx.quantizers.base import ActivationQuantizer, signed_grid, unsigned_grid
 from nce_fx.quantizers.counting import best_clip
 from nce_fx.quantizers.dorefa import DorefaWeight
@@ -716,6 +716,7 @@ def test_compact_saving_changes_no_bit(name):
     ]
     for kept in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], kept, strict=True))
+    assert not saved_tensors._kept.tensors, "what the passes registered is kept for ever"
 
 
 def test_compact_saving_keeps_bytes_and_not_what_was_changed_in_place():

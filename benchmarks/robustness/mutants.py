@@ -1,7 +1,7 @@
 """Mutants: one small fault at a time in the compiler's code, and whether a test notices.
 
-    python -m benchmarks.mutants --map                  once: which tests run each line, and their seconds; what they
-                                                        cover: coverage report --data-file .mutants/coverage
+    python -m benchmarks.mutants --map                  once: which tests run each line, and their processor seconds;
+                                                        then coverage report --data-file .mutants/coverage
     python -m benchmarks.mutants --map --go-on          where it was stopped, at most fifty tests before
     python -m benchmarks.mutants --count 300            goes on where it stopped; a row of results/mutants.csv a mutant
     python -m benchmarks.mutants --survivors            the rows that no test noticed, and the interval
@@ -31,8 +31,9 @@ import signal
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import zip_longest
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType
 from typing import Any
@@ -70,6 +71,8 @@ class Covering:
 
     seconds: dict[str, float]
     data: coverage.CoverageData
+    known: dict[Path, dict[int, list[str]]] = field(default_factory=dict)
+    """The tests of each line, of files that were asked before."""
 
     @staticmethod
     def read() -> Covering:
@@ -81,18 +84,27 @@ class Covering:
     def tests(self, path: Path, lines: Collection[int], most: float) -> list[str]:
         """Return the tests that run one of the lines, or any of a file's where none is given, up to so many seconds.
 
-        The quickest come first.
+        The quickest come first, one parameter set of each test before the second of any.
         """
-        known = self.data.contexts_by_lineno(str(path))
+        if path not in self.known:
+            self.known[path] = self.data.contexts_by_lineno(str(path))
+        known = self.known[path]
         found = {test for line in lines or known for test in known.get(line, ()) if test in self.seconds}
-        chosen: list[str] = []
-        total = 0.0
+        sets: dict[str, list[str]] = defaultdict(list)
         for test in sorted(found, key=lambda test: (self.seconds[test], test)):
-            total += self.seconds[test]
-            if total > most and chosen:
-                break
-            chosen.append(test)
+            sets[kind_of(test)].append(test)
+        chosen: list[str] = []
+        for test in (test for turn in zip_longest(*sets.values()) for test in turn if test is not None):
+            if self.seconds[test] <= most or not chosen:
+                chosen.append(test)
+                most -= self.seconds[test]
         return chosen
+
+
+def kind_of(test: str) -> str:
+    """Return what a test asks: its function's name, and the law where it asks one of several."""
+    name, _, parameters = test.partition("[")
+    return f"{name} {parameters.rpartition('-')[2]}" if name.endswith("::test_law") else name
 
 
 class Runner:
@@ -103,22 +115,18 @@ class Runner:
         self.at_import = at_import
         self.measuring = measuring
         self.failed = ""
-        self.seconds: dict[str, float] = defaultdict(float)
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Keep so many parameter sets of each test."""
+        """Keep so many parameter sets of each test, drawn by their names: fewer are among those of more."""
         tests: dict[str, list[pytest.Item]] = defaultdict(list)
-        for item in items:
-            if self.options.quick and item.get_closest_marker("long"):
-                continue
-            tests[item.nodeid.partition("[")[0]].append(item)
-        most = self.options.parameters
-        kept = {id(item) for of_one in tests.values() for item in of_one[:: -(-len(of_one) // most)]}
+        for item in sorted(items, key=lambda item: sha256(item.nodeid.encode()).digest()):
+            if not (self.options.quick and item.get_closest_marker("long")):
+                tests[kind_of(item.nodeid)].append(item)
+        kept = {id(item) for of_one in tests.values() for item in of_one[: self.options.parameters]}
         items[:] = [item for item in items if id(item) in kept]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Notice the first failure."""
-        self.seconds[report.nodeid] += report.duration
         if report.failed and not self.failed:
             self.failed = report.nodeid
 
@@ -139,15 +147,17 @@ class Runner:
         def work() -> int:
             for at, item in enumerate(left):
                 self.measuring.switch_context(item.nodeid)
+                before = sum(os.times()[:4])
                 self._runs([item])
                 if self.failed:
                     print("fails without a fault:", self.failed, flush=True)
-                    self.seconds.pop(self.failed)
                     self.failed = ""
+                else:
+                    known[item.nodeid] = sum(os.times()[:4]) - before
                 if at % 50 == 49 or item is left[-1]:
                     print(at + 1, "of", len(left), flush=True)
                     self._keep()
-                    times.write_text(json.dumps(known | self.seconds))
+                    times.write_text(json.dumps(known))
             self.measuring.stop()
             return 0
 

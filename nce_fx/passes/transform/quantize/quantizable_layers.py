@@ -90,7 +90,7 @@ def quantizable(gm: GraphModule, layer: Layer) -> bool:
 def _is_empty(gm: GraphModule, layer: Layer) -> bool:
     """Whether a layer's weight has no values, as of a layer of no channels: no step size can be told of it."""
     if layer.node.op != "call_module":
-        return 0 in _weight_shape(gm, layer)
+        return any(not tensor_at(gm, path).numel() for path in layer.weights)
     weight = gm.get_submodule(str(layer.node.target))._parameters.get("weight")
     return weight is not None and not weight.numel()
 

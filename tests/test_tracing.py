@@ -662,6 +662,59 @@ def test_finding_the_shapes_of_what_is_left_whole_writes_nothing_to_it():
     torch.testing.assert_close(gm(image()), first)
 
 
+class Sentences(nn.Module):
+    """Attends to tokens before each, by positions counted from its ids; what it asks first sends it to torch.export."""
+
+    def __init__(self, decides=None):
+        super().__init__()
+        self.decides = decides
+        self.embed, self.places = nn.Embedding(20, 8), nn.Embedding(32, 8)
+        self.q, self.k, self.v, self.last = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, ids, mask=None):
+        if not torch.is_tensor(ids):
+            return ids
+        batch, length = ids.shape
+        x = self.embed(ids) + self.places(torch.arange(length))
+        if self.decides is not None and self.decides(length):
+            x = x * 2
+        q, k, v = (layer(x).view(batch, length, 2, 4).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        scores = q @ k.transpose(-1, -2) + torch.full((length, length), -1e9).triu(1)
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None, None, :], -1e9)
+        return self.last((scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, length, 8))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("shape", [(2, 7), (6, 6)])
+def test_ids_and_masks_are_of_any_length(shape, masked):
+    model = Sentences().eval()
+
+    def inputs(*size):
+        ids, mask = torch.randint(20, size), torch.ones(size, dtype=torch.bool)
+        mask[0, 1:] = False
+        return (ids, mask) if masked else (ids,)
+
+    gm = nce_fx.trace(model, inputs(*shape))
+    assert gm.meta["traced"] == "export"
+    wide = nce_fx.resize(gm, {"embed": 11})
+    for size in (shape, (3, 7), (2, 12), (1, 4)):
+        given = inputs(*size)
+        for graph in (gm, wide):
+            torch.testing.assert_close(graph(*given), model(*given))
+
+
+@pytest.mark.parametrize("decides", [lambda length: length > 16, lambda length: length % 2])
+def test_what_the_length_of_a_sequence_decides_keeps_its_length(decides):
+    model, ids = Sentences(decides).eval(), torch.randint(20, (2, 7))
+    gm = nce_fx.trace(model, (ids,))
+    torch.testing.assert_close(gm(ids), model(ids))
+    torch.testing.assert_close(gm(ids[:1]), model(ids[:1]))
+    for length in (8, 20):
+        with pytest.raises(RuntimeError):
+            gm(torch.zeros(2, length, dtype=torch.long))
+
+
 class ChosenThenAttended(nn.Module):
     """One head of attention, whose copies share a product, behind a choice by a condition."""
 

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_leaves
 
 from nce_fx.arguments import checked
 from nce_fx.batches import FIXED_SIZE
@@ -33,7 +34,7 @@ from nce_fx.signature import call_of, signature
 from nce_fx.traced import ATTRIBUTES, FROZEN, ORIGIN, kept_attributes
 from nce_fx.tracing.batch_size import follow_batch
 from nce_fx.tracing.equivalence import MODES, Reference
-from nce_fx.tracing.exported import export_graph, graph_of_module, is_of_program
+from nce_fx.tracing.exported import export_graph, graph_of_module, is_of_ids, is_of_program
 from nce_fx.tracing.gradients import detach_marked
 from nce_fx.tracing.inputs import UnsuitableError, bind_inputs
 from nce_fx.tracing.joining import join
@@ -153,6 +154,8 @@ class _Tracing:
             return gm
 
         yield "fx", entered
+        if any(map(is_of_ids, tree_leaves(self.inputs.values))):
+            yield "export", lambda: self._exported(by=(False,), lengths=True)
         yield "export", self._exported
         if hidden:
             yield "fx", hidden.pop
@@ -168,14 +171,16 @@ class _Tracing:
         gm = make()
         return self._joined(make, gm) if gm.meta.pop("decided") else gm
 
-    def _exported(self, by: tuple[bool, ...] = (False, True)) -> GraphModule:
+    def _exported(self, by: tuple[bool, ...] = (False, True), lengths: bool = False) -> GraphModule:
         self.model.train(False)
-        gm = export_graph(self.model, self.inputs, self.ops, by=by)
+        gm = export_graph(self.model, self.inputs, self.ops, by=by, lengths=lengths)
         self.before.restore()
         if self.modes.following:
             self._finish(gm, "export")
             if self.reference.difference(gm) is not None:
-                return self._joined(lambda: export_graph(self.model, self.inputs, self.ops, one_of_two=True, by=by))
+                return self._joined(
+                    lambda: export_graph(self.model, self.inputs, self.ops, one_of_two=True, by=by, lengths=lengths)
+                )
         return gm
 
     def _joined(self, make: Callable[[], GraphModule], own: GraphModule | None = None) -> GraphModule:

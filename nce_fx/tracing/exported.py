@@ -21,6 +21,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import CodeGen
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
+from torch.utils._sympy.numbers import int_oo
 
 from nce_fx.batches import FIXED_SIZE, leading_size
 from nce_fx.ops import Op, Ops
@@ -29,10 +30,14 @@ from nce_fx.ops.spellings import in_place
 from nce_fx.ops.table import default
 from nce_fx.traced import TracedModule
 from nce_fx.tracing.attention_decomposition import attention_opened
+from nce_fx.tracing.equivalence import agrees
 from nce_fx.tracing.gradients import mark
 from nce_fx.tracing.inputs import Inputs
 from nce_fx.tracing.modes import module_by_mode
 from nce_fx.tracing.symbolic import UntraceableError
+
+_LONGEST = 4096
+"""Sequences are tried up to this length."""
 
 
 def export_graph(
@@ -42,16 +47,19 @@ def export_graph(
     *,
     one_of_two: bool = False,
     by: tuple[bool, ...] = (False, True),
+    lengths: bool = False,
 ) -> GraphModule:
     """Return the exported graph of a model in its own mode, on the model's own parameters.
 
     Dropout functions become modules that follow the mode; where the graph is ``one_of_two``, of both modes, they stay
-    as they are in this one. ``by`` says which of export's two ways are tried, see `_export`.
+    as they are in this one. ``by`` says which of export's two ways are tried, see `_export`; with ``lengths`` ids and
+    masks are of any length.
 
     Raises:
+        UntraceableError: with ``lengths``, what the model does depends on the length.
         Exception: whatever torch.export raises.
     """
-    program, fixed = _export(model, inputs, by)
+    program, fixed = _export(model, inputs, by, lengths)
     gm = program.module(check_guards=False)
     assert isinstance(gm, GraphModule)
     _share(gm, model)
@@ -65,7 +73,24 @@ def export_graph(
     result = _plain(gm, type(model).__name__)
     if fixed is not None:
         result.meta[FIXED_SIZE] = fixed
+    if lengths and not one_of_two:
+        _check_lengths(program, result, model, inputs)
     return result
+
+
+def _check_lengths(program: ExportedProgram, gm: GraphModule, model: nn.Module, inputs: Inputs) -> None:
+    """Compare a graph with its model at lengths beside the traced one, and beyond those that export allows."""
+    given = {value.shape[1] for value in tree_leaves(inputs.values) if is_of_ids(value)}
+    tried = {length + more for length in given for more in (-1, 1)}
+    for each in program.range_constraints.values():
+        tried |= {int(each.upper) + 1} if each.upper is not int_oo else set()
+        tried |= {int(each.lower) - 1}
+    for length in sorted(each for each in tried if each > 0):
+        longer = tree_map(
+            lambda v, n=length: v.repeat(1, -(-n // v.shape[1]))[:, :n] if is_of_ids(v) else v, dict(inputs.named)
+        )
+        if length > _LONGEST or not agrees(model, gm, inputs, longer):
+            raise UntraceableError("what it does depends on the length of its inputs")
 
 
 def graph_of_program(program: ExportedProgram, name: str) -> GraphModule:
@@ -93,15 +118,24 @@ def graph_of_module(gm: GraphModule, named: Mapping[str, Any], name: str) -> Gra
     return _plain(gm, name)
 
 
-def _export(model: nn.Module, inputs: Inputs, by: tuple[bool, ...]) -> tuple[Any, int | None]:
+def is_of_ids(value: Any) -> bool:
+    """Whether a value is ids or a mask of several sequences, whose second axis is their length."""
+    if not isinstance(value, torch.Tensor) or value.dim() != 2 or not value.shape[1]:
+        return False
+    return not (value.is_floating_point() or value.is_complex())
+
+
+def _export(model: nn.Module, inputs: Inputs, by: tuple[bool, ...], lengths: bool) -> tuple[Any, int | None]:
     """Export with a free batch where the model allows it; else with the size of the batch that it takes alone.
 
     The length of a tensor as a whole number, ``len(x)`` or ``int(x.shape[0])``, and what type a tensor is, is followed
     by the compiler's front end alone (``True`` in ``by``), which takes longer and takes fewer models.
     """
 
-    def free(value: Any) -> Any:
-        return tree_map(lambda v: {0: Dim.AUTO} if isinstance(v, torch.Tensor) and v.dim() else None, value)
+    def axes(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or not value.dim():
+            return None
+        return dict.fromkeys((0, 1) if lengths and is_of_ids(value) else (0,), Dim.AUTO)
 
     def doubled(value: Any) -> Any:
         return tree_map(
@@ -109,7 +143,7 @@ def _export(model: nn.Module, inputs: Inputs, by: tuple[bool, ...]) -> tuple[Any
         )
 
     bound = inputs.filled(inputs.named)
-    args, kwargs, shapes = bound.args, bound.kwargs, free(bound.arguments)
+    args, kwargs, shapes = bound.args, bound.kwargs, tree_map(axes, bound.arguments)
     # With gradients on, torch's transformer layers take their plain path, not the one that is fused for inference.
     size = leading_size(inputs.values)
     fixed: Any = None
@@ -120,6 +154,8 @@ def _export(model: nn.Module, inputs: Inputs, by: tuple[bool, ...]) -> tuple[Any
                     model, doubled(args), doubled(kwargs), dynamic_shapes=shapes, strict=strict
                 )
             except Exception:
+                if lengths:
+                    raise
                 if strict == by[0]:
                     # Where it does not run at all, the other way does not take it either.
                     fixed = torch.export.export(model, args, kwargs, strict=strict)

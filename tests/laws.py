@@ -186,7 +186,7 @@ def _told_apart(wide: GraphModule, inputs: tuple[Any, ...], name: str, axis: int
     seen = watched(changed, inputs, {name: axis}, (a, b))
     torch.autograd.backward(loss_of(seen.outputs))
     one, other = (seen.gradients(name)[channel] for channel in (a, b))
-    return float((one - other).abs().max()) > 1e-12 * float(one.abs().max())
+    return float((one - other).abs().max()) > max(1e-12, 100 * torch.finfo(one.dtype).eps) * float(one.abs().max())
 
 
 def _step(model: nn.Module) -> None:

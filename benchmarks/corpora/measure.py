@@ -57,12 +57,12 @@ def measure(entry: Entry, quick: bool = False) -> Iterator[dict[str, Any]]:
         dtype = torch.float64 if parameters <= DOUBLE_UP_TO else torch.float32
         # Constants that a model makes have the default type.
         torch.set_default_dtype(dtype)
-        model.to(dtype)
+        _to(model, dtype)
         inputs = _as_type(entry.inputs(), dtype)
         if dtype == torch.float64 and not _runs(model, inputs):
             dtype = torch.float32
             torch.set_default_dtype(dtype)
-            model.to(dtype)
+            _to(model, dtype)
             inputs = _as_type(inputs, dtype)
         found: dict[str, Any] = {"parameters": parameters, "dtype": str(dtype).removeprefix("torch.")}
         if entry.training:
@@ -134,6 +134,15 @@ def other_batches(model: nn.Module, gm: GraphModule, inputs: tuple[Any, ...]) ->
             assert got is not None, "the graph fails at inputs of the same form where the model runs"
             off = difference([*leaves(wanted[0])], [*leaves(got[0])])
             assert off <= 1e-6, f"off by {off:.2e} at inputs of the same form"
+
+
+def _to(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give a model a type; the tensors, too, that lie on its modules and are no buffers, such as TabNet's groups."""
+    model.to(dtype)
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, torch.Tensor) and value.is_floating_point() and value.grad_fn is None:
+                vars(module)[name] = value.to(dtype)
 
 
 def _is_single(node: Node) -> bool:

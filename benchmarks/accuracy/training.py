@@ -177,7 +177,7 @@ METHODS: Mapping[str, Method] = {
         f"straight-through, shortcuts of 8 bits, rate {rate}": Method(
             _DEFAULT, _RIVAL | {"learning_rate": rate}, straight_through
         )
-        for rate in RATES
+        for rate in (*RATES, 0.15)
     },
     # These have fewer bits than the default has: its shortcuts have 8.
     **{f"brevitas, rate {rate}": Method(_LEARNED, _RIVAL | {"learning_rate": rate}, _brevitas) for rate in RATES},
@@ -187,6 +187,9 @@ METHODS: Mapping[str, Method] = {
         )
         for rate in (*RATES, 0.15)
     },
+    "brevitas, shortcuts of 8 bits, half distilled and falling, rate 0.15": Method(
+        _LEARNED | {"shortcuts": "int8"}, _FALLING, _brevitas
+    ),
 }
 """By the names of the rows."""
 

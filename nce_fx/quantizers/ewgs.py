@@ -26,10 +26,11 @@ def scale_gradient(y: Tensor, x: Tensor, step: Tensor | float, delta: float) -> 
     """
     if not delta or not y.numel() or not torch.is_grad_enabled():
         return y
-    values, levels = x.detach(), y.detach()
-    distance = (values - levels) / step
-    above, below = (levels == levels.amax()) & (values > levels), (levels == levels.amin()) & (values < levels)
-    distance = distance.masked_fill(above | below | (distance.abs() > 0.5), 0.0)
+    levels = y.detach()
+    distance = x.detach().clamp(*levels.aminmax()).sub_(levels).div_(step)
+    if isinstance(step, Tensor) and step.numel() > 1:
+        # The outermost levels are those of each channel.
+        distance = distance.masked_fill(distance.abs() > 0.5, 0.0)
     return _ElementScaled.apply(y, distance.to(y.dtype), delta)  # type: ignore[no-any-return]
 
 
@@ -52,4 +53,4 @@ class _ElementScaled(Transformable):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         """Scale the gradient."""
         (distance,) = ctx.saved_tensors
-        return grad + ctx.delta * grad.abs() * distance, None, None
+        return torch.addcmul(grad, grad.abs(), distance, value=ctx.delta), None, None

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from nce_fx.quantizers.base import FLOOR, Grid, Integers, working
 from nce_fx.quantizers.counting import CLIP, CountingQuantizer, best_clip
 from nce_fx.quantizers.lsq import share
-from nce_fx.quantizers.rounding import dot
+from nce_fx.quantizers.rounding import StepRound, dot
 from nce_fx.quantizers.saved_tensors import pack_levels, packs_activations, register
 from nce_fx.quantizers.transforms import Transformable
 
@@ -46,8 +46,13 @@ class LsqPlus(CountingQuantizer):
 
     def quantized(self, x: Tensor) -> Tensor:
         """Quantize, with LSQ+'s gradients."""
-        amount = share(x.shape[1:].numel(), Grid(0, self.most))
-        shift = working(self.shift) if self.signed else 0 * working(self.shift)
+        grid = Grid(0, self.most)
+        amount = share(x.shape[1:].numel(), grid)
+        if not self.signed:
+            # The offset takes part without effect, since DDP waits for a gradient of each parameter.
+            scale = self.scale() + 0 * working(self.shift)
+            return StepRound.apply(x, scale, grid, amount, False)  # type: ignore[no-any-return]
+        shift = working(self.shift)
         return _ShiftedRound.apply(x, self.scale(), shift, self.zero(), self.most, amount)  # type: ignore[no-any-return]
 
     @torch.no_grad()

@@ -56,6 +56,11 @@ SPECS = {
     "sawb + lsq, shortcuts of 8 bits": QuantSpec(),
     "dorefa": QuantSpec("dorefa", "dorefa", shortcuts="quantized"),
     "minmax": QuantSpec("minmax", "minmax", shortcuts="quantized"),
+    **{
+        f"pact + {weight}": QuantSpec(**{**PUBLISHED, "weight": weight}) for weight in ("seq", "statsq", "sawb-channel")
+    },
+    **{f"{activation} + sawb": QuantSpec(**{**PUBLISHED, "activation": activation}) for activation in ("lsq+", "n2uq")},
+    "pact + sawb, ewgs": QuantSpec(**PUBLISHED, ewgs=0.2),
 }
 DEFAULT = "sawb + lsq, shortcuts of 8 bits"
 CAN_BE_DEFAULT = ("pact + sawb", DEFAULT, "lsq")

@@ -20,6 +20,8 @@ OURS = ("nce-plan", "nce-search", "nce-ends", "nce-surface", "plan-phases", "ada
 CONTROLS = ("multiplier", "random", "shuffled", "mixed", "no-expand", "float-search")
 CERTAIN, BACK = 0.05, 0.5
 """What is claimed: NCE is above uniform at such a p, and wins back such a share of what uniform loses to float."""
+SOMETHING = 0.1
+"""Points that uniform must lose to float for a share of them to mean something: a seed moves more."""
 PAID = {"macs": "MACs", "params": "parameters", "bit_ops": "bit operations", "weight_bytes": "weight bytes"}
 """What no row may cost more of than uniform."""
 
@@ -205,7 +207,7 @@ def claims(tables: dict[tuple[str, str], list[Summary]], seeds: dict[tuple[str, 
         if ours is None or REFERENCE not in by_row or FLOAT not in by_row:
             continue
         lost = by_row[FLOAT].difference
-        back = ours.difference / lost if lost > 0 else math.nan
+        back = ours.difference / lost if lost > SOMETHING else math.nan
         controls = [by_row[row] for row in CONTROLS if row in by_row]
         best = max(controls, key=lambda row: row.difference, default=None)
         longer = by_row.get(LONGER)
@@ -214,12 +216,14 @@ def claims(tables: dict[tuple[str, str], list[Summary]], seeds: dict[tuple[str, 
         wait = f"open: {ours.pairs} of {wanted} seeds" if ours.pairs < wanted else ""
         rivals = [*controls, *([longer] if longer else [])]
         # One factor for all groups is uniform's own run, whether or not its row is there.
-        above = _yes(ours.difference > max([0.0, *(row.difference for row in rivals)]))
         missing = [row for row in (LONGER, *CONTROLS) if row not in by_row]
+        ahead = ours.difference > max([0.0, *(row.difference for row in rivals)])
+        above = "so far" if ahead and missing else _yes(ahead)
         lines.append(
             f"| {network}, {data} | {_signed(-lost)} | {ours.row} | {_signed(ours.difference)} | {_p(ours.p)}"
             f" | {_number(back)} | {wait or _yes(ours.difference > 0 and ours.p < CERTAIN)}"
-            f" | {wait or _yes(back >= BACK)} | {_signed(longer.difference) if longer else 'not run'}"
+            f" | {wait or ('nothing is lost' if math.isnan(back) else _yes(back >= BACK))}"
+            f" | {_signed(longer.difference) if longer else 'not run'}"
             f" | {f'{best.row}, {_signed(best.difference)}' if best else 'not run'}"
             f" | {wait or above + (f' (not run: {chr(44).join(missing)})' if missing else '')} |"
         )

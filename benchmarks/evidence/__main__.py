@@ -29,7 +29,7 @@ import torch
 from benchmarks.evidence import records
 from benchmarks.evidence.ablations import ABLATIONS, Variant
 from benchmarks.evidence.bench import Bench
-from benchmarks.evidence.front import front_table
+from benchmarks.evidence.front import FRONTS, front_table
 from benchmarks.evidence.records import Run, Widths
 from benchmarks.evidence.report import write_report
 from benchmarks.evidence.rows import ROWS, run_row
@@ -80,10 +80,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def write_page(results: Path = RESULTS, report: Path = DOCS / "results.md") -> None:
-    """Write docs/results.md and its pictures, and with them the README's table of half budgets."""
+    """Write docs/results.md and its pictures, and with them the README's tables."""
     write_report(results, report)
     if report == DOCS / "results.md":
-        put(ROOT / "README.md", "budget table", front_table(results))
+        for place, front in FRONTS.items():
+            put(ROOT / "README.md", place, front_table(results, front))
 
 
 def run(options: argparse.Namespace) -> None:

@@ -147,7 +147,7 @@ class Freezing:
                     local(placed(value.expand(integers.values.shape), weight.parameter)) for value in integers[1:]
                 )
                 held.copy_(torch.where(away, Integers(level, *of_each).dequantize().to(held.dtype), held))
-            own.copy_(torch.where(frozen, held, own))
+                own.copy_(torch.where(away, held, own))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the records by weight."""

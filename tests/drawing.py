@@ -6,6 +6,7 @@ import copy
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha256
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -16,7 +17,7 @@ from torch.fx import GraphModule
 
 import nce_fx
 from nce_fx.passes.analysis.channels import ChannelGraph, ChannelGroup
-from tests.observing import to_dtype
+from tests.observing import counted, to_dtype
 from tests.photograph import photograph
 from tests.zoo import ZOO
 
@@ -36,6 +37,16 @@ class Traced:
         if key not in self._resized:
             self._resized[key] = nce_fx.resize(self.gm, widths, seed=seed)
         return self._resized[key]
+
+    @cached_property
+    def cost(self) -> nce_fx.CostReport:
+        """What it costs in float, by the analysis."""
+        return nce_fx.analyze_cost(self.gm, self.channels)
+
+    @cached_property
+    def counted(self) -> tuple[int, int]:
+        """Its MACs and parameters, by PyTorch's counter."""
+        return counted(self.gm, self.inputs)
 
 
 _TRACED: WeakKeyDictionary[nn.Module, dict[torch.dtype, Traced]] = WeakKeyDictionary()

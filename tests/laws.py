@@ -40,13 +40,13 @@ from tests.observing import (
     counted,
     difference,
     in_training,
+    in_turn,
     layers,
     loss_of,
     materialize,
     producing_nodes,
     reading_axes,
     run,
-    seeded,
     state_of,
     to_dtype,
     watched,
@@ -69,7 +69,7 @@ def the_graph_is_the_model(model: nn.Module, inputs: tuple[Any, ...], seed: int 
 
     What is said to be never negative is not, in the mode that was traced.
     """
-    said: dict[tuple[bool, int], Any] = {}
+    said: dict[bool, list[Any]] = {}
     for training in (False, True):
         own = copy.deepcopy(model).double().train(training)
         examples = to_dtype(inputs, torch.float64)
@@ -85,18 +85,17 @@ def the_graph_is_the_model(model: nn.Module, inputs: tuple[Any, ...], seed: int 
             assert now.keys() == held[path].keys(), f"tracing left {now.keys() ^ held[path].keys()} at {path!r}"
             assert all(now[k] is v for k, v in held[path].items()), f"tracing changed what {path!r} holds"
         for mode in (training, not training):
-            for number, others in enumerate((examples, again(examples, seed), again(examples, seed, batch=3))):
-                # The model is the same at both times.
-                if (mode, number) not in said:
-                    said[mode, number] = seeded(copy.deepcopy(own).train(mode), others)
-                wanted = said[mode, number]
-                if wanted is None:
-                    continue
-                got = seeded(copy.deepcopy(gm).train(mode), others)
+            others = examples, again(examples, seed), again(examples, seed, batch=3)
+            # The model is the same at both times.
+            if mode not in said:
+                said[mode] = in_turn(own, mode, others)
+            runs = {number: wanted for number, wanted in enumerate(said[mode]) if wanted is not None}
+            if mode == training and 0 in runs:
+                negative = wrong_signs(gm, examples)
+                assert not negative, f"training={training}: {negative} are said to be never negative"
+            graph_said = in_turn(gm, mode, [others[number] for number in runs])
+            for wanted, got in zip(runs.values(), graph_said, strict=True):
                 assert got is not None, f"in training={mode} the graph fails where the model runs"
-                if mode == training and number == 0:
-                    negative = wrong_signs(gm, others)
-                    assert not negative, f"training={training}: {negative} are said to be never negative"
                 (outputs, moved), (graph_outputs, graph_moved) = wanted, got
                 off = difference(outputs, graph_outputs)
                 where = f"traced in training={training}, run in training={mode}"
@@ -345,8 +344,8 @@ def nothing_is_silent(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) 
 def cost_is_exact(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> None:
     """Law 6: the cost at any widths is what PyTorch counts on the model resized to them."""
     t = traced(model, inputs, torch.float32)
-    cost = nce_fx.analyze_cost(t.gm, t.channels)
-    assert (cost.macs, cost.params) == counted(t.gm, t.inputs), "the original is not counted right"
+    cost = t.cost
+    assert (cost.macs, cost.params) == t.counted, "the original is not counted right"
     for widths in (
         wider(t.channels, seed),
         narrower(t.channels, seed),
@@ -371,12 +370,11 @@ class MadeUpSensitivity:
 def the_budget_holds(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> None:
     """Law 7: a plan costs no more than its budget, as counted on the resized model; or it is refused in words."""
     t = traced(model, inputs, torch.float32)
-    cost = nce_fx.analyze_cost(t.gm, t.channels)
-    macs, parameters = counted(t.gm, t.inputs)
+    (macs, parameters), made_up = t.counted, MadeUpSensitivity.of(t.channels, seed)
     for ratio in ({"macs": 1.0, "params": 1.0}, {"params": 1.3, "macs": 0.8}, {"macs": 0.01}):
         refusal = ""
         try:
-            plan = nce_fx.plan_widths(t.channels, cost, MadeUpSensitivity.of(t.channels, seed), nce_fx.Budget(**ratio))
+            plan = nce_fx.plan_widths(t.channels, t.cost, made_up, nce_fx.Budget(**ratio))
         except BudgetError as error:
             refusal = str(error)
         if refusal:

@@ -6,7 +6,7 @@ import copy
 import math
 import operator
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -69,6 +69,23 @@ def seeded(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[Any], dict[s
     except (RuntimeError, ValueError, IndexError):
         return None
     return outputs, dict(model.named_buffers())
+
+
+def in_turn(
+    model: nn.Module, training: bool, batches: Sequence[tuple[Any, ...]]
+) -> list[tuple[list[Any], dict[str, torch.Tensor]] | None]:
+    """Return what `seeded` does of each, one after another on a copy; what fails leaves no trace in those after it."""
+    found: list[tuple[list[Any], dict[str, torch.Tensor]] | None] = []
+    own = copy.deepcopy(model).train(training)
+    for number, inputs in enumerate(batches):
+        done = seeded(own, inputs)
+        if done is None:
+            own = copy.deepcopy(model).train(training)
+            for earlier, before in zip(batches[:number], found, strict=True):
+                if before is not None:
+                    seeded(own, earlier)
+        found.append(copy.deepcopy(done))
+    return found
 
 
 def difference(a: list[Any], b: list[Any]) -> float:

@@ -7,6 +7,7 @@ import copy
 import json
 import pickle
 from dataclasses import asdict, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,12 @@ AT_WORK = {
 }
 
 
+@cache
 def frozen_classes() -> list[tuple[str, ast.ClassDef]]:
     found = []
     for file in Path(nce_fx.__file__).parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
+        text = file.read_text()
+        for node in ast.walk(ast.parse(text)) if "frozen=True" in text or "validated(" in text else ():
             if isinstance(node, ast.ClassDef):
                 decorators = " ".join(map(ast.unparse, node.decorator_list))
                 if "frozen=True" in decorators or "validated(" in decorators:

@@ -47,8 +47,9 @@ def subject(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
     return randomize(build()).eval(), (x,)
 
 
-# A model's laws one after another: they share one trace of it in each dtype.
-@pytest.mark.parametrize(("name", "law"), [(name, law) for name in NAMES for law in LAWS])
+# By its scope, a model's laws and its groups come one after another: they share one trace of it in each dtype.
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("name", NAMES, scope="module")
 def test_law(name, law):
     LAWS[law](*subject(name))
 
@@ -72,7 +73,7 @@ def test_the_budget_holds_at_every_spec(name):
         the_budget_holds_at_any_bits(*subject(name), seed=seed)
 
 
-@pytest.mark.parametrize("name", expected(ZOO, FALLS_SHORT))
+@pytest.mark.parametrize("name", expected(ZOO, FALLS_SHORT), scope="module")
 def test_groups_are_what_they_must_be(name):
     model = ZOO[name]
     channels = traced(*subject(name)).channels

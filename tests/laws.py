@@ -50,6 +50,7 @@ from tests.observing import (
     state_of,
     to_dtype,
     watched,
+    weight_node,
     without_dropout,
 )
 from tests.signs import wrong_signs
@@ -311,11 +312,23 @@ def _readers(gm: GraphModule, weight: int) -> int:
     return count
 
 
+def _is_merged(gm: GraphModule, name: str) -> bool:
+    """Whether the weight of a layer, by its node, is computed by a product of several parameters."""
+    weight, _ = weight_node(next(node for node in gm.graph.nodes if node.name == name))
+    pending = [weight] if weight is not None else []
+    while pending:
+        node = pending.pop()
+        if weight_node(node)[1]:
+            return True
+        pending.extend(node.all_input_nodes)
+    return False
+
+
 def nothing_is_silent(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> None:
     """Law 5: every convolution and linear is in exactly one group; pinned ones say where and why.
 
-    A weight that makes channels along both its axes (tied weights) is in two, one for each axis. The output itself has
-    no line in the user's source that fx knows of.
+    A weight that makes channels along both its axes (tied weights) is in two, one for each axis; one that is merged of
+    several layers' is in those of each. The output itself has no line in the user's source that fx knows of.
     """
     t = traced(model, inputs)
     parameters = dict(t.gm.named_parameters(remove_duplicate=False))
@@ -329,7 +342,8 @@ def nothing_is_silent(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) 
         names = {owner_path(path) for path in paths | tied | computed}
         groups = [g for g in t.channels.groups if names & set(g.producers)]
         twice = len(groups) == 2 and any(_readers(t.gm, weight) > 1 for weight in weights)
-        once = len(groups) == 1 or twice or (groups and all(g.pinned for g in groups))
+        merged = _is_merged(t.gm, node) and all(sum(path in g.producers for g in groups) <= 1 for path in paths)
+        once = len(groups) == 1 or twice or (groups and (merged or all(g.pinned for g in groups)))
         assert once, f"{node} ({', '.join(sorted(names))}) is in {len(groups)} groups: {[g.id for g in groups]}"
     ids = [g.id for g in t.channels.groups]
     assert len(set(ids)) == len(ids), f"two groups have one id: {sorted(i for i in ids if ids.count(i) > 1)}"

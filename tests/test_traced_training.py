@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import random
 from typing import Any
@@ -138,25 +139,34 @@ class Merged(nn.Module):
         return self.merged(x)
 
 
+class Merging(nn.Module):
+    """A network in the middle of which is what merges."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.merging, self.b, self.c = nn.Conv2d(3, 4, 3), Merged(4, 5), nn.Conv2d(5, 6, 1), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x):
+        return self.c(torch.relu(self.b(self.merging(torch.relu(self.a(x))))))
+
+
 @pytest.mark.parametrize("law", LAWS)
 def test_a_part_that_assigns_to_its_data_keeps_the_laws(law):
-    model = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.ReLU(), Merged(4, 5), nn.Conv2d(5, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1)
-    )
-    x = torch.randn(2, 3, 6, 6)
-    with torch.no_grad():
-        model.eval()(x)  # after which running it again changes nothing
-    LAWS[law](model, (x,))
+    LAWS[law](Merging(), (torch.randn(2, 3, 6, 6),))
 
 
 def test_what_is_assigned_to_data_is_not_lost():
-    merged, x = Merged(4, 5), torch.randn(2, 3, 6, 6)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), merged, nn.Conv2d(5, 2, 1)).eval()
+    model, x = Merging().eval(), torch.randn(2, 3, 6, 6)
+    before = copy.deepcopy(model.state_dict())
+    gm = nce_fx.trace(model, (x,))
+    assert gm.meta["traced"] == "fx"
+    assert gm.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(group.pinned is None or group.id == "c" for group in nce_fx.analyze_channels(gm).groups)
     with torch.no_grad():
-        model(x)
-        gm = nce_fx.trace(model, (x,))
-        merged.wide.weight.mul_(2)
-        torch.testing.assert_close(gm(x), model(x))
+        model.merging.wide.weight.mul_(2)
+    for training in (False, True):
+        torch.testing.assert_close(gm.train(training)(x), model.train(training)(x))
 
 
 class Masked(nn.Conv2d):

@@ -15,6 +15,7 @@ from torch.fx import GraphModule, Proxy
 from nce_fx.errors import one_line
 from nce_fx.ops import OPS, Ops
 from nce_fx.ops.liveness import has_an_effect
+from nce_fx.ops.work import ancestors
 from nce_fx.traced import TracedModule
 from nce_fx.tracing.attention_decomposition import attention_function_opened, can_open, in_example, open_attention
 from nce_fx.tracing.gradients import OwnGradient, mark
@@ -36,18 +37,25 @@ class UntraceableError(Exception):
 
 
 class Value(Proxy):
-    """Stands for a value; what is assigned to its ``data`` would be lost."""
+    """Stands for a value."""
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "data":
+    @property
+    def data(self) -> Any:
+        """The value without its gradient; what is assigned to that of a parameter is read in its place from then on."""
+        return self.detach()
+
+    @data.setter
+    def data(self, value: Any) -> None:
+        if not self.tracer.overwrite(self, value):  # type: ignore[attr-defined]
             raise UntraceableError("forward assigns to the data of a tensor")
-        super().__setattr__(name, value)
 
 
 class Tracer(fx.Tracer):
     """Leaves torch's own layers whole, and modules that behave differently in training (dropout, stochastic depth)."""
 
-    def __init__(self, inputs: Inputs, ops: Ops, leaves: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, inputs: Inputs, ops: Ops, leaves: frozenset[str] = frozenset(), *, overwrites: bool = True
+    ) -> None:
         super().__init__()
         self.inputs = inputs
         self.ops = ops
@@ -56,12 +64,20 @@ class Tracer(fx.Tracer):
         self.decided: list[int] = []
         self.stack: list[str] = []
         self.failed: str | None = None
+        self.overwrites = overwrites
+        """Whether what ``forward`` writes to a parameter is followed; else a module that writes is left whole."""
+        self.read: dict[str, Any] = {}
+        """What stands for each parameter that was read, by its path."""
+        self.overwritten: set[int] = set()
+        """The parameters that ``forward`` computes from others and writes down (by ``id``)."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Say whether a module becomes one node."""
         op = self.ops.of_module(m)
         if module_qualified_name in self.leaves or (op is not None and op.name not in OPS.rows):
             return True
+        if any(id(parameter) in self.overwritten for parameter in m._parameters.values()):
+            return False
         if op is not None and op.catch == "inside":
             return False
         if super().is_leaf_module(m, module_qualified_name):
@@ -106,7 +122,24 @@ class Tracer(fx.Tracer):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Return what stands for an attribute of a module."""
-        return super().getattr(attr, attr_val, parameter_proxy_cache) if self.is_here() else attr_val
+        if not self.is_here():
+            return attr_val
+        self.read = parameter_proxy_cache
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def overwrite(self, target: Any, value: Any) -> bool:
+        """Read a value in the place of a parameter from now on, where ``forward`` computes it from others alone."""
+        node = target.node
+        while node.target == "detach":
+            node = node.args[0]
+        path = str(node.target)
+        if not self.overwrites or node.op != "get_attr" or path not in self.read or not isinstance(value, Proxy):
+            return False
+        if any(source.op == node.op and source.target == path for source in ancestors([value.node])):
+            return False
+        self.overwritten.add(id(dict(self.root.named_parameters())[path]))
+        self.read[path] = value.detach()
+        return True
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -140,6 +173,9 @@ class Tracer(fx.Tracer):
 
     def create_proxy(self, *args: Any, **kwargs: Any) -> Proxy:
         """Record the user's own source line with every node."""
+        if args[:2] == ("call_method", "copy_") and len(args[2]) > 1 and self.overwrite(*args[2][:2]):
+            written: Proxy = args[2][0]
+            return written
         proxy = super().create_proxy(*args, **kwargs)
         if not torch.is_grad_enabled():
             mark(proxy.node)
@@ -217,7 +253,7 @@ def symbolic_graph(
     leaves: frozenset[str] = frozenset()
     modes = [(module, module.training) for module in model.modules()]
     for _ in range(_LEAVES):
-        tracer = Tracer(inputs, ops, leaves)
+        tracer = Tracer(inputs, ops, leaves, overwrites=enter)
         try:
             with (
                 torch.enable_grad(),

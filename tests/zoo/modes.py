@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -214,7 +216,47 @@ class RandomSlopes(nn.Module):
         return self.head(F.rrelu(self.b(self.act(self.a(x))), training=self.training))
 
 
+class Branches(nn.Module):
+    """A chain of kernels and a skip in training; in evaluation one kernel that they are merged into at every call."""
+
+    def __init__(self, inputs: int, outputs: int, copied: bool) -> None:
+        super().__init__()
+        self.copied = copied
+        self.skip: Any = nn.Conv2d(inputs, outputs, 1)
+        self.a: Any = nn.Conv2d(inputs, 5, 1)
+        self.b: Any = nn.Conv2d(5, outputs, 3)
+        self.merged: Any = conv(inputs, outputs)
+
+    def forward(self, x):
+        if self.training:
+            return self.b(self.a(F.pad(x, (1, 1, 1, 1)))) + self.skip(x)
+        a, b, skip = (layer.weight.data for layer in (self.a, self.b, self.skip))
+        turned = F.conv2d(a.permute(1, 0, 2, 3), b.flip(2, 3), padding=2)
+        weight = turned.flip(2, 3).permute(1, 0, 2, 3) + F.pad(skip, [1, 1, 1, 1])
+        bias = (b * self.a.bias.data.reshape(1, -1, 1, 1)).sum((1, 2, 3)) + self.b.bias.data + self.skip.bias.data
+        if self.copied:
+            with torch.no_grad():
+                self.merged.weight.copy_(weight)
+                self.merged.bias.data.copy_(bias)
+        else:
+            self.merged.weight.data = weight.contiguous()
+            self.merged.bias.data = bias
+        return self.merged(x)
+
+
+class MergedBranches(nn.Module):
+    def __init__(self, copied: bool = False) -> None:
+        super().__init__()
+        self.stem, self.one, self.two, self.head = conv(3, 4), Branches(4, 6, copied), Branches(6, 4, copied), Head(4)
+
+    def forward(self, x):
+        return self.head(F.relu(self.two(F.relu(self.one(self.stem(x))))))
+
+
+_MERGED = ("stem", "one.a", "one.b", "two.a", "two.b")
 MODELS = {
+    "merged_branches": ZooModel(MergedBranches, (image(),), _MERGED, {}, together("one.b", "one.skip")),
+    "merged_by_copy": ZooModel(lambda: MergedBranches(copied=True), (image(),), _MERGED),
     "random_slopes": ZooModel(RandomSlopes, (image(),), ("a", "b"), {"head.fc": OUTPUT}),
     "functions_of_the_mode": ZooModel(FunctionsOfTheMode, (noise(2, 4, 6),), ("a", "b"), {"out": OUTPUT}),
     "auxiliary_head": ZooModel(AuxiliaryHead, (image(),), ("a", "b", "extra"), {"head.fc": OUTPUT, "aux.fc": OUTPUT}),

@@ -171,6 +171,23 @@ class ScaledWeight(nn.Module):
         return self.head(F.relu(F.conv2d(x, self.kernel * self.gain, padding=1)))
 
 
+class LowRank(nn.Module):
+    """Weights of several parameters: with a product of two added, a product alone, two layers as one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.base, self.first, self.second = (nn.Linear(n, m) for n, m in ((5, 4), (4, 6), (8, 3), (3, 6)))
+        self.up, self.down = nn.Parameter(torch.ones(6, 2)), nn.Parameter(torch.ones(2, 4))
+        self.left, self.right = nn.Parameter(torch.ones(8, 2)), nn.Parameter(torch.ones(2, 6))
+        self.out = nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = F.relu(F.linear(self.stem(x), self.base.weight + self.up @ self.down / 2, self.base.bias))
+        x = F.relu(x @ (self.left @ self.right).T)
+        weight = self.second.weight @ self.first.weight
+        return self.out(F.linear(x, weight, self.second.weight @ self.first.bias + self.second.bias))
+
+
 class CutByNumbers(nn.Module):
     """Weights moved and cut out of parameters by widths that are written down: kept as parameters of their own."""
 
@@ -254,6 +271,7 @@ MODELS = {
     "shared_module": ZooModel(SharedModule, (image(),), ("stem", "shared"), together=together("stem", "shared")),
     "shared_head": ZooModel(SharedHead, (image(),), ("a", "b", "shared"), {"out": "output"}, together("a", "b")),
     "siamese": ZooModel(Siamese, (image(), image() + 1), ("a", "b")),
+    "low_rank": ZooModel(LowRank, (noise(2, 5),), ("stem", "base", "left", "second")),
     "tied_layers": ZooModel(TiedLayers, (image(),), ("stem", "a"), together=together("stem", "a")),
     "tied_embedding": ZooModel(
         TiedEmbedding, (torch.arange(8).view(2, 4),), ("table", "up", "down"), {}, together("table", "down")

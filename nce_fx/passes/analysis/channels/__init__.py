@@ -112,6 +112,11 @@ def _describe(structure: Structure, proof: Resizing) -> ChannelGraph:
         new = proof.env.get(node)
         if isinstance(old, ChannelTensor) and old.path in parameters:
             values[node.name] = parameters[old.path]
+        elif node in tie.merged and isinstance(old, ChannelTensor):
+            values[node.name] = tuple(
+                parameters[own[0][0]][own[0][1]] if own else AxisWidth(size)
+                for own, size in zip(tie.merged[node].follows[node], old.shape, strict=True)
+            )
         elif node.op != "output" and isinstance(old, ChannelTensor) and isinstance(new, ChannelTensor):
             if len(old.labels) == 1:
                 values[node.name] = axes.of_value(old, new)

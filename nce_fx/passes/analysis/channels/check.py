@@ -219,6 +219,17 @@ class Check(Replay):
             line = self.first.axis_lines[axis]
             raise Mismatch(f"{axis[0]} is used twice and its uses disagree", line)
 
+    def check_merged(self) -> None:
+        """Demand that what parameters become gives the weights that are computed from them."""
+        for merged in dict.fromkeys(self.merged.values()):
+            reason = merged.difference(self.edits.gathers)
+            if reason is not None:
+                axes = {own for axes in merged.follows.values() for axis in axes for own in axis}
+                lines = [self.first.axis_lines[axis] for axis in sorted(axes & self.first.axis_lines.keys())]
+                mismatch = Mismatch(reason, *lines)
+                mismatch.node = merged.made[0]
+                raise mismatch
+
     def _own_line(self, axis: ParameterAxis) -> torch.Tensor:
         if axis not in self._own:
             line = self.space.line(axis, self.tensors.tensors[axis[0]].shape[axis[1]])
@@ -235,13 +246,24 @@ class Check(Replay):
 
     def produce(self, weight: Weight, axis: int) -> torch.Tensor:
         meeting = self._met("produce")
-        if meeting.axis is not None:
-            return self._own_line(meeting.axis)
-        return line_of(weight.labels[meeting.choice], axis)
+        own = meeting.axis
+        line = line_of(weight.labels[meeting.choice], axis) if own is None else self._own_line(own)
+        self._follow_merged(weight, axis, line)
+        return line
+
+    def _follow_merged(self, weight: Any, axis: int, line: torch.Tensor) -> None:
+        for other in self.followed(weight, axis)[1:]:
+            (old,) = self._met("follow").labels
+            self._in_order(other, old, Gather(*self.match(old, line), None))
 
     def consume(
         self, weight: Weight, axis: int, line: torch.Tensor, data: tuple[ChannelTensor, int] | None = None
     ) -> None:
+        for _ in self.followed(weight, axis)[1:]:
+            self._consume(line, data)
+        self._consume(line, data)
+
+    def _consume(self, line: torch.Tensor, data: tuple[ChannelTensor, int] | None) -> None:
         meeting = self._met("consume")
         (old,) = meeting.labels
         index, copies = self.match(old, line)
@@ -265,6 +287,7 @@ class Check(Replay):
         if self._followed is None or self._followed[0] is not old or self._followed[1] is not line:
             self._followed = old, line, Gather(*self.match(old, line), None)
         self._in_order(meeting.axis, old, self._followed[2])
+        self._follow_merged(parameter, axis, line)
 
     def _in_order(self, axis: ParameterAxis | None, old: torch.Tensor, gather: Gather) -> None:
         """Gather an axis as the channels come that it follows."""

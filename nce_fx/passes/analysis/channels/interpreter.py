@@ -16,9 +16,9 @@ from torch.utils._pytree import tree_leaves
 
 from nce_fx.by_mode import ByMode, is_by_mode
 from nce_fx.errors import ChannelError, one_line, where
-from nce_fx.ids.labels import FIXED, Label, constant, core, line_of
+from nce_fx.ids.labels import FIXED, NEUTRAL, Label, along, constant, core, line_of
 from nce_fx.ids.rule_interface import NotFollowedError, RuleInterface
-from nce_fx.ids.space import IdSpace, Tensors, plain_class
+from nce_fx.ids.space import IdSpace, ParameterAxis, Tensors, plain_class
 from nce_fx.ids.value import ChannelLayer, ChannelTensor, activation
 from nce_fx.ops import Absent, Op, WeightLayout, table_of
 from nce_fx.ops.given_weight import call_with_weight, module_called
@@ -27,6 +27,7 @@ from nce_fx.ops.rules import elementwise
 from nce_fx.ops.rules.calls import missing
 from nce_fx.passes.analysis.channels import dispatch
 from nce_fx.passes.analysis.channels.dispatch import layer_rule
+from nce_fx.passes.analysis.channels.merged import Merged
 from nce_fx.quantizers.base import Quantizer
 
 _OWN_MODULES: dict[type[nn.Module], Any] = {Quantizer: elementwise.activation_layer, ByMode: elementwise.by_mode}
@@ -55,6 +56,8 @@ class ChannelInterpreter(RuleInterface, Interpreter):
         """Whether the graph writes to something, which must be none of the model's own tensors."""
         self.rules: dict[str, Any] = {}
         """The rules of the plain layers by path; ``None`` for any other module."""
+        self.merged: dict[Node, Merged] = {}
+        """The nodes that compute weights from several parameters, which no rule follows."""
 
     def parameter(self, path: str) -> Any:
         """Return the channel tensor that stands for a parameter or floating point buffer."""
@@ -68,8 +71,31 @@ class ChannelInterpreter(RuleInterface, Interpreter):
     def run_node(self, n: Node) -> Any:
         """Run one node with its meetings counted from zero."""
         self.node, self.step, self.asked = n, 0, 0
+        if n in self.merged:
+            return self.merged_value(n)
         args, kwargs = self.arguments(n)
         return getattr(self, n.op)(n.target, args, kwargs)
+
+    def merged_value(self, n: Node) -> Any:
+        """Stand labels for what a merged weight is computed by, each axis that of a parameter."""
+        merged = self.merged[n]
+        value = merged.values[n]
+        if not isinstance(value, torch.Tensor):
+            return value
+        lines = {k: self.line_of_axis(own[0]) for k, own in enumerate(merged.follows[n]) if own}
+        shape = [lines[k].numel() if k in lines else size for k, size in enumerate(value.shape)]
+        labels = tuple(along(line, k, shape) for k, line in lines.items()) or (constant(NEUTRAL, shape),)
+        return ChannelTensor(self, shape, labels, value.dtype)
+
+    def followed(self, value: Any, axis: int) -> tuple[ParameterAxis, ...]:
+        """Return the axes of parameters that an axis of a merged weight goes with; of no other value there are any."""
+        node = next((n for n in self.here.all_input_nodes if n in self.merged and self.env[n] is value), None)
+        return self.merged[node].follows[node][axis] if node is not None else ()
+
+    def line_of_axis(self, axis: ParameterAxis) -> torch.Tensor:
+        """Return the ids along an axis of a parameter."""
+        path, k = axis
+        return line_of(self.parameter_labels(path, self.shape_of(path))[k], k)
 
     def arguments(self, n: Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments of a node, with values in the place of nodes."""

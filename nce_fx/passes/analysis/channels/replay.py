@@ -22,7 +22,7 @@ class Replay(ChannelInterpreter):
     def __init__(self, gm: GraphModule, first: Tie) -> None:
         super().__init__(gm, first.space, first.tensors)
         self.first = first
-        self.rules, self.producers = first.rules, first.producers
+        self.rules, self.producers, self.merged = first.rules, first.producers, first.merged
         self.span = first.space.end
         self.views = 0
         """How many views the current node has made."""

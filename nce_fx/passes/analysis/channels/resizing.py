@@ -42,7 +42,7 @@ class Resizing(Check):
 
     def run_node(self, n: Node) -> Any:
         """Run a node as it is, else as each of its repairs, else leave it to a gather further down."""
-        if n.op in ("placeholder", "get_attr"):
+        if n.op in ("placeholder", "get_attr") or n in self.merged:
             return super().run_node(n)
         self.node = n
         args, kwargs = self.arguments(n)

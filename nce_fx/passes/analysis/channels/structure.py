@@ -57,6 +57,7 @@ class Structure:
             check = Resizing(self.gm, self.tie, self.tie.seen, self.classes, counts, self.modes, orders, self.proven)
             try:
                 check.execute()
+                check.check_merged()
             except Relayout as relayout:
                 orders[relayout.axis] = (relayout.index, relayout.copies)
                 continue

@@ -28,18 +28,16 @@ from nce_fx.ids.space import IdSpace, ParameterAxis, Pin
 from nce_fx.ids.value import ChannelTensor, Weight
 from nce_fx.ops.tensors import tensors_of
 from nce_fx.passes.analysis.channels.computed import Computed, computed, grows_with_parameter
-from nce_fx.passes.analysis.channels.interpreter import ChannelInterpreter
+from nce_fx.passes.analysis.channels.heads import HeadsAlike
+from nce_fx.passes.analysis.channels.merged import merged_weights
 
 
-class Tie(ChannelInterpreter):
+class Tie(HeadsAlike):
     """The first run: records which ids meet, which are pinned, and who consumes what."""
 
     def __init__(self, gm: GraphModule, alike: frozenset[Node] = frozenset()) -> None:
-        super().__init__(gm, IdSpace(), tensors_of(gm))
-        self.alike = alike
-        """Products within heads that a run before this one found to be alike."""
-        self.by_heads: list[tuple[Node, tuple[tuple[Label, int], ...]]] = []
-        """All products within heads, and the axes that they sum over."""
+        super().__init__(gm, IdSpace(), tensors_of(gm), alike)
+        self.merged = merged_weights(gm, self.ops, self.tensors)
         self.pairs: list[tuple[Ids, Ids]] = []
         self.pins: list[Pin] = []
         self.meetings: dict[tuple[Node, int], Statement] = {}
@@ -67,9 +65,6 @@ class Tie(ChannelInterpreter):
         self.answers: dict[tuple[Node, int], Statement] = {}
         self.taken: dict[Node, tuple[int, int]] = {}
         """How many meetings and questions each node had."""
-        self.shared: list[tuple[Node, int, Label, int, Callable[[], None]]] = []
-        self.apart: set[tuple[Node, int]] = set()
-        """The steps at which a parameter is shared by heads, which stay apart."""
 
     def run_node(self, n: Node) -> Any:
         """Run a node and keep what it returned."""
@@ -142,32 +137,6 @@ class Tie(ChannelInterpreter):
     def _share(self, label: Label, axis: int, meet: Callable[[], None]) -> None:
         self.shared.append((self.here, self.step, label, axis, meet))
         self._remember("share", label)
-
-    def settle_shared(self, classes: Ids) -> None:
-        """Decide what parameters that heads may share mean, now that all else is known.
-
-        Where the channels of each head are one class anyhow, and heads differ, the heads share the parameter and its
-        length stays. Else its entries are tied to the channels they meet (a norm after a pixel shuffle).
-        """
-        for node, step, label, axis, meet in self.shared:
-            numbers = classes[bare(core(label).numpy())]
-            first = numbers.take([0], axis)
-            one_each = bool((numbers == first).all())
-            if one_each and not _one_line(classes, label, axis):
-                self.apart.add((node, step))
-                continue
-            self.node = node
-            self._aside(step, meet)
-        self.node = None
-        self.shared.clear()
-
-    def heads_alike(self, *labels: tuple[Label, int]) -> bool:
-        self.by_heads.append((self.here, labels))
-        return self.here in self.alike
-
-    def found_alike(self, classes: Ids) -> frozenset[Node]:
-        """Return the products whose heads turned out to have the same channels, because they share a parameter."""
-        return frozenset(node for node, labels in self.by_heads if all(_one_line(classes, *label) for label in labels))
 
     def uniform(self, label: Label, axis: int) -> None:
         self._block("uniform", label, axis)
@@ -242,11 +211,24 @@ class Tie(ChannelInterpreter):
         else:
             self._produces_in_part(line, axis)
         self._remember("produce", line, axis=resolved, choice=self._choice(weight, axis))
+        self._follow_merged(weight, axis, line)
         return line
+
+    def _follow_merged(self, weight: Any, axis: int, line: torch.Tensor) -> None:
+        for other in self.followed(weight, axis)[1:]:
+            self._remember("follow", line, axis=other)
+            self._follows(other, line)
 
     def consume(
         self, weight: Weight, axis: int, line: torch.Tensor, data: tuple[ChannelTensor, int] | None = None
     ) -> None:
+        merged = self.followed(weight, axis)
+        for each in merged:
+            self._remember("consume", line, axis=each)
+            self._record(each, line, "in")
+            self.consumers.append((each[0], bare(line.numpy())))
+        if merged:
+            return
         resolved = self._resolve(weight, axis)
         reason = "it is read by a weight that the graph computes"
         shared = False
@@ -313,6 +295,7 @@ class Tie(ChannelInterpreter):
             self._follows(resolved, line)
         else:
             self._join(self._line(parameter, axis), line)
+        self._follow_merged(parameter, axis, line)
 
     def _follows(self, axis: ParameterAxis, line: torch.Tensor) -> None:
         self._record(axis, line, "follow")
@@ -393,9 +376,3 @@ class Tie(ChannelInterpreter):
 
     def parameter_labels(self, path: str, shape: tuple[int, ...]) -> tuple[Label, ...]:
         return tuple(along(self.space.line((path, axis), size), axis, shape) for axis, size in enumerate(shape))
-
-
-def _one_line(classes: Ids, label: Label, axis: int) -> bool:
-    numbers = classes[bare(core(label).numpy())]
-    first = numbers[tuple(slice(None) if k == axis % label.dim() else slice(0, 1) for k in range(label.dim()))]
-    return bool((numbers == first).all())

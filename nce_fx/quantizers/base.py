@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from nce_fx.errors import QuantizeError
-from nce_fx.quantizers.ewgs import scale_gradient
+from nce_fx.quantizers.ewgs import Ends, scale_gradient
 
 FLOOR = 1e-8
 """The least scale; a weight or activation that is zero everywhere stays finite."""
@@ -190,7 +190,10 @@ class Quantizer(nn.Module):
         With ``ewgs`` the gradient that comes back is scaled, see `nce_fx.quantizers.ewgs`.
         """
         y = self.quantized(x)
-        return scale_gradient(y, x, self.step_size(x).detach(), self.ewgs) if self.ewgs else y
+        if not self.ewgs:
+            return y
+        step = self.step_size(x).detach()
+        return scale_gradient(y, x, step, self.ewgs, self.ends(x, step))
 
     def quantized(self, x: Tensor) -> Tensor:
         """Return ``x`` on its levels, with the quantizer's own gradient."""
@@ -203,6 +206,10 @@ class Quantizer(nn.Module):
     def step_size(self, x: Tensor) -> Tensor:
         """Return the distance between two levels of ``x``; 0-dimensional, or shaped to broadcast over it."""
         return self.scale()
+
+    def ends(self, x: Tensor, step: Tensor) -> Ends:
+        """Return between which values of ``x`` nothing is clipped: the outermost levels, which are a ``step`` apart."""
+        return (self.grid.low + self.grid.offset) * step, (self.grid.high + self.grid.offset) * step
 
     def fine(self, scale: Tensor) -> Tensor:
         """Return a scale as it is used: of few significant bits where sums have to be exact."""

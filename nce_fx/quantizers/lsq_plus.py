@@ -19,8 +19,9 @@ from torch.autograd.function import once_differentiable
 
 from nce_fx.quantizers.base import FLOOR, Grid, Integers, working
 from nce_fx.quantizers.counting import CLIP, CountingQuantizer, best_clip
+from nce_fx.quantizers.ewgs import Ends
 from nce_fx.quantizers.lsq import share
-from nce_fx.quantizers.rounding import StepRound, dot
+from nce_fx.quantizers.rounding import StepRound, inside, pull_on_step
 from nce_fx.quantizers.saved_tensors import pack_levels, packs_activations, register
 from nce_fx.quantizers.transforms import Transformable
 
@@ -43,6 +44,11 @@ class LsqPlus(CountingQuantizer):
         """Return z, the lowest level in steps; 0-dimensional, of the scale's dtype, without a gradient."""
         lowest = -self.most if self.signed else 0
         return (self.shift.detach() / self.scale().detach()).round().clamp(lowest, 0)
+
+    def ends(self, x: Tensor, step: Tensor) -> Ends:
+        """Return the lowest and the highest level, z and z + n steps."""
+        zero = self.zero()
+        return zero * step, (zero + self.most) * step
 
     def quantized(self, x: Tensor) -> Tensor:
         """Quantize, with LSQ+'s gradients."""
@@ -97,7 +103,7 @@ def _nearest(x: Tensor, scale: Tensor, zero: Tensor, most: int) -> Tensor:
 
 
 class _ShiftedRound(Transformable):
-    """y = q s. Keeps x.
+    """y = q s. Keeps x, and y, which the layer that reads it keeps anyway.
 
     Shapes: x any; scale, shift and zero 0-dimensional; y as x.
     """
@@ -111,20 +117,18 @@ class _ShiftedRound(Transformable):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep x."""
+        """Keep x and y."""
         x, scale, _, zero, ctx.most, ctx.share = inputs
-        ctx.save_for_backward(x, scale, zero)
+        ctx.save_for_backward(x, scale, zero, output)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         """Split the gradient into what passes and what is clipped."""
-        x, scale, zero = ctx.saved_tensors
-        steps = (working(x) / scale).sub_(zero)
-        wide = grad.to(steps.dtype)
-        passed = torch.ops.aten.hardtanh_backward(wide, steps, 0, ctx.most)
-        q = _nearest(x, scale, zero, ctx.most).sub_(zero)
-        outside = wide - passed
-        pull = (dot(passed, q - steps) + dot(outside, q)) * ctx.share
-        push = outside.sum() * ctx.share
-        return passed.to(grad.dtype), pull.to(scale.dtype), push.to(scale.dtype), None, None, None
+        x, scale, zero, y = ctx.saved_tensors
+        passed = inside(grad, x, scale, (zero, zero + ctx.most))
+        outside = working(grad).sum() - working(passed).sum()
+        # Outside, levels count from z.
+        pull = (pull_on_step(grad, passed, x, y, scale) - zero * outside) * ctx.share
+        push = outside * ctx.share
+        return passed, pull.to(scale.dtype), push.to(scale.dtype), None, None, None

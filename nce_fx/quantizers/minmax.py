@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nce_fx.quantizers.base import FLOOR, ActivationQuantizer, Grid, Integers, WeightQuantizer, whole, working
+from nce_fx.quantizers.ewgs import Ends
 from nce_fx.quantizers.rounding import RangeRound, clip_round
 
 RANGE = 8.0
@@ -46,6 +47,11 @@ class MinMaxWeight(WeightQuantizer):
     def step_size(self, x: Tensor) -> Tensor:
         """Return the distances between two levels, per channel."""
         return self.ranges(x)[0]
+
+    def ends(self, x: Tensor, step: Tensor) -> Ends:
+        """Return how far values are rounded to the outermost levels, not clipped, per channel: half a step more."""
+        offset = self.ranges(x)[1]
+        return (self.low + offset - 0.5) * step, (self.high + offset + 0.5) * step
 
     def quantized(self, x: Tensor) -> Tensor:
         """Quantize; the gradient goes straight through."""

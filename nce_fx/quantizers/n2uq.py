@@ -12,7 +12,6 @@ lower than zero, as the ReLU that it stands for does. Calibration starts with ev
 is least.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from nce_fx.quantizers.ewgs import scale_gradient
 from nce_fx.quantizers.lsq import share
 from nce_fx.quantizers.rounding import dot
 from nce_fx.quantizers.saved_tensors import pack_levels, packs_activations, register
-from nce_fx.quantizers.transforms import Transformable, is_transformed
+from nce_fx.quantizers.transforms import Transformable, reads_numbers
 
 _FEW = 15
 """As many thresholds are compared one by one, which is faster than a search."""
@@ -108,27 +107,40 @@ def _count(x: Tensor, thresholds: Tensor) -> Tensor:
     """How many thresholds lie below each element: whole numbers of any dtype."""
     if len(thresholds) > _FEW:
         return torch.bucketize(x, thresholds.to(x.dtype))
+    if reads_numbers(x):
+        # From the highest down: one more where x is above, else none. A comparison takes PyTorch three times as long.
+        *others, highest = thresholds.tolist()
+        count = torch.ops.aten.threshold_backward(torch.ones_like(x), x, highest)
+        for threshold in reversed(others):
+            torch.ops.aten.threshold_backward.grad_input(count.add_(1), x, threshold, grad_input=count)
+        return count  # type: ignore[no-any-return]
     count = x.gt(thresholds[0]).view(torch.uint8)
     for threshold in thresholds[1:]:
         count.add_(x.gt(threshold).view(torch.uint8))
     return count
 
 
-def _pieces(grad: Tensor, x: Tensor, edges: Tensor, slopes: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield for each piece the part of a gradient that is inside: times the slope, summed, and summed times x."""
-    keeps = x.device.type == "cpu" and not torch.compiler.is_compiling() and not is_transformed()
-    ends: Any = edges.tolist() if keeps else edges
-    for index, slope in enumerate(slopes):
-        if keeps:
-            inside = torch.ops.aten.hardtanh_backward(grad, x, ends[index], ends[index + 1])
-        else:
-            inside = torch.where((x > ends[index]) & (x < ends[index + 1]), grad, 0.0)
-        total, moment = inside.sum(), dot(inside, x)
-        yield inside.mul_(slope), total, moment
+def _along(grad: Tensor, x: Tensor, edges: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradient times the slope of each element's piece, and of each piece its sum and its sum times x."""
+    if reads_numbers(x):
+        inside, passed = torch.empty_like(x), torch.zeros_like(x)
+        ends, sums = edges.tolist(), []
+        for low, high, slope in zip(ends[:-1], ends[1:], slopes.tolist(), strict=True):
+            torch.ops.aten.hardtanh_backward.grad_input(grad, x, low, high, grad_input=inside)
+            sums.append((inside.sum(), dot(inside, x)))
+            passed.add_(inside, alpha=slope)
+    else:
+        passed, sums = torch.zeros_like(grad), []
+        for index, slope in enumerate(slopes):
+            inside = torch.where((x > edges[index]) & (x < edges[index + 1]), grad, 0.0)
+            sums.append((inside.sum(), dot(inside, x)))
+            passed = passed + inside * slope
+    totals, moments = (torch.stack(each) for each in zip(*sums, strict=True))
+    return passed, totals, moments
 
 
 class _Stairs(Transformable):
-    """Thresholds to even levels. Keeps x.
+    """Thresholds to even levels. Keeps x, and y, which the layer that reads it keeps anyway.
 
     Shapes: x any; start and scale 0-dimensional, lengths (n,); y as x.
     """
@@ -143,15 +155,15 @@ class _Stairs(Transformable):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep x."""
-        x, start, lengths, scale, ctx.low, ctx.share = inputs
-        ctx.save_for_backward(x, start, lengths, scale)
+        """Keep x and y."""
+        x, start, lengths, scale, _, ctx.share = inputs
+        ctx.save_for_backward(x, start, lengths, scale, output)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None, None]:
         """Follow the line."""
-        x, start, lengths, scale = ctx.saved_tensors
+        x, start, lengths, scale, y = ctx.saved_tensors
         wide, g = working(x), grad.to(working(x).dtype)
         edges, slopes = _edges(start, lengths), scale / lengths
         if len(lengths) > _FEW:
@@ -164,15 +176,10 @@ class _Stairs(Transformable):
             moments = torch.zeros_like(lengths).index_add_(0, flat, (kept * wide).reshape(-1).to(lengths.dtype))
             passed = kept * slopes[piece]
         else:
-            passed = torch.zeros_like(g)
-            sums = []
-            for part, total, moment in _pieces(g, wide, edges, slopes):
-                passed.add_(part)
-                sums.append((total, moment))
-            totals, moments = (torch.stack(each) for each in zip(*sums, strict=True))
+            passed, totals, moments = _along(g, wide, edges, slopes)
         pulls = slopes * totals
         own = slopes / lengths * (moments - edges[:-1] * totals)
         later = pulls.flip(0).cumsum(0).flip(0) - pulls
-        to_scale = dot(g, _count(wide, _thresholds(start, lengths)).to(g.dtype).add_(ctx.low))
+        to_scale = dot(g, working(y)) / scale
         learned = (-pulls.sum(), -(own + later), to_scale)
         return passed.to(grad.dtype), *((each * ctx.share).to(scale.dtype) for each in learned), None, None

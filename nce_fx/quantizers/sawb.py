@@ -22,6 +22,7 @@ from torch import Tensor
 
 from nce_fx.quantizers.base import FLOOR, WeightQuantizer, working
 from nce_fx.quantizers.rounding import PassRound
+from nce_fx.quantizers.transforms import reads_numbers
 
 COEFFICIENTS = {
     1: (0.0, -1.0),
@@ -43,10 +44,11 @@ class Sawb(WeightQuantizer):
         """Return the distance between two levels, 0-dimensional or shaped to broadcast; without a gradient."""
         weight = working(x.detach())
         c1, c2 = COEFFICIENTS[self.bits]
-        one, two, largest = self._norm(weight, 1.0), self._norm(weight, 2.0), self._largest(weight)
+        one, two = self._norm(weight, 1.0), self._norm(weight, 2.0)
         together = weight.numel() / one.numel()
         clip = c1 * (two / together**0.5) - c2 * (one / together)
-        clip = torch.where(clip > 0, clip, largest)
+        if not (one.numel() == 1 and reads_numbers(weight) and clip > 0):
+            clip = torch.where(clip > 0, clip, self._largest(weight))
         return self.fine(clip.clamp(min=FLOOR) / self.grid.reach)
 
     def _norm(self, weight: Tensor, order: float) -> Tensor:

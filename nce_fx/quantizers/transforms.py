@@ -38,3 +38,15 @@ class StraightThrough(Transformable):
 def is_transformed() -> bool:
     """Whether a transform of ``torch.func`` is running: no number can be read off a tensor then."""
     return torch._C._are_functorch_transforms_active()
+
+
+def reads_numbers(x: Tensor) -> bool:
+    """Whether a number may be read off a tensor here: a plain one on a CPU, and nothing traces or compiles."""
+    return (
+        x.device.type == "cpu"
+        and type(x) in (Tensor, torch.nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and not is_transformed()
+        and torch._C._get_tracing_state() is None
+        and not torch._C._len_torch_dispatch_stack()
+    )

@@ -3,7 +3,6 @@
 `make flows` gives the packages; FILE.npz beside it has ``x`` and PyTorch's ``y``. Prints a line of JSON: the precision
 of each layer's weight, as hls4ml parses it; the difference from ``y``, relative to its largest value, after qonnx's
 cleanup and inference of types, after FINN's conversion, and after its streamlining; and what kinds of nodes are left.
-Without FILE.npz it is hls4ml alone.
 """
 
 import json
@@ -11,7 +10,6 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from finn.transformation.qonnx.convert_qonnx_to_finn import ConvertQONNXtoFINN
@@ -32,16 +30,14 @@ def main() -> None:
     """Run the file that was named."""
     warnings.simplefilter("ignore")
     path = Path(sys.argv[1])
-    result: dict[str, Any] = {"precisions": _parse(cleanup_model(ModelWrapper(str(path))))}
-    if path.with_suffix(".npz").exists():
-        given = np.load(path.with_suffix(".npz"))
-        model = cleanup_model(ModelWrapper(str(path))).transform(InferShapes()).transform(InferDataTypes())
-        differences = [_difference(model, given)]
-        for step in (ConvertQONNXtoFINN(), Streamline()):
-            model = model.transform(step)
-            differences.append(_difference(model, given))
-        result |= {"differences": differences, "kinds": sorted({node.op_type for node in model.graph.node})}
-    print(json.dumps(result), flush=True)
+    given, precisions = np.load(path.with_suffix(".npz")), _parse(cleanup_model(ModelWrapper(str(path))))
+    model = cleanup_model(ModelWrapper(str(path))).transform(InferShapes()).transform(InferDataTypes())
+    differences = [_difference(model, given)]
+    for step in (ConvertQONNXtoFINN(), Streamline()):
+        model = model.transform(step)
+        differences.append(_difference(model, given))
+    kinds = sorted({node.op_type for node in model.graph.node})
+    print(json.dumps({"precisions": precisions, "differences": differences, "kinds": kinds}), flush=True)
 
 
 def _parse(model) -> list[str]:

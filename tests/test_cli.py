@@ -465,7 +465,7 @@ def test_two_processes_retrain_one_folder(here):
 @pytest.mark.long
 def test_ctrl_c_stops_in_words_and_retrain_goes_on(here):
     """Stopped with Ctrl-C while it retrains; then resumed to the weights of a run that was never stopped."""
-    command = ["rewrite", "resnet8", "--data", "digits", "--retrain", "3"]
+    command = ["rewrite", "resnet8", "--model-args", '{"width": 8}', "--data", "digits", "--retrain", "2"]
 
     def press_ctrl_c():
         # Only where training listens: anywhere else it would stop the tests.

@@ -71,11 +71,6 @@ def goes_through(folder: Path, network: str, weight: str) -> None:
     assert sorted(result["precisions"]) == precisions(gm, weight)
 
 
-def test_hls4ml_parses_resnet20(tmp_path):
-    gm, path = written(tmp_path, "resnet20", "sawb")
-    assert sorted(flow(path)["precisions"]) == precisions(gm, "sawb")
-
-
 def written(folder: Path, network: str, weight: str) -> tuple[GraphModule, Path]:
     torch.manual_seed(0)
     gm = nce_fx.trace(settled(MODELS[network](**NETWORKS[network])), (random(1, 3, 16, 16),))

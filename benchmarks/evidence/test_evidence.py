@@ -245,7 +245,7 @@ def test_every_row_on_cifar10s_folder_and_nothing_twice(tmp_path, cifar, capsys,
         "cifar10-resnet20", tmp_path, model="resnet8", model_args={"width": 4}, seeds=1,
         float_recipe=batch, retrain=batch, search=batch, calibration=[1, 4],
     )  # fmt: skip
-    arguments = (study, "--data", f"cifar10:{cifar}", "--epochs", "2")
+    arguments = (study, "--data", f"cifar10:{cifar}", "--epochs", "1")
     command(tmp_path, *arguments)
     runs = records.read(tmp_path / "evidence.csv", Run)
     assert [run.row for run in runs] == list(ROWS)
@@ -255,7 +255,7 @@ def test_every_row_on_cifar10s_folder_and_nothing_twice(tmp_path, cifar, capsys,
         assert run.params <= uniform.params
         assert run.bit_ops <= uniform.bit_ops
         assert run.weight_bytes <= uniform.weight_bytes
-        assert run.command.endswith("--epochs 2 --data cifar10:DIR")
+        assert run.command.endswith("--epochs 1 --data cifar10:DIR")
     by_row = {run.row: run for run in runs}
     assert by_row["multiplier"].accuracy == uniform.accuracy, "one factor for all at 1.0x is the uniform network"
     assert len(records.read(tmp_path / "widths.csv", Widths)) == len(ROWS)
@@ -268,7 +268,7 @@ def test_every_row_on_cifar10s_folder_and_nothing_twice(tmp_path, cifar, capsys,
     assert capsys.readouterr().out == ""
     assert (tmp_path / "evidence.csv").read_bytes() == before
     with pytest.raises(SystemExit, match="by another recipe"):
-        command(tmp_path, *arguments[:-1], "3")
+        command(tmp_path, *arguments[:-1], "2")
     command(tmp_path, *arguments, "--ablation", "ends", "--only", "uniform")
     assert [run.row for run in records.read(tmp_path / "ablations.csv", Run)] == [
         f"uniform [first_last_bits={bits}]" for bits in (2, 8, "float")

@@ -8,8 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.stats import norm
-from scipy.stats import t as student
+from scipy.special import ndtri, stdtr
 
 from nce_fx.data.data_split import holding_out
 from nce_fx.errors import InputError
@@ -88,7 +87,8 @@ def surely(gain: float, error: float, free: int) -> float:
     """
     if not gain or not error:
         return 0.0
-    return math.copysign(float(norm.isf(max(student.sf(abs(gain) / error, free), _LEAST_CHANCE))), gain)
+    chance = max(float(stdtr(free, -abs(gain) / error)), _LEAST_CHANCE)
+    return math.copysign(-float(ndtri(chance)), gain)
 
 
 def _climbed(

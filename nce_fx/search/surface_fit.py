@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from nce_fx.frozen import Frozen
 from nce_fx.passes.analysis.polynomial import Floats, Integers
@@ -70,9 +69,18 @@ def fitted(points: Floats, losses: Floats, centre: Floats) -> Surface:
         bent = _best_ridge(away, losses, curved=False)
     foretold = losses - bent.left_out
     spread = float(((losses - losses.mean()) ** 2).sum())
-    ranked = float(spearmanr(foretold, losses).statistic) if np.ptp(foretold) and np.ptp(losses) else 0.0
+    ranked = _rank_correlation(foretold, losses) if np.ptp(foretold) and np.ptp(losses) else 0.0
     explained = 1 - float((bent.left_out**2).sum()) / spread if spread else 0.0
     return Surface(**vars(bent), centre=centre, explained=explained, ranked=ranked)
+
+
+def _rank_correlation(one: Floats, other: Floats) -> float:
+    """Return Spearman's rho; ``scipy.stats`` has it, and takes half a second to import."""
+    ranks = []
+    for values in (one, other):
+        _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[place])
+    return float(np.corrcoef(*ranks)[0, 1])
 
 
 def _best_ridge(away: Floats, losses: Floats, *, curved: bool) -> Ridge:

@@ -80,7 +80,7 @@ def _rank_correlation(one: Floats, other: Floats) -> float:
     for values in (one, other):
         _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
         ranks.append((np.cumsum(counts) - (counts - 1) / 2)[place])
-    return float(np.corrcoef(ranks)[0, 1])
+    return float(np.ravel(np.corrcoef(ranks))[1])
 
 
 def _best_ridge(away: Floats, losses: Floats, *, curved: bool) -> Ridge:

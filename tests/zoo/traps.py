@@ -253,7 +253,25 @@ class NoTokens(nn.Module):
         return self.out(F.gelu(self.mlp(x)).mean(1))
 
 
+class ZeroKeyBias(nn.Module):
+    """One projection for queries, keys and values, whose bias is of zeros for the keys; two heads, written down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj, self.head = nn.Linear(6, 24, bias=False), nn.Linear(8, 6), nn.Linear(6, 3)
+        self.q_bias, self.v_bias = nn.Parameter(torch.ones(8)), nn.Parameter(torch.ones(8))
+
+    def forward(self, x):
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
+        qkv = F.linear(x, self.qkv.weight, bias).reshape(x.shape[0], x.shape[1], 3, 2, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv[0], qkv[1], qkv[2]
+        scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
+        x = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+        return self.head(self.proj(x).mean(1))
+
+
 MODELS = {
+    "zero_key_bias": ZooModel(ZeroKeyBias, (noise(2, 5, 6),), ("qkv", "proj"), {"head": OUTPUT}),
     "no_tokens": ZooModel(NoTokens, (noise(2, 4, 5),), ("mlp",), {"out": OUTPUT, "embed": "of different sizes"}),
     "separable_patches": ZooModel(SeparablePatches, (image(),), ("a", "qkv", "out"), {"head.fc": OUTPUT}),
     "in_place": ZooModel(InPlace, (image(),), ("a", "b", "c"), {"head.fc": OUTPUT}, together("a", "b")),

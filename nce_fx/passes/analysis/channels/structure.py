@@ -143,14 +143,29 @@ def prove(structure: Structure) -> tuple[Structure, Resizing]:
     while True:
         try:
             proved, proof = settle(structure, lambda known: known.counts(enlarged(known)))
+            shown = replace(proved, proven={node: shapes_of(value) for node, value in proof.env.items()})
             if any(map(_look_alike, proof.env.values())):
-                again, _ = settle(proved, lambda known: known.counts(enlarged(known, more=1)))
+                again = _at_another_width(shown)
                 if again.modes != proved.modes:
                     structure = again
                     continue
-            return replace(proved, proven={node: shapes_of(value) for node, value in proof.env.items()}), proof
+            return shown, proof
         except Mismatch as mismatch:
             structure = _yield_to(structure, mismatch.alone())
+
+
+def _at_another_width(shown: Structure) -> Structure:
+    """Settle what holds at one width at another, with literal sizes read as before if they can be.
+
+    Raises:
+        Mismatch: nothing holds there.
+    """
+    for known in (shown, replace(shown, proven={})):
+        try:
+            return replace(settle(known, lambda known: known.counts(enlarged(known, more=1)))[0], proven={})
+        except Mismatch as mismatch:
+            last = mismatch
+    raise last
 
 
 def _look_alike(value: Any) -> bool:

@@ -17,6 +17,7 @@ from torch.fx import Proxy
 
 from nce_fx.errors import QuantizeError
 from nce_fx.quantizers.ewgs import Ends, scale_gradient
+from nce_fx.quantizers.transforms import reads_numbers
 
 FLOOR = 1e-8
 """The least scale; a weight or activation that is zero everywhere stays finite."""
@@ -192,7 +193,9 @@ class Quantizer(nn.Module):
         y = self.quantized(x)
         if not self.ewgs:
             return y
-        step = self.step_size(x).detach()
+        step: Tensor | float = self.step_size(x).detach()
+        if reads_numbers(x) and isinstance(step, Tensor) and step.numel() == 1:
+            step = float(step)
         return scale_gradient(y, x, step, self.ewgs, self.ends(x, step))
 
     def quantized(self, x: Tensor) -> Tensor:
@@ -207,7 +210,7 @@ class Quantizer(nn.Module):
         """Return the distance between two levels of ``x``; 0-dimensional, or shaped to broadcast over it."""
         return self.scale()
 
-    def ends(self, x: Tensor, step: Tensor) -> Ends:
+    def ends(self, x: Tensor, step: Tensor | float) -> Ends:
         """Return between which values of ``x`` nothing is clipped: the outermost levels, which are a ``step`` apart."""
         return (self.grid.low + self.grid.offset) * step, (self.grid.high + self.grid.offset) * step
 

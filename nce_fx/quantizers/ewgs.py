@@ -62,7 +62,7 @@ class _ElementScaled(Transformable):
         if reads_numbers(x) and all(isinstance(each, float) or each.numel() == 1 for each in (step, low, high)):
             step, low, high = float(step), float(low), float(high)
             distance = x.clamp(low, high).sub_(y)
-            scaled = torch.addcmul(grad, grad.abs(), distance.to(grad.dtype), value=ctx.delta / step)
+            scaled = torch.addcmul(grad, grad.abs(), distance, value=ctx.delta / step, out=distance)
         else:
             distance = (x.clamp(low, high) - y) / step
             scaled = torch.addcmul(grad, grad.abs(), distance.to(grad.dtype), value=ctx.delta)

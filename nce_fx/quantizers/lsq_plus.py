@@ -45,7 +45,7 @@ class LsqPlus(CountingQuantizer):
         lowest = -self.most if self.signed else 0
         return (self.shift.detach() / self.scale().detach()).round().clamp(lowest, 0)
 
-    def ends(self, x: Tensor, step: Tensor) -> Ends:
+    def ends(self, x: Tensor, step: Tensor | float) -> Ends:
         """Return the lowest and the highest level, z and z + n steps."""
         zero = self.zero()
         return zero * step, (zero + self.most) * step

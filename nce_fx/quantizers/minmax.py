@@ -48,7 +48,7 @@ class MinMaxWeight(WeightQuantizer):
         """Return the distances between two levels, per channel."""
         return self.ranges(x)[0]
 
-    def ends(self, x: Tensor, step: Tensor) -> Ends:
+    def ends(self, x: Tensor, step: Tensor | float) -> Ends:
         """Return how far values are rounded to the outermost levels, not clipped, per channel: half a step more."""
         offset = self.ranges(x)[1]
         return (self.low + offset - 0.5) * step, (self.high + offset + 0.5) * step

@@ -63,24 +63,17 @@ class Surface(Ridge):
 
 def fitted(points: Floats, losses: Floats, centre: Floats) -> Surface:
     """Return the surface of measured losses: networks x groups, and one loss a network; repeated points are several."""
+    from scipy.stats import spearmanr  # half a second, which no other command shall wait for
+
     away = points - centre
     bent = _best_ridge(away, losses, curved=True)
     if bent.curvature < 0:
         bent = _best_ridge(away, losses, curved=False)
     foretold = losses - bent.left_out
     spread = float(((losses - losses.mean()) ** 2).sum())
-    ranked = _rank_correlation(foretold, losses) if np.ptp(foretold) and np.ptp(losses) else 0.0
+    ranked = float(spearmanr(foretold, losses).statistic) if np.ptp(foretold) and np.ptp(losses) else 0.0
     explained = 1 - float((bent.left_out**2).sum()) / spread if spread else 0.0
     return Surface(**vars(bent), centre=centre, explained=explained, ranked=ranked)
-
-
-def _rank_correlation(one: Floats, other: Floats) -> float:
-    """Return Spearman's rho; ``scipy.stats`` has it, and takes half a second to import."""
-    ranks = []
-    for values in (one, other):
-        _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[place])
-    return float(np.ravel(np.corrcoef(ranks))[1])
 
 
 def _best_ridge(away: Floats, losses: Floats, *, curved: bool) -> Ridge:

@@ -48,7 +48,7 @@ SMALLER = {
     r"SurfaceRecipe\(epochs=1, float_epochs=8": "SurfaceRecipe(epochs=1, float_epochs=1, **FEW_NETWORKS",
     r"--method surface --epochs 1": f"--method surface --epochs 1 --recipe '{json.dumps(FEW_NETWORKS)}'",
     r"(--workers |\bworkers=)4": r"\g<1>1",
-    r"resnet(20|50)\b|resnet18 --model-args '{\"width\": 4}'": "resnet8",
+    r"resnet(20|50)\b|resnet18(?= --model-args)": "resnet8",
     r"1x3x224x224": "1x3x32x32",
     r"imagefolder:images\b(@\d+)?": "imagefolder:images@32",
     r"torchvision\.models:resnet18": "torchvision.models:squeezenet1_1",

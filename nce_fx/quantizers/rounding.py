@@ -138,11 +138,12 @@ class _ClipRoundTraced(Transformable):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         """As in eager mode."""
         x, extent = ctx.saved_tensors
-        low, high = (end + ctx.grid.offset for end in ctx.grid[:2])
-        scale, wide = _scale(extent, ctx.steps), working(x)
-        below, above = wide < low * scale, wide >= high * scale
-        ends = torch.where(above, high, torch.where(below, low, 0.0))
-        return torch.where(below | above, 0.0, grad), (grad * ends).sum() / ctx.steps, None, None
+        grid, scale = ctx.grid, _scale(extent, ctx.steps)
+        place = working(x) / scale - grid.offset
+        inside = (place >= grid.low) & (place < grid.high)
+        passed = torch.where(inside, grad, 0.0)
+        ends = torch.where(inside, 0.0, place.clamp(grid.low, grid.high) + grid.offset)
+        return passed, (grad * ends).sum() / ctx.steps, None, None
 
 
 class StepRound(Transformable):

@@ -108,6 +108,15 @@ def test_integers_may_fall_to_the_other_side_of_a_border_as_seldom_as_sums_do(ex
                 follower.check_counts("all")
 
 
+def test_what_is_computed_from_integers_alone_is_not_what_is_quantized_from_floats():
+    """To each level of the first the file is held; the input and the pooled sum are rounded from floats."""
+    x = random(4, 3, 16, 16)
+    marked = mark(quantized(MODELS["resnet8"](width=4), x))
+    _, lowered = to_onnx(marked, (x,), FORMATS["integer"], dynamic="no")
+    assert len(lowered.activations) == 13
+    assert lowered.activations.keys() - lowered.computed == {"x_activation_quant", "flatten_activation_quant"}
+
+
 @pytest.mark.parametrize("bits", [(1, 1), (1, 2), (3, 3), (4, 8)])
 @pytest.mark.long
 def test_other_bits_run_in_integers(tmp_path, bits):

@@ -25,6 +25,7 @@ and law 2 up to 5 million parameters. `--quick` asks laws 1, 5 and 6 alone, on o
 *Before* is the same model measured before what this corpus showed was mended
 (`benchmarks/results/second_corpus_before.json`). What a library computes in float32 inside, whatever it is given, is
 held to float32's bound; what makes more of a rounding than its bound allows, and cannot be calmed, to as much more.
+A kernel that is written anew from others at every call (20 of SPAN's) holds nothing of its own and is not counted.
 *Whole way*: how many models came through resize, quantize, two steps of training, save, load
 and the files `int2`, `integer` and `qonnx` with nothing refused, of those that were taken on it (`--whole-way`).
 """

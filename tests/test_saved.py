@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import nce_fx
 from nce_fx.models import INPUT_SHAPES, MODELS
+from nce_fx.passes.transform.inserted_nodes import constant, select
 from nce_fx.passes.transform.new_weights import from_scratch
 from nce_fx.training import Recipe, train
 from tests.laws import comes_back, what_is_saved_is_what_was
@@ -86,3 +88,15 @@ def test_torch_saves_what_torch_export_knows_of_a_number():
     gm = nce_fx.trace(program.module(), (x,))
     assert any(isinstance(node.meta.get("val"), torch.SymFloat) for node in gm.graph.nodes)
     assert torch.equal(pickle.loads(pickle.dumps(gm))(x), gm(x))
+
+
+def test_orders_of_channels_that_are_alike_are_constants_of_their_own():
+    """Of names that share one tensor a module lists one, and the next constant would take the name of the other."""
+    gm, order = nce_fx.trace(nn.Sequential(nn.Linear(4, 4)), (torch.randn(2, 4),)), np.array([1, 0, 3, 2])
+    source, output = next(iter(gm.graph.nodes)), next(iter(reversed(gm.graph.nodes)))
+    for _ in range(2):
+        select(gm, output, source, 1, order)
+    first, second = (gm.get_buffer(f"channel_order_{number}") for number in range(2))
+    assert first.data_ptr() != second.data_ptr()
+    gm.channel_order_1 = first  # as files have it that were written before
+    assert constant(gm, output, "channel_order", torch.arange(4)).target == "channel_order_2"

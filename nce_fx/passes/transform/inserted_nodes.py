@@ -61,8 +61,9 @@ def select(result: GraphModule, before: Node, source: Node, axis: int, order: Id
 
 
 def constant(result: GraphModule, before: Node, kind: str, value: torch.Tensor) -> Node:
-    """Insert a constant, a buffer that moves with the module and is no part of its state."""
-    name = f"{kind}_{sum(1 for known, _ in result.named_buffers() if known.startswith(f'{kind}_'))}"
-    result.register_buffer(name, value.to(device_of(result)), persistent=False)
+    """Insert a constant, a buffer that moves with the module and is no part of its state; it shares no memory."""
+    known = (name for name, _ in result.named_buffers(remove_duplicate=False))
+    name = f"{kind}_{sum(1 for each in known if each.startswith(f'{kind}_'))}"
+    result.register_buffer(name, value.to(device_of(result), copy=True), persistent=False)
     with result.graph.inserting_before(before):
         return result.graph.get_attr(name)

@@ -97,12 +97,13 @@ class _ClipRoundKeeping(Function):
         passed = torch.ops.aten.hardtanh_backward(grad, x, below, upper)
         if not ctx.needs_input_grad[1]:
             return passed, None, None, None
-        if ctx.grid.low + ctx.grid.offset == 0:
-            # Below the range the level is zero and pulls on nothing.
-            pull = torch.ops.aten.threshold_backward(grad, x, above).sum(dtype=extent.dtype)
-            return passed, pull * (upper / reach), None, None
-        pull = dot(grad - passed, x.clamp(lower, upper)) / reach
-        return passed, pull.to(extent.dtype), None, None
+        # What is clipped above pulls by the highest level, and what is clipped below by the lowest.
+        clipped = torch.ops.aten.threshold_backward(grad, x, above)
+        pull = clipped.sum(dtype=extent.dtype) * (upper / reach)
+        if lower:
+            torch.ops.aten.hardtanh_backward.grad_input(grad, x, -math.inf, lower, grad_input=clipped)
+            pull += clipped.sum(dtype=extent.dtype) * (lower / reach)
+        return passed, pull, None, None
 
 
 def _scale(extent: Tensor, steps: float) -> Tensor:

@@ -43,7 +43,7 @@ def is_transformed() -> bool:
 def reads_numbers(x: Tensor) -> bool:
     """Whether a number may be read off a tensor here: a plain one on a CPU, and nothing traces or compiles."""
     return (
-        x.device.type == "cpu"
+        x.is_cpu
         and type(x) in (Tensor, torch.nn.Parameter)
         and not torch.compiler.is_compiling()
         and not is_transformed()

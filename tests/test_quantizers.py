@@ -775,3 +775,14 @@ def test_sawb_constants_are_the_line_through_six_distributions(bits):
     c1, c2 = COEFFICIENTS[bits]
     for root in roots:
         assert c1 * root - c2 == pytest.approx(slope * root + offset, rel=0.04)
+
+
+@pytest.mark.parametrize("name", ACTIVATION_QUANTIZERS)
+def test_integers_keep_the_scale_that_they_were_made_with(name):
+    quantizer, x = ACTIVATION_QUANTIZERS[name](2), draw(3, 5)
+    prepared(quantizer, x)
+    integers = quantizer.integers(x)
+    levels = integers.dequantize()
+    for parameter in quantizer.parameters():
+        parameter.data.mul_(2)
+    assert torch.equal(integers.dequantize(), levels)

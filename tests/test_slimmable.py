@@ -55,6 +55,8 @@ PATTERNS = (
     "attention_grouped_query",
     "mobile_hybrid",
     "keyword_defaults",
+    "merged_branches",
+    "low_rank",
 )
 """Of the zoo, those where a slice's graph, names or widths are most unlike those of the widest network."""
 

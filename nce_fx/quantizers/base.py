@@ -125,8 +125,8 @@ def at_least(length: Tensor, least: float = FLOOR) -> Tensor:
 
     It is of the working dtype: half precision, which a network may be made after it was quantized, has no 1e-8.
     """
-    if length.numel() == 1 and reads_numbers(length) and length.item() >= least:
-        return working(length)  # as it is: its gradient takes no kernels of its own
+    if torch.is_grad_enabled() and length.numel() == 1 and reads_numbers(length) and length.item() >= least:
+        return working(length)  # itself, whose gradient takes no kernels more
     return working(length).clamp(min=least)
 
 

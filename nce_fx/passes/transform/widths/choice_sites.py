@@ -3,7 +3,7 @@
 Read off the channel analysis of the plain float graph; layers are named by path and use, which quantizing keeps.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -123,15 +123,32 @@ def find_choice_sites(gm: GraphModule, candidates: Mapping[str, tuple[int, ...]]
             if reading is not None:
                 readers[use, index] = reading
                 covered |= mine
-    refused = {}
     # Choices are made where layers read; what a product of data reads, no layer does.
-    for path, ids in (*tie.consumers, *tie.products):
-        if path in covered:
-            continue
-        for group in analysis.channels:
-            if group.id in candidates and _part_of(analysis, group).intersection(analysis.structure.classes[ids]):
-                refused[group.id] = f"{path} reads it in a way that the search cannot follow"
+    unseen = [
+        (f"{path} reads it in a way that the search cannot follow", ids)
+        for path, ids in (*tie.consumers, *tie.products)
+        if path not in covered
+    ]
+    unseen += [(f"a weight that is computed of {path} is summed over it", ids) for path, ids in _inside(analysis)]
+    refused = {
+        group.id: reason
+        for reason, ids in unseen
+        for group in analysis.channels
+        if group.id in candidates and _part_of(analysis, group).intersection(analysis.structure.classes[ids])
+    }
     return ChoiceSites(readers, _norms(flat, members), refused)
+
+
+def _inside(analysis: Analysis) -> Iterator[tuple[str, Ids]]:
+    """Yield the ids along axes of parameters that a weight is computed of, and that are no axes of the weight."""
+    tie = analysis.structure.tie
+    for merged in dict.fromkeys(tie.merged.values()):
+        outer = {own for node in merged.made for axis in merged.follows[node] for own in axis}
+        for path in dict.fromkeys(tie.tensors.canonical[path] for path in merged.sources):
+            for axis in range(tie.tensors.tensors[path].dim()):
+                if (path, axis) not in outer and (path, axis) in tie.space.base:
+                    start = tie.space.base[path, axis]
+                    yield path, np.arange(start, start + tie.space.length[path, axis])
 
 
 def _write(

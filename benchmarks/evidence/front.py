@@ -42,7 +42,7 @@ FRONTS = {
         {
             REFERENCE: "2 bits, as it is",
             "uniform-longer": "2 bits, as it is, as much longer in float as a plan takes",
-            "random": "2 bits, a random plan",
+            "mixed": "1 to 4 bits a layer, as it is",
             "nce-plan": "2 bits, a plan of nce-fx",
         },
         REFERENCE,

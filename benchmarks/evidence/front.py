@@ -44,6 +44,7 @@ FRONTS = {
             "uniform-longer": "2 bits, as it is, as much longer in float as a plan takes",
             "mixed": "1 to 4 bits a layer, as it is",
             "nce-plan": "2 bits, a plan of nce-fx",
+            "nce-ends": "2 bits, a plan with `--end-bits plan`",
         },
         REFERENCE,
     ),

@@ -495,8 +495,7 @@ def the_same_again(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> 
 def the_same_at_any_number_of_threads(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> None:
     """Law 8: the same plan byte for byte, by a sensitivity measured on data."""
     t = traced(model, inputs, torch.float32)
-    plans = plans_at_all_threads(t.gm, [(t.inputs, torch.zeros(1))], mean_square, numbers=(1, 4))
-    assert len(plans) == 1, "threads decide on the plan"
+    assert len(plans_at_all_threads(t.gm, [(t.inputs, torch.zeros(1))], mean_square)) == 1, "threads decide on the plan"
 
 
 def what_is_saved_is_what_was(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,15 +18,13 @@ def mean_square(output: Any, target: Any) -> Tensor:
     return torch.stack([value.square().mean() for value in values]).sum()
 
 
-def plans_at_all_threads(
-    gm: Any, batches: list[Any], loss: Any = None, numbers: Sequence[int] = THREADS, **options: Any
-) -> set[str]:
+def plans_at_all_threads(gm: Any, batches: list[Any], loss: Any = None, **options: Any) -> set[str]:
     """Return the different plans that are made, as text; the number of threads is put back."""
     channels = nce_fx.analyze_channels(gm)
     cost = nce_fx.analyze_cost(gm, channels)
     found, before = set(), torch.get_num_threads()
     try:
-        for threads in numbers:
+        for threads in THREADS:
             torch.set_num_threads(threads)
             measured = nce_fx.analyze_sensitivity(gm, batches, channels=channels, loss=loss, **options)
             found.add(nce_fx.plan_widths(channels, cost, measured, nce_fx.Budget(macs=1.0, params=1.0)).to_json())

@@ -12,8 +12,8 @@ the same graph; brevitas takes part where it is installed, with its own layers, 
 Compiled are those that can be the default. "Computed again" is `Recipe(checkpoint_activations=True)`.
 
 Memory: ResNet-18, batch 16x3x64x64. The peak over a step of all tensors (parameters, momenta, gradients, activations,
-workspaces) as torch's profiler sees them allocated and freed. The allocator keeps what is
-freed, as it does in training.
+workspaces) as torch's profiler sees them allocated and freed.
+The allocator keeps what is freed, as it does in training.
 """
 
 from __future__ import annotations

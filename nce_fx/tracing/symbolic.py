@@ -137,7 +137,7 @@ class Tracer(fx.Tracer):
             return False
         if any(source.op == node.op and source.target == path for source in ancestors([value.node])):
             return False
-        self.overwritten.add(id(dict(self.root.named_parameters())[path]))
+        self.overwritten.add(id(dict(self.root.named_parameters(remove_duplicate=False))[path]))
         self.read[path] = value.detach()
         return True
 

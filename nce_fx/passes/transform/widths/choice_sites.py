@@ -125,30 +125,29 @@ def find_choice_sites(gm: GraphModule, candidates: Mapping[str, tuple[int, ...]]
                 covered |= mine
     # Choices are made where layers read; what a product of data reads, no layer does.
     unseen = [
-        (f"{path} reads it in a way that the search cannot follow", ids)
+        (f"{path} reads it in a way that the search cannot follow", analysis.structure.classes[ids])
         for path, ids in (*tie.consumers, *tie.products)
         if path not in covered
     ]
-    unseen += [(f"a weight that is computed of {path} is summed over it", ids) for path, ids in _inside(analysis)]
+    unseen += [(f"a weight that is computed of {path} is summed over it", own) for path, own in _inside(analysis)]
     refused = {
         group.id: reason
-        for reason, ids in unseen
+        for reason, classes in unseen
         for group in analysis.channels
-        if group.id in candidates and _part_of(analysis, group).intersection(analysis.structure.classes[ids])
+        if group.id in candidates and _part_of(analysis, group).intersection(classes)
     }
     return ChoiceSites(readers, _norms(flat, members), refused)
 
 
 def _inside(analysis: Analysis) -> Iterator[tuple[str, Ids]]:
-    """Yield the ids along axes of parameters that a weight is computed of, and that are no axes of the weight."""
+    """Yield the classes along axes of parameters that a weight is computed of, and that are no axes of the weight."""
     tie = analysis.structure.tie
     for merged in dict.fromkeys(tie.merged.values()):
         outer = {own for node in merged.made for axis in merged.follows[node] for own in axis}
         for path in dict.fromkeys(tie.tensors.canonical[path] for path in merged.sources):
             for axis in range(tie.tensors.tensors[path].dim()):
                 if (path, axis) not in outer and (path, axis) in tie.space.base:
-                    start = tie.space.base[path, axis]
-                    yield path, np.arange(start, start + tie.space.length[path, axis])
+                    yield path, _classes_on(analysis, (path, axis))
 
 
 def _write(

@@ -198,8 +198,8 @@ def test_shortcuts_of_8_bits_are_where_activations_are_quantized():
     assert not names(quantize(gm, QuantSpec(activation_bits=None, first_last_bits=None)), "_activation_quant")
 
 
-@pytest.mark.parametrize("in_place", [False, True])
-def test_a_branch_is_8_bits_whatever_overwrites_the_sum(in_place):
+@pytest.mark.parametrize("written", ["apart", "returned", "alone on its line"])
+def test_a_branch_is_8_bits_whatever_overwrites_the_sum(written):
     class Branch(nn.Module):
         def __init__(self):
             super().__init__()
@@ -208,10 +208,15 @@ def test_a_branch_is_8_bits_whatever_overwrites_the_sum(in_place):
         def forward(self, x):
             x = self.stem(x).relu()
             y = self.conv(x)
-            return self.head(y.add_(x).relu_() if in_place else (y + x).relu())
+            if written == "alone on its line":
+                y.add_(x)
+                F.relu(y, inplace=True)
+                return self.head(y)
+            return self.head(y.add_(x).relu_() if written == "returned" else (y + x).relu())
 
     quantized = quantize(traced(Branch(), x := images(2, 3, 8, 8)), batches=[x])
     assert quantized.get_submodule("conv_activation_quant").bits == 8
+    assert [row.weight_bits for row in describe(quantized)] == [8, 2, 8], "the branch's is no last layer"
 
 
 def test_float_shortcuts():

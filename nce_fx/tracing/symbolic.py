@@ -13,8 +13,8 @@ from torch import fx, nn
 from torch.fx import GraphModule, Proxy
 
 from nce_fx.errors import one_line
-from nce_fx.ops import OPS, Ops
-from nce_fx.ops.liveness import has_an_effect
+from nce_fx.ops import OPS, Op, Ops
+from nce_fx.ops.liveness import has_an_effect, overwritten
 from nce_fx.ops.work import ancestors
 from nce_fx.traced import TracedModule
 from nce_fx.tracing.attention_decomposition import attention_function_opened, can_open, in_example, open_attention
@@ -271,7 +271,7 @@ def symbolic_graph(
                 module.training = mode
             continue
         gm = _graph_module(model, graph, before)
-        changed = place_flags(gm, ops)
+        changed = _read_what_was_written(gm, ops) | place_flags(gm, ops)
         if any(not node.users and node.op not in ("placeholder", "output") for node in graph.nodes):
             gm.graph.eliminate_dead_code(has_an_effect)
             changed = True
@@ -281,6 +281,26 @@ def symbolic_graph(
         gm.meta["decided"] = bool(tracer.decided)
         return gm
     raise UntraceableError("too many modules cannot be entered")
+
+
+def _read_what_was_written(gm: GraphModule, ops: Ops) -> bool:
+    """Let what is read after a call has overwritten it be its result, the same tensor: ``y.add_(x)`` on a line of
+    its own is ``y = y.add_(x)``. Returns whether anything changed.
+    """
+    changed = False
+    steps = {node: step for step, node in enumerate(gm.graph.nodes)}
+    for node, step in steps.items():
+        for written in overwritten(gm, node) if _returns_its_input(ops.of(gm, node), node) else ():
+            for user in [user for user in written.users if steps[user] > step]:
+                user.replace_input_with(written, node)
+                changed = True
+    return changed
+
+
+def _returns_its_input(op: Op | None, node: fx.Node) -> bool:
+    """Whether a call returns the tensor that it overwrites, if any; not said of ``x += 1``: ``x`` may be a number."""
+    python = str(node.target).startswith("__") or getattr(node.target, "__module__", "") == "_operator"
+    return op is not None and "out" not in node.kwargs and not python
 
 
 def _graph_module(model: nn.Module, graph: fx.Graph, before: Kept) -> GraphModule:

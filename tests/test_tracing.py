@@ -286,6 +286,37 @@ def test_a_batch_whose_size_is_written_down_is_followed(name, size):
     assert len(quantized(image(batch=7))) == 7
 
 
+class KeepsPlaces(nn.Module):
+    """Keeps what it computes for the shape of a batch until another shape comes, as YOLO's heads do."""
+
+    def __init__(self, auxiliary):
+        super().__init__()
+        self.a, self.b = conv(3, 6), conv(6, 4)
+        self.auxiliary, self.shape, self.places = auxiliary, None, torch.empty(0)
+
+    def forward(self, x):
+        x = self.b(self.a(x).relu())
+        flat = x.view(x.shape[0], 4, -1)
+        if self.training and self.auxiliary:
+            return {"raw": flat}
+        if self.shape != x.shape:
+            # As long as a batch that it is traced with.
+            self.places, self.shape = torch.arange(2.0 * flat.shape[-1], dtype=x.dtype).view(2, 1, -1), x.shape
+        out = flat.view(x.shape[0], 2, 2, -1).softmax(1).sum(1) + self.places.sum(0)
+        return (out, {"raw": flat}) if self.auxiliary else out
+
+
+@pytest.mark.parametrize("auxiliary", [False, True])
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_batch_is_followed_whose_shape_a_model_remembers(auxiliary, size):
+    model, x = KeepsPlaces(auxiliary).eval(), image(batch=size)
+    model(x)
+    gm = nce_fx.trace(model, (x,))
+    assert "alone" not in gm.meta["compared"]
+    for count in (1, 2, 5):
+        torch.testing.assert_close(gm(image(batch=count)), model(image(batch=count)))
+
+
 def test_a_graph_is_compared_on_inputs_that_tell_branches_apart(tmp_path):
     model = DoublesTensors().eval()
     gm = nce_fx.trace(model, (image(),))

@@ -21,6 +21,7 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 import nce_fx
+from nce_fx.tracing.preserved_state import untouched
 from tests import laws
 from tests.drawing import Traced, keep, narrower
 from tests.observing import again, counted, seeded
@@ -178,9 +179,10 @@ def calm_narrowing(
 
 
 def broken(law: Callable[..., None], model: nn.Module, inputs: tuple[Any, ...], seed: int) -> str:
-    """Return how a model breaks a law, or an empty string."""
+    """Return how a model breaks a law, or an empty string; the next law is given the model as it was."""
     try:
-        law(model, inputs, seed)
+        with untouched(model):
+            law(model, inputs, seed)
     except Exception as error:
         return f"{type(error).__name__}: {str(error)[:400]}"
     return ""

@@ -194,7 +194,10 @@ class _Tracing:
             graphs.append(make())
             self.before.restore()
         joined = join(*graphs, name=type(self.model).__name__, ops=self.ops)
-        joined.meta.update({"leaves": graphs[0].meta.get("leaves", ())})
+        joined.meta["leaves"] = graphs[0].meta.get("leaves", ())
+        for gm in graphs:
+            if FIXED_SIZE in gm.meta:
+                joined.meta[FIXED_SIZE] = gm.meta[FIXED_SIZE]
         return joined
 
     def _finish(self, gm: GraphModule, way: str) -> None:
@@ -203,7 +206,6 @@ class _Tracing:
             gm.recompile()
             propagate_shapes(gm, self.inputs.values, self.ops)
         if follow_batch(gm, self.model, self.inputs, self.ops):
-            gm.meta.pop(FIXED_SIZE, None)
             propagate_shapes(gm, self.inputs.values, self.ops)
         if products_to_linear(gm, self.ops):
             gm.recompile()

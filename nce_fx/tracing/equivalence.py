@@ -271,11 +271,15 @@ def outputs_of(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     return _run(model, args, kwargs, False).outputs
 
 
-def agrees(model: nn.Module, gm: GraphModule, inputs: Inputs, values: Mapping[str, Any]) -> bool:
-    """Whether a graph returns what a model does on other values of its inputs, if it runs there, in evaluation mode."""
+def agrees(
+    model: nn.Module, gm: GraphModule, inputs: Inputs, values: Mapping[str, Any], training: bool = False
+) -> bool:
+    """Whether a graph returns what a model does on other values of its inputs, if it runs there."""
     call = inputs.filled(values)
-    ran = _run(model, call.args, call.kwargs, False)
-    return ran.error is not None or _difference(ran, _run(gm, tuple(values.values()), {}, False)) is None
+    ran = _run(model, call.args, call.kwargs, training)
+    if ran.error is not None:
+        return True
+    return _difference(ran, _run(gm, tuple(values.values()), {}, training, twice=ran.twice)) is None
 
 
 def _difference(model: Ran, graph: Ran) -> str | None:

@@ -170,6 +170,37 @@ class ExpandedGates(nn.Module):
         return self.head(F.relu(self.b(x * (1 + (channel * place).sigmoid()))))
 
 
+class GlobalContext(nn.Module):
+    """GCNet: a map of one channel says how much each place weighs in the context of all, a product of both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.place, self.down, self.up = conv(3, 6), conv(6, 1, 1), conv(6, 4, 1), conv(4, 6, 1)
+        self.norm, self.head = nn.LayerNorm([4, 1, 1]), Head(6)
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        n, c, height, width = x.shape
+        weights = self.place(x).view(n, 1, height * width).softmax(2).unsqueeze(-1)
+        context = torch.matmul(x.view(n, 1, c, height * width), weights).transpose(1, 2).reshape(n, c, 1, 1)
+        return self.head(x + self.up(F.relu(self.norm(self.down(context)))))
+
+
+class PooledTokens(nn.Module):
+    """Tokens pooled by a softmax of one channel, as a product and as an einsum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.first, self.second = nn.Linear(5, 6), nn.Linear(6, 1), nn.Linear(6, 1)
+        self.b, self.out = nn.Linear(12, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        first = torch.matmul(self.first(x).softmax(1).transpose(1, 2), x).squeeze(1)
+        second = torch.einsum("bn,bnc->bc", self.second(x).squeeze(-1).softmax(1), x)
+        return self.out(F.relu(self.b(torch.cat([first, second], 1))))
+
+
 class GatheredTokens(nn.Module):
     """Tokens that are picked by their places, and scores by their distances."""
 
@@ -193,6 +224,12 @@ MODELS = {
         ("a", "down", "up", "squeeze", "b"),
         {"place": "one channel"},
         together=together("a", "up"),
+    ),
+    "global_context": ZooModel(
+        GlobalContext, (image(),), ("a", "down", "up"), {"place": "one channel"}, together=together("a", "up")
+    ),
+    "pooled_tokens": ZooModel(
+        PooledTokens, (noise(2, 4, 5),), ("a", "b"), {"first": "one channel", "second": "one channel", "out": OUTPUT}
     ),
     "gathered_tokens": ZooModel(
         GatheredTokens, (noise(2, 4, 5), torch.tensor([[2, 0, 1], [3, 1, 2]])), ("a", "b"), {"out": OUTPUT}

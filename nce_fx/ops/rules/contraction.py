@@ -122,6 +122,8 @@ def _contract(run: RuleInterface, a: Label, b: Label, shape: list[int], by_root:
     if bool(axes_left) != bool(axes_right):
         label, axes, other = (left, axes_left, b) if axes_left else (right, axes_right, a)
         _as_many(run, label, axes, other)
+        # A map of one channel that weighs places: a second channel would be a second row of the product.
+        run.pin(run.ids(core(right if axes_left else left)), "its one channel is broadcast over others")
     if not axes_left or not axes_right:
         return left if axes_left or (not axes_right and over_a) else right
     if set(axes_left) <= set(axes_right) or set(axes_right) <= set(axes_left):

@@ -169,6 +169,26 @@ def test_what_is_assigned_to_data_is_not_lost():
         torch.testing.assert_close(gm.train(training)(x), model.train(training)(x))
 
 
+class Writing(nn.Module):
+    """Writes to its parameters in training, too: a gradient reaches what is written over the next time."""
+
+    a: Any
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.slope = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1), nn.Parameter(torch.ones(4, 1, 1))
+
+    def forward(self, x):
+        self.slope.data = self.a.bias.view(-1, 1, 1) * 2
+        return self.b(torch.relu(self.a(x)) * self.slope)
+
+
+def test_what_runs_without_gradients_alone_is_not_the_model():
+    with pytest.raises(TraceError, match="it does not run while gradients are recorded") as caught:
+        nce_fx.trace(Writing().eval(), (torch.randn(1, 3, 4, 4),))
+    assert "self.slope.data = " in str(caught.value)
+
+
 class Masked(nn.Conv2d):
     """A convolution that sees one half of its kernel, as autoregressive networks have it."""
 

@@ -48,6 +48,8 @@ class Ran:
     drawn: bool = False
     """Whether it drew random numbers that graphs do not draw: Python's or numpy's."""
     error: Exception | None = None
+    recorded: Exception | None = None
+    """Why it could not run while gradients are recorded, where it did without."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,8 @@ class Reference:
                     break
                 graph = _run(gm, self.inputs.values, {}, training, number=number, known=self.values, twice=ran.twice)
                 found = _difference(ran, graph)
+                if found is None and graph.recorded is not None and ran.recorded is None:
+                    found = f"it does not run while gradients are recorded: {one_line(graph.recorded, libraries=True)}"
                 if found is not None:
                     return f"in {MODES[training]} mode {found}"
                 lost = sorted(ran.own_gradients - graph.own_gradients)
@@ -215,7 +219,9 @@ def _run(
 
     ran = attempt(gradients=training)
     # What writes to its parameters, for one, runs without gradients alone.
-    return ran if ran.error is None or not training else attempt(gradients=False)
+    if ran.error is None or not training:
+        return ran
+    return replace(attempt(gradients=False), recorded=ran.error)
 
 
 def _gradients(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -158,6 +159,33 @@ def test_n2uq_counts_learned_thresholds(bits, signed):
     low = quantizer.grid.low + quantizer.grid.offset
     close(quantizer(x), 0.6 * (low + sum((x.numpy() > t).astype(float) for t in thresholds)))
     close(quantizer.thresholds(), thresholds)
+
+
+@pytest.mark.parametrize("uneven", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_n2uq_counts_many_thresholds_as_a_search_does(uneven, dtype):
+    """On thresholds, next to them, beyond all of them, and where two lie so near that a table cannot tell them."""
+    quantizer = N2uq(8, True)
+    quantizer.lengths.data.mul_(1 + uneven * torch.rand(255, generator=torch.Generator().manual_seed(0)))
+    quantizer.lengths.data[7] *= 1 - 0.999 * uneven
+    quantizer.to(dtype)
+    at = quantizer.thresholds()
+    up, down = (torch.nextafter(at, torch.full_like(at, side)) for side in (math.inf, -math.inf))
+    x = torch.cat([at, up, down, 9 * draw(4000).to(dtype), torch.tensor([math.inf, -math.inf, 0.0], dtype=dtype)])
+    wanted = torch.bucketize(x, at).to(dtype) + quantizer.grid.low
+    assert torch.equal(quantizer.integers(x).values.to(dtype), wanted)
+    assert torch.equal(quantizer(x).detach(), wanted * quantizer.scale().detach())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("bits", BITS)
+def test_sawb_computes_the_same_where_no_number_may_be_read(bits, dtype, monkeypatch):
+    weights = [draw(5, 7, seed=seed).mul(10.0**seed).to(dtype) for seed in range(-6, 7)]
+    weights += [torch.full((3,), value, dtype=dtype) for value in (0.0, 1.0, 1e30, math.inf, math.nan)]
+    read = [Sawb(bits).step_size(weight) for weight in weights]
+    monkeypatch.setattr("nce_fx.quantizers.sawb.reads_numbers", lambda x: False)
+    for weight, step in zip(weights, read, strict=True):
+        assert torch.equal(Sawb(bits).step_size(weight), step) or bool(step.isnan())
 
 
 @pytest.mark.parametrize("signed", [True, False])

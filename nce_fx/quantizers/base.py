@@ -19,6 +19,8 @@ from nce_fx.errors import QuantizeError
 from nce_fx.quantizers.ewgs import Ends, scale_gradient
 from nce_fx.quantizers.transforms import reads_numbers
 
+_READ = 256
+"""So many lengths are looked at one by one: as many as 8 bits have pieces."""
 FLOOR = 1e-8
 """The least scale; a weight or activation that is zero everywhere stays finite."""
 
@@ -125,7 +127,8 @@ def at_least(length: Tensor, least: float = FLOOR) -> Tensor:
 
     It is of the working dtype: half precision, which a network may be made after it was quantized, has no 1e-8.
     """
-    if torch.is_grad_enabled() and length.numel() == 1 and reads_numbers(length) and length.item() >= least:
+    few = length.numel() <= _READ and torch.is_grad_enabled() and reads_numbers(length)
+    if few and min(length.reshape(-1).tolist(), default=0.0) >= least:
         return working(length)  # itself, whose gradient takes no kernels more
     return working(length).clamp(min=least)
 

@@ -21,7 +21,7 @@ from nce_fx.quantizers.base import FLOOR, Grid, Integers, working
 from nce_fx.quantizers.counting import CLIP, CountingQuantizer, best_clip
 from nce_fx.quantizers.ewgs import Ends
 from nce_fx.quantizers.lsq import share
-from nce_fx.quantizers.rounding import StepRound, inside, pull_on_step
+from nce_fx.quantizers.rounding import StepRound, gradient, inside, pull_on_step, total
 from nce_fx.quantizers.saved_tensors import pack_levels, packs_activations, register
 from nce_fx.quantizers.transforms import Transformable
 
@@ -127,8 +127,7 @@ class _ShiftedRound(Transformable):
         """Split the gradient into what passes and what is clipped."""
         x, scale, zero, y = ctx.saved_tensors
         passed = inside(grad, x, scale, (zero, zero + ctx.most))
-        outside = working(grad).sum() - working(passed).sum()
+        outside = total(grad) - total(passed)
         # Outside, levels count from z.
-        pull = (pull_on_step(grad, passed, x, y, scale) - zero * outside) * ctx.share
-        push = outside * ctx.share
-        return passed, pull.to(scale.dtype), push.to(scale.dtype), None, None, None
+        pull = pull_on_step(grad, passed, x, y, scale) - (float(zero) if isinstance(outside, float) else zero) * outside
+        return passed, gradient(pull * ctx.share, scale), gradient(outside * ctx.share, scale), None, None, None

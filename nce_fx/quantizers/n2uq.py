@@ -12,22 +12,26 @@ lower than zero, as the ReLU that it stands for does. Calibration starts with ev
 is least.
 """
 
+import math
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from nce_fx.quantizers.base import Integers, as_integers, at_least, working
+from nce_fx.quantizers.base import FLOOR, Integers, as_integers, at_least, working
 from nce_fx.quantizers.counting import CLIP, CountingQuantizer
 from nce_fx.quantizers.ewgs import scale_gradient
 from nce_fx.quantizers.lsq import share
-from nce_fx.quantizers.rounding import dot
+from nce_fx.quantizers.rounding import dot, gradient
 from nce_fx.quantizers.saved_tensors import pack_levels, packs_activations, register
 from nce_fx.quantizers.transforms import Transformable, reads_numbers
 
 _FEW = 15
 """As many thresholds are compared one by one, which is faster than a search."""
+_EXACT = 3
+"""So many times a number may be added to itself, and the sum is its product, rounded."""
 
 
 class N2uq(CountingQuantizer):
@@ -45,7 +49,7 @@ class N2uq(CountingQuantizer):
     def pieces(self) -> tuple[Tensor, Tensor]:
         """Return d_0, 0-dimensional, and the lengths a, (n,); both with their gradients."""
         start = working(self.first)
-        if not self.signed:
+        if not (self.signed or (reads_numbers(start) and start.item() >= 0)):
             start = start + (start.clamp(min=0) - start).detach()
         return start, at_least(self.lengths)
 
@@ -94,49 +98,100 @@ class N2uq(CountingQuantizer):
         return f"{super().extra_repr()}, step={float(self.step.detach()):.4g}, thresholds={ends}"
 
 
+def _thresholds(start: Tensor, lengths: Tensor) -> Tensor:
+    return _edges(start, lengths)[:-1] + lengths / 2
+
+
 def _edges(start: Tensor, lengths: Tensor) -> Tensor:
     """d_0 to d_n."""
     return torch.cat([start.reshape(1), start + lengths.cumsum(0)])
 
 
-def _thresholds(start: Tensor, lengths: Tensor) -> Tensor:
-    return _edges(start, lengths)[:-1] + lengths / 2
-
-
 def _count(x: Tensor, thresholds: Tensor) -> Tensor:
     """How many thresholds lie below each element: whole numbers of any dtype."""
     if len(thresholds) > _FEW:
-        return torch.bucketize(x, thresholds.to(x.dtype))
+        thresholds = thresholds.to(x.dtype)
+        return _counted_in_cells(x, thresholds) if reads_numbers(x) else torch.bucketize(x, thresholds)
     if reads_numbers(x):
-        # From the highest down: one more where x is above, else none. A comparison takes PyTorch three times as long.
-        *others, highest = thresholds.tolist()
-        count = torch.ops.aten.threshold_backward(torch.ones_like(x), x, highest)
-        for threshold in reversed(others):
-            torch.ops.aten.threshold_backward.grad_input(count.add_(1), x, threshold, grad_input=count)
-        return count  # type: ignore[no-any-return]
+        return _climbed(x, thresholds.tolist(), torch.ones((), dtype=x.dtype))
     count = x.gt(thresholds[0]).view(torch.uint8)
     for threshold in thresholds[1:]:
         count.add_(x.gt(threshold).view(torch.uint8))
     return count
 
 
-def _along(grad: Tensor, x: Tensor, edges: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradient times the slope of each element's piece, and of each piece its sum and its sum times x."""
-    if reads_numbers(x):
-        inside, passed = torch.empty_like(x), torch.zeros_like(x)
-        ends, sums = edges.tolist(), []
-        for low, high, slope in zip(ends[:-1], ends[1:], slopes.tolist(), strict=True):
-            torch.ops.aten.hardtanh_backward.grad_input(grad, x, low, high, grad_input=inside)
-            sums.append((inside.sum(), dot(inside, x)))
-            passed.add_(inside, alpha=slope)
+def _climbed(x: Tensor, thresholds: list[float], rise: Tensor) -> Tensor:
+    """Return a rise, 0-dimensional, times the thresholds below: from the highest down, one more where x is above.
+
+    A comparison takes PyTorch three times as long.
+    """
+    *others, highest = thresholds
+    height = torch.ops.aten.threshold_backward(rise.expand_as(x), x, highest)
+    for threshold in reversed(others):
+        torch.ops.aten.threshold_backward.grad_input(height.add_(rise), x, threshold, grad_input=height)
+    return height  # type: ignore[no-any-return]
+
+
+def _counted_in_cells(x: Tensor, thresholds: Tensor) -> Tensor:
+    """Count by a table of even cells with one threshold at most in each: a search takes ten times as long.
+
+    What cell a value is in rises with the value, whatever rounding does. So the thresholds of earlier cells are below
+    an element, those of later ones above, and the one of its own cell, if any, is the next.
+    """
+    cells = 4 * len(thresholds)
+    low, high = float(thresholds[0]), float(thresholds[-1])
+    finer = cells / max(high - low, FLOOR)
+
+    def cell(values: Tensor) -> Tensor:
+        return ((values - low) * finer).clamp_(-1, cells).add_(1).int().clamp_(0, cells + 1)
+
+    inside = torch.bincount(cell(thresholds), minlength=cells + 2)
+    if int(inside.max()) > 1:
+        return torch.bucketize(x, thresholds)
+    before = inside.cumsum(0) - inside
+    following = torch.cat([thresholds, thresholds.new_full((1,), math.inf)])[before]
+    of = cell(x).reshape(-1)
+    above = x.reshape(-1).gt(following.index_select(0, of))
+    return before.to(x.dtype).index_select(0, of).add_(above).view_as(x)
+
+
+def _along(grad: Tensor, x: Tensor, start: float, lengths: list[float], step: float) -> tuple[Tensor, list[float]]:
+    """Return the gradient times the slope of each element's piece, and the gradients of d_0 and of the lengths.
+
+    From the last piece to the first, since all that come after a length move with it.
+    """
+    passed, inside = torch.empty_like(grad), torch.empty_like(grad)
+    *lows, high = accumulate([start, *lengths])
+    after, learned, into = 0.0, [], passed
+    for low, length in zip(reversed(lows), reversed(lengths), strict=True):
+        slope = step / length
+        torch.ops.aten.hardtanh_backward.grad_input(grad, x, low, high, grad_input=into)
+        total, moment = float(into.sum()), float(dot(into, x))
+        learned.append(-slope / length * (moment - low * total) - after)
+        after += slope * total
+        passed = passed.mul_(slope) if into is passed else passed.add_(inside, alpha=slope)
+        high, into = low, inside
+    return passed, [-after, *reversed(learned)]
+
+
+def _among(grad: Tensor, x: Tensor, edges: Tensor, lengths: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the same of many pieces, or where no number may be read."""
+    if len(slopes) <= _FEW:
+        each = [torch.where((x > low) & (x < high), grad, 0.0) for low, high in pairwise(edges)]
+        passed = sum(inside * slope for inside, slope in zip(each, slopes, strict=True))
+        totals, moments = (torch.stack(sums) for sums in ([i.sum() for i in each], [dot(i, x) for i in each]))
     else:
-        passed, sums = torch.zeros_like(grad), []
-        for index, slope in enumerate(slopes):
-            inside = torch.where((x > edges[index]) & (x < edges[index + 1]), grad, 0.0)
-            sums.append((inside.sum(), dot(inside, x)))
-            passed = passed + inside * slope
-    totals, moments = (torch.stack(each) for each in zip(*sums, strict=True))
-    return passed, totals, moments
+        piece = torch.bucketize(x, edges).sub_(1)
+        inside = (piece >= 0) & (piece < len(slopes))
+        piece = torch.where(inside, piece, 0)
+        kept = torch.where(inside, grad, 0.0)
+        flat, none = piece.reshape(-1), torch.zeros_like(slopes)
+        totals = none.index_add(0, flat, kept.reshape(-1).to(slopes.dtype))
+        moments = none.index_add(0, flat, (kept * x).reshape(-1).to(slopes.dtype))
+        passed = kept * slopes[piece]
+    pulls = slopes * totals
+    own = slopes / lengths * (moments - edges[:-1] * totals)
+    return passed, -pulls.sum(), -(own + pulls.flip(0).cumsum(0).flip(0) - pulls)
 
 
 class _Stairs(Transformable):
@@ -149,7 +204,10 @@ class _Stairs(Transformable):
     def forward(x: Tensor, start: Tensor, lengths: Tensor, scale: Tensor, low: float, share: float) -> Tensor:
         """Count thresholds."""
         wide = working(x)
-        q = _count(wide, _thresholds(start, lengths)).to(wide.dtype)
+        thresholds = _thresholds(start, lengths)
+        if not low and len(thresholds) <= _EXACT and not packs_activations() and reads_numbers(x):
+            return _climbed(wide, thresholds.tolist(), scale).to(x.dtype)
+        q = _count(wide, thresholds).to(wide.dtype)
         packed = pack_levels(q, scale, low, x.dtype, 0) if packs_activations() else None
         return register(q.add_(low).mul_(scale).to(x.dtype), packed)
 
@@ -161,25 +219,16 @@ class _Stairs(Transformable):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Follow the line."""
         x, start, lengths, scale, y = ctx.saved_tensors
-        wide, g = working(x), grad.to(working(x).dtype)
-        edges, slopes = _edges(start, lengths), scale / lengths
-        if len(lengths) > _FEW:
-            piece = torch.bucketize(wide, edges).sub_(1)
-            inside = (piece >= 0) & (piece < len(lengths))
-            piece = torch.where(inside, piece, 0)
-            kept = torch.where(inside, g, 0.0)
-            flat = piece.reshape(-1)
-            totals = torch.zeros_like(lengths).index_add_(0, flat, kept.reshape(-1).to(lengths.dtype))
-            moments = torch.zeros_like(lengths).index_add_(0, flat, (kept * wide).reshape(-1).to(lengths.dtype))
-            passed = kept * slopes[piece]
+        wide = working(x)
+        g = grad.to(wide.dtype)
+        learned: list[Any]
+        if len(lengths) <= _FEW and reads_numbers(x):
+            passed, (first, *others) = _along(g, wide, float(start), lengths.tolist(), float(scale))
+            learned = [first, torch.tensor(others, dtype=scale.dtype), float(dot(g, working(y))) / float(scale)]
         else:
-            passed, totals, moments = _along(g, wide, edges, slopes)
-        pulls = slopes * totals
-        own = slopes / lengths * (moments - edges[:-1] * totals)
-        later = pulls.flip(0).cumsum(0).flip(0) - pulls
-        to_scale = dot(g, working(y)) / scale
-        learned = (-pulls.sum(), -(own + later), to_scale)
-        return passed.to(grad.dtype), *((each * ctx.share).to(scale.dtype) for each in learned), None, None
+            passed, *learned = _among(g, wide, _edges(start, lengths), lengths, scale / lengths)
+            learned.append(dot(g, working(y)) / scale)
+        return passed.to(grad.dtype), *(gradient(each * ctx.share, scale) for each in learned), None, None

@@ -99,11 +99,11 @@ class _ClipRoundKeeping(Function):
             return passed, None, None, None
         # What is clipped above pulls by the highest level, and what is clipped below by the lowest.
         clipped = torch.ops.aten.threshold_backward(grad, x, above)
-        pull = clipped.sum(dtype=extent.dtype) * (upper / reach)
+        pull = float(clipped.sum(dtype=extent.dtype)) * (upper / reach)
         if lower:
             torch.ops.aten.hardtanh_backward.grad_input(grad, x, -math.inf, lower, grad_input=clipped)
-            pull += clipped.sum(dtype=extent.dtype) * (lower / reach)
-        return passed, pull, None, None
+            pull += float(clipped.sum(dtype=extent.dtype)) * (lower / reach)
+        return passed, gradient(pull, extent), None, None
 
 
 def _scale(extent: Tensor, steps: float) -> Tensor:
@@ -178,7 +178,7 @@ class StepRound(Transformable):
         grid = ctx.grid
         passed = inside(grad, x, scale, (grid.low + grid.offset - ctx.margin, grid.high + grid.offset + ctx.margin))
         pull = pull_on_step(grad, passed, x, y, scale) * ctx.share
-        return passed, pull.to(scale.dtype), None, None, None, None
+        return passed, gradient(pull, scale), None, None, None, None
 
 
 def inside(grad: Tensor, x: Tensor, scale: Tensor, ends: tuple[float | Tensor, float | Tensor]) -> Tensor:
@@ -186,22 +186,39 @@ def inside(grad: Tensor, x: Tensor, scale: Tensor, ends: tuple[float | Tensor, f
 
     Shapes: grad and x alike; scale and ends 0-dimensional; what is returned as grad.
     """
-    low, high = (end * scale for end in ends)
     if reads_numbers(x):
-        return torch.ops.aten.hardtanh_backward(grad, x, float(low), float(high))  # type: ignore[no-any-return]
+        step = float(scale)
+        bounds = [float(end) * step for end in ends]
+        return torch.ops.aten.hardtanh_backward(grad, x, *bounds)  # type: ignore[no-any-return]
+    low, high = (end * scale for end in ends)
     wide = working(x)
     return torch.where((wide > low) & (wide < high), grad, 0.0)
 
 
-def pull_on_step(grad: Tensor, passed: Tensor, x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+def pull_on_step(grad: Tensor, passed: Tensor, x: Tensor, y: Tensor, scale: Tensor) -> Tensor | float:
     """Return LSQ's gradient of the step: the sum of (y - x) / scale over what passes and of y / scale over the rest.
 
     Shapes: grad, what passes of it, x and y alike; scale 0-dimensional, and so what is returned.
     """
     grad, passed, x, y = map(working, (grad, passed, x, y))
     if reads_numbers(x):
-        return (dot(grad, y) - dot(passed, x)) / scale
+        return (float(dot(grad, y)) - float(dot(passed, x))) / float(scale)
     return (grad * y - passed * x).sum() / scale
+
+
+def total(x: Tensor) -> Tensor | float:
+    """Return the sum of all elements, such as 1.5: 0-dimensional, or a number where one may be read."""
+    together = working(x).sum()
+    return float(together) if reads_numbers(x) else together
+
+
+def gradient(value: Tensor | float, of: Tensor) -> Tensor:
+    """Return the gradient of a learned number as a tensor like it.
+
+    Where numbers may be read it is summed up as a number, such as 0.25: each small operation takes a hundredth of what
+    the whole quantizer takes of a layer.
+    """
+    return value.to(of.dtype) if isinstance(value, Tensor) else of.new_full((), value)
 
 
 class PassRound(StraightThrough):

@@ -4,9 +4,9 @@
     python -m benchmarks.training_step --compile          torch.compile, too; minutes of compilation
 
 Time: ResNet-20, batch 32x3x32x32, 2-bit weights and activations, first and last layer at 8 bits, one thread. A step is
-zero_grad, forward, loss, backward, SGD with momentum. The candidates take turns, in another order every round; each
-figure is the median over the rounds of (candidate / float), in CPU time of the process, so that other programs on the
-machine disturb it less. torch.ao's fake quantization and the plainest straight-through one stand at the same places of
+zero_grad, forward, loss, backward, SGD with momentum. In eager mode each candidate takes turns with float, no other in
+memory; compiled ones all take turns, in another order every round. Each figure is the median over the rounds of
+(candidate / float), in CPU time of the process, so that other programs on the machine disturb it less. torch.ao's fake quantization and the plainest straight-through one stand at the same places of
 the same graph; brevitas takes part where it is installed, with its own layers, after its statistics phase.
 
 Compiled are those that can be the default. "Computed again" is `Recipe(checkpoint_activations=True)`.
@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -203,21 +204,28 @@ def ratios(seconds: Mapping[str, list[float]], base: str) -> dict[str, dict[str,
 
 
 def measure_eager(rounds: int, batch: int) -> dict[str, dict[str, float]]:
-    """Time all candidates in eager mode."""
+    """Time each candidate in turns with float, in eager mode; no other is in memory, as none is in training."""
     x, y = torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,))
-    models: dict[str, nn.Module] = {"float": network("resnet20", x, 10, None)}
-    models |= {name: network("resnet20", x, 10, spec) for name, spec in SPECS.items()}
-    steps = {name: step_of(model, model, x, y, nullcontext) for name, model in models.items()}
-    for ending in (", compact", ", all compact"):
-        model = network("resnet20", x, 10, SPECS["pact + sawb"])
-        steps[f"pact + sawb{ending}"] = step_of(model, model, x, y, SAVINGS[ending])
-    for name, make in OTHERS.items():
-        model = with_others("resnet20", x, 10, make)
-        steps[name] = step_of(model, model, x, y, nullcontext)
-    other = with_brevitas("resnet20", x, 10)
-    if other is not None:
-        steps["brevitas"] = step_of(other, other, x, y, nullcontext)
-    return ratios(in_turns(steps, rounds), "float")
+
+    def ours(spec: QuantSpec | None) -> nn.Module:
+        return network("resnet20", x, 10, spec)
+
+    published = SPECS["pact + sawb"]
+    candidates: dict[str, tuple[Callable[[], nn.Module | None], Saving]] = {
+        **{name: (partial(ours, spec), nullcontext) for name, spec in SPECS.items()},
+        **{f"pact + sawb{how}": (partial(ours, published), SAVINGS[how]) for how in (", compact", ", all compact")},
+        **{name: (partial(with_others, "resnet20", x, 10, make), nullcontext) for name, make in OTHERS.items()},
+        "brevitas": (partial(with_brevitas, "resnet20", x, 10), nullcontext),
+    }
+    plain = ours(None)
+    steps = {"float": step_of(plain, plain, x, y, nullcontext)}
+    found: dict[str, dict[str, float]] = {}
+    for name, (make, saving) in candidates.items():
+        model = make()
+        if model is not None:
+            both = steps | {name: step_of(model, model, x, y, saving)}
+            found |= {**ratios(in_turns(both, rounds), "float"), **found}
+    return found
 
 
 def measure_compiled(rounds: int, batch: int) -> dict[str, dict[str, float]]:

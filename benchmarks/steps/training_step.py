@@ -3,11 +3,12 @@
     python -m benchmarks.training_step                    eager mode and memory; a minute or two
     python -m benchmarks.training_step --compile          torch.compile, too; minutes of compilation
 
-Time: ResNet-20, batch 32x3x32x32, 2-bit weights and activations, first and last layer at 8 bits, one thread. A step is
-zero_grad, forward, loss, backward, SGD with momentum. In eager mode each candidate takes turns with float, no other in
-memory; compiled ones all take turns, in another order every round. Each figure is the median over the rounds of
-(candidate / float), in CPU time of the process, so that other programs on the machine disturb it less. torch.ao's fake quantization and the plainest straight-through one stand at the same places of
-the same graph; brevitas takes part where it is installed, with its own layers, after its statistics phase.
+Time: ResNet-20, batch 32x3x32x32, 2-bit weights and activations, first and last layer at 8 bits, one thread. A step
+is zero_grad, forward, loss, backward, SGD with momentum. In eager mode each candidate takes turns with float, no
+other in memory; compiled ones all take turns, in another order every round. Each figure is the median over the rounds
+of (candidate / float), in CPU time of the process, so that other programs on the machine disturb it less. torch.ao's
+fake quantization and the plainest straight-through one stand at the same places of the same graph; brevitas takes
+part where it is installed, with its own layers, after its statistics phase.
 
 Compiled are those that can be the default. "Computed again" is `Recipe(checkpoint_activations=True)`.
 

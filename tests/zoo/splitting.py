@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.zoo.model import Head, ZooModel, conv, image, together
+from tests.zoo.model import Head, ZooModel, conv, image, noise, together
 
 
 class C2f(nn.Module):
@@ -221,7 +221,25 @@ class Unfold(nn.Module):
 UNITS = ("one.a", "one.b", "one.c", "two.a", "two.b", "two.c")
 CHUNKED = ("layers.0.0", "layers.0.2", "layers.1.0", "layers.1.2")
 
+
+class RowsAsSamples(nn.Module):
+    """HDemucs: the rows of a map, here one, are samples of a residual convolution over time, gated by half of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(2, 8, (4, 1)), nn.Conv1d(8, 6, 3, padding=1), nn.Conv1d(6, 16, 1)
+        self.norm, self.scale = nn.GroupNorm(1, 16), nn.Parameter(torch.ones(8, 1))
+        self.d, self.head = nn.Conv2d(8, 12, 1), Head(6)
+
+    def forward(self, x):
+        x = F.gelu(self.a(x))
+        rows = x.permute(0, 2, 1, 3).reshape(-1, 8, 5)
+        rows = rows + self.scale * F.glu(self.norm(self.c(F.gelu(self.b(rows)))), 1)
+        return self.head(F.glu(self.d(rows.view(x.shape[0], 1, 8, 5).permute(0, 2, 1, 3)), 1))
+
+
 MODELS = {
+    "rows_as_samples": ZooModel(RowsAsSamples, (noise(1, 2, 4, 5),), ("a", "b", "c", "d")),
     "c2f": ZooModel(C2f, (image(),), ("a", *CHUNKED, "b")),
     "split_sections": ZooModel(SplitSections, (image(),), ("a", "b", "c"), together=together("b", "c")),
     "res2net": ZooModel(Res2Net, (image(),), ("a", "layers.0", "layers.1", "layers.2", "b", "shortcut")),

@@ -18,7 +18,7 @@ from torch.fx import Node
 from nce_fx.ids.labels import Ids, compress, core, line_of, varies
 from nce_fx.ids.value import ChannelTensor, activation
 from nce_fx.ops import Absent
-from nce_fx.ops.rules.repair import Call
+from nce_fx.ops.rules.repair import Call, view
 from nce_fx.passes.analysis.channels.check import Check
 from nce_fx.passes.analysis.channels.edits import lay_out
 from nce_fx.passes.analysis.channels.projection import Mismatch, moving_axes
@@ -141,6 +141,7 @@ class Resizing(Check):
         self.complete()
         self._verify(self.old[n], result)
         _same_axes(self.old[n], result, self.proven.get(n))
+        _same_batch(self, n, result)
         return result
 
     def _verify(self, old: Any, new: Any) -> None:
@@ -216,6 +217,25 @@ def repairs(run: Resizing, n: Node, args: tuple[Any, ...], kwargs: dict[str, Any
     old = run.old.get(n.all_input_nodes[0]) if n.all_input_nodes else None
     if repair is not None and args and isinstance(args[0], ChannelTensor) and isinstance(old, ChannelTensor):
         yield from repair(run, n, old, args, kwargs)
+
+
+def _same_batch(run: Resizing, n: Node, new: Any) -> None:
+    """Let a view of one sample, whose ``-1`` would take what channels grow by, make no second one of their copies.
+
+    Raises:
+        Mismatch: it would, though no axis of one entry has grown before.
+    """
+    op = None if n.op == "call_module" else run.ops.of_call(n.target)
+    if op is None or op.repair is not view:
+        return
+    source = n.all_input_nodes[0]
+    old, before, after = run.old[n], run.old[source], run.env[source]
+    if not all(isinstance(each, ChannelTensor) and each.dim() for each in (old, new, before, after)):
+        return
+    one = old.shape[0] == 1 != new.shape[0] and len(old.labels) == 1
+    grown = any(a == 1 != b for a, b in zip(before.shape, after.shape, strict=True))
+    if one and not grown and any(varies(old.labels[0], axis) for axis in range(1, old.dim())):
+        raise Mismatch(f"axis 0 has {new.shape[0]} entries instead of 1", *old.labels)
 
 
 def shared_maximum(run: Resizing, n: Node) -> Call | None:

@@ -1,13 +1,12 @@
 """Mutants: one small fault at a time in the compiler's code, and whether a test notices.
 
-    python -m benchmarks.mutants --map                  once: which tests run each line, and their processor seconds;
-                                                        then coverage report --data-file .mutants/coverage
-    python -m benchmarks.mutants --map --go-on          where it was stopped, at most fifty tests before
+    python -m benchmarks.mutants --map                  once: which tests run each line, and their processor seconds
+    python -m benchmarks.mutants --map --tests tests/test_ops.py --parameters 99
+                                                        more tests; what the map has is kept
     python -m benchmarks.mutants --count 300            goes on where it stopped; a row of results/mutants.csv a mutant
+    python -m benchmarks.mutants --again --parameters 99
+                                                        what no test noticed, with parameter sets outside of the map
     python -m benchmarks.mutants --survivors            the rows that no test noticed, and the interval
-    python -m benchmarks.mutants --map --tests tests/test_quantizers.py --parameters 2
-    python -m benchmarks.mutants --tests tests/test_quantizers.py --parameters 2 --folders quantizers --once
-                                                        a folder with the tests that are its own: in minutes
 
 The mutants are a seeded sample over ops, passes, quantizers, export and a few files more. Of each, the tests that run
 its line are run, the quickest first, up to `--seconds` of them, until one fails. pytest collects once; each mutant is a
@@ -24,96 +23,55 @@ import csv
 import gc
 import importlib
 import importlib.machinery
-import json
 import os
 import pkgutil
 import signal
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
-from itertools import zip_longest
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType
 from typing import Any
 
-import coverage
 import pytest
 import torch
 from benchmarks.forked import in_a_process
 from benchmarks.mutations import Mutant, functions_that_differ, mutants_of, tree_of
+from benchmarks.probes import Covering, kind_of
 from scipy.stats import binomtest
 
 from benchmarks import pages
 
 TABLE = pages.RESULTS / "mutants.csv"
 WORK = pages.ROOT / ".mutants"
-COVERED = WORK / "coverage"
 FOLDERS = ("ops", "passes", "quantizers", "export")
 FILES = ("arguments.py", "progress.py", "launcher.py", "cli/verdict.py", "training/shards.py", "training/stretches.py")
 """Files beside the folders, of the rest of the package."""
 COLUMNS = ("key", "file", "line", "operator", "was", "became", "tests", "seconds", "end", "by")
 ENDS = {0: "survived", 1: "killed"}
+UNNOTICED = ("survived", "no test")
+
+
+def files_of(folders: Sequence[str] = (*FOLDERS, *FILES)) -> list[Path]:
+    """Return the files that folders hold; a file holds itself."""
+    places = [pages.ROOT / "nce_fx" / folder for folder in folders]
+    return [path for place in places for path in ([place] if place.is_file() else sorted(place.rglob("*.py")))]
 
 
 def sample(count: int, seed: int, folders: Sequence[str] = (*FOLDERS, *FILES)) -> list[Mutant]:
     """Return so many mutants, each as likely as any other; the first of a longer sample are a shorter one."""
-    places = [pages.ROOT / "nce_fx" / folder for folder in folders]
-    files = [path for place in places for path in ([place] if place.is_file() else sorted(place.rglob("*.py")))]
-    found = {mutant.key: mutant for path in files for mutant in mutants_of(path)}
+    found = {mutant.key: mutant for path in files_of(folders) for mutant in mutants_of(path)}
     return [found[key] for key in sorted(found, key=lambda key: sha256(f"{seed} {key}".encode()).digest())[:count]]
-
-
-@dataclass
-class Covering:
-    """Which tests run a line of a file, and how long each takes."""
-
-    seconds: dict[str, float]
-    data: coverage.CoverageData
-    known: dict[Path, dict[int, list[str]]] = field(default_factory=dict)
-    """The tests of each line, of files that were asked before."""
-
-    @staticmethod
-    def read() -> Covering:
-        """Return what the map says."""
-        data = coverage.CoverageData(str(COVERED))
-        data.read()
-        return Covering(json.loads((WORK / "seconds.json").read_text()), data)
-
-    def tests(self, path: Path, lines: Collection[int], most: float) -> list[str]:
-        """Return the tests that run one of the lines, or any of a file's where none is given, up to so many seconds.
-
-        The quickest come first, one parameter set of each test before the second of any.
-        """
-        if path not in self.known:
-            self.known[path] = self.data.contexts_by_lineno(str(path))
-        known = self.known[path]
-        found = {test for line in lines or known for test in known.get(line, ()) if test in self.seconds}
-        sets: dict[str, list[str]] = defaultdict(list)
-        for test in sorted(found, key=lambda test: (self.seconds[test], test)):
-            sets[kind_of(test)].append(test)
-        chosen: list[str] = []
-        for test in (test for turn in zip_longest(*sets.values()) for test in turn if test is not None):
-            if self.seconds[test] <= most or not chosen:
-                chosen.append(test)
-                most -= self.seconds[test]
-        return chosen
-
-
-def kind_of(test: str) -> str:
-    """Return what a test asks: its function's name, and the law where it asks one of several."""
-    name, _, parameters = test.partition("[")
-    return f"{name} {parameters.rpartition('-')[2]}" if name.endswith("::test_law") else name
 
 
 class Runner:
     """What pytest does once it has collected: instead of the tests, the mutants."""
 
-    def __init__(self, options: argparse.Namespace, at_import: set[CodeType], measuring: coverage.Coverage) -> None:
+    def __init__(self, options: argparse.Namespace, at_import: set[CodeType], covering: Covering) -> None:
         self.options = options
         self.at_import = at_import
-        self.measuring = measuring
+        self.covering = covering
         self.failed = ""
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -137,62 +95,42 @@ class Runner:
         return True
 
     def map(self, session: pytest.Session) -> None:
-        """Run every test once, and write down which lines each runs, its seconds, and that it passes."""
-
-        times = WORK / "seconds.json"
-        more = times.exists() and (self.options.tests or self.options.go_on)
-        known = json.loads(times.read_text()) if more else {}
-        left = [item for item in session.items if not self.options.go_on or item.nodeid not in known]
+        """Run every test that the map has not once, and write down what it runs, its seconds, and that it passes."""
+        left = [item for item in session.items if item.nodeid not in self.covering.seconds]
 
         def work() -> int:
             for at, item in enumerate(left):
-                self.measuring.switch_context(item.nodeid)
+                self.covering.forget()
                 before = sum(os.times()[:4])
                 self._runs([item])
                 if self.failed:
                     print("fails without a fault:", self.failed, flush=True)
                     self.failed = ""
                 else:
-                    known[item.nodeid] = sum(os.times()[:4]) - before
+                    self.covering.keep(item.nodeid, sum(os.times()[:4]) - before)
                 if at % 50 == 49 or item is left[-1]:
                     print(at + 1, "of", len(left), flush=True)
-                    self._keep()
-                    times.write_text(json.dumps(known))
-            self.measuring.stop()
             return 0
 
         in_a_process(work, 36_000, WORK / "map.log")
 
-    def _keep(self) -> None:
-        """Add to the map what was measured so far."""
-        kept = coverage.CoverageData(str(COVERED))
-        kept.read()
-        kept.update(self.measuring.get_data())
-        kept.write()
-
     def mutants(self, session: pytest.Session) -> None:
-        """Run the mutants that the table does not have."""
-        covering = Covering.read()
+        """Run the mutants that the table does not have; or again those that no test noticed."""
         items = {item.nodeid: item for item in session.items}
         live: dict[CodeType, list[FunctionType]] = defaultdict(list)
         for one in gc.get_objects():
             if isinstance(one, FunctionType) and "/nce_fx/" in one.__code__.co_filename:
                 live[one.__code__].append(one)
-        with TABLE.open("a", newline="") as file:
-            table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            done = {row["key"] for row in rows()}
-            if not done:
-                table.writeheader()
-            folders = self.options.folders.split(",")
-            for mutant in sample(self.options.count, self.options.seed, folders):
-                if mutant.key not in done:
-                    table.writerow(self.end_of(mutant, covering, items, live))
-                    file.flush()
+        done = {row["key"]: row for row in rows()}
+        for mutant in sample(self.options.count, self.options.seed, self.options.folders.split(",")):
+            known = done.get(mutant.key)
+            if known is None or (self.options.again and known["end"] in UNNOTICED):
+                done[mutant.key] = self.end_of(mutant, items, live)
+                write(done.values())
 
     def end_of(
         self,
         mutant: Mutant,
-        covering: Covering,
         items: dict[str, pytest.Item],
         live: dict[CodeType, list[FunctionType]],
     ) -> dict[str, Any]:
@@ -202,10 +140,11 @@ class Runner:
         now = compile(mutated, name, "exec", dont_inherit=True)
         differ = functions_that_differ(compile(source, name, "exec", dont_inherit=True), now)
         anew = differ is None or any(was in self.at_import for was, _ in differ) or not any(live[w] for w, _ in differ)
-        tests = covering.tests(mutant.path, mutant.lines, self.options.seconds)
+        others = list(items) if self.options.again else []
+        tests = self.covering.tests(mutant.path, mutant.lines, self.options.seconds, others)
         # Where a fault acts while the module is imported, any line of it may show it.
         if anew and not tests:
-            tests = covering.tests(mutant.path, (), self.options.seconds)
+            tests = self.covering.tests(mutant.path, (), self.options.seconds, others)
         tests = [test for test in tests if test in items]
         row = {
             "key": mutant.key,
@@ -228,7 +167,7 @@ class Runner:
             return bool(self.failed)
 
         log = WORK / "mutant.log"
-        most = 20 + 4 * sum(covering.seconds[test] for test in tests)
+        most = 20 + 4 * self.options.seconds
         status, seconds = (0, 0.0) if anew else in_a_process(exchanged, most, log)
         if not status and (anew or not self.options.once):
             # What was computed before, and kept, may hide the fault.
@@ -280,6 +219,16 @@ def called_at_import() -> set[CodeType]:
     return found
 
 
+def write(found: Iterable[Mapping[str, Any]]) -> None:
+    """Write the table whole."""
+    part = TABLE.with_suffix(".part")
+    with part.open("w", newline="") as file:
+        table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        table.writeheader()
+        table.writerows(found)
+    part.replace(TABLE)
+
+
 def rows() -> list[dict[str, str]]:
     """Return the rows that are there."""
     return list(csv.DictReader(TABLE.open(newline=""))) if TABLE.exists() else []
@@ -302,7 +251,9 @@ def main() -> None:
     """Make the map, run mutants, or show what survived."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--map", action="store_true")
-    parser.add_argument("--go-on", action="store_true", help="leave out of the map what it has")
+    parser.add_argument(
+        "--again", action="store_true", help="what no test noticed, with tests that the map has other parameters of"
+    )
     parser.add_argument("--survivors", action="store_true")
     parser.add_argument("--count", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
@@ -317,18 +268,16 @@ def main() -> None:
     options = parser.parse_args()
     if options.survivors:
         for row in rows():
-            if row["end"] in ("survived", "no test"):
+            if row["end"] in UNNOTICED:
                 print(f"{row['file']}:{row['line']} {row['end']} {row['tests']}: {row['was']}  ->  {row['became']}")
         print(summary())
         return
     torch.set_num_threads(1)
     WORK.mkdir(exist_ok=True)
-    measuring = coverage.Coverage(WORK / "measured", branch=True, source=["nce_fx"], config_file=False)
+    covering = Covering.of(files_of(), WORK / "map.jsonl")
     if options.map:
-        if not (options.tests or options.go_on):
-            COVERED.unlink(missing_ok=True)
-        measuring.start()
-    runner = Runner(options, called_at_import(), measuring)
+        covering.start()
+    runner = Runner(options, called_at_import(), covering)
     os.chdir(pages.ROOT)
     asked = options.tests.split(",") if options.tests else ["tests"]
     pytest.main(["-q", "-s", "-p", "no:cacheprovider", "-p", "no:terminalreporter", "-m", "not slow", *asked], [runner])

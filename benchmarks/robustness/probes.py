@@ -1,0 +1,165 @@
+"""Which tests run a line, by probes in the compiled code: ``__ran__[17] = 1`` before each statement of a function.
+
+A probe costs less than a tracer, so that the map of the tests takes little more than the tests. A lambda has a probe of
+its own. What a module does while it is imported has none.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import importlib.machinery
+import json
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from itertools import zip_longest
+from pathlib import Path
+from types import CodeType
+
+NAME = "__ran__"
+
+
+class Placing(ast.NodeTransformer):
+    """Put probes into a module's functions; `spans` are the first and the last line of each."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+        self.spans: list[tuple[int, int]] = []
+        self.inside = False
+
+    def probe(self, first: int, last: int) -> ast.Constant:
+        """Return the number of a new probe."""
+        self.spans.append((first, max(first, last)))
+        return ast.Constant(self.first + len(self.spans) - 1)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        """Put probes into a function, and into those inside it."""
+        before, self.inside = self.inside, True
+        self.generic_visit(node)
+        self.inside = before
+        return node
+
+    def visit_Lambda(self, node: ast.Lambda) -> ast.AST:
+        """Put a probe before what a lambda returns."""
+        self.generic_visit(node)
+        number = self.probe(node.body.lineno, node.body.end_lineno or 0)
+        probe = ast.Call(
+            ast.Attribute(ast.Name(NAME, ast.Load()), "__setitem__", ast.Load()), [number, ast.Constant(1)], []
+        )
+        # The probe answers None, so that the body is what is returned.
+        node.body = ast.copy_location(ast.BoolOp(ast.Or(), [probe, node.body]), node.body)
+        return node
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        """Put a probe before each statement of a function, but for its docstring."""
+        super().generic_visit(node)
+        for name, value in ast.iter_fields(node) if self.inside else ():
+            if isinstance(value, list) and value and isinstance(value[0], ast.stmt):
+                setattr(node, name, [one for statement in value for one in self.with_probe(statement)])
+        return node
+
+    def with_probe(self, statement: ast.stmt) -> list[ast.stmt]:
+        """Return a statement with the probe before it, which stands for its head where it has a body."""
+        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+            return [statement]
+        body = getattr(statement, "body", None)
+        last = body[0].lineno - 1 if body else statement.end_lineno or 0
+        number = self.probe(statement.lineno, last)
+        probe = ast.Assign([ast.Subscript(ast.Name(NAME, ast.Load()), number, ast.Store())], ast.Constant(1))
+        return [ast.copy_location(probe, statement), statement]
+
+
+def with_probes(path: Path, first: int) -> tuple[CodeType, list[tuple[int, int]]]:
+    """Return a file's code with probes, numbered from `first`, and the lines of each."""
+    placing = Placing(first)
+    tree = ast.fix_missing_locations(placing.visit(ast.parse(path.read_text())))
+    return compile(tree, str(path), "exec", dont_inherit=True), placing.spans
+
+
+@dataclass
+class Covering:
+    """Which tests run a line of a file, and how long each takes."""
+
+    log: Path
+    spans: list[tuple[Path, int, int]] = field(default_factory=list)
+    """The file and the lines of each probe."""
+    code: dict[str, CodeType] = field(default_factory=dict)
+    """Each file's code with its probes."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    ran: dict[str, int] = field(default_factory=dict)
+    """The probes of each test, a bit each."""
+    hits: bytearray = field(default_factory=bytearray)
+
+    @staticmethod
+    def of(files: Collection[Path], log: Path) -> Covering:
+        """Return what the log says of these files; a log of others, or of other text, is begun anew."""
+        found, text = Covering(log), sha256()
+        for path in sorted(files):
+            found.code[str(path)], spans = with_probes(path, len(found.spans))
+            found.spans += [(path, first, last) for first, last in spans]
+            text.update(path.read_bytes())
+        known, *rows = log.read_text().splitlines() if log.exists() else [""]
+        if known != text.hexdigest():
+            log.write_text(text.hexdigest() + "\n")
+            rows = []
+        for test, seconds, ran in map(json.loads, rows):
+            found.seconds[test], found.ran[test] = seconds, int(ran, 16)
+        return found
+
+    def start(self) -> None:
+        """Import these files with their probes from now on."""
+        self.hits = bytearray(len(self.spans))
+        setattr(builtins, NAME, self.hits)
+        loader = importlib.machinery.SourceFileLoader
+        get_code = loader.get_code
+
+        def with_its_probes(self: importlib.machinery.SourceFileLoader, fullname: str) -> CodeType | None:
+            return code.get(self.path) or get_code(self, fullname)
+
+        code = self.code
+        loader.get_code = with_its_probes  # type: ignore[assignment, method-assign]
+
+    def forget(self) -> None:
+        """Begin with a test."""
+        self.hits[:] = bytes(len(self.hits))
+
+    def keep(self, test: str, seconds: float) -> None:
+        """Add a test that has ended to the log."""
+        ran = sum(1 << at for at, hit in enumerate(self.hits) if hit)
+        with self.log.open("a") as log:
+            print(json.dumps([test, round(seconds, 3), f"{ran:x}"]), file=log)
+
+    def tests(self, path: Path, lines: Collection[int], most: float, others: Sequence[str] = ()) -> list[str]:
+        """Return the tests that run one of the lines, or any of a file's where none is given, up to so many seconds.
+
+        The quickest come first, one parameter set of each test before the second of any; then `others`, of the same
+        tests, which the map has not.
+        """
+        asked = sum(
+            1 << at
+            for at, (file, first, last) in enumerate(self.spans)
+            if file == path and (not lines or any(first <= line <= last for line in lines))
+        )
+        sets: dict[str, list[str]] = defaultdict(list)
+        for test in sorted(self.seconds, key=lambda test: (self.seconds[test], test)):
+            if self.ran[test] & asked:
+                sets[kind_of(test)].append(test)
+        takes = dict(self.seconds)
+        for test in others:
+            if test not in takes and (alike := sets.get(kind_of(test))):
+                takes[test] = takes[alike[0]]
+                alike.append(test)
+        chosen: list[str] = []
+        for test in (test for turn in zip_longest(*sets.values()) for test in turn if test is not None):
+            if takes[test] <= most or not chosen:
+                chosen.append(test)
+                most -= takes[test]
+        return chosen
+
+
+def kind_of(test: str) -> str:
+    """Return what a test asks: its function's name, and the law where it asks one of several."""
+    name, _, parameters = test.partition("[")
+    return f"{name} {parameters.rpartition('-')[2]}" if name.endswith("::test_law") else name

@@ -17,6 +17,8 @@ GIBIBYTES = 8
 """The memory that a process may hold."""
 WAITING = 300
 """Seconds without any work after which a process is ended."""
+PAUSE = 0.05
+"""Seconds between two looks at a process."""
 
 
 def processor_seconds(process: int) -> float:
@@ -46,14 +48,14 @@ def in_a_process(work: Callable[[], int], seconds: float, log: Path) -> tuple[in
         finally:
             sys.stdout.flush()
             os._exit(status)
-    used, since = 0.0, time.monotonic()
+    used, waited = 0.0, 0.0
     while not (ended := os.wait4(child, os.WNOHANG))[0]:
-        # By what it used and not by the clock: other programs may leave it little of the processor.
+        # By what it used and not by the clock: other programs may leave it little of the processor, or stop both.
         if (now := processor_seconds(child)) > used:
-            used, since = now, time.monotonic()
-        elif time.monotonic() - since > WAITING:
+            used, waited = now, 0.0
+        elif (waited := waited + PAUSE) > WAITING:
             os.kill(child, signal.SIGKILL)
-        time.sleep(0.05)
+        time.sleep(PAUSE)
     # What it has started ends with it.
     with suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)

@@ -9,11 +9,11 @@
     python -m benchmarks.mutants --survivors            the rows that no test noticed, and the interval
 
 The mutants are a seeded sample over ops, passes, quantizers, export and a few files more. Of each, the tests that run
-its line are run, the quickest first, up to `--seconds` of them, until one fails. pytest collects once; each mutant is a
-process forked from there, in which the functions that differ get the mutant's code. Where that shows nothing, or the
-fault is in what a module does while it is imported, the compiler and the tests are imported anew. A test that fails
-without a fault is left out. "no test" means that none of the map runs the line, be there others outside of the map or
-not. A test that starts a Python of its own sees no fault there.
+its line are run, those first that notice most in a second, up to `--seconds` of them, until one fails. pytest
+collects once; each mutant is a process forked from there, in which the functions that differ get the mutant's code.
+Where that shows nothing, or the fault is in what a module does while it is imported, the compiler and the tests are
+imported anew. A test that fails without a fault is left out. "no test" means that none of the map runs the line, be
+there others outside of the map or not. A test that starts a Python of its own sees no fault there.
 """
 
 from __future__ import annotations
@@ -117,11 +117,10 @@ class Runner:
     def mutants(self, session: pytest.Session) -> None:
         """Run the mutants that the table does not have; or again those that no test noticed."""
         items = {item.nodeid: item for item in session.items}
-        live: dict[CodeType, list[FunctionType]] = defaultdict(list)
-        for one in gc.get_objects():
-            if isinstance(one, FunctionType) and "/nce_fx/" in one.__code__.co_filename:
-                live[one.__code__].append(one)
+        live = live_functions()
         done = {row["key"]: row for row in rows()}
+        for row in done.values():
+            self.covering.learn([by := row["by"].removeprefix("FAILED ")], by)
         for mutant in sample(self.options.count, self.options.seed, self.options.folders.split(",")):
             known = done.get(mutant.key)
             if known is None or (self.options.again and known["end"] in UNNOTICED):
@@ -175,6 +174,7 @@ class Runner:
             seconds += more
         end = "timeout" if status in (-signal.SIGXCPU, -signal.SIGKILL) else ENDS.get(status, "killed")
         by = next((line for line in reversed(log.read_text(errors="replace").splitlines()) if "::" in line), "")
+        self.covering.learn(tests, by.removeprefix("FAILED ") if end == "killed" else "")
         return row | {"seconds": round(seconds, 1), "end": end, "by": by[:150] if end == "killed" else ""}
 
     def _runs(self, items: list[pytest.Item]) -> None:
@@ -183,6 +183,17 @@ class Runner:
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
             if self.failed:
                 return
+
+
+def live_functions() -> dict[CodeType, list[FunctionType]]:
+    """Return every function of the compiler that is there, by its code."""
+    found: dict[CodeType, list[FunctionType]] = defaultdict(list)
+    gc.unfreeze()  # what was imported with the tests is not listed otherwise
+    for one in gc.get_objects():
+        if isinstance(one, FunctionType) and "/nce_fx/" in one.__code__.co_filename:
+            found[one.__code__].append(one)
+    gc.freeze()
+    return found
 
 
 def import_anew(name: str, now: CodeType, tests: list[str]) -> int:

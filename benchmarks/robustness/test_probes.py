@@ -52,6 +52,9 @@ def test_probes_say_which_test_ran_a_line(module):
     assert read.tests(path, (), 9) == both
     assert read.tests(path, (6,), 1) == ["b[1]"]
     assert read.tests(path, (7,), 9, ("a[7]", "c")) == ["a", "a[7]"]
+    for _ in range(9):
+        read.learn(["b[1]", "a", "b"], "a")
+    assert read.tests(path, (6,), 9) == ["a", "b[1]", "b"]
 
 
 def test_the_map_of_other_text_is_begun_anew(module):

@@ -37,7 +37,7 @@ def in_a_process(work: Callable[[], int], seconds: float, log: Path) -> tuple[in
     if not child:
         status = 1
         try:
-            os.setsid()
+            os.setpgid(0, 0)  # of the same session, whose share of the processor it has
             out = os.open(log, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
             for stream in (0, 1, 2):
                 os.dup2(out if stream else os.open(os.devnull, os.O_RDONLY), stream)

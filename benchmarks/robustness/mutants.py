@@ -141,8 +141,9 @@ class Runner:
         anew = differ is None or any(was in self.at_import for was, _ in differ) or not any(live[w] for w, _ in differ)
         others = list(items) if self.options.again else []
         tests = self.covering.tests(mutant.path, mutant.lines, self.options.seconds, others)
-        # Where a fault acts while the module is imported, any line of it may show it.
-        if anew and not tests:
+        # Where a fault acts while the module is imported, any line of it may show it; other parameters may run it, too.
+        unseen = not tests
+        if unseen and (anew or self.options.again):
             tests = self.covering.tests(mutant.path, (), self.options.seconds, others)
         tests = [test for test in tests if test in items]
         row = {
@@ -173,6 +174,8 @@ class Runner:
             status, more = in_a_process(lambda: import_anew(name, now, tests), most, log)
             seconds += more
         end = "timeout" if status in (-signal.SIGXCPU, -signal.SIGKILL) else ENDS.get(status, "killed")
+        if end == "survived" and unseen and not anew:
+            end = "no test"
         by = next((line for line in reversed(log.read_text(errors="replace").splitlines()) if "::" in line), "")
         self.covering.learn(tests, by.removeprefix("FAILED ") if end == "killed" else "")
         return row | {"seconds": round(seconds, 1), "end": end, "by": by[:150] if end == "killed" else ""}

@@ -149,7 +149,7 @@ class Covering:
 
         Those come first that notice most faults in a second, as far as is known; the quickest where nothing is. One
         parameter set of each test comes before the second of any, and `others`, of the same tests, which the map has
-        not, after all that it has.
+        not, before all that it has.
         """
         asked = sum(
             1 << at
@@ -163,8 +163,8 @@ class Covering:
         takes = dict(self.seconds)
         for test in others:
             if test not in takes and (alike := sets.get(kind_of(test))):
-                takes[test] = takes[alike[0]]
-                alike.append(test)
+                takes[test] = takes[alike[-1]]
+                alike.insert(0, test)
         chosen: list[str] = []
         for test in (test for turn in zip_longest(*sets.values()) for test in turn if test is not None):
             if takes[test] <= most or not chosen:

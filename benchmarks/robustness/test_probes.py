@@ -51,7 +51,7 @@ def test_probes_say_which_test_ran_a_line(module):
     assert all(ran[line] == high for line in (8, 9, 10, 12, 13, 17))
     assert read.tests(path, (), 9) == both
     assert read.tests(path, (6,), 1) == ["b[1]"]
-    assert read.tests(path, (7,), 9, ("a[7]", "c")) == ["a", "a[7]"]
+    assert read.tests(path, (7,), 9, ("a[7]", "c")) == ["a[7]", "a"]
     for _ in range(9):
         read.learn(["b[1]", "a", "b"], "a")
     assert read.tests(path, (6,), 9) == ["a", "b[1]", "b"]

@@ -207,6 +207,23 @@ def stairs(bits: int, signed: bool) -> N2uq:
     return quantizer
 
 
+@pytest.mark.parametrize("bits", [1, 2, 3])
+@pytest.mark.parametrize("name", ACTIVATION_QUANTIZERS)
+def test_a_border_lies_where_one_level_ends_and_the_next_begins(name, bits):
+    for signed in (True, False):
+        x = draw(300).sort().values if signed else draw(300).abs().sort().values
+        quantizer = stairs(bits, signed) if name == "n2uq" else ACTIVATION_QUANTIZERS[name](bits, signed).double()
+        if name != "n2uq":
+            quantizer.observe(x)
+            quantizer.settle()
+        y = quantizer(x).detach()
+        (rises,) = (y.diff() != 0).nonzero(as_tuple=True)
+        border = quantizer.border(y[rises], y[rises + 1])
+        assert len(rises) > 0
+        assert ((x[rises] - 1e-9 <= border) & (border <= x[rises + 1] + 1e-9)).all()
+        assert torch.equal(border, quantizer.border(y[rises + 1], y[rises]))
+
+
 @pytest.mark.parametrize("bits", BITS)
 def test_seq_has_sawbs_levels_at_a_scale_of_its_own(bits):
     w, n = draw(4, 6), 2 ** (bits - 1)

@@ -190,6 +190,23 @@ def test_hessian_is_exact_where_the_hessian_is_diagonal():
     assert report.by_node["0"].weight == pytest.approx(expected, rel=0.05)
 
 
+@pytest.mark.parametrize("metric", sorted({*METRICS} - {"sqnr", "sqnr_activation", "gauss_newton"}))
+def test_a_head_that_the_loss_does_not_read_has_no_sensitivity(metric):
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.read, self.unread = nn.Linear(6, 4), nn.Linear(6, 4)
+
+        def forward(self, x):
+            return self.read(x), self.unread(x)
+
+    torch.manual_seed(0)
+    gm = traced(Heads(), 6)
+    report = analyze_sensitivity(gm, drawn(6), metric, noise=COARSE, loss=lambda output, _: output[0].square().mean())
+    assert report.by_node["read"].weight > 0
+    assert report.by_node["unread"].weight == 0
+
+
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("name", ["norm_of_each_mode", "one_way_each", "auxiliary_head"])
 def test_what_only_training_runs_is_not_run(name, metric):

@@ -24,6 +24,7 @@ from nce_fx.export import export_onnx, formats, save_packed, to_integer
 from nce_fx.export.agreement import LEVELS, ROUNDING, Agreement, check_agreement, runnable
 from nce_fx.export.formats import FORMATS
 from nce_fx.export.levels import activation_levels
+from nce_fx.export.onnx_names import owner
 from nce_fx.models import MODELS
 from nce_fx.passes.transform.quantize import IntegerWeight, RemoveQuantizers
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
@@ -627,3 +628,10 @@ def test_what_only_training_writes_is_not_in_the_file(tmp_path):
     q = nce_fx.quantize(nce_fx.trace(Centred().eval(), x), batches=[x])
     nce_fx.export_onnx(q, tmp_path / "q.onnx", format="int2", inputs=x)
     assert torch.equal(q.get_buffer("mean"), torch.ones(8))
+
+
+@pytest.mark.parametrize("scopes", ["no list", "(", "[]", "['one']"])
+def test_a_node_whose_scopes_say_nothing_is_named_by_its_operation(scopes):
+    node = helper.make_node("Relu", ["x"], ["y"], name="node")
+    node.metadata_props.add(key="pkg.torch.onnx.name_scopes", value=scopes)
+    assert owner(node) == "Relu"

@@ -108,6 +108,17 @@ def test_integers_may_fall_to_the_other_side_of_a_border_as_seldom_as_sums_do(ex
                 follower.check_counts("all")
 
 
+def test_a_file_is_held_to_these_counts(monkeypatch, tmp_path):
+    def too_often(follower, level):
+        raise ExportError(f"too often at level {level!r}")
+
+    gm = quantized(nn.Sequential(nn.ReLU(), nn.Conv2d(2, 2, 1)), random(2, 2, 4, 4), first_last_bits=2).eval()
+    monkeypatch.setattr(_Follower, "check_counts", too_often)
+    with pytest.raises(ExportError, match="too often at level"):
+        export_onnx(gm, tmp_path / "refused.onnx", format="integer")
+    assert not any(tmp_path.iterdir())
+
+
 def test_what_is_computed_from_integers_alone_is_not_what_is_quantized_from_floats():
     """To each level of the first the file is held; the input and the pooled sum are rounded from floats."""
     x = random(4, 3, 16, 16)

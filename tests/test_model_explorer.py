@@ -10,6 +10,7 @@ from nce_fx import artifacts
 from nce_fx.cli import app
 from nce_fx.export.network import model_explorer
 from nce_fx.models import MODELS
+from nce_fx.quantizers.base import Quantizer
 
 
 def test_a_result_folder_is_written_for_model_explorer(tmp_path):
@@ -32,6 +33,13 @@ def test_a_result_folder_is_written_for_model_explorer(tmp_path):
     assert (about["group"], about["width"]) == (group.id, f"{group.before} to {group.after}")
     conv = next(node for node in gm.graph.nodes if node.name == "conv1")
     assert about["shape"] == "x".join(map(str, conv.meta["tensor_meta"].shape))
+    cost = nce_fx.analyze_cost(gm).nodes["conv1"]
+    assert (about["macs"], about["params"]) == (f"{cost.macs:,}", f"{cost.params:,}")
+    quantizers = {node.name: gm.get_submodule(str(node.target)) for node in gm.graph.find_nodes(op="call_module")}
+    rounded = {name: str(module.bits) for name, module in quantizers.items() if isinstance(module, Quantizer)}
+    assert {"2", "8"} <= {*rounded.values()}
+    bits = {name: {e["key"]: e["value"] for e in node["attrs"]}.get("bits", "") for name, node in nodes.items()}
+    assert bits == {name: rounded.get(name, "") for name in nodes}
     results = data[graph["id"]]["results"]
     noise = {layer.name: layer.weight + layer.activation for layer in report.layers}
     assert results["fc"]["value"] == noise["fc"]

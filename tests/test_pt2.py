@@ -204,3 +204,17 @@ def test_the_command_writes_an_archive(tmp_path):
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["pt2"] == {"path": str(target), "size": target.stat().st_size, "batch": None}
     assert torch.equal(load_pt2(target)(random(3, 3, 16, 16)), gm.eval()(random(3, 3, 16, 16)))
+
+
+class Asks(nn.Module):
+    """A module that no tracer enters, since it asks for a value."""
+
+    def forward(self, x):
+        return 2 * x if x.sum() > 0 else x
+
+
+def test_a_graph_that_cannot_be_exported_is_refused_in_one_line(tmp_path):
+    gm = nce_fx.trace(nn.Sequential(nn.Linear(6, 8), Asks(), nn.Linear(8, 4)).eval(), (random(2, 6),))
+    with pytest.raises(ExportError, match=r"^the graph cannot be exported: [^\n]*data-dependent[^\n]*$"):
+        export_pt2(gm, tmp_path / "graph.pt2")
+    assert not any(tmp_path.iterdir())

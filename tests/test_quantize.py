@@ -659,3 +659,21 @@ def test_every_addition_of_the_built_in_networks_can_be_one_of_integers(name: st
     for addition in additions:
         for source in addition.all_input_nodes:
             assert isinstance(quantized.get_submodule(str(source.target)), ActivationQuantizer)
+
+
+@pytest.mark.parametrize("size", [9, 10])
+def test_a_transposed_convolution_that_is_asked_for_a_size_still_has_it(size):
+    class Up(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.up = nn.Conv2d(3, 4, 3, padding=1), nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1)
+
+        def forward(self, x):
+            return self.up(self.first(x), output_size=[size, size])
+
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 5, 5)
+    gm = nce_fx.trace(Up().eval(), (x,))
+    found = quantize(gm, QuantSpec(weight="minmax", activation="minmax", weight_bits=8, first_last_bits=8), [x])(x)
+    assert found.shape == (2, 6, size, size)
+    torch.testing.assert_close(found, gm(x), rtol=0.05, atol=0.05)

@@ -99,14 +99,20 @@ def replaced_file(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the file cannot be written; one that was there is as it was.
     """
-    with new_sibling(path) as fresh:
-        try:
-            yield fresh
-            flush_to_disk(fresh)
-            fresh.replace(path)
-            flush_to_disk(path.parent)
-        finally:
-            fresh.unlink(missing_ok=True)
+    try:
+        with new_sibling(path) as fresh:
+            try:
+                yield fresh
+                flush_to_disk(fresh)
+                fresh.replace(path)
+                flush_to_disk(path.parent)
+            finally:
+                fresh.unlink(missing_ok=True)
+    except OSError as error:
+        # The system names no file where a disk is full, and of a file beside another a name that nobody gave.
+        if error.errno and (error.filename is None or _HALF_WRITTEN.fullmatch(Path(str(error.filename)).name)):
+            error.filename = str(path)
+        raise
 
 
 def write_whole(path: Path, content: bytes) -> None:

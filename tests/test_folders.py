@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import nce_fx
+from nce_fx import files
 from nce_fx.errors import ArtifactError, NceFxError
 from nce_fx.export.export_file import export_file
 from nce_fx.files import replaced, replaced_file, write_whole
@@ -115,6 +116,27 @@ def test_a_full_disk_leaves_the_old_folder_and_the_old_file(tmp_path, limit):
     assert read(folder) == OLD
     assert single.read_bytes() == b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "result"]
+
+
+def test_what_cannot_be_written_is_named_as_the_user_knows_it(tmp_path, monkeypatch):
+    path = tmp_path / "out" / "networks.json"
+    path.parent.mkdir()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as full:
+            write_whole(path, b"more than five bytes")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert full.value.filename == str(path)
+
+    def vanishes(handle):
+        shutil.rmtree(path.parent)
+
+    monkeypatch.setattr(files, "lock", vanishes)
+    with pytest.raises(FileNotFoundError) as gone:
+        write_whole(path, b"")
+    assert gone.value.filename == str(path)
 
 
 def said_by_one_without_rights(work) -> str:

@@ -206,7 +206,7 @@ class _Stairs(Transformable):
         wide = working(x)
         thresholds = _thresholds(start, lengths)
         if not low and len(thresholds) <= _EXACT and not packs_activations() and reads_numbers(x):
-            return _climbed(wide, thresholds.tolist(), scale).to(x.dtype)
+            return _climbed(wide, thresholds.tolist(), scale.to(wide.dtype)).to(x.dtype)
         q = _count(wide, thresholds).to(wide.dtype)
         packed = pack_levels(q, scale, low, x.dtype, 0) if packs_activations() else None
         return register(q.add_(low).mul_(scale).to(x.dtype), packed)

@@ -93,7 +93,7 @@ def test_several_times_hold_what_one_holds(work: str, tmp_path: Path) -> None:
     before = living()
     for _ in range(_ROUNDS):
         WORK[work](tmp_path)
-    assert living() == before
+    assert not living() - before  # what earlier tests left may go meanwhile
 
 
 @pytest.mark.long
@@ -106,7 +106,7 @@ def test_a_graph_that_is_kept_does_not_grow_with_what_is_asked_of_it() -> None:
         nce_fx.resize(gm, widths, seed=seed)
         nce_fx.analyze_cost(gm)
         nce_fx.quantize(gm, nce_fx.QuantSpec(), _BATCHES)
-    assert living() == before
+    assert not living() - before  # what earlier tests left may go meanwhile
 
 
 @pytest.mark.long

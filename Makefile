@@ -15,7 +15,7 @@ setup: .venv/installed
 	touch $@
 
 demo: setup
-	$(BIN)/nce-fx rewrite resnet18 --model-args '{"width": 4}' --data digits --retrain 30 --no-trial --out nce-fx-out --force
+	$(BIN)/nce-fx rewrite resnet18 --model-args '{"width": 4}' --data digits --retrain 30 --end-bits plan --no-trial --out nce-fx-out --force
 
 # A process a core, eight at the most: each holds a PyTorch.
 PARALLEL := -n auto --maxprocesses 8 --dist worksteal

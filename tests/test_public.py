@@ -117,7 +117,7 @@ def test_readme_starts_with_the_two_commands():
     assert max(shown) < 2000
     for command in (
         'pip install -c constraints.txt -e ".[demo,test]"',
-        "nce-fx rewrite resnet18 --model-args '{\"width\": 4}' --data digits --retrain 30 --no-trial",
+        "nce-fx rewrite resnet18 --model-args '{\"width\": 4}' --data digits --retrain 30 --end-bits plan --no-trial",
     ):
         assert command in README
 

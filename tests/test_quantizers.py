@@ -432,12 +432,14 @@ def test_n2uq_gradient_is_that_of_the_line_through_the_stairs(bits, signed):
         np.testing.assert_allclose(learned[name], value.grad / np.sqrt(25 * max(quantizer.grid.high, 1)), rtol=1e-9)
 
 
-def test_n2uq_says_the_same_to_a_compiler(monkeypatch):
+@pytest.mark.parametrize("bits", [2, 5, 8])
+def test_n2uq_says_the_same_to_a_compiler(bits, monkeypatch):
     x, upstream = 2 * draw(8, 25), draw(8, 25, seed=1)
-    eager = gradients(stairs(2, True), x, upstream)
+    eager, levels = gradients(stairs(bits, True), x, upstream), stairs(bits, True)(x)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    traced = gradients(stairs(2, True), x, upstream)
+    traced = gradients(stairs(bits, True), x, upstream)
     torch.testing.assert_close(traced, eager, rtol=1e-12, atol=1e-12)
+    assert torch.equal(stairs(bits, True)(x), levels)
 
 
 def test_ewgs_of_n2uq_scales_by_the_place_in_each_piece():

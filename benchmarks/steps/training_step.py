@@ -10,7 +10,8 @@ of (candidate / float), in CPU time of the process, so that other programs on th
 fake quantization and the plainest straight-through one stand at the same places of the same graph; brevitas takes
 part where it is installed, with its own layers, after its statistics phase.
 
-Compiled are those that can be the default. "Computed again" is `Recipe(checkpoint_activations=True)`.
+Compiled are those that can be the default, and those that have a bound to keep. "Computed again" is
+`Recipe(checkpoint_activations=True)`.
 
 Memory: ResNet-18, batch 16x3x64x64. The peak over a step of all tensors (parameters, momenta, gradients, activations,
 workspaces) as torch's profiler sees them allocated and freed.
@@ -66,7 +67,16 @@ SPECS = {
     "pact + sawb, ewgs": QuantSpec(**PUBLISHED, ewgs=0.2),
 }
 DEFAULT = "sawb + lsq, shortcuts of 8 bits"
-CAN_BE_DEFAULT = ("pact + sawb", DEFAULT, "lsq")
+COMPILED = (
+    "pact + sawb",
+    DEFAULT,
+    "lsq",
+    "pact + seq",
+    "pact + statsq",
+    "lsq+ + sawb",
+    "n2uq + sawb",
+    "pact + sawb, ewgs",
+)
 SAVINGS: Mapping[str, Saving] = {
     "": nullcontext,
     ", compact": compact_saving,
@@ -230,10 +240,11 @@ def measure_eager(rounds: int, batch: int) -> dict[str, dict[str, float]]:
 
 
 def measure_compiled(rounds: int, batch: int) -> dict[str, dict[str, float]]:
-    """Time what can be the default as training compiles it; a recompilation after the first step is an error."""
+    """Time the networks of `COMPILED` as training compiles them; a recompilation after the first step is an error."""
     x, y = torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,))
     steps = {}
-    for name in ("float", *CAN_BE_DEFAULT):
+    torch._dynamo.config.recompile_limit = 4 * len(COMPILED)  # of one forward, by whatever network
+    for name in ("float", *COMPILED):
         model = network("resnet20", x, 10, SPECS.get(name))
         steps[name] = step_of(compiled(model, ALONE), model, x, y, lambda: forward_pass(ALONE, Recipe(), compiled=True))
         begin = time.perf_counter()

@@ -39,6 +39,14 @@ def append(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> None:
         writer.writerow(row)
 
 
+def rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV by the names of its columns; none where there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def put(page: Path, name: str, lines: Iterable[str]) -> None:
     """Replace what stands between the two marks of a name, ``<!-- name -->`` and ``<!-- end of name -->``."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"

@@ -245,7 +245,7 @@ def write(found: Iterable[Mapping[str, Any]]) -> None:
 
 def rows() -> list[dict[str, str]]:
     """Return the rows that are there."""
-    return list(csv.DictReader(TABLE.open(newline=""))) if TABLE.exists() else []
+    return pages.rows(TABLE)
 
 
 def summary() -> str:

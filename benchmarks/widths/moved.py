@@ -21,7 +21,6 @@ each group's width costs.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 import time
@@ -135,12 +134,11 @@ def quantized(bench: Bench, widths: Mapping[str, int]) -> GraphModule:
 
 def read(path: Path = RESULTS) -> dict[Key, dict[str, str]]:
     """Return the rows by what they are about."""
-    if not path.exists():
-        return {}
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
     numbers = ("seed", "images", "float_epochs", "epochs")
-    return {(r["network"], r["data"], r["kind"], r["moved"], *(int(r[name]) for name in numbers)): r for r in rows}
+    return {
+        (r["network"], r["data"], r["kind"], r["moved"], *(int(r[name]) for name in numbers)): r
+        for r in pages.rows(path)
+    }
 
 
 def recipe_of(study: Study) -> tuple[int, int, int]:

@@ -10,7 +10,6 @@ docs/search.md is written.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import statistics
 from collections.abc import Iterator, Sequence
@@ -32,14 +31,6 @@ UNIFORM, BEST = "uniform", "best candidate"
 COLUMNS = ("seed", "what", "accuracy", "macs", "params", "bit_ops", "weight_bytes", "activation_bytes")
 
 
-def rows_of(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a table, none where there is none."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def losses(row: dict[str, str]) -> list[float]:
     """Return the held-out losses of a row of finals.csv, one a seed."""
     return [float(value) for name, value in row.items() if name.startswith("loss_")]
@@ -47,14 +38,14 @@ def losses(row: dict[str, str]) -> list[float]:
 
 def best_candidate(folder: Path) -> dict[str, str]:
     """Return the row of finals.csv of the least mean loss; the first is uniform's and takes no part."""
-    return min(rows_of(folder / "finals.csv")[1:], key=lambda row: statistics.mean(losses(row)))
+    return min(pages.rows(folder / "finals.csv")[1:], key=lambda row: statistics.mean(losses(row)))
 
 
 def train(name: str, seeds: Sequence[int], results: Path, work: Path) -> None:
     """Train uniform and the best candidate with the seeds that are missing."""
     study, folder = load_study(name), results / name
     data = some_images(load_data(study.data, size=study.size), study.images)
-    done = {(row["seed"], row["what"]) for row in rows_of(folder / "fresh.csv")}
+    done = {(row["seed"], row["what"]) for row in pages.rows(folder / "fresh.csv")}
     for seed in seeds:
         bench = Bench(study, data, seed, work / name / str(seed))
         widths = bench.channels.widths
@@ -73,8 +64,8 @@ def train(name: str, seeds: Sequence[int], results: Path, work: Path) -> None:
 
 def line(folder: Path) -> str:
     """Return one search as a row of the page's table."""
-    networks, surface = rows_of(folder / "networks.csv"), rows_of(folder / "surfaces.csv")[-1]
-    centre, best = losses(rows_of(folder / "finals.csv")[0]), losses(best_candidate(folder))
+    networks, surface = pages.rows(folder / "networks.csv"), pages.rows(folder / "surfaces.csv")[-1]
+    centre, best = losses(pages.rows(folder / "finals.csv")[0]), losses(best_candidate(folder))
     error = float(surface["seeds"]) * math.sqrt(1 / len(centre) + 1 / len(best))
     cells = (
         folder.name,
@@ -83,7 +74,7 @@ def line(folder: Path) -> str:
         f"{float(surface['seeds']):.3f}",
         f"{float(surface['explained']):.2f}",
         f"{statistics.mean(best) - statistics.mean(centre):+.3f} ± {error:.3f}",
-        *_fresh(rows_of(folder / "fresh.csv")),
+        *_fresh(pages.rows(folder / "fresh.csv")),
     )
     return f"| {' | '.join(cells)} |"
 

@@ -129,5 +129,5 @@ class _ShiftedRound(Transformable):
         passed = inside(grad, x, scale, (zero, zero + ctx.most))
         outside = total(grad) - total(passed)
         # Outside, levels count from z.
-        pull = pull_on_step(grad, passed, x, y, scale) - (float(zero) if isinstance(outside, float) else zero) * outside
+        pull = pull_on_step(grad, passed, x, y, scale) - zero * outside
         return passed, gradient(pull * ctx.share, scale), gradient(outside * ctx.share, scale), None, None, None

@@ -213,11 +213,7 @@ def total(x: Tensor) -> Tensor | float:
 
 
 def gradient(value: Tensor | float, of: Tensor) -> Tensor:
-    """Return the gradient of a learned number as a tensor like it.
-
-    Where numbers may be read it is summed up as a number, such as 0.25: each small operation takes a hundredth of what
-    the whole quantizer takes of a layer.
-    """
+    """Return the gradient of a learned number as a tensor like it; of 0.25 where it was added up in numbers."""
     return value.to(of.dtype) if isinstance(value, Tensor) else of.new_full((), value)
 
 

@@ -42,6 +42,11 @@ COEFFICIENTS = {
 """Bits -> (c1, c2)."""
 
 
+def _clip(one: Any, two: Any, c1: Any, c2: Any, root: Any, together: Any) -> Any:
+    """Return a of the two norms of what shares a scale: of tensors, or of numbers that are all of one type."""
+    return c1 * (two / root) - c2 * (one / together)
+
+
 class Sawb(WeightQuantizer):
     """Weights on even levels that two of their moments set, such as ``-a, -a/3, a/3, a`` at 2 bits: any shape."""
 
@@ -51,15 +56,15 @@ class Sawb(WeightQuantizer):
         c1, c2 = COEFFICIENTS[self.bits]
         one, two = self._norm(weight, 1.0), self._norm(weight, 2.0)
         together = weight.numel() / one.numel()
+        numbers = c1, c2, together**0.5, together
         if one.dim() == 0 and weight.dtype in _NUMBERS and reads_numbers(weight):
             # The same arithmetic, digit by digit, in a tenth of the time.
             number = _NUMBERS[weight.dtype]
             with np.errstate(over="ignore", invalid="ignore"):
-                root, mean = number(two.item()) / number(together**0.5), number(one.item()) / number(together)
-                found = number(c1) * root - number(c2) * mean
+                found = _clip(*map(number, (one.item(), two.item(), *numbers)))
             if found > FLOOR:
                 return self.fine(weight.new_full((), float(found / number(self.grid.reach))))
-        clip = c1 * (two / together**0.5) - c2 * (one / together)
+        clip = _clip(one, two, *numbers)
         clip = torch.where(clip > 0, clip, self._largest(weight))
         return self.fine(clip.clamp(min=FLOOR) / self.grid.reach)
 

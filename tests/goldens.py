@@ -19,6 +19,7 @@ from nce_fx.models import MODELS
 from nce_fx.ops.layers import find_layers
 from nce_fx.ops.sign import never_negative
 from nce_fx.tracing.exported import export_graph
+from nce_fx.tracing.exporting import export
 from nce_fx.tracing.inputs import bind_inputs
 from nce_fx.tracing.shape_propagation import propagate_shapes
 from tests.drawing import pattern
@@ -45,7 +46,8 @@ def golden(name: str) -> dict[str, str]:
     found = {"traced": _line(pattern(name) if name in ZOO else nce_fx.trace(model, inputs))}
     if name in ZOO:
         try:
-            exported = export_graph(model, bind_inputs(model, inputs))
+            bound = bind_inputs(model, inputs)
+            exported = export_graph(model, bound, export(model, bound))
             propagate_shapes(exported, inputs)
         except Exception:
             return found

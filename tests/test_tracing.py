@@ -201,6 +201,41 @@ def test_the_graph_of_an_auxiliary_head_has_every_layer_and_runs_what_its_mode_n
     torch.testing.assert_close(got["aux"], wanted["aux"])
 
 
+class AsksInEachMode(nn.Module):
+    """Asks what its input is, which fx does not follow, and has a layer more in training; or takes one batch alone."""
+
+    def __init__(self, size=None):
+        super().__init__()
+        self.size, self.a, self.b, self.aux = size, nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(6, 3)
+
+    def forward(self, x):
+        y = self.a(x).relu() if torch.is_tensor(x) else x
+        if self.size is not None:
+            y = y.view(self.size, 6) + torch.zeros(self.size, 6)
+        return (self.b(y), self.aux(y)) if self.training else self.b(y)
+
+
+@pytest.mark.parametrize(
+    ("size", "calls"),
+    [(None, [(False, False), (True, False)]), (4, [(False, False), (False, True), (False, False), (True, False)])],
+)
+def test_each_mode_is_exported_once_and_the_second_by_the_way_that_served_the_first(monkeypatch, size, calls):
+    """Each call is its mode and whether the compiler's front end reads the model. A batch that is fixed in one mode is
+    fixed in both: only the first is tried with a free one, by both ways."""
+    made, export = [], torch.export.export
+
+    def counts(model, *args, **options):
+        made.append((model.training, options["strict"]))
+        return export(model, *args, **options)
+
+    monkeypatch.setattr(torch.export, "export", counts)
+    x = torch.randn(4, 4)
+    gm = nce_fx.trace(AsksInEachMode(size), (x,))
+    assert gm.meta["traced"] == "export"
+    assert gm.meta["compared"].startswith("compared with the model in both modes")
+    assert made == calls
+
+
 def test_what_only_training_does_does_not_move_statistics_in_evaluation():
     zoo = ZOO["one_way_each"]
     gm = nce_fx.trace(zoo.make(), zoo.inputs).train()

@@ -34,7 +34,8 @@ from nce_fx.signature import call_of, signature
 from nce_fx.traced import ATTRIBUTES, FROZEN, ORIGIN, kept_attributes
 from nce_fx.tracing.batch_size import follow_batch
 from nce_fx.tracing.equivalence import MODES, Reference
-from nce_fx.tracing.exported import export_graph, graph_of_module, is_of_ids, is_of_program
+from nce_fx.tracing.exported import export_graph, graph_of_module, is_of_program
+from nce_fx.tracing.exporting import export, is_of_ids
 from nce_fx.tracing.gradients import detach_marked
 from nce_fx.tracing.inputs import UnsuitableError, bind_inputs
 from nce_fx.tracing.joining import join
@@ -164,26 +165,32 @@ class _Tracing:
         yield "export by the compiler's front end", lambda: self._exported(by=(True,))
 
     def _symbolic(self, *, enter: bool) -> GraphModule:
-        def make() -> GraphModule:
+        def of_its_mode(_: bool) -> GraphModule:
             following = self.modes.following
             return symbolic_graph(self.model, self.inputs, self.before, following, self.ops, enter=enter)
 
-        gm = make()
-        return self._joined(make, gm) if gm.meta.pop("decided") else gm
+        gm = of_its_mode(self.model.training)
+        return self._joined(of_its_mode, gm) if gm.meta.pop("decided") else gm
 
     def _exported(self, by: tuple[bool, ...] = (False, True), lengths: bool = False) -> GraphModule:
         self.model.train(False)
-        gm = export_graph(self.model, self.inputs, self.ops, by=by, lengths=lengths)
+        evaluating = export(self.model, self.inputs, by=by, lengths=lengths)
+        gm = export_graph(self.model, self.inputs, evaluating, self.ops, lengths=lengths)
         self.before.restore()
+
+        def of_one_mode(training: bool) -> GraphModule:
+            exported = evaluating
+            if training:
+                exported = export(self.model, self.inputs, by=by, lengths=lengths, like=evaluating)
+            return export_graph(self.model, self.inputs, exported, self.ops, one_of_two=True, lengths=lengths)
+
         if self.modes.following:
             self._finish(gm, "export")
             if self.reference.difference(gm) is not None:
-                return self._joined(
-                    lambda: export_graph(self.model, self.inputs, self.ops, one_of_two=True, by=by, lengths=lengths)
-                )
+                return self._joined(of_one_mode)
         return gm
 
-    def _joined(self, make: Callable[[], GraphModule], own: GraphModule | None = None) -> GraphModule:
+    def _joined(self, make: Callable[[bool], GraphModule], own: GraphModule | None = None) -> GraphModule:
         """Return one graph of the two that a model has in its two modes."""
         graphs = []
         for training in (False, True):
@@ -191,7 +198,7 @@ class _Tracing:
                 graphs.append(own)
                 continue
             self.model.train(training)
-            graphs.append(make())
+            graphs.append(make(training))
             self.before.restore()
         joined = join(*graphs, name=type(self.model).__name__, ops=self.ops)
         joined.meta["leaves"] = graphs[0].meta.get("leaves", ())

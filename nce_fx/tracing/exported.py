@@ -4,33 +4,28 @@ Export writes the mode and the batch size into the graph. Here the batch is made
 their like become the user's modules again, so that training and eval mode both work.
 """
 
-import logging
 import operator
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from io import StringIO
 from typing import Any
 
 import torch
 from torch import nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.export._unlift import _StatefulGraphModule
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import CodeGen
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
 from torch.utils._sympy.numbers import int_oo
 
-from nce_fx.batches import FIXED_SIZE, leading_size
+from nce_fx.batches import FIXED_SIZE
 from nce_fx.ops import Op, Ops
 from nce_fx.ops.liveness import has_an_effect
 from nce_fx.ops.spellings import in_place
 from nce_fx.ops.table import default
 from nce_fx.traced import TracedModule
-from nce_fx.tracing.attention_decomposition import attention_opened
 from nce_fx.tracing.equivalence import agrees
+from nce_fx.tracing.exporting import Exported, is_of_ids
 from nce_fx.tracing.gradients import mark
 from nce_fx.tracing.inputs import Inputs
 from nce_fx.tracing.modes import module_by_mode
@@ -43,24 +38,21 @@ _LONGEST = 4096
 def export_graph(
     model: nn.Module,
     inputs: Inputs,
+    exported: Exported,
     ops: Ops | None = None,
     *,
     one_of_two: bool = False,
-    by: tuple[bool, ...] = (False, True),
     lengths: bool = False,
 ) -> GraphModule:
-    """Return the exported graph of a model in its own mode, on the model's own parameters.
+    """Return the graph of what `export` made of a model in its mode, on the model's own parameters.
 
     Dropout functions become modules that follow the mode; where the graph is ``one_of_two``, of both modes, they stay
-    as they are in this one. ``by`` says which of export's two ways are tried, see `_export`; with ``lengths`` ids and
-    masks are of any length.
+    as they are in this one. With ``lengths`` ids and masks are of any length.
 
     Raises:
         UntraceableError: with ``lengths``, what the model does depends on the length.
-        Exception: whatever torch.export raises.
     """
-    program, fixed = _export(model, inputs, by, lengths)
-    gm = program.module(check_guards=False)
+    gm = exported.program.module(check_guards=False)
     assert isinstance(gm, GraphModule)
     _share(gm, model)
     _inline_contexts(gm)
@@ -71,10 +63,10 @@ def export_graph(
     gm.graph.eliminate_dead_code(has_an_effect)
     gm.recompile()
     result = _plain(gm, type(model).__name__)
-    if fixed is not None:
-        result.meta[FIXED_SIZE] = fixed
+    if exported.size is not None:
+        result.meta[FIXED_SIZE] = exported.size
     if lengths and not one_of_two:
-        _check_lengths(program, result, model, inputs)
+        _check_lengths(exported.program, result, model, inputs)
     return result
 
 
@@ -116,83 +108,6 @@ def graph_of_module(gm: GraphModule, named: Mapping[str, Any], name: str) -> Gra
     gm.graph.eliminate_dead_code(has_an_effect)
     gm.recompile()
     return _plain(gm, name)
-
-
-def is_of_ids(value: Any) -> bool:
-    """Whether a value is ids or a mask of several sequences, whose second axis is their length."""
-    if not isinstance(value, torch.Tensor) or value.dim() != 2 or not value.shape[1]:
-        return False
-    return not (value.is_floating_point() or value.is_complex())
-
-
-def _export(model: nn.Module, inputs: Inputs, by: tuple[bool, ...], lengths: bool) -> tuple[Any, int | None]:
-    """Export with a free batch where the model allows it; else with the size of the batch that it takes alone.
-
-    The length of a tensor as a whole number, ``len(x)`` or ``int(x.shape[0])``, and what type a tensor is, is followed
-    by the compiler's front end alone (``True`` in ``by``), which takes longer and takes fewer models.
-    """
-
-    def axes(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor) or not value.dim():
-            return None
-        return dict.fromkeys((0, 1) if lengths and is_of_ids(value) else (0,), Dim.AUTO)
-
-    def doubled(value: Any) -> Any:
-        return tree_map(
-            lambda v: torch.cat([v, v]) if isinstance(v, torch.Tensor) and v.dim() and v.shape[0] == 1 else v, value
-        )
-
-    bound = inputs.filled(inputs.named)
-    args, kwargs, shapes = bound.args, bound.kwargs, tree_map(axes, bound.arguments)
-    # With gradients on, torch's transformer layers take their plain path, not the one that is fused for inference.
-    size = leading_size(inputs.values)
-    fixed: Any = None
-    with torch.enable_grad(), _quietly(), attention_opened(), nullcontext() if all(by) else _NoData():
-        for strict in by:
-            try:
-                program = torch.export.export(
-                    model, doubled(args), doubled(kwargs), dynamic_shapes=shapes, strict=strict
-                )
-            except Exception:
-                if lengths:
-                    raise
-                if strict == by[0]:
-                    # Where it does not run at all, the other way does not take it either.
-                    fixed = torch.export.export(model, args, kwargs, strict=strict)
-            else:
-                if size is None or _is_free(program):
-                    return program, None
-        return fixed or torch.export.export(model, args, kwargs, strict=by[0]), size
-
-
-class _NoData(TorchFunctionMode):
-    """Stops where the model assigns to the data of a tensor: torch.export loses what is assigned."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__self__", None) is torch.Tensor.data and func.__name__ == "__set__":
-            raise UntraceableError("forward assigns to the data of a tensor")
-        return func(*args, **(kwargs or {}))
-
-
-def _is_free(program: Any) -> bool:
-    """Whether the first axis of the first input is of any length."""
-    given = set(program.graph_signature.user_inputs)
-    values = (node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in given)
-    first = next((value for value in values if isinstance(value, torch.Tensor) and value.dim()), None)
-    size = None if first is None else first.shape[0]
-    return size is None or not (isinstance(size, int) or size.node.maybe_as_int() is not None)
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep back what torch.export prints of a model that it does not take; the error says it in one line."""
-    before = logging.root.manager.disable
-    logging.disable(max(before, logging.WARNING))
-    try:
-        with redirect_stdout(StringIO()), redirect_stderr(StringIO()), warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _share(gm: GraphModule, model: nn.Module) -> None:

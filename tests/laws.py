@@ -226,9 +226,13 @@ def narrowing_is_removal(model: nn.Module, inputs: tuple[Any, ...], seed: int = 
             path = path if path in tensors else name
             if path != name and path in tensors and tensors[path].shape[axis] != t.gm.get_parameter(name).shape[axis]:
                 continue  # lengths along other axes, of one entry here
-            making = path in parameters and not path.endswith(("weight_g", "weight_v"))
+            making = path in parameters and not path.endswith(("weight_g", "weight_v", "original0", "original1"))
             if ((path, axis) in reading or making) and len(kept) < tensors[path].shape[axis]:
                 dropped = sorted(set(range(tensors[path].shape[axis])) - set(kept))
+                # A direction of zeros has no length to be divided by: its length says that it is zero.
+                length = re.sub("original1$", "original0", re.sub("weight_v$", "weight_g", path))
+                if length in tensors and tensors[length].shape[axis] == tensors[path].shape[axis]:
+                    path = length
                 tensors[path].index_fill_(axis, torch.tensor(dropped, device=tensors[path].device), 0.0)
     off = difference(run(masked, t.inputs), run(narrow, t.inputs))
     assert off <= TOLERANCE[torch.float64], f"off by {off:.2e} at {widths}"

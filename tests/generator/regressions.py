@@ -367,5 +367,17 @@ REGRESSIONS: dict[str, Program] = {
         "joined",
         "dict",
     ),
+    "a_direction_of_zeros_has_no_length": Program(
+        (
+            Op("computed_weight", of=3, other=3),
+            Op("to_vector", other=2, variant=2),
+            Op("own_weight", of=1, other=5, size=2),
+            Op("transposed", other=2, size=1, variant=2),
+            Op("mask", other=3, size=1, variant=1),
+            Op("vector_cosine", of=1, size=2, variant=3),
+        ),
+        "dict",
+        "optional",
+    ),
 }
 """What broke -> the program."""

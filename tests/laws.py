@@ -160,7 +160,8 @@ def new_channels_live(model: nn.Module, inputs: tuple[Any, ...], seed: int = 0) 
         spoken = torch.minimum(before.channels(name).abs().amax(1), reference.channels(name).abs().amax(1))
         alive = (expected > 1e3 * least * expected.max()) & (expected * spoken > least * float(loss.detach()))
         moved = (reference.again(name) - reference.channels(name)).abs().amax(1)
-        alive &= moved > least * reference.channels(name).abs().amax(1)
+        # Of a scale that a BatchNorm takes away, its epsilon leaves about 1e-10.
+        alive &= moved > max(least, 1e-9) * reference.channels(name).abs().amax(1)
         outputs = seen.again(name)
         for channel, parent in enumerate(parents):
             if not alive[parent]:
@@ -226,13 +227,9 @@ def narrowing_is_removal(model: nn.Module, inputs: tuple[Any, ...], seed: int = 
             path = path if path in tensors else name
             if path != name and path in tensors and tensors[path].shape[axis] != t.gm.get_parameter(name).shape[axis]:
                 continue  # lengths along other axes, of one entry here
-            making = path in parameters and not path.endswith(("weight_g", "weight_v", "original0", "original1"))
+            making = path in parameters and not path.endswith(("weight_g", "weight_v"))
             if ((path, axis) in reading or making) and len(kept) < tensors[path].shape[axis]:
                 dropped = sorted(set(range(tensors[path].shape[axis])) - set(kept))
-                # A direction of zeros has no length to be divided by: its length says that it is zero.
-                length = re.sub("original1$", "original0", re.sub("weight_v$", "weight_g", path))
-                if length in tensors and tensors[length].shape[axis] == tensors[path].shape[axis]:
-                    path = length
                 tensors[path].index_fill_(axis, torch.tensor(dropped, device=tensors[path].device), 0.0)
     off = difference(run(masked, t.inputs), run(narrow, t.inputs))
     assert off <= TOLERANCE[torch.float64], f"off by {off:.2e} at {widths}"

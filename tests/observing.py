@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from nce_fx.by_mode import ByMode, idle_in
+from nce_fx.ops import OPS
 from nce_fx.passes.transform.quantize.quantizer_nodes import computed_value
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -273,6 +274,12 @@ def materialize(gm: GraphModule) -> None:
         if any(isinstance(hook, WeightNorm) for hook in module._forward_pre_hooks.values()):
             nn.utils.remove_weight_norm(module)
     for node in list(gm.graph.nodes):
+        direction = node.args[0] if OPS.of_call(node.target) is OPS["_weight_norm"] else None
+        if isinstance(direction, Node) and direction.op == "get_attr":
+            # A direction of zeros has no length to be divided by.
+            _tensor(gm, str(direction.target)).data.copy_(computed_value(gm, node))
+            node.replace_all_uses_with(direction)
+            gm.recompile()
         weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
         if node.op == "call_function" and "conv" in str(node.target) and isinstance(weight, Node):
             _store(gm, node, weight)

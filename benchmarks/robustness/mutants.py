@@ -4,8 +4,8 @@
     python -m benchmarks.mutants --map --tests tests/test_ops.py --parameters 99
                                                         more tests; what the map has is kept
     python -m benchmarks.mutants --count 300            goes on where it stopped; a row of results/mutants.csv a mutant
-    python -m benchmarks.mutants --again --parameters 99
-                                                        what no test noticed, with parameter sets outside of the map
+    python -m benchmarks.mutants --again --seconds 8    what no test noticed, with tests that it was not tried with
+    python -m benchmarks.mutants --sound                the tests that noticed, without a fault; what fails is run again
     python -m benchmarks.mutants --survivors            the rows that no test noticed, and the interval
 
 The mutants are a seeded sample over ops, passes, quantizers, export and a few files more. Of each, the tests that run
@@ -23,32 +23,38 @@ import csv
 import gc
 import importlib
 import importlib.machinery
+import json
 import os
 import pkgutil
 import signal
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from types import CodeType, FrameType, FunctionType
+from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
 import pytest
 import torch
 from benchmarks.forked import in_a_process
 from benchmarks.mutations import Mutant, functions_that_differ, mutants_of, tree_of
-from benchmarks.probes import Covering, kind_of
+from benchmarks.probes import Covering, kind_of, words_of
 from scipy.stats import binomtest
 
 from benchmarks import pages
 
 TABLE = pages.RESULTS / "mutants.csv"
 WORK = pages.ROOT / ".mutants"
+TRIED = WORK / "tried.jsonl"
+"""The tests that each mutant was tried with."""
+MODULES = WORK / "modules.txt"
+"""What the tests imported while they ran."""
 FOLDERS = ("ops", "passes", "quantizers", "export")
 FILES = ("arguments.py", "progress.py", "launcher.py", "cli/verdict.py", "training/shards.py", "training/stretches.py")
 """Files beside the folders, of the rest of the package."""
-COLUMNS = ("key", "file", "line", "operator", "was", "became", "tests", "seconds", "end", "by")
+COLUMNS = ("key", "file", "line", "operator", "was", "became", "tests", "seconds", "end", "by", "why")
 ENDS = {0: "survived", 1: "killed"}
 UNNOTICED = ("survived", "no test")
 
@@ -73,6 +79,7 @@ class Runner:
         self.at_import = at_import
         self.covering = covering
         self.failed = ""
+        self.tried: dict[str, set[str]] = defaultdict(set)
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Keep so many parameter sets of each test, drawn by their names: fewer are among those of more."""
@@ -97,9 +104,17 @@ class Runner:
     def map(self, session: pytest.Session) -> None:
         """Run every test that the map has not once, and write down what it runs, its seconds, and that it passes."""
         left = [item for item in session.items if item.nodeid not in self.covering.seconds]
+        kept = [value for module in tests_modules() for value in vars(module).values()]
+        kept = [
+            value
+            for value in kept
+            if hasattr(value, "cache_clear") or (isinstance(value, MutableMapping) and not value)
+        ]
 
         def work() -> int:
             for at, item in enumerate(left):
+                for cache in kept:  # each test runs as the first one does, which finds nothing kept
+                    getattr(cache, "cache_clear", getattr(cache, "clear", None))()
                 self.covering.forget()
                 before = sum(os.times()[:4])
                 self._runs([item])
@@ -110,6 +125,8 @@ class Runner:
                     self.covering.keep(item.nodeid, sum(os.times()[:4]) - before)
                 if at % 50 == 49 or item is left[-1]:
                     print(at + 1, "of", len(left), flush=True)
+            known = {name for name in sys.modules if not name.startswith(("nce_fx", "tests", "benchmarks", "__"))}
+            MODULES.write_text("\n".join(sorted(known | set(MODULES.read_text().split() if MODULES.exists() else ()))))
             return 0
 
         in_a_process(work, 36_000, WORK / "map.log")
@@ -117,15 +134,49 @@ class Runner:
     def mutants(self, session: pytest.Session) -> None:
         """Run the mutants that the table does not have; or again those that no test noticed."""
         items = {item.nodeid: item for item in session.items}
+        for module in MODULES.read_text().split():
+            with suppress(Exception):  # what tests import as they run is there in every process then
+                importlib.import_module(module)
         live = live_functions()
-        done = {row["key"]: row for row in rows()}
+        done: dict[str, dict[str, Any]] = {row["key"]: row for row in rows()}
         for row in done.values():
-            self.covering.learn([by := row["by"].removeprefix("FAILED ")], by)
+            self.covering.learn(pages.ROOT / "nce_fx" / row["file"], [row["by"]], row["by"])
+        for line in TRIED.read_text().splitlines() if TRIED.exists() else ():
+            key, tests = json.loads(line)
+            self.tried[key].update(tests)
+        if self.options.sound:
+            self.sound(done, items)
         for mutant in sample(self.options.count, self.options.seed, self.options.folders.split(",")):
             known = done.get(mutant.key)
-            if known is None or (self.options.again and known["end"] in UNNOTICED):
-                done[mutant.key] = self.end_of(mutant, items, live)
-                write(done.values())
+            if known is None or (self.options.again and known["end"] in UNNOTICED and not known["why"]):
+                row = self.end_of(mutant, items, live)
+                if known is None or row["tests"]:
+                    row |= {name: row[name] + float(known[name]) for name in ("tests", "seconds") if known}
+                    done[mutant.key] = row | {"tests": int(row["tests"]), "seconds": round(row["seconds"], 1)}
+                    write(done.values())
+
+    def sound(self, done: dict[str, dict[str, Any]], items: dict[str, pytest.Item]) -> None:
+        """Run the tests that noticed a fault without any, both ways; forget those that fail, and the rows by them."""
+        tests = sorted({row["by"] for row in done.values()} & set(items))
+        names = {str(path): compile(path.read_text(), str(path), "exec", dont_inherit=True) for path in files_of()[:1]}
+        log, failed = WORK / "sound.log", set[str]()
+
+        def here() -> int:
+            for test in tests:
+                self.failed = ""
+                self._runs([items[test]])
+                print("FAILED " + test if self.failed else "")
+            return 0
+
+        for work in (here, lambda: import_anew(*names.popitem(), tests, ())):
+            in_a_process(work, 3600, log)
+            failed |= {line.removeprefix("FAILED ") for line in log.read_text().splitlines() if line[:7] == "FAILED "}
+        failed &= set(items)
+        print(len(tests), "tests that noticed;", len(failed), "fail without a fault:", *sorted(failed), flush=True)
+        for test in failed:
+            del self.covering.seconds[test], self.covering.ran[test]
+        for key in [key for key, row in done.items() if row["by"] in failed]:
+            del done[key]
 
     def end_of(
         self,
@@ -139,12 +190,12 @@ class Runner:
         now = compile(mutated, name, "exec", dont_inherit=True)
         differ = functions_that_differ(compile(source, name, "exec", dont_inherit=True), now)
         anew = differ is None or any(was in self.at_import for was, _ in differ) or not any(live[w] for w, _ in differ)
-        others = list(items) if self.options.again else []
-        tests = self.covering.tests(mutant.path, mutant.lines, self.options.seconds, others)
-        # Where a fault acts while the module is imported, any line of it may show it; other parameters may run it, too.
-        unseen = not tests
-        if unseen and (anew or self.options.again):
-            tests = self.covering.tests(mutant.path, (), self.options.seconds, others)
+        lines = source.splitlines()[mutant.statement - 1 : mutant.line]
+        words = words_of(" ".join([*lines, *mutant.path.relative_to(pages.ROOT / "nce_fx").parts]))
+        tried = self.tried[mutant.key]
+        tests = self.covering.tests(mutant.path, mutant.lines, self.options.seconds, words, tried)
+        if anew and not tests:  # where a fault acts while the module is imported, any line of it may show it
+            tests = self.covering.tests(mutant.path, (), self.options.seconds, words, tried)
         tests = [test for test in tests if test in items]
         row = {
             "key": mutant.key,
@@ -154,9 +205,10 @@ class Runner:
             "was": mutant.was,
             "became": mutant.became,
             "tests": len(tests),
+            "why": "",
         }
         if not tests:
-            return row | {"seconds": 0, "end": "no test", "by": ""}
+            return row | {"seconds": 0, "end": "survived" if tried else "no test", "by": ""}
 
         def exchanged() -> int:
             for was, code in differ or ():
@@ -167,18 +219,20 @@ class Runner:
             return bool(self.failed)
 
         log = WORK / "mutant.log"
-        most = 20 + 4 * self.options.seconds
+        most = 10 + 2 * self.options.seconds
         status, seconds = (0, 0.0) if anew else in_a_process(exchanged, most, log)
         if not status and (anew or not self.options.once):
             # What was computed before, and kept, may hide the fault.
-            status, more = in_a_process(lambda: import_anew(name, now, tests), most, log)
+            status, more = in_a_process(lambda: import_anew(name, now, tests, ["-x"]), most, log)
             seconds += more
         end = "timeout" if status in (-signal.SIGXCPU, -signal.SIGKILL) else ENDS.get(status, "killed")
-        if end == "survived" and unseen and not anew:
-            end = "no test"
-        by = next((line for line in reversed(log.read_text(errors="replace").splitlines()) if "::" in line), "")
-        self.covering.learn(tests, by.removeprefix("FAILED ") if end == "killed" else "")
-        return row | {"seconds": round(seconds, 1), "end": end, "by": by[:150] if end == "killed" else ""}
+        log_lines = log.read_text(errors="replace").splitlines()
+        by = next((line.removeprefix("FAILED ").strip() for line in reversed(log_lines) if "::" in line), "")
+        by = by if end == "killed" else ""
+        self.covering.learn(mutant.path, tests, by)
+        with TRIED.open("a") as file:
+            print(json.dumps([mutant.key, tests]), file=file)
+        return row | {"seconds": seconds, "end": end, "by": by}
 
     def _runs(self, items: list[pytest.Item]) -> None:
         """Run tests as pytest does, up to the first that fails."""
@@ -186,6 +240,11 @@ class Runner:
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
             if self.failed:
                 return
+
+
+def tests_modules() -> list[ModuleType]:
+    """Return the modules of the tests that are imported."""
+    return [module for name, module in sys.modules.items() if name.partition(".")[0] == "tests"]
 
 
 def live_functions() -> dict[CodeType, list[FunctionType]]:
@@ -199,7 +258,7 @@ def live_functions() -> dict[CodeType, list[FunctionType]]:
     return found
 
 
-def import_anew(name: str, now: CodeType, tests: list[str]) -> int:
+def import_anew(name: str, now: CodeType, tests: Sequence[str], options: Sequence[str]) -> int:
     """Run tests with the compiler and the tests imported again, one module from other code; return pytest's status."""
     get_code = importlib.machinery.SourceFileLoader.get_code
     importlib.machinery.SourceFileLoader.get_code = (  # type: ignore[method-assign]
@@ -209,7 +268,7 @@ def import_anew(name: str, now: CodeType, tests: list[str]) -> int:
         if module.partition(".")[0] in ("nce_fx", "tests") and not module.endswith("torchvision_operators"):
             del sys.modules[module]
     sys.modules.pop("benchmarks.conftest", None)
-    status = pytest.main(["-x", "-q", "--no-header", "--tb=no", "-rfE", "-p", "no:cacheprovider", "-s", *tests])
+    status = pytest.main([*options, "-q", "--no-header", "--tb=no", "-rfE", "-p", "no:cacheprovider", "-s", *tests])
     return int(status)
 
 
@@ -265,14 +324,13 @@ def main() -> None:
     """Make the map, run mutants, or show what survived."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--map", action="store_true")
-    parser.add_argument(
-        "--again", action="store_true", help="what no test noticed, with tests that the map has other parameters of"
-    )
+    parser.add_argument("--again", action="store_true", help="what no test noticed, with tests not tried before")
+    parser.add_argument("--sound", action="store_true", help="the tests that noticed, without a fault")
     parser.add_argument("--survivors", action="store_true")
     parser.add_argument("--count", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=60, help="of tests for one mutant, by the map")
-    parser.add_argument("--parameters", type=int, default=4, help="parameter sets of each test")
+    parser.add_argument("--parameters", type=int, default=10**6, help="parameter sets of each test")
     parser.add_argument("--folders", default=",".join((*FOLDERS, *FILES)), help="where the faults are")
     parser.add_argument(
         "--once", action="store_true", help="no second try with all imported anew: what was kept may hide a fault"

@@ -44,17 +44,35 @@ def test_probes_say_which_test_ran_a_line(module):
         assert names["outer"](x) == returned
         covering.keep(test, seconds)
     read = Covering.of([path], covering.log)
-    ran = {line: read.tests(path, (line,), 9) for line in range(1, 19)}
+    ran = {line: read.tests(path, (line,), 9, set()) for line in range(1, 19)}
     both, low, high = ["b[1]", "a", "b"], ["a"], ["b[1]", "b"]
     assert ran[2] == ran[5] == ran[15] == []
     assert (ran[6], ran[7]) == (both, low)
     assert all(ran[line] == high for line in (8, 9, 10, 12, 13, 17))
-    assert read.tests(path, (), 9) == both
-    assert read.tests(path, (6,), 1) == ["b[1]"]
-    assert read.tests(path, (7,), 9, ("a[7]", "c")) == ["a[7]", "a"]
+    assert read.tests(path, (), 9, set()) == both
+    assert read.tests(path, (6,), 1, set()) == ["b[1]"]
+    assert read.tests(path, (6,), 9, set(), without=["b[1]"]) == ["b", "a"]
     for _ in range(9):
-        read.learn(["b[1]", "a", "b"], "a")
-    assert read.tests(path, (6,), 9) == ["a", "b[1]", "b"]
+        read.learn(path, ["b[1]", "a", "b"], "a")
+    assert read.tests(path, (6,), 9, set()) == ["a", "b[1]", "b"]
+
+
+def test_what_a_test_noticed_in_a_file_counts_more_there_and_so_does_a_name_of_the_line(tmp_path):
+    covering = Covering(tmp_path / "map.jsonl")
+    here, there = tmp_path / "here.py", tmp_path / "there.py"
+    covering.spans = [(here, 1, 1), (there, 1, 1)]
+    for test in ("test_a.py::relu", "test_b.py::tanh", *(f"test_c.py::other[{number}]" for number in range(60))):
+        covering.ran[test], covering.seconds[test] = 0b11, 1.0
+    first = {word: covering.tests(here, (1,), 1, {word})[0] for word in ("relu", "tanh")}
+    assert first == {"relu": "test_a.py::relu", "tanh": "test_b.py::tanh"}
+    for path, order in (
+        (here, ["test_a.py::relu", "test_b.py::tanh"]),
+        (there, ["test_b.py::tanh", "test_a.py::relu"]),
+    ):
+        for _ in range(9):
+            covering.learn(path, order, order[-1])
+    assert covering.tests(here, (1,), 1, set()) == ["test_b.py::tanh"]
+    assert covering.tests(there, (1,), 1, set()) == ["test_a.py::relu"]
 
 
 def test_the_map_of_other_text_is_begun_anew(module):

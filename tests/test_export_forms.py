@@ -17,6 +17,8 @@ import nce_fx
 from nce_fx.errors import ExportError, NceFxError
 from nce_fx.export import export_onnx
 from nce_fx.export.formats import int2_weight
+from nce_fx.export.onnx_names import _wanted
+from nce_fx.export.program import program, takes_other_sizes
 from nce_fx.passes.transform.quantize import IntegerWeight
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -187,6 +189,44 @@ def test_a_file_that_is_not_the_graph_at_other_sizes_is_written_for_its_own(tmp_
     written = nce_fx.export_onnx(q, tmp_path / "m.onnx")
     assert (written.sizes, written.batch) == (False, None)
     assert session(tmp_path / "m.onnx").get_inputs()[0].shape[1:] == [3, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("layers", "takes"),
+    [
+        ([nn.Conv2d(3, 4, 3)], True),
+        ([nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(2)], False),
+        ([nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()], False),
+        ([nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2)], False),
+    ],
+)
+def test_other_sizes_are_taken_where_images_become_larger_ones(layers, takes):
+    gm = nce_fx.trace(nn.Sequential(*layers).eval(), (X,))
+    assert takes_other_sizes(gm, (X,)) == takes
+    axes = {"no": set(), "batch": {0}, "sizes": {0, 2, 3} if takes else {0}}
+    for dynamic, free in axes.items() if takes else ():
+        graph = program(gm, (torch.cat([X, X]),), dynamic=dynamic).graph
+        sizes = graph.find_nodes(op="placeholder")[-1].meta["val"].shape
+        assert {axis for axis, size in enumerate(sizes) if not isinstance(size, int)} == free
+
+
+@pytest.mark.parametrize(
+    ("outputs", "taken", "kept", "named"),
+    [
+        (["a", "b"], set(), (), {"x": "a", "y": "b"}),
+        (["a", None], set(), (), {"x": "a"}),
+        (["a", "b"], {"a"}, (), {"y": "b"}),
+        (["a", "b"], {"x"}, (), {"y": "b"}),
+        (["a", "b"], set(), ("x",), {"y": "b"}),
+        (["a"], set(), (), {}),
+    ],
+)
+def test_outputs_have_the_models_names_where_these_are_free(outputs, taken, kept, named):
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    graph = helper.make_graph([], "g", [], values)
+    assert _wanted(helper.make_model(graph), outputs, taken, kept) == named
+    graph.output[1].name = "x"
+    assert _wanted(helper.make_model(graph), ["a", "b"], set(), ()) == {}
 
 
 @pytest.mark.parametrize("form", ["int2", "qcdq", "integer", "qonnx"])

@@ -18,7 +18,7 @@ from nce_fx.data import load_data
 from nce_fx.data.images import Images
 from nce_fx.errors import ExportError
 from nce_fx.export import export_onnx, to_integer
-from nce_fx.export.agreement import _Follower
+from nce_fx.export.agreement import _difference, _Follower
 from nce_fx.export.formats import FORMATS
 from nce_fx.export.integer import Lowered, to_module
 from nce_fx.export.integer.staircase import count_misses, find_rises, requantize
@@ -106,6 +106,33 @@ def test_integers_may_fall_to_the_other_side_of_a_border_as_seldom_as_sums_do(ex
         else:
             with pytest.raises(ExportError, match=f"puts {count} of 400 values .* on another level than PyTorch"):
                 follower.check_counts("all")
+
+
+@pytest.mark.parametrize(
+    ("got", "expected", "difference"),
+    [
+        ([[1.0, 2.2], [5.0]], [[1.0, 2.0], [5.0]], 0.1),
+        ([[5.0], [1.0, 2.2]], [[5.0], [1.0, 2.0]], 0.1),
+        ([[1, 2], [3.0]], [[1, 2], [2.0]], 0.5),
+        ([[1, 2], [2.0]], [[1, 3], [2.0]], 1.0),
+        ([[], [3.0]], [[], [2.0]], 0.5),
+        ([[0.0]], [[0.0]], 0.0),
+        ([[1.0]], [[1.0, 2.0]], "output 0 .* has shape"),
+        ([[1.0]], [[1.0], [2.0]], "output 0 .* has shape"),
+        ([[1]], [[1.0]], "output 0 .* has shape"),
+        ([[1.0], [float("nan")]], [[1.0], [1.0]], "output 1 .* is not finite"),
+    ],
+)
+def test_outputs_differ_by_a_share_of_the_largest(got, expected, difference):
+    got, expected = (
+        [np.array(one, np.int64 if type(one[0]) is int else np.float32) if one else np.zeros(0) for one in of]
+        for of in (got, expected)
+    )
+    if isinstance(difference, str):
+        with pytest.raises(ExportError, match=difference):
+            _difference(got, expected, "all")
+    else:
+        assert _difference(got, expected, "all") == pytest.approx(difference)
 
 
 def test_a_file_is_held_to_these_counts(monkeypatch, tmp_path):

@@ -360,6 +360,9 @@ def test_a_table_takes_no_spelling_twice():
         OPS.adding(mine)
     with pytest.raises(InputError, match=r"called 'mine'"):
         OPS.adding(replace(mine, spellings={}), replace(mine, spellings={}, memory="view"))
+    mine = replace(mine, spellings={noise: ""})
+    with pytest.raises(InputError, match=r"spelling of 'mine': it cannot be one of 'yours' too"):
+        OPS.adding(mine, replace(mine, name="yours"))
 
 
 class Overwriting(nn.Module):

@@ -237,8 +237,9 @@ def test_width_ratios_must_hold_the_original(resnet, least, most):
         resnet.plan(Budget(macs=1.0), min_width=least, max_width=most)
 
 
-def test_a_custom_budget_works_like_the_others(tmp_path):
-    """A table that counts MACs itself, plus a start-up time: the plan keeps it, and comes near its bound."""
+@pytest.fixture
+def timed(tmp_path):
+    """A network whose price is of a table that counts MACs itself, plus a start-up time."""
     sizes = (1, 2, 4, 8, 16, 32)
     rows = [
         {"op": "conv2d", "c_in": i, "c_out": o, "h": 4, "w": 4, "bits": 2, "cost": 5.0 + 0.1 * i * o}
@@ -257,12 +258,29 @@ def test_a_custom_budget_works_like_the_others(tmp_path):
         nn.Flatten(),
         nn.Linear(64, 4),
     )
-    analysed = Analysed(net, (3, 8, 8), weight_bits=2, hardware=table)
-    plan = analysed.plan(Budget(custom=0.9, params=1.2))
-    assert analysed.cost.at(plan.widths).total.custom <= 0.9 * analysed.cost.total.custom
+    return Analysed(net, (3, 8, 8), weight_bits=2, hardware=table)
+
+
+def test_a_custom_budget_works_like_the_others(timed):
+    """The plan keeps it, and comes near its bound."""
+    plan = timed.plan(Budget(custom=0.9, params=1.2))
+    assert timed.cost.at(plan.widths).total.custom <= 0.9 * timed.cost.total.custom
     assert 0 < plan.source["bound"] <= plan.source["objective"]
     with pytest.raises(BudgetError, match="needs a hardware table"):
-        Analysed(net, (3, 8, 8)).plan(Budget(custom=1.0))
+        Analysed(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), (4,)).plan(Budget(custom=1.0))
+
+
+@pytest.mark.parametrize("quantity", ["custom", "macs", "params"])
+def test_a_posynomial_is_never_above_the_cost_and_near_it(timed, quantity):
+    choices, total = legal_choices(timed.channels, Rules()), getattr(timed.cost.total, quantity)
+    rows = constraints(timed.cost.model, choices, {quantity: total})
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        ratios = np.array([generator.choice(of_one) for of_one in choices.ratios])
+        widths = {group.id: round(group.width * r) for group, r in zip(choices.groups, ratios, strict=True)}
+        cost = getattr(timed.cost.at(widths).total, quantity) / total
+        bound = rows.constants[0] + float(rows.coefficients @ np.exp(rows.exponents.toarray() @ np.log(ratios)))
+        assert 0.4 * cost < bound <= cost * (1 + 1e-9)
 
 
 def test_sensitivities_that_are_not_numbers_are_refused(resnet):

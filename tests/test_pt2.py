@@ -165,6 +165,25 @@ def test_programs_that_torch_export_saved_are_models(tmp_path):
     assert torch.equal(nce_fx.load(tmp_path / "result", again)(x), wide(x))
 
 
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda records: records | {GRAPH: records[GRAPH] + b" "}, GRAPH),
+        (lambda records: {name: content for name, content in records.items() if name != CONFIG}, CONFIG),
+        (lambda records: records | {"data/more": b"1"}, "data/more"),
+    ],
+)
+def test_a_record_that_is_changed_missing_or_new_is_named(archive, tmp_path, change, name):
+    with zipfile.ZipFile(archive) as file:
+        folder = file.namelist()[0].partition("/")[0]
+        records = change({entry.filename.partition("/")[2]: file.read(entry) for entry in file.infolist()})
+    with zipfile.ZipFile(tmp_path / "bad.pt2", "w") as file:
+        for record, content in records.items():
+            file.writestr(f"{folder}/{record}", content)
+    with pytest.raises(ArtifactError, match=f"is damaged: {name} is not what was written"):
+        load_pt2(tmp_path / "bad.pt2")
+
+
 def test_a_newer_version_is_refused_in_words(archive, tmp_path):
     def newer(records):
         return records | {"extra/nce_fx": json.dumps(json.loads(records["extra/nce_fx"]) | {"version": 2}).encode()}

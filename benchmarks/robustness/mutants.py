@@ -139,11 +139,11 @@ class Runner:
                 importlib.import_module(module)
         live = live_functions()
         done: dict[str, dict[str, Any]] = {row["key"]: row for row in rows()}
-        for row in done.values():
-            self.covering.learn(pages.ROOT / "nce_fx" / row["file"], [row["by"]], row["by"])
         for line in TRIED.read_text().splitlines() if TRIED.exists() else ():
             key, tests = json.loads(line)
             self.tried[key].update(tests)
+            if row := done.get(key):
+                self.covering.learn(pages.ROOT / "nce_fx" / row["file"], tests, row["by"])
         if self.options.sound:
             self.sound(done, items)
         for mutant in sample(self.options.count, self.options.seed, self.options.folders.split(",")):
@@ -194,8 +194,8 @@ class Runner:
         words = words_of(" ".join([*lines, *mutant.path.relative_to(pages.ROOT / "nce_fx").parts]))
         tried = self.tried[mutant.key]
         tests = self.covering.tests(mutant.path, mutant.lines, self.options.seconds, words, tried)
-        if anew and not tests:  # where a fault acts while the module is imported, any line of it may show it
-            tests = self.covering.tests(mutant.path, (), self.options.seconds, words, tried)
+        if anew:  # a fault that acts while the module is imported may be shown by any test
+            tests += self.covering.tests(mutant.path, (), self.options.seconds / 2, words, {*tried, *tests})
         tests = [test for test in tests if test in items]
         row = {
             "key": mutant.key,

@@ -233,6 +233,16 @@ def test_a_table_of_products_gives_products(tmp_path, suffix):
     assert report.at({group.id: 10}).total.custom == pytest.approx(3 * 30 + 3 * 70)
 
 
+def test_a_layer_that_is_called_twice_costs_twice_and_holds_its_larger_output(tmp_path):
+    table = table_file(tmp_path, ".csv", lambda c_in, c_out: 3.0 * c_in * c_out)
+    layer = nn.Conv2d(4, 4, 3, padding=1)
+    gm = nce_fx.trace(nn.Sequential(layer, nn.ReLU(), layer), (torch.randn(1, 4, 8, 8),))
+    report = analyze_cost(gm, weight_bits=2, activation_bits=2, hardware=table)
+    (cost,) = report.nodes.values()
+    assert cost.custom == report.total.custom == pytest.approx(2 * 3 * 16)
+    assert cost.macs == 2 * 16 * 9 * 64
+
+
 def test_tables_interpolate_between_and_scale_beyond(tmp_path):
     table = table_file(tmp_path, ".csv", lambda c_in, c_out: 100.0 + c_in * c_out)
     sizes = np.array([[4, 8, 8, 8], [4, 20, 8, 8], [128, 64, 8, 8], [4, 8, 8, 8]], np.float64)

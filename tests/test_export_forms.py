@@ -18,7 +18,7 @@ from nce_fx.errors import ExportError, NceFxError
 from nce_fx.export import export_onnx
 from nce_fx.export.formats import int2_weight
 from nce_fx.export.onnx_names import _wanted
-from nce_fx.export.program import program, takes_other_sizes
+from nce_fx.export.program import Dynamic, program, takes_other_sizes
 from nce_fx.passes.transform.quantize import IntegerWeight
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -203,8 +203,8 @@ def test_a_file_that_is_not_the_graph_at_other_sizes_is_written_for_its_own(tmp_
 def test_other_sizes_are_taken_where_images_become_larger_ones(layers, takes):
     gm = nce_fx.trace(nn.Sequential(*layers).eval(), (X,))
     assert takes_other_sizes(gm, (X,)) == takes
-    axes = {"no": set(), "batch": {0}, "sizes": {0, 2, 3} if takes else {0}}
-    for dynamic, free in axes.items() if takes else ():
+    axes: list[tuple[Dynamic, set[int]]] = [("no", set()), ("batch", {0}), ("sizes", {0, 2, 3})]
+    for dynamic, free in axes if takes else ():
         graph = program(gm, (torch.cat([X, X]),), dynamic=dynamic).graph
         sizes = graph.find_nodes(op="placeholder")[-1].meta["val"].shape
         assert {axis for axis, size in enumerate(sizes) if not isinstance(size, int)} == free

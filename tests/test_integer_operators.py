@@ -1,5 +1,7 @@
 """The operators of an integer file in PyTorch give onnxruntime's numbers, with each of their settings."""
 
+from typing import Any
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -30,7 +32,7 @@ WEIGHT = numbers(6, 4, 3, 3, low=-2, high=2, dtype=np.int8)
 BIAS = numbers(6, low=-99, high=99, dtype=np.int32)
 MATRIX = numbers(4, 5, low=-9, high=9, dtype=np.int8)
 LEVELS = (one(0.3), ZERO)
-CASES = {
+CASES: dict[str, list[tuple[list[Any], dict[str, Any]]]] = {
     "QuantizeLinear": [([IMAGE, *LEVELS], {}), ([np.arange(-4, 9, dtype=np.float32) / 2, one(1), ZERO], {})],
     "DequantizeLinear": [
         ([numbers(2, 4, 3), *LEVELS], {}),

@@ -475,6 +475,27 @@ def test_what_cannot_be_measured_is_refused_in_one_line(block):
         assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="layer second has weights that are NaN"):
         analyze_sensitivity(bad, batches)
+    with pytest.raises(InputError, match=r"does not know the curvature of .*cross_entropy: choose fisher"):
+        analyze_sensitivity(block, batches, "gauss_newton", loss=F.cross_entropy)
+    detached = traced(Detached(), 3, 6, 6)
+    for metric in ("gauss_newton", "fisher"):
+        with pytest.raises(InputError, match="is it detached"):
+            analyze_sensitivity(detached, batches, metric)
+    for metric, known in METRICS.items():
+        if known.needs_data:
+            with pytest.raises(InputError, match=f"the {metric} metric needs data"):
+                analyze_sensitivity(block, None, metric)
+
+
+class Detached(nn.Module):
+    """What it gives depends on no layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        return self.layer(x).detach().mean((2, 3))
 
 
 def test_a_report_and_its_plan_say_which_batches_they_come_from(block):

@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
 import nce_fx
-from nce_fx.errors import BudgetError, InputError
+from nce_fx.errors import BudgetError, ChannelError, InputError
 from nce_fx.passes.planning.choices import Rules
 from nce_fx.passes.planning.settings import Settings
 from nce_fx.passes.transform.quantize import InsertQuantizers, RemoveQuantizers
@@ -108,6 +108,23 @@ def test_settings_keep_every_budget_and_spend_it():
         assert not room or not settings.fit(np.array(room)).any()
     assert settings.fit(np.array([settings.narrowest]))[0]
     assert not settings.fit(np.array([settings.original]))[0]
+    # What is exactly as much as is allowed fits.
+    exactly = settings_of(nce_fx.Budget(macs=1.0, params=1.0))
+    assert exactly.fit(np.array([exactly.original]))[0]
+
+
+@pytest.mark.parametrize(
+    ("stay", "fits"), [((0, 2, 5), True), ((0, 2, 2), False), ((0, 2), False), ((0, 2, 6), False), ((-1, 0, 2), False)]
+)
+def test_channels_that_stay_are_different_ones_and_as_many_as_the_width_says(stay, fits):
+    gm = nce_fx.trace(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), (torch.randn(1, 4),))
+    resize = ResizeChannels({"0": 3}, keep={"0": (stay,)})
+    if fits:
+        kept = Pipeline((resize,))(gm).graph_module
+        assert torch.equal(kept.get_parameter("0.weight"), gm.get_parameter("0.weight")[list(stay)])
+    else:
+        with pytest.raises(ChannelError, match="3 different ones from 0 to 5 stay"):
+            Pipeline((resize,))(gm)
     with pytest.raises(BudgetError, match="cannot be met"):
         settings_of(nce_fx.Budget(macs=0.01))
 

@@ -21,6 +21,7 @@ from nce_fx.models import MODELS
 from nce_fx.passes.transform import resize as resizing
 from nce_fx.passes.transform.quantize import describe
 from nce_fx.tracing.shape_propagation import first_misfit
+from tests.laws import LAWS
 from tests.observing import counted, seeded
 from tests.zoo import ZOO
 from tests.zoo.model import Head, conv, image
@@ -594,6 +595,33 @@ def test_a_slice_that_is_empty_holds_no_channels(rotary):
     gm = nce_fx.trace(model, (x,))
     free = {group.id: group.width + group.step for group in nce_fx.analyze_channels(gm) if group.pinned is None}
     torch.testing.assert_close(nce_fx.resize(gm, free)(x), model(x))
+
+
+@pytest.mark.parametrize("way", ["fx", "export"])
+def test_a_cache_that_is_still_empty_has_no_channels(way):
+    """Keys are joined to a tensor of shape (0,), as in models of transformers that keep them."""
+
+    class Cached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.out = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            if way == "export" and not torch.is_tensor(x):
+                return x
+            q, k = (f(x).view(2, 5, 2, 4).transpose(1, 2) for f in (self.q, self.k))
+            k = torch.cat([torch.tensor([]), k], -2)
+            y = (q @ k.transpose(2, 3)).softmax(-1) @ k
+            return self.out(y.transpose(1, 2).reshape(2, 5, 8))
+
+    x = torch.randn(2, 5, 8)
+    model = Cached().eval()
+    gm = nce_fx.trace(model, (x,))
+    assert gm.meta["traced"] == way
+    channels = nce_fx.analyze_channels(gm)
+    assert [(group.id, group.pinned is None, group.step) for group in channels] == [("q", True, 4), ("out", False, 1)]
+    for law in ("1_widening_keeps_the_function", "3_narrowing_is_removal", "6_cost_is_exact"):
+        LAWS[law](model, (x,))
 
 
 class OneRowForAll(nn.Module):

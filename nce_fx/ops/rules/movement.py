@@ -170,13 +170,15 @@ def expand_as(input: Any, other: Any) -> Any:
 
 
 def cat(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
-    """Return the channels of ``torch.cat([x, y], 1)``; axes that are constant in every part stay constant."""
-    parts = list(args[0])
+    """Return the channels of ``torch.cat([x, y], 1)``; axes that are constant in every part stay constant.
+
+    PyTorch takes a part of shape (0,), such as a cache that is still empty, beside parts of any shape.
+    """
     dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+    run = run_of(args[0])
+    parts = [part for part in args[0] if tuple(part.shape) != (0,)] or list(args[0])
     values = channel_tensors(parts)
-    run = values[0].run
-    parts = [p for p in parts if p.dim() == values[0].dim()]
-    axis = dim % values[0].dim()
+    axis = dim % parts[0].dim()
     labels = [_part(run, parts, part, axis) for part in parts]
     shape = list(labels[0].shape)
     for label in labels[1:]:
@@ -185,14 +187,14 @@ def cat(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTens
     shape[axis] = sum(label.shape[axis] for label in labels)
     if all(isinstance(p, ChannelTensor) and p.is_parameter for p in parts) and len(values) == len(parts):
         joined = [_join([p.labels[k] for p in values], axis) for k in range(min(len(p.labels) for p in values))]
-        return ChannelTensor(run, shape, tuple(joined), values[0].dtype)
+        return ChannelTensor(run, shape, tuple(joined), parts[0].dtype)
     place = run.decide("finest tokens", labels, partial(_finest_tokens, run, labels, axis), axis)
     if place is None or any(varies(label, axis) for label in labels):
-        return ChannelTensor(run, shape, (_join(labels, axis),), values[0].dtype)
+        return ChannelTensor(run, shape, (_join(labels, axis),), parts[0].dtype)
     finest = labels[place].narrow(axis, 0, 1)
     for label in labels:
         run.tie(finest, label.narrow(axis, 0, 1))
-    return ChannelTensor(run, shape, (finest.expand(shape),), values[0].dtype)
+    return ChannelTensor(run, shape, (finest.expand(shape),), parts[0].dtype)
 
 
 def _finest_tokens(run: RuleInterface, labels: list[Label], axis: int) -> int | None:

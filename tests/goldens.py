@@ -1,6 +1,7 @@
-"""What the compiler says of every zoo model and built-in network, in one line each: ``python -m tests.goldens`` writes.
+"""What the compiler says of every zoo model, built-in network and operation, each in a line.
 
-A change of structure may change none of it. Where a change means to, the file is written anew and the difference read.
+``python -m tests.goldens`` writes them. A change of structure may change none of it. Where a change means to, the files
+are written anew and the difference read.
 """
 
 from __future__ import annotations
@@ -28,6 +29,12 @@ from tests.zoo import ZOO, randomize
 from tests.zoo.model import image
 
 FILE = Path(__file__).parent / "data" / "goldens.json"
+KEPT = {
+    name: said
+    for path in sorted(FILE.parent.glob("goldens*.json"))
+    for name, said in json.loads(path.read_text(encoding="utf-8")).items()
+}
+"""What the files say, by names of models, operations, and programs of tests/generator."""
 
 
 NAMES = (*ZOO, *MODELS)
@@ -43,7 +50,7 @@ def _subject(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
 def golden(name: str) -> dict[str, str]:
     """Return what is said of a model as it is traced, and of what torch.export makes of it."""
     model, inputs = _subject(name)
-    found = {"traced": _line(pattern(name) if name in ZOO else nce_fx.trace(model, inputs))}
+    found = {"traced": line(pattern(name) if name in ZOO else nce_fx.trace(model, inputs))}
     if name in ZOO:
         try:
             bound = bind_inputs(model, inputs)
@@ -52,11 +59,11 @@ def golden(name: str) -> dict[str, str]:
         except Exception:
             return found
         exported.meta["traced"] = "export"
-        found["exported"] = _line(exported)
+        found["exported"] = line(exported)
     return found
 
 
-def _line(gm: torch.fx.GraphModule) -> str:
+def line(gm: torch.fx.GraphModule) -> str:
     """Return counts to read, and for the rest a check sum: groups, axes, layers and MACs, signs, the plan."""
     try:
         channels = nce_fx.analyze_channels(gm)
@@ -85,4 +92,17 @@ def _sum(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    FILE.write_text(json.dumps({name: golden(name) for name in NAMES}, indent=1) + "\n", encoding="utf-8")
+    from tests.test_generated import KINDS, REGRESSIONS, golden_of_kind, golden_of_program
+    from tests.test_ops import NOT_CALLED, OPS, golden_of_op
+
+    parts = {
+        "": {name: golden(name) for name in NAMES},
+        "_of_operations": {
+            **{f"op {name}": golden_of_op(name) for name in OPS.rows if name not in NOT_CALLED},
+            **{f"kind {kind}": golden_of_kind(kind) for kind in sorted(KINDS)},
+            **{f"program {name}": golden_of_program(name) for name in REGRESSIONS},
+        },
+    }
+    for part, lines in parts.items():
+        file = FILE.with_stem(FILE.stem + part)
+        file.write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")

@@ -19,11 +19,13 @@ from tests.drawing import keep, traced, wider
 from tests.generator import KINDS, Op, Program, inputs_of, network, programs
 from tests.generator.program import Generated
 from tests.generator.regressions import REGRESSIONS
+from tests.goldens import KEPT, line
 from tests.laws import LAWS
 from tests.observing import difference, run
 
 EXAMPLES = os.environ.get("NCE_FX_EXAMPLES")
-PLANS, PARTS = 3, 4
+PLANS, PARTS, VARIANTS = 3, 4, 4
+MEANT = "where this is meant: python -m tests.goldens, and read the difference"
 OTHERS = ("0", "2", "3", "4", "5", "6", "7", "10")
 """The laws checked besides the first."""
 
@@ -83,22 +85,42 @@ def test_random_networks(part):
 @pytest.mark.parametrize("name", REGRESSIONS)
 def test_what_broke_once(name):
     obeys_the_laws(REGRESSIONS[name])
+    assert golden_of_program(name) == KEPT[f"program {name}"], MEANT
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
-def test_every_operation_is_built(kind):
-    """No operation is dead: each is applied in some program, and tracing it keeps what it computes."""
+def golden_of_program(name: str) -> str:
+    """Return what is said of what broke once, by the graph that its laws have traced."""
+    program = REGRESSIONS[name]
+    return line(traced(network(program), inputs_of(program)).gm)
+
+
+def golden_of_kind(kind: str) -> list[str]:
+    """Return what is said of the variants of an operation, each between two layers."""
+    programs_of = [program_of(kind, variant) for variant in range(VARIANTS)]
+    return [line(nce_fx.trace(network(program), inputs_of(program))) for program in programs_of]
+
+
+def program_of(kind: str, variant: int) -> Program:
     before = {"image": (), "tokens": (Op("to_tokens"),), "vector": (Op("to_vector"),)}[KINDS[kind].takes]
     also = {
         "merge": (Op("strided"),),
         "modulate": (Op("to_vector"),),
         "option_a": (Op("conv", size=3),),
     }.get(kind, (Op("conv", size=2),))
-    applied = 0
-    for variant in range(4):
-        program = Program((*before, *also, Op(kind, of=int(kind == "merge"), variant=variant)))
+    return Program((*before, *also, Op(kind, of=int(kind == "merge"), variant=variant)))
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_every_operation_is_built(kind):
+    """No operation is dead: each is applied in some program, and tracing it keeps what it computes."""
+    applied, said = 0, []
+    for variant in range(VARIANTS):
+        program = program_of(kind, variant)
         model, inputs = network(program), inputs_of(program)
         assert isinstance(model, Generated)
-        applied += len(model.steps) == len(before) + len(also) + 1
-        assert difference(run(model, inputs), run(nce_fx.trace(model, inputs), inputs)) <= 1e-12
+        applied += len(model.steps) == len(program.ops)
+        gm = nce_fx.trace(model, inputs)
+        assert difference(run(model, inputs), run(gm, inputs)) <= 1e-12
+        said.append(line(gm))
     assert applied > 0
+    assert said == KEPT[f"kind {kind}"], MEANT

@@ -1,12 +1,8 @@
 """No change of structure changes what is said of any model: groups, axes, MACs, memory, signs, plans."""
 
-import json
-
 import pytest
 
-from tests.goldens import FILE, NAMES, golden
-
-KEPT = json.loads(FILE.read_text(encoding="utf-8"))
+from tests.goldens import KEPT, NAMES, golden
 
 
 @pytest.mark.parametrize("name", NAMES)

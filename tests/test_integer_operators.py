@@ -99,6 +99,16 @@ CASES: dict[str, list[tuple[list[Any], dict[str, Any]]]] = {
     "Transpose": [([IMAGE], {"perm": [0, 2, 3, 1]})],
     "Flatten": [([IMAGE], {}), ([IMAGE], {"axis": 2}), ([IMAGE], {"axis": 0})],
     "Gather": [([IMAGE, numbers(2, 3, high=2, dtype=np.int64)], {}), ([IMAGE, ints(3, 0)], {"axis": -1})],
+    "Sigmoid": [([IMAGE], {})],
+    "Tanh": [([IMAGE], {})],
+    "Gelu": [([IMAGE], {}), ([IMAGE], {"approximate": "none"}), ([IMAGE], {"approximate": "tanh"})],
+    "HardSwish": [([IMAGE], {})],
+    "HardSigmoid": [([IMAGE], {}), ([IMAGE], {"alpha": 1 / 6}), ([IMAGE], {"alpha": 0.4, "beta": 0.1})],
+    "Mish": [([IMAGE], {})],
+    "Elu": [([IMAGE], {}), ([IMAGE], {"alpha": 0.5})],
+    "LeakyRelu": [([IMAGE], {}), ([IMAGE], {"alpha": 0.3})],
+    "Greater": [([IMAGE, one(0.5)], {})],
+    "BitwiseNot": [([numbers(9)], {})],
     "GatherND": [([IMAGE, numbers(3, 2, high=2, dtype=np.int64)], {})],
 }
 MICROSOFT = ("QLinearAdd", "QLinearLeakyRelu", "MatMulIntegerToFloat")

@@ -24,6 +24,7 @@ from nce_fx.ops.spellings import in_place
 from nce_fx.ops.table import argument_names
 from nce_fx.passes.analysis.channels import analysis_of
 from tests.drawing import keep, traced
+from tests.goldens import KEPT, line
 from tests.laws import cost_is_exact, narrowing_is_removal, widening_keeps_the_function
 from tests.zoo.model import noise, randomize
 
@@ -301,6 +302,18 @@ def test_however_it_is_written_the_same_is_said(name):
     follow, row = {each for what in found.values() for each in what[4]}, OPS[name].follows
     assert follow == (set() if isinstance(row, Absent) else {*row} & (follow | {*row} - {"groups"}))
     assert name in PINNED or any(free for what in found.values() for *_, free in what[0]), found
+
+    assert golden_of_op(name) == KEPT[f"op {name}"], (
+        "where this is meant: python -m tests.goldens, and read the difference"
+    )
+
+
+def golden_of_op(name: str) -> str:
+    """Return what is said of an operation between two layers, by the graph of one of its spellings."""
+    each = next(each for each, (op, _) in SPELLINGS.items() if op == name and said(each) is not None)
+    model = model_of(each)
+    assert model is not None
+    return line(traced(model, model.inputs(), torch.float32 if name in CASTS else torch.float64).gm)
 
 
 @pytest.mark.parametrize("name", [name for name, (op, _) in SPELLINGS.items() if op not in CASTS])

@@ -146,9 +146,12 @@ class Runner:
                 self.covering.learn(pages.ROOT / "nce_fx" / row["file"], tests, row["by"])
         if self.options.sound:
             self.sound(done, items)
-        for mutant in sample(self.options.count, self.options.seed, self.options.folders.split(",")):
+        where = self.options.folders.split(",")
+        places = set(files_of(where))
+        for mutant in sample(self.options.count, self.options.seed, *[] if self.options.again else [where]):
             known = done.get(mutant.key)
-            if known is None or (self.options.again and known["end"] in UNNOTICED and not known["why"]):
+            anew = known is not None and self.options.again and known["end"] in UNNOTICED and not known["why"]
+            if (anew and mutant.path in places) or (known is None and not self.options.again):
                 row = self.end_of(mutant, items, live)
                 if known is None or row["tests"]:
                     row |= {name: row[name] + float(known[name]) for name in ("tests", "seconds") if known}
@@ -331,7 +334,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=60, help="of tests for one mutant, by the map")
     parser.add_argument("--parameters", type=int, default=10**6, help="parameter sets of each test")
-    parser.add_argument("--folders", default=",".join((*FOLDERS, *FILES)), help="where the faults are")
+    parser.add_argument("--folders", default=",".join((*FOLDERS, *FILES)), help="where the faults are, or those again")
     parser.add_argument(
         "--once", action="store_true", help="no second try with all imported anew: what was kept may hide a fault"
     )

@@ -92,8 +92,11 @@ def _sum(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    from tests.test_generated import KINDS, REGRESSIONS, golden_of_kind, golden_of_program
-    from tests.test_ops import NOT_CALLED, OPS, golden_of_op
+    from nce_fx.ops import OPS
+    from tests.generator import KINDS
+    from tests.generator.regressions import REGRESSIONS
+    from tests.test_generated import golden_of_kind, golden_of_program
+    from tests.test_ops import NOT_CALLED, golden_of_op
 
     parts = {
         "": {name: golden(name) for name in NAMES},

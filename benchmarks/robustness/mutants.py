@@ -161,19 +161,15 @@ class Runner:
     def sound(self, done: dict[str, dict[str, Any]], items: dict[str, pytest.Item]) -> None:
         """Run the tests that noticed a fault without any, both ways; forget those that fail, and the rows by them."""
         tests = sorted({row["by"] for row in done.values()} & set(items))
-        names = {str(path): compile(path.read_text(), str(path), "exec", dont_inherit=True) for path in files_of()[:1]}
-        log, failed = WORK / "sound.log", set[str]()
+        path, log = files_of()[0], WORK / "sound.log"
+        same = str(path), compile(path.read_text(), str(path), "exec", dont_inherit=True)
 
-        def here() -> int:
-            for test in tests:
-                self.failed = ""
-                self._runs([items[test]])
-                print("FAILED " + test if self.failed else "")
-            return 0
+        def fails(test: str) -> bool:
+            return bool(in_a_process(lambda: self._runs([items[test]]), 600, log)[0])
 
-        for work in (here, lambda: import_anew(*names.popitem(), tests, ())):
-            in_a_process(work, 3600, log)
-            failed |= {line.removeprefix("FAILED ") for line in log.read_text().splitlines() if line[:7] == "FAILED "}
+        failed = {test for test in tests if fails(test)}
+        in_a_process(lambda: import_anew(*same, tests, ()), 3600, log)
+        failed |= {named(line) for line in log.read_text(errors="replace").splitlines() if line[:7] == "FAILED "}
         failed &= set(items)
         print(len(tests), "tests that noticed;", len(failed), "fail without a fault:", *sorted(failed), flush=True)
         for test in failed:
@@ -230,19 +226,25 @@ class Runner:
             seconds += more
         end = "timeout" if status in (-signal.SIGXCPU, -signal.SIGKILL) else ENDS.get(status, "killed")
         log_lines = log.read_text(errors="replace").splitlines()
-        by = next((line.removeprefix("FAILED ").strip() for line in reversed(log_lines) if "::" in line), "")
+        by = next((named(line) for line in reversed(log_lines) if "::" in line), "")
         by = by if end == "killed" else ""
         self.covering.learn(mutant.path, tests, by)
         with TRIED.open("a") as file:
             print(json.dumps([mutant.key, tests]), file=file)
         return row | {"seconds": seconds, "end": end, "by": by}
 
-    def _runs(self, items: list[pytest.Item]) -> None:
-        """Run tests as pytest does, up to the first that fails."""
+    def _runs(self, items: list[pytest.Item]) -> bool:
+        """Run tests as pytest does, up to the first that fails; return whether one does."""
         for item, following in zip(items, [*items[1:], None], strict=True):
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
             if self.failed:
-                return
+                return True
+        return False
+
+
+def named(line: str) -> str:
+    """Return the test of a line of pytest's, ``FAILED tests/test_x.py::test_y - AssertionError``."""
+    return line.removeprefix("FAILED ").partition(" - ")[0].strip()
 
 
 def tests_modules() -> list[ModuleType]:

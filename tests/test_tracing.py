@@ -624,6 +624,27 @@ def test_a_cache_that_is_still_empty_has_no_channels(way):
         LAWS[law](model, (x,))
 
 
+def test_what_a_view_is_joined_to_says_how_its_literal_size_is_read():
+    """A norm over channels widens them evenly: of 16 that were 8, ``reshape(2, -1, 8)`` could be two rows."""
+
+    class ClassToken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token, self.a, self.norm = nn.Parameter(torch.randn(8)), nn.Linear(6, 8), nn.LayerNorm(8)
+            self.out = nn.Linear(8, 3)
+
+        def forward(self, x):
+            token = self.token.unsqueeze(0).expand(x.shape[0], -1).reshape(x.shape[0], -1, 8)
+            return self.out(torch.cat([token, self.norm(self.a(x)).reshape(x.shape[0], -1, 8)], 1))
+
+    x = torch.randn(2, 4, 6)
+    model = ClassToken().eval()
+    gm = nce_fx.trace(model, (x,))
+    wide = nce_fx.resize(gm, {"a": 16})
+    torch.testing.assert_close(wide(x), model(x))
+    assert wide(torch.cat([x, x, x])).shape == (6, 5, 3)
+
+
 class OneRowForAll(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * (torch.arange(4) < 3).expand(2, 3, 4)

@@ -73,9 +73,11 @@ class Resizing(Check):
             self.edits.targets[n] = target
             self.edits.arguments[n] = _with_nodes(n, args, kwargs, new_args, new_kwargs)
             return result
-        aligned = self._align(n, args, kwargs)
-        if aligned is not None:
-            return aligned
+        fitted = self._align(n, args, kwargs)
+        if fitted is None:
+            fitted = self._read_again(n)
+        if fitted is not None:
+            return fitted
         if n in self.first.computing:
             raise first
         source = next((a for a in n.all_input_nodes if isinstance(self.env.get(a), ChannelTensor)), None)
@@ -86,6 +88,27 @@ class Resizing(Check):
             self.any_broken = True
             return Broken(source, first)
         return selected
+
+    def _read_again(self, n: Node) -> Any:
+        """Where operands do not fit, read a view that this node alone reads in the other way.
+
+        Of 64 channels that were 32, ``view(2, -1, 32)`` makes two rows, and what it is joined to says that it is one.
+        """
+        for source in n.all_input_nodes:
+            if not _is_view(self, source) or source in self.edits.arguments or len(source.users) > 1:
+                continue
+            before, (args, kwargs) = self.env[source], self.arguments(source)
+            for target, new_args, new_kwargs in repairs(self, source, args, kwargs):
+                try:
+                    self.env[source] = self._attempt(source, target, new_args, new_kwargs)
+                    result = self._attempt(n, n.target, *self.arguments(n))
+                except _FAILURES:
+                    self.env[source] = before
+                    continue
+                self.edits.targets[source] = target
+                self.edits.arguments[source] = _with_nodes(source, args, kwargs, new_args, new_kwargs)
+                return result
+        return None
 
     def _align(self, n: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Where operands carry the same channels in other orders, gather one into the order of another."""
@@ -219,14 +242,18 @@ def repairs(run: Resizing, n: Node, args: tuple[Any, ...], kwargs: dict[str, Any
         yield from repair(run, n, old, args, kwargs)
 
 
+def _is_view(run: Resizing, n: Node) -> bool:
+    op = None if n.op == "call_module" else run.ops.of_call(n.target)
+    return op is not None and op.repair is view
+
+
 def _same_batch(run: Resizing, n: Node, new: Any) -> None:
     """Let a view of one sample, whose ``-1`` would take what channels grow by, make no second one of their copies.
 
     Raises:
         Mismatch: it would, though no axis of one entry has grown before.
     """
-    op = None if n.op == "call_module" else run.ops.of_call(n.target)
-    if op is None or op.repair is not view:
+    if not _is_view(run, n):
         return
     source = n.all_input_nodes[0]
     old, before, after = run.old[n], run.old[source], run.env[source]

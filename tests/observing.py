@@ -36,10 +36,15 @@ def to_dtype(value: Any, dtype: torch.dtype) -> Any:
     return tree_map(lambda t: t.to(dtype) if isinstance(t, torch.Tensor) and t.is_floating_point() else t, value)
 
 
+def copied(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return copies of inputs, for a model that writes to what it is given."""
+    return tree_map(lambda v: v.clone() if isinstance(v, torch.Tensor) else v, inputs)  # type: ignore[no-any-return]
+
+
 def run(model: nn.Module, inputs: tuple[Any, ...]) -> list[Any]:
     """Return the leaves of the model's outputs, without gradients."""
     with torch.no_grad():
-        return tree_flatten(model(*inputs))[0]
+        return tree_flatten(model(*copied(inputs)))[0]
 
 
 def state_of(model: nn.Module) -> dict[str, bytes]:
@@ -114,7 +119,7 @@ def counted(gm: nn.Module, inputs: tuple[Any, ...]) -> tuple[int, int]:
         torch.enable_grad(),
         _Einsums(counter) as einsums,
     ):
-        gm(*inputs)
+        gm(*copied(inputs))
     return counter.get_total_flops() // 2 + einsums.uncounted, sum(p.numel() for p in gm.parameters())
 
 
@@ -395,7 +400,7 @@ def watched(
     """
     watch = Watch(gm, axes, alike)
     training = next((choice.training for choice in gm.modules() if isinstance(choice, ByMode)), gm.training)
-    watch.outputs = watch.run(*inputs, initial_env=idle_in(gm, training))
+    watch.outputs = watch.run(*copied(inputs), initial_env=idle_in(gm, training))
     return watch
 
 
@@ -414,7 +419,7 @@ def without_dropout(gm: GraphModule, inputs: tuple[Any, ...]) -> GraphModule:
         if not (module._modules or module._parameters or module._buffers or isinstance(module, ByMode)):
             module.eval()
     state = torch.get_rng_state()
-    copy.deepcopy(result)(*tree_map(_kept, inputs))
+    copy.deepcopy(result)(*copied(tree_map(_kept, inputs)))
     if not torch.equal(torch.get_rng_state(), state):
         torch.set_rng_state(state)
         for module in result.modules():

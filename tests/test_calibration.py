@@ -115,3 +115,24 @@ def test_every_value_is_counted_once_however_it_lies(dtype):
     np.testing.assert_array_equal(count_values(x[:2]) + count_values(x[2:]), wanted)
     assert count_values(torch.zeros(3).expand(4, 3))[0] == 12
     assert count_values(torch.tensor(-2.0)).sum() == 1
+
+
+class WritesToItsInput(nn.Module):
+    """Scales what it is given in place, as networks for images of bytes do."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.out = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.out(self.a(x.mul_(255)).relu())
+
+
+def test_calibration_writes_nothing_to_the_batches():
+    x = torch.randn(8, 4)
+    before = x.clone()
+    gm = nce_fx.trace(WritesToItsInput().eval(), x)
+    for batches in ([x], [x, x]):
+        nce_fx.quantize(gm, nce_fx.QuantSpec(activation="pact"), batches)
+        nce_fx.analyze_sensitivity(gm, [(x, torch.zeros(8, dtype=torch.long))])
+        assert torch.equal(x, before)

@@ -24,7 +24,7 @@ import nce_fx
 from nce_fx.tracing.preserved_state import untouched
 from tests import laws
 from tests.drawing import Traced, keep, narrower
-from tests.observing import again, counted, seeded
+from tests.observing import again, copied, counted, seeded
 
 SEEDS = (0, 1, 2)
 DOUBLE_UP_TO = 150_000_000
@@ -154,7 +154,7 @@ def _is_single(node: Node) -> bool:
 def _runs(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
     try:
         with torch.no_grad():
-            model(*inputs)
+            model(*copied(inputs))
     except RuntimeError:
         return False
     return True
@@ -198,7 +198,7 @@ def widening(
 ) -> Iterator[dict[str, Any]]:
     """Check on random plans that widening keeps the function (law 1) and that costs are exact (law 6)."""
     with torch.no_grad():
-        truth, reference = leaves(model(*inputs)), leaves(gm(*inputs))
+        truth, reference = leaves(model(*copied(inputs))), leaves(gm(*copied(inputs)))
     result: dict[str, Any] = {"trace_error": difference(truth, reference[: len(truth)]), "errors": [], "status": "ok"}
     cost = nce_fx.analyze_cost(gm, channels)
     for seed in seeds:
@@ -207,7 +207,7 @@ def widening(
         wide = nce_fx.resize(gm, widths, seed=seed)
         if seed == SEEDS[0]:
             result["resize_seconds"] = round(time.process_time() - begin, 3)
-        result["errors"].append(difference(reference, leaves(wide(*inputs))))
+        result["errors"].append(difference(reference, leaves(wide(*copied(inputs)))))
         if result["errors"][-1] > laws.TOLERANCE[dtype]:
             yield result | {"status": "failed: law 1", "trouble": f"widths at seed {seed}: {widths}"[:600]}
             return
@@ -256,7 +256,7 @@ def difference(expected: list[torch.Tensor], got: list[torch.Tensor]) -> float:
 def blind(gm: GraphModule, inputs: tuple[Any, ...]) -> list[str]:
     """Return the weights that the outputs do not feel: for these, law 1 says nothing."""
     weights = {n: p for n, p in gm.named_parameters() if p.dim() > 1 and p.is_floating_point() and p.requires_grad}
-    found = leaves(gm(*inputs))
+    found = leaves(gm(*copied(inputs)))
     total: Any = sum(
         (v * noise_like(v)).sum() / (float(v.detach().abs().max()) or 1.0) for v in found if v.requires_grad
     )

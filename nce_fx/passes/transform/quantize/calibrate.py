@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
+from torch.utils._pytree import tree_map
 
 from nce_fx.arguments import checked
 from nce_fx.batches import on_a_batch, read
@@ -177,8 +178,10 @@ class _Observer(Interpreter):
         self.batch = batch
         for module, training in self.choices:
             module.training = training
+        # A network may write to what it is given.
+        copies = tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, inputs)
         with on_a_batch(inputs):
-            self.run(*inputs, initial_env=dict(self.idle))
+            self.run(*copies, initial_env=dict(self.idle))
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module: nn.Module = self.module.get_submodule(str(target))

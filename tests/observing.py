@@ -278,13 +278,15 @@ def materialize(gm: GraphModule) -> None:
             parametrize.remove_parametrizations(module, "weight")
         if any(isinstance(hook, WeightNorm) for hook in module._forward_pre_hooks.values()):
             nn.utils.remove_weight_norm(module)
-    for node in list(gm.graph.nodes):
-        direction = node.args[0] if OPS.of_call(node.target) is OPS["_weight_norm"] else None
+    # A direction of zeros has no length to be divided by; two layers may read one weight.
+    norms = [node for node in gm.graph.nodes if OPS.of_call(node.target) is OPS["_weight_norm"]]
+    for node, value in [(node, computed_value(gm, node)) for node in norms]:
+        direction = node.args[0]
         if isinstance(direction, Node) and direction.op == "get_attr":
-            # A direction of zeros has no length to be divided by.
-            _tensor(gm, str(direction.target)).data.copy_(computed_value(gm, node))
+            _tensor(gm, str(direction.target)).data.copy_(value)
             node.replace_all_uses_with(direction)
             gm.recompile()
+    for node in list(gm.graph.nodes):
         weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
         if node.op == "call_function" and "conv" in str(node.target) and isinstance(weight, Node):
             _store(gm, node, weight)

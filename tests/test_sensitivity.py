@@ -478,7 +478,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(block):
     with pytest.raises(InputError, match=r"does not know the curvature of .*cross_entropy: choose fisher"):
         analyze_sensitivity(block, batches, "gauss_newton", loss=F.cross_entropy)
     detached = traced(Detached(), 3, 6, 6)
-    for metric in ("gauss_newton", "fisher"):
+    for metric in ("gauss_newton", "fisher", "hessian"):
         with pytest.raises(InputError, match="is it detached"):
             analyze_sensitivity(detached, batches, metric)
     for metric, known in METRICS.items():

@@ -379,5 +379,20 @@ REGRESSIONS: dict[str, Program] = {
         "dict",
         "optional",
     ),
+    "a_weight_of_negative_length_is_read_twice": Program(
+        (
+            Op("transposed", of=3, other=1),
+            Op("dense", other=1, size=1, variant=2),
+            Op("fixed", other=2),
+            Op("norm", other=4, variant=3),
+            Op("norm_by_hand", other=5, size=3, variant=3),
+            Op("activation", other=4, variant=1),
+            Op("own_weight", of=1, size=1, variant=2),
+            Op("channel_softmax", of=1, size=3, variant=1),
+            Op("again", of=2, other=4, variant=3),
+        ),
+        "dict",
+        "optional",
+    ),
 }
 """What broke -> the program."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from nce_fx.errors import InputError
 from nce_fx.passes.analysis.sensitivity.gradient import random_signs
 from nce_fx.passes.analysis.sensitivity.probe import Batch, Probe
 from nce_fx.passes.analysis.sensitivity.scores import Scores
@@ -40,6 +41,8 @@ def hessian(probe: Probe, batches: Sequence[Batch], progress: Progress) -> Score
             probe.show(values)
             count = probe.size(inputs, values[probe.output])
             loss = probe.loss_of(values[probe.output], target) * count
+            if not loss.requires_grad:
+                raise InputError("the model's output does not depend on any layer: is it detached?")
             tensors = [*weights, *(values[node] for node in probe.activations)]
             gradients = torch.autograd.grad(loss, tensors, create_graph=True, allow_unused=True)
         samples += count

@@ -29,6 +29,8 @@ from tests.zoo import ZOO, randomize
 from tests.zoo.model import image
 
 FILE = Path(__file__).parent / "data" / "goldens.json"
+MEANT = "where this is meant: python -m tests.goldens, and read the difference"
+"""What a test says where a line is another."""
 KEPT = {
     name: said
     for path in sorted(FILE.parent.glob("goldens*.json"))

@@ -19,13 +19,12 @@ from tests.drawing import keep, traced, wider
 from tests.generator import KINDS, Op, Program, inputs_of, network, programs
 from tests.generator.program import Generated
 from tests.generator.regressions import REGRESSIONS
-from tests.goldens import KEPT, line
+from tests.goldens import KEPT, MEANT, line
 from tests.laws import LAWS
 from tests.observing import difference, run
 
 EXAMPLES = os.environ.get("NCE_FX_EXAMPLES")
 PLANS, PARTS, VARIANTS = 3, 4, 4
-MEANT = "where this is meant: python -m tests.goldens, and read the difference"
 OTHERS = ("0", "2", "3", "4", "5", "6", "7", "10")
 """The laws checked besides the first."""
 

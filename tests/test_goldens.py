@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.goldens import KEPT, NAMES, golden
+from tests.goldens import KEPT, MEANT, NAMES, golden
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_said_of_a_model_has_changed(name):
-    assert golden(name) == KEPT[name], "where this is meant: python -m tests.goldens, and read the difference"
+    assert golden(name) == KEPT[name], MEANT

@@ -24,7 +24,7 @@ from nce_fx.ops.spellings import in_place
 from nce_fx.ops.table import argument_names
 from nce_fx.passes.analysis.channels import analysis_of
 from tests.drawing import keep, traced
-from tests.goldens import KEPT, line
+from tests.goldens import KEPT, MEANT, line
 from tests.laws import cost_is_exact, narrowing_is_removal, widening_keeps_the_function
 from tests.zoo.model import noise, randomize
 
@@ -303,9 +303,7 @@ def test_however_it_is_written_the_same_is_said(name):
     assert follow == (set() if isinstance(row, Absent) else {*row} & (follow | {*row} - {"groups"}))
     assert name in PINNED or any(free for what in found.values() for *_, free in what[0]), found
 
-    assert golden_of_op(name) == KEPT[f"op {name}"], (
-        "where this is meant: python -m tests.goldens, and read the difference"
-    )
+    assert golden_of_op(name) == KEPT[f"op {name}"], MEANT
 
 
 def golden_of_op(name: str) -> str:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch.fx import Node
 
 from nce_fx.errors import where
-from nce_fx.ids.labels import Ids, Label, Layout, core, memory_key, varies
+from nce_fx.ids.labels import Ids, Label, Layout, core, line_of, memory_key, varies
 from nce_fx.ids.space import IdSpace, ParameterAxis, Tensors
 
 _ASIDE = 1000
@@ -92,6 +93,10 @@ class RuleInterface(ABC):
     @abstractmethod
     def uniform(self, label: Label, axis: int) -> None:
         """Demand that the channels along an axis are copied together, equally often: ``x.mean(1)`` goes over them."""
+
+    @abstractmethod
+    def still(self, label: Label, axis: int) -> None:
+        """Demand that an axis along which ``alternates`` holds stays as it is: what is left of ``x.mean(1)`` has it."""
 
     @abstractmethod
     def rigid(self, label: Label, axis: int) -> None:
@@ -310,6 +315,18 @@ class RuleInterface(ABC):
             return False
         owners = self.space.owners(self.ids(core(label)).reshape(-1).numpy())
         return bool((self.space.widths(owners) == 1).all())
+
+    def alternates(self, label: Label, axis: int) -> bool:
+        """Say whether channels recur along an axis, as along the rows that ``F.pixel_shuffle(x, 2)`` makes: 0, 2, 0, 2.
+
+        Neighbours there are different channels, but the axis is one of places, which no width makes longer.
+        """
+        return bool(self.decide("alternates", (label,), lambda: self._alternates(label, axis), axis))
+
+    def _alternates(self, label: Label, axis: int) -> bool:
+        ids = self.ids(line_of(label, axis)).numpy()
+        _, counts = np.unique(ids, return_counts=True)
+        return len(counts) > 1 and int(counts.min()) > 1 and ids[0] != ids[1]
 
     def is_single(self, label: Label, axis: int) -> bool:
         """Say whether an axis has one entry, as the last two of an output of ``F.adaptive_avg_pool2d(x, 1)``."""

@@ -138,6 +138,28 @@ class PixelShuffle(nn.Module):
         return self.c(F.relu(self.up(self.b(F.relu(self.a(x))))))
 
 
+class NormsBehindPixelShuffle(nn.Module):
+    """NAFNet's decoder: norms by hand over the channels that a shuffle makes, whose places other channels take turns at.
+
+    What is left of such a mean, norm or largest is a map of places; no width makes it longer.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.down, self.b, self.up = conv(3, 4), nn.Conv2d(4, 8, 2, 2), conv(8, 16), nn.PixelShuffle(2)
+        self.scale, self.c = nn.Parameter(torch.rand(4)), conv(4, 6, 1)
+        self.marks, self.head = conv(4, 6, 1), Head(6)
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        x = x + self.up(self.b(F.relu(self.down(x))))
+        centered = x - x.mean(1, keepdim=True)
+        normed = centered / (centered.square().mean(1, keepdim=True) + 0.1).sqrt() * self.scale.view(1, -1, 1, 1)
+        marked = self.marks(F.pixel_unshuffle(x.amax(1, keepdim=True), 2))
+        x = self.c(F.relu(normed) + F.normalize(self.up(self.b(self.down(x))), dim=1))
+        return self.head(F.max_pool2d(x, 2) + marked)
+
+
 class PixelUnshuffle(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -249,6 +271,9 @@ MODELS = {
     "channel_shuffle_module": ZooModel(lambda: ChannelShuffle(True), (image(),), ("stem", *UNITS, "d")),
     "grouped_shuffle": ZooModel(GroupedShuffle, (image(),), ("stem", "a", "b"), together=together("stem", "b")),
     "pixel_shuffle": ZooModel(PixelShuffle, (image(),), ("a", "b")),
+    "norms_behind_pixel_shuffle": ZooModel(
+        NormsBehindPixelShuffle, (image(),), ("a", "down", "b", "c", "marks"), together=together("c", "marks")
+    ),
     "pixel_unshuffle": ZooModel(PixelUnshuffle, (image(),), ("a", "b")),
     "space_to_depth": ZooModel(SpaceToDepth, (image(),), ("a", "b")),
     "flipped": ZooModel(Flipped, (image(),), ("a", "c")),

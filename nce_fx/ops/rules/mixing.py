@@ -44,8 +44,11 @@ def _reduce(value: ChannelTensor, dims: list[int], keepdim: bool, kind: str) -> 
                 _norm_over(run, label, axis, -0.5)
             else:
                 sum_over(run, label, axis, kind)
-        if any(axis in dims for axis in channel) and all(axis in dims for axis in channel):
-            # No channel is left: what is beside it may be of any number.
+        beside = [axis for axis in channel if axis not in dims]
+        if len(beside) < len(channel) and all(run.alternates(label, axis) for axis in beside):
+            # No channel is left, or of each the place: what is beside it may be of any number.
+            for axis in beside:
+                run.still(label, axis)
             label = constant(NEUTRAL, label.shape)
         for axis in reversed(dims):
             label = label.narrow(axis, 0, 1)
@@ -66,7 +69,8 @@ def sum_over(run: RuleInterface, label: Label, axis: int, what: str) -> None:
 
 def _norm_over(run: RuleInterface, label: Label, axis: int, exponent: float) -> None:
     """A root of a sum of squares over channels: over whole copies it grows by the root of their number, no more."""
-    if not _rigid_beside(run, label, axis):
+    beside = [k for k in range(label.dim()) if k != axis and run.varies(label, k)]
+    if (beside and all(run.alternates(label, k) for k in beside)) or not _rigid_beside(run, label, axis):
         run.root(label, axis, exponent)
 
 

@@ -162,6 +162,12 @@ class Check(Replay):
         if index is not None and not np.array_equal(index, np.arange(old.shape[axis])):
             raise Mismatch(f"a parameter of {old.shape[axis]} entries is shared by all heads", old)
 
+    def still(self, label: Label, axis: int) -> None:
+        (old,) = self._met("still").labels
+        index = self.project(old, label, frozenset(range(old.dim())))[axis]
+        if index is not None and not np.array_equal(index, np.arange(old.shape[axis])):
+            raise Mismatch(f"a mean leaves {label.shape[axis]} places instead of {old.shape[axis]}", old)
+
     def rigid(self, label: Label, axis: int) -> None:
         (old,) = self._met("rigid").labels
         if label.shape[axis] != old.shape[axis]:

@@ -144,6 +144,9 @@ class Tie(HeadsAlike):
     def root(self, label: Label, axis: int, exponent: float) -> None:
         self._block("root", label, axis)
 
+    def still(self, label: Label, axis: int) -> None:
+        self._remember("still", label)
+
     def rigid(self, label: Label, axis: int) -> None:
         self._block("rigid", label, axis)
 

@@ -338,7 +338,10 @@ class KeepsPlaces(nn.Module):
         if self.shape != x.shape:
             # As long as a batch that it is traced with.
             self.places, self.shape = torch.arange(2.0 * flat.shape[-1], dtype=x.dtype).view(2, 1, -1), x.shape
-        out = flat.view(x.shape[0], 2, 2, -1).softmax(1).sum(1) + self.places.sum(0)
+        batch, length = x.shape[0], flat.shape[-1]
+        windows = flat.transpose(1, 2).reshape(batch * 4, length // 4, 4)
+        windows = windows.view(windows.shape[0], length // 4, 2, 2).softmax(3).reshape(windows.shape[0] // 4, -1, 4)
+        out = flat.view(batch, 2, 2, -1).softmax(1).sum(1) + self.places.sum(0) + windows.view(batch, -1, 4).mean()
         return (out, {"raw": flat}) if self.auxiliary else out
 
 

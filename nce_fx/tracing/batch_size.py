@@ -101,7 +101,10 @@ def _written_down(gm: GraphModule, size: int, ops: Ops) -> Iterator[tuple[Node, 
             continue
         sizes: Any = node.args[1]
         first = sizes[0] if isinstance(sizes, list | tuple) and sizes else sizes
-        if type(first) is int and first and (first == size or (first % size == 0 and _leads(node.args[0], size))):
+        if type(first) is not int or not first or first % size:
+            continue
+        # Windows of all images lie in one axis: a view keeps their number, (8, 4, 24) to (8, 4, 2, 12) of two images.
+        if first == size or _leads(node.args[0], size) or _leads(node.args[0], first):
             yield node, first
 
 
@@ -112,14 +115,16 @@ def _takes_sizes(op: Op) -> bool:
 
 
 def _leads(node: Any, size: int) -> bool:
-    meta = node.meta.get("tensor_meta") if isinstance(node, Node) else None
+    meta = node.meta.get("tensor_meta") if isinstance(node, Node) and node.op != "get_attr" else None
     return isinstance(meta, TensorMetadata) and len(meta.shape) > 0 and meta.shape[0] == size
 
 
 def _replace(gm: GraphModule, node: Node, first: int, size: int) -> None:
     source: Any = node.args[0]
+    if _leads(source, first):
+        size = first
     if not _leads(source, size) or is_by_mode(node):
-        source = next(each for each in gm.graph.nodes if each.op != "get_attr" and _leads(each, size))
+        source = next(each for each in gm.graph.nodes if _leads(each, size))
     with gm.graph.inserting_before(node):
         if isinstance(node.target, torch._ops.OpOverload):
             number = gm.graph.call_function(torch.ops.aten.sym_size.int, (source, 0))

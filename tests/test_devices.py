@@ -60,7 +60,7 @@ def on_cpu(gm):
     return {name: tensor.here for name, tensor in [*gm.named_parameters(), *gm.named_buffers()]}
 
 
-@pytest.mark.parametrize("name", one_of(3, ZOO.keys() - MAKES_ON_THE_CPU - NOT_IMITATED))
+@pytest.mark.parametrize("name", one_of(6, ZOO.keys() - MAKES_ON_THE_CPU - NOT_IMITATED))
 def test_a_model_elsewhere_is_resized_there_and_alike(name):
     model, inputs = ZOO[name].make(), ZOO[name].inputs
     here = nce_fx.trace(copy.deepcopy(model), inputs)

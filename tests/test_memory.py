@@ -113,9 +113,9 @@ def test_a_graph_that_is_kept_does_not_grow_with_what_is_asked_of_it() -> None:
 def test_nothing_of_any_pattern_is_changed_or_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Among them are in-place writes, views of views, heads that share a parameter, and models that count their calls.
 
-    Half of the zoo is asked, half of that in training. That tracing changes no model, in both modes, law 0 says. A run's values are many
-    megabytes in a large network, so they wait for no collection: they go when the last name for them goes, and of all
-    runs only the first one of each graph is left, which is kept with it.
+    Half of the zoo is asked, half of that in training. That tracing changes no model, in both modes, law 0 says. A
+    run's values are many megabytes in a large network, so they wait for no collection: they go when the last name for
+    them goes, and of all runs only the first one of each graph is left, which is kept with it.
     """
     runs: weakref.WeakSet[ChannelInterpreter] = weakref.WeakSet()
     monkeypatch.setattr(ChannelInterpreter, "__init__", _counted(ChannelInterpreter.__init__, runs))

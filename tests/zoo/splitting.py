@@ -139,7 +139,7 @@ class PixelShuffle(nn.Module):
 
 
 class NormsBehindPixelShuffle(nn.Module):
-    """NAFNet's decoder: norms by hand over the channels that a shuffle makes, whose places other channels take turns at.
+    """NAFNet's decoder: norms by hand over the channels that a shuffle makes, whose places other channels take in turn.
 
     What is left of such a mean, norm or largest is a map of places; no width makes it longer.
     """

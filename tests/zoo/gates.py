@@ -217,7 +217,29 @@ class GatheredTokens(nn.Module):
         return self.out(F.relu(self.b(x)))
 
 
+class SelectiveFusion(nn.Module):
+    """MixDehazeNet's: of a map that a pixel shuffle makes and the one beside it, how much is said for each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.down, self.up = conv(3, 4), nn.Conv2d(3, 6, 2, 2), nn.Sequential(conv(6, 16), nn.PixelShuffle(2))
+        self.squeeze, self.excite, self.head = conv(4, 3, 1), conv(3, 8, 1), Head(4)
+
+    def forward(self, x):
+        both = torch.cat([self.up(F.relu(self.down(x))), F.relu(self.a(x))], 1)
+        batch, _, height, width = both.shape
+        both = both.view(batch, 2, both.shape[1] // 2, height, width)
+        weights = self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(both.sum(1), 1))))
+        return self.head(F.relu((both * weights.view(batch, 2, -1, 1, 1).softmax(1)).sum(1)))
+
+
 MODELS = {
+    "selective_fusion": ZooModel(
+        SelectiveFusion,
+        (image(),),
+        ("a", "down", "up.0", "squeeze", "excite"),
+        together=(frozenset(("a", "up.0", "excite")),),
+    ),
     "expanded_gates": ZooModel(
         ExpandedGates,
         (image(),),

@@ -129,7 +129,7 @@ def _meet_activations(
         if bool((run.ids(core(coarse)) == FIXED).any()) and any(sizes[axis] > 1 for axis in axes):
             run.tie(fine, coarse)
         return fine
-    if set(axes_a) <= set(axes_b) or set(axes_b) <= set(axes_a):
+    if _one_within_the_other(run, a, b, axes_a, axes_b):
         fine, coarse, axes = (a, b, axes_b) if len(axes_a) >= len(axes_b) else (b, a, axes_a)
         if len(axes) == 1 and _made_by_no_layer(run, coarse):
             run.share(fine, axes[0], partial(run.tie, fine, coarse))
@@ -141,6 +141,17 @@ def _meet_activations(
     kept, other = (b, a) if more else (a, b)
     run.pin(run.ids(core(other)), "channels along one axis meet channels along another")
     return kept
+
+
+def _one_within_the_other(
+    run: RuleInterface, a: Label, b: Label, axes_a: tuple[int, ...], axes_b: tuple[int, ...]
+) -> bool:
+    """Whether one value's channels run along axes of the other's, but for rows and columns that ``pixel_shuffle`` made."""
+    if set(axes_a) <= set(axes_b) or set(axes_b) <= set(axes_a):
+        return True
+    left = {axis for axis in axes_a if not run.alternates(a, axis)}
+    right = {axis for axis in axes_b if not run.alternates(b, axis)}
+    return left <= right or right <= left
 
 
 def _made_by_no_layer(run: RuleInterface, label: Label) -> bool:

@@ -146,7 +146,7 @@ def _meet_activations(
 def _one_within_the_other(
     run: RuleInterface, a: Label, b: Label, axes_a: tuple[int, ...], axes_b: tuple[int, ...]
 ) -> bool:
-    """Whether one value's channels run along axes of the other's, but for rows and columns that ``pixel_shuffle`` made."""
+    """Whether the channels of one value run along axes of the other's, rows and columns of ``pixel_shuffle`` aside."""
     if set(axes_a) <= set(axes_b) or set(axes_b) <= set(axes_a):
         return True
     left = {axis for axis in axes_a if not run.alternates(a, axis)}

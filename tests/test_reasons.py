@@ -44,18 +44,18 @@ class Case:
     x: Tensor
 
 
-def _both_forms(n: Any, x: Tensor) -> Tensor:
+def _both_forms(n: Any, x: Tensor) -> Any:
     h = n.b(n.a(x).relu())
     return n.c(h.mean(2) if n.training else h.mean((2, 3)).unsqueeze(-1)).sum()
 
 
-def _written(n: Any, x: Tensor) -> Tensor:
+def _written(n: Any, x: Tensor) -> Any:
     held = torch.zeros(2, 5, 4, dtype=x.dtype)
     held[:, 1:] = n.a(x)[:, 1:]
     return n.c(n.b(held).relu())
 
 
-def _each_alone(n: Any, x: Tensor) -> Tensor:
+def _each_alone(n: Any, x: Tensor) -> Any:
     gates = n.a(x).sigmoid()
     return n.c(n.b(x).relu() * gates[:, :1] + n.b(x) * gates[:, 1:])
 
@@ -65,11 +65,11 @@ def _turned(n: Any, x: Tensor) -> Tensor:
     return F.grid_sample(x, where, align_corners=False)
 
 
-def _mixed(n: Any, x: Tensor) -> Tensor:
+def _mixed(n: Any, x: Tensor) -> Any:
     return n.c(n.b(n.a(x).transpose(1, 2)).transpose(1, 2).relu())
 
 
-def _chain(first: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+def _chain(first: Callable[[Any, Tensor], Any]) -> Callable[[Any, Tensor], Any]:
     """Return a forward whose layers ``b`` and ``c`` follow what is asked about."""
     return lambda n, x: n.c(n.b(first(n, x)).relu())
 
@@ -77,14 +77,14 @@ def _chain(first: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Te
 TOKENS, IMAGE = noise(2, 5, 6), image()
 
 
-def tokens(first: Callable[[Any, Tensor], Tensor], read: int = 4, **parts: Any) -> Callable[[], Network]:
+def tokens(first: Callable[[Any, Tensor], Any], read: int = 4, **parts: Any) -> Callable[[], Network]:
     """Build a network of three linear layers on ``(2, 5, 6)``, the second of which reads so many features."""
     return lambda: Network(
         _chain(first), **{"a": nn.Linear(6, 4), "b": nn.Linear(read, 5), "c": nn.Linear(5, 2)} | parts
     )
 
 
-def images(first: Callable[[Any, Tensor], Tensor], read: int = 4, **parts: Any) -> Callable[[], Network]:
+def images(first: Callable[[Any, Tensor], Any], read: int = 4, **parts: Any) -> Callable[[], Network]:
     """Build a network of three convolutions on ``(2, 3, 8, 8)``, the second of which reads so many channels."""
     return lambda: Network(_chain(first), **{"a": conv(3, 4), "b": conv(read, 5), "c": conv(5, 2)} | parts)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nce_fx.errors import InputError
 from nce_fx.passes.analysis.sensitivity.gradient import random_signs
-from nce_fx.passes.analysis.sensitivity.probe import Batch, Probe
+from nce_fx.passes.analysis.sensitivity.probe import DETACHED, Batch, Probe
 from nce_fx.passes.analysis.sensitivity.scores import Scores
 from nce_fx.passes.analysis.sensitivity.shard import Shard
 from nce_fx.progress import Progress
@@ -42,7 +42,7 @@ def hessian(probe: Probe, batches: Sequence[Batch], progress: Progress) -> Score
             count = probe.size(inputs, values[probe.output])
             loss = probe.loss_of(values[probe.output], target) * count
             if not loss.requires_grad:
-                raise InputError("the model's output does not depend on any layer: is it detached?")
+                raise InputError(DETACHED)
             tensors = [*weights, *(values[node] for node in probe.activations)]
             gradients = torch.autograd.grad(loss, tensors, create_graph=True, allow_unused=True)
         samples += count

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from nce_fx.errors import InputError
-from nce_fx.passes.analysis.sensitivity.probe import Batch, Probe, Values
+from nce_fx.passes.analysis.sensitivity.probe import DETACHED, Batch, Probe, Values
 from nce_fx.passes.analysis.sensitivity.scores import Scores
 from nce_fx.progress import Progress
 from nce_fx.tasks.outputs import first_tensor
@@ -154,7 +154,7 @@ def _tracked(probe: Probe, inputs: Any, wanted: Sequence[Node]) -> tuple[Values,
     with torch.enable_grad():
         depends = probe.seen(values[probe.output]).requires_grad
     if not depends:
-        raise InputError("the model's output does not depend on any layer: is it detached?")
+        raise InputError(DETACHED)
     return values, [first_tensor(values[node]) for node in wanted]
 
 

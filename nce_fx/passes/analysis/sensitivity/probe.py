@@ -33,6 +33,8 @@ from nce_fx.tasks.outputs import classes_of, first_tensor, has_own_loss
 Batch = tuple[Any, Any]
 Values = dict[Node, Any]
 Watch = Callable[[Mapping[Node, Any]], None]
+DETACHED = "the model's output does not depend on any layer: is it detached?"
+"""What is said where nothing can be derived."""
 
 
 @dataclass(frozen=True)

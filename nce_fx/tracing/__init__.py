@@ -33,6 +33,7 @@ from nce_fx.pipeline.history import begin, traced_again
 from nce_fx.signature import call_of, signature
 from nce_fx.traced import ATTRIBUTES, FROZEN, ORIGIN, kept_attributes
 from nce_fx.tracing.batch_size import follow_batch
+from nce_fx.tracing.checks import CHECKS
 from nce_fx.tracing.equivalence import MODES, Reference
 from nce_fx.tracing.exported import export_graph, graph_of_module, is_of_program
 from nce_fx.tracing.exporting import export, is_of_ids
@@ -202,6 +203,7 @@ class _Tracing:
             self.before.restore()
         joined = join(*graphs, name=type(self.model).__name__, ops=self.ops)
         joined.meta["leaves"] = graphs[0].meta.get("leaves", ())
+        joined.meta[CHECKS] = tuple(check for gm in graphs for check in gm.meta.get(CHECKS, ()))
         for gm in graphs:
             if FIXED_SIZE in gm.meta:
                 joined.meta[FIXED_SIZE] = gm.meta[FIXED_SIZE]
@@ -228,6 +230,8 @@ class _Tracing:
         gm.meta["compared"] = self.reference.compared()
         if FIXED_SIZE in gm.meta:
             gm.meta["compared"] += f"; it takes batches of {gm.meta[FIXED_SIZE]} alone"
+        if checks := gm.meta.get(CHECKS):
+            gm.meta["compared"] += f"; it does not check values as its model does at {', '.join(dict.fromkeys(checks))}"
         _take_modes(gm, self.model)
 
 

@@ -24,6 +24,7 @@ from nce_fx.ops.liveness import has_an_effect
 from nce_fx.ops.spellings import in_place
 from nce_fx.ops.table import default
 from nce_fx.traced import TracedModule
+from nce_fx.tracing.checks import CHECKS
 from nce_fx.tracing.equivalence import agrees
 from nce_fx.tracing.exporting import Exported, is_of_ids
 from nce_fx.tracing.gradients import mark
@@ -63,6 +64,7 @@ def export_graph(
     gm.graph.eliminate_dead_code(has_an_effect)
     gm.recompile()
     result = _plain(gm, type(model).__name__)
+    result.meta[CHECKS] = exported.checks
     if exported.size is not None:
         result.meta[FIXED_SIZE] = exported.size
     if lengths and not one_of_two:

@@ -1,6 +1,7 @@
 """A model as torch.export's program, in one of its modes: by the way that serves, with a free batch where it can be."""
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
@@ -16,6 +17,7 @@ from torch.utils._pytree import tree_map
 
 from nce_fx.batches import leading_size
 from nce_fx.tracing.attention_decomposition import attention_opened
+from nce_fx.tracing.checks import answer_that_goes_on, asking, check_at
 from nce_fx.tracing.inputs import Inputs
 from nce_fx.tracing.symbolic import UntraceableError
 
@@ -29,6 +31,8 @@ class Exported:
     """The size of the batch that it takes alone, where it takes no other."""
     strict: bool
     """Whether the compiler's front end read the model."""
+    checks: tuple[str, ...] = ()
+    """Where the model checks values, which the program does not."""
 
 
 def export(
@@ -66,7 +70,7 @@ def export(
     by = tuple(sorted(by, key=lambda strict: like is not None and strict != like.strict))
     fixed: ExportedProgram | None = None
     # With gradients on, torch's transformer layers take their plain path, not the one that is fused for inference.
-    with torch.enable_grad(), _quietly(), attention_opened(), nullcontext() if all(by) else _NoData():
+    with torch.enable_grad(), _quietly(), attention_opened(), nullcontext([]) if all(by) else _Watching() as checks:
         for strict in by if like is None or like.size is None else ():
             try:
                 program = torch.export.export(
@@ -80,9 +84,9 @@ def export(
                     fixed = torch.export.export(model, args, kwargs, strict=strict)
             else:
                 if size is None or _is_free(program):
-                    return Exported(program, None, strict)
+                    return Exported(program, None, strict, tuple(checks))
         fixed = fixed or torch.export.export(model, args, kwargs, strict=by[0])
-        return Exported(fixed, size, by[0])
+        return Exported(fixed, size, by[0], tuple(checks))
 
 
 def is_of_ids(value: Any) -> bool:
@@ -92,12 +96,26 @@ def is_of_ids(value: Any) -> bool:
     return not (value.is_floating_point() or value.is_complex())
 
 
-class _NoData(TorchFunctionMode):
-    """Stops where the model assigns to the data of a tensor: torch.export loses what is assigned."""
+class _Watching(TorchFunctionMode):
+    """Answers checks of values, and stops where the model assigns to the data of a tensor: torch.export loses that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.checks: list[str] = []
+
+    def __enter__(self) -> list[str]:
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self.checks
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__self__", None) is torch.Tensor.data and func.__name__ == "__set__":
             raise UntraceableError("forward assigns to the data of a tensor")
+        if func is torch.Tensor.__bool__:
+            frame = asking(sys._getframe(1))
+            answer = answer_that_goes_on(frame)
+            if answer is not None:
+                self.checks.append(check_at(frame))
+                return answer
         return func(*args, **(kwargs or {}))
 
 

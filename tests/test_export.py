@@ -630,8 +630,9 @@ def test_what_only_training_writes_is_not_in_the_file(tmp_path):
     assert torch.equal(q.get_buffer("mean"), torch.ones(8))
 
 
-@pytest.mark.parametrize("scopes", ["no list", "(", "[]", "['one']"])
+@pytest.mark.parametrize("scopes", ["no list", "(", "[]", "['one']", None])
 def test_a_node_whose_scopes_say_nothing_is_named_by_its_operation(scopes):
     node = helper.make_node("Relu", ["x"], ["y"], name="node")
-    node.metadata_props.add(key="pkg.torch.onnx.name_scopes", value=scopes)
+    if scopes is not None:
+        node.metadata_props.add(key="pkg.torch.onnx.name_scopes", value=scopes)
     assert owner(node) == "Relu"

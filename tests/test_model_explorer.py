@@ -44,6 +44,22 @@ def test_a_result_folder_is_written_for_model_explorer(tmp_path):
     noise = {layer.name: layer.weight + layer.activation for layer in report.layers}
     assert results["fc"]["value"] == noise["fc"]
     assert len(results) == len(noise)
+    layers = tuple(layer.model_copy(update={"weight": 0.5, "activation": 0.25}) for layer in report.layers)
+    of_both = report.model_copy(update={"layers": layers})
+    assert [entry["value"] for entry in model_explorer(gm, "m", of_both)[1]["m"]["results"].values()] == [0.75] * len(
+        noise
+    )
+
+
+def test_each_cost_stands_at_a_node():
+    """Those of parameters that no layer has, too, such as what quantizers learn."""
+    x = torch.zeros(1, 3, 8, 8)
+    gm = nce_fx.quantize(nce_fx.trace(MODELS["resnet8"](width=4), (x,)), nce_fx.QuantSpec("lsq", "lsq"), [x])
+    cost = nce_fx.analyze_cost(gm)
+    said = {about["layer"]: about for _, about in nce_fx.to_networkx(gm, cost=cost).nodes(data=True) if about["layer"]}
+    assert {path: (about["macs"], about["params"]) for path, about in said.items()} == {
+        path: (costs.macs, costs.params) for path, costs in cost.nodes.items()
+    }
 
 
 def test_a_graph_without_a_report_has_no_data():

@@ -117,6 +117,14 @@ def reads(node: NodeProto) -> Iterator[str]:
         yield from (output.name for output in body.output)
 
 
+def drop_unread(model: ModelProto) -> None:
+    """Take the constants out of a model that nothing reads, in place."""
+    read = {name for node in model.graph.node for name in reads(node)} | {value.name for value in model.graph.output}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+
+
 def _free(wanted: str, taken: set[str]) -> str:
     name = free_name(wanted, taken)
     taken.add(name)

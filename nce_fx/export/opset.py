@@ -8,7 +8,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from nce_fx.errors import ExportError, one_line
-from nce_fx.export.onnx_names import reads
+from nce_fx.export.onnx_names import drop_unread
 
 LEAST_OF_EXPORTER = 18
 LEAST, MOST = 13, 25
@@ -72,10 +72,7 @@ def _axes_as_attributes(model: ModelProto) -> None:
     for node in model.graph.node:
         if node.op_type.startswith("Reduce") and node.op_type != "ReduceSum" and len(node.input) > 1:
             _take_axes(node, constants)
-    read = {name for node in model.graph.node for name in reads(node)} | {value.name for value in model.graph.output}
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+    drop_unread(model)
 
 
 def _take_axes(node: NodeProto, constants: dict[str, TensorProto]) -> None:

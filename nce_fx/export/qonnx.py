@@ -19,7 +19,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from nce_fx.export.levels import ActivationLevels
-from nce_fx.export.onnx_names import reads
+from nce_fx.export.onnx_names import drop_unread, reads
 
 
 def suit_flows(model: ModelProto, activations: Mapping[str, ActivationLevels]) -> None:
@@ -51,6 +51,7 @@ def suit_flows(model: ModelProto, activations: Mapping[str, ActivationLevels]) -
     for node in nodes:
         if node.op_type not in ("Clip", "Relu") or node.output[0] in read:
             model.graph.node.extend(_of_relus(node, constants, model.graph.initializer))
+    drop_unread(model)
 
 
 def _behind_relu(

@@ -1,4 +1,4 @@
-"""What a cost counts where there is little to count: no sums, no tokens, no node, one measurement, no memory of its own."""
+"""What a cost counts where there is little to count: no sums, no tokens, one measurement, no memory of its own."""
 
 import numpy as np
 import pytest

@@ -1,8 +1,9 @@
 """What there is to sum in a graph: its work, what it stores, and what is in memory, as terms over part widths."""
 
-import math
+import sys
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 from nce_fx.frozen import Frozen
@@ -96,7 +97,7 @@ class CostTerms(Frozen):
             starts.setdefault(tensor.first, []).append(index)
         steps, found = sorted(starts), []
         alive: list[int] = []
-        for step, after in zip(steps, [*steps[1:], math.inf], strict=False):
+        for step, after in pairwise([*steps, sys.maxsize]):
             alive = [index for index in alive if self.tensors[index].last >= step] + starts[step]
             # Where nothing ends before the next one starts, all are in memory then as well.
             if any(self.tensors[index].last < after for index in alive):

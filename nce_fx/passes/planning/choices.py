@@ -1,5 +1,6 @@
 """Which widths every group may take, legal within ratios, rounding and patterns; and why no plan of them would do."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -138,8 +139,8 @@ def legal_choices(channels: ChannelGraph, rules: Rules, least: Mapping[str, int]
 
 def widths_of(group: ChannelGroup, rules: Rules) -> Integers:
     """Return the widths a group may take, the original one among them."""
-    least = max(group.min_width, -(-rules.min_width * group.width // 1))
-    first = int(least + (group.width - least) % group.step)
+    least = max(group.min_width, math.ceil(rules.min_width * group.width - 1e-9))
+    first = least + (group.width - least) % group.step
     options = np.arange(first, int(rules.max_width * group.width + 1e-9) + 1, group.step, dtype=np.int64)
     options = options[options % rules.round_to == 0]
     return np.union1d(options, [group.width]).astype(np.int64)

@@ -98,6 +98,18 @@ CASES = [
         TOKENS,
     ),
     Case(
+        "channels are picked by values",
+        "a",
+        tokens(lambda n, x: n.a(x).gather(2, n.places), 3, places=torch.arange(30).view(2, 5, 3) % 4),
+        TOKENS,
+    ),
+    Case(
+        "its rows are picked by values",
+        "o",
+        tokens(lambda n, x: n.a(x + n.o.weight[x[..., 0].long().abs() % 3]) + n.o(x).relu().mean(), o=nn.Linear(6, 3)),
+        TOKENS,
+    ),
+    Case(
         "channels are written to by values",
         "a",
         tokens(lambda n, x: n.a(x).scatter(2, x[..., :3].long().abs() % 4, x[..., 3:])),
@@ -239,7 +251,6 @@ NOT_SHOWN = {
     "they are looked up by position",
     "its values say what is picked",
     "its channels are summed with weights that depend on the data",
-    "its rows are picked by values",
     "its weight is computed from it as a whole",
 }
 """Reasons that no small network was found for: another comes first."""

@@ -4,8 +4,6 @@ from torch.fx import GraphModule, Node
 
 from nce_fx.ops.op import Op
 from nce_fx.ops.table import OPS, table_of
-from nce_fx.paths import called
-from nce_fx.quantizers import ActivationQuantizer
 
 
 def is_relu(gm: GraphModule, node: Node) -> bool:
@@ -14,7 +12,7 @@ def is_relu(gm: GraphModule, node: Node) -> bool:
 
 
 def never_negative(gm: GraphModule, node: Node) -> bool:
-    """Whether the graph alone shows that a value is never negative."""
+    """Whether a graph without quantizers alone shows that a value is never negative."""
     pending, seen = [node], set()
     while pending:
         current = pending.pop()
@@ -23,13 +21,10 @@ def never_negative(gm: GraphModule, node: Node) -> bool:
         seen.add(current)
         if not current.op.startswith("call_"):
             return False
-        op, quantizer = table_of(gm).of(gm, current), called(gm, current, ActivationQuantizer)
-        if quantizer is not None:
-            if quantizer.signed:
-                return False
-        elif op is None or op.sign == "any":
+        op = table_of(gm).of(gm, current)
+        if op is None or op.sign == "any":
             return False
-        elif op.sign == "kept":
+        if op.sign == "kept":
             if not current.all_input_nodes or _has_negative_number(op, current):
                 return False
             pending.extend(current.all_input_nodes)

@@ -199,7 +199,7 @@ def conv(spatial: int, *, transposed: bool = False) -> Rule:
 
 def convolution(gm: GraphModule, node: Node) -> Layer:
     """``aten.convolution``: the number of spatial axes and the direction are arguments."""
-    return conv(len(node.args[3]), transposed=bool(node.args[6]))(gm, node)  # type: ignore[arg-type]
+    return conv(len(shape_of(_argument(node, 1))) - 2, transposed=bool(node.args[6]))(gm, node)
 
 
 def matmul(first: int = 0) -> Rule:

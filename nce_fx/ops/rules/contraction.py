@@ -144,7 +144,7 @@ def _as_many(run: RuleInterface, label: Label, axes: tuple[int, ...], other: Lab
     """Let what heads have inside be alike where they meet, head by head, what has no channels: they stay as many."""
     for axis in axes[:-1]:
         own = axis - label.dim() + other.dim()
-        if axis < label.dim() - 2 and own >= 0 and not run.is_single(other, own):
+        if own >= 0 and not run.is_single(other, own):
             run.tie(label, label.narrow(axis, 0, 1).expand(label.shape))
 
 

@@ -204,7 +204,7 @@ def spatial(axes: int) -> Any:
             return opaque(func, args, kwargs)
         run = value.run
         name = func._schema.name
-        outputs = _resampled(value, args, kwargs) if "upsample_" in name else on_meta(func, args, kwargs)
+        outputs = _resampled(value, args[1]) if "upsample_" in name else on_meta(func, args, kwargs)
         label = label_for(value, value.dim() - axes - 1)
         for axis in range(value.dim() - axes, value.dim()):
             if axis in run.channel_axes(label):
@@ -254,12 +254,8 @@ def _elsewhere(value: ChannelTensor, label: Label, shape: tuple[int, ...]) -> Ch
     return ChannelTensor(value.run, shape, (resized(label, shape),), value.dtype)
 
 
-def _resampled(value: ChannelTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+def _resampled(value: ChannelTensor, sizes: Sequence[int]) -> torch.Tensor:
     """Return the shape of what is upsampled, as a tensor without values: PyTorch's own way there takes milliseconds."""
-    sizes = args[1]
-    if sizes is None:
-        factors = kwargs.get("scale_factors", args[-1])
-        sizes = [int(size * factor) for size, factor in zip(value.shape[-len(factors) :], factors, strict=True)]
     return torch.empty((*value.shape[: -len(sizes)], *sizes), device="meta")
 
 

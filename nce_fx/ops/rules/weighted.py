@@ -156,10 +156,11 @@ def any_convolution(
     groups: int,
 ) -> ChannelTensor:
     """``aten.convolution``: the number of axes and the direction are arguments."""
+    dims = len(weight.shape) - 2
     if transposed:
-        whole = transposed_convolution(len(stride))
+        whole = transposed_convolution(dims)
         return whole(input, weight, bias, stride, padding, output_padding, groups, dilation)
-    return convolution(len(stride))(input, weight, bias, stride, padding, dilation, groups)
+    return convolution(dims)(input, weight, bias, stride, padding, dilation, groups)
 
 
 def _convolve(

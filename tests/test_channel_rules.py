@@ -245,6 +245,15 @@ MOVEMENTS = [
     Rule("a part of an axis amid others", images(lambda n, x: n.a(x)[..., 1:3, 2:, :], 2), IMAGE, {"a": 1, "b": 1}),
     Rule("a part from the second on", tokens(lambda n, x: n.a(x).narrow(2, 1, 2), 2), TOKENS, {"a": 1, "b": 1}),
     Rule(
+        "two parts, each read by a layer of its own",
+        lambda: Network(
+            lambda n, x: n.c(n.b(n.a(x).narrow(2, 0, 1)).relu() + n.d(n.a(x).narrow(2, 1, 3))),
+            **{"a": nn.Linear(6, 4), "b": nn.Linear(1, 5), "d": nn.Linear(3, 5), "c": nn.Linear(5, 2)},
+        ),
+        TOKENS,
+        {"a": 1, "b,d": 1},
+    ),
+    Rule(
         "an axis of one that goes, as ATen has it",
         tokens(lambda n, x: aten.squeeze.default(n.a(x)[:1])),
         TOKENS,

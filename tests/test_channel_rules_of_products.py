@@ -32,17 +32,19 @@ PRODUCTS = [
     Rule(
         "a matrix times features is a layer",
         lambda: Network(
-            lambda n, x: n.c((n.w @ n.a(x).mT).mT.relu()), a=nn.Linear(6, 4), w=parameter(7, 4), c=nn.Linear(7, 2)
+            lambda n, x: n.c(torch.bmm(n.w.expand(2, -1, -1), n.a(x).mT).mT.relu()),
+            **{"a": nn.Linear(6, 4), "w": parameter(7, 4), "c": nn.Linear(7, 2)},
         ),
-        TOKENS[0],
+        TOKENS,
         {"a": 1, "w": 1},
     ),
     Rule(
         "a matrix times tokens keeps their number and no channels",
         lambda: Network(
-            lambda n, x: n.c((n.w @ n.a(x)).relu()), a=nn.Linear(6, 4), w=parameter(7, 5), c=nn.Linear(4, 2)
+            lambda n, x: n.c(torch.bmm(n.w.expand(2, -1, -1), n.a(x)).relu()),
+            **{"a": nn.Linear(6, 4), "w": parameter(7, 5), "c": nn.Linear(4, 2)},
         ),
-        TOKENS[0],
+        TOKENS,
         {"a": 1},
     ),
     Rule(

@@ -54,3 +54,15 @@ def test_a_norm_is_taken_in_where_its_statistics_are_fixed(model, takes):
     folded = FoldBatchNorm()(gm)
     assert folded.modified is takes
     assert difference(run(gm, x), run(folded.graph_module, x)) <= 1e-12
+
+
+def test_what_a_call_of_a_norm_leaves_out_is_the_default():
+    model = randomize(Normed(lambda n, x: F.batch_norm(x, n.running_mean, n.running_var))).eval().double()
+    x = (image().double(),)
+    gm = nce_fx.trace(model, x)
+    (norm,) = (node for node in gm.graph.nodes if node.target is F.batch_norm)
+    norm.kwargs = {}
+    gm.recompile()
+    folded = FoldBatchNorm()(gm)
+    assert folded.modified
+    assert difference(run(model, x), run(folded.graph_module, x)) <= 1e-12

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -28,8 +29,16 @@ class Rule:
     """Producers of each group that may have another width -> the step of its widths."""
 
 
+def network(forward: Callable[[Any, Tensor], Any], **parts: Any) -> Network:
+    return Network(forward, **parts)
+
+
 def parameter(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.zeros(shape))
+
+
+def _picked(pick: Callable[[Tensor, Tensor], Tensor], n: Any, x: Tensor) -> Tensor:
+    return pick(n.a(x), n.i)
 
 
 def _part_written(n: Any, x: Tensor) -> Tensor:
@@ -47,7 +56,7 @@ MEETINGS = [
     ),
     Rule(
         "a scale that the heads share is copied with what they have inside",
-        lambda: Network(
+        lambda: network(
             lambda n, x: n.c((n.a(x).view(2, 5, 2, 3) * n.s).flatten(2)),
             a=nn.Linear(6, 6),
             s=parameter(3),
@@ -58,7 +67,7 @@ MEETINGS = [
     ),
     Rule(
         "a gate of each head that a layer makes is of the heads' group",
-        lambda: Network(
+        lambda: network(
             lambda n, x: n.c((n.a(x).view(2, 5, 2, 3) * n.g(x)[:, :, None]).flatten(2)),
             a=nn.Linear(6, 6),
             g=nn.Linear(6, 3),
@@ -69,7 +78,7 @@ MEETINGS = [
     ),
     Rule(
         "a weight over the norm of its rows, by the default axis",
-        lambda: Network(
+        lambda: network(
             lambda n, x: n.c(F.linear(n.a(x).relu(), torch._weight_norm(n.v, n.g)).relu()),
             a=nn.Linear(6, 4),
             v=parameter(3, 4),
@@ -81,7 +90,7 @@ MEETINGS = [
     ),
     Rule(
         "a weight whose rows are standardized by a batch norm",
-        lambda: Network(
+        lambda: network(
             lambda n, x: n.c(
                 n.a(F.conv2d(x, F.batch_norm(n.w.reshape(1, 6, -1), None, None, n.g, training=True).view_as(n.w)))
             ),
@@ -102,7 +111,7 @@ MEETINGS = [
     ),
     Rule(
         "the last state of a recurrent layer has a row for each of the batch",
-        lambda: Network(
+        lambda: network(
             lambda n, x: n.c(n.b(n.cell(n.a(x))[1][-1][:, None] + x[..., :3]).relu()),
             **{
                 "a": nn.Linear(6, 4),
@@ -141,7 +150,7 @@ MOVEMENTS = [
     Rule("the largest of one token", tokens(lambda n, x: n.a(x).topk(1, 1).values), TOKENS[:, :1], {"a": 1, "b": 1}),
     Rule(
         "an image that is read where data say",
-        lambda: Network(
+        lambda: network(
             lambda n, x: n.c(n.b(F.grid_sample(n.i, n.a(x).permute(0, 2, 3, 1).tanh(), align_corners=False)).relu()),
             **{"a": conv(3, 2), "i": noise(2, 3, 8, 8), "b": conv(3, 4), "c": conv(4, 2)},
         ),
@@ -164,7 +173,7 @@ MOVEMENTS = [
     *(
         Rule(
             f"one channel, taken {len(places)} times by {how}",
-            images(lambda n, x, pick=pick: pick(n.a(x), n.i), len(places), i=tensor(places)),
+            images(partial(_picked, pick), len(places), i=tensor(places)),
             IMAGE,
             {"a": 1, "b": 1},
         )
@@ -195,7 +204,7 @@ MOVEMENTS = [
     ),
     Rule(
         "a constant image that is read where data say",
-        lambda: Network(
+        lambda: network(
             lambda n, x: n.c(
                 n.b(
                     F.grid_sample(
@@ -246,7 +255,7 @@ MOVEMENTS = [
     Rule("a part from the second on", tokens(lambda n, x: n.a(x).narrow(2, 1, 2), 2), TOKENS, {"a": 1, "b": 1}),
     Rule(
         "two parts, each read by a layer of its own",
-        lambda: Network(
+        lambda: network(
             lambda n, x: n.c(n.b(n.a(x).narrow(2, 0, 1)).relu() + n.d(n.a(x).narrow(2, 1, 3))),
             **{"a": nn.Linear(6, 4), "b": nn.Linear(1, 5), "d": nn.Linear(3, 5), "c": nn.Linear(5, 2)},
         ),

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.test_channel_rules import Rule, holds, parameter
-from tests.test_reasons import IMAGE, TOKENS, Network, tokens
+from tests.test_channel_rules import Rule, holds, network, parameter
+from tests.test_reasons import IMAGE, TOKENS, tokens
 from tests.zoo.model import conv
 
 
 def _heads(x: Tensor, count: int = 2) -> Tensor:
-    return x.unflatten(-1, (count, x.shape[-1] // count)).transpose(1, 2)
+    return x.view(*x.shape[:-1], count, x.shape[-1] // count).transpose(1, 2)
 
 
 def _over_tokens(scores: Tensor, n: Any, x: Tensor) -> Any:
@@ -31,7 +31,7 @@ BETWEEN = torch.arange(5)[:, None] - torch.arange(5) + 4
 PRODUCTS = [
     Rule(
         "a matrix times features is a layer",
-        lambda: Network(
+        lambda: network(
             lambda n, x: n.c(torch.bmm(n.w.expand(2, -1, -1), n.a(x).mT).mT.relu()),
             **{"a": nn.Linear(6, 4), "w": parameter(7, 4), "c": nn.Linear(7, 2)},
         ),
@@ -40,7 +40,7 @@ PRODUCTS = [
     ),
     Rule(
         "a matrix times tokens keeps their number and no channels",
-        lambda: Network(
+        lambda: network(
             lambda n, x: n.c(torch.bmm(n.w.expand(2, -1, -1), n.a(x)).relu()),
             **{"a": nn.Linear(6, 4), "w": parameter(7, 5), "c": nn.Linear(4, 2)},
         ),
@@ -49,7 +49,7 @@ PRODUCTS = [
     ),
     Rule(
         "a matrix of its own for each channel follows the channels",
-        lambda: Network(lambda n, x: n.c((n.w @ n.a(x)).relu()), a=conv(3, 4), w=parameter(4, 7, 8), c=conv(4, 2)),
+        lambda: network(lambda n, x: n.c((n.w @ n.a(x)).relu()), a=conv(3, 4), w=parameter(4, 7, 8), c=conv(4, 2)),
         IMAGE,
         {"a": 1},
     ),
@@ -67,7 +67,7 @@ PRODUCTS = [
     ),
     Rule(
         "an einsum of two weights is one weight",
-        lambda: Network(
+        lambda: network(
             lambda n, x: n.c(torch.einsum("nti,ij->ntj", n.a(x), torch.einsum("ij,jk->ik", n.v, n.w)).relu()),
             a=nn.Linear(6, 4),
             v=parameter(4, 3),
@@ -79,7 +79,7 @@ PRODUCTS = [
     ),
     Rule(
         "an einsum that mixes tokens keeps their number and no channels",
-        lambda: Network(
+        lambda: network(
             lambda n, x: n.c(torch.einsum("nti,st->nsi", n.a(x), n.w).relu()),
             a=nn.Linear(6, 4),
             w=parameter(3, 5),
@@ -90,7 +90,7 @@ PRODUCTS = [
     ),
     Rule(
         "a table of distances has the features of what looks them up",
-        lambda: Network(
+        lambda: network(
             lambda n, x: _over_tokens((n.a(x)[..., None, :] @ n.t[n.i].transpose(1, 2))[:, :, 0], n, x),
             **{"a": nn.Linear(6, 4), "t": parameter(9, 4), "i": BETWEEN, "d": nn.Linear(6, 5), "c": nn.Linear(5, 2)},
         ),
@@ -99,7 +99,7 @@ PRODUCTS = [
     ),
     Rule(
         "a table of distances that all heads share has the features of each",
-        lambda: Network(
+        lambda: network(
             lambda n, x: _over_tokens(
                 (_heads(n.a(x))[..., None, :] @ n.t[n.i].transpose(1, 2))[:, :, :, 0].mean(1), n, x
             ),
@@ -110,7 +110,7 @@ PRODUCTS = [
     ),
     Rule(
         "heads of queries and keys that meet a table of distances are copied whole",
-        lambda: Network(
+        lambda: network(
             lambda n, x: n.c(
                 (
                     (
@@ -130,7 +130,7 @@ PRODUCTS = [
     ),
     Rule(
         "keys that all heads share have the features of each",
-        lambda: Network(
+        lambda: network(
             lambda n, x: _over_tokens((_heads(n.a(x)) @ n.k(x)[:, None].transpose(-1, -2)).mean(1), n, x),
             **{"a": nn.Linear(6, 6), "k": nn.Linear(6, 3), "d": nn.Linear(6, 5), "c": nn.Linear(5, 2)},
         ),
@@ -139,7 +139,7 @@ PRODUCTS = [
     ),
     Rule(
         "a matrix for each head leaves the features of one alone",
-        lambda: Network(
+        lambda: network(
             lambda n, x: n.c((_heads(n.a(x)).transpose(-1, -2) @ x[:, None]).flatten(1, 2).mean(-1)),
             a=nn.Linear(6, 4),
             c=nn.Linear(4, 2),
@@ -149,7 +149,7 @@ PRODUCTS = [
     ),
     Rule(
         "weights of a head meet the features of one head",
-        lambda: Network(
+        lambda: network(
             lambda n, x: n.c(
                 (n.g(x).transpose(1, 2)[..., None].expand(-1, -1, -1, 5).softmax(-1) @ _heads(n.a(x)))
                 .transpose(1, 2)
@@ -164,7 +164,7 @@ PRODUCTS = [
     ),
     Rule(
         "products of features by features are made of whole heads",
-        lambda: Network(
+        lambda: network(
             lambda n, x: n.c(
                 (_heads(n.q(x)).relu() @ (_heads(n.k(x)).transpose(-1, -2).relu() @ _heads(n.a(x))))
                 .transpose(1, 2)
@@ -177,7 +177,7 @@ PRODUCTS = [
     ),
     Rule(
         "a scale that queries of all heads share lets heads be copied whole",
-        lambda: Network(
+        lambda: network(
             lambda n, x: n.c(_attention(_heads(n.a(x)) * n.s, _heads(n.k(x)), _heads(n.d(x)))),
             **{
                 "a": nn.Linear(6, 6),
@@ -192,7 +192,7 @@ PRODUCTS = [
     ),
     Rule(
         "a gate that queries of all heads share has the features of each",
-        lambda: Network(
+        lambda: network(
             lambda n, x: n.c(_attention(_heads(n.a(x)) * n.g(x)[:, None], _heads(n.k(x)), _heads(n.d(x)))),
             **{"a": nn.Linear(6, 6), "k": nn.Linear(6, 6), "d": nn.Linear(6, 6), "g": nn.Linear(6, 3)},
             c=nn.Linear(6, 2),

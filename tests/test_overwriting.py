@@ -47,7 +47,7 @@ class Twice(nn.Module):
 def test_a_value_is_another_for_those_who_read_it_after_it_was_overwritten():
     gm = nce_fx.trace(Twice(), (noise(2, 6),))
     memory, nodes = memory_of(gm), {node.name: node for node in gm.graph.nodes}
-    first, written = nodes["first"], nodes["relu_"]
+    first = nodes["first"]
     assert memory.written(first, nodes["before"]) is None
-    assert memory.written(first, nodes["after_1"]) is written
-    assert memory.written(written, nodes["after"]) is None, "what overwrites makes a value, which is as it was made"
+    assert memory.written(first, nodes["after_1"]) == nodes["relu_"]
+    assert memory.written(nodes["relu_"], nodes["after"]) is None, "what overwrites is as it was made"

@@ -19,6 +19,7 @@ from nce_fx.cli.parsing import build_model
 from nce_fx.errors import ArtifactError, ExportError
 from nce_fx.export import export_pt2, load_pt2
 from nce_fx.export.pt2 import read_program
+from nce_fx.progress import watched
 from nce_fx.report.records import ModelReference
 from tests.test_artifacts import Attack
 from tests.test_export import PAIRS, random, resnet8
@@ -237,3 +238,21 @@ def test_a_graph_that_cannot_be_exported_is_refused_in_one_line(tmp_path):
     with pytest.raises(ExportError, match=r"^the graph cannot be exported: [^\n]*data-dependent[^\n]*$"):
         export_pt2(gm, tmp_path / "graph.pt2")
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("path", "batch", "says"),
+    [("a.pt2", 0, "batch is 0: give a number of"), ("no/a.pt2", None, "its folder is not there")],
+)
+def test_what_cannot_be_written_is_refused_before_anything_is_computed(tmp_path, path, batch, says):
+    seen: list[str] = []
+    with watched(seen.append, None), pytest.raises(ExportError, match=says):
+        export_pt2(small(), tmp_path / path, batch=batch)
+    assert not seen
+
+
+def test_an_archive_says_what_it_takes_its_time_for(tmp_path):
+    gm, seen = small(), list[str]()
+    with watched(seen.append, None):
+        export_pt2(gm, tmp_path / "model.pt2")
+    assert seen == ["trace with torch.export", "compare with PyTorch"]

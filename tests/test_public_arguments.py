@@ -78,3 +78,8 @@ def test_numbers_of_numpy_and_paths_of_any_kind_are_taken(tmp_path):
     gm = nce_fx.resize(traced(), {"0": np.int64(6)})
     nce_fx.save(nce_fx.quantize(gm), str(tmp_path / "a"))
     assert nce_fx.load(tmp_path / "a", net()).get_parameter("0.weight").shape == (6, 3)
+
+
+def test_a_graph_of_fxs_own_is_a_module_to_what_takes_modules():
+    gm = nce_fx.trace(torch.fx.symbolic_trace(net()), X)
+    assert gm(*X).shape == (1, 2)

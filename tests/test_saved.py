@@ -14,6 +14,7 @@ import nce_fx
 from nce_fx.models import INPUT_SHAPES, MODELS
 from nce_fx.passes.transform.inserted_nodes import constant, select
 from nce_fx.passes.transform.new_weights import from_scratch
+from nce_fx.quantizers.state_dict import fit_problem
 from nce_fx.training import Recipe, train
 from tests.laws import comes_back, what_is_saved_is_what_was
 from tests.training_runs import Blobs
@@ -100,3 +101,12 @@ def test_orders_of_channels_that_are_alike_are_constants_of_their_own():
     assert first.data_ptr() != second.data_ptr()
     gm.channel_order_1 = first  # as files have it that were written before
     assert constant(gm, output, "channel_order", torch.arange(4)).target == "channel_order_2"
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"), [(3, "0.weight, 0.bias, 1.weight"), (1, "0.weight, 0.bias, 1.weight and 2 more")]
+)
+def test_three_names_are_said_of_what_is_missing_and_how_many_more_there_are(kept, said):
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(3)))
+    state = dict([*model.state_dict().items()][6 - kept :])
+    assert fit_problem(model, state) == f"missing {said}"

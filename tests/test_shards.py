@@ -14,7 +14,7 @@ from nce_fx.errors import InputError, TrainingError
 from nce_fx.launcher import check_launched, shards_are_asked_for
 from nce_fx.processes import Engine
 from nce_fx.training import Recipe
-from nce_fx.training.shards import check_search, in_one_piece, is_part, sharded, whole, whole_weights
+from nce_fx.training.shards import check_search, in_one_piece, is_part, sharded, total_norm, whole, whole_weights
 from tests.observing import loss_of
 from tests.zoo import ZOO
 
@@ -63,6 +63,7 @@ def test_a_network_in_stretches_steps_as_it_does_whole(name, alone):
     assert parts
     with whole_weights(student):
         assert not any(is_part(parameter) for parameter in model.parameters())
+    assert {name for name, parameter in model.named_parameters() if is_part(parameter)} == parts
     back = in_one_piece(model, quantized)
     assert all(torch.equal(value, back.state_dict()[key]) for key, value in quantized.state_dict().items())
     assert not any(is_part(parameter) for parameter in back.parameters())
@@ -80,6 +81,18 @@ def test_a_network_has_the_weights_of_one_stretch_in_memory(alone):
             )
     student(torch.randn(2, 8)).sum().backward()
     assert gathered == [1] * 20
+
+
+def test_the_norm_of_gradients_is_that_of_the_whole_network(alone):
+    layers = [layer for _ in range(20) for layer in (nn.Linear(8, 8), nn.ReLU(inplace=True))]
+    gm = nce_fx.trace(nn.Sequential(*layers).eval(), (torch.randn(2, 8),)).train()
+    model = copy.deepcopy(gm)
+    inputs = (torch.randn(4, 8),)
+    step(gm, gm, inputs)
+    step(sharded(model, alone, Recipe()), model, inputs)
+    gradients = [[each.grad for each in one.parameters() if each.grad is not None] for one in (gm, model)]
+    assert {is_part(each) for each in gradients[1]} == {False, True}
+    torch.testing.assert_close(total_norm(gradients[1]), nn.utils.get_total_norm(gradients[0]))
 
 
 @pytest.mark.parametrize(

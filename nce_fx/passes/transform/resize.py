@@ -325,7 +325,7 @@ def _describe_rest(gm: GraphModule) -> None:
             held: Any = tensor_at(gm, str(node.target))
             if isinstance(held, torch.Tensor):  # and no module that is called with a weight from outside
                 values[node] = held.to("meta")
-        elif node.op in ("call_function", "call_method") and sources and all(source in values for source in sources):
+        elif _can_be_asked(gm, node) and sources and all(source in values for source in sources):
             args, kwargs = torch.fx.node.map_arg(without_devices((node.args, node.kwargs)), values.__getitem__)
             made = getattr(interpreter, node.op)(node.target, args, kwargs)
             # What makes a tensor of a type that it reads makes it with values.
@@ -342,6 +342,12 @@ def _describe_rest(gm: GraphModule) -> None:
                 values[node] = asked
         if "tensor_meta" in node.meta and isinstance(values.get(node), torch.Tensor):
             node.meta["tensor_meta"] = _extract_tensor_metadata(values[node])
+
+
+def _can_be_asked(gm: GraphModule, node: Node) -> bool:
+    """Whether a node is a function, or a module that holds nothing and hands on what it is given."""
+    op = OPS.of_module(module_at(gm, str(node.target))) if node.op == "call_module" else None
+    return node.op in ("call_function", "call_method") or (op is not None and op.memory == "view")
 
 
 def _asked(node: Node, values: Mapping[Node, Any], interpreter: Interpreter) -> Any:

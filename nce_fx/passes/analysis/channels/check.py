@@ -79,12 +79,10 @@ class Check(Replay):
             named = (int(core(old).numpy().max(initial=0)) >= FIRST_ID for old in (old_a, old_b))
             if all(named) and not (self._copies(a) == self._copies(b)).all():
                 raise Mismatch("a copy meets what it is not the copy of", old_a, old_b)
-        except (Mismatch, RuntimeError) as error:
+        except Mismatch:
             self._relayout(old_a, a, old_b)
             self._relayout(old_b, b, old_a)
-            if isinstance(error, Mismatch):
-                raise
-            raise Mismatch(str(error).splitlines()[0], old_a, old_b) from error
+            raise
 
     def _relayout(self, old: Label, new: Label, parameter: Label) -> None:
         """Where a parameter that no op produces met an activation in another order, give it that order."""

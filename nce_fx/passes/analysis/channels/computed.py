@@ -156,7 +156,8 @@ def grows_with_parameter(
             return getattr(args[0], str(n.target))(*args[1:], **kwargs)
         recorded = values.get(n)
         if type(recorded) is int:
-            return recorded + (recorded == length)
+            # A slice up to no number goes to the end; what takes sizes takes no such, and its size stays as it was.
+            return None if recorded == length else recorded
         if isinstance(recorded, ChannelTensor) or n.op == "call_module":
             raise _UnknownError
         return recorded

@@ -170,6 +170,6 @@ def _described(batches: Sequence[Batch]) -> dict[str, Any]:
     samples = 0
     for index, batch in enumerate(batches):
         values = [value for value in tree_leaves(batch) if isinstance(value, Tensor)]
-        samples += len(values[0]) if values and values[0].dim() else 0
+        samples += next((len(value) for value in values if value.dim()), 0)
         tensors |= {f"{index}.{place}": value for place, value in enumerate(values)}
     return {"batches": len(batches), "samples": samples, "sha256": digest(tensors)}

@@ -49,7 +49,7 @@ def by_group(channels: ChannelGraph, scores: Scores) -> dict[str, float]:
     """Return the sensitivity of every group, in the order of the channel graph."""
     result = {group.id: 0.0 for group in channels}
     for group in channels:
-        result[group.id] += sum(scores.weight.get(_layer_of(path, scores), 0.0) for path in group.producers)
+        result[group.id] += sum(scores.weight.get(path, 0.0) for path in group.producers)
     for name, value in scores.activation.items():
         for group_id, share in group_shares(channels, channels.value_axes.get(name, ())).items():
             result[group_id] += share * value
@@ -66,8 +66,3 @@ def group_shares(channels: ChannelGraph, axes: Iterable[AxisWidth]) -> dict[str,
             group = channels.parts[part].group
             shares[group] = shares.get(group, 0.0) + float(factor) * widths[part] / max(length, 1)
     return shares
-
-
-def _layer_of(path: str, scores: Scores) -> str:
-    """Producers are layers by path, or parameters by path; a layer is named without a trailing ``.weight``."""
-    return path if path in scores.weight else path.removesuffix(".weight")

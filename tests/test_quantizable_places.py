@@ -9,7 +9,8 @@ from torch import nn
 
 import nce_fx
 from nce_fx.errors import InputError, QuantizeError
-from nce_fx.passes.transform.quantize import QuantSpec, carry_ranges, quantize
+from nce_fx.passes.transform.quantize import QuantSpec, quantize
+from nce_fx.passes.transform.quantize.calibrate import carry_ranges
 from nce_fx.passes.transform.quantize.quantizable_layers import layers_with_weights, products_in_float
 from nce_fx.quantizers import ACTIVATION_QUANTIZERS, ActivationQuantizer, Quantizer
 from tests.drawing import pattern
@@ -56,7 +57,7 @@ def test_what_is_multiplied_in_float_is_said_and_what_is_added_is_not(added):
 
 
 class Sums(nn.Module):
-    """A sum in the memory of a branch that is read again, and one apart."""
+    """A sum in the memory of a branch that is read by another view of it, and one apart."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,8 +66,9 @@ class Sums(nn.Module):
     def forward(self, x):
         x = self.a(x)
         y = self.b(x)
+        rows = y.view(-1, 2, 2)
         y.add_(x)
-        z = y.relu() * y
+        z = rows.flatten(1).relu()
         return self.out(self.c(z) + z)
 
 
@@ -82,7 +84,7 @@ def test_a_sum_behind_one_that_stays_in_float_has_quantized_operands():
 def test_a_sum_of_eight_bits_has_the_quantizer_of_its_layers_where_that_suits(name):
     gm = nce_fx.trace(nce_fx.models.MODELS["resnet8"](width=4).eval(), (torch.randn(1, 3, 8, 8),))
     quantized = quantize(gm, QuantSpec(activation=name, shortcuts="int8"))
-    kinds = {8: set(), 2: set()}
+    kinds: dict[int, set[type]] = {8: set(), 2: set()}
     for module in quantized.modules():
         if isinstance(module, ActivationQuantizer):
             kinds[module.bits].add(type(module))
@@ -125,6 +127,7 @@ def test_ranges_are_carried_where_all_of_them_are_there():
     for path, module in wide.named_modules():
         if isinstance(module, ActivationQuantizer):
             own = calibrated.get_submodule(path)
+            assert isinstance(own, ActivationQuantizer)
             assert torch.equal(own.step_size(torch.ones(1)), module.step_size(torch.ones(1)))
     less = copy.deepcopy(calibrated)
     del less._modules["_1_activation_quant"]

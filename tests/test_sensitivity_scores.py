@@ -1,4 +1,4 @@
-"""Scores in numbers that are known: what each metric takes, what a tensor without samples costs, and who sees batches."""
+"""Scores in known numbers: what each metric takes, what a tensor without samples costs, and who sees batches."""
 
 import sys
 
@@ -117,6 +117,7 @@ def test_a_group_has_the_noise_of_a_weight_that_a_function_takes():
 
 def test_classes_lie_on_the_axis_that_the_targets_leave(two):
     probe = Probe.of(two, COARSE)
+    assert probe.axis_of_classes(torch.randn(2, 3), None) == 1
     assert probe.axis_of_classes(torch.randn(2, 3), torch.zeros(2, dtype=torch.long)) == 1
     assert probe.axis_of_classes(torch.randn(2, 3, 5, 4), torch.zeros(2, 5, 4, dtype=torch.long)) == 1
     assert probe.axis_of_classes(torch.randn(2, 5, 3), torch.zeros(2, 5, dtype=torch.long)) == -1

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 import nce_fx
 from nce_fx.passes.analysis.channels import ChannelGraph, ChannelGroup, ChannelPart
 from tests.laws import widening_keeps_the_function
+from tests.zoo import ZOO
 
 
 class Net(nn.Module):
@@ -64,6 +65,12 @@ def both(x):
     return x.view(2, -1, 16), x.view(2, -1, 4, 4)
 
 
+def picked(net, h):
+    """Places that an index picks, which is repeated for each channel."""
+    best = net.b(h).mean(1).flatten(1).topk(3).indices
+    return net.c(h.flatten(2).gather(2, best.unsqueeze(1).expand(-1, 6, -1)).mean(2))
+
+
 def rows(net, h):
     """A view whose first size is left to what channels become."""
     return net.c(F.layer_norm(h.mean((2, 3)), (6,)).view(-1, 6))
@@ -86,6 +93,7 @@ FREE: dict[str, tuple[Callable[[], nn.Module], Any]] = {
         None,
     ),
     "views inside what returns two values": (lambda: Net(lambda net, h: net.b(both(h)[1])), None),
+    "places that are picked in each": (lambda: Net(picked, c=nn.Linear(6, 4)), None),
     "a weight that is dropped out": (
         lambda: Net(lambda net, h: F.conv2d(h, net.drop(net.w)), drop=nn.Dropout(0.5), w=drawn(4, 6, 1, 1)),
         None,
@@ -169,6 +177,11 @@ PINNED: dict[str, tuple[Callable[[Any, torch.Tensor], Any], dict[str, Any], str]
         {"w": drawn(6, 1, 1, 1), "c": nn.Conv2d(6, 4, 1)},
         "a computed weight cannot follow the order of its groups",
     ),
+    "a constant where they come in two orders": (
+        lambda net, h: net.b(torch.where(net.even, h.flip(1), net.c(h))),
+        {"even": torch.arange(6).view(6, 1, 1) % 2 == 0, "c": nn.Conv2d(6, 6, 1)},
+        "no repair of the graph restores it",
+    ),
     "a view of a weight to their number": (
         lambda net, h: F.conv2d(h, net.w.view(4, h.shape[1], 1, 1)),
         {"w": drawn(4, 6, 1)},
@@ -197,8 +210,11 @@ def test_what_is_written_in_place_is_the_users_to_mend():
     assert "please report it" not in pinned
 
 
-def test_an_order_is_given_to_parameters_and_not_to_what_they_meet():
-    gm = nce_fx.trace(FREE["a parameter that meets them in another order"][0]().eval(), (image(),))
+@pytest.mark.parametrize(
+    "case", ["a parameter that meets them in another order", "views inside what returns two values"]
+)
+def test_no_node_is_put_in_with(case):
+    gm = nce_fx.trace(FREE[case][0]().eval(), (image(),))
     wide = nce_fx.resize(gm, {"a": 9})
     assert [node.target for node in wide.graph.nodes] == [node.target for node in gm.graph.nodes]
 
@@ -229,6 +245,12 @@ def test_the_only_channel_of_an_output_is_the_users():
     pinned = analyzed(nn.Sequential(nn.Conv2d(3, 1, 1), nn.Flatten(1, 2)))["0"].pinned
     assert pinned is not None
     assert pinned.startswith("it makes an output of the model")
+
+
+def test_parts_that_a_view_wants_equally_long_change_together():
+    model = ZOO["attention_one_head_by_views"]
+    group = nce_fx.analyze_channels(nce_fx.trace(model.make(), model.inputs))["block.attn.qkv"]
+    assert (group.pinned, group.step, len(group.parts)) == (None, 3, 1)
 
 
 def test_a_piece_that_is_cut_out_keeps_a_channel():

@@ -127,8 +127,11 @@ class Resizing(Check):
                     result = self._attempt(n, n.target, (*args[:moved], gathered, *args[moved + 1 :]), kwargs)
                 except _FAILURES:
                     continue
-                self.edits.inputs[n] = (moved, axis, index)
-                return result
+                if n not in self.edits.inputs:
+                    self.edits.inputs[n] = (moved, axis, index)
+                    return result
+        # A node has one argument gathered: a constant that it meets already was.
+        self.edits.inputs.pop(n, None)
         return None
 
     def _reorder(

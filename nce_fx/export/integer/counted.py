@@ -57,8 +57,8 @@ def find_counted(
     return Counted(node, found[0], whole, least, bias, normalized)
 
 
-def write(writer: Writer, counted: Counted, tensor: IntegerTensor) -> str:
-    """Write the convolution, and return the name of its float output, which is the exporter's: ``"conv2d_3"``."""
+def write(writer: Writer, counted: Counted, tensor: IntegerTensor) -> None:
+    """Write the convolution; its float output has the exporter's name, such as ``"conv2d_3"``."""
     node, weight, result = counted.node, counted.weight, counted.node.output[0]
     settings = {name: value for name, value in attributes(node).items() if name != "kernel_shape"}
     data, axes = stored(writer, tensor), (1,) * (weight.values.ndim - 2)
@@ -83,4 +83,3 @@ def write(writer: Writer, counted: Counted, tensor: IntegerTensor) -> str:
         shape = writer.constant("by_channel", np.array([-1, *axes], np.int64))
         bias = writer.node("Reshape", [counted.bias, shape], f"{result}_bias")
         writer.node("Add", [made, bias], result, node)
-    return str(result)

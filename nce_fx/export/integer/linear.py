@@ -109,8 +109,8 @@ def _kept(array: Array) -> tuple[int, ...]:
     return (1,) * (2 - array.ndim) + tuple(array.shape)
 
 
-def write(writer: Writer, linear: Linear, tensor: IntegerTensor) -> str:
-    """Write the layer as ``MatMulIntegerToFloat``, and return the name of its float output, which is the exporter's."""
+def write(writer: Writer, linear: Linear, tensor: IntegerTensor) -> None:
+    """Write the layer as ``MatMulIntegerToFloat``; its float output has the exporter's name."""
     node, weight, name, result = linear.node, linear.weight, linear.name, linear.result
     data = stored(writer, tensor)
     source, made = data.name, result
@@ -137,7 +137,6 @@ def write(writer: Writer, linear: Linear, tensor: IntegerTensor) -> str:
             writer.node("Add", [scaled, linear.bias], made, node)
     if linear.axes:
         writer.node("Transpose", [made], result, node, perm=[0, linear.axes - 1, *range(1, linear.axes - 1)])
-    return str(result)
 
 
 def _nine_bits(writer: Writer, linear: Linear, source: str, zero: str) -> str:

@@ -84,8 +84,8 @@ def linear_of(weight, **settings):
 
 @pytest.mark.parametrize(("turned", "axis", "fits"), [(0, 0, False), (0, 1, True), (1, 0, True), (1, 1, False)])
 def test_a_scale_for_each_input_is_none_that_can_stand_behind_the_sum(turned, axis, fits):
-    scale = torch.ones(3, 1) if axis == 0 else torch.ones(1, 3)
-    found = linear_of(IntegerWeight(torch.ones(3, 3), scale, torch.zeros(1, 1), 2, torch.float32), transB=turned)
+    scale = torch.ones(2, 1) if axis == 0 else torch.ones(1, 2)
+    found = linear_of(IntegerWeight(torch.ones(2, 2), scale, torch.zeros(1, 1), 2, torch.float32), transB=turned)
     assert isinstance(found, Linear) == fits
     assert fits or found == "its weight has a scale for each input"
 

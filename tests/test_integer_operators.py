@@ -80,6 +80,7 @@ CASES: dict[str, list[tuple[list[Any], dict[str, Any]]]] = {
         ([IMAGE, ints(0, 0, 1, 2, 0, 1, 3, 0)], {}),
         ([IMAGE, ints(0, 0, 1, 2, 0, 1, 3, 0), one(1.5)], {"mode": "constant"}),
         ([IMAGE, ints(1, 2), one(1.5), ints(3)], {}),
+        ([IMAGE, ints(1, 2), None, ints(3)], {}),
         ([IMAGE, ints(0, 0, 1, 2, 0, 0, 3, 0)], {"mode": "reflect"}),
         ([numbers(2, 4, 6, 5), ints(0, 0, 1, 2, 0, 0, 3, 0)], {"mode": "edge"}),
     ],
@@ -119,16 +120,17 @@ MICROSOFT = ("QLinearAdd", "QLinearLeakyRelu", "MatMulIntegerToFloat")
 )
 def test_an_operator_gives_onnxruntimes_numbers(name, case):
     inputs, settings = CASES[name][case]
-    given = {f"x{place}": array for place, array in enumerate(inputs)}
-    kinds = [helper.np_dtype_to_tensor_dtype(array.dtype) for array in inputs]
+    names = ["" if array is None else f"x{place}" for place, array in enumerate(inputs)]
+    given = {name: array for name, array in zip(names, inputs, strict=True) if name}
+    kinds = [helper.np_dtype_to_tensor_dtype(array.dtype) for array in given.values()]
     values = [helper.make_tensor_value_info(n, k, a.shape) for (n, a), k in zip(given.items(), kinds, strict=True)]
-    node = helper.make_node(name, [*given], ["y"], domain="com.microsoft" if name in MICROSOFT else "", **settings)
+    node = helper.make_node(name, names, ["y"], domain="com.microsoft" if name in MICROSOFT else "", **settings)
     graph = helper.make_graph([node], "one", values, [helper.make_empty_tensor_value_info("y")])
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     (theirs,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, given)
     as_read = {key: value.encode() if isinstance(value, str) else value for key, value in settings.items()}
-    ours = OPERATORS[name](*map(torch.from_numpy, inputs), **as_read).numpy()
+    ours = OPERATORS[name](*(None if array is None else torch.from_numpy(array) for array in inputs), **as_read).numpy()
     assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
     tolerance = 2e-5 if ours.dtype == np.float32 else 0
     np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)

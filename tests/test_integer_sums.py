@@ -30,6 +30,12 @@ def test_a_sum_of_integers_is_written_where_every_pair_is_right():
     assert fit(sum_operand(1 / 32), sum_operand(1 / 64), nothing, long) == addition.Sum(1 / 64, 0)
     # The highest level begins above 300 of the finer unit.
     assert fit(sum_operand(1 / 32), sum_operand(1 / 64), nothing, fine) is None
+    # The only sum on a border is rounded to the even level.
+    lowest = ActivationLevels(Grid(0, 1), 0.625, 1)
+    assert fit(sum_operand(1 / 32), sum_operand(1 / 64), nothing, lowest) == addition.Sum(1 / 64, 0)
+    # Sums near a border, but not as near as float32 would be in doubt.
+    near = sum_operand(0.5001 / 255, 0), sum_operand(0.3, 0, 2)
+    assert fit(*near, nothing, ActivationLevels(Grid(0, 3), 1.0, 2)) == addition.Sum(0.0)
     # A quotient of 3 and a sum on a border.
     assert fit(sum_operand(3 / 64), sum_operand(1 / 64), nothing, long) == addition.Sum(1 / 64, 0)
     assert fit(sum_operand(3 / 64), sum_operand(1 / 32), nothing, long) is None
@@ -61,17 +67,34 @@ def test_sums_of_scales_as_they_come_are_on_pytorchs_levels(low):
     assert refused
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "step"),
+    [
+        # The pair that is near a border has one of the two largest of four numbers.
+        (sum_operand(0.04375162348151207), sum_operand(0.8429158329963684, 0, 2), 0.08872798085212708),
+        # One that there is not, of 256, would be on another level with whatever scales.
+        (sum_operand(0.01282471138983965, 0), sum_operand(0.028897477313876152), 0.04474446922540665),
+    ],
+)
+def test_scales_are_other_ones_for_the_pairs_that_there_are(first, second, step):
+    levels = ActivationLevels(Grid(-128, 127), step, 8)
+    how = addition.fit_sum(first, second, Epilogue(()), levels, exact=False)
+    assert how is not None
+    assert any(how.apart)
+    assert off_in_sum(first, second, levels, how) == 0
+
+
 def off_in_sum(first, second, levels, how):
     """Count pairs of numbers whose sum is on another level than in PyTorch, at the worst optimization level."""
     writer, (low, high) = Writer(), levels.grid[:2]
     a, b = (tensor.named(name) for tensor, name in ((first, "a"), (second, "b")))
     addition.write(writer, onnx.helper.make_node("Add", ["a", "b"], ["sum"]), (a, b), how, Epilogue(()), levels, "y")
-    inputs = [onnx.helper.make_tensor_value_info(name, TensorProto.UINT8, [256, 256]) for name in "ab"]
+    numbers = np.mgrid[: first.most + 1, : second.most + 1].astype(np.uint8)
+    inputs = [onnx.helper.make_tensor_value_info(name, TensorProto.UINT8, numbers[0].shape) for name in "ab"]
     outputs = [onnx.helper.make_tensor_value_info("y", TensorProto.UINT8, None)]
     graph = onnx.helper.make_graph(writer.nodes, "sum", inputs, outputs, list(writer.constants.values()))
     opsets = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("com.microsoft", 1)]
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    numbers = np.mgrid[:256, :256].astype(np.uint8)
     values = [(given.astype(np.float32) - t.zero) * t.levels.scale for given, t in zip(numbers, (a, b), strict=True)]
     wanted = np.rint(np.clip((values[0] + values[1]) / np.float32(levels.scale), low, high)) - low
     off = [int((to_module(model)(*map(torch.from_numpy, numbers)).numpy() != wanted).sum())]

@@ -7,6 +7,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper, parser
+from torch.fx import Graph, GraphModule
 
 from nce_fx.export.integer import few_rows, lower, to_module
 from nce_fx.export.levels import ActivationLevels, Marked
@@ -92,7 +93,9 @@ def written(body, *, w=None, v=None, output="y", shape=(2, 16, 4, 4), grids=None
     model = graph_of("marked", nodes, shape, output, constants)
     rounded = [node.output[0] for node in nodes if node.op_type == "Activation" and node.input[0] == "x"]
     model.graph.value_info.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in rounded)
-    marked = Marked(None, {f"{name}.weight": given for name, given in weights.items()}, activations, exact)
+    marked = Marked(
+        GraphModule({}, Graph()), {f"{name}.weight": given for name, given in weights.items()}, activations, exact
+    )
     said = lower(model, marked)
     del model.graph.value_info[:]
     for got in (ran(model, x), *([to_module(model)(torch.from_numpy(x))] if module else [])):
@@ -104,8 +107,12 @@ def written(body, *, w=None, v=None, output="y", shape=(2, 16, 4, 4), grids=None
 
 CONV = "a = Q(x) b = Conv<pads = [1, 1, 1, 1]>(a, w)"
 SIGNED = {"y": levels(2, -2)}
-NORM = {"gamma": [1.0, -1.0, 0.5, -2.0], "beta": [0.5, 1.0, -0.25, 0.0], "mean": [0.0] * 4, "variance": [1.0] * 4}
-NORM = {name: np.array(values, np.float32) for name, values in NORM.items()}
+NORM = {
+    "gamma": np.array([1, -1, 0.5, -2], np.float32),
+    "beta": np.array([0.5, 1, -0.25, 0], np.float32),
+    "mean": np.zeros(4, np.float32),
+    "variance": np.ones(4, np.float32),
+}
 END, FOUR, HALF = np.float32(1.5), np.float32(4), np.full((1, 4, 1, 1), 0.5, np.float32)
 
 
@@ -281,7 +288,7 @@ def whole(*shape, offset):
     ],
 )
 def test_a_linear_layer_is_one_of_integers_with_its_bias(body, expected, settings):
-    bias = {"bias": np.float32([0.5, -1, 2, 0.25])} if "bias" in body else {}
+    bias = {"bias": np.array([0.5, -1, 2, 0.25], np.float32)} if "bias" in body else {}
     operators, said, _ = written(f"a = Q(x) {body}", **{"shape": (2, 16), "w": weight(16, 4), **bias, **settings})
     assert operators[expected] == 1
     assert "Add" not in operators or expected == "MatMulInteger"

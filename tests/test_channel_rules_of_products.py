@@ -201,6 +201,15 @@ PRODUCTS = [
         {"a,g,k": 2, "d": 2},
     ),
     Rule(
+        "one head of all features is copied whole",
+        lambda: network(
+            lambda n, x: n.c(n.a(x).view(2, 5, -1, 4).transpose(1, 2).softmax(-1).transpose(1, 2).flatten(2)),
+            **{"a": nn.Linear(6, 4), "c": nn.Linear(4, 2)},
+        ),
+        TOKENS,
+        {"a": 4},
+    ),
+    Rule(
         "an einsum with a constant keeps what is summed",
         tokens(lambda n, x: torch.einsum("nti,oi->nto", n.a(x), torch.ones(3, 4, dtype=x.dtype)), 3),
         TOKENS,

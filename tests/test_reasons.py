@@ -268,6 +268,22 @@ def test_a_reason_is_said_of_the_layer_that_it_holds_for(case):
     laws.narrowing_is_removal(model, (case.x,))
 
 
+@pytest.mark.parametrize(
+    ("then", "where"),
+    [
+        (lambda n, x: F.max_pool2d(x, 2), "max_pool2d"),
+        (lambda n, x: x.mean(2, keepdim=True), "mean"),
+        (lambda n, x: n.each(x), "each"),
+        (lambda n, x: x, "b"),
+    ],
+)
+def test_a_reason_names_the_first_operation_that_reads_rows_of_two_makers_as_one(then, where):
+    make = images(lambda n, x: then(n, torch.cat([n.a(x), x], 2)), 3, a=conv(3, 3), each=nn.Conv2d(3, 3, 3, groups=3))
+    reason = nce_fx.analyze_channels(nce_fx.trace(make().eval(), (IMAGE,)))["a"].pinned or ""
+    assert reason.startswith("it is joined elementwise with something of fixed length")
+    assert f"at {where} ({where})" in reason
+
+
 def test_every_reason_of_a_rule_has_a_network():
     package = Path(nce_fx.__file__).parent
     said = set()

@@ -41,6 +41,13 @@ def _picked(pick: Callable[[Tensor, Tensor], Tensor], n: Any, x: Tensor) -> Tens
     return pick(n.a(x), n.i)
 
 
+def _feature_of_heads(pick: Callable[[Tensor, Tensor], Tensor], places: list[int]) -> Network:
+    return network(
+        lambda n, x: n.c(n.b(pick(n.a(x).view(2, 5, 2, 2), n.i)).flatten(2)),
+        **{"a": nn.Linear(6, 4), "b": nn.Linear(len(places), 5), "c": nn.Linear(10, 2), "i": tensor(places)},
+    )
+
+
 def _part_written(n: Any, x: Tensor) -> Tensor:
     held: Tensor = n.a(x)
     held[:, 1:].copy_(n.o(x)[:, 1:])
@@ -180,6 +187,19 @@ MOVEMENTS = [
         for places in ([1, 1], [1, 1, 1])
         for how, pick in {"index_select": lambda x, i: x.index_select(1, i), "an index": lambda x, i: x[:, i]}.items()
     ),
+    *(
+        Rule(
+            f"one feature of each head, taken {len(places)} times by {how}, is read by a layer",
+            partial(_feature_of_heads, pick, places),
+            TOKENS,
+            {"b": 1},
+        )
+        for places in ([1, 1], [1, 1, 1])
+        for how, pick in {
+            "index_select": lambda x, i: x.index_select(3, i),
+            "an index": lambda x, i: x[:, :, :, i],
+        }.items()
+    ),
     Rule(
         "channels by a table of places",
         images(lambda n, x: n.a(x)[:, n.i].flatten(1, 2), i=tensor([[1, 0], [2, 3]])),
@@ -286,3 +306,13 @@ def holds(rule: Rule) -> None:
     laws.widening_keeps_the_function(model, (rule.x,), dtypes=(torch.float64,))
     laws.narrowing_is_removal(model, (rule.x,))
     laws.cost_is_exact(model, (rule.x,))
+
+
+def test_a_weight_that_is_computed_and_put_over_the_norm_of_its_rows_is_free():
+    built = network(
+        lambda n, x: n.c(F.linear(n.a(x).relu(), torch._weight_norm(n.v * 2, n.g)).relu()),
+        **{"a": nn.Linear(6, 4), "v": parameter(3, 4), "g": parameter(3, 1), "c": nn.Linear(3, 2)},
+    )
+    model = randomize(built).eval()
+    assert nce_fx.analyze_channels(nce_fx.trace(model, (TOKENS,)))["v"].pinned is None
+    laws.widening_keeps_the_function(model, (TOKENS,), dtypes=(torch.float64,))

@@ -104,6 +104,17 @@ CASES = [
         TOKENS,
     ),
     Case(
+        "a weight is picked from by values",
+        "w",
+        tokens(
+            lambda n, x: F.linear(n.a(x), n.w.gather(1, n.places)),
+            3,
+            w=nn.Parameter(torch.zeros(3, 4)),
+            places=torch.arange(12).view(3, 4) % 4,
+        ),
+        TOKENS,
+    ),
+    Case(
         "its rows are picked by values",
         "o",
         tokens(lambda n, x: n.a(x + n.o.weight[x[..., 0].long().abs() % 3]) + n.o(x).relu().mean(), o=nn.Linear(6, 3)),
@@ -247,7 +258,6 @@ CASES = [
     ),
 ]
 NOT_SHOWN = {
-    "a weight is picked from by values",
     "they are looked up by position",
     "its values say what is picked",
     "its channels are summed with weights that depend on the data",
@@ -279,9 +289,11 @@ def test_a_reason_is_said_of_the_layer_that_it_holds_for(case):
 )
 def test_a_reason_names_the_first_operation_that_reads_rows_of_two_makers_as_one(then, where):
     make = images(lambda n, x: then(n, torch.cat([n.a(x), x], 2)), 3, a=conv(3, 3), each=nn.Conv2d(3, 3, 3, groups=3))
-    reason = nce_fx.analyze_channels(nce_fx.trace(make().eval(), (IMAGE,)))["a"].pinned or ""
+    channels = nce_fx.analyze_channels(nce_fx.trace(make().eval(), (IMAGE,)))
+    reason = channels["a"].pinned or ""
     assert reason.startswith("it is joined elementwise with something of fixed length")
     assert f"at {where} ({where})" in reason
+    assert channels["b"].pinned is None
 
 
 def test_every_reason_of_a_rule_has_a_network():

@@ -47,12 +47,14 @@ CASES: dict[str, list[tuple[list[Any], dict[str, Any]]]] = {
                 WEIGHT,
                 np.abs(floats(6)),
                 one(0, np.int8),
-                one(9.5),
+                one(scale),
                 one(3, np.uint8),
                 BIAS,
             ],
             {"pads": [1, 0, 2, 1], "strides": [2, 1], "dilations": [1, 2]},
         )
+        # With the second many sums are beyond both ends.
+        for scale in (9.5, 0.5)
     ],
     "QLinearAdd": [([numbers(4, 9), *LEVELS, numbers(4, 9, seed=1), one(0.2), one(9, np.uint8), one(0.6), ZERO], {})],
     "QLinearLeakyRelu": [([numbers(64), one(0.3), one(100, np.uint8), one(0.2), one(90, np.uint8)], {"alpha": 0.25})],

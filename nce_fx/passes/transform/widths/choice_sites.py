@@ -221,7 +221,7 @@ class _Members:
             for name, number in zip(owners, numbers.tolist(), strict=True)
         ]
         long = [axis for axis, size in enumerate(ids.shape) if size > 1]
-        axis = long[0] - ids.dim() if len(long) == 1 else ids.dim() * -1 if not long else None
+        axis = long[0] - ids.dim() if len(long) == 1 else None
         blocks = []
         for part in self.parts:
             if part.group in groups:

@@ -68,6 +68,29 @@ class Attention(nn.Module):
         return F.scaled_dot_product_attention(parts[0], parts[1], parts[2])
 
 
+class HeadsApart(nn.Module):
+    """Attention whose queries, keys and values have so many heads; what one side alone has is broadcast."""
+
+    def __init__(self, *heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.layers = nn.ModuleList(nn.Linear(6, count * width) for count, width in zip(heads, (4, 4, 3), strict=True))
+
+    def forward(self, x):
+        sides = [
+            layer(x).unflatten(-1, (count, -1)).transpose(1, 2)
+            for layer, count in zip(self.layers, self.heads, strict=True)
+        ]
+        return F.scaled_dot_product_attention(*sides)
+
+
+@pytest.mark.parametrize("heads", [(1, 1, 1), (2, 1, 1), (1, 1, 2), (1, 2, 2), (2, 1, 2), (1, 2, 1), (2, 2, 2)])
+def test_attention_costs_the_products_of_broadcast_heads(heads):
+    x = torch.randn(2, 5, 6)
+    gm = nce_fx.trace(HeadsApart(*heads), x)
+    assert analyze_cost(gm, NOTHING_KNOWN).macs == counted(gm, x)[0]
+
+
 @pytest.mark.parametrize(
     ("model", "inputs"),
     [

@@ -266,11 +266,19 @@ def _letters(term: str, rank: int) -> list[str]:
 
 
 def attention(gm: GraphModule, node: Node) -> Layer:
-    """``scaled_dot_product_attention``: scores (q axes x keys), then values (query rows x keys x value width)."""
+    """``scaled_dot_product_attention``: scores (q axes x keys), then what it makes of the values, over the keys.
+
+    What one side alone has of heads is broadcast: the scores have those of queries or keys, the result those of values,
+    too.
+    """
     query, key, value = (_argument(node, i, name) for i, name in enumerate(("query", "key", "value")))
     keys = Axis(key.name, len(shape_of(key)) - 2)
-    scores = Work((*_axes(query), keys), weighted=False)
-    values = Work((*_axes(query, but=-1), keys, Axis(value.name, len(shape_of(value)) - 1)), weighted=False)
+    heads = [
+        Axis((key if of_keys != 1 == of_queries else query).name, axis)
+        for axis, (of_queries, of_keys) in enumerate(zip(shape_of(query)[:-2], shape_of(key), strict=False))
+    ]
+    scores = Work((*heads, *_axes(query)[-2:], keys), weighted=False)
+    values = Work((*_axes(node), keys), weighted=False)
     return Layer(node.name, node, "attention", (), (query, key, value), (scores, values))
 
 

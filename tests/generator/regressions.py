@@ -394,5 +394,29 @@ REGRESSIONS: dict[str, Program] = {
         "dict",
         "optional",
     ),
+    "values_of_more_heads_than_queries_were_not_counted": Program(
+        (
+            Op("strided", of=3, other=3, size=2, variant=1),
+            Op("mask", other=1, size=3, variant=2),
+            Op("channel_softmax", other=5, size=1, variant=3),
+            Op("to_tokens", of=1, other=2, size=3, variant=2),
+            Op("attention", other=5, size=2, variant=2),
+        ),
+        "tuple",
+        "tensor",
+    ),
+    "of_channels_that_come_twice_one_was_taken_for_the_other": Program(
+        (
+            Op("to_vector", of=2, other=5, size=3),
+            Op("from_vector", other=4, variant=2),
+            Op("channel_softmax", of=1, other=3, size=3, variant=1),
+            Op("one_gate", other=1, size=2, variant=3),
+            Op("chunk", of=2, other=4, size=3, variant=1),
+            Op("groups_apart", of=3, other=4),
+            Op("shuffle", of=1, other=1, size=3),
+        ),
+        "dict",
+        "optional",
+    ),
 }
 """What broke -> the program."""

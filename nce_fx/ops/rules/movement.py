@@ -30,12 +30,20 @@ from nce_fx.ids.value import ChannelTensor, activation, channel_tensors, run_of
 from nce_fx.ops.rules.by_data import picked_by_data
 from nce_fx.ops.rules.calls import label_for, opaque
 from nce_fx.ops.rules.elementwise import meet, neutral, one_channel
+from nce_fx.ops.rules.repeats import told_apart
 
 
 def _like(value: ChannelTensor, labels: tuple[Label, ...]) -> ChannelTensor:
     return ChannelTensor(
         value.run, labels[0].shape, labels, value.dtype, exact=value.exact, elementwise=value.elementwise
     )
+
+
+def _apart(value: ChannelTensor, labels: tuple[Label, ...]) -> ChannelTensor:
+    """Return an activation whose channels may come more than once, each time told apart."""
+    if not value.is_parameter:
+        labels = tuple(told_apart(value.run, label) for label in labels)
+    return _like(value, labels)
 
 
 def same(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTensor:
@@ -103,8 +111,7 @@ def copied(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return opaque(func, args, kwargs)
     if any(isinstance(a, ChannelTensor) for a in channel_tensors([list(args[1:]), list(kwargs.values())])):
         return opaque(func, args, kwargs)
-    value = args[0]
-    return _like(value, tuple(compress(func(label, *args[1:], **kwargs)) for label in value.labels))
+    return _apart(args[0], tuple(compress(func(label, *args[1:], **kwargs)) for label in args[0].labels))
 
 
 def picked(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -113,7 +120,7 @@ def picked(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if not isinstance(value, ChannelTensor) or channel_tensors(index):
         return opaque(func, args, kwargs)
     dim = args[1] % max(1, value.dim())
-    return _like(value, tuple(_picked(value.run, label, dim, func(label, *args[1:])) for label in value.labels))
+    return _apart(value, tuple(_picked(value.run, label, dim, func(label, *args[1:])) for label in value.labels))
 
 
 def _picked(run: RuleInterface, source: Label, dim: int, label: Label) -> Label:
@@ -190,7 +197,7 @@ def cat(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChannelTens
         return ChannelTensor(run, shape, tuple(joined), parts[0].dtype)
     place = run.decide("finest tokens", labels, partial(_finest_tokens, run, labels, axis), axis)
     if place is None or any(varies(label, axis) for label in labels):
-        return ChannelTensor(run, shape, (_join(labels, axis),), parts[0].dtype)
+        return ChannelTensor(run, shape, (told_apart(run, _join(labels, axis)),), parts[0].dtype)
     finest = labels[place].narrow(axis, 0, 1)
     for label in labels:
         run.tie(finest, label.narrow(axis, 0, 1))
@@ -343,8 +350,8 @@ def index(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return picked_by_data(func, value, indices)
     given = [axis for axis, each in enumerate(indices) if each is not None]
     if len(given) != 1 or indices[given[0]].dim() != 1:
-        return _like(value, tuple(compress(func(label, indices)) for label in value.labels))
-    return _like(value, tuple(_picked(value.run, label, given[0], func(label, indices)) for label in value.labels))
+        return _apart(value, tuple(compress(func(label, indices)) for label in value.labels))
+    return _apart(value, tuple(_picked(value.run, label, given[0], func(label, indices)) for label in value.labels))
 
 
 def new_shape(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

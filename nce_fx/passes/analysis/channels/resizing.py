@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from nce_fx.ids.labels import Ids, compress, core, line_of, varies
+from nce_fx.ids.labels import Ids, bare, compress, core, line_of, placed, varies
 from nce_fx.ids.value import ChannelTensor, activation
 from nce_fx.ops import Absent
 from nce_fx.ops.rules.repair import Call, view
+from nce_fx.ops.rules.repeats import numbered
 from nce_fx.passes.analysis.channels.check import Check
 from nce_fx.passes.analysis.channels.edits import lay_out
 from nce_fx.passes.analysis.channels.projection import Mismatch, moving_axes
@@ -192,6 +193,8 @@ class Resizing(Check):
             rest = [k for k in range(old.dim()) if k != axis]
             if any(old.shape[k] != old_source.shape[k] for k in rest):
                 continue
+            if not placed(core(old_source)):
+                old = bare(core(old)).expand(old.shape)  # what is picked more than once is told apart there
             ids, wanted = line_of(old_source, axis).numpy(), line_of(old, axis).numpy()
             order = np.argsort(ids, kind="stable")
             if len(np.unique(ids)) != len(ids):
@@ -218,7 +221,7 @@ class Resizing(Check):
             return None
         axis, old_index = found
         label = new_source.labels[0]
-        position, copies = lay_out(line_of(old.labels[0], axis), self.classes, self.counts, 0, frozenset())
+        position, copies = lay_out(bare(line_of(old.labels[0], axis)), self.classes, self.counts, 0, frozenset())
         have, have_copies = self.match(line_of(old_source.labels[0], axis), line_of(label, axis))
         where = {(int(i), int(c)): k for k, (i, c) in enumerate(zip(have, have_copies, strict=True))}
         wanted = [where.get((int(old_index[i]), int(c))) for i, c in zip(position, copies, strict=True)]
@@ -226,7 +229,10 @@ class Resizing(Check):
             return None
         index = np.array(wanted, dtype=np.int64)
         self.edits.selects[n] = (source, axis, index)
-        return activation(self, compress(label.index_select(axis, torch.from_numpy(index))), new_source.dtype)
+        picked = compress(label.index_select(axis, torch.from_numpy(index)))
+        if placed(core(old.labels[0])) and not placed(core(old_source.labels[0])):
+            picked = numbered(picked, axis, len(index))
+        return activation(self, picked, new_source.dtype)
 
 
 def repairs(run: Resizing, n: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Call]:

@@ -1,5 +1,7 @@
 """Channels that come more than once in one value, and are put in another order then: each time stays what it was."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,7 @@ import nce_fx
 from tests import laws
 from tests.zoo.model import image, randomize
 
-ORDERS = {
+ORDERS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "shuffled": nn.ChannelShuffle(2),
     "flipped": lambda y: y.flip(1),
     "rolled": lambda y: y.roll(1, 1),

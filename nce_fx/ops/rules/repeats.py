@@ -13,7 +13,7 @@ from nce_fx.ids.rule_interface import RuleInterface
 
 
 def told_apart(run: RuleInterface, label: Label) -> Label:
-    """Return a label whose channels have a place for each time they come along one axis: ``[5, 7, 5]`` to 0, 0 and 1."""
+    """Return a label with a place for each time that a channel comes along one axis: of ``[5, 7, 5]`` 0, 0 and 1."""
     for axis in run.channel_axes(label):
         count = run.decide("times", (label,), partial(_times, label, axis), axis)
         if count > 1:
@@ -22,7 +22,7 @@ def told_apart(run: RuleInterface, label: Label) -> Label:
 
 
 def numbered(label: Label, axis: int, count: int) -> Label:
-    """Return a label in which each of up to ``count`` times that a channel comes along an axis has a place of its own."""
+    """Return a label with a place for each of up to ``count`` times that a channel comes along an axis."""
     shape = [-1 if k == axis else 1 for k in range(label.dim())]
     return at_places(core(label), _which(label, axis).reshape(shape), count).expand(label.shape)
 

@@ -1,4 +1,4 @@
-"""The laws over random networks: 40 of them with a fixed seed, or as many others as NCE_FX_EXAMPLES says.
+"""The laws over random networks: 24 of them with a fixed seed, or as many others as NCE_FX_EXAMPLES says.
 
 A failure prints its program: paste it into ``tests/generator/regressions.py``, where it stays.
 """
@@ -65,7 +65,7 @@ def test_random_networks(part):
     """In parts, so that no process waits for one test at the end."""
 
     @settings(
-        max_examples=int(EXAMPLES or 40) // PARTS,
+        max_examples=int(EXAMPLES or 24) // PARTS,
         database=None,
         deadline=None,
         print_blob=False,

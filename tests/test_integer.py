@@ -351,7 +351,11 @@ def test_where_no_rise_is_missed_every_sum_is_on_its_level(fineness):
 
 @pytest.mark.parametrize(
     ("name", "weight", "activation"),
-    [*((name, "sawb", "pact") for name in BUILT_IN), (None, "sawb", "pact"), (None, "minmax", "minmax")],
+    [  # ResNet-50 is ResNet-18's kinds of nodes, more of them
+        *((name, "sawb", "pact") for name in BUILT_IN if name != "resnet50"),
+        (None, "sawb", "pact"),
+        (None, "minmax", "minmax"),
+    ],
 )
 @pytest.mark.long
 def test_the_module_computes_what_the_file_does(name, weight, activation):

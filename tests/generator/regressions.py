@@ -418,5 +418,32 @@ REGRESSIONS: dict[str, Program] = {
         "dict",
         "optional",
     ),
+    "an_odd_number_of_channels_was_offered_that_no_view_folds_into_the_batch": Program(
+        (
+            Op("shuffle", other=3, size=1, variant=2),
+            Op("fold", other=3, size=1, variant=2),
+            Op("computed_weight", of=2, other=3, size=1, variant=2),
+            Op("project", other=1, size=1, variant=1),
+            Op("channel_softmax", of=2, other=3, size=1, variant=1),
+            Op("functional", other=5, size=3, variant=3),
+        ),
+        takes="dict",
+    ),
+    "places_that_one_channel_alone_does_not_have": Program(
+        (
+            Op("split", other=1, size=1, variant=1),
+            Op("concatenate", of=3, other=5, size=2, variant=1),
+            Op("upsample", of=2, other=5, variant=2),
+            Op("fold", other=3, size=1),
+            Op("mask", other=2, size=2, variant=2),
+            Op("pixels", other=4, size=3, variant=1),
+            Op("fold", of=3, other=2, size=1, variant=2),
+            Op("shuffle", of=2, other=5, variant=2),
+            Op("inverted", of=2, other=3, size=2, variant=1),
+            Op("layer_scale", other=3, size=1),
+            Op("multiply", other=5, size=1, variant=2),
+        ),
+        takes="dict",
+    ),
 }
 """What broke -> the program."""

@@ -8,7 +8,7 @@ import numpy as np
 from torch.fx import GraphModule, Node
 
 from nce_fx.errors import ChannelError
-from nce_fx.ids.labels import FIRST_ID, Ids, core
+from nce_fx.ids.labels import FIRST_ID, Ids, bare, core
 from nce_fx.ids.space import ParameterAxis, Pin
 from nce_fx.ids.value import ChannelTensor
 from nce_fx.passes.analysis.channels.groups import Group, Part, classes_of, groups_of, pins_by_class
@@ -173,7 +173,7 @@ def _look_alike(value: Any) -> bool:
     if not isinstance(value, ChannelTensor) or value.path is not None:
         return False
     for label in value.labels:
-        ids = core(label).reshape(-1).numpy()
+        ids = bare(core(label)).reshape(-1).numpy()
         made = ids >= FIRST_ID
         # A channel's places in a row, as flattened images have them, are one.
         places = ids[np.flatnonzero(np.diff(ids, prepend=-1))]

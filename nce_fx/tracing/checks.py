@@ -17,6 +17,17 @@ _TORCH, _OURS = str(Path(torch.__file__).parent), str(Path(__file__).parent)
 _ENDS = ("RETURN", "YIELD", "RERAISE", "JUMP", "FOR_ITER", "SEND")
 
 
+def answered(frame: FrameType, checks: list[str]) -> bool | None:
+    """Answer a check that a frame is at with what does not raise, and take down where it is, ``model.py:12``.
+
+    ``None`` of what is no check.
+    """
+    answer = answer_that_goes_on(frame)
+    if answer is not None:
+        checks.append(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+    return answer
+
+
 def answer_that_goes_on(frame: FrameType) -> bool | None:
     """Return the truth with which the branch that a frame is at does not raise.
 
@@ -44,11 +55,6 @@ def asking(frame: FrameType) -> FrameType:
     while frame.f_code.co_filename.startswith((_TORCH, _OURS)) and frame.f_back is not None:
         frame = frame.f_back
     return frame
-
-
-def check_at(frame: FrameType) -> str:
-    """Return where a frame is, ``model.py:12``."""
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 def _is_caught(frame: FrameType | None) -> bool:

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 
 from nce_fx.batches import leading_size
 from nce_fx.tracing.attention_decomposition import attention_opened
-from nce_fx.tracing.checks import answer_that_goes_on, asking, check_at
+from nce_fx.tracing.checks import answered, asking
 from nce_fx.tracing.inputs import Inputs
 from nce_fx.tracing.symbolic import UntraceableError
 
@@ -111,10 +111,8 @@ class _Watching(TorchFunctionMode):
         if getattr(func, "__self__", None) is torch.Tensor.data and func.__name__ == "__set__":
             raise UntraceableError("forward assigns to the data of a tensor")
         if func is torch.Tensor.__bool__:
-            frame = asking(sys._getframe(1))
-            answer = answer_that_goes_on(frame)
+            answer = answered(asking(sys._getframe(1)), self.checks)
             if answer is not None:
-                self.checks.append(check_at(frame))
                 return answer
         return func(*args, **(kwargs or {}))
 

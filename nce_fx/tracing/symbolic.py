@@ -18,7 +18,7 @@ from nce_fx.ops.liveness import has_an_effect, overwritten
 from nce_fx.ops.work import ancestors
 from nce_fx.traced import TracedModule
 from nce_fx.tracing.attention_decomposition import attention_function_opened, can_open, in_example, open_attention
-from nce_fx.tracing.checks import CHECKS, answer_that_goes_on, check_at
+from nce_fx.tracing.checks import CHECKS, answered
 from nce_fx.tracing.gradients import OwnGradient, mark
 from nce_fx.tracing.inputs import Inputs
 from nce_fx.tracing.modes import flags, place_flags
@@ -163,12 +163,8 @@ class Tracer(fx.Tracer):
 
     def to_bool(self, obj: Proxy) -> bool:
         """Answer a check of values with what does not raise; nothing else is known of a value's truth."""
-        frame = sys._getframe(2)
-        answer = answer_that_goes_on(frame)
-        if answer is None:
-            return super().to_bool(obj)
-        self.checks.append(check_at(frame))
-        return answer
+        answer = answered(sys._getframe(2), self.checks)
+        return super().to_bool(obj) if answer is None else answer
 
     def proxy(self, node: fx.Node) -> Proxy:
         """Return what stands for the value of a node."""
